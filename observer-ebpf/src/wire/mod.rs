@@ -1,0 +1,159 @@
+//! Layouts that cross the kernel boundary: one record family a file.
+//!
+//! Every record starts with a [`Header`]; its `kind` says which family follows. All layouts are
+//! `repr(C)`, have no padding (bytemuck's `Pod` proves it) and native endianness: they never leave
+//! the host.
+
+mod cgroup;
+mod fault;
+mod histogram;
+mod mm_syscall;
+mod reclaim;
+mod runqueue;
+mod socket;
+mod task;
+
+pub use cgroup::*;
+pub use fault::*;
+pub use histogram::*;
+pub use mm_syscall::*;
+pub use reclaim::*;
+pub use runqueue::*;
+pub use socket::*;
+pub use task::*;
+
+use bytemuck::{Pod, Zeroable};
+
+/// Bytes of a command name, as the kernel keeps it (`TASK_COMM_LEN`, include/linux/sched.h).
+pub const COMM_LEN: usize = 16;
+
+/// What a record is about. The discriminants are the `kind` of [`Header`], the index of the
+/// floors, and (where one exists) of the loss and delivery counters.
+#[repr(u16)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RecordKind {
+    /// Wake-up (or preemption) to running; body [`RunqueueRecord`].
+    Runqueue = 0,
+    /// Page fault; body [`FaultRecord`].
+    Fault = 1,
+    /// Direct or memcg reclaim; body [`ReclaimRecord`].
+    Reclaim = 2,
+    /// Compaction; body [`CompactionRecord`].
+    Compaction = 3,
+    /// mmap, munmap, mremap, brk, mprotect, madvise; body [`MmSyscallRecord`].
+    MmSyscall = 4,
+    /// Socket release, with lifetime; body [`SocketRecord`].
+    Socket = 5,
+    /// A descriptor-making system call failed for want of a resource; body [`FdFailureRecord`].
+    FdFailure = 6,
+    /// Fork, exec or exit; body [`TaskRecord`].
+    Task = 7,
+}
+
+impl RecordKind {
+    /// All kinds, in the order of their discriminants.
+    pub const ALL: [Self; 8] = [
+        Self::Runqueue,
+        Self::Fault,
+        Self::Reclaim,
+        Self::Compaction,
+        Self::MmSyscall,
+        Self::Socket,
+        Self::FdFailure,
+        Self::Task,
+    ];
+
+    /// The name used in every output (metrics label, summary key, trace column).
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Runqueue => "runqueue",
+            Self::Fault => "fault",
+            Self::Reclaim => "reclaim",
+            Self::Compaction => "compaction",
+            Self::MmSyscall => "mm_syscall",
+            Self::Socket => "socket",
+            Self::FdFailure => "fd_failure",
+            Self::Task => "task",
+        }
+    }
+
+    /// The kind with this discriminant.
+    #[must_use]
+    pub const fn from_raw(raw: u16) -> Option<Self> {
+        if (raw as usize) < Self::ALL.len() { Some(Self::ALL[raw as usize]) } else { None }
+    }
+}
+
+/// Slots reserved for per-kind counters and floors (more than [`RecordKind::ALL`], so that adding
+/// a kind does not change map sizes).
+pub const KIND_SLOTS: usize = 16;
+
+/// First 32 bytes of every record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Header {
+    /// End of the stall (or the instant of the event), `CLOCK_MONOTONIC` nanoseconds
+    /// (`bpf_ktime_get_ns`).
+    pub end_ns: u64,
+    /// Length in nanoseconds; 0 for instants.
+    pub duration_ns: u64,
+    /// Thread id in the initial pid namespace (`task_struct::pid`).
+    pub tid: u32,
+    /// Process id in the initial pid namespace (`task_struct::tgid`).
+    pub tgid: u32,
+    /// A [`RecordKind`] discriminant.
+    pub kind: u16,
+    /// Bits whose meaning belongs to the kind (constants beside each body).
+    pub flags: u16,
+    /// CPU the stall ended on.
+    pub cpu: u32,
+}
+
+/// Why something that should have been counted or delivered was not. Indices into the `LOSS` map,
+/// above the per-kind ring losses: `LOSS[kind]` counts records of that kind that found the ring
+/// full, `LOSS[KIND_SLOTS + LossKind]` counts the rest.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LossKind {
+    /// Two threads shared a slot of the per-thread state table at the same time: a start time was
+    /// overwritten, one stall is missing from the histograms.
+    TaskSlot = 0,
+    /// A stall was counted under the catch-all cgroup because every cgroup slot was taken.
+    CgroupSlot = 1,
+    /// The socket table had no free slot: one socket's lifetime and ownership are unknown.
+    SocketSlot = 2,
+    /// An end without a begin (the begin happened before the probe was attached, or was lost).
+    EndWithoutBegin = 3,
+    /// A system call of the 32-bit ABI, whose numbers differ: not counted as `mm_syscall`.
+    CompatSyscall = 4,
+}
+
+impl LossKind {
+    /// All kinds, in the order of their discriminants.
+    pub const ALL: [Self; 5] = [
+        Self::TaskSlot,
+        Self::CgroupSlot,
+        Self::SocketSlot,
+        Self::EndWithoutBegin,
+        Self::CompatSyscall,
+    ];
+
+    /// The name used in every output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TaskSlot => "task_slot",
+            Self::CgroupSlot => "cgroup_slot",
+            Self::SocketSlot => "socket_slot",
+            Self::EndWithoutBegin => "end_without_begin",
+            Self::CompatSyscall => "compat_syscall",
+        }
+    }
+}
+
+/// Entries of the per-CPU `LOSS` map.
+pub const LOSS_SLOTS: usize = KIND_SLOTS + 16;
+
+/// Entries of the per-CPU `EMITTED` map: records submitted, by kind.
+pub const EMITTED_SLOTS: usize = KIND_SLOTS;

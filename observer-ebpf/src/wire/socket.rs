@@ -1,0 +1,95 @@
+//! Sockets and descriptor exhaustion.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::Header;
+
+/// Header flag: the socket was accepted (otherwise created by socket(2)).
+pub const SOCKET_ACCEPTED: u16 = 1;
+/// Header flag: the socket existed before the probe was attached; the lifetime is unknown (0).
+pub const SOCKET_PREEXISTING: u16 = 2;
+
+/// A socket of the target was released. The header's duration is its lifetime.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct SocketRecord {
+    /// Common part.
+    pub header: Header,
+    /// Address family (`AF_INET`, `AF_INET6`).
+    pub family: u32,
+    /// Socket type (`SOCK_STREAM`, ...), 0 when unknown.
+    pub socket_type: u32,
+}
+
+/// A socket, accept, connect or open failed with EMFILE, ENFILE, ENOBUFS or ENOMEM.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct FdFailureRecord {
+    /// Common part.
+    pub header: Header,
+    /// A [`FdSyscall`] discriminant.
+    pub syscall: u32,
+    /// Positive errno.
+    pub errno: u32,
+}
+
+/// System calls whose failures are counted.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FdSyscall {
+    /// socket(2), socketpair(2).
+    Socket = 0,
+    /// accept(2), accept4(2).
+    Accept = 1,
+    /// connect(2).
+    Connect = 2,
+    /// open(2), openat(2), openat2(2), creat(2).
+    Open = 3,
+}
+
+impl FdSyscall {
+    /// All calls, in the order of their discriminants.
+    pub const ALL: [Self; 4] = [Self::Socket, Self::Accept, Self::Connect, Self::Open];
+
+    /// The name used in every output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Socket => "socket",
+            Self::Accept => "accept",
+            Self::Connect => "connect",
+            Self::Open => "open",
+        }
+    }
+}
+
+/// The errnos counted, with their numbers on Linux.
+pub const FD_ERRNOS: [(u32, &str); 4] =
+    [(24, "EMFILE"), (23, "ENFILE"), (105, "ENOBUFS"), (12, "ENOMEM")];
+
+/// Counters in the per-CPU `COUNTERS` map.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Counter {
+    /// IP sockets created, all tasks.
+    SocketsCreated = 0,
+    /// IP sockets accepted, all tasks.
+    SocketsAccepted = 1,
+    /// IP sockets released, all tasks.
+    SocketsReleased = 2,
+    /// IP sockets created by the target.
+    TargetSocketsCreated = 3,
+    /// IP sockets accepted by the target.
+    TargetSocketsAccepted = 4,
+    /// IP sockets of the target released.
+    TargetSocketsReleased = 5,
+    /// kswapd was woken.
+    KswapdWakeups = 6,
+    /// First of the 16 failure counters: `FdFailures + syscall * 4 + errno position`, all tasks.
+    FdFailures = 16,
+    /// The same for the target.
+    TargetFdFailures = 32,
+}
+
+/// Entries of the `COUNTERS` map.
+pub const COUNTER_SLOTS: usize = 64;

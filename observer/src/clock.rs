@@ -1,0 +1,173 @@
+//! Time: newtypes for the clocks, and the one place that converts between them.
+//!
+//! Everything inside is `CLOCK_MONOTONIC` nanoseconds, the clock of `bpf_ktime_get_ns`. Wall-clock
+//! time appears at the edges only, through [`Anchors`] taken again and again, because the wall
+//! clock can step.
+
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+/// Nanoseconds of `CLOCK_MONOTONIC`.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct MonoNanos(pub u64);
+
+/// Nanoseconds of `CLOCK_REALTIME` since the Unix epoch.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct WallNanos(pub u64);
+
+fn read(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+impl MonoNanos {
+    /// The clock now.
+    #[must_use]
+    pub fn now() -> Self {
+        Self(read(ClockId::Monotonic))
+    }
+
+    /// `self - earlier` in nanoseconds, 0 when `earlier` is later.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl WallNanos {
+    /// The clock now.
+    #[must_use]
+    pub fn now() -> Self {
+        Self(read(ClockId::Realtime))
+    }
+}
+
+/// One simultaneous reading of both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Anchor {
+    /// Monotonic clock at the reading.
+    pub monotonic_ns: MonoNanos,
+    /// Wall clock at the reading.
+    pub wall_ns: WallNanos,
+    /// Half the time the reading took: how far the two may be apart.
+    pub uncertainty_ns: u64,
+}
+
+impl Anchor {
+    /// Reads the wall clock between two readings of the monotonic clock, keeps the tightest of
+    /// five tries (a preemption between the readings would widen it).
+    #[must_use]
+    pub fn take() -> Self {
+        let once = || {
+            let before = MonoNanos::now();
+            let wall_ns = WallNanos::now();
+            let after = MonoNanos::now();
+            let width = after.since(before);
+            Self {
+                monotonic_ns: MonoNanos(before.0 + width / 2),
+                wall_ns,
+                uncertainty_ns: width / 2 + 1,
+            }
+        };
+        (0..5).map(|_| once()).min_by_key(|anchor| anchor.uncertainty_ns).unwrap_or_else(once)
+    }
+
+    /// Wall clock minus monotonic clock.
+    #[must_use]
+    pub const fn offset_ns(&self) -> i128 {
+        self.wall_ns.0 as i128 - self.monotonic_ns.0 as i128
+    }
+}
+
+/// Readings of both clocks over a run, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Anchors(pub Vec<Anchor>);
+
+/// The wall clock jumped between two anchors by more than this: a step, not slew or noise.
+const STEP_NS: u128 = 1_000_000;
+
+impl Anchors {
+    /// Puts a wall-clock time on the monotonic clock, with the offset that was valid then (the
+    /// last anchor at or before it, else the first). `None` without anchors or when the result
+    /// would be negative.
+    #[must_use]
+    pub fn to_monotonic(&self, wall: WallNanos) -> Option<MonoNanos> {
+        let after = self.0.partition_point(|anchor| anchor.wall_ns <= wall);
+        let anchor = self.0.get(after.saturating_sub(1))?;
+        Self::shift(wall, anchor)
+    }
+
+    /// The same for a generator that read the wall clock once, at its start, and counted
+    /// monotonically from there: the offset of the anchor nearest to `start` serves for all.
+    #[must_use]
+    pub fn to_monotonic_from_start(&self, wall: WallNanos, start: WallNanos) -> Option<MonoNanos> {
+        let after = self.0.partition_point(|anchor| anchor.wall_ns <= start);
+        let anchor = self.0.get(after.saturating_sub(1))?;
+        Self::shift(wall, anchor)
+    }
+
+    fn shift(wall: WallNanos, anchor: &Anchor) -> Option<MonoNanos> {
+        u64::try_from(i128::from(wall.0) - anchor.offset_ns()).ok().map(MonoNanos)
+    }
+
+    /// A monotonic time as wall clock, by the last anchor at or before it.
+    #[must_use]
+    pub fn to_wall(&self, time: MonoNanos) -> Option<WallNanos> {
+        let after = self.0.partition_point(|anchor| anchor.monotonic_ns <= time);
+        let anchor = self.0.get(after.saturating_sub(1))?;
+        u64::try_from(i128::from(time.0) + anchor.offset_ns()).ok().map(WallNanos)
+    }
+
+    /// How often the wall clock stepped (by more than 1 ms) between two anchors.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.0
+            .windows(2)
+            .filter(|pair| pair[0].offset_ns().abs_diff(pair[1].offset_ns()) > STEP_NS)
+            .count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn anchor(monotonic: u64, wall: u64) -> Anchor {
+        Anchor { monotonic_ns: MonoNanos(monotonic), wall_ns: WallNanos(wall), uncertainty_ns: 1 }
+    }
+
+    #[test]
+    fn a_step_of_the_wall_clock_moves_only_what_follows() {
+        let anchors = Anchors(vec![anchor(1_000, 1_000_000_000), anchor(2_000, 1_500_001_000)]);
+        assert_eq!(anchors.to_monotonic(WallNanos(1_000_000_500)), Some(MonoNanos(1_500)));
+        assert_eq!(anchors.to_monotonic(WallNanos(1_500_001_500)), Some(MonoNanos(2_500)));
+        assert_eq!(
+            anchors.to_monotonic_from_start(WallNanos(1_500_001_500), WallNanos(1_000_000_000)),
+            Some(MonoNanos(500_002_500)),
+        );
+        assert_eq!(anchors.steps(), 1);
+        assert_eq!(anchors.to_wall(MonoNanos(2_100)), Some(WallNanos(1_500_001_100)));
+    }
+
+    #[test]
+    fn a_time_before_the_first_anchor_uses_the_first() {
+        let anchors = Anchors(vec![anchor(1_000, 5_000)]);
+        assert_eq!(anchors.to_monotonic(WallNanos(4_500)), Some(MonoNanos(500)));
+        assert_eq!(anchors.to_monotonic(WallNanos(3_500)), None);
+        assert_eq!(Anchors::default().to_monotonic(WallNanos(1)), None);
+    }
+
+    #[test]
+    fn an_anchor_reads_both_clocks_together() {
+        let first = Anchor::take();
+        let second = Anchor::take();
+        assert!(first.offset_ns().abs_diff(second.offset_ns()) < STEP_NS);
+    }
+}

@@ -1,0 +1,101 @@
+//! `run.json`: how the run was made, enough to read its other files later.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{LossSummary, ProbeState};
+use crate::clock::{Anchors, MonoNanos};
+
+/// Version of the `run.json` schema.
+pub const RUN_SCHEMA: u32 = 1;
+
+/// Names of the files in a run directory.
+pub mod files {
+    /// How the run was made.
+    pub const RUN: &str = "run.json";
+    /// The answer.
+    pub const SUMMARY: &str = "summary.json";
+    /// The answer, for people with a browser.
+    pub const REPORT: &str = "report.html";
+    /// Events, Arrow IPC stream.
+    pub const EVENTS: &str = "events.arrows";
+    /// Samples, Arrow IPC stream.
+    pub const SAMPLES: &str = "samples.arrows";
+    /// The generator's standard output (or the samples it wrote), as it came.
+    pub const LOADGEN_OUT: &str = "loadgen.out";
+    /// The generator's standard error.
+    pub const LOADGEN_ERR: &str = "loadgen.err";
+}
+
+/// Coverage of one probe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coverage {
+    /// Whether it works.
+    pub state: ProbeState,
+    /// How it is attached.
+    pub tier: Option<String>,
+    /// Why it is not (wholly) attached.
+    pub reason: Option<String>,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// COMMAND exited.
+    CommandExit,
+    /// The asked-for duration was over.
+    Duration,
+    /// The target exited.
+    TargetExit,
+    /// SIGINT or SIGTERM.
+    Interrupted,
+    /// The run has not ended (or ended without saying so: a crash).
+    Running,
+}
+
+/// `run.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// [`RUN_SCHEMA`].
+    pub schema: u32,
+    /// Version of observer.
+    pub observer_version: String,
+    /// `uname -r`.
+    pub kernel_release: String,
+    /// `uname -m`.
+    pub machine: String,
+    /// CPUs online.
+    pub cpus: u32,
+    /// How the target was named (`--pid 12`).
+    pub target: String,
+    /// Processes of the target at the start: id and command name.
+    pub target_processes: BTreeMap<u32, String>,
+    /// Cgroup of the target's first process, as the histograms are kept.
+    pub target_cgroup: Option<String>,
+    /// COMMAND, if any.
+    pub command: Vec<String>,
+    /// COMMAND's exit code, if it ran to its end.
+    pub command_exit: Option<i32>,
+    /// `--samples`, if any.
+    pub samples_format: Option<String>,
+    /// `--slow`.
+    pub slow_rule: String,
+    /// First instant of the run: every probe was attached.
+    pub start_ns: MonoNanos,
+    /// Last instant.
+    pub end_ns: MonoNanos,
+    /// How it ended.
+    pub end_reason: EndReason,
+    /// Clock readings over the run.
+    pub anchors: Anchors,
+    /// Probes by name.
+    pub coverage: BTreeMap<String, Coverage>,
+    /// Records shorter than this were counted, not sent; nanoseconds by record kind.
+    pub floors_ns: BTreeMap<String, u64>,
+    /// Losses.
+    pub loss: LossSummary,
+    /// Command names of the target's threads, for the report.
+    pub thread_names: BTreeMap<u32, String>,
+}

@@ -1,0 +1,225 @@
+//! `summary.json`: the answer, for programs. Schema 1.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Cause;
+
+/// Version of the `summary.json` schema. Keys may be added within a version, never renamed.
+pub const SUMMARY_SCHEMA: u32 = 1;
+
+/// What can be said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// At least one cause is named; the largest is the top cause.
+    Attributed,
+    /// The evidence is good and no watched cause carries the excess.
+    Unexplained,
+    /// The evidence does not allow an answer; the reasons say why.
+    Inconclusive,
+    /// The slow samples are not slower than the rest in any way worth explaining, or there are
+    /// no samples.
+    NoSlowSamples,
+}
+
+impl Outcome {
+    /// The name used in every output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Attributed => "attributed",
+            Self::Unexplained => "unexplained",
+            Self::Inconclusive => "inconclusive",
+            Self::NoSlowSamples => "no_slow_samples",
+        }
+    }
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Kind of answer.
+    pub outcome: Outcome,
+    /// Largest named cause; only with `attributed`.
+    pub top_cause: Option<Cause>,
+    /// Why the outcome is what it is, one sentence each.
+    pub reasons: Vec<String>,
+}
+
+/// Response-time percentiles, nanoseconds (hdrhistogram, three significant digits).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LatencySummary {
+    /// Median.
+    pub p50: u64,
+    /// 90th percentile.
+    pub p90: u64,
+    /// 99th percentile.
+    pub p99: u64,
+    /// 99.9th percentile.
+    pub p999: u64,
+    /// Largest.
+    pub max: u64,
+}
+
+/// The generator's samples.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SamplesSummary {
+    /// Samples used.
+    pub count: u64,
+    /// Of these, failed requests.
+    pub errors: u64,
+    /// Samples per second over the span of the samples.
+    pub rate_hz: f64,
+    /// Response times from the intended start where known.
+    pub latency_ns: LatencySummary,
+    /// Every sample has an intended start; otherwise latencies are open to coordinated omission.
+    pub intended_start_known: bool,
+    /// How late requests were sent (actual minus intended start); zeros when unknown.
+    #[serde(default)]
+    pub lateness_ns: LatencySummary,
+    /// Rows of the generator's output that could not be used, by reason.
+    #[serde(default)]
+    pub skipped: BTreeMap<String, u64>,
+    /// Which samples count as slow, as asked for (`p99`, `50ms`).
+    #[serde(default)]
+    pub slow_rule: String,
+    /// Slow samples.
+    #[serde(default)]
+    pub slow_count: u64,
+    /// Smallest response time that counts as slow.
+    #[serde(default)]
+    pub slow_threshold_ns: u64,
+    /// Mean response time of the slow samples.
+    #[serde(default)]
+    pub slow_mean_ns: f64,
+    /// Mean response time of the median half (25th to 75th percentile).
+    #[serde(default)]
+    pub typical_mean_ns: f64,
+}
+
+/// Part of the slow samples' excess latency that one cause carries.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CauseSummary {
+    /// Cause.
+    pub cause: Cause,
+    /// Share of the excess latency of the slow samples, 0 to 1.
+    pub share: f64,
+    /// 95 % interval of the share.
+    pub ci95: [f64; 2],
+    /// How likely coincidence alone gives this much overlap; `None` for the unexplained rest.
+    pub p_value: Option<f64>,
+    /// Mean nanoseconds per slow sample.
+    pub contribution_ns: f64,
+    /// Stalls of this cause during the run.
+    pub stalls: u64,
+    /// Whether the evidence suffices to name it.
+    #[serde(default)]
+    pub named: bool,
+}
+
+/// How a probe got into this kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProbeState {
+    /// All of it works.
+    Attached,
+    /// Part of it works; the reason says which part does not.
+    Partial,
+    /// This kernel does not offer it.
+    Unsupported,
+    /// This kernel offers it, and loading or attaching failed.
+    Failed,
+}
+
+/// Coverage and distribution of one probe, target only.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProbeSummary {
+    /// Coverage.
+    pub state: ProbeState,
+    /// How it is attached (`tp_btf`, `perf_event`, ...); several joined by `+`.
+    pub tier: Option<String>,
+    /// Why it is not (wholly) attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Stalls counted in the kernel's histograms over the run, all tasks of the target's cgroup
+    /// slots (every event, whether or not a record was sent).
+    pub count: u64,
+    /// Their total length.
+    pub sum_ns: u64,
+    /// Median, from the histogram.
+    pub p50_ns: u64,
+    /// 99th percentile.
+    pub p99_ns: u64,
+    /// Longest.
+    pub max_ns: u64,
+    /// The same, split further (`minor`, `major`, `mmap`, ...).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub parts: BTreeMap<String, DistributionSummary>,
+    /// Stalls of the target that came as records.
+    #[serde(default)]
+    pub records: u64,
+    /// Other counts of this probe (failures by errno, live sockets, kswapd wake-ups).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub counters: BTreeMap<String, i64>,
+}
+
+/// A distribution in five numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DistributionSummary {
+    /// Observations.
+    pub count: u64,
+    /// Their sum.
+    pub sum_ns: u64,
+    /// Median.
+    pub p50_ns: u64,
+    /// 99th percentile.
+    pub p99_ns: u64,
+    /// Largest.
+    pub max_ns: u64,
+}
+
+/// Everything that was lost, clamped or skipped.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LossSummary {
+    /// Records that could not be delivered.
+    pub total: u64,
+    /// By kind: ring losses under the record kind's name, other losses under their own.
+    pub by_kind: BTreeMap<String, u64>,
+}
+
+/// What the observer itself cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SelfSummary {
+    /// User and system time of the observer process.
+    pub cpu_seconds: f64,
+    /// Peak resident set.
+    pub max_rss_bytes: u64,
+    /// Time inside the BPF programs (0 when the kernel's BPF statistics could not be enabled).
+    pub bpf_run_time_ns: u64,
+    /// Runs of the BPF programs.
+    pub bpf_run_count: u64,
+    /// Locked memory of the BPF maps.
+    #[serde(default)]
+    pub bpf_map_bytes: u64,
+}
+
+/// `summary.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// [`SUMMARY_SCHEMA`].
+    pub schema: u32,
+    /// The answer.
+    pub verdict: Verdict,
+    /// The generator's side.
+    pub samples: SamplesSummary,
+    /// Causes, largest share first, the unexplained rest last.
+    pub causes: Vec<CauseSummary>,
+    /// Probes by name.
+    pub probes: BTreeMap<String, ProbeSummary>,
+    /// Losses.
+    pub loss: LossSummary,
+    /// Own cost.
+    pub observer: SelfSummary,
+}

@@ -1,0 +1,1 @@
+//! What the tests share: starting services and workloads, and reading the kernel's own books.

@@ -1,0 +1,3 @@
+//! Project commands, run as `cargo xtask <command>`.
+
+fn main() {}
