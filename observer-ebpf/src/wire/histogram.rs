@@ -105,13 +105,14 @@ const MANTISSA: [u32; 8] = [
     0xeac0_c6e7,
 ];
 
-/// Nanoseconds to units of 2⁻³⁰ s, exact to one unit up to 2³⁷ ns.
+/// Nanoseconds to units of 2⁻³⁰ s, low by less than one part in 10⁹, up to 2³⁷ ns.
 #[inline(always)]
 #[must_use]
 pub const fn to_units(duration_ns: u64) -> u64 {
     // 2^30 / 10^9 - 1 = 0.073741824, here as a fraction of 2^30. The product stays below 2^64
-    // up to 2^37 ns.
-    const FRACTION: u64 = 79_179_681;
+    // up to 2^37 ns. Rounded down (79,179,680.7), so that a duration that is exactly a boundary
+    // never lands above it.
+    const FRACTION: u64 = 79_179_680;
     const LIMIT: u64 = 1 << 37;
     let ns = if duration_ns > LIMIT { LIMIT } else { duration_ns };
     ns + ((ns * FRACTION) >> 30)
