@@ -1,1 +1,16 @@
-//! Filled in by its own commits.
+//! Distributions: what the kernel's histograms and the target's records say about how long stalls
+//! took.
+//!
+//! Counts and sums come from the in-kernel histograms ([`Snapshot`]), where nothing is ever lost;
+//! percentiles with three significant digits come from records ([`CauseRecorder`]), where they
+//! exist.
+
+mod distribution;
+mod probes;
+mod recorder;
+mod snapshot;
+
+pub use distribution::{Distribution, bucket_upper_ns};
+pub use probes::{PROBE_SERIES, ProbeSeries};
+pub use recorder::CauseRecorder;
+pub use snapshot::{CgroupDistributions, Snapshot};

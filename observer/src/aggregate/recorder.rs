@@ -1,0 +1,129 @@
+//! Percentiles from records, three significant digits.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+
+use crate::model::{Cause, DistributionSummary, Event, Stall};
+
+/// Longest stall that is counted as it is; longer ones count as this, and as clamped.
+const HIGHEST_NS: u64 = 3_600_000_000_000;
+
+struct Recorded {
+    histogram: Histogram<u64>,
+    sum_ns: u64,
+    max_ns: u64,
+}
+
+/// Records durations per cause.
+#[derive(Default)]
+pub struct CauseRecorder {
+    causes: BTreeMap<Cause, Recorded>,
+    clamped: u64,
+}
+
+impl CauseRecorder {
+    /// Counts the stall an event stands for; events that stall nobody are ignored.
+    pub fn record_event(&mut self, event: &Event) {
+        if let Some(stall) = Stall::from_event(event) {
+            self.record(stall.cause, event.duration_ns);
+        }
+    }
+
+    /// Counts one duration.
+    pub fn record(&mut self, cause: Cause, duration_ns: u64) {
+        let recorded = self.causes.entry(cause).or_insert_with(|| Recorded {
+            // Bounds that are always valid: 1 * 2 <= highest, 3 <= 5 digits.
+            histogram: Histogram::new_with_bounds(1, HIGHEST_NS, 3).expect("constant bounds"),
+            sum_ns: 0,
+            max_ns: 0,
+        });
+        if duration_ns > HIGHEST_NS {
+            self.clamped += 1;
+        }
+        recorded.histogram.saturating_record(duration_ns.min(HIGHEST_NS));
+        recorded.sum_ns = recorded.sum_ns.saturating_add(duration_ns);
+        recorded.max_ns = recorded.max_ns.max(duration_ns);
+    }
+
+    /// Durations longer than an hour, counted as an hour.
+    #[must_use]
+    pub const fn clamped(&self) -> u64 {
+        self.clamped
+    }
+
+    /// Stalls recorded for a cause.
+    #[must_use]
+    pub fn count(&self, cause: Cause) -> u64 {
+        self.causes.get(&cause).map_or(0, |recorded| recorded.histogram.len())
+    }
+
+    /// The distribution of one cause; `None` when nothing was recorded.
+    #[must_use]
+    pub fn summary(&self, cause: Cause) -> Option<DistributionSummary> {
+        let recorded = self.causes.get(&cause)?;
+        let quantile = |q| recorded.histogram.value_at_quantile(q).min(recorded.max_ns);
+        Some(DistributionSummary {
+            count: recorded.histogram.len(),
+            sum_ns: recorded.sum_ns,
+            p50_ns: quantile(0.5),
+            p99_ns: quantile(0.99),
+            max_ns: recorded.max_ns,
+        })
+    }
+
+    /// All causes recorded, in the order of [`Cause`].
+    #[must_use]
+    pub fn summaries(&self) -> BTreeMap<Cause, DistributionSummary> {
+        self.causes
+            .keys()
+            .filter_map(|&cause| self.summary(cause).map(|summary| (cause, summary)))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::MonoNanos;
+    use crate::model::{EventKind, ReclaimScope, Tgid, Tid};
+
+    #[test]
+    fn percentiles_keep_three_digits_and_outliers_are_counted() {
+        let mut recorder = CauseRecorder::default();
+        for ns in 1..=1_000u64 {
+            recorder.record(Cause::Runqueue, ns * 1_000);
+        }
+        let summary = recorder.summary(Cause::Runqueue).expect("recorded");
+        assert_eq!((summary.count, summary.max_ns), (1_000, 1_000_000));
+        assert!(summary.p50_ns.abs_diff(500_000) < 1_000, "{}", summary.p50_ns);
+        assert!(summary.p99_ns.abs_diff(990_000) < 1_000, "{}", summary.p99_ns);
+        assert_eq!(recorder.clamped(), 0);
+        recorder.record(Cause::Runqueue, HIGHEST_NS * 2);
+        assert_eq!(recorder.clamped(), 1);
+        assert_eq!(recorder.summary(Cause::Runqueue).map(|s| s.max_ns), Some(HIGHEST_NS * 2));
+        assert_eq!(recorder.summary(Cause::Compaction), None);
+    }
+
+    #[test]
+    fn events_go_to_their_cause() {
+        let mut recorder = CauseRecorder::default();
+        let event = |kind| Event {
+            end: MonoNanos(5_000),
+            duration_ns: 1_234,
+            tid: Tid(1),
+            tgid: Tgid(1),
+            cpu: 0,
+            kind,
+        };
+        recorder.record_event(&event(EventKind::Reclaim {
+            scope: ReclaimScope::Memcg,
+            reclaimed_pages: 1,
+            order: 0,
+            gfp_flags: 0,
+        }));
+        recorder.record_event(&event(EventKind::Exec { comm: "x".into() }));
+        assert_eq!(recorder.count(Cause::ReclaimMemcg), 1);
+        assert_eq!(recorder.summaries().len(), 1);
+    }
+}

@@ -1,0 +1,263 @@
+//! What the kernel maps hold at an instant.
+
+use std::collections::BTreeMap;
+
+use observer_ebpf::wire::{
+    COUNTER_SLOTS, Counter, EMITTED_SLOTS, FD_ERRNOS, FdSyscall, KIND_SLOTS, LOSS_SLOTS, LossKind,
+    RecordKind, SERIES, Series,
+};
+
+use super::Distribution;
+use crate::clock::MonoNanos;
+use crate::model::{Coverage, LossSummary, SelfSummary};
+
+/// The distributions of one cgroup.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CgroupDistributions {
+    /// Path of the cgroup below its mount, or `other` for the catch-all.
+    pub name: String,
+    /// The target runs in it.
+    pub target: bool,
+    /// One distribution a series, indexed by the [`Series`] discriminant.
+    pub series: Box<[Distribution; SERIES]>,
+}
+
+/// What the kernel maps hold at an instant, counted since the programs were loaded; or, from
+/// [`Snapshot::delta`], what was counted between two instants.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// When it was taken.
+    pub taken: MonoNanos,
+    /// Distributions by cgroup.
+    pub cgroups: Vec<CgroupDistributions>,
+    /// Indexed by [`Counter`].
+    pub counters: [u64; COUNTER_SLOTS],
+    /// Indexed as [`LossKind`] tells: ring losses by record kind, then the rest.
+    pub lost: [u64; LOSS_SLOTS],
+    /// Records submitted, by record kind.
+    pub emitted: [u64; EMITTED_SLOTS],
+    /// IP sockets the target holds now, where known.
+    pub target_live_sockets: Option<i64>,
+    /// Probes by name.
+    pub coverage: BTreeMap<String, Coverage>,
+    /// Own cost.
+    pub self_usage: SelfSummary,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self {
+            taken: MonoNanos::default(),
+            cgroups: Vec::new(),
+            counters: [0; COUNTER_SLOTS],
+            lost: [0; LOSS_SLOTS],
+            emitted: [0; EMITTED_SLOTS],
+            target_live_sockets: None,
+            coverage: BTreeMap::new(),
+            self_usage: SelfSummary::default(),
+        }
+    }
+}
+
+fn subtract<const N: usize>(later: &[u64; N], earlier: &[u64; N]) -> [u64; N] {
+    std::array::from_fn(|index| later[index].saturating_sub(earlier[index]))
+}
+
+impl Snapshot {
+    /// What was counted since `earlier`. Gauges (live sockets, coverage, memory) are those of
+    /// `self`. A cgroup is found again by its name.
+    #[must_use]
+    pub fn delta(&self, earlier: &Self) -> Self {
+        let cgroups = self
+            .cgroups
+            .iter()
+            .map(|cgroup| {
+                let mut delta = cgroup.clone();
+                if let Some(before) = earlier.cgroups.iter().find(|old| old.name == cgroup.name) {
+                    for (mine, theirs) in delta.series.iter_mut().zip(before.series.iter()) {
+                        *mine = mine.delta(theirs);
+                    }
+                }
+                delta
+            })
+            .collect();
+        let (own, before) = (&self.self_usage, &earlier.self_usage);
+        Self {
+            taken: self.taken,
+            cgroups,
+            counters: subtract(&self.counters, &earlier.counters),
+            lost: subtract(&self.lost, &earlier.lost),
+            emitted: subtract(&self.emitted, &earlier.emitted),
+            target_live_sockets: self.target_live_sockets,
+            coverage: self.coverage.clone(),
+            self_usage: SelfSummary {
+                cpu_seconds: (own.cpu_seconds - before.cpu_seconds).max(0.0),
+                max_rss_bytes: own.max_rss_bytes,
+                bpf_run_time_ns: own.bpf_run_time_ns.saturating_sub(before.bpf_run_time_ns),
+                bpf_run_count: own.bpf_run_count.saturating_sub(before.bpf_run_count),
+                bpf_map_bytes: own.bpf_map_bytes,
+            },
+        }
+    }
+
+    /// A series over the cgroups of the target.
+    #[must_use]
+    pub fn target_distribution(&self, series: Series) -> Distribution {
+        self.merged(series, |cgroup| cgroup.target)
+    }
+
+    /// A series over all cgroups: the whole host.
+    #[must_use]
+    pub fn host_distribution(&self, series: Series) -> Distribution {
+        self.merged(series, |_| true)
+    }
+
+    fn merged(&self, series: Series, keep: impl Fn(&CgroupDistributions) -> bool) -> Distribution {
+        let mut whole = Distribution::default();
+        for cgroup in self.cgroups.iter().filter(|cgroup| keep(cgroup)) {
+            whole.merge(&cgroup.series[series as usize]);
+        }
+        whole
+    }
+
+    /// A plain counter. For failures see [`Snapshot::fd_failures`].
+    #[must_use]
+    pub const fn counter(&self, counter: Counter) -> u64 {
+        self.counters[counter as usize]
+    }
+
+    /// Failures of a descriptor-making call, of the target or of all tasks; `errno_position` is
+    /// the row of [`FD_ERRNOS`]. 0 for a row that does not exist.
+    #[must_use]
+    pub fn fd_failures(&self, target: bool, call: FdSyscall, errno_position: usize) -> u64 {
+        let base = if target { Counter::TargetFdFailures } else { Counter::FdFailures };
+        if errno_position >= FD_ERRNOS.len() {
+            return 0;
+        }
+        self.counters[base as usize + call as usize * FD_ERRNOS.len() + errno_position]
+    }
+
+    /// Records of a kind that were submitted.
+    #[must_use]
+    pub const fn emitted(&self, kind: RecordKind) -> u64 {
+        self.emitted[kind as usize]
+    }
+
+    /// Records of a kind that found the ring full.
+    #[must_use]
+    pub const fn ring_lost(&self, kind: RecordKind) -> u64 {
+        self.lost[kind as usize]
+    }
+
+    /// Other losses of a kind.
+    #[must_use]
+    pub const fn other_lost(&self, kind: LossKind) -> u64 {
+        self.lost[KIND_SLOTS + kind as usize]
+    }
+
+    /// Everything lost. `total` is the records that could not be delivered; what was lost
+    /// otherwise (a begin that was not seen, a full table) is in `by_kind` alone.
+    #[must_use]
+    pub fn loss_summary(&self) -> LossSummary {
+        let mut summary = LossSummary::default();
+        for kind in RecordKind::ALL {
+            let count = self.ring_lost(kind);
+            if count > 0 {
+                summary.total = summary.total.saturating_add(count);
+                summary.by_kind.insert(kind.name().to_owned(), count);
+            }
+        }
+        for kind in LossKind::ALL {
+            let count = self.other_lost(kind);
+            if count > 0 {
+                summary.by_kind.insert(kind.name().to_owned(), count);
+            }
+        }
+        summary
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ProbeState;
+
+    fn cgroup(name: &str, target: bool, series: Series, durations: &[u64]) -> CgroupDistributions {
+        let mut cgroup =
+            CgroupDistributions { name: name.into(), target, ..CgroupDistributions::default() };
+        durations.iter().for_each(|ns| cgroup.series[series as usize].record(*ns));
+        cgroup
+    }
+
+    #[test]
+    fn a_delta_subtracts_counts_and_keeps_gauges() {
+        let mut earlier = Snapshot {
+            cgroups: vec![cgroup("/a", true, Series::Mmap, &[1_000])],
+            target_live_sockets: Some(3),
+            ..Snapshot::default()
+        };
+        earlier.emitted[RecordKind::Fault as usize] = 10;
+        earlier.self_usage.cpu_seconds = 1.0;
+        let mut later = Snapshot {
+            taken: MonoNanos(77),
+            cgroups: vec![
+                cgroup("/new", false, Series::Mmap, &[5]),
+                cgroup("/a", true, Series::Mmap, &[1_000, 9_000]),
+            ],
+            target_live_sockets: Some(5),
+            ..earlier.clone()
+        };
+        later.emitted[RecordKind::Fault as usize] = 25;
+        later.self_usage.cpu_seconds = 1.5;
+        later.self_usage.max_rss_bytes = 4_096;
+        let delta = later.delta(&earlier);
+        assert_eq!(delta.target_distribution(Series::Mmap).sum_ns, 9_000);
+        assert_eq!(delta.host_distribution(Series::Mmap).count(), 2);
+        assert_eq!(delta.emitted(RecordKind::Fault), 15);
+        assert_eq!(delta.target_live_sockets, Some(5));
+        assert_eq!(delta.self_usage.cpu_seconds, 0.5);
+        assert_eq!(delta.self_usage.max_rss_bytes, 4_096);
+    }
+
+    #[test]
+    fn losses_are_named_and_only_undelivered_records_add_up() {
+        let mut snapshot = Snapshot::default();
+        snapshot.lost[RecordKind::Runqueue as usize] = 2;
+        snapshot.lost[RecordKind::Fault as usize] = 3;
+        snapshot.lost[KIND_SLOTS + LossKind::EndWithoutBegin as usize] = 40;
+        let loss = snapshot.loss_summary();
+        assert_eq!(loss.total, 5);
+        let named: Vec<_> = loss.by_kind.iter().map(|(name, n)| (name.as_str(), *n)).collect();
+        assert_eq!(named, [("end_without_begin", 40), ("fault", 3), ("runqueue", 2)]);
+    }
+
+    #[test]
+    fn a_probe_summary_joins_its_series() {
+        let mut faults = cgroup("/a", true, Series::FaultMinorUser, &[1_000, 2_000]);
+        faults.series[Series::FaultMinorKernel as usize].record(3_000);
+        faults.series[Series::FaultMajorUser as usize].record(9_000_000);
+        let mut snapshot = Snapshot {
+            cgroups: vec![faults, cgroup("/b", false, Series::FaultMinorUser, &[1])],
+            target_live_sockets: Some(4),
+            ..Snapshot::default()
+        };
+        snapshot.counters[Counter::TargetFdFailures as usize + 4] = 7; // accept, EMFILE
+        snapshot.counters[Counter::FdFailures as usize + 4] = 9;
+        snapshot.emitted[RecordKind::Fault as usize] = 4;
+        snapshot.coverage.insert(
+            "fault".into(),
+            Coverage { state: ProbeState::Attached, tier: Some("perf_event".into()), reason: None },
+        );
+        let probes = snapshot.probe_summaries();
+        let fault = &probes["fault"];
+        assert_eq!((fault.count, fault.sum_ns, fault.max_ns), (4, 9_006_000, 9_000_000));
+        assert_eq!(fault.parts["minor"].count, 3);
+        assert_eq!(fault.parts["major"].count, 1);
+        assert_eq!((fault.state, fault.records), (ProbeState::Attached, 4));
+        assert_eq!(probes["socket"].counters["failed_accept_EMFILE"], 7);
+        assert_eq!(probes["socket"].counters["live"], 4);
+        assert_eq!(probes["reclaim"].counters["kswapd_wakeups"], 0);
+        assert_eq!(probes["reclaim"].state, ProbeState::Unsupported);
+        assert_eq!(snapshot.fd_failures(false, FdSyscall::Accept, 0), 9);
+    }
+}
