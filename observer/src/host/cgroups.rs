@@ -1,0 +1,470 @@
+//! Cgroup layout, and names for cgroup ids.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::model::Tgid;
+
+/// How the host mounts its cgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// One hierarchy per controller.
+    V1,
+    /// One hierarchy.
+    V2,
+    /// Controllers on version 1, and a version 2 hierarchy beside them.
+    Hybrid,
+    /// No cgroup file system is mounted.
+    Unmounted,
+}
+
+impl Layout {
+    /// The name used in every output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+            Self::Hybrid => "hybrid",
+            Self::Unmounted => "unmounted",
+        }
+    }
+}
+
+/// One mounted cgroup hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hierarchy {
+    /// Version 2 (the unified hierarchy).
+    pub unified: bool,
+    /// Where it is mounted.
+    pub mount_point: PathBuf,
+    /// Which of its cgroups is the root of the mount (`/`, another one inside a container).
+    pub root: String,
+    /// Version 1: the controllers it was mounted with.
+    pub controllers: Vec<String>,
+}
+
+impl Hierarchy {
+    /// Directory of a cgroup, named as in `/proc/PID/cgroup`. `None` when it lies outside what is
+    /// mounted here.
+    #[must_use]
+    pub fn directory(&self, cgroup: &str) -> Option<PathBuf> {
+        let inside = if self.root == "/" {
+            cgroup
+        } else {
+            let rest = cgroup.strip_prefix(&self.root)?;
+            if !rest.is_empty() && !rest.starts_with('/') {
+                return None;
+            }
+            rest
+        };
+        if inside.split('/').any(|part| part == "..") {
+            return None;
+        }
+        Some(self.mount_point.join(inside.trim_start_matches('/')))
+    }
+
+    /// The cgroup id of this hierarchy's directory: its inode number (the kernfs id, which is
+    /// what `bpf_get_current_cgroup_id` and `cgroup->kn->id` give on 64-bit kernels).
+    #[must_use]
+    pub fn id_of(&self, cgroup: &str) -> Option<u64> {
+        fs::metadata(self.directory(cgroup)?).ok().map(|metadata| metadata.ino())
+    }
+}
+
+/// The hierarchies that matter here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cgroups {
+    /// The version 2 hierarchy, if mounted.
+    pub unified: Option<Hierarchy>,
+    /// The version 1 hierarchy with the memory controller, if mounted.
+    pub memory_v1: Option<Hierarchy>,
+    /// Some version 1 hierarchy is mounted.
+    pub any_v1: bool,
+}
+
+/// Undoes the octal escapes of mountinfo (space, tab, line feed, backslash).
+fn unescape(field: &str) -> String {
+    let mut out = String::with_capacity(field.len());
+    let mut rest = field;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        let octal = rest.get(at + 1..at + 4).and_then(|o| u8::from_str_radix(o, 8).ok());
+        if let Some(byte) = octal {
+            out.push(char::from(byte));
+            rest = &rest[at + 4..];
+        } else {
+            out.push('\\');
+            rest = &rest[at + 1..];
+        }
+    }
+    out + rest
+}
+
+impl Cgroups {
+    /// Parses `/proc/self/mountinfo`. Of several mounts of one hierarchy the first that shows the
+    /// most (its root) is kept.
+    #[must_use]
+    pub fn parse(mountinfo: &str) -> Self {
+        let mut found = Self { unified: None, memory_v1: None, any_v1: false };
+        for line in mountinfo.lines() {
+            let Some((left, right)) = line.split_once(" - ") else { continue };
+            let mut left = left.split(' ');
+            let (Some(root), Some(mount_point)) = (left.nth(3), left.next()) else { continue };
+            let mut right = right.split(' ');
+            let (Some(fs_type), Some(options)) = (right.next(), right.nth(1)) else { continue };
+            let unified = match fs_type {
+                "cgroup2" => true,
+                "cgroup" => false,
+                _ => continue,
+            };
+            found.any_v1 |= !unified;
+            let controllers: Vec<String> =
+                if unified { Vec::new() } else { options.split(',').map(str::to_owned).collect() };
+            let slot = if unified {
+                &mut found.unified
+            } else if controllers.iter().any(|controller| controller == "memory") {
+                &mut found.memory_v1
+            } else {
+                continue;
+            };
+            let hierarchy = Hierarchy {
+                unified,
+                mount_point: PathBuf::from(unescape(mount_point)),
+                root: unescape(root),
+                controllers,
+            };
+            if slot.as_ref().is_none_or(|kept| kept.root != "/" && hierarchy.root == "/") {
+                *slot = Some(hierarchy);
+            }
+        }
+        found
+    }
+
+    /// The layout of this host, as this process's mount namespace shows it.
+    #[must_use]
+    pub fn read() -> Self {
+        Self::parse(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+    }
+
+    /// Layout in one word.
+    #[must_use]
+    pub const fn layout(&self) -> Layout {
+        match (self.any_v1, self.unified.is_some()) {
+            (true, true) => Layout::Hybrid,
+            (true, false) => Layout::V1,
+            (false, true) => Layout::V2,
+            (false, false) => Layout::Unmounted,
+        }
+    }
+
+    /// The hierarchy that limits memory, and by which everything is counted: version 1's memory
+    /// hierarchy where it is mounted (a controller can be bound to one hierarchy only), version 2
+    /// otherwise.
+    #[must_use]
+    pub const fn memory(&self) -> Option<&Hierarchy> {
+        if let Some(hierarchy) = &self.memory_v1 { Some(hierarchy) } else { self.unified.as_ref() }
+    }
+
+    /// Where version 2 is mounted (cgroup BPF programs attach there).
+    #[must_use]
+    pub fn unified_mount_point(&self) -> Option<&Path> {
+        self.unified.as_ref().map(|hierarchy| hierarchy.mount_point.as_path())
+    }
+
+    /// A process's cgroup in [`Self::memory`]'s hierarchy, as in `/proc/PID/cgroup`.
+    #[must_use]
+    pub fn memory_cgroup_of(&self, tgid: Tgid) -> Option<String> {
+        let text = fs::read_to_string(format!("/proc/{}/cgroup", tgid.0)).ok()?;
+        let controller = if self.memory()?.unified { "" } else { "memory" };
+        cgroup_with(&text, controller)
+    }
+
+    /// A process's cgroup in the version 2 hierarchy.
+    #[must_use]
+    pub fn unified_cgroup_of(&self, tgid: Tgid) -> Option<String> {
+        let text = fs::read_to_string(format!("/proc/{}/cgroup", tgid.0)).ok()?;
+        cgroup_with(&text, "")
+    }
+
+    /// Memory limit of a cgroup in [`Self::memory`]'s hierarchy, the tightest of its ancestors
+    /// included; `None` when there is none.
+    #[must_use]
+    pub fn memory_limit_bytes(&self, cgroup: &str) -> Option<u64> {
+        let hierarchy = self.memory()?;
+        let file = if hierarchy.unified { "memory.max" } else { "memory.limit_in_bytes" };
+        let mut tightest: Option<u64> = None;
+        let mut at = Some(Path::new(cgroup));
+        while let Some(path) = at {
+            if let Some(directory) = path.to_str().and_then(|path| hierarchy.directory(path))
+                && let Ok(text) = fs::read_to_string(directory.join(file))
+                && let Some(limit) = parse_limit(&text)
+            {
+                tightest = Some(tightest.map_or(limit, |tightest| tightest.min(limit)));
+            }
+            at = path.parent();
+        }
+        tightest
+    }
+
+    /// The directory a person means by `path`: a directory as it is, or a cgroup name as
+    /// `/proc/PID/cgroup` and systemd print it, looked up in the memory hierarchy, then in
+    /// version 2. `None` when it is no cgroup.
+    #[must_use]
+    pub fn find(&self, path: &Path) -> Option<PathBuf> {
+        let is_cgroup = |directory: &Path| directory.join("cgroup.procs").is_file();
+        if path.is_absolute() && is_cgroup(path) {
+            return Some(path.to_path_buf());
+        }
+        let name = format!("/{}", path.to_str()?.trim_matches('/'));
+        [self.memory(), self.unified.as_ref()]
+            .into_iter()
+            .flatten()
+            .filter_map(|hierarchy| hierarchy.directory(&name))
+            .find(|directory| is_cgroup(directory))
+    }
+}
+
+/// `4:memory:/path` (version 1) or `0::/path` (version 2, controller `""`).
+fn cgroup_with(text: &str, controller: &str) -> Option<String> {
+    text.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        controllers.split(',').any(|name| name == controller).then(|| path.to_owned())
+    })
+}
+
+/// Version 1 has no word for "no limit": the largest page-aligned number stands for it.
+const V1_UNLIMITED_BYTES: u64 = 1 << 62;
+
+fn parse_limit(text: &str) -> Option<u64> {
+    text.trim().parse().ok().filter(|&limit| limit < V1_UNLIMITED_BYTES)
+}
+
+/// Most directories visited in one walk.
+const WALK_MAX: usize = 65_536;
+
+/// Directories of a hierarchy from `top` down, depth first; `false` when [`WALK_MAX`] cut it.
+fn walk(top: &Path, mut visit: impl FnMut(&Path)) -> bool {
+    let mut pending = vec![top.to_path_buf()];
+    let mut visited = 0;
+    while let Some(directory) = pending.pop() {
+        if visited == WALK_MAX {
+            return false;
+        }
+        visited += 1;
+        visit(&directory);
+        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        pending.extend(entries.flatten().filter_map(|entry| {
+            entry.file_type().is_ok_and(|kind| kind.is_dir()).then(|| entry.path())
+        }));
+    }
+    true
+}
+
+/// Processes in the cgroup `directory` and all below it.
+#[must_use]
+pub fn processes_below(directory: &Path) -> Vec<Tgid> {
+    let mut tgids = Vec::new();
+    walk(directory, |directory| {
+        if let Ok(text) = fs::read_to_string(directory.join("cgroup.procs")) {
+            // 0 stands for a process outside of this pid namespace.
+            tgids.extend(
+                text.lines().filter_map(|line| line.parse().ok()).filter(|&id| id != 0).map(Tgid),
+            );
+        }
+    });
+    tgids
+}
+
+/// Names for cgroup ids of one hierarchy. Ids are unique within a hierarchy only: version 1's and
+/// version 2's roots both have the id 1.
+#[derive(Debug)]
+pub struct CgroupNames {
+    hierarchy: Hierarchy,
+    names: HashMap<u64, String>,
+    walked: Option<Instant>,
+    truncated: bool,
+}
+
+impl CgroupNames {
+    /// Pause between two walks: an id of a cgroup removed before it could be named is asked for
+    /// again and again.
+    const WALK_INTERVAL: Duration = Duration::from_secs(1);
+
+    /// Most names kept; ids are never reused, so this bounds memory only.
+    const NAMES_MAX: usize = 4 * WALK_MAX;
+
+    /// Names for the ids of `hierarchy`. Nothing is read before the first look-up.
+    #[must_use]
+    pub fn new(hierarchy: Hierarchy) -> Self {
+        Self { hierarchy, names: HashMap::new(), walked: None, truncated: false }
+    }
+
+    /// The cgroup's path within its hierarchy (`/`, `/system.slice/nginx.service`). Names of
+    /// cgroups removed since are kept. `None` for one that came and went unseen.
+    pub fn name(&mut self, id: u64) -> Option<&str> {
+        if !self.names.contains_key(&id)
+            && self.walked.is_none_or(|at| at.elapsed() >= Self::WALK_INTERVAL)
+        {
+            self.refresh();
+        }
+        self.names.get(&id).map(String::as_str)
+    }
+
+    /// Walks the hierarchy now.
+    pub fn refresh(&mut self) {
+        if self.names.len() >= Self::NAMES_MAX {
+            self.names.clear();
+        }
+        let Self { hierarchy, names, .. } = self;
+        let top = hierarchy.mount_point.clone();
+        let prefix = hierarchy.root.trim_end_matches('/');
+        let complete = walk(&top, |directory| {
+            let Ok(metadata) = fs::metadata(directory) else { return };
+            let Ok(below) = directory.strip_prefix(&top) else { return };
+            let name = if below.as_os_str().is_empty() && !prefix.is_empty() {
+                prefix.to_owned()
+            } else {
+                format!("{prefix}/{}", below.display())
+            };
+            names.insert(metadata.ino(), name);
+        });
+        self.truncated = !complete;
+        self.walked = Some(Instant::now());
+    }
+
+    /// The last walk stopped early: the hierarchy has more cgroups than are looked at.
+    #[must_use]
+    pub const fn truncated(&self) -> bool {
+        self.truncated
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory
+40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw,nsdelegate
+";
+    const V2: &str = "\
+24 1 8:1 / / rw,relatime shared:1 - ext4 /dev/root rw
+30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot
+";
+    const CONTAINER: &str = "\
+812 800 0:32 /docker/ab\\040c /sys/fs/cgroup/memory ro,nosuid - cgroup cgroup rw,memory
+";
+
+    #[test]
+    fn each_layout_is_told_apart() {
+        let hybrid = Cgroups::parse(HYBRID);
+        assert_eq!(hybrid.layout(), Layout::Hybrid);
+        assert_eq!(hybrid.memory().unwrap().mount_point, Path::new("/sys/fs/cgroup/memory"));
+        assert_eq!(hybrid.unified_mount_point(), Some(Path::new("/sys/fs/cgroup/unified")));
+
+        let v2 = Cgroups::parse(V2);
+        assert_eq!(v2.layout(), Layout::V2);
+        assert!(v2.memory().unwrap().unified);
+        assert_eq!(v2.memory().unwrap().mount_point, Path::new("/sys/fs/cgroup"));
+
+        let v1 = Cgroups::parse(CONTAINER);
+        assert_eq!(v1.layout(), Layout::V1);
+        assert_eq!(v1.unified_mount_point(), None);
+
+        assert_eq!(Cgroups::parse("").layout(), Layout::Unmounted);
+        assert_eq!(Cgroups::parse("1 2 3\n - cgroup2\nx - y z").layout(), Layout::Unmounted);
+    }
+
+    #[test]
+    fn a_directory_follows_the_root_of_the_mount() {
+        let container = Cgroups::parse(CONTAINER);
+        let memory = container.memory().unwrap();
+        assert_eq!(memory.root, "/docker/ab c");
+        let directory = |cgroup| memory.directory(cgroup);
+        let mount = Path::new("/sys/fs/cgroup/memory");
+        assert_eq!(directory("/docker/ab c").as_deref(), Some(mount));
+        assert_eq!(directory("/docker/ab c/x"), Some(mount.join("x")));
+        assert_eq!(directory("/docker/ab cd"), None);
+        assert_eq!(directory("/elsewhere"), None);
+        assert_eq!(directory("/docker/ab c/../../etc"), None);
+    }
+
+    #[test]
+    fn a_process_has_a_cgroup_per_hierarchy() {
+        let text = "9:name=systemd:/a\n4:memory,hugetlb:/b:c\n0::/d\n";
+        assert_eq!(cgroup_with(text, "memory").as_deref(), Some("/b:c"));
+        assert_eq!(cgroup_with(text, "").as_deref(), Some("/d"));
+        assert_eq!(cgroup_with(text, "cpu"), None);
+    }
+
+    #[test]
+    fn no_limit_is_told_from_a_limit() {
+        assert_eq!(parse_limit("max\n"), None);
+        assert_eq!(parse_limit("9223372036854771712\n"), None);
+        assert_eq!(parse_limit("67108864\n"), Some(64 << 20));
+    }
+
+    #[test]
+    fn ids_are_inodes_and_names_follow_new_directories() {
+        // A plain directory tree: ids are inode numbers there too.
+        let top = tempfile::tempdir().unwrap();
+        fs::create_dir_all(top.path().join("a.slice/b.service")).unwrap();
+        let hierarchy = Hierarchy {
+            unified: true,
+            mount_point: top.path().to_path_buf(),
+            root: "/".into(),
+            controllers: Vec::new(),
+        };
+        let id = hierarchy.id_of("/a.slice/b.service").unwrap();
+        let mut names = CgroupNames::new(hierarchy.clone());
+        assert_eq!(names.name(id), Some("/a.slice/b.service"));
+        assert_eq!(names.name(hierarchy.id_of("/").unwrap()), Some("/"));
+
+        fs::create_dir(top.path().join("late")).unwrap();
+        let late = hierarchy.id_of("/late").unwrap();
+        assert_eq!(names.name(late), None, "walked again within a second");
+        names.walked = Instant::now().checked_sub(CgroupNames::WALK_INTERVAL);
+        assert_eq!(names.name(late), Some("/late"));
+
+        fs::remove_dir(top.path().join("late")).unwrap();
+        names.refresh();
+        assert_eq!(names.name(late), Some("/late"), "a removed cgroup keeps its name");
+    }
+
+    #[test]
+    fn processes_are_gathered_from_the_whole_subtree() {
+        let top = tempfile::tempdir().unwrap();
+        fs::create_dir_all(top.path().join("a/b")).unwrap();
+        fs::write(top.path().join("cgroup.procs"), "1\n0\n").unwrap();
+        fs::write(top.path().join("a/b/cgroup.procs"), "7\n8\n").unwrap();
+        let mut tgids = processes_below(top.path());
+        tgids.sort_unstable();
+        assert_eq!(tgids, [Tgid(1), Tgid(7), Tgid(8)]);
+    }
+
+    #[test]
+    fn this_process_is_in_a_cgroup_of_this_host() {
+        let cgroups = Cgroups::read();
+        let Some(hierarchy) = cgroups.memory() else { return };
+        let name = cgroups.memory_cgroup_of(Tgid(std::process::id())).unwrap();
+        // In a container the name may lie outside of what is mounted.
+        let Some(directory) = hierarchy.directory(&name).filter(|path| path.is_dir()) else {
+            return;
+        };
+        assert!(processes_below(&directory).contains(&Tgid(std::process::id())));
+        let id = hierarchy.id_of(&name).unwrap();
+        assert_eq!(CgroupNames::new(hierarchy.clone()).name(id), Some(name.as_str()));
+        assert_eq!(cgroups.find(Path::new(&name)), Some(directory));
+    }
+}

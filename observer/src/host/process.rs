@@ -1,0 +1,354 @@
+//! Processes, from `/proc/PID`.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::model::{Tgid, Tid};
+
+/// `PF_KTHREAD` (include/linux/sched.h): the task is a kernel thread.
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+/// The fields of `/proc/PID/stat` that are used here, see proc_pid_stat(5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Process (or thread) id.
+    pub pid: u32,
+    /// Command name: at most 15 bytes, may hold spaces, parentheses and line feeds.
+    pub comm: String,
+    /// State letter (`R`, `S`, `D`, `Z`, `T`, ...).
+    pub state: char,
+    /// Parent process.
+    pub ppid: u32,
+    /// Kernel flags of the task.
+    pub flags: u32,
+    /// Minor faults so far.
+    pub minor_faults: u64,
+    /// Major faults so far.
+    pub major_faults: u64,
+    /// User time, clock ticks.
+    pub user_ticks: u64,
+    /// System time, clock ticks.
+    pub system_ticks: u64,
+    /// Threads.
+    pub threads: u64,
+    /// When it started: clock ticks since boot. With the id, the identity of a process.
+    pub start_ticks: u64,
+    /// Resident pages.
+    pub rss_pages: u64,
+}
+
+impl Stat {
+    /// Parses the one line of `/proc/PID/stat`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        // The name is in parentheses and may hold any byte, parentheses too: only the last
+        // closing one ends it.
+        let open = text.find('(')?;
+        let close = text.rfind(')')?;
+        let comm = text.get(open + 1..close)?.to_owned();
+        let rest: Vec<&str> = text.get(close + 1..)?.split_ascii_whitespace().collect();
+        // `rest[0]` is field 3 of the manual page.
+        let number = |field: usize| rest.get(field - 3)?.parse::<u64>().ok();
+        Some(Self {
+            pid: text.get(..open)?.trim().parse().ok()?,
+            comm,
+            state: rest.first()?.chars().next()?,
+            ppid: u32::try_from(number(4)?).ok()?,
+            flags: u32::try_from(number(9)?).ok()?,
+            minor_faults: number(10)?,
+            major_faults: number(12)?,
+            user_ticks: number(14)?,
+            system_ticks: number(15)?,
+            threads: number(20)?,
+            start_ticks: number(22)?,
+            rss_pages: number(24)?,
+        })
+    }
+
+    /// A kernel thread: it has no user memory and serves nobody's requests.
+    #[must_use]
+    pub const fn is_kernel_thread(&self) -> bool {
+        self.flags & PF_KTHREAD != 0
+    }
+
+    /// Nothing of the process runs any more (a leader that exited before its threads is a zombie
+    /// too, with threads left).
+    #[must_use]
+    pub const fn is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x') && self.threads <= 1
+    }
+}
+
+/// The fields of `/proc/PID/status` that are used here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// Process the task belongs to.
+    pub tgid: u32,
+    /// Effective user id.
+    pub euid: u32,
+    /// Ids of the process in each pid namespace, outermost first.
+    pub namespace_pids: Vec<u32>,
+    /// Effective capabilities.
+    pub effective_capabilities: u64,
+    /// Resident set.
+    pub rss_bytes: u64,
+    /// Peak resident set.
+    pub peak_rss_bytes: u64,
+}
+
+impl Status {
+    /// Parses `/proc/PID/status`. Lines that are missing (a kernel thread has no `VmRSS`) give 0.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut status = Self::default();
+        let mut tgid = None;
+        for line in text.lines() {
+            let Some((key, value)) = line.split_once(':') else { continue };
+            let mut words = value.split_ascii_whitespace();
+            match key {
+                "Tgid" => tgid = words.next()?.parse().ok(),
+                "Uid" => status.euid = words.nth(1)?.parse().ok()?,
+                "NSpid" => status.namespace_pids = words.filter_map(|w| w.parse().ok()).collect(),
+                "CapEff" => {
+                    status.effective_capabilities = u64::from_str_radix(words.next()?, 16).ok()?;
+                }
+                "VmRSS" => status.rss_bytes = words.next()?.parse::<u64>().ok()? * 1024,
+                "VmHWM" => status.peak_rss_bytes = words.next()?.parse::<u64>().ok()? * 1024,
+                _ => {}
+            }
+        }
+        status.tgid = tgid?;
+        Some(status)
+    }
+}
+
+/// A process: its id, what it is called, and since when it exists, which together tell it from a
+/// later process with the same id.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Process {
+    /// Process id in the initial pid namespace.
+    pub tgid: Tgid,
+    /// Start time, clock ticks since boot.
+    pub start_ticks: u64,
+    /// Parent process.
+    pub parent: Tgid,
+    /// Command name of its leader.
+    pub comm: String,
+    /// It is a kernel thread.
+    pub kernel_thread: bool,
+}
+
+impl Process {
+    /// The live process with this id; `None` when there is none (a zombie does not count).
+    #[must_use]
+    pub fn read(tgid: Tgid) -> Option<Self> {
+        let stat = stat(tgid)?;
+        if stat.is_dead() { None } else { Some(Self::from_stat(&stat)) }
+    }
+
+    /// From the parsed line.
+    #[must_use]
+    pub fn from_stat(stat: &Stat) -> Self {
+        Self {
+            tgid: Tgid(stat.pid),
+            start_ticks: stat.start_ticks,
+            parent: Tgid(stat.ppid),
+            comm: stat.comm.clone(),
+            kernel_thread: stat.is_kernel_thread(),
+        }
+    }
+
+    /// Whether this very process (not a later one with its id) is still alive.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        Self::read(self.tgid).is_some_and(|now| now.start_ticks == self.start_ticks)
+    }
+}
+
+fn entry(tgid: Tgid, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/{name}", tgid.0))
+}
+
+/// Reads a file of `/proc` as text; bytes that are not UTF-8 (command names may hold any) are
+/// replaced.
+fn read_lossy(path: &Path) -> io::Result<String> {
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Numeric entries of a directory of `/proc`, ascending.
+fn numeric_entries(path: &Path) -> io::Result<Vec<u32>> {
+    let mut ids: Vec<u32> = fs::read_dir(path)?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
+/// Ids of all processes, ascending. Empty when `/proc` cannot be read.
+#[must_use]
+pub fn all_ids() -> Vec<Tgid> {
+    numeric_entries(Path::new("/proc")).unwrap_or_default().into_iter().map(Tgid).collect()
+}
+
+/// All live processes.
+#[must_use]
+pub fn all() -> Vec<Process> {
+    all_ids().into_iter().filter_map(Process::read).collect()
+}
+
+/// `/proc/PID/stat`; works for thread ids too.
+#[must_use]
+pub fn stat(tgid: Tgid) -> Option<Stat> {
+    Stat::parse(&read_lossy(&entry(tgid, "stat")).ok()?)
+}
+
+/// `/proc/PID/status`; works for thread ids too.
+#[must_use]
+pub fn status(tgid: Tgid) -> Option<Status> {
+    Status::parse(&read_lossy(&entry(tgid, "status")).ok()?)
+}
+
+/// Command name of the process's leader.
+#[must_use]
+pub fn comm(tgid: Tgid) -> Option<String> {
+    let text = read_lossy(&entry(tgid, "comm")).ok()?;
+    Some(text.strip_suffix('\n').unwrap_or(&text).to_owned())
+}
+
+/// Command name of one thread, by thread id alone.
+#[must_use]
+pub fn thread_comm(tid: Tid) -> Option<String> {
+    comm(Tgid(tid.0))
+}
+
+/// Threads of a process, ascending. Empty when it is gone.
+#[must_use]
+pub fn threads(tgid: Tgid) -> Vec<Tid> {
+    numeric_entries(&entry(tgid, "task")).unwrap_or_default().into_iter().map(Tid).collect()
+}
+
+/// The program file of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executable {
+    /// Path as the process's mount namespace shows it, without the kernel's ` (deleted)`.
+    pub path: PathBuf,
+    /// Device and inode: the file itself, whatever it is called.
+    pub file: (u64, u64),
+}
+
+/// The program a process runs; `None` for kernel threads, for processes that are gone, and for
+/// those one may not look at.
+#[must_use]
+pub fn executable(tgid: Tgid) -> Option<Executable> {
+    let link = entry(tgid, "exe");
+    let path = fs::read_link(&link).ok()?;
+    let metadata = fs::metadata(&link).ok()?;
+    let path = match path.to_str().and_then(|text| text.strip_suffix(" (deleted)")) {
+        Some(text) => PathBuf::from(text),
+        None => path,
+    };
+    Some(Executable { path, file: (metadata.dev(), metadata.ino()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TAIL: &str = "S 1 10 10 0 -1 4194560 1201 34 5 0 7 8 0 0 20 0 3 0 4242 12345678 321 \
+        18446744073709551615 1 1 0 0 0 0 0 0 17 0 0 0 0 0 0 0 0 0 0 0";
+
+    #[test]
+    fn a_stat_line_gives_its_fields() {
+        let stat = Stat::parse(&format!("10 (nginx) {TAIL}\n")).unwrap();
+        assert_eq!(
+            stat,
+            Stat {
+                pid: 10,
+                comm: "nginx".into(),
+                state: 'S',
+                ppid: 1,
+                flags: 4_194_560,
+                minor_faults: 1201,
+                major_faults: 5,
+                user_ticks: 7,
+                system_ticks: 8,
+                threads: 3,
+                start_ticks: 4242,
+                rss_pages: 321,
+            }
+        );
+        assert!(!stat.is_kernel_thread());
+        assert!(!stat.is_dead());
+    }
+
+    #[test]
+    fn a_command_name_may_hold_spaces_parentheses_and_fake_fields() {
+        for comm in ["tmux: server", "a) R 1 (b", "((", "))", "x\ny", "", "(sd-pam)"] {
+            let stat = Stat::parse(&format!("10 ({comm}) {TAIL}")).unwrap();
+            assert_eq!(stat.comm, comm);
+            assert_eq!((stat.state, stat.ppid, stat.start_ticks), ('S', 1, 4242), "{comm:?}");
+        }
+    }
+
+    #[test]
+    fn cut_or_foreign_lines_are_refused() {
+        for text in ["", "10", "10 (a", "10 a) S 1", "(a) S 1 2", "10 (a) S 1 2 3", "x (a) S 1 1"] {
+            assert_eq!(Stat::parse(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_leader_that_left_its_threads_behind_is_not_dead() {
+        let zombie = |threads: u32| {
+            let tail = TAIL.replacen('S', "Z", 1).replacen(" 3 0 4242", " N 0 4242", 1);
+            Stat::parse(&format!("10 (x) {}", tail.replacen('N', &threads.to_string(), 1))).unwrap()
+        };
+        assert!(zombie(1).is_dead());
+        assert!(!zombie(2).is_dead());
+    }
+
+    #[test]
+    fn status_is_read_by_key() {
+        let text = "Name:\tx\nTgid:\t12\nPid:\t13\nUid:\t0\t33\t0\t0\nNSpid:\t13\t2\n\
+            VmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\nCapEff:\t000001fffeffffff\n";
+        let status = Status::parse(text).unwrap();
+        assert_eq!(status.tgid, 12);
+        assert_eq!(status.euid, 33);
+        assert_eq!(status.namespace_pids, [13, 2]);
+        assert_eq!(status.effective_capabilities, 0x01ff_feff_ffff);
+        assert_eq!((status.rss_bytes, status.peak_rss_bytes), (1 << 20, 2 << 20));
+        assert_eq!(Status::parse("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn this_process_is_found_with_its_threads_and_program() {
+        let me = Tgid(std::process::id());
+        assert!(all_ids().contains(&me));
+        let process = Process::read(me).unwrap();
+        assert!(process.is_alive());
+        assert!(!process.kernel_thread);
+        assert!(threads(me).contains(&Tid(me.0)));
+        assert_eq!(comm(me).unwrap(), process.comm);
+        let program = std::env::current_exe().unwrap();
+        let metadata = fs::metadata(&program).unwrap();
+        assert_eq!(executable(me).unwrap().file, (metadata.dev(), metadata.ino()));
+        let later = Process { start_ticks: process.start_ticks + 1, ..process };
+        assert!(!later.is_alive());
+    }
+
+    #[test]
+    fn a_zombie_is_no_process() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let tgid = Tgid(child.id());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        while Process::read(tgid).is_some() {
+            assert!(std::time::Instant::now() < deadline, "never became a zombie");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        assert!(stat(tgid).unwrap().is_dead());
+        child.wait().unwrap();
+        assert_eq!(stat(tgid), None);
+    }
+}

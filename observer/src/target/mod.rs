@@ -1,0 +1,1 @@
+//! Who is watched, and following it through exec, fork and exit.
