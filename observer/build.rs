@@ -5,37 +5,54 @@
 //! `libstd-rust-web-dev-bpf`, linked into rustup under the name `bpf`, or rustup's nightly with
 //! `rust-src`.
 
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
-fn has_toolchain(name: &str) -> bool {
-    Command::new("rustup")
-        .args(["run", name, "rustc", "--version"])
-        .output()
-        .is_ok_and(|output| output.status.success())
+/// What a missing part is told with, in one line.
+const SET_UP: &str = "run `cargo xtask setup` (or scripts/setup.sh), which installs it";
+
+/// Directory of rustup's toolchain `name`, when it is there.
+fn sysroot(name: &str) -> Option<PathBuf> {
+    let output =
+        Command::new("rustup").args(["run", name, "rustc", "--print", "sysroot"]).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().into())
+}
+
+fn has_prebuilt_core(toolchain: &str) -> bool {
+    sysroot(toolchain).is_some_and(|root| root.join("lib/rustlib/bpfel-unknown-none").is_dir())
+}
+
+fn has_core_source(toolchain: &str) -> bool {
+    sysroot(toolchain).is_some_and(|root| root.join("lib/rustlib/src/rust/library/core").is_dir())
 }
 
 fn main() -> aya_build::Result<()> {
     println!("cargo:rerun-if-env-changed=OBSERVER_BPF_TOOLCHAIN");
     println!("cargo:rerun-if-changed=../observer-ebpf/src");
+    let forced = std::env::var("OBSERVER_BPF_TOOLCHAIN").ok();
+    let name = match forced.as_deref() {
+        Some(name) => name,
+        None if has_prebuilt_core("bpf") => "bpf",
+        None if has_core_source("nightly") => "nightly",
+        None => {
+            println!("cargo::error=no compiler for the BPF target; {SET_UP}");
+            return Ok(());
+        }
+    };
+    if !Command::new("bpf-linker").arg("--version").output().is_ok_and(|it| it.status.success()) {
+        println!("cargo::error=bpf-linker is not in PATH or does not start; {SET_UP}");
+        return Ok(());
+    }
+    if has_prebuilt_core(name) {
+        // aya-ebpf needs one unstable feature (BPF inline assembly) on this stable compiler; the
+        // value names the crate, since "1" would also make aya-build rebuild `core`.
+        // SAFETY: a build script's main thread is the only one at this point.
+        unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf") };
+    }
     let package = aya_build::Package {
         name: "observer-ebpf",
         root_dir: concat!(env!("CARGO_MANIFEST_DIR"), "/../observer-ebpf"),
         no_default_features: false,
         features: &["programs"],
     };
-    let forced = std::env::var("OBSERVER_BPF_TOOLCHAIN").ok();
-    let debian = match forced.as_deref() {
-        Some(name) => name == "bpf",
-        None => has_toolchain("bpf"),
-    };
-    let toolchain = if debian {
-        // aya-ebpf needs one unstable feature (BPF inline assembly) on this stable compiler; the
-        // value names the crate, since "1" would also make aya-build rebuild `core`.
-        // SAFETY: a build script's main thread is the only one at this point.
-        unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf") };
-        aya_build::Toolchain::Custom("bpf")
-    } else {
-        aya_build::Toolchain::default()
-    };
-    aya_build::build_ebpf([package], toolchain)
+    aya_build::build_ebpf([package], aya_build::Toolchain::Custom(name))
 }

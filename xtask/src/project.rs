@@ -1,0 +1,92 @@
+//! Where things lie, and the commands started most.
+
+use std::{
+    env,
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, ExitStatus},
+};
+
+/// What every project command ends with; the error is one line for the person.
+pub(crate) type Outcome = Result<ExitCode, String>;
+
+/// Top of the workspace.
+pub(crate) fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// Where cargo puts what it builds in `profile` ("debug" or "release").
+pub(crate) fn built(profile: &str) -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    root().join(target).join(profile)
+}
+
+/// The cargo that runs this program, in the workspace.
+pub(crate) fn cargo<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(arguments: I) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+/// Whether this process is root.
+pub(crate) fn is_root() -> bool {
+    // SAFETY: geteuid takes no argument, touches no memory, and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// `program` as root: itself where this is root, through a `sudo` that asks nothing elsewhere.
+/// Variables set on the command itself would not pass sudo, so they are given here.
+pub(crate) fn as_root(program: &Path, variables: &[(&str, &OsStr)]) -> Result<Command, String> {
+    if is_root() {
+        let mut command = Command::new(program);
+        command.envs(variables.iter().copied());
+        return Ok(command);
+    }
+    let silent = Command::new("sudo").args(["-n", "true"]).output();
+    if !silent.is_ok_and(|output| output.status.success()) {
+        return Err(format!(
+            "{} needs root, and sudo is missing or wants a password; run `sudo -v` first, or run this as root",
+            program.display()
+        ));
+    }
+    let mut command = Command::new("sudo");
+    command.args(["-n", "env"]);
+    for (name, value) in
+        variables.iter().copied().chain(inherited().iter().map(|(n, v)| (*n, v.as_os_str())))
+    {
+        let mut assignment = OsStr::new(name).to_os_string();
+        assignment.push("=");
+        assignment.push(value);
+        command.arg(assignment);
+    }
+    command.arg(program);
+    Ok(command)
+}
+
+/// What a program started through sudo keeps of this environment.
+fn inherited() -> Vec<(&'static str, std::ffi::OsString)> {
+    ["PATH", "CI", "TERM", "RUST_BACKTRACE"]
+        .into_iter()
+        .filter_map(|name| env::var_os(name).map(|value| (name, value)))
+        .collect()
+}
+
+/// Runs `command` with this terminal; its failure is the error.
+pub(crate) fn must(command: &mut Command) -> Result<(), String> {
+    let status = status(command)?;
+    if status.success() { Ok(()) } else { Err(format!("{} ended with {status}", shown(command))) }
+}
+
+/// Runs `command` with this terminal.
+pub(crate) fn status(command: &mut Command) -> Result<ExitStatus, String> {
+    command.status().map_err(|error| format!("could not start {}: {error}", shown(command)))
+}
+
+/// `command` as a person would type it.
+pub(crate) fn shown(command: &Command) -> String {
+    let program = Path::new(command.get_program());
+    let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
+    let arguments = command.get_args().map(OsStr::to_string_lossy);
+    [name].into_iter().chain(arguments).collect::<Vec<_>>().join(" ")
+}
