@@ -1,0 +1,335 @@
+//! The processes that stand for the target, as they come and go.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::TargetError;
+use super::liveness::{Watched, gone};
+use super::spec::{Matcher, TargetSpec};
+use crate::host::{Process, process};
+use crate::model::Tgid;
+
+/// Pause between two looks at `/proc` while the target runs.
+const SCAN_INTERVAL: Duration = Duration::from_millis(200);
+/// Pause between two looks while it is waited for.
+const WAIT_INTERVAL: Duration = Duration::from_millis(50);
+/// A look may take at most one part in so many of the time: a host with 100,000 processes is
+/// looked at less often, rather than disturbed.
+const SCAN_SHARE: u32 = 50;
+/// A process younger than this is looked at each time: a service is often forked by a shell or a
+/// manager under another name and executes its program a moment later.
+const SETTLING: Duration = Duration::from_secs(5);
+/// Of the older ones, so many are looked at each time, in turn.
+const RECHECKED: usize = 64;
+/// Handles on processes: below the usual limit of 1024 descriptors.
+const PIDFDS_MAX: usize = 512;
+
+/// What [`Membership::poll`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Processes that belong to the target now.
+    pub joined: Vec<Process>,
+    /// Processes of the target that are gone.
+    pub left: Vec<Tgid>,
+}
+
+impl Changes {
+    /// Nothing changed.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.joined.is_empty() && self.left.is_empty()
+    }
+}
+
+/// A process that was looked at and is not part of the target.
+#[derive(Debug)]
+struct Stranger {
+    start_ticks: u64,
+    first_seen: Instant,
+}
+
+/// The processes that stand for the target now: those that match, and their descendants.
+///
+/// A member stays one until it exits, whatever it executes and wherever it is moved.
+#[derive(Debug)]
+pub struct Membership {
+    spec: TargetSpec,
+    /// Nothing is matched process by process with `--pid`, `--cgroup` and `--port`.
+    matcher: Option<Matcher>,
+    members: BTreeMap<Tgid, Watched>,
+    excluded: HashMap<Tgid, Process>,
+    strangers: HashMap<Tgid, Stranger>,
+    recheck_from: Tgid,
+    next_scan: Instant,
+}
+
+impl Membership {
+    /// The processes that match now, with all their descendants.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn new(spec: &TargetSpec) -> Result<Self, TargetError> {
+        let seeds = spec.resolve()?;
+        let mut membership = Self {
+            spec: spec.clone(),
+            matcher: Matcher::new(spec),
+            members: BTreeMap::new(),
+            excluded: HashMap::new(),
+            strangers: HashMap::new(),
+            recheck_from: Tgid(0),
+            next_scan: Instant::now(),
+        };
+        let first = seeds.first().map(|process| process.tgid);
+        for process in seeds {
+            membership.admit(process, true);
+        }
+        if membership.members.is_empty() {
+            // They matched and exited before a handle on them could be taken.
+            return Err(match (spec, first) {
+                (TargetSpec::Pids(_), Some(tgid)) => TargetError::NoSuchProcess(tgid),
+                _ => spec.resolve().err().unwrap_or(TargetError::Vanished),
+            });
+        }
+        membership.rescan();
+        Ok(membership)
+    }
+
+    /// The same, waiting until something matches. `None` when `stop` was set meanwhile.
+    ///
+    /// # Errors
+    /// When waiting cannot help (an id that is no process).
+    pub fn wait(spec: &TargetSpec, stop: &AtomicBool) -> Result<Option<Self>, TargetError> {
+        while !stop.load(Ordering::Relaxed) {
+            let started = Instant::now();
+            match Self::new(spec) {
+                Ok(membership) => return Ok(Some(membership)),
+                Err(error) if !error.may_appear() => return Err(error),
+                Err(_) => {}
+            }
+            std::thread::sleep(WAIT_INTERVAL.max(started.elapsed() * SCAN_SHARE / 5));
+        }
+        Ok(None)
+    }
+
+    /// Leaves a process out, with its descendants: the load generator that observer started may
+    /// be in the very cgroup that is watched.
+    pub fn exclude(&mut self, tgid: Tgid) {
+        let mut pending = vec![tgid];
+        while let Some(tgid) = pending.pop() {
+            self.members.remove(&tgid);
+            if let Some(process) = Process::read(tgid) {
+                self.excluded.insert(tgid, process);
+            }
+            pending.extend(
+                self.processes().filter(|process| process.parent == tgid).map(|child| child.tgid),
+            );
+        }
+    }
+
+    /// Processes of the target, as last seen.
+    #[must_use]
+    pub fn tgids(&self) -> BTreeSet<Tgid> {
+        self.members.keys().copied().collect()
+    }
+
+    /// The same with what is known of each.
+    pub fn processes(&self) -> impl Iterator<Item = &Process> {
+        self.members.values().map(|watched| &watched.process)
+    }
+
+    /// Whether a process belongs to the target.
+    #[must_use]
+    pub fn contains(&self, tgid: Tgid) -> bool {
+        self.members.contains_key(&tgid)
+    }
+
+    /// The process that stands for the target where one must: the oldest that matches, else the
+    /// oldest of all. `None` once all are gone.
+    #[must_use]
+    pub fn primary(&self) -> Option<&Process> {
+        self.members
+            .values()
+            .min_by_key(|watched| {
+                (!watched.seed, watched.process.start_ticks, watched.process.tgid)
+            })
+            .map(|watched| &watched.process)
+    }
+
+    /// Every process of the target is gone, as last seen. One that is restarted under the same
+    /// name, cgroup or port joins again at a later [`Self::poll`].
+    #[must_use]
+    pub fn all_gone(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// What is watched, for people: `--comm nginx: 812 nginx, 815 nginx and 6 more`.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        const NAMED: usize = 4;
+        let mut text = self.spec.to_string();
+        for (index, process) in self.processes().take(NAMED).enumerate() {
+            let separator = if index == 0 { ": " } else { ", " };
+            let _ = write!(text, "{separator}{} {}", process.tgid.0, process.comm);
+        }
+        match self.members.len() {
+            0 => text.push_str(": no process"),
+            count if count > NAMED => {
+                let _ = write!(text, " and {} more", count - NAMED);
+            }
+            _ => {}
+        }
+        text
+    }
+
+    /// The target forked: `child` is a process (not a thread) that the kernel side follows
+    /// already. `None` when it is known, or gone again.
+    pub fn on_fork(&mut self, child: Tgid) -> Option<&Process> {
+        if self.members.contains_key(&child) || self.excluded.contains_key(&child) {
+            return None;
+        }
+        self.admit(Process::read(child)?, false);
+        self.members.get(&child).map(|watched| &watched.process)
+    }
+
+    /// The target executed another program: its name is read again.
+    pub fn on_exec(&mut self, tgid: Tgid) {
+        if let Some(watched) = self.members.get_mut(&tgid)
+            && let Some(comm) = process::comm(tgid)
+        {
+            watched.process.comm = comm;
+        }
+    }
+
+    /// Notices processes that left (always) and that joined (every 200 ms at most; less often
+    /// where looking takes long). Cheap enough to be called at every turn of a loop.
+    pub fn poll(&mut self) -> Changes {
+        let mut changes = Changes { joined: Vec::new(), left: self.reap() };
+        if Instant::now() >= self.next_scan {
+            changes.joined = self.rescan();
+        }
+        changes
+    }
+
+    /// Looks for processes that joined, now, and returns them. To be called once more after the
+    /// kernel side follows [`Self::tgids`], until it finds nothing: what was forked in between
+    /// is found here, what is forked later by the kernel side.
+    pub fn rescan(&mut self) -> Vec<Process> {
+        let started = Instant::now();
+        let before: BTreeMap<Tgid, u64> = self
+            .members
+            .iter()
+            .map(|(&tgid, watched)| (tgid, watched.process.start_ticks))
+            .collect();
+        self.excluded.retain(|_, process| process.is_alive());
+        self.scan_processes(started);
+        if matches!(self.spec, TargetSpec::Cgroup(_) | TargetSpec::Port(_)) {
+            for process in self.spec.resolve().unwrap_or_default() {
+                if !self.is_excluded(&process) {
+                    self.admit(process, true);
+                }
+            }
+        }
+        self.next_scan =
+            Instant::now() + SCAN_INTERVAL.max(started.elapsed().saturating_mul(SCAN_SHARE));
+        self.processes()
+            .filter(|process| before.get(&process.tgid) != Some(&process.start_ticks))
+            .cloned()
+            .collect()
+    }
+
+    /// Reads the processes that are new, young, or due: children of members join, and those that
+    /// match.
+    fn scan_processes(&mut self, now: Instant) {
+        let ids = process::all_ids();
+        let present: HashSet<Tgid> = ids.iter().copied().collect();
+        self.strangers.retain(|tgid, _| present.contains(tgid));
+
+        let due = self.due_for_recheck(&ids);
+        let mut read: Vec<Process> = ids
+            .into_iter()
+            .filter(|tgid| !self.members.contains_key(tgid))
+            .filter(|tgid| match self.strangers.get(tgid) {
+                None => true,
+                Some(stranger) => {
+                    due.contains(tgid) || now.duration_since(stranger.first_seen) < SETTLING
+                }
+            })
+            .filter_map(Process::read)
+            .collect();
+        // Parents before their children, so that a whole new family joins in one go.
+        read.sort_by_key(|process| (process.start_ticks, process.tgid));
+        for process in read {
+            if self.is_excluded(&process) {
+                self.strangers.remove(&process.tgid);
+                self.excluded.insert(process.tgid, process);
+                continue;
+            }
+            let matches = self.matcher.as_ref().is_some_and(|matcher| matcher.matches(&process));
+            let child = self
+                .members
+                .get(&process.parent)
+                .is_some_and(|parent| parent.process.start_ticks <= process.start_ticks);
+            if matches || child {
+                self.admit(process, matches);
+            } else {
+                let start_ticks = process.start_ticks;
+                let stranger = self
+                    .strangers
+                    .entry(process.tgid)
+                    .or_insert(Stranger { start_ticks, first_seen: now });
+                if stranger.start_ticks != start_ticks {
+                    *stranger = Stranger { start_ticks, first_seen: now };
+                }
+            }
+        }
+    }
+
+    /// The next [`RECHECKED`] ids after those of the last time. Nothing with `--pid`: what has no
+    /// member for a parent when it is born never becomes one.
+    fn due_for_recheck(&mut self, ids: &[Tgid]) -> HashSet<Tgid> {
+        if self.matcher.is_none() {
+            return HashSet::new();
+        }
+        let from = ids.partition_point(|&tgid| tgid <= self.recheck_from);
+        let due: Vec<Tgid> =
+            ids[from..].iter().chain(&ids[..from]).copied().take(RECHECKED).collect();
+        self.recheck_from = due.last().copied().unwrap_or_default();
+        due.into_iter().collect()
+    }
+
+    fn is_excluded(&self, process: &Process) -> bool {
+        let excluded = |tgid: &Tgid| self.excluded.get(tgid).map(|process| process.start_ticks);
+        excluded(&process.tgid) == Some(process.start_ticks)
+            || excluded(&process.parent).is_some_and(|parent| parent <= process.start_ticks)
+    }
+
+    fn admit(&mut self, process: Process, seed: bool) {
+        let tgid = process.tgid;
+        if tgid.0 == std::process::id() || process.kernel_thread {
+            return;
+        }
+        if let Some(known) = self.members.get_mut(&tgid)
+            && known.process.start_ticks == process.start_ticks
+        {
+            known.seed |= seed;
+            known.process.comm = process.comm;
+            return;
+        }
+        let with_pidfd = self.members.len() < PIDFDS_MAX;
+        if let Some(watched) = Watched::new(process, seed, with_pidfd) {
+            self.strangers.remove(&tgid);
+            self.members.insert(tgid, watched);
+        }
+    }
+
+    fn reap(&mut self) -> Vec<Tgid> {
+        let left: Vec<Tgid> =
+            gone(self.members.values()).into_iter().map(|process| process.tgid).collect();
+        for tgid in &left {
+            self.members.remove(tgid);
+        }
+        left
+    }
+}
