@@ -1,1 +1,224 @@
-//! Filled in by its own commits.
+//! The load generator's samples: adapters that read what generators write, and the alignment that
+//! puts their times on the kernel's clock.
+//!
+//! An adapter is one file with one [`AdapterInfo`] and one row in [`ADAPTERS`]. It is handed whole
+//! records as they come (live or from a file, the same code) and yields [`RawRow`]s on the clock
+//! its generator used. [`Ingest`] is what a session holds: it cuts the byte stream into records,
+//! feeds the adapter, keeps count of everything that could not be used, and at the end aligns the
+//! rows with the clock anchors of the run.
+
+mod align;
+mod error;
+mod framing;
+mod hey;
+mod ingest;
+pub mod observer;
+mod schedule;
+mod spec;
+mod vegeta;
+mod vegeta_csv;
+mod vegeta_json;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+pub use align::{Alignment, RelAnchor, Window};
+pub use error::IngestError;
+pub use framing::{Framing, MAX_RECORD_BYTES};
+pub use ingest::{Ingest, Ingested, Live, MAX_SAMPLES};
+pub use spec::{SamplesSource, SamplesSpec};
+
+/// Every adapter, in the order shown to people.
+pub static ADAPTERS: &[&AdapterInfo] =
+    &[&observer::INFO, &hey::INFO, &vegeta_csv::INFO, &vegeta_json::INFO];
+
+/// The adapter of this name.
+#[must_use]
+pub fn adapter(name: &str) -> Option<&'static AdapterInfo> {
+    ADAPTERS.iter().copied().find(|info| info.name == name)
+}
+
+/// What the times in a generator's rows count from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClockKind {
+    /// `CLOCK_MONOTONIC` of this host: no conversion.
+    Monotonic,
+    /// The wall clock, read anew for each row: a step of it is in the rows.
+    WallPerEvent,
+    /// The wall clock read once at the start, monotonic from there: a step of it is not in the
+    /// rows.
+    WallAtStart,
+    /// Monotonic from an instant that is not in the output: needs a [`RelAnchor`].
+    Relative,
+}
+
+impl ClockKind {
+    /// The name used in outputs and documentation.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Monotonic => "monotonic",
+            Self::WallPerEvent => "wall clock, read per request",
+            Self::WallAtStart => "wall clock read once, monotonic from there",
+            Self::Relative => "offset from the generator's start",
+        }
+    }
+
+    /// Whether the rows pass over the wall clock on their way to the kernel's.
+    #[must_use]
+    pub const fn is_wall(self) -> bool {
+        matches!(self, Self::WallPerEvent | Self::WallAtStart)
+    }
+}
+
+/// Whether a generator's rows say when a request was meant to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IntendedStart {
+    /// In every row.
+    Recorded,
+    /// Computed from the request numbers when the rate was constant, else unknown.
+    Derived,
+    /// Never: the samples are open to coordinated omission.
+    Unknown,
+}
+
+/// One row of [`ADAPTERS`].
+pub struct AdapterInfo {
+    /// What people write after `--samples`.
+    pub name: &'static str,
+    /// One line: how to make the generator write it.
+    pub doc: &'static str,
+    /// What the times count from, unless the data says otherwise.
+    pub clock: ClockKind,
+    /// Whether coordinated omission can be corrected.
+    pub intended_start: IntendedStart,
+    /// How records are told apart.
+    pub framing: Framing,
+    /// Whether the first bytes of a stream look like this format.
+    pub looks_like: fn(&[u8]) -> bool,
+    /// A fresh adapter.
+    pub start: fn() -> Box<dyn Adapter>,
+}
+
+impl std::fmt::Debug for AdapterInfo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AdapterInfo").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Reads one generator's format.
+pub trait Adapter: Send {
+    /// Takes a block of whole records (lines, line ends included).
+    fn records(&mut self, block: &[u8], sink: &mut Sink);
+
+    /// After the last record: derives what needs all rows and leaves notes.
+    fn finish(&mut self, sink: &mut Sink);
+
+    /// The clock, where the data itself names it.
+    fn clock(&self) -> Option<ClockKind> {
+        None
+    }
+}
+
+/// One request on the generator's clock. All times are nanoseconds on that clock.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RawRow {
+    /// When the schedule wanted it sent.
+    pub intended_start_ns: Option<u64>,
+    /// When it was sent.
+    pub start_ns: u64,
+    /// From `start_ns` to the end of the answer, or to the failure.
+    pub latency_ns: u64,
+    /// HTTP status, if there was an answer.
+    pub status: Option<u16>,
+    /// What went wrong.
+    pub error: Option<String>,
+    /// The generator's own number.
+    pub seq: Option<u64>,
+    /// The generator counts it as a success.
+    pub ok: bool,
+}
+
+/// Longest error text kept of one row: texts repeat for every failed request, and some generators
+/// put whole answers into them.
+const MAX_ERROR_BYTES: usize = 256;
+
+impl RawRow {
+    /// End on the generator's clock.
+    #[must_use]
+    pub const fn end_ns(&self) -> u64 {
+        self.start_ns.saturating_add(self.latency_ns)
+    }
+
+    /// From the intended start where known.
+    #[must_use]
+    pub fn response_ns(&self) -> u64 {
+        self.end_ns().saturating_sub(self.intended_start_ns.unwrap_or(self.start_ns))
+    }
+}
+
+/// Where an adapter puts what it reads.
+#[derive(Debug, Default)]
+pub struct Sink {
+    /// Rows, in the order they came.
+    pub rows: Vec<RawRow>,
+    /// Records that gave no row, by reason.
+    pub skipped: BTreeMap<&'static str, u64>,
+    /// Things a person should know about the samples, one sentence each.
+    pub notes: Vec<String>,
+    /// The generator's own end mark is missing: rows may be missing.
+    pub unfinished: bool,
+    /// Resolution of the times; 1 unless the adapter sets it.
+    pub precision_ns: u64,
+    /// A relative clock: offset and dial time of the first request that opened a connection.
+    pub first_dial: Option<FirstDial>,
+    /// A relative clock: how long after its spawn a generator's zero typically comes, and how far
+    /// that may be off.
+    pub zero_after_spawn_ns: Option<(u64, u64)>,
+    /// What a header without a request means.
+    pub empty_hint: &'static str,
+    /// Nothing that follows can be used.
+    pub fatal: Option<IngestError>,
+    /// Lines that belong to the format without being a request (headers, end marks).
+    pub structural: u64,
+}
+
+/// The earliest request that opened a connection, on a relative clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FirstDial {
+    /// Its start.
+    pub start_ns: u64,
+    /// Name resolution, before the connection attempt.
+    pub dns_ns: u64,
+    /// Name resolution and connecting together.
+    pub dial_ns: u64,
+}
+
+impl Sink {
+    fn new() -> Self {
+        Self { precision_ns: 1, ..Self::default() }
+    }
+
+    /// Takes a row; beyond [`MAX_SAMPLES`] it is only counted.
+    pub fn push(&mut self, mut row: RawRow) {
+        if self.rows.len() >= MAX_SAMPLES {
+            self.skip("beyond_sample_cap");
+            return;
+        }
+        if let Some(error) = &mut row.error
+            && error.len() > MAX_ERROR_BYTES
+        {
+            let cut = error.floor_char_boundary(MAX_ERROR_BYTES);
+            error.truncate(cut);
+            error.shrink_to_fit();
+        }
+        self.rows.push(row);
+    }
+
+    /// Counts a record that gives no row.
+    pub fn skip(&mut self, reason: &'static str) {
+        *self.skipped.entry(reason).or_default() += 1;
+    }
+}

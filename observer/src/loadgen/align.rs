@@ -1,0 +1,262 @@
+//! Puts a generator's times on the kernel's clock.
+
+use std::collections::BTreeMap;
+
+use super::{ClockKind, IngestError, RawRow, Sink};
+use crate::clock::{Anchors, MonoNanos, WallNanos};
+use crate::model::Sample;
+
+/// The part of the monotonic clock in which every probe was attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// First instant.
+    pub start: MonoNanos,
+    /// Last instant.
+    pub end: MonoNanos,
+}
+
+/// What was seen of the generator from outside: needed for the generators that count from an
+/// instant they do not write down. Everything is optional; the more is known, the smaller the
+/// uncertainty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RelAnchor {
+    /// Just before the generator was spawned.
+    pub spawned: Option<MonoNanos>,
+    /// Its first connect(2) (or first send): the best anchor.
+    pub first_connect: Option<MonoNanos>,
+    /// The target's first accept(2) after the spawn: good, unless something else connected first.
+    pub first_accept: Option<MonoNanos>,
+    /// When its end was noticed.
+    pub exited: Option<MonoNanos>,
+}
+
+/// How the samples came onto the kernel's clock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alignment {
+    /// What the generator's times counted from.
+    pub clock: ClockKind,
+    /// How far a sample's times may be off, without their own resolution.
+    pub uncertainty_ns: u64,
+}
+
+/// Between hey's own `offset` and its connect(2), and rounding of the offset: both below 0.1 ms.
+const CONNECT_OFF_NS: u64 = 200_000;
+
+/// Between a connection being made and the server's accept(2) of it, when the server is idle.
+const ACCEPT_OFF_NS: u64 = 1_000_000;
+
+/// An anchor this far outside what spawn and exit allow was made by something else.
+const CONTRADICTION_NS: u64 = 2_000_000;
+
+/// Reading two clocks of one host by way of a vDSO, twice.
+const WALL_READ_NS: u64 = 1_000;
+
+enum Map<'a> {
+    Same,
+    Wall(&'a Anchors),
+    WallFrom(&'a Anchors, WallNanos),
+    Offset(i128),
+}
+
+impl Map<'_> {
+    fn apply(&self, time: u64) -> Option<MonoNanos> {
+        match self {
+            Self::Same => Some(MonoNanos(time)),
+            Self::Wall(anchors) => anchors.to_monotonic(WallNanos(time)),
+            Self::WallFrom(anchors, start) => {
+                anchors.to_monotonic_from_start(WallNanos(time), *start)
+            }
+            Self::Offset(offset) => u64::try_from(i128::from(time) + offset).ok().map(MonoNanos),
+        }
+    }
+}
+
+/// Converts all rows, drops those outside the window (counted), and sorts by begin.
+pub(super) fn align(
+    mut sink: Sink,
+    clock: ClockKind,
+    anchors: &Anchors,
+    window: Window,
+    seen: &RelAnchor,
+    skipped: &mut BTreeMap<String, u64>,
+) -> Result<(Vec<Sample>, Alignment, Vec<String>), IngestError> {
+    let mut notes = std::mem::take(&mut sink.notes);
+    let (map, uncertainty_ns) = match clock {
+        ClockKind::Monotonic => (Map::Same, 0),
+        ClockKind::WallPerEvent | ClockKind::WallAtStart => {
+            if anchors.steps() > 0 {
+                notes.push(format!(
+                    "the wall clock stepped {} times during the run: samples near a step may be \
+                     misplaced",
+                    anchors.steps()
+                ));
+            }
+            let read = anchors.0.iter().map(|anchor| anchor.uncertainty_ns).max();
+            let map = match (clock, sink.rows.iter().map(|row| row.start_ns).min()) {
+                (ClockKind::WallAtStart, Some(first)) => Map::WallFrom(anchors, WallNanos(first)),
+                _ => Map::Wall(anchors),
+            };
+            (map, read.unwrap_or(0) + WALL_READ_NS)
+        }
+        ClockKind::Relative => {
+            let zero = relative_zero(&sink, seen)?;
+            notes.push(zero.note);
+            (Map::Offset(zero.at), zero.uncertainty_ns)
+        }
+    };
+    let count = sink.rows.len() as u64;
+    let precision_ns = sink.precision_ns;
+    let slack = uncertainty_ns + precision_ns;
+    let earliest = MonoNanos(window.start.0.saturating_sub(slack));
+    let latest = MonoNanos(window.end.0.saturating_add(slack));
+    let mut outside = Outside::default();
+    let mut samples: Vec<Sample> = std::mem::take(&mut sink.rows)
+        .into_iter()
+        .filter_map(|row| {
+            let sample = convert(row, &map, precision_ns);
+            match sample {
+                Some(sample) if sample.begin() < earliest => outside.before(earliest, &sample),
+                Some(sample) if sample.begin() > latest => outside.after(latest, &sample),
+                Some(sample) => return Some(sample),
+                None => outside.unplaced += 1,
+            }
+            None
+        })
+        .collect();
+    if samples.is_empty() {
+        return Err(IngestError::OtherClock { count, detail: outside.nearest() });
+    }
+    if outside.count() > 0 {
+        skipped.insert("outside_run".into(), outside.count());
+    }
+    samples.sort_by_key(Sample::begin);
+    Ok((samples, Alignment { clock, uncertainty_ns }, notes))
+}
+
+fn convert(row: RawRow, map: &Map, precision_ns: u64) -> Option<Sample> {
+    let start = map.apply(row.start_ns)?;
+    Some(Sample {
+        intended_start: match row.intended_start_ns {
+            Some(intended) => Some(map.apply(intended)?),
+            None => None,
+        },
+        start,
+        end: MonoNanos(start.0.saturating_add(row.latency_ns)),
+        precision_ns,
+        status: row.status,
+        ok: row.ok,
+        error: row.error,
+        seq: row.seq,
+    })
+}
+
+/// Rows that do not meet the window.
+#[derive(Default)]
+struct Outside {
+    before: u64,
+    after: u64,
+    unplaced: u64,
+    least_before_ns: Option<u64>,
+    least_after_ns: Option<u64>,
+}
+
+impl Outside {
+    fn before(&mut self, earliest: MonoNanos, sample: &Sample) {
+        self.before += 1;
+        let off = earliest.since(sample.begin());
+        self.least_before_ns = Some(self.least_before_ns.map_or(off, |least| least.min(off)));
+    }
+
+    fn after(&mut self, latest: MonoNanos, sample: &Sample) {
+        self.after += 1;
+        let off = sample.begin().since(latest);
+        self.least_after_ns = Some(self.least_after_ns.map_or(off, |least| least.min(off)));
+    }
+
+    const fn count(&self) -> u64 {
+        self.before + self.after + self.unplaced
+    }
+
+    fn nearest(&self) -> String {
+        let seconds = |ns: u64| ns as f64 / 1e9;
+        match (self.least_before_ns, self.least_after_ns) {
+            (Some(before), after) if after.is_none_or(|after| before <= after) => {
+                format!("the nearest was sent {:.3} s before it", seconds(before))
+            }
+            (_, Some(after)) => {
+                format!("the nearest was sent {:.3} s after it", seconds(after))
+            }
+            _ => "their times are before this host's boot".into(),
+        }
+    }
+}
+
+struct Zero {
+    at: i128,
+    uncertainty_ns: u64,
+    note: String,
+}
+
+/// Where a relative clock has its zero, by the best anchor that does not contradict the rest.
+///
+/// The generator cannot have begun before it was spawned, and its last answer cannot have come
+/// after it exited: that bounds the zero from both sides. Within the bounds its first connect
+/// says it best (the earliest row that dialled had its connect there), then the target's first
+/// accept, then the typical time from spawn to zero.
+fn relative_zero(sink: &Sink, seen: &RelAnchor) -> Result<Zero, IngestError> {
+    let time = |at: MonoNanos| i128::from(at.0);
+    let last_end = sink.rows.iter().map(RawRow::end_ns).max().unwrap_or(0);
+    let lower = seen.spawned.map(time);
+    let upper = seen.exited.map(|exited| time(exited) - i128::from(last_end));
+    let allowed = |at: i128| {
+        let slack = i128::from(CONTRADICTION_NS);
+        lower.is_none_or(|lower| at >= lower - slack)
+            && upper.is_none_or(|upper| at <= upper + slack)
+    };
+    let first_start = sink.rows.iter().map(|row| row.start_ns).min().unwrap_or(0);
+    let dial = sink.first_dial;
+    let dial_start = dial.map_or(first_start, |dial| dial.start_ns + dial.dns_ns);
+    let dial_end = dial.map_or(first_start, |dial| dial.start_ns + dial.dial_ns);
+
+    let by_connect = seen.first_connect.map(|connect| Zero {
+        at: time(connect) - i128::from(dial_start),
+        uncertainty_ns: sink.precision_ns + CONNECT_OFF_NS,
+        note: "times placed by the generator's first connect".into(),
+    });
+    let by_accept = seen.first_accept.map(|accept| Zero {
+        at: time(accept) - i128::from(dial_end),
+        uncertainty_ns: sink.precision_ns + (dial_end - dial_start) + ACCEPT_OFF_NS,
+        note: "times placed by the target's first accept after the generator's start".into(),
+    });
+    let seen_any = by_connect.is_some() || by_accept.is_some();
+    if let Some(zero) = [by_connect, by_accept].into_iter().flatten().find(|zero| allowed(zero.at))
+    {
+        return Ok(zero);
+    }
+
+    let (Some(lower), Some((typical, off))) = (lower, sink.zero_after_spawn_ns) else {
+        return Err(IngestError::NoAnchor);
+    };
+    let contradicted =
+        if seen_any { " (the connection that was seen was not the generator's first)" } else { "" };
+    // The bound by the exit may be tighter than what is typical.
+    let (low, mut high) = (
+        lower + i128::from(typical.saturating_sub(off)),
+        lower + i128::from(typical) + i128::from(off),
+    );
+    if let Some(upper) = upper {
+        high = high.min(upper).max(low);
+    }
+    let at = (lower + i128::from(typical)).min(high);
+    let uncertainty_ns = u64::try_from((at - low).max(high - at)).unwrap_or(off);
+    Ok(Zero {
+        at,
+        uncertainty_ns,
+        note: format!(
+            "times placed by the generator's start plus what it typically needs, {:.1} ms: they \
+             may be off by {:.1} ms{contradicted}",
+            (at - lower) as f64 / 1e6,
+            uncertainty_ns as f64 / 1e6
+        ),
+    })
+}

@@ -1,0 +1,174 @@
+//! `hey -o csv`, as of 0.1.4 (requester/print.go): written at the end, offsets from hey's own
+//! process start, 0.1 ms resolution, failed requests left out.
+
+use super::{
+    Adapter, AdapterInfo, ClockKind, FirstDial, Framing, IngestError, IntendedStart, RawRow, Sink,
+    observer::is_success,
+};
+
+/// The adapter's row.
+pub(super) static INFO: AdapterInfo = AdapterInfo {
+    name: "hey",
+    doc: "`hey -o csv URL`: written when hey ends; failed requests are not in it",
+    clock: ClockKind::Relative,
+    intended_start: IntendedStart::Unknown,
+    framing: Framing::Csv,
+    looks_like,
+    start: || Box::<Hey>::default(),
+};
+
+/// Seconds with four decimals.
+const PRECISION_NS: u64 = 100_000;
+
+/// hey's zero (its package initialisation) came 9 to 14 ms after the spawn where it was measured;
+/// a slower host may take twice that.
+const ZERO_AFTER_SPAWN_NS: (u64, u64) = (11_500_000, 10_000_000);
+
+/// hey stops keeping rows here (requester/requester.go, `maxRes`).
+const HEY_MAX_ROWS: usize = 1_000_000;
+
+const LATENCY: &str = "response-time";
+const DIAL: &str = "DNS+dialup";
+const DNS: &str = "DNS";
+const STATUS: &str = "status-code";
+const OFFSET: &str = "offset";
+
+fn looks_like(head: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(head);
+    let first = text.lines().next().unwrap_or_default();
+    Columns::of(first.split(',')).is_some()
+}
+
+/// Where each value is: found by name, so that another column order is no misreading.
+#[derive(Clone, Copy, Debug)]
+struct Columns {
+    latency: usize,
+    status: usize,
+    offset: usize,
+    dial: Option<usize>,
+    dns: Option<usize>,
+}
+
+impl Columns {
+    fn of<'a>(names: impl Iterator<Item = &'a str>) -> Option<Self> {
+        let names: Vec<&str> =
+            names.map(|name| name.trim_start_matches('\u{feff}').trim()).collect();
+        let at = |wanted: &str| names.iter().position(|name| *name == wanted);
+        Some(Self {
+            latency: at(LATENCY)?,
+            status: at(STATUS)?,
+            offset: at(OFFSET)?,
+            dial: at(DIAL),
+            dns: at(DNS),
+        })
+    }
+}
+
+/// Seconds in decimal notation as nanoseconds, without passing through a float.
+fn seconds_to_ns(text: &str) -> Option<u64> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(fraction) || fraction.len() > 9 {
+        return None;
+    }
+    let sub: u64 = format!("{fraction:0<9}").parse().ok()?;
+    whole.parse::<u64>().ok()?.checked_mul(1_000_000_000)?.checked_add(sub)
+}
+
+#[derive(Debug, Default)]
+struct Hey {
+    columns: Option<Columns>,
+}
+
+impl Hey {
+    fn row(columns: Columns, record: &csv::StringRecord, sink: &mut Sink) -> Option<RawRow> {
+        let time = |column: usize| record.get(column).and_then(seconds_to_ns);
+        let start_ns = time(columns.offset)?;
+        let latency_ns = time(columns.latency)?;
+        let status: u16 = record.get(columns.status)?.parse().ok()?;
+        let dial_ns = columns.dial.and_then(time).unwrap_or(0);
+        if dial_ns > 0 && sink.first_dial.is_none_or(|first| start_ns < first.start_ns) {
+            let dns_ns = columns.dns.and_then(time).unwrap_or(0);
+            sink.first_dial = Some(FirstDial { start_ns, dns_ns, dial_ns });
+        }
+        Some(RawRow {
+            intended_start_ns: None,
+            start_ns,
+            latency_ns,
+            status: Some(status),
+            error: None,
+            seq: None,
+            ok: is_success(status),
+        })
+    }
+}
+
+impl Adapter for Hey {
+    fn records(&mut self, block: &[u8], sink: &mut Sink) {
+        let mut reader =
+            csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(block);
+        let mut record = csv::StringRecord::new();
+        loop {
+            if sink.fatal.is_some() {
+                return;
+            }
+            match reader.read_record(&mut record) {
+                Ok(false) => return,
+                Err(_) => sink.skip("not_utf8"),
+                Ok(true) => match self.columns {
+                    Some(columns) => match Self::row(columns, &record, sink) {
+                        Some(row) => sink.push(row),
+                        None => sink.skip("malformed_line"),
+                    },
+                    None => match Columns::of(record.iter()) {
+                        Some(columns) => {
+                            self.columns = Some(columns);
+                            sink.structural += 1;
+                        }
+                        None => {
+                            sink.fatal = Some(IngestError::WrongFormat {
+                                expected: INFO.name,
+                                detail: format!(
+                                    "the first line has no columns {LATENCY}, {STATUS}, {OFFSET} \
+                                     (was hey called with -o csv?)"
+                                ),
+                                looks_like: None,
+                            });
+                        }
+                    },
+                },
+            }
+        }
+    }
+
+    fn finish(&mut self, sink: &mut Sink) {
+        sink.precision_ns = PRECISION_NS;
+        sink.zero_after_spawn_ns = Some(ZERO_AFTER_SPAWN_NS);
+        sink.empty_hint = "hey leaves failed requests out of its CSV: run it without -o csv to see \
+                           the errors";
+        sink.notes.push(
+            "hey writes times in steps of 0.1 ms, leaves failed requests out, and sends nothing \
+             while an answer is slow: errors and part of the slow time are not in these samples"
+                .into(),
+        );
+        if sink.rows.len() >= HEY_MAX_ROWS {
+            sink.notes
+                .push(format!("hey keeps {HEY_MAX_ROWS} rows at most: later requests are missing"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_are_read_exactly() {
+        assert_eq!(seconds_to_ns("0.0007"), Some(700_000));
+        assert_eq!(seconds_to_ns("3.0011"), Some(3_001_100_000));
+        assert_eq!(seconds_to_ns("12"), Some(12_000_000_000));
+        for bad in ["", "-1.0", "1e3", ".5", "NaN", "0.0000000001", "99999999999999999999"] {
+            assert_eq!(seconds_to_ns(bad), None, "{bad}");
+        }
+    }
+}

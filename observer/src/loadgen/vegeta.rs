@@ -1,0 +1,53 @@
+//! What vegeta's encodings have in common (lib/results.go, lib/attack.go): the wall clock read
+//! once and monotonic from there, the start when a worker picked the request up, no intended
+//! start, and one fake row when `-lazy` targets run out.
+
+use super::{RawRow, Sink, observer::is_success, schedule};
+
+/// Error text of the row that stands for no request.
+const NO_TARGETS: &str = "no targets to attack";
+
+/// One result, however it was encoded.
+#[derive(Clone, Debug)]
+pub(super) struct Hit {
+    pub(super) start_ns: u64,
+    pub(super) latency_ns: u64,
+    pub(super) code: u16,
+    pub(super) seq: u64,
+    pub(super) error: String,
+}
+
+pub(super) fn push(hit: Hit, sink: &mut Sink) {
+    if hit.code == 0 && hit.error == NO_TARGETS {
+        sink.skip("no_targets");
+        return;
+    }
+    sink.push(RawRow {
+        intended_start_ns: None,
+        start_ns: hit.start_ns,
+        latency_ns: hit.latency_ns,
+        status: (hit.code != 0).then_some(hit.code),
+        ok: is_success(hit.code) && hit.error.is_empty(),
+        error: (!hit.error.is_empty()).then_some(hit.error),
+        seq: Some(hit.seq),
+    });
+}
+
+/// Derives intended starts where the rate was constant, and says what was done.
+pub(super) fn finish(sink: &mut Sink) {
+    sink.empty_hint = "vegeta attack ended before its first result";
+    if sink.rows.is_empty() {
+        return;
+    }
+    sink.notes.push(match schedule::derive_constant(&mut sink.rows) {
+        Ok(rate) => format!(
+            "vegeta writes no intended start; computed from the request numbers at {rate} requests \
+             per {}",
+            rate.unit()
+        ),
+        Err(why) => format!(
+            "vegeta writes no intended start and it could not be computed ({why}): the samples are \
+             open to coordinated omission"
+        ),
+    });
+}
