@@ -1,0 +1,264 @@
+//! Runs made up for tests of the outputs.
+
+use std::collections::BTreeMap;
+
+use crate::clock::{Anchor, Anchors, MonoNanos, WallNanos};
+use crate::model::*;
+
+const START: u64 = 5_000_000_000;
+const MS: u64 = 1_000_000;
+
+/// A name that tries to break out of every output.
+pub(crate) const HOSTILE: &str = "</b><i>\u{1b}[31m";
+
+pub(crate) fn run() -> RunInfo {
+    let attached = |tier: &str| Coverage {
+        state: ProbeState::Attached,
+        tier: Some(tier.to_owned()),
+        reason: None,
+    };
+    let partial = Coverage {
+        state: ProbeState::Partial,
+        tier: Some("cgroup_sock".to_owned()),
+        reason: Some("accept: this kernel has no fexit".to_owned()),
+    };
+    let names = [(100, "service"), (101, "worker-1"), (102, HOSTILE)];
+    RunInfo {
+        schema: RUN_SCHEMA,
+        observer_version: "0.1.0".into(),
+        kernel_release: "6.12.0".into(),
+        machine: "x86_64".into(),
+        cpus: 2,
+        target: "--comm service".into(),
+        target_processes: BTreeMap::from([(100, "service".into())]),
+        target_cgroup: Some("/demo".into()),
+        command: vec!["observer".into(), "load".into(), "http://127.0.0.1:8080/".into()],
+        command_exit: Some(0),
+        samples_format: Some("observer".into()),
+        slow_rule: "p99".into(),
+        start_ns: MonoNanos(START),
+        end_ns: MonoNanos(START + 30_000 * MS),
+        end_reason: EndReason::CommandExit,
+        anchors: Anchors(vec![Anchor {
+            monotonic_ns: MonoNanos(START),
+            wall_ns: WallNanos(1_700_000_000_000_000_000),
+            uncertainty_ns: 50,
+        }]),
+        coverage: BTreeMap::from([
+            ("runqueue".into(), attached("tp_btf")),
+            ("fault".into(), attached("perf_event")),
+            ("reclaim".into(), attached("tp_btf")),
+            ("mm_syscall".into(), attached("tp_btf")),
+            ("socket".into(), partial),
+        ]),
+        floors_ns: BTreeMap::from([("runqueue".into(), 10_000)]),
+        loss: LossSummary::default(),
+        thread_names: names.map(|(tid, name)| (tid, name.to_owned())).into(),
+    }
+}
+
+/// The same, as it stands in the directory while the run goes on.
+pub(crate) fn crashed_run() -> RunInfo {
+    RunInfo { end_reason: EndReason::Running, command_exit: None, ..run() }
+}
+
+pub(crate) fn samples() -> Vec<Sample> {
+    (0..3_000u64)
+        .map(|index| {
+            let begin = START + index * 10 * MS;
+            // A squeeze a second long every ten seconds.
+            let slow = index % 1_000 > 900 && index % 3 == 0;
+            let wobble = index * 7_919 % 400_000;
+            let response = if slow { 42 * MS + 20 * wobble } else { MS + wobble };
+            Sample {
+                intended_start: Some(MonoNanos(begin)),
+                start: MonoNanos(begin + 20_000),
+                end: MonoNanos(begin + response),
+                precision_ns: 1,
+                status: Some(if index == 950 { 503 } else { 200 }),
+                ok: index != 950,
+                error: (index == 950).then(|| "503 <script>alert(1)</script>".to_owned()),
+                seq: Some(index),
+            }
+        })
+        .collect()
+}
+
+pub(crate) fn events() -> Vec<Event> {
+    let event = |end: u64, duration_ns, tid, kind| Event {
+        end: MonoNanos(end),
+        duration_ns,
+        tid: Tid(tid),
+        tgid: Tgid(100),
+        cpu: 1,
+        kind,
+    };
+    let mut events = Vec::new();
+    for sample in samples().iter().filter(|sample| sample.response_ns() > 20 * MS) {
+        let end = sample.end.0 - MS / 2;
+        events.push(event(
+            end - 2 * MS,
+            sample.response_ns() * 7 / 10,
+            101,
+            EventKind::Reclaim {
+                scope: ReclaimScope::Memcg,
+                reclaimed_pages: 512,
+                order: 0,
+                gfp_flags: 0x0014_00ca,
+            },
+        ));
+        events.push(event(
+            end - MS,
+            900_000,
+            102,
+            EventKind::Runqueue {
+                preempted: true,
+                ran_tid: Tid(123),
+                ran_tgid: Tgid(123),
+                ran_comm: "hog<script>".into(),
+            },
+        ));
+        events.push(event(
+            end,
+            300_000,
+            102,
+            EventKind::MmSyscall {
+                call: MmCall::Madvise,
+                address: 0x7f00_0000_0000,
+                length_bytes: 4 << 20,
+                result: 0,
+                argument: 4,
+            },
+        ));
+    }
+    events
+}
+
+fn probe(run: &RunInfo, name: &str, five: DistributionSummary) -> ProbeSummary {
+    let coverage = &run.coverage[name];
+    ProbeSummary {
+        state: coverage.state,
+        tier: coverage.tier.clone(),
+        reason: coverage.reason.clone(),
+        count: five.count,
+        sum_ns: five.sum_ns,
+        p50_ns: five.p50_ns,
+        p99_ns: five.p99_ns,
+        max_ns: five.max_ns,
+        parts: BTreeMap::new(),
+        records: five.count / 10,
+        counters: BTreeMap::new(),
+    }
+}
+
+pub(crate) fn attributed() -> Summary {
+    let run = run();
+    let five = |count, max_ns| DistributionSummary {
+        count,
+        sum_ns: count * max_ns / 50,
+        p50_ns: max_ns / 100,
+        p99_ns: max_ns / 2,
+        max_ns,
+    };
+    let cause = |cause, share, low, high, named| CauseSummary {
+        cause,
+        share,
+        ci95: [low, high],
+        p_value: (cause != Cause::Unexplained).then_some(if named { 0.001 } else { 0.4 }),
+        contribution_ns: share * 40e6,
+        stalls: 99,
+        named,
+    };
+    let mut probes: BTreeMap<_, _> = [
+        ("runqueue", five(1_200_000, 9_000_000)),
+        ("fault", five(55_000, 700_000)),
+        ("reclaim", five(4_000, 41_000_000)),
+        ("mm_syscall", five(900, 310_000)),
+        ("socket", five(30, 2_000_000_000)),
+    ]
+    .into_iter()
+    .map(|(name, five)| (name.to_owned(), probe(&run, name, five)))
+    .collect();
+    if let Some(reclaim) = probes.get_mut("reclaim") {
+        reclaim.parts = BTreeMap::from([
+            ("memcg".into(), five(3_990, 41_000_000)),
+            ("direct".into(), five(10, 9_000)),
+        ]);
+        reclaim.counters = BTreeMap::from([("kswapd_wakeups".into(), 3)]);
+    }
+    if let Some(socket) = probes.get_mut("socket") {
+        socket.counters = BTreeMap::from([("live".into(), 12), ("failed_accept_EMFILE".into(), 2)]);
+    }
+    Summary {
+        schema: SUMMARY_SCHEMA,
+        verdict: Verdict {
+            outcome: Outcome::Attributed,
+            top_cause: Some(Cause::ReclaimMemcg),
+            reasons: vec![
+                "reclaim_memcg carries 71 % of the excess (95 % interval 64 % to 78 %)".into(),
+            ],
+        },
+        samples: SamplesSummary {
+            count: 3_000,
+            errors: 1,
+            rate_hz: 100.0,
+            latency_ns: LatencySummary {
+                p50: 1_200_000,
+                p90: 1_390_000,
+                p99: 47_000_000,
+                p999: 49_900_000,
+                max: 50_000_000,
+            },
+            intended_start_known: true,
+            lateness_ns: LatencySummary {
+                p50: 20_000,
+                p90: 20_000,
+                p99: 20_000,
+                p999: 20_000,
+                max: 20_000,
+            },
+            skipped: BTreeMap::new(),
+            slow_rule: "p99".into(),
+            slow_count: 30,
+            slow_threshold_ns: 47_000_000,
+            slow_mean_ns: 48_200_000.0,
+            typical_mean_ns: 1_200_000.0,
+        },
+        causes: vec![
+            cause(Cause::ReclaimMemcg, 0.71, 0.64, 0.78, true),
+            cause(Cause::Runqueue, 0.08, 0.02, 0.12, true),
+            cause(Cause::MmSyscall, 0.01, -0.01, 0.02, false),
+            cause(Cause::Unexplained, 0.20, 0.13, 0.28, false),
+        ],
+        probes,
+        loss: LossSummary::default(),
+        observer: SelfSummary {
+            cpu_seconds: 0.41,
+            max_rss_bytes: 24 << 20,
+            bpf_run_time_ns: 210_000_000,
+            bpf_run_count: 2_400_000,
+            bpf_map_bytes: 14 << 20,
+        },
+    }
+}
+
+/// The other outcomes.
+pub(crate) fn with_outcome(outcome: Outcome, reasons: &[&str]) -> Summary {
+    let mut summary = attributed();
+    summary.verdict = Verdict {
+        outcome,
+        top_cause: None,
+        reasons: reasons.iter().map(|reason| (*reason).to_owned()).collect(),
+    };
+    summary.causes.iter_mut().for_each(|cause| cause.named = false);
+    summary
+}
+
+/// A run without a generator.
+pub(crate) fn without_samples() -> Summary {
+    Summary {
+        samples: SamplesSummary::default(),
+        causes: Vec::new(),
+        ..with_outcome(Outcome::NoSlowSamples, &["there are no samples"])
+    }
+}

@@ -1,0 +1,344 @@
+//! The run directory: made once, never overwritten, readable by its owner alone.
+//!
+//! All files are reached through the directory's descriptor and never through a symbolic link, so
+//! that a process of another user cannot turn a write of root elsewhere.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::trace::{Loaded, Row, TraceError, TraceWriter, read};
+use crate::error::{Error, Exit, Result};
+use crate::model::{Event, RUN_SCHEMA, RunInfo, SUMMARY_SCHEMA, Sample, Summary, files};
+
+/// Writer of `events.arrows`.
+pub type EventWriter = TraceWriter<Event, File>;
+/// Writer of `samples.arrows`.
+pub type SampleWriter = TraceWriter<Sample, File>;
+
+/// Largest JSON file that is read. A run's own take kilobytes.
+const MAX_JSON_BYTES: u64 = 1 << 26;
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// A run directory, open.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    directory: OwnedFd,
+}
+
+fn output_error(path: &Path, problem: impl std::fmt::Display) -> Error {
+    Error::new(Exit::Output, format!("cannot make output directory {}: {problem}", path.display()))
+}
+
+impl RunDir {
+    /// Makes the directory a run writes into, mode 0700: `out`, or one named after the time (UTC)
+    /// in the current directory.
+    ///
+    /// # Errors
+    /// [`Exit::Output`] when it exists already or cannot be made.
+    pub fn create(out: Option<&Path>) -> Result<Self> {
+        if let Some(out) = out {
+            return Self::create_at(out);
+        }
+        let stem = default_name(time::OffsetDateTime::now_utc());
+        // A second run within the same second takes the next free name.
+        for attempt in 1..10 {
+            let path = PathBuf::from(if attempt == 1 {
+                stem.clone()
+            } else {
+                format!("{stem}-{attempt}")
+            });
+            if fs::statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW).is_err() {
+                return Self::create_at(&path);
+            }
+        }
+        Self::create_at(Path::new(&stem))
+    }
+
+    fn create_at(out: &Path) -> Result<Self> {
+        let name = out.file_name().ok_or_else(|| output_error(out, "the path has no last part"))?;
+        let parent = match out.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let parent_fd =
+            fs::open(parent, DIRECTORY, Mode::empty()).map_err(|errno| match errno {
+                Errno::NOENT => output_error(out, format!("{} does not exist", parent.display())),
+                errno => output_error(out, format!("{}: {errno}", parent.display())),
+            })?;
+        let stat = fs::fstat(&parent_fd).map_err(|errno| output_error(out, errno))?;
+        let mode = Mode::from_raw_mode(stat.st_mode);
+        if mode.contains(Mode::WOTH) && !mode.contains(Mode::SVTX) {
+            let problem = format!(
+                "any user could replace it in {}, which all may write and which is not sticky; \
+                 choose another --out",
+                parent.display()
+            );
+            return Err(output_error(out, problem));
+        }
+        fs::mkdirat(&parent_fd, name, Mode::RWXU).map_err(|errno| match errno {
+            Errno::EXIST => Error::new(
+                Exit::Output,
+                format!("{} exists and is never overwritten: choose another --out", out.display()),
+            ),
+            errno => output_error(out, errno),
+        })?;
+        let directory = open_own(&parent_fd, name).map_err(|errno| output_error(out, errno))?;
+        let path = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
+        Ok(Self { path, directory })
+    }
+
+    /// Where it is, absolute where that can be told.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn write_error(&self, name: &str, problem: impl std::fmt::Display) -> Error {
+        let path = self.path.join(name);
+        Error::new(Exit::Output, format!("cannot write {}: {problem}", path.display()))
+    }
+
+    /// A new file of the run, mode 0600.
+    ///
+    /// # Errors
+    /// [`Exit::Output`] when it exists or cannot be made.
+    pub fn create_file(&self, name: &str) -> Result<File> {
+        create_new(&self.directory, name).map_err(|errno| self.write_error(name, errno))
+    }
+
+    /// Starts `events.arrows`.
+    ///
+    /// # Errors
+    /// [`Exit::Output`].
+    pub fn create_events(&self) -> Result<EventWriter> {
+        let file = self.create_file(files::EVENTS)?;
+        TraceWriter::new(file).map_err(|error| self.write_error(files::EVENTS, error))
+    }
+
+    /// Starts `samples.arrows`.
+    ///
+    /// # Errors
+    /// [`Exit::Output`].
+    pub fn create_samples(&self) -> Result<SampleWriter> {
+        let file = self.create_file(files::SAMPLES)?;
+        TraceWriter::new(file).map_err(|error| self.write_error(files::SAMPLES, error))
+    }
+
+    /// Writes or replaces a file at once: a reader sees the old content or the new, never half.
+    ///
+    /// # Errors
+    /// [`Exit::Output`].
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<()> {
+        let temporary = format!(".{name}.new");
+        let written = || -> std::io::Result<()> {
+            // Left over by a crash between the two steps below.
+            match fs::unlinkat(&self.directory, temporary.as_str(), AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            let mut file = create_new(&self.directory, &temporary)?;
+            file.write_all(content)?;
+            // Without it, a power cut can leave the new name with no content (ext4 delays
+            // allocation).
+            file.sync_data()?;
+            fs::renameat(&self.directory, temporary.as_str(), &self.directory, name)?;
+            Ok(())
+        };
+        written().map_err(|error| {
+            // Half a file is of no use to anybody; that it cannot be removed changes nothing.
+            let _ = fs::unlinkat(&self.directory, temporary.as_str(), AtFlags::empty());
+            self.write_error(name, error)
+        })
+    }
+
+    fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        let mut text =
+            serde_json::to_vec_pretty(value).map_err(|error| self.write_error(name, error))?;
+        text.push(b'\n');
+        self.write(name, &text)
+    }
+
+    /// Writes or replaces `run.json`.
+    ///
+    /// # Errors
+    /// [`Exit::Output`].
+    pub fn write_run(&self, run: &RunInfo) -> Result<()> {
+        self.write_json(files::RUN, run)
+    }
+
+    /// Writes or replaces `summary.json`.
+    ///
+    /// # Errors
+    /// [`Exit::Output`].
+    pub fn write_summary(&self, summary: &Summary) -> Result<()> {
+        self.write_json(files::SUMMARY, summary)
+    }
+
+    /// Opens a run directory to read it.
+    ///
+    /// # Errors
+    /// [`Exit::RunUnreadable`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let directory = fs::open(path, DIRECTORY, Mode::empty()).map_err(|errno| {
+            let what = match errno {
+                Errno::NOENT => "it does not exist".to_owned(),
+                Errno::NOTDIR => "it is not a directory; name the directory of a run".to_owned(),
+                Errno::ACCESS => "permission denied; run as the user who made it".to_owned(),
+                errno => errno.to_string(),
+            };
+            Error::new(Exit::RunUnreadable, format!("cannot read run {}: {what}", path.display()))
+        })?;
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Ok(Self { path, directory })
+    }
+
+    fn read_error(&self, name: &str, problem: impl std::fmt::Display) -> Error {
+        let path = self.path.join(name);
+        Error::new(Exit::RunUnreadable, format!("cannot read {}: {problem}", path.display()))
+    }
+
+    /// Opens a file of the run; `None` when there is none.
+    fn open_file(&self, name: &str) -> Result<Option<File>> {
+        // Non-blocking: a FIFO in its place would otherwise hang the program.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match fs::openat(&self.directory, name, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => return Err(self.read_error(name, "it is a symbolic link")),
+            Err(errno) => return Err(self.read_error(name, errno)),
+        };
+        let stat = fs::fstat(&file).map_err(|errno| self.read_error(name, errno))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(self.read_error(name, "it is not a regular file"));
+        }
+        Ok(Some(File::from(file)))
+    }
+
+    fn read_json<T: DeserializeOwned>(&self, name: &str, newest: u32) -> Result<Option<T>> {
+        #[derive(serde::Deserialize)]
+        struct Version {
+            schema: u32,
+        }
+        let Some(file) = self.open_file(name)? else { return Ok(None) };
+        let mut text = Vec::new();
+        file.take(MAX_JSON_BYTES + 1)
+            .read_to_end(&mut text)
+            .map_err(|error| self.read_error(name, error))?;
+        if text.len() as u64 > MAX_JSON_BYTES {
+            return Err(self.read_error(name, "it is too large to be a file of a run"));
+        }
+        let version: Version =
+            serde_json::from_slice(&text).map_err(|error| self.read_error(name, error))?;
+        if version.schema > newest {
+            let problem = format!(
+                "its schema {} is newer than this observer reads ({newest}); use a newer observer",
+                version.schema
+            );
+            return Err(self.read_error(name, problem));
+        }
+        serde_json::from_slice(&text).map(Some).map_err(|error| self.read_error(name, error))
+    }
+
+    /// Reads `run.json`.
+    ///
+    /// # Errors
+    /// [`Exit::RunUnreadable`], also when there is none: then it is no run directory.
+    pub fn read_run(&self) -> Result<RunInfo> {
+        self.read_json(files::RUN, RUN_SCHEMA)?.ok_or_else(|| {
+            Error::new(
+                Exit::RunUnreadable,
+                format!("{} is not a run directory: it has no run.json", self.path.display()),
+            )
+        })
+    }
+
+    /// Reads `summary.json`; `None` when the run did not get that far.
+    ///
+    /// # Errors
+    /// [`Exit::RunUnreadable`] when there is one and it is unreadable.
+    pub fn read_summary(&self) -> Result<Option<Summary>> {
+        self.read_json(files::SUMMARY, SUMMARY_SCHEMA)
+    }
+
+    fn read_trace<R: Row>(&self, name: &str) -> Result<Option<Loaded<R>>> {
+        let Some(file) = self.open_file(name)? else { return Ok(None) };
+        let input = std::io::BufReader::with_capacity(1 << 18, file);
+        let loaded: std::result::Result<_, TraceError> = read(input);
+        loaded.map(Some).map_err(|error| self.read_error(name, error))
+    }
+
+    /// Reads `events.arrows`; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`Exit::RunUnreadable`] when it is damaged other than by being cut.
+    pub fn read_events(&self) -> Result<Option<Loaded<Event>>> {
+        self.read_trace(files::EVENTS)
+    }
+
+    /// Reads `samples.arrows`; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`Exit::RunUnreadable`] when it is damaged other than by being cut.
+    pub fn read_samples(&self) -> Result<Option<Loaded<Sample>>> {
+        self.read_trace(files::SAMPLES)
+    }
+}
+
+/// A new file for a person who named its path, mode 0600; never overwrites.
+///
+/// # Errors
+/// [`Exit::Output`] when it exists or cannot be made.
+pub fn create_private_file(path: &Path) -> Result<File> {
+    create_new(CWD, path).map_err(|errno| {
+        let what = match errno {
+            Errno::EXIST => "it exists and is never overwritten; choose another name".to_owned(),
+            errno => errno.to_string(),
+        };
+        Error::new(Exit::Output, format!("cannot write {}: {what}", path.display()))
+    })
+}
+
+fn create_new(
+    directory: impl std::os::fd::AsFd,
+    name: impl rustix::path::Arg,
+) -> rustix::io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR).map(File::from)
+}
+
+/// Opens the directory just made; fails if something else took its place.
+fn open_own(parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+    let directory = fs::openat(parent, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?;
+    let stat = fs::fstat(&directory)?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(Errno::PERM);
+    }
+    Ok(directory)
+}
+
+fn default_name(now: time::OffsetDateTime) -> String {
+    let (date, clock) = (now.date(), now.time());
+    format!(
+        "observer-run-{:04}{:02}{:02}-{:02}{:02}{:02}",
+        date.year(),
+        u8::from(date.month()),
+        date.day(),
+        clock.hour(),
+        clock.minute(),
+        clock.second()
+    )
+}
+
+#[cfg(test)]
+#[path = "rundir_tests.rs"]
+mod tests;

@@ -1,0 +1,112 @@
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use super::*;
+use crate::output::example;
+
+fn mode(path: &Path) -> u32 {
+    std::fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
+fn refusal<T: std::fmt::Debug>(result: Result<T>, exit: Exit) -> String {
+    let error = result.expect_err("refused");
+    assert_eq!(error.exit, exit, "{error}");
+    assert!(!error.to_string().contains('\n'), "{error}");
+    error.to_string()
+}
+
+#[test]
+fn a_run_comes_back_from_its_directory_which_only_its_owner_can_read() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("run");
+    let directory = RunDir::create(Some(&path)).unwrap();
+    let (run, summary) = (example::run(), example::attributed());
+    directory.write_run(&example::crashed_run()).unwrap();
+    directory.write_run(&run).unwrap();
+    directory.write_summary(&summary).unwrap();
+    let mut events = directory.create_events().unwrap();
+    example::events().iter().for_each(|event| events.append(event).unwrap());
+    events.finish().unwrap();
+    let mut samples = directory.create_samples().unwrap();
+    example::samples().iter().for_each(|sample| samples.append(sample).unwrap());
+    samples.finish().unwrap();
+
+    assert_eq!(mode(&path), 0o700);
+    let names: Vec<_> = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap()).collect();
+    assert_eq!(names.len(), 4, "no temporary file is left");
+    assert!(names.iter().all(|entry| mode(&entry.path()) == 0o600));
+
+    let directory = RunDir::open(&path).unwrap();
+    assert_eq!(directory.read_run().unwrap(), run);
+    assert_eq!(directory.read_summary().unwrap(), Some(summary));
+    assert_eq!(directory.read_events().unwrap().unwrap().rows, example::events());
+    assert_eq!(directory.read_samples().unwrap().unwrap().rows, example::samples());
+}
+
+#[test]
+fn nothing_that_exists_is_overwritten() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("run");
+    let directory = RunDir::create(Some(&path)).unwrap();
+    let text = refusal(RunDir::create(Some(&path)), Exit::Output);
+    assert!(text.contains("never overwritten") && text.contains("--out"), "{text}");
+    let link = root.path().join("link");
+    symlink("/nowhere", &link).unwrap();
+    refusal(RunDir::create(Some(&link)), Exit::Output);
+    directory.create_file(files::LOADGEN_OUT).unwrap();
+    refusal(directory.create_file(files::LOADGEN_OUT), Exit::Output);
+    // A link that somebody put where a file should go is not followed.
+    let aim = root.path().join("aim");
+    symlink(&aim, path.join(files::EVENTS)).unwrap();
+    refusal(directory.create_events().map(|_| ()), Exit::Output);
+    assert!(!aim.exists());
+    let file = root.path().join("file");
+    create_private_file(&file).unwrap();
+    refusal(create_private_file(&file), Exit::Output);
+}
+
+#[test]
+fn bad_places_are_refused_with_the_reason() {
+    let root = tempfile::tempdir().unwrap();
+    let text = refusal(RunDir::create(Some(&root.path().join("a/b"))), Exit::Output);
+    assert!(text.contains("does not exist"), "{text}");
+    refusal(RunDir::create(Some(Path::new("/"))), Exit::Output);
+    refusal(RunDir::create(Some(Path::new("/proc/run"))), Exit::Output);
+    let open = root.path().join("open");
+    std::fs::create_dir(&open).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let text = refusal(RunDir::create(Some(&open.join("run"))), Exit::Output);
+    assert!(text.contains("not sticky"), "{text}");
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o1777)).unwrap();
+    RunDir::create(Some(&open.join("run"))).unwrap();
+}
+
+#[test]
+fn what_is_no_run_is_told_from_what_is_damaged() {
+    let root = tempfile::tempdir().unwrap();
+    refusal(RunDir::open(&root.path().join("none")), Exit::RunUnreadable);
+    let file = root.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    let text = refusal(RunDir::open(&file), Exit::RunUnreadable);
+    assert!(text.contains("not a directory"), "{text}");
+    let directory = RunDir::open(root.path()).unwrap();
+    let text = refusal(directory.read_run(), Exit::RunUnreadable);
+    assert!(text.contains("not a run directory"), "{text}");
+    assert_eq!(directory.read_summary().unwrap(), None);
+    assert!(directory.read_events().unwrap().is_none());
+    std::fs::write(root.path().join(files::RUN), "{\"schema\": 1}").unwrap();
+    refusal(directory.read_run(), Exit::RunUnreadable);
+    std::fs::write(root.path().join(files::RUN), "{\"schema\": 99}").unwrap();
+    let text = refusal(directory.read_run(), Exit::RunUnreadable);
+    assert!(text.contains("newer"), "{text}");
+    std::fs::write(root.path().join(files::EVENTS), "hello").unwrap();
+    refusal(directory.read_events(), Exit::RunUnreadable);
+    rustix::fs::mknodat(CWD, root.path().join(files::SAMPLES), FileType::Fifo, Mode::RUSR, 0)
+        .unwrap();
+    refusal(directory.read_samples(), Exit::RunUnreadable);
+}
+
+#[test]
+fn the_default_name_tells_the_time() {
+    let time = time::OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
+    assert_eq!(default_name(time), "observer-run-20231114-221320");
+}

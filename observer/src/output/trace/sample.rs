@@ -1,0 +1,117 @@
+//! Samples as columns.
+
+use std::sync::Arc;
+
+use arrow_array::builder::{BooleanBuilder, StringBuilder, UInt16Builder, UInt64Builder};
+use arrow_array::types::{UInt16Type, UInt64Type};
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_schema::DataType;
+
+use super::column::Batch;
+use super::{Column, Columns, Row, TraceError};
+use crate::clock::MonoNanos;
+use crate::model::Sample;
+
+/// Builders of the columns of a [`Sample`].
+#[derive(Default)]
+pub struct SampleColumns {
+    intended_start_ns: UInt64Builder,
+    start_ns: UInt64Builder,
+    end_ns: UInt64Builder,
+    precision_ns: UInt64Builder,
+    status: UInt16Builder,
+    ok: BooleanBuilder,
+    error: StringBuilder,
+    seq: UInt64Builder,
+}
+
+impl Columns<Sample> for SampleColumns {
+    fn push(&mut self, sample: &Sample) {
+        self.intended_start_ns.append_option(sample.intended_start.map(|time| time.0));
+        self.start_ns.append_value(sample.start.0);
+        self.end_ns.append_value(sample.end.0);
+        self.precision_ns.append_value(sample.precision_ns);
+        self.status.append_option(sample.status);
+        self.ok.append_value(sample.ok);
+        self.error.append_option(sample.error.as_deref());
+        self.seq.append_option(sample.seq);
+    }
+
+    fn finish(&mut self) -> Vec<ArrayRef> {
+        vec![
+            Arc::new(self.intended_start_ns.finish()),
+            Arc::new(self.start_ns.finish()),
+            Arc::new(self.end_ns.finish()),
+            Arc::new(self.precision_ns.finish()),
+            Arc::new(self.status.finish()),
+            Arc::new(self.ok.finish()),
+            Arc::new(self.error.finish()),
+            Arc::new(self.seq.finish()),
+        ]
+    }
+}
+
+const fn column(
+    name: &'static str,
+    data_type: fn() -> DataType,
+    nullable: bool,
+    help: &'static str,
+) -> Column {
+    Column { name, data_type, nullable, help }
+}
+
+impl Row for Sample {
+    const CONTENT: &'static str = "samples";
+    const COLUMNS: &'static [Column] = &[
+        column(
+            "intended_start_ns",
+            || DataType::UInt64,
+            true,
+            "when the schedule wanted the request sent; empty when the generator does not say",
+        ),
+        column("start_ns", || DataType::UInt64, false, "when it was sent"),
+        column(
+            "end_ns",
+            || DataType::UInt64,
+            false,
+            "when the answer was complete, or the failure known",
+        ),
+        column(
+            "precision_ns",
+            || DataType::UInt64,
+            false,
+            "resolution of the generator's times, nanoseconds",
+        ),
+        column("status", || DataType::UInt16, true, "HTTP status; empty without an answer"),
+        column("ok", || DataType::Boolean, false, "the generator counts it as a success"),
+        column("error", || DataType::Utf8, true, "what went wrong"),
+        column("seq", || DataType::UInt64, true, "the generator's own number of the request"),
+    ];
+    type Columns = SampleColumns;
+
+    fn decode(batch: &RecordBatch, into: &mut Vec<Self>) -> Result<(), TraceError> {
+        let columns = Batch(batch);
+        let intended_start_ns = columns.numbers::<UInt64Type>("intended_start_ns")?;
+        let start_ns = columns.numbers::<UInt64Type>("start_ns")?;
+        let end_ns = columns.numbers::<UInt64Type>("end_ns")?;
+        let precision_ns = columns.numbers::<UInt64Type>("precision_ns")?;
+        let status = columns.numbers::<UInt16Type>("status")?;
+        let ok = columns.flags("ok")?;
+        let error = columns.texts("error")?;
+        let seq = columns.numbers::<UInt64Type>("seq")?;
+        into.reserve(batch.num_rows());
+        for row in 0..batch.num_rows() {
+            into.push(Self {
+                intended_start: intended_start_ns.optional(row).map(MonoNanos),
+                start: MonoNanos(start_ns.get(row)?),
+                end: MonoNanos(end_ns.get(row)?),
+                precision_ns: precision_ns.get(row)?,
+                status: status.optional(row),
+                ok: ok.get(row)?,
+                error: error.optional(row).map(str::to_owned),
+                seq: seq.optional(row),
+            });
+        }
+        Ok(())
+    }
+}
