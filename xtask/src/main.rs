@@ -1,5 +1,6 @@
 //! Project commands, run as `cargo xtask <command>`.
 
+mod bench;
 mod demo;
 mod docs;
 mod project;
@@ -34,6 +35,8 @@ enum Command {
     Demo(demo::Options),
     /// Set up, lint, and run every test, the privileged ones included
     Test,
+    /// Measure what observers cost per operation, interleaved in one run
+    Bench(bench::Options),
     /// Write the generated pages of docs/ anew
     Docs,
     /// Check the rules of the house that a program can check
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Setup { with_tests, with_bench } => toolchain::setup(with_tests, with_bench),
         Command::Demo(options) => demo::run(&options),
         Command::Test => test::run(),
+        Command::Bench(options) => bench::run(&options),
         Command::Docs => docs::run(),
         Command::Check => rules::run(),
     };
