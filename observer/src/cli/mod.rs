@@ -1,5 +1,7 @@
 //! The command line.
 
+pub mod load;
+
 use std::process::ExitCode;
 
 /// Parses the command line, runs it, and returns the exit code.

@@ -1,0 +1,383 @@
+//! `observer load`: the open-loop generator on the command line.
+
+use std::fs::{File, OpenOptions};
+use std::io::{IsTerminal, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use hyper::{Method, Uri};
+use indicatif::ProgressBar;
+
+use crate::error::{Error, Exit, Result};
+use crate::load::{Arrivals, Config, LoadError, Report, RequestSpec, Snapshot, Stop, generate};
+
+const EXAMPLES: &str = "\
+Examples:
+  observer load http://127.0.0.1:8080/ --rate 1000 --duration 30s --out samples.jsonl
+  observer load http://127.0.0.1:8080/ --rate 200 --arrivals poisson --duration 1m > samples.jsonl
+  observer load http://127.0.0.1:8080/login --rate 50 --method POST --header 'X-Run: 7' --out s.jsonl
+
+One JSON line per request goes to --out while it runs; the figures at the end go to standard error.
+The lines are read by `observer run --samples observer`; docs/SAMPLE_FORMAT.md describes them.
+
+Exit codes: 0 done (failed requests are rows, not a failure of the program), 2 wrong usage,
+5 no request got an answer, 6 the output exists or cannot be written.";
+
+/// Sends requests by schedule, whatever the server does, and writes one line per request.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// What to request: http://HOST[:PORT]/PATH (plain HTTP/1.1)
+    pub url: String,
+    /// Requests per second
+    #[arg(long, value_name = "N", value_parser = parse_rate)]
+    pub rate: f64,
+    /// How long requests are sent (30s, 500ms, 2m)
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    pub duration: Duration,
+    /// Connections opened ahead and kept; when all are busy, more are opened
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub connections: usize,
+    /// Most connections at one time; a request beyond them becomes a row with an error
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = parse_max_connections)]
+    pub max_connections: usize,
+    /// How requests are spread in time
+    #[arg(long, value_enum, default_value_t = Arrivals::Constant)]
+    pub arrivals: Arrivals,
+    /// Seed of poisson arrivals; the same seed sends at the same times
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Where the lines go: - (standard output), a new FILE, an existing FIFO, or unix:PATH (a
+    /// listening Unix socket)
+    #[arg(long, value_name = "WHERE", default_value = "-")]
+    pub out: Output,
+    /// Request method
+    #[arg(long, default_value = "GET")]
+    pub method: Method,
+    /// Header, `Name: value`; may be given again
+    #[arg(long, value_name = "K:V", value_parser = parse_header)]
+    pub header: Vec<(HeaderName, HeaderValue)>,
+    /// For one request, connecting included
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub timeout: Duration,
+}
+
+/// `--out`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Standard output.
+    Stdout,
+    /// A file that does not exist yet, or a FIFO that does.
+    File(PathBuf),
+    /// A Unix socket that somebody listens on.
+    Unix(PathBuf),
+}
+
+impl FromStr for Output {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match (text, text.strip_prefix("unix:")) {
+            ("-", _) => Ok(Self::Stdout),
+            ("", _) | (_, Some("")) => Err("no path given".into()),
+            (_, Some(path)) => Ok(Self::Unix(path.into())),
+            (path, None) => Ok(Self::File(path.into())),
+        }
+    }
+}
+
+fn parse_rate(text: &str) -> std::result::Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 && rate <= 1e6 => Ok(rate),
+        _ => Err("a number above 0, at most 1000000".into()),
+    }
+}
+
+fn parse_max_connections(text: &str) -> std::result::Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(count) if (1..=60_000).contains(&count) => Ok(count),
+        _ => Err("a number from 1 to 60000".into()),
+    }
+}
+
+fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let seconds = match &text[unit_at..] {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err("a number with a unit: 500ms, 30s, 2m, 1h".into()),
+    };
+    match text[..unit_at].parse::<f64>() {
+        Ok(number) if number > 0.0 && number * seconds <= 86_400.0 * 30.0 => {
+            Ok(Duration::from_secs_f64(number * seconds))
+        }
+        _ => Err("a time above 0, at most 30 days".into()),
+    }
+}
+
+fn parse_header(text: &str) -> std::result::Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = text.split_once(':').ok_or("no colon: write 'Name: value'")?;
+    let name = HeaderName::from_str(name.trim()).map_err(|error| error.to_string())?;
+    let value = HeaderValue::from_str(value.trim()).map_err(|error| error.to_string())?;
+    Ok((name, value))
+}
+
+/// Runs it.
+///
+/// # Errors
+///
+/// When nothing can be sent or written, or no request got an answer.
+#[expect(clippy::needless_pass_by_value)]
+pub fn run(args: Args) -> Result<()> {
+    let stop = Stop::default();
+    let config = config(&args)?;
+    // Only now: an address that cannot be used must not leave an empty file behind.
+    let out = open(&args.out)?;
+    catch_signals(&stop);
+    raise_file_limit();
+    let bar = progress_bar(&args, &config);
+    let report = generate(&config, out, &stop, |now| show(bar.as_ref(), now));
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    let report = report.map_err(|error| match error {
+        LoadError::Output(_) => {
+            Error::new(Exit::Output, format!("{}: {error}", describe(&args.out)))
+        }
+        LoadError::Start(_) | LoadError::Thread(_) => {
+            Error::new(Exit::Failure, format!("load: {error}"))
+        }
+    })?;
+    summarize(&config, &report, &mut std::io::stderr().lock());
+    if report.totals.answered == 0 && report.totals.sent > 0 && !report.interrupted {
+        let kinds = kinds(&report);
+        return Err(Error::new(
+            Exit::Target,
+            format!("{}: no request got an answer ({kinds}); is the service running?", args.url),
+        ));
+    }
+    Ok(())
+}
+
+fn config(args: &Args) -> Result<Config> {
+    let usage = |what: &str| Error::new(Exit::Usage, format!("{}: {what}", args.url));
+    let uri: Uri = args.url.parse().map_err(|error| usage(&format!("not a URL: {error}")))?;
+    match uri.scheme_str() {
+        Some("http") => {}
+        Some("https") => {
+            return Err(usage("https is not supported, plain HTTP only: use an http:// address"));
+        }
+        _ => return Err(usage("write the address as http://HOST[:PORT]/PATH")),
+    }
+    let authority = uri.authority().ok_or_else(|| usage("the address has no host"))?;
+    if authority.as_str().contains('@') {
+        return Err(usage("a user name in the address is not supported: use --header"));
+    }
+    let host = authority.host();
+    let address = resolve(host, authority.port_u16().unwrap_or(80)).map_err(|error| {
+        Error::new(Exit::Target, format!("{host}: cannot be resolved: {error}"))
+    })?;
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let path = Uri::from_str(path).map_err(|error| usage(&format!("not a path: {error}")))?;
+    let mut headers = HeaderMap::new();
+    let host = HeaderValue::from_str(authority.as_str())
+        .map_err(|error| usage(&format!("the host cannot be sent: {error}")))?;
+    headers.insert(HOST, host);
+    let agent = concat!("observer-load/", env!("CARGO_PKG_VERSION"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+    // The first of a name replaces the default, a second one is sent as well.
+    for (index, (name, value)) in args.header.iter().enumerate() {
+        if args.header[..index].iter().any(|(earlier, _)| earlier == name) {
+            headers.append(name, value.clone());
+        } else {
+            headers.insert(name, value.clone());
+        }
+    }
+    Ok(Config {
+        address,
+        url: args.url.clone(),
+        request: RequestSpec { method: args.method.clone(), path, headers },
+        rate_hz: args.rate,
+        duration: args.duration,
+        arrivals: args.arrivals,
+        seed: args.seed,
+        connections: args.connections,
+        max_connections: args.max_connections,
+        timeout: args.timeout,
+    })
+}
+
+fn resolve(host: &str, port: u16) -> std::io::Result<SocketAddr> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    (bare, port)
+        .to_socket_addrs()?
+        .next()
+        .ok_or_else(|| std::io::Error::other("the name has no address"))
+}
+
+fn describe(out: &Output) -> String {
+    match out {
+        Output::Stdout => "standard output".into(),
+        Output::File(path) => path.display().to_string(),
+        Output::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
+
+fn open(out: &Output) -> Result<Box<dyn Write + Send>> {
+    let opened: std::io::Result<Box<dyn Write + Send>> = match out {
+        Output::Stdout => Ok(Box::new(std::io::stdout())),
+        Output::File(path) => open_file(path).map(|file| Box::new(file) as _),
+        Output::Unix(path) => UnixStream::connect(path).map(|stream| Box::new(stream) as _),
+    };
+    opened.map_err(|error| {
+        let what = match (out, error.kind()) {
+            (Output::File(_), std::io::ErrorKind::AlreadyExists) => {
+                "exists and is never overwritten: name another file".into()
+            }
+            (Output::Unix(_), _) => format!("cannot connect ({error}): does anybody listen there?"),
+            _ => format!("cannot be written: {error}"),
+        };
+        Error::new(Exit::Output, format!("{}: {what}", describe(out)))
+    })
+}
+
+/// A new file that only its owner can read, or the FIFO that is already there.
+fn open_file(path: &Path) -> std::io::Result<File> {
+    let is_fifo = |meta: &std::fs::Metadata| meta.file_type().is_fifo();
+    let mut options = OpenOptions::new();
+    options.write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+    if !std::fs::symlink_metadata(path).is_ok_and(|meta| is_fifo(&meta)) {
+        return options.create_new(true).open(path);
+    }
+    let file = options.open(path)?;
+    // Between the look and the opening it may have been replaced.
+    if is_fifo(&file.metadata()?) {
+        Ok(file)
+    } else {
+        Err(std::io::ErrorKind::AlreadyExists.into())
+    }
+}
+
+static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+extern "C" fn on_signal(_: libc::c_int) {
+    if let Some(flag) = STOP.get() {
+        flag.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The first SIGINT or SIGTERM ends the schedule, a second one the process.
+fn catch_signals(stop: &Stop) {
+    if STOP.set(stop.flag()).is_err() {
+        return;
+    }
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: an all-zero sigaction is a valid one (no flags, empty mask); the handler only
+        // reads an initialised static and stores to an atomic, which is async-signal-safe.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_signal as *const () as libc::sighandler_t;
+            action.sa_flags = libc::SA_RESETHAND;
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+        }
+    }
+}
+
+/// Every connection is a file; the usual soft limit of 1024 is for programs that use select(2).
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it cannot be raised, connections fail with `no_file_descriptor`, and are counted.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// Only where it does not mix with the rows.
+fn progress_bar(args: &Args, config: &Config) -> Option<ProgressBar> {
+    let rows_on_terminal = args.out == Output::Stdout && std::io::stdout().is_terminal();
+    if rows_on_terminal || !std::io::stderr().is_terminal() {
+        return None;
+    }
+    let bar = ProgressBar::new_spinner();
+    bar.set_prefix(format!("{} req/s for {:?}", config.rate_hz, config.duration));
+    if let Ok(style) =
+        indicatif::ProgressStyle::with_template("{spinner} {elapsed} of {prefix}  {msg}")
+    {
+        bar.set_style(style);
+    }
+    Some(bar)
+}
+
+fn show(bar: Option<&ProgressBar>, now: Snapshot) {
+    if let Some(bar) = bar {
+        let lost = if now.lost > 0 { format!(", {} rows lost", now.lost) } else { String::new() };
+        bar.set_message(format!("{} requests, {} errors{lost}", now.rows, now.errors));
+        bar.tick();
+    }
+}
+
+fn kinds(report: &Report) -> String {
+    let kinds: Vec<String> =
+        report.totals.errors.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    kinds.join(", ")
+}
+
+/// The figures for people.
+fn summarize(config: &Config, report: &Report, out: &mut impl Write) {
+    let totals = &report.totals;
+    let ms = |ns: u64| ns as f64 / 1e6;
+    let mut lines = vec![format!(
+        "sent {} requests at {:.1}/s (asked for {} {}), {} ok, {} errors, {} connections at most",
+        totals.sent,
+        totals.rate_hz(),
+        config.rate_hz,
+        config.arrivals.name(),
+        totals.ok,
+        totals.error_count(),
+        report.peak_connections,
+    )];
+    let histograms = [
+        ("latency (from the intended start)", &totals.response),
+        ("latency (from the actual start)", &totals.service),
+        ("own lateness (actual - intended)", &totals.lateness),
+    ];
+    for (name, histogram) in histograms.into_iter().filter(|(_, histogram)| !histogram.is_empty()) {
+        lines.push(format!(
+            "{name:<34} p50 {:.3}  p90 {:.3}  p99 {:.3}  p99.9 {:.3}  max {:.3} ms",
+            ms(histogram.value_at_quantile(0.5)),
+            ms(histogram.value_at_quantile(0.9)),
+            ms(histogram.value_at_quantile(0.99)),
+            ms(histogram.value_at_quantile(0.999)),
+            ms(histogram.max()),
+        ));
+    }
+    if !totals.errors.is_empty() {
+        lines.push(format!("errors: {}", kinds(report)));
+    }
+    if report.ahead_failed > 0 {
+        lines.push(format!("{} connections could not be opened ahead", report.ahead_failed));
+    }
+    if report.rows_lost > 0 {
+        lines.push(format!(
+            "{} rows were lost: the output was not read fast enough",
+            report.rows_lost
+        ));
+    }
+    if report.interrupted {
+        lines.push("interrupted before the end of the schedule".into());
+    }
+    for line in lines {
+        // Standard error may be gone; the rows are written.
+        let _ = writeln!(out, "{line}");
+    }
+}
