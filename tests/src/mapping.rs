@@ -1,0 +1,107 @@
+//! Memory mappings that the service and the workloads fault in by hand.
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::io;
+use std::ptr;
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+
+/// Size of a page on every machine the tests run on.
+pub const PAGE_BYTES: usize = 4096;
+
+/// A mapping of this process, unmapped when dropped.
+#[derive(Debug)]
+pub struct Mapping {
+    base: *mut c_void,
+    length_bytes: usize,
+}
+
+// SAFETY: the mapping belongs to this value alone; `read_page` reads, everything that writes takes
+// `&mut self`.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Private, anonymous and writable; no page of it is present.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn anonymous(length_bytes: usize) -> io::Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the kernel picks the place, so nothing mapped is replaced.
+        let base = unsafe {
+            mmap_anonymous(ptr::null_mut(), length_bytes, protection, MapFlags::PRIVATE)
+        }?;
+        Ok(Self { base, length_bytes })
+    }
+
+    /// The first bytes of a file, shared and read-only; no page of it is present.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn of_file(file: &File, length_bytes: usize) -> io::Result<Self> {
+        // SAFETY: as for `anonymous`. Nobody truncates the files of the tests, and a mapping that
+        // is only ever read page by page through `read_volatile` makes no promise on its contents.
+        let base = unsafe {
+            mmap(ptr::null_mut(), length_bytes, ProtFlags::READ, MapFlags::SHARED, file, 0)
+        }?;
+        Ok(Self { base, length_bytes })
+    }
+
+    /// Where it begins.
+    #[must_use]
+    pub const fn base(&self) -> *mut c_void {
+        self.base
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub const fn length_bytes(&self) -> usize {
+        self.length_bytes
+    }
+
+    /// Whole pages in it.
+    #[must_use]
+    pub const fn pages(&self) -> usize {
+        self.length_bytes / PAGE_BYTES
+    }
+
+    /// Reads one byte of a page, faulting it in when it is not present. Wraps around the end.
+    pub fn read_page(&self, page: usize) -> u8 {
+        let offset = page % self.pages() * PAGE_BYTES;
+        // SAFETY: inside the mapping, which is readable.
+        unsafe { self.base.cast::<u8>().add(offset).read_volatile() }
+    }
+
+    /// Reads one byte of every page.
+    pub fn read_every_page(&self) {
+        for page in 0..self.pages() {
+            self.read_page(page);
+        }
+    }
+
+    /// Writes one byte of every page. Of an anonymous mapping only.
+    pub fn write_every_page(&mut self) {
+        for byte in self.as_mut_slice().iter_mut().step_by(PAGE_BYTES) {
+            // SAFETY: `byte` is a valid reference; volatile so that the store is not left out.
+            unsafe { ptr::from_mut(byte).write_volatile(1) };
+        }
+    }
+
+    /// The bytes of an anonymous mapping.
+    pub const fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: mapped, initialised with zeroes, and borrowed mutably for as long as the slice
+        // lives. Mappings of files are never handed to a caller that writes.
+        unsafe { std::slice::from_raw_parts_mut(self.base.cast(), self.length_bytes) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped by this value, and nobody holds a reference into it any more.
+        let unmapped = unsafe { munmap(self.base, self.length_bytes) };
+        debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
+    }
+}
