@@ -43,10 +43,10 @@ fn main() -> aya_build::Result<()> {
         return Ok(());
     }
     if has_prebuilt_core(name) {
-        // aya-ebpf needs one unstable feature (BPF inline assembly) on this stable compiler; the
-        // value names the crate, since "1" would also make aya-build rebuild `core`.
+        // BPF inline assembly is an unstable feature, and this is a stable compiler. Naming the two
+        // crates that use it allows it there; "1" would also make aya-build rebuild `core`.
         // SAFETY: a build script's main thread is the only one at this point.
-        unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf") };
+        unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf,observer_bpf") };
     }
     let package = aya_build::Package {
         name: "observer-ebpf",

@@ -1,9 +1,21 @@
-//! The BPF object: licence and panic handler. Programs live in `probe`.
+//! The BPF object: licence and panic handler. Programs live in `probe`, one file a family.
 #![no_std]
 #![no_main]
+// Inline assembly for BPF is not stable yet; see `atomic`.
+#![feature(asm_experimental_arch)]
 
+mod atomic;
+mod config;
+mod emit;
+mod histogram;
+mod kernel;
+mod maps;
+mod probe;
+mod task;
+
+/// Never reached: nothing here panics, and the verifier would refuse an endless loop.
 #[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 

@@ -118,33 +118,36 @@ pub const fn to_units(duration_ns: u64) -> u64 {
     ns + ((ns * FRACTION) >> 30)
 }
 
-/// Position of the highest set bit of a non-zero number. BPF has no count-leading-zeros
-/// instruction; this is the binary search that costs least there.
-#[inline(always)]
-const fn floor_log2(value: u64) -> u32 {
-    let mut rest = value;
+/// For each value of the top six bits of `DE_BRUIJN * (2^(n+1) - 1)`, the `n`.
+static LOG2: [u8; 64] = log2_table();
+
+/// A de Bruijn sequence of order 6: its 64 six-bit windows are all different.
+const DE_BRUIJN: u64 = 0x03f6_eaf2_cd27_1461;
+
+const fn log2_table() -> [u8; 64] {
+    let mut table = [0; 64];
     let mut log = 0;
-    if rest >= 1 << 32 {
-        rest >>= 32;
-        log += 32;
+    while log < 64 {
+        let filled = if log == 63 { u64::MAX } else { (1 << (log + 1)) - 1 };
+        table[(filled.wrapping_mul(DE_BRUIJN) >> 58) as usize] = log as u8;
+        log += 1;
     }
-    if rest >= 1 << 16 {
-        rest >>= 16;
-        log += 16;
-    }
-    if rest >= 1 << 8 {
-        rest >>= 8;
-        log += 8;
-    }
-    if rest >= 1 << 4 {
-        rest >>= 4;
-        log += 4;
-    }
-    if rest >= 1 << 2 {
-        rest >>= 2;
-        log += 2;
-    }
-    log + (rest >> 1) as u32
+    table
+}
+
+/// Position of the highest set bit of a non-zero number. BPF has no count-leading-zeros
+/// instruction, and a binary search by branches multiplies the paths the verifier follows; this
+/// has none: fill the bits below the highest one, multiply, look the top bits up.
+#[inline(always)]
+fn floor_log2(value: u64) -> u32 {
+    let mut filled = value;
+    filled |= filled >> 1;
+    filled |= filled >> 2;
+    filled |= filled >> 4;
+    filled |= filled >> 8;
+    filled |= filled >> 16;
+    filled |= filled >> 32;
+    u32::from(LOG2[(filled.wrapping_mul(DE_BRUIJN) >> 58) as usize])
 }
 
 /// The bucket of a duration, in `0..BUCKETS`.
@@ -154,7 +157,7 @@ const fn floor_log2(value: u64) -> u32 {
 /// `(2^(MIN_EXPONENT + k/8), 2^(MIN_EXPONENT + (k+1)/8)]` units of 2⁻³⁰ s.
 #[inline(always)]
 #[must_use]
-pub const fn bucket_index(duration_ns: u64) -> usize {
+pub fn bucket_index(duration_ns: u64) -> usize {
     let units = to_units(duration_ns);
     if units <= 1 << MIN_EXPONENT {
         return 0;

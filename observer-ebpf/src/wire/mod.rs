@@ -110,9 +110,9 @@ pub struct Header {
     pub cpu: u32,
 }
 
-/// Why something that should have been counted or delivered was not. Indices into the `LOSS` map,
-/// above the per-kind ring losses: `LOSS[kind]` counts records of that kind that found the ring
-/// full, `LOSS[KIND_SLOTS + LossKind]` counts the rest.
+/// Why something that should have been counted or delivered was not. Indices into [`Counts::lost`],
+/// above the per-kind ring losses: `lost[kind]` counts records of that kind that found the ring
+/// full, `lost[KIND_SLOTS + LossKind]` counts the rest.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LossKind {
@@ -152,8 +152,33 @@ impl LossKind {
     }
 }
 
-/// Entries of the per-CPU `LOSS` map.
+/// Entries of [`Counts::lost`].
 pub const LOSS_SLOTS: usize = KIND_SLOTS + 16;
 
-/// Entries of the per-CPU `EMITTED` map: records submitted, by kind.
+/// Entries of [`Counts::emitted`].
 pub const EMITTED_SLOTS: usize = KIND_SLOTS;
+
+/// All counters of one CPU, the only value of the per-CPU `COUNTS` map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Counts {
+    /// Records submitted, by [`RecordKind`].
+    pub emitted: [u64; EMITTED_SLOTS],
+    /// Records that found the ring full, by [`RecordKind`]; from [`KIND_SLOTS`] on, by
+    /// [`LossKind`].
+    pub lost: [u64; LOSS_SLOTS],
+    /// By [`Counter`].
+    pub counters: [u64; COUNTER_SLOTS],
+}
+
+/// What user space may change while the programs run, the only value of the `CONFIG` map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Config {
+    /// Stalls of the target shorter than this are counted, not sent; by [`RecordKind`].
+    pub floor_ns: [u64; KIND_SLOTS],
+    /// Fill of the ring, in bytes, past which user space is woken early.
+    pub wake_bytes: u64,
+    /// Not 0: send exec records of every process, not only of the target.
+    pub watch_exec: u64,
+}

@@ -33,6 +33,38 @@ pub struct FdFailureRecord {
     pub errno: u32,
 }
 
+/// One live IP socket in the table the create, accept and release programs share.
+///
+/// An open-addressed table of plain array entries: the key is the address of the kernel's
+/// `struct sock`, which is unique while the socket lives.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct SocketEntry {
+    /// Address of the `struct sock`; 0 when the entry is free.
+    pub sock: u64,
+    /// When it was created or accepted.
+    pub start_ns: u64,
+    /// Process that created or accepted it.
+    pub tgid: u32,
+    /// Bits `SOCKET_ENTRY_*`.
+    pub flags: u32,
+    /// Address family.
+    pub family: u32,
+    /// Socket type.
+    pub socket_type: u32,
+}
+
+/// [`SocketEntry`] flag: accepted.
+pub const SOCKET_ENTRY_ACCEPTED: u32 = 1;
+/// [`SocketEntry`] flag: belongs to the target.
+pub const SOCKET_ENTRY_TARGET: u32 = 2;
+
+/// Entries of the socket table. A power of two.
+pub const SOCKET_SLOTS: u32 = 1 << 16;
+
+/// Entries looked at before a socket is given up as [`LossKind::SocketSlot`](super::LossKind).
+pub const SOCKET_PROBES: u32 = 8;
+
 /// System calls whose failures are counted.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,0 +1,65 @@
+//! Atomic read-modify-write on map values.
+//!
+//! The BPF instruction set has them (v3, Linux 5.12), Rust's BPF target does not offer them yet
+//! (`atomic_cas` is off in its description), hence the assembly.
+
+use core::{arch::asm, ptr};
+
+/// Stores `new` if the value is `expected`; whether it was.
+#[inline(always)]
+pub(crate) fn compare_exchange(value: *mut u64, expected: u64, new: u64) -> bool {
+    let found: u64;
+    // SAFETY: `value` points into a map value (the verifier checks it); the instruction compares
+    // with and returns in r0.
+    unsafe {
+        asm!(
+            "r0 = cmpxchg_64({value} + 0, r0, {new})",
+            value = in(reg) value,
+            new = in(reg) new,
+            inlateout("r0") expected => found,
+        );
+    }
+    found == expected
+}
+
+/// Sets the bits of `mask`.
+#[inline(always)]
+pub(crate) fn or(value: *mut u64, mask: u64) {
+    // SAFETY: `value` points into a map value (the verifier checks it).
+    unsafe {
+        asm!("lock *(u64 *)({value} + 0) |= {mask}", value = in(reg) value, mask = in(reg) mask);
+    }
+}
+
+/// Keeps the bits of `mask`.
+#[inline(always)]
+pub(crate) fn and(value: *mut u64, mask: u64) {
+    // SAFETY: `value` points into a map value (the verifier checks it).
+    unsafe {
+        asm!("lock *(u64 *)({value} + 0) &= {mask}", value = in(reg) value, mask = in(reg) mask);
+    }
+}
+
+/// Reads once, as other CPUs may write.
+#[inline(always)]
+pub(crate) fn load(value: *const u64) -> u64 {
+    // SAFETY: as above; aligned loads of eight bytes do not tear.
+    unsafe { ptr::read_volatile(value) }
+}
+
+/// Writes once, as other CPUs may read.
+#[inline(always)]
+pub(crate) fn store(value: *mut u64, new: u64) {
+    // SAFETY: as above; aligned stores of eight bytes do not tear.
+    unsafe { ptr::write_volatile(value, new) }
+}
+
+/// The same number, with all the compiler knows about it forgotten: it would otherwise drop the
+/// bound check that the verifier needs to see.
+#[inline(always)]
+pub(crate) fn opaque(number: usize) -> usize {
+    let mut result = number;
+    // SAFETY: no instruction at all.
+    unsafe { asm!("/* {0} */", inout(reg) result, options(pure, nomem, nostack)) };
+    result
+}

@@ -1,0 +1,82 @@
+//! Constants the loader sets before load: the verifier sees them as known values, so what they
+//! switch off costs nothing.
+
+/// Declares globals with a reader of the same name in lower case.
+macro_rules! globals {
+    ($($(#[$doc:meta])* $name:ident: $reader:ident = $value:expr;)*) => {$(
+        #[unsafe(no_mangle)]
+        static $name: u32 = $value;
+
+        $(#[$doc])*
+        #[inline(always)]
+        pub(crate) fn $reader() -> u32 {
+            // SAFETY: reads a static of this object. Volatile, since the loader replaces the
+            // value after compilation.
+            unsafe { core::ptr::read_volatile(&raw const $name) }
+        }
+    )*};
+}
+
+globals! {
+    /// Entries of the per-thread table minus one.
+    TASK_MASK: task_mask = 0;
+    /// Cgroup slots minus one.
+    CGROUP_MASK: cgroup_mask = 0;
+    /// CPUs the histogram map has room for.
+    HISTOGRAM_CPUS: histogram_cpus = 1;
+    /// 1 when there is a target: processes whose stalls become records.
+    HAS_TARGET: has_target = 0;
+    /// 1 when the histograms' cgroup is the one of the v1 memory hierarchy.
+    CGROUP_V1: cgroup_v1 = 0;
+
+    /// `task_struct::pid`.
+    OFF_TASK_PID: off_task_pid = 0;
+    /// `task_struct::tgid`.
+    OFF_TASK_TGID: off_task_tgid = 0;
+    /// `task_struct::flags`.
+    OFF_TASK_FLAGS: off_task_flags = 0;
+    /// `task_struct::comm`.
+    OFF_TASK_COMM: off_task_comm = 0;
+    /// `task_struct::signal`.
+    OFF_TASK_SIGNAL: off_task_signal = 0;
+    /// `signal_struct::live`.
+    OFF_SIGNAL_LIVE: off_signal_live = 0;
+    /// `task_struct::cgroups`.
+    OFF_TASK_CGROUPS: off_task_cgroups = 0;
+    /// `task_struct::files`.
+    OFF_TASK_FILES: off_task_files = 0;
+    /// `task_struct::thread_info.status`.
+    OFF_TASK_STATUS: off_task_status = 0;
+    /// `css_set::dfl_cgrp`.
+    OFF_CSS_SET_DFL_CGRP: off_css_set_dfl_cgrp = 0;
+    /// `css_set::subsys[memory_cgrp_id]`.
+    OFF_CSS_SET_MEMORY: off_css_set_memory = 0;
+    /// `cgroup_subsys_state::cgroup`.
+    OFF_CSS_CGROUP: off_css_cgroup = 0;
+    /// `cgroup::kn`.
+    OFF_CGROUP_KN: off_cgroup_kn = 0;
+    /// `kernfs_node::id`.
+    OFF_KN_ID: off_kn_id = 0;
+
+    /// `files_struct::fdt`.
+    OFF_FILES_FDT: off_files_fdt = 0;
+    /// `fdtable::fd`.
+    OFF_FDT_FD: off_fdt_fd = 0;
+    /// `file::private_data`.
+    OFF_FILE_PRIVATE: off_file_private = 0;
+    /// `socket::sk`.
+    OFF_SOCKET_SK: off_socket_sk = 0;
+    /// `sock::__sk_common.skc_family`.
+    OFF_SOCK_FAMILY: off_sock_family = 0;
+    /// `sock::sk_type`.
+    OFF_SOCK_TYPE: off_sock_type = 0;
+
+    /// `pt_regs::orig_ax` (system-call number).
+    OFF_REGS_NUMBER: off_regs_number = 0;
+    /// `pt_regs::di` (first argument).
+    OFF_REGS_ARG0: off_regs_arg0 = 0;
+    /// `pt_regs::si` (second argument).
+    OFF_REGS_ARG1: off_regs_arg1 = 0;
+    /// `pt_regs::dx` (third argument).
+    OFF_REGS_ARG2: off_regs_arg2 = 0;
+}

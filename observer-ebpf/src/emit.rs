@@ -1,0 +1,105 @@
+//! Records to user space and counters: the only reserve and submit.
+
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::bpf_get_smp_processor_id,
+};
+use observer_ebpf::wire::{Config, Counter, Counts, Header, KIND_SLOTS, LossKind, RecordKind};
+
+use crate::{
+    config,
+    maps::{CONFIG, COUNTS, RING, TARGETS},
+};
+
+#[inline(always)]
+fn counts() -> Option<&'static mut Counts> {
+    // SAFETY: this CPU's own value; programs of one CPU do not interleave within an update that
+    // matters (an interrupt may at worst lose one increment to itself).
+    COUNTS.get_ptr_mut(0).map(|counts| unsafe { &mut *counts })
+}
+
+/// Counts a loss that is not a full ring.
+#[inline(always)]
+pub(crate) fn lose(kind: LossKind) {
+    if let Some(counts) = counts() {
+        counts.lost[KIND_SLOTS + kind as usize] += 1;
+    }
+}
+
+/// Adds one to a counter.
+#[inline(always)]
+pub(crate) fn count(counter: Counter) {
+    count_at(counter as usize);
+}
+
+/// Adds one to the counter at a fixed place below `COUNTER_SLOTS`.
+#[inline(always)]
+pub(crate) fn count_at(index: usize) {
+    if let Some(counts) = counts() {
+        // The mask shows the verifier the bound.
+        counts.counters[index & 63] += 1;
+    }
+}
+
+/// Is this process watched?
+#[inline(always)]
+pub(crate) fn is_target(tgid: u32) -> bool {
+    if config::has_target() == 0 {
+        return false;
+    }
+    TARGETS.get(tgid >> 6).is_some_and(|word| word & (1 << (tgid & 63)) != 0)
+}
+
+/// What user space set.
+#[inline(always)]
+pub(crate) fn settings() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+/// Is a stall of this length long enough to be sent?
+#[inline(always)]
+pub(crate) fn past_floor(kind: RecordKind, duration_ns: u64) -> bool {
+    settings().is_some_and(|settings| duration_ns >= settings.floor_ns[kind as usize])
+}
+
+/// The CPU this runs on.
+#[inline(always)]
+pub(crate) fn cpu() -> u32 {
+    // SAFETY: the helper takes no arguments.
+    unsafe { bpf_get_smp_processor_id() as u32 }
+}
+
+/// A header for the current CPU.
+#[inline(always)]
+pub(crate) fn header(
+    kind: RecordKind,
+    flags: u16,
+    (tgid, tid): (u32, u32),
+    end_ns: u64,
+    duration_ns: u64,
+) -> Header {
+    Header { end_ns, duration_ns, tid, tgid, kind: kind as u16, flags, cpu: cpu() }
+}
+
+/// Reserves, fills and submits one record; counts it, or its loss.
+#[inline(always)]
+pub(crate) fn emit<T: 'static>(kind: RecordKind, record: T) {
+    let Some(counts) = counts() else { return };
+    let Some(mut entry) = RING.reserve::<T>(0) else {
+        counts.lost[kind as usize] += 1;
+        return;
+    };
+    entry.write(record);
+    counts.emitted[kind as usize] += 1;
+    entry.submit(wakeup_flags());
+}
+
+/// No wake-up per record: user space drains on a timer. Only a record that takes the fill past
+/// the threshold wakes it early; later ones find it woken.
+#[inline(always)]
+fn wakeup_flags() -> u64 {
+    const CROSSING_BYTES: u64 = 256;
+    let wake_bytes = settings().map_or(u64::MAX, |settings| settings.wake_bytes);
+    let above = RING.query(u64::from(BPF_RB_AVAIL_DATA)).wrapping_sub(wake_bytes);
+    u64::from(if above < CROSSING_BYTES { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP })
+}

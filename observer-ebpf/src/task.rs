@@ -1,0 +1,37 @@
+//! The per-thread state table.
+
+use observer_ebpf::wire::{LossKind, TaskState};
+
+use crate::{config, emit, maps::TASKS};
+
+/// The thread's slot, taken over when another thread had it.
+///
+/// Taking over a slot whose owner was in the middle of something loses that something: counted.
+#[inline(always)]
+pub(crate) fn claim(tid: u32) -> Option<&'static mut TaskState> {
+    let state = TASKS.get_ptr_mut(tid & config::task_mask())?;
+    // SAFETY: an array value; only this thread's own events touch it, apart from a wake-up on
+    // another CPU that is ordered before the switch by the run-queue lock.
+    let state = unsafe { &mut *state };
+    if state.tid != tid {
+        if state.runnable_ns | state.fault_ns | state.syscall_ns | state.reclaim_ns != 0 {
+            emit::lose(LossKind::TaskSlot);
+        }
+        state.tid = tid;
+        state.runnable_ns = 0;
+        state.fault_ns = 0;
+        state.syscall_ns = 0;
+        state.reclaim_ns = 0;
+        state.compaction_ns = 0;
+    }
+    Some(state)
+}
+
+/// The thread's slot, if it is still its own.
+#[inline(always)]
+pub(crate) fn find(tid: u32) -> Option<&'static mut TaskState> {
+    let state = TASKS.get_ptr_mut(tid & config::task_mask())?;
+    // SAFETY: as in `claim`.
+    let state = unsafe { &mut *state };
+    (state.tid == tid).then_some(state)
+}
