@@ -1,0 +1,259 @@
+//! Struct offsets, enum values and tracepoints of the running kernel, from its BTF.
+//!
+//! The format is Documentation/bpf/btf.rst of the kernel. Only what the loader asks for is
+//! decoded; the input may be a file somebody handed in, so nothing is trusted.
+
+use std::collections::HashMap;
+
+/// Why BTF could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BtfError {
+    /// The file cannot be read.
+    #[error("cannot read BTF from {path}: {source}")]
+    Read {
+        /// Where it was looked for.
+        path: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not BTF, or damaged.
+    #[error("malformed BTF: {0}")]
+    Malformed(&'static str),
+    /// A struct member, enum value or type this kernel does not have.
+    #[error("this kernel's BTF has no {0}")]
+    Missing(String),
+}
+
+/// Where the kernel shows its own BTF.
+pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+const KIND_PTR: u32 = 2;
+const KIND_ARRAY: u32 = 3;
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
+const KIND_TYPEDEF: u32 = 8;
+const KIND_VOLATILE: u32 = 9;
+const KIND_CONST: u32 = 10;
+const KIND_RESTRICT: u32 = 11;
+const KIND_FUNC_PROTO: u32 = 13;
+const KIND_TYPE_TAG: u32 = 18;
+
+/// Types of a kernel.
+pub struct Btf {
+    data: Vec<u8>,
+    strings: usize,
+    strings_end: usize,
+    /// Byte offset of each type, by id (0 is void).
+    types: Vec<usize>,
+    /// Ids by kind and name, for the kinds that are asked for.
+    by_name: HashMap<(u32, String), u32>,
+}
+
+impl Btf {
+    /// Reads the running kernel's BTF.
+    ///
+    /// # Errors
+    /// When the kernel shows none, or it is damaged.
+    pub fn of_kernel() -> Result<Self, BtfError> {
+        let data = std::fs::read(KERNEL_BTF)
+            .map_err(|source| BtfError::Read { path: KERNEL_BTF.into(), source })?;
+        Self::parse(data)
+    }
+
+    /// Indexes raw BTF.
+    ///
+    /// # Errors
+    /// When it is not BTF, or damaged.
+    pub fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
+        const MAGIC: u16 = 0xeb9f;
+        let word = |offset| read_u32(&data, offset).ok_or(BtfError::Malformed("short header"));
+        if word(0)? as u16 != MAGIC {
+            return Err(BtfError::Malformed("wrong magic number or byte order"));
+        }
+        let header = word(4)? as usize;
+        let (type_start, type_length) = (header + word(8)? as usize, word(12)? as usize);
+        let (strings, string_length) = (header + word(16)? as usize, word(20)? as usize);
+        let strings_end = strings + string_length;
+        let type_end = type_start + type_length;
+        if type_end > data.len() || strings_end > data.len() {
+            return Err(BtfError::Malformed("sections reach past the end"));
+        }
+        let mut btf = Self { data, strings, strings_end, types: vec![0], by_name: HashMap::new() };
+        let mut offset = type_start;
+        while offset < type_end {
+            let id = btf.types.len() as u32;
+            let (kind, count) = btf.info(offset).ok_or(BtfError::Malformed("cut type"))?;
+            if matches!(kind, KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_TYPEDEF)
+                && let Some(name) = btf.name_at(offset)
+                && !name.is_empty()
+            {
+                btf.by_name.entry((kind, name)).or_insert(id);
+            }
+            btf.types.push(offset);
+            let body = match kind {
+                // INT, VAR, DECL_TAG: one word.
+                1 | 14 | 17 => 4,
+                KIND_ARRAY => 12,
+                KIND_STRUCT | KIND_UNION => count * 12,
+                KIND_ENUM | KIND_FUNC_PROTO => count * 8,
+                // DATASEC, ENUM64: three words an entry.
+                15 | 19 => count * 12,
+                KIND_PTR | 7..=12 | 16 | KIND_TYPE_TAG => 0,
+                _ => return Err(BtfError::Malformed("unknown kind of type")),
+            };
+            offset += 12 + body;
+        }
+        Ok(btf)
+    }
+
+    /// Byte offset of a member, following nested (also anonymous) structs: `("task_struct",
+    /// "thread_info.status")`.
+    ///
+    /// # Errors
+    /// [`BtfError::Missing`] when the struct or a member does not exist or is a bit field.
+    pub fn offset_of(&self, structure: &str, path: &str) -> Result<u32, BtfError> {
+        let missing = || BtfError::Missing(format!("{structure}::{path}"));
+        let mut id = self.struct_id(structure).ok_or_else(missing)?;
+        let mut bits = 0;
+        for member in path.split('.') {
+            let (offset, member_type) = self.member(id, member, 0).ok_or_else(missing)?;
+            bits += offset;
+            id = member_type;
+        }
+        if bits % 8 == 0 { Ok(bits / 8) } else { Err(missing()) }
+    }
+
+    /// Value of an enumerator.
+    ///
+    /// # Errors
+    /// [`BtfError::Missing`] when the enum or the enumerator does not exist.
+    pub fn enum_value(&self, name: &str, enumerator: &str) -> Result<u32, BtfError> {
+        let missing = || BtfError::Missing(format!("enum {name}::{enumerator}"));
+        let id = self.by_name.get(&(KIND_ENUM, name.to_owned())).ok_or_else(missing)?;
+        let offset = *self.types.get(*id as usize).ok_or_else(missing)?;
+        let (_, count) = self.info(offset).ok_or_else(missing)?;
+        (0..count)
+            .map(|index| offset + 12 + index * 8)
+            .find(|entry| self.name_at(*entry).as_deref() == Some(enumerator))
+            .and_then(|entry| read_u32(&self.data, entry + 4))
+            .ok_or_else(missing)
+    }
+
+    /// Whether the kernel has a BTF-typed raw tracepoint of this name, and with how many
+    /// arguments.
+    #[must_use]
+    pub fn tracepoint_arguments(&self, name: &str) -> Option<usize> {
+        let typedef = *self.by_name.get(&(KIND_TYPEDEF, format!("btf_trace_{name}")))?;
+        let pointer = self.referenced(typedef)?;
+        let prototype = self.referenced(pointer)?;
+        let offset = *self.types.get(prototype as usize)?;
+        let (kind, count) = self.info(offset)?;
+        // The first argument is the tracepoint's private data.
+        (kind == KIND_FUNC_PROTO).then(|| count.saturating_sub(1))
+    }
+
+    fn struct_id(&self, name: &str) -> Option<u32> {
+        self.by_name.get(&(KIND_STRUCT, name.to_owned())).copied()
+    }
+
+    /// Kind and number of entries.
+    fn info(&self, offset: usize) -> Option<(u32, usize)> {
+        let info = read_u32(&self.data, offset + 4)?;
+        Some((info >> 24 & 0x1f, (info & 0xffff) as usize))
+    }
+
+    fn name_at(&self, offset: usize) -> Option<String> {
+        let start = self.strings + read_u32(&self.data, offset)? as usize;
+        let bytes = self.data.get(start..self.strings_end)?;
+        let end = bytes.iter().position(|byte| *byte == 0)?;
+        std::str::from_utf8(&bytes[..end]).ok().map(str::to_owned)
+    }
+
+    /// The type a pointer, typedef or qualifier refers to.
+    fn referenced(&self, id: u32) -> Option<u32> {
+        read_u32(&self.data, *self.types.get(id as usize)? + 8)
+    }
+
+    /// Strips typedefs and qualifiers.
+    fn resolve(&self, mut id: u32) -> Option<u32> {
+        // Chains are short; the bound stops a malicious cycle.
+        for _ in 0..32 {
+            let offset = *self.types.get(id as usize)?;
+            match self.info(offset)?.0 {
+                KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT | KIND_TYPE_TAG => {
+                    id = self.referenced(id)?;
+                }
+                _ => return Some(id),
+            }
+        }
+        None
+    }
+
+    /// Offset in bits and type of a member, looked for in anonymous members too.
+    fn member(&self, id: u32, name: &str, depth: u32) -> Option<(u32, u32)> {
+        if depth > 8 {
+            return None;
+        }
+        let offset = *self.types.get(self.resolve(id)? as usize)?;
+        let info = read_u32(&self.data, offset + 4)?;
+        let (kind, count) = self.info(offset)?;
+        if kind != KIND_STRUCT && kind != KIND_UNION {
+            return None;
+        }
+        let has_bitfields = info >> 31 != 0;
+        for index in 0..count {
+            let entry = offset + 12 + index * 12;
+            let member_type = read_u32(&self.data, entry + 4)?;
+            let raw = read_u32(&self.data, entry + 8)?;
+            let (bits, width) =
+                if has_bitfields { (raw & 0x00ff_ffff, raw >> 24) } else { (raw, 0) };
+            let member_name = self.name_at(entry)?;
+            if member_name == name {
+                return (width == 0).then_some((bits, member_type));
+            }
+            if member_name.is_empty()
+                && let Some((inner, inner_type)) = self.member(member_type, name, depth + 1)
+            {
+                return Some((bits + inner, inner_type));
+            }
+        }
+        None
+    }
+}
+
+fn read_u32(data: &[u8], offset: usize) -> Option<u32> {
+    let bytes = data.get(offset..offset.checked_add(4)?)?;
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_running_kernel_has_what_the_programs_need() {
+        // Readable without privileges wherever the kernel has BTF at all.
+        let Ok(btf) = Btf::of_kernel() else {
+            println!("not run: this kernel shows no BTF");
+            return;
+        };
+        let pid = btf.offset_of("task_struct", "pid").expect("pid");
+        let tgid = btf.offset_of("task_struct", "tgid").expect("tgid");
+        assert_eq!(tgid, pid + 4, "neighbours since 2.6");
+        assert!(btf.offset_of("task_struct", "no_such_member").is_err());
+        assert!(btf.offset_of("sock", "__sk_common.skc_family").is_ok(), "through anonymous");
+        assert_eq!(btf.tracepoint_arguments("sched_wakeup"), Some(1));
+        assert_eq!(btf.tracepoint_arguments("no_such_tracepoint"), None);
+    }
+
+    #[test]
+    fn damaged_input_is_an_error() {
+        assert!(Btf::parse(Vec::new()).is_err());
+        assert!(Btf::parse(vec![0; 64]).is_err());
+        let mut header = vec![0x9f, 0xeb, 1, 0, 24, 0, 0, 0];
+        header.extend_from_slice(&[0, 0, 0, 0, 255, 255, 0, 0, 0, 0, 0, 0, 255, 0, 0, 0]);
+        assert!(Btf::parse(header).is_err());
+    }
+}
