@@ -4,26 +4,30 @@ use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::bpf_get_smp_processor_id,
 };
-use observer_ebpf::wire::{Config, Counter, Counts, Header, KIND_SLOTS, LossKind, RecordKind};
+use observer_ebpf::wire::{
+    COUNTER_SLOTS, Config, Counter, Header, KIND_SLOTS, LossKind, RecordKind,
+};
 
 use crate::{
-    config,
+    atomic, config,
     maps::{CONFIG, COUNTS, RING, TARGETS},
 };
 
-#[inline(always)]
-fn counts() -> Option<&'static mut Counts> {
-    // SAFETY: this CPU's own value; programs of one CPU do not interleave within an update that
-    // matters (an interrupt may at worst lose one increment to itself).
-    COUNTS.get_ptr_mut(0).map(|counts| unsafe { &mut *counts })
+/// Adds one to a word of this CPU's counters. Atomic, since the cgroup hooks can be preempted
+/// (and interrupted) by programs of the same CPU.
+macro_rules! bump {
+    ($array:ident[$index:expr]) => {
+        if let Some(counts) = COUNTS.get_ptr_mut(0) {
+            // SAFETY: a map value; only its address is formed here.
+            atomic::add(unsafe { &raw mut (*counts).$array[$index] }, 1);
+        }
+    };
 }
 
 /// Counts a loss that is not a full ring.
 #[inline(always)]
 pub(crate) fn lose(kind: LossKind) {
-    if let Some(counts) = counts() {
-        counts.lost[KIND_SLOTS + kind as usize] += 1;
-    }
+    bump!(lost[KIND_SLOTS + kind as usize]);
 }
 
 /// Adds one to a counter.
@@ -35,10 +39,8 @@ pub(crate) fn count(counter: Counter) {
 /// Adds one to the counter at a fixed place below `COUNTER_SLOTS`.
 #[inline(always)]
 pub(crate) fn count_at(index: usize) {
-    if let Some(counts) = counts() {
-        // The mask shows the verifier the bound.
-        counts.counters[index & 63] += 1;
-    }
+    // The mask shows the verifier the bound.
+    bump!(counters[index & (COUNTER_SLOTS - 1)]);
 }
 
 /// Is this process watched?
@@ -84,13 +86,12 @@ pub(crate) fn header(
 /// Reserves, fills and submits one record; counts it, or its loss.
 #[inline(always)]
 pub(crate) fn emit<T: 'static>(kind: RecordKind, record: T) {
-    let Some(counts) = counts() else { return };
     let Some(mut entry) = RING.reserve::<T>(0) else {
-        counts.lost[kind as usize] += 1;
+        bump!(lost[kind as usize]);
         return;
     };
     entry.write(record);
-    counts.emitted[kind as usize] += 1;
+    bump!(emitted[kind as usize]);
     entry.submit(wakeup_flags());
 }
 

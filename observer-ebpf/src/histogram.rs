@@ -12,8 +12,30 @@ use crate::{
 };
 
 /// Adds a duration to a series: the target's histogram for the target, the cgroup's otherwise.
+///
+/// For programs that run with preemption off (tracepoints, perf events): plain additions suffice.
 #[inline(always)]
 pub(crate) fn observe(task: Task, is_target: bool, series: Series, duration_ns: u64) {
+    observe_with(task, is_target, series, duration_ns, |word, number| {
+        // SAFETY: `word` points into a map value that only this CPU writes.
+        unsafe { *word = (*word).wrapping_add(number) };
+    });
+}
+
+/// The same for programs that can be preempted (cgroup hooks).
+#[inline(always)]
+pub(crate) fn observe_preemptible(task: Task, is_target: bool, series: Series, duration_ns: u64) {
+    observe_with(task, is_target, series, duration_ns, atomic::add);
+}
+
+#[inline(always)]
+fn observe_with(
+    task: Task,
+    is_target: bool,
+    series: Series,
+    duration_ns: u64,
+    add: impl Fn(*mut u64, u64),
+) {
     let slot = if is_target { CGROUP_SLOT_TARGET } else { cgroup_slot(task.cgroup_id()) };
     let cpu = emit::cpu();
     if cpu >= config::histogram_cpus() {
@@ -25,13 +47,13 @@ pub(crate) fn observe(task: Task, is_target: bool, series: Series, duration_ns: 
     };
     // SAFETY: only this CPU writes here, from one program per series.
     let histogram = unsafe { &mut *histogram };
-    histogram.sum_ns = histogram.sum_ns.wrapping_add(duration_ns);
+    add(&raw mut histogram.sum_ns, duration_ns);
     if duration_ns > histogram.max_ns {
         histogram.max_ns = duration_ns;
     }
-    let index = atomic::opaque(bucket_index(duration_ns));
+    let index = atomic::low_byte(bucket_index(duration_ns));
     if index < BUCKET_SLOTS {
-        histogram.buckets[index] += 1;
+        add(&raw mut histogram.buckets[index], 1);
     }
 }
 

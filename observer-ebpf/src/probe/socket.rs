@@ -4,7 +4,9 @@
 //! process of the host. Accepted sockets do not pass the creation hook; the exit of accept(2) adds
 //! them. The address of the kernel's `struct sock` ties the three together.
 
-use aya_ebpf::{EbpfContext, macros::cgroup_sock, programs::SockContext};
+use aya_ebpf::{
+    EbpfContext, helpers::bpf_probe_read_kernel, macros::cgroup_sock, programs::SockContext,
+};
 use observer_ebpf::wire::{
     Counter, LossKind, RecordKind, SOCKET_ACCEPTED, SOCKET_ENTRY_ACCEPTED, SOCKET_ENTRY_TARGET,
     SOCKET_PREEXISTING, SOCKET_PROBES, SOCKET_SLOTS, Series, SocketEntry, SocketRecord,
@@ -31,7 +33,7 @@ fn inet_sock_create(ctx: SockContext) -> i32 {
     // SAFETY: the hook's own context, fields at their fixed layout.
     let (family, socket_type) = unsafe { ((*ctx.sock).family, (*ctx.sock).type_) };
     insert(SocketEntry {
-        sock: ctx.sock as u64,
+        sock: address(&ctx),
         start_ns: now_ns(),
         tgid,
         flags: if is_target { SOCKET_ENTRY_TARGET } else { 0 },
@@ -39,6 +41,14 @@ fn inet_sock_create(ctx: SockContext) -> i32 {
         socket_type,
     });
     ALLOW
+}
+
+/// Address of the kernel's `struct sock`, which is what these hooks get as context. The verifier
+/// allows no arithmetic on a context pointer; copied through the helper it is a plain number.
+#[inline(always)]
+fn address(ctx: &SockContext) -> u64 {
+    // SAFETY: a local copy of the pointer.
+    unsafe { bpf_probe_read_kernel((&raw const ctx.sock).cast::<u64>()) }.unwrap_or(0)
 }
 
 /// An accept(2) of the current task returned `fd`.
@@ -65,7 +75,7 @@ pub(crate) fn accepted(tgid: u32, fd: u32) {
 #[cgroup_sock(sock_release)]
 fn inet_sock_release(ctx: SockContext) -> i32 {
     emit::count(Counter::SocketsReleased);
-    let sock = ctx.sock as u64;
+    let sock = address(&ctx);
     let tgid = ctx.tgid();
     let now = now_ns();
     if let Some(entry) = find(sock) {
@@ -75,7 +85,12 @@ fn inet_sock_release(ctx: SockContext) -> i32 {
         atomic::store(&raw mut entry.sock, 0);
         let duration_ns = now.wrapping_sub(start_ns);
         let is_target = flags & SOCKET_ENTRY_TARGET != 0;
-        histogram::observe(Task::current(), is_target, Series::SocketLifetime, duration_ns);
+        histogram::observe_preemptible(
+            Task::current(),
+            is_target,
+            Series::SocketLifetime,
+            duration_ns,
+        );
         if is_target {
             let accepted = if flags & SOCKET_ENTRY_ACCEPTED != 0 { SOCKET_ACCEPTED } else { 0 };
             released(accepted, (owner, ctx.pid()), now, duration_ns, family, socket_type);

@@ -23,16 +23,8 @@ pub(super) const PROBE: Probe = Probe {
             attach: Attach::TpBtf("page_fault_kernel", 3),
             gives: "faults in kernel mode",
         },
-        Program {
-            name: "page_faults_min",
-            attach: Attach::PerfMinorFaults,
-            gives: "minor faults",
-        },
-        Program {
-            name: "page_faults_maj",
-            attach: Attach::PerfMajorFaults,
-            gives: "major faults",
-        },
+        Program { name: "page_faults_min", attach: Attach::PerfMinorFaults, gives: "minor faults" },
+        Program { name: "page_faults_maj", attach: Attach::PerfMajorFaults, gives: "major faults" },
     ],
     records: &[RecordKind::Fault],
     causes: &[Cause::FaultMinor, Cause::FaultMajor],

@@ -50,8 +50,14 @@ mod tests {
 
     #[test]
     fn calls_and_series_are_in_the_same_order() {
-        let series =
-            [Series::Mmap, Series::Munmap, Series::Mremap, Series::Brk, Series::Mprotect, Series::Madvise];
+        let series = [
+            Series::Mmap,
+            Series::Munmap,
+            Series::Mremap,
+            Series::Brk,
+            Series::Mprotect,
+            Series::Madvise,
+        ];
         for (call, series) in MmCall::ALL.into_iter().zip(series) {
             assert_eq!(format!("{call:?}"), format!("{series:?}"));
         }

@@ -147,7 +147,15 @@ mod tests {
     use super::*;
 
     fn header(kind: RecordKind, flags: u16) -> Header {
-        Header { end_ns: 900, duration_ns: 300, tid: 12, tgid: 10, kind: kind as u16, flags, cpu: 1 }
+        Header {
+            end_ns: 900,
+            duration_ns: 300,
+            tid: 12,
+            tgid: 10,
+            kind: kind as u16,
+            flags,
+            cpu: 1,
+        }
     }
 
     #[test]

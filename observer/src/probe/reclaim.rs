@@ -1,8 +1,6 @@
 //! `reclaim`: a thread frees (or compacts) memory itself.
 
-use observer_ebpf::wire::{
-    CompactionRecord, Header, RECLAIM_MEMCG, ReclaimRecord, RecordKind,
-};
+use observer_ebpf::wire::{CompactionRecord, Header, RECLAIM_MEMCG, ReclaimRecord, RecordKind};
 
 use super::{Attach, Probe, Program, read};
 use crate::model::{Cause, EventKind, ReclaimScope};

@@ -1,0 +1,220 @@
+//! Loading the BPF object: sizes and offsets for this kernel, then each program by itself.
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
+use observer_ebpf::wire::{
+    CGROUP_SLOTS_MAX, Config, Counts, KIND_SLOTS, PID_MAX_LIMIT, RecordKind, SERIES, TASK_SLOTS_MAX,
+};
+
+use super::btf::{Btf, BtfError};
+use super::mapped::MappedWords;
+use super::offsets::offsets;
+use crate::host::{cgroups::Cgroups, system};
+use crate::probe;
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer-bpf"));
+
+/// Bytes of one series' histogram.
+pub(super) const HISTOGRAM_BYTES: usize = size_of::<observer_ebpf::wire::Histogram>();
+
+/// Histograms may take this much memory; with many CPUs fewer cgroups get slots of their own.
+const HISTOGRAM_BUDGET_BYTES: usize = 64 << 20;
+
+/// Default size of the ring.
+pub const RING_BYTES: u32 = 8 << 20;
+
+/// Why the programs could not be brought into the kernel at all.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// No usable BTF.
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+    /// aya could not create the maps.
+    #[error("cannot create the BPF maps: {0}")]
+    Object(#[from] Box<aya::EbpfError>),
+    /// A map is missing or of another kind than expected.
+    #[error("BPF map {name}: {reason}")]
+    Map {
+        /// Its name in the object.
+        name: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The kernel refused for want of privileges.
+    #[error("the kernel refused BPF: {0}")]
+    Permission(String),
+}
+
+impl LoadError {
+    fn map(name: &'static str, reason: impl ToString) -> Self {
+        Self::Map { name, reason: reason.to_string() }
+    }
+}
+
+/// What to load.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// There is a target: its stalls become records.
+    pub has_target: bool,
+    /// Bytes of the ring, a power of two of at least one page.
+    pub ring_bytes: u32,
+}
+
+/// The loaded object: maps exist, no program is attached yet.
+pub(super) struct Loaded {
+    pub(super) ebpf: Ebpf,
+    pub(super) btf: Btf,
+    pub(super) aya_btf: aya::Btf,
+    pub(super) cgroups: Cgroups,
+    pub(super) histograms: MappedWords,
+    pub(super) cgroup_ids: MappedWords,
+    pub(super) targets: MappedWords,
+    pub(super) config: MappedWords,
+    pub(super) counts: PerCpuArray<MapData, CountWords>,
+    pub(super) ring: RingBuf<MapData>,
+    pub(super) shape: Shape,
+    pub(super) map_bytes: u64,
+    /// Maps reached through memory only; the programs need their descriptors at load.
+    #[expect(dead_code, reason = "kept open")]
+    pub(super) mapped_maps: Vec<MapData>,
+}
+
+/// [`Counts`] as the words aya can read.
+pub(super) type CountWords = [u64; size_of::<Counts>() / 8];
+
+/// Sizes chosen for this host.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub(super) cpus: usize,
+    pub(super) cgroup_slots: usize,
+    pub(super) task_slots: u32,
+}
+
+impl Shape {
+    fn of_host() -> Self {
+        let cpus = system::possible_cpus().last().map_or(1, |cpu| *cpu as usize + 1);
+        let per_slot = cpus * SERIES * HISTOGRAM_BYTES;
+        let affordable = (HISTOGRAM_BUDGET_BYTES / per_slot).max(8);
+        // The largest power of two that fits.
+        let cgroup_slots = (1 << affordable.ilog2()).min(CGROUP_SLOTS_MAX as usize);
+        let pid_max = system::pid_max().clamp(1024, PID_MAX_LIMIT);
+        let task_slots = pid_max.next_power_of_two().min(TASK_SLOTS_MAX);
+        Self { cpus, cgroup_slots, task_slots }
+    }
+}
+
+/// Creates the maps and relocates the programs.
+pub(super) fn load(options: LoadOptions) -> Result<Loaded, LoadError> {
+    raise_memlock_limit();
+    let btf = Btf::of_kernel()?;
+    let cgroups = Cgroups::read();
+    let shape = Shape::of_host();
+    let mut globals = offsets(&btf, cgroups.memory_v1.is_some())?;
+    globals.push(("TASK_MASK", shape.task_slots - 1));
+    globals.push(("CGROUP_MASK", shape.cgroup_slots as u32 - 1));
+    globals.push(("HISTOGRAM_CPUS", shape.cpus as u32));
+    globals.push(("HAS_TARGET", u32::from(options.has_target)));
+    let histograms = (shape.cpus * shape.cgroup_slots * SERIES) as u32;
+    let aya_btf = aya::Btf::from_sys_fs().map_err(|error| LoadError::map("(btf)", error))?;
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(Some(&aya_btf))
+        .verifier_log_level(VerifierLogLevel::STATS)
+        .map_max_entries("RING", options.ring_bytes)
+        .map_max_entries("TASKS", shape.task_slots)
+        .map_max_entries("HISTOGRAMS", histograms);
+    for (name, value) in &globals {
+        loader.override_global(name, value, true);
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(refusal)?;
+    drop(loader);
+    let map_bytes = map_bytes(&ebpf);
+    // The descriptors stay open until the programs that use the maps are loaded.
+    let mut mapped_maps = Vec::new();
+    let mut mapped = |name: &'static str, entries: usize, value_bytes: usize| {
+        let Some(Map::Array(map)) = ebpf.take_map(name) else {
+            return Err(LoadError::map(name, "missing in the object"));
+        };
+        let words = MappedWords::new(map.fd(), entries, value_bytes)
+            .map_err(|error| LoadError::map(name, error))?;
+        mapped_maps.push(map);
+        Ok::<_, LoadError>(words)
+    };
+    let histograms = mapped("HISTOGRAMS", histograms as usize, HISTOGRAM_BYTES)?;
+    let cgroup_ids = mapped("CGROUPS", 1, CGROUP_SLOTS_MAX as usize * 8)?;
+    let targets = mapped("TARGETS", PID_MAX_LIMIT as usize / 64, 8)?;
+    let config = mapped("CONFIG", 1, size_of::<Config>())?;
+    let counts = take(&mut ebpf, "COUNTS")?;
+    let ring = take(&mut ebpf, "RING")?;
+    let loaded = Loaded {
+        ebpf,
+        btf,
+        aya_btf,
+        cgroups,
+        histograms,
+        cgroup_ids,
+        targets,
+        config,
+        counts,
+        ring,
+        shape,
+        map_bytes,
+        mapped_maps,
+    };
+    loaded.set_defaults(options.ring_bytes);
+    Ok(loaded)
+}
+
+impl Loaded {
+    /// Floors of the probes' table; wake user space early at half a ring.
+    fn set_defaults(&self, ring_bytes: u32) {
+        for kind in RecordKind::ALL {
+            let floor_ns = probe::of_kind(kind).map_or(0, |probe| probe.floor_ns);
+            self.config.set(kind as usize, floor_ns);
+        }
+        self.config.set(KIND_SLOTS, u64::from(ring_bytes) / 2);
+    }
+}
+
+fn take<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadError>
+where
+    T::Error: ToString,
+{
+    let map = ebpf.take_map(name).ok_or_else(|| LoadError::map(name, "missing in the object"))?;
+    T::try_from(map).map_err(|error| LoadError::map(name, error))
+}
+
+/// Memory of all maps as the kernel accounts it (`memlock` of fdinfo, kernel/bpf/syscall.c
+/// `bpf_map_show_fdinfo`). Constant, since every map is allocated whole.
+fn map_bytes(ebpf: &Ebpf) -> u64 {
+    ebpf.maps()
+        .filter_map(|(_, map)| match map {
+            Map::Array(map) | Map::PerCpuArray(map) | Map::RingBuf(map) => Some(map.fd()),
+            _ => None,
+        })
+        .map(|fd| super::fdinfo_field(&super::fdinfo(fd.as_fd().as_raw_fd()), "memlock:"))
+        .sum()
+}
+
+/// Tells a lack of privileges from everything else.
+fn refusal(error: aya::EbpfError) -> LoadError {
+    let mut source: Option<&dyn std::error::Error> = Some(&error);
+    while let Some(inner) = source {
+        if let Some(io) = inner.downcast_ref::<std::io::Error>()
+            && io.kind() == std::io::ErrorKind::PermissionDenied
+        {
+            return LoadError::Permission(error.to_string());
+        }
+        source = inner.source();
+    }
+    LoadError::Object(Box::new(error))
+}
+
+/// Before Linux 5.11 map memory counts against `RLIMIT_MEMLOCK`; later kernels ignore it, so a
+/// failure here shows where it matters: at map creation.
+fn raise_memlock_limit() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
+}

@@ -1,0 +1,74 @@
+//! Map values in user memory: an mmap of an array map, read and written without system calls.
+
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// A `BPF_F_MMAPABLE` array map, seen as 64-bit words.
+///
+/// The kernel's programs write concurrently, so every access is a relaxed atomic.
+pub(super) struct MappedWords {
+    words: NonNull<AtomicU64>,
+    length: usize,
+    bytes: usize,
+}
+
+// SAFETY: the memory is only reached through atomics and lives until drop.
+unsafe impl Send for MappedWords {}
+// SAFETY: as above.
+unsafe impl Sync for MappedWords {}
+
+impl MappedWords {
+    /// Maps `entries` values of `value_bytes` (a multiple of eight) each.
+    ///
+    /// # Errors
+    /// When the kernel refuses (the map was not created mappable, or is smaller).
+    pub(super) fn new(fd: impl AsFd, entries: usize, value_bytes: usize) -> std::io::Result<Self> {
+        let used = entries * value_bytes;
+        let page = rustix::param::page_size();
+        let bytes = used.div_ceil(page) * page;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let address = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                fd,
+                0,
+            )
+        }?;
+        let words = NonNull::new(address.cast()).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        Ok(Self { words, length: used / 8, bytes })
+    }
+
+    /// The words of the map, in order.
+    #[must_use]
+    pub(super) fn words(&self) -> &[AtomicU64] {
+        // SAFETY: mapped for `bytes >= length * 8` in `new`, unmapped in `drop` only.
+        unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.length) }
+    }
+
+    /// One word; 0 past the end.
+    #[must_use]
+    pub(super) fn get(&self, index: usize) -> u64 {
+        self.words().get(index).map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
+    /// Writes one word; nothing past the end.
+    pub(super) fn set(&self, index: usize, value: u64) {
+        if let Some(word) = self.words().get(index) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for MappedWords {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new` with this size; no reference outlives `self`. A failure would
+        // leave the mapping behind, nothing worse.
+        let _ = unsafe { munmap(self.words.as_ptr().cast(), self.bytes) };
+    }
+}

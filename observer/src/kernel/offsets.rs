@@ -1,0 +1,52 @@
+//! The globals the programs are specialised with: struct offsets of this kernel.
+
+use super::btf::{Btf, BtfError};
+
+/// Name of the global, struct, member path.
+const OFFSETS: &[(&str, &str, &str)] = &[
+    ("OFF_TASK_PID", "task_struct", "pid"),
+    ("OFF_TASK_TGID", "task_struct", "tgid"),
+    ("OFF_TASK_FLAGS", "task_struct", "flags"),
+    ("OFF_TASK_COMM", "task_struct", "comm"),
+    ("OFF_TASK_SIGNAL", "task_struct", "signal"),
+    ("OFF_SIGNAL_LIVE", "signal_struct", "live"),
+    ("OFF_TASK_CGROUPS", "task_struct", "cgroups"),
+    ("OFF_TASK_FILES", "task_struct", "files"),
+    ("OFF_TASK_STATUS", "task_struct", "thread_info.status"),
+    ("OFF_CSS_SET_DFL_CGRP", "css_set", "dfl_cgrp"),
+    ("OFF_CSS_CGROUP", "cgroup_subsys_state", "cgroup"),
+    ("OFF_CGROUP_KN", "cgroup", "kn"),
+    ("OFF_KN_ID", "kernfs_node", "id"),
+    ("OFF_FILES_FDT", "files_struct", "fdt"),
+    ("OFF_FDT_FD", "fdtable", "fd"),
+    ("OFF_FILE_PRIVATE", "file", "private_data"),
+    ("OFF_SOCKET_SK", "socket", "sk"),
+    ("OFF_SOCK_FAMILY", "sock", "__sk_common.skc_family"),
+    ("OFF_SOCK_TYPE", "sock", "sk_type"),
+    ("OFF_REGS_NUMBER", "pt_regs", "orig_ax"),
+    ("OFF_REGS_ARG0", "pt_regs", "di"),
+    ("OFF_REGS_ARG1", "pt_regs", "si"),
+    ("OFF_REGS_ARG2", "pt_regs", "dx"),
+];
+
+/// Every global that comes from BTF, with its value.
+///
+/// # Errors
+/// When this kernel lacks a struct, a member or the memory controller the programs read.
+pub(super) fn offsets(btf: &Btf, cgroup_v1: bool) -> Result<Vec<(&'static str, u32)>, BtfError> {
+    let mut values = Vec::with_capacity(OFFSETS.len() + 2);
+    for (global, structure, path) in OFFSETS {
+        values.push((*global, btf.offset_of(structure, path)?));
+    }
+    values.push(("CGROUP_V1", u32::from(cgroup_v1)));
+    // An array of pointers indexed by the controller's number, which depends on the
+    // configuration. Without the memory controller there is no v1 memory hierarchy either.
+    let memory = if cgroup_v1 {
+        btf.offset_of("css_set", "subsys")?
+            + 8 * btf.enum_value("cgroup_subsys_id", "memory_cgrp_id")?
+    } else {
+        0
+    };
+    values.push(("OFF_CSS_SET_MEMORY", memory));
+    Ok(values)
+}
