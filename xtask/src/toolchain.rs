@@ -43,7 +43,7 @@ pub(crate) fn bpf_cargo(subcommand: &str) -> Command {
     command.args(["--package", "observer-ebpf", "--features", "programs", "--bins", "--release"]);
     command.args(["--target", "bpfel-unknown-none", "--target-dir", "target/bpf"]);
     if has_prebuilt_core(toolchain) {
-        command.env("RUSTC_BOOTSTRAP", "aya_ebpf");
+        command.env("RUSTC_BOOTSTRAP", "aya_ebpf,observer_bpf");
     } else {
         command.args(["-Z", "build-std=core"]);
     }

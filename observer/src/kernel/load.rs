@@ -48,7 +48,7 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    fn map(name: &'static str, reason: impl ToString) -> Self {
+    fn map(name: &'static str, reason: &dyn ToString) -> Self {
         Self::Map { name, reason: reason.to_string() }
     }
 }
@@ -117,7 +117,7 @@ pub(super) fn load(options: LoadOptions) -> Result<Loaded, LoadError> {
     globals.push(("HISTOGRAM_CPUS", shape.cpus as u32));
     globals.push(("HAS_TARGET", u32::from(options.has_target)));
     let histograms = (shape.cpus * shape.cgroup_slots * SERIES) as u32;
-    let aya_btf = aya::Btf::from_sys_fs().map_err(|error| LoadError::map("(btf)", error))?;
+    let aya_btf = aya::Btf::from_sys_fs().map_err(|error| LoadError::map("(btf)", &error))?;
     let mut loader = EbpfLoader::new();
     loader
         .btf(Some(&aya_btf))
@@ -135,10 +135,10 @@ pub(super) fn load(options: LoadOptions) -> Result<Loaded, LoadError> {
     let mut mapped_maps = Vec::new();
     let mut mapped = |name: &'static str, entries: usize, value_bytes: usize| {
         let Some(Map::Array(map)) = ebpf.take_map(name) else {
-            return Err(LoadError::map(name, "missing in the object"));
+            return Err(LoadError::map(name, &"missing in the object"));
         };
         let words = MappedWords::new(map.fd(), entries, value_bytes)
-            .map_err(|error| LoadError::map(name, error))?;
+            .map_err(|error| LoadError::map(name, &error))?;
         mapped_maps.push(map);
         Ok::<_, LoadError>(words)
     };
@@ -182,8 +182,8 @@ fn take<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, LoadE
 where
     T::Error: ToString,
 {
-    let map = ebpf.take_map(name).ok_or_else(|| LoadError::map(name, "missing in the object"))?;
-    T::try_from(map).map_err(|error| LoadError::map(name, error))
+    let map = ebpf.take_map(name).ok_or_else(|| LoadError::map(name, &"missing in the object"))?;
+    T::try_from(map).map_err(|error| LoadError::map(name, &error))
 }
 
 /// Memory of all maps as the kernel accounts it (`memlock` of fdinfo, kernel/bpf/syscall.c
