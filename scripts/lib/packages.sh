@@ -14,7 +14,7 @@ is_supported_distribution() {
     # shellcheck disable=SC1091  # the host's file
     ids=$(. "$HOST_ROOT/etc/os-release" && echo "${ID:-} ${ID_LIKE:-}")
     case " $ids " in
-    *' debian '* | *' ubuntu '*) command -v apt-get dpkg-query >/dev/null ;;
+    *' debian '* | *' ubuntu '*) command -v apt-get >/dev/null && command -v dpkg-query >/dev/null ;;
     *) return 1 ;;
     esac
 }
