@@ -3,5 +3,7 @@
 #[cfg(test)]
 #[allow(dead_code)]
 pub(crate) mod example;
+pub mod http;
+pub mod openmetrics;
 pub mod rundir;
 pub mod trace;

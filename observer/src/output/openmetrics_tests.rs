@@ -1,0 +1,161 @@
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use observer_ebpf::wire::KIND_SLOTS;
+
+use super::*;
+use crate::aggregate::CgroupDistributions;
+use crate::model::{Coverage, SelfSummary};
+
+/// A snapshot in which every family has a sample, one of them with a hostile name.
+pub(crate) fn snapshot() -> Snapshot {
+    let mut cgroup = CgroupDistributions {
+        name: "/a\"b\\c\nd".into(),
+        target: true,
+        ..CgroupDistributions::default()
+    };
+    for series in cgroup.series.iter_mut() {
+        [500, 5_000, 5_000, 7_000_000, 9_000_000_000].into_iter().for_each(|ns| series.record(ns));
+    }
+    let mut snapshot = Snapshot {
+        cgroups: vec![cgroup, CgroupDistributions { name: "idle".into(), ..Default::default() }],
+        target_live_sockets: Some(3),
+        self_usage: SelfSummary { cpu_seconds: 0.25, max_rss_bytes: 1 << 24, ..Default::default() },
+        ..Snapshot::default()
+    };
+    snapshot.counters[Counter::KswapdWakeups as usize] = 7;
+    snapshot.counters[Counter::TargetFdFailures as usize + 4] = 2;
+    snapshot.emitted[RecordKind::Reclaim as usize] = 11;
+    snapshot.lost[RecordKind::Fault as usize] = 1;
+    snapshot.lost[KIND_SLOTS + LossKind::TaskSlot as usize] = 5;
+    for (probe, state) in [("runqueue", ProbeState::Attached), ("fault", ProbeState::Failed)] {
+        let tier = (state == ProbeState::Attached).then(|| "tp_btf".to_owned());
+        snapshot.coverage.insert(probe.into(), Coverage { state, tier, reason: None });
+    }
+    snapshot
+}
+
+fn value(text: &str, sample: &str) -> String {
+    let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{sample} is missing in\n{text}")).to_owned()
+}
+
+#[test]
+fn every_number_is_under_its_name() {
+    let text = openmetrics(snapshot()).unwrap();
+    for (sample, expected) in [
+        ("observer_kswapd_wakeups_total", "7"),
+        ("observer_records_emitted_total{kind=\"reclaim\"}", "11"),
+        ("observer_records_lost_total{kind=\"fault\"}", "1"),
+        ("observer_losses_total{kind=\"task_slot\"}", "5"),
+        ("observer_target_fd_failures_total{call=\"accept\",errno=\"EMFILE\"}", "2"),
+        ("observer_fd_failures_total{call=\"accept\",errno=\"EMFILE\"}", "0"),
+        ("observer_target_live_sockets", "3"),
+        ("observer_cpu_seconds_total", "0.25"),
+        ("observer_resident_memory_max_bytes", "16777216"),
+        ("observer_probe_attached{probe=\"runqueue\",tier=\"tp_btf\",state=\"attached\"}", "1"),
+        ("observer_probe_attached{probe=\"fault\",tier=\"none\",state=\"failed\"}", "0"),
+    ] {
+        assert_eq!(value(&text, sample), expected, "{sample}");
+    }
+    assert!(text.ends_with("# EOF\n"));
+    assert!(!text.contains("idle"), "a cgroup without counts has no series");
+}
+
+#[test]
+fn histograms_keep_counts_on_the_right_side_of_their_bounds() {
+    let text = openmetrics(snapshot()).unwrap();
+    let cgroup = r#"cgroup="/a\"b\\c\nd",reason="wakeup"}"#;
+    let bucket = |le: &str| {
+        value(&text, &format!("observer_runqueue_latency_seconds_bucket{{le=\"{le}\",{cgroup}"))
+    };
+    assert_eq!(bucket("9.5367431640625e-7"), "1");
+    assert_eq!(bucket("0.000003814697265625"), "1");
+    assert_eq!(bucket("0.00000762939453125"), "3");
+    assert_eq!(bucket("0.0078125"), "4");
+    assert_eq!(bucket("4.0"), "4");
+    assert_eq!(bucket("+Inf"), "5");
+    assert_eq!(value(&text, &format!("observer_runqueue_latency_seconds_count{{{cgroup}")), "5");
+    let sum = value(&text, &format!("observer_runqueue_latency_seconds_sum{{{cgroup}"));
+    assert!((sum.parse::<f64>().unwrap() - 9.007_010_5).abs() < 1e-9, "{sum}");
+}
+
+#[test]
+fn every_sample_belongs_to_a_documented_family_with_its_labels() {
+    let text = openmetrics(snapshot()).unwrap();
+    for metric in METRICS {
+        assert!(!metric.help.contains(['\n', '\\']) && !metric.help.ends_with('.'));
+        let family = metric.family();
+        let mut samples = 0;
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let name = &line[..line.find(['{', ' ']).unwrap()];
+            let Some(rest) = name.strip_prefix(&family) else { continue };
+            let own = match metric.kind {
+                Kind::Histogram => ["_bucket", "_sum", "_count"].contains(&rest),
+                kind => rest == kind.suffix(),
+            };
+            if own {
+                samples += 1;
+                let labels =
+                    metric.labels.iter().all(|label| line.contains(&format!("{label}=\"")));
+                assert!(labels, "{line}");
+            }
+        }
+        assert!(samples > 0, "{family} has no sample");
+    }
+}
+
+#[test]
+fn prometheus_text_has_the_older_conventions() {
+    let text = to_prometheus(&openmetrics(snapshot()).unwrap());
+    assert!(text.contains("# TYPE observer_kswapd_wakeups_total counter\n"));
+    assert!(text.contains("# HELP observer_kswapd_wakeups_total "));
+    assert!(text.contains("# TYPE observer_build_info gauge\n"));
+    assert!(text.contains("# TYPE observer_runqueue_latency_seconds histogram\n"));
+    assert!(!text.contains("# UNIT") && !text.contains("# EOF"));
+    let families = text.lines().filter(|line| line.starts_with("# TYPE")).count();
+    assert_eq!(families, METRICS.len());
+}
+
+/// promtool comes with Prometheus; where a full test is asked for, its absence is a failure.
+#[test]
+fn promtool_is_content() {
+    for text in [
+        to_prometheus(&openmetrics(snapshot()).unwrap()),
+        to_prometheus(&openmetrics(Snapshot::default()).unwrap()),
+    ] {
+        let child = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut child = match child {
+            Ok(child) => child,
+            Err(error) => {
+                let full = ["CI", "OBSERVER_TEST_FULL"]
+                    .iter()
+                    .any(|name| std::env::var_os(name).is_some());
+                assert!(!full, "promtool cannot be run: {error}");
+                eprintln!("not run: promtool is not installed");
+                return;
+            }
+        };
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said =
+            String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.trim().is_empty(), "{said}");
+    }
+}
+
+#[test]
+fn the_documentation_is_the_table() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/METRICS.md");
+    if std::env::var_os("OBSERVER_UPDATE_DOCS").is_some() {
+        std::fs::create_dir_all(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs")).unwrap();
+        std::fs::write(path, metrics_markdown()).unwrap();
+    }
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    assert_eq!(committed, metrics_markdown(), "run with OBSERVER_UPDATE_DOCS=1 to rewrite it");
+}
