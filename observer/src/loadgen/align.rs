@@ -201,7 +201,7 @@ struct Zero {
 ///
 /// The generator cannot have begun before it was spawned, and its last answer cannot have come
 /// after it exited: that bounds the zero from both sides. Within the bounds its first connect
-/// says it best (the earliest row that dialled had its connect there), then the target's first
+/// says it best, then the target's first
 /// accept, then the typical time from spawn to zero.
 fn relative_zero(sink: &Sink, seen: &RelAnchor) -> Result<Zero, IngestError> {
     let time = |at: MonoNanos| i128::from(at.0);
@@ -214,19 +214,30 @@ fn relative_zero(sink: &Sink, seen: &RelAnchor) -> Result<Zero, IngestError> {
             && upper.is_none_or(|upper| at <= upper + slack)
     };
     let first_start = sink.rows.iter().map(|row| row.start_ns).min().unwrap_or(0);
-    let dial = sink.first_dial;
-    let dial_start = dial.map_or(first_start, |dial| dial.start_ns + dial.dns_ns);
-    let dial_end = dial.map_or(first_start, |dial| dial.start_ns + dial.dial_ns);
+    // The earliest request may have been handed a connection that another one's dial had opened,
+    // and then shows no dial of its own: the first connect lies between the two.
+    let dial_start = sink.first_dial.map_or(first_start, |dial| dial.start_ns + dial.dns_ns);
+    let dial_end = sink.first_dial.map_or(first_start, |dial| dial.start_ns + dial.dial_ns);
+    let between = |latest: u64| {
+        let half = latest.saturating_sub(first_start) / 2;
+        (i128::from(first_start + half), half + sink.precision_ns)
+    };
 
-    let by_connect = seen.first_connect.map(|connect| Zero {
-        at: time(connect) - i128::from(dial_start),
-        uncertainty_ns: sink.precision_ns + CONNECT_OFF_NS,
-        note: "times placed by the generator's first connect".into(),
+    let by_connect = seen.first_connect.map(|connect| {
+        let (offset, off) = between(dial_start);
+        Zero {
+            at: time(connect) - offset,
+            uncertainty_ns: off + CONNECT_OFF_NS,
+            note: "times placed by the generator's first connect".into(),
+        }
     });
-    let by_accept = seen.first_accept.map(|accept| Zero {
-        at: time(accept) - i128::from(dial_end),
-        uncertainty_ns: sink.precision_ns + (dial_end - dial_start) + ACCEPT_OFF_NS,
-        note: "times placed by the target's first accept after the generator's start".into(),
+    let by_accept = seen.first_accept.map(|accept| {
+        let (offset, off) = between(dial_end);
+        Zero {
+            at: time(accept) - offset,
+            uncertainty_ns: off + ACCEPT_OFF_NS,
+            note: "times placed by the target's first accept after the generator's start".into(),
+        }
     });
     let seen_any = by_connect.is_some() || by_accept.is_some();
     if let Some(zero) = [by_connect, by_accept].into_iter().flatten().find(|zero| allowed(zero.at))
