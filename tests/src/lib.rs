@@ -1,4 +1,12 @@
-//! What the tests share: starting services and workloads, and reading the kernel's own books.
+//! What the tests and the demo share: starting services and workloads, doing them harm on a
+//! schedule, running observer on them, and reading the kernel's own books.
 
+pub mod cgroup;
 pub mod mapping;
 pub mod poll;
+pub mod process;
+pub mod scenario;
+pub mod schedule;
+
+/// What failed, on what, in one line.
+pub type Result<T> = std::result::Result<T, String>;
