@@ -1,11 +1,7 @@
 //! `observer load`: the open-loop generator on the command line.
 
-use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -17,7 +13,9 @@ use hyper::{Method, Uri};
 use indicatif::ProgressBar;
 
 use crate::error::{Error, Exit, Result};
-use crate::load::{Arrivals, Config, LoadError, Report, RequestSpec, Snapshot, Stop, generate};
+use crate::load::{
+    Arrivals, Config, LoadError, Output, Report, RequestSpec, Snapshot, Stop, generate,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,30 +68,6 @@ pub struct Args {
     pub timeout: Duration,
 }
 
-/// `--out`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// Standard output.
-    Stdout,
-    /// A file that does not exist yet, or a FIFO that does.
-    File(PathBuf),
-    /// A Unix socket that somebody listens on.
-    Unix(PathBuf),
-}
-
-impl FromStr for Output {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match (text, text.strip_prefix("unix:")) {
-            ("-", _) => Ok(Self::Stdout),
-            ("", _) | (_, Some("")) => Err("no path given".into()),
-            (_, Some(path)) => Ok(Self::Unix(path.into())),
-            (path, None) => Ok(Self::File(path.into())),
-        }
-    }
-}
-
 fn parse_rate(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate.is_finite() && rate > 0.0 && rate <= 1e6 => Ok(rate),
@@ -143,7 +117,7 @@ pub fn run(args: Args) -> Result<()> {
     let stop = Stop::default();
     let config = config(&args)?;
     // Only now: an address that cannot be used must not leave an empty file behind.
-    let out = open(&args.out)?;
+    let out = open_output(&args.out)?;
     catch_signals(&stop);
     raise_file_limit();
     let bar = progress_bar(&args, &config);
@@ -152,9 +126,7 @@ pub fn run(args: Args) -> Result<()> {
         bar.finish_and_clear();
     }
     let report = report.map_err(|error| match error {
-        LoadError::Output(_) => {
-            Error::new(Exit::Output, format!("{}: {error}", describe(&args.out)))
-        }
+        LoadError::Output(_) => Error::new(Exit::Output, format!("{}: {error}", args.out)),
         LoadError::Start(_) | LoadError::Thread(_) => {
             Error::new(Exit::Failure, format!("load: {error}"))
         }
@@ -189,7 +161,9 @@ fn config(args: &Args) -> Result<Config> {
         Error::new(Exit::Target, format!("{host}: cannot be resolved: {error}"))
     })?;
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let path = Uri::from_str(path).map_err(|error| usage(&format!("not a path: {error}")))?;
+    // A query right behind the host has no path of its own to be sent with.
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    let path = Uri::from_str(&path).map_err(|error| usage(&format!("not a path: {error}")))?;
     let mut headers = HeaderMap::new();
     let host = HeaderValue::from_str(authority.as_str())
         .map_err(|error| usage(&format!("the host cannot be sent: {error}")))?;
@@ -226,21 +200,8 @@ fn resolve(host: &str, port: u16) -> std::io::Result<SocketAddr> {
         .ok_or_else(|| std::io::Error::other("the name has no address"))
 }
 
-fn describe(out: &Output) -> String {
-    match out {
-        Output::Stdout => "standard output".into(),
-        Output::File(path) => path.display().to_string(),
-        Output::Unix(path) => format!("unix:{}", path.display()),
-    }
-}
-
-fn open(out: &Output) -> Result<Box<dyn Write + Send>> {
-    let opened: std::io::Result<Box<dyn Write + Send>> = match out {
-        Output::Stdout => Ok(Box::new(std::io::stdout())),
-        Output::File(path) => open_file(path).map(|file| Box::new(file) as _),
-        Output::Unix(path) => UnixStream::connect(path).map(|stream| Box::new(stream) as _),
-    };
-    opened.map_err(|error| {
+fn open_output(out: &Output) -> Result<Box<dyn Write + Send>> {
+    out.open().map_err(|error| {
         let what = match (out, error.kind()) {
             (Output::File(_), std::io::ErrorKind::AlreadyExists) => {
                 "exists and is never overwritten: name another file".into()
@@ -248,25 +209,8 @@ fn open(out: &Output) -> Result<Box<dyn Write + Send>> {
             (Output::Unix(_), _) => format!("cannot connect ({error}): does anybody listen there?"),
             _ => format!("cannot be written: {error}"),
         };
-        Error::new(Exit::Output, format!("{}: {what}", describe(out)))
+        Error::new(Exit::Output, format!("{out}: {what}"))
     })
-}
-
-/// A new file that only its owner can read, or the FIFO that is already there.
-fn open_file(path: &Path) -> std::io::Result<File> {
-    let is_fifo = |meta: &std::fs::Metadata| meta.file_type().is_fifo();
-    let mut options = OpenOptions::new();
-    options.write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
-    if !std::fs::symlink_metadata(path).is_ok_and(|meta| is_fifo(&meta)) {
-        return options.create_new(true).open(path);
-    }
-    let file = options.open(path)?;
-    // Between the look and the opening it may have been replaced.
-    if is_fifo(&file.metadata()?) {
-        Ok(file)
-    } else {
-        Err(std::io::ErrorKind::AlreadyExists.into())
-    }
 }
 
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
@@ -379,5 +323,100 @@ fn summarize(config: &Config, report: &Report, out: &mut impl Write) {
     for line in lines {
         // Standard error may be gone; the rows are written.
         let _ = writeln!(out, "{line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(line: &str) -> std::result::Result<Args, clap::Error> {
+        Cli::try_parse_from(line.split(' ')).map(|cli| cli.args)
+    }
+
+    #[test]
+    fn times_need_a_unit() {
+        assert_eq!(parse_duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        for bad in ["30", "s", "-1s", "0s", "NaNs", "infs", "1d", "1e300h", ""] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_before_anything_is_sent() {
+        for bad in [
+            "load http://h/",
+            "load http://h/ --rate 0",
+            "load http://h/ --rate inf",
+            "load http://h/ --rate 1 --duration 10",
+            "load http://h/ --rate 1 --max-connections 0",
+            "load http://h/ --rate 1 --arrivals uniform",
+            "load http://h/ --rate 1 --header nocolon",
+            "load http://h/ --rate 1 --out unix:",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        for (url, exit, says) in [
+            ("https://127.0.0.1/", Exit::Usage, "https is not supported"),
+            ("127.0.0.1:80", Exit::Usage, "http://HOST"),
+            ("ftp://127.0.0.1/", Exit::Usage, "http://HOST"),
+            ("http://user:secret@127.0.0.1/", Exit::Usage, "--header"),
+            ("http://no-such-host.invalid/", Exit::Target, "cannot be resolved"),
+        ] {
+            let error = config(&parse(&format!("load {url} --rate 1")).unwrap()).unwrap_err();
+            assert_eq!(error.exit, exit, "{url}: {error}");
+            assert!(error.to_string().contains(says), "{url}: {error}");
+            assert!(!error.to_string().contains('\n'));
+        }
+    }
+
+    #[test]
+    fn the_request_is_what_was_asked_for() {
+        let line = "load http://127.0.0.1:8080/a/b?c=d --rate 5 --method PUT --header X-A:1 \
+                    --header X-A:2 --header Host:other";
+        let config = config(&parse(line).unwrap()).unwrap();
+        assert_eq!(config.address.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.request.path.to_string(), "/a/b?c=d");
+        assert_eq!(config.request.method, Method::PUT);
+        assert_eq!(config.request.headers[HOST], "other");
+        let twice: Vec<_> = config.request.headers.get_all("x-a").iter().collect();
+        assert_eq!(twice, ["1", "2"]);
+        let config = super::config(&parse("load http://[::1]?q --rate 5").unwrap()).unwrap();
+        assert_eq!(config.address.to_string(), "[::1]:80");
+        assert_eq!(config.request.headers[HOST], "[::1]");
+        assert_eq!(config.request.path.to_string(), "/?q");
+    }
+
+    #[test]
+    fn a_service_that_is_not_there_leaves_rows_and_an_exit_code() {
+        let address = {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("rows.jsonl");
+        let line =
+            format!("load http://{address}/ --rate 50 --duration 200ms --out {}", path.display());
+        let error = run(parse(&line).unwrap()).unwrap_err();
+        assert_eq!(error.exit, Exit::Target);
+        assert!(error.to_string().contains("10 refused"), "{error}");
+        let rows = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(rows.lines().filter(|line| line.contains("\"error\":\"refused: ")).count(), 10);
+        assert!(rows.lines().last().unwrap().starts_with("{\"summary\":"));
+        // The same line again: the file is there now.
+        let error = run(parse(&line).unwrap()).unwrap_err();
+        assert_eq!(error.exit, Exit::Output);
+        assert!(error.to_string().contains("never overwritten"), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), rows);
     }
 }

@@ -12,6 +12,7 @@
 //! - *latency*: from the actual start to the last byte of the answer.
 
 mod client;
+mod output;
 mod schedule;
 mod write;
 
@@ -31,6 +32,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
 pub use client::RequestSpec;
+pub use output::Output;
 pub use schedule::{Arrivals, Schedule};
 pub use write::Totals;
 
@@ -173,7 +175,7 @@ pub fn generate(
     let ahead_failed = open_ahead(&runtime, &pool, config);
     let start_ns = MonoNanos::now().0 + LEAD_NS;
     let writer = Writer::begin(out, &header(config, start_ns)).map_err(LoadError::Output)?;
-    let (rows, received) = write::queue();
+    let (rows, received) = write::queue(write::QUEUE_ROWS);
     let counts = Arc::new(Progress::default());
     let (abort, aborted) = watch::channel(false);
     let pacer = Pacer { config, start_ns, stop, runtime: &runtime, pool: &pool, aborted };

@@ -13,7 +13,7 @@ use crate::loadgen::observer::{EndLine, EndSummary, Header, Quantiles, Row, is_s
 
 /// Rows between the requests and the writer. When the reader of the output stops reading, this
 /// many are held before rows are lost (counted): the schedule never waits for the output.
-const QUEUE_ROWS: usize = 1 << 18;
+pub(super) const QUEUE_ROWS: usize = 1 << 18;
 
 /// A row waits this long at most for others before it is flushed.
 const FLUSH_EVERY: Duration = Duration::from_millis(2);
@@ -52,8 +52,8 @@ impl RowSender {
     }
 }
 
-pub(super) fn queue() -> (RowSender, Receiver<Finished>) {
-    let (sender, receiver) = sync_channel(QUEUE_ROWS);
+pub(super) fn queue(capacity: usize) -> (RowSender, Receiver<Finished>) {
+    let (sender, receiver) = sync_channel(capacity);
     (RowSender(sender), receiver)
 }
 
