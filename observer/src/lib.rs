@@ -10,6 +10,7 @@ pub mod aggregate;
 pub mod cli;
 pub mod clock;
 pub mod correlate;
+pub mod doctor;
 pub mod error;
 pub mod host;
 pub mod kernel;

@@ -1,11 +1,138 @@
-//! The command line.
+//! The command line: one subcommand a file, each with its `Args` and a `run`.
 
+pub mod doctor;
+pub mod duration;
 pub mod load;
 
+use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, Exit, Result};
+
+const EXAMPLES: &str = "\
+Examples:
+  observer doctor
+      See whether this host will do.";
+
+/// Tells which kernel pause made the slow requests of a load test slow.
+#[derive(Debug, Parser)]
+#[command(
+    name = "observer",
+    version,
+    after_help = EXAMPLES,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    /// Say more about what is done and why
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The subcommands, in the order of the help.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Send requests by schedule and write one line per request
+    Load(load::Args),
+    /// See what this kernel offers, and whether `observer run` would work here
+    Doctor(doctor::Args),
+}
 
 /// Parses the command line, runs it, and returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way too, to standard output and with code 0.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8));
+        }
+    };
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::from(error.exit as u8)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Load(args) => load::run(args),
+        Command::Doctor(args) => doctor::run(&args, cli.verbose, Vec::new),
+    }
+}
+
+/// One line to standard error, whatever the message holds; a closed one is nobody's loss.
+fn complain(error: &Error) {
+    let message = error.to_string().replace(['\n', '\r'], " ");
+    let _ = writeln!(io::stderr(), "observer: {message}");
+}
+
+/// Writes to standard output. A reader that has gone away (`observer report x | head`) is no
+/// error: what it wanted, it has.
+///
+/// # Errors
+/// When standard output cannot be written for another reason.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::new(Exit::Failure, format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_subcommand_has_examples() {
+        let command = Cli::command();
+        for command in std::iter::once(&command).chain(command.get_subcommands()) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:\n  observer "), "{}", command.get_name());
+        }
+    }
+
+    /// The examples of every help text, taken from it.
+    fn examples(command: &clap::Command) -> Vec<String> {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let lines = help.lines().map(str::trim_start);
+        // A comment, if any, stands after two or more spaces.
+        lines
+            .filter(|line| line.starts_with("observer "))
+            .map(|line| line.split("  ").next().unwrap_or(line).to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn the_examples_are_accepted_as_printed() {
+        let command = Cli::command();
+        let all = std::iter::once(&command).chain(command.get_subcommands());
+        for example in all.flat_map(examples) {
+            let parsed = Cli::try_parse_from(example.split_ascii_whitespace());
+            assert!(
+                parsed.is_ok(),
+                "{example}: {}",
+                parsed.err().map_or_else(String::new, |e| e.to_string())
+            );
+        }
+    }
 }

@@ -6,6 +6,7 @@ mod load;
 mod mapped;
 mod offsets;
 mod ring;
+pub mod support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,0 +1,100 @@
+//! What the judgement rests on, gathered.
+
+use std::path::PathBuf;
+
+use crate::host::cgroups::{Cgroups, Layout};
+use crate::host::process;
+use crate::host::system::{self, Lockdown};
+use crate::kernel::support::KernelSupport;
+use crate::model::Tgid;
+
+/// `PROC_PID_INIT_INO` (include/linux/proc_ns.h): the inode of the initial pid namespace.
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// Everything the judgement rests on.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// `uname -r`.
+    pub release: String,
+    /// `uname -m`.
+    pub machine: String,
+    /// CPUs online.
+    pub cpus_online: usize,
+    /// CPUs that can be.
+    pub cpus_possible: usize,
+    /// Size of the kernel's BTF.
+    pub btf_bytes: Option<u64>,
+    /// Effective user id.
+    pub euid: u32,
+    /// Effective capabilities, a bit each.
+    pub capabilities: u64,
+    /// In the initial pid namespace, whose ids the kernel's records carry.
+    pub initial_pid_namespace: bool,
+    /// Lockdown.
+    pub lockdown: Lockdown,
+    /// Locked-memory limit; `None` is unlimited.
+    pub memlock_bytes: Option<u64>,
+    /// `net.core.bpf_jit_enable`.
+    pub bpf_jit: Option<u64>,
+    /// What the kernel offers.
+    pub support: KernelSupport,
+    /// `kernel.perf_event_paranoid`.
+    pub perf_event_paranoid: Option<i64>,
+    /// Cgroup layout.
+    pub cgroup_layout: Layout,
+    /// Where memory is limited.
+    pub memory_hierarchy: Option<PathBuf>,
+    /// Where version 2 is mounted.
+    pub unified_mount_point: Option<PathBuf>,
+    /// Clock source.
+    pub clock_source: Option<String>,
+    /// `kernel.pid_max`.
+    pub pid_max: u32,
+    /// Where tracefs is mounted.
+    pub tracefs: Option<PathBuf>,
+    /// `kernel.task_delayacct`.
+    pub delay_accounting: Option<bool>,
+    /// Swap.
+    pub swap_bytes: Option<u64>,
+    /// Transparent huge pages.
+    pub transparent_hugepages: Option<String>,
+    /// Pressure stall information.
+    pub pressure_stall_information: bool,
+}
+
+impl Facts {
+    /// Asks the host and the kernel.
+    #[must_use]
+    pub fn gather() -> Self {
+        let uname = system::uname();
+        let cgroups = Cgroups::read();
+        let status = process::status(Tgid(std::process::id())).unwrap_or_default();
+        Self {
+            release: uname.release,
+            machine: uname.machine,
+            cpus_online: system::online_cpus().len(),
+            cpus_possible: system::possible_cpus().len(),
+            btf_bytes: system::btf_bytes(),
+            euid: rustix::process::geteuid().as_raw(),
+            capabilities: status.effective_capabilities,
+            initial_pid_namespace: std::fs::read_link("/proc/self/ns/pid")
+                .is_ok_and(|link| link.as_os_str() == INITIAL_PID_NAMESPACE),
+            lockdown: system::lockdown(),
+            memlock_bytes: system::memlock_limit_bytes(),
+            bpf_jit: system::read_trimmed("/proc/sys/net/core/bpf_jit_enable")
+                .and_then(|text| text.parse().ok()),
+            support: KernelSupport::probe(),
+            perf_event_paranoid: system::perf_event_paranoid(),
+            cgroup_layout: cgroups.layout(),
+            memory_hierarchy: cgroups.memory().map(|hierarchy| hierarchy.mount_point.clone()),
+            unified_mount_point: cgroups.unified_mount_point().map(PathBuf::from),
+            clock_source: system::clock_source(),
+            pid_max: system::pid_max(),
+            tracefs: system::tracefs().map(PathBuf::from),
+            delay_accounting: system::delay_accounting(),
+            swap_bytes: system::swap_total_bytes(),
+            transparent_hugepages: system::transparent_hugepages(),
+            pressure_stall_information: system::has_pressure_stall_information(),
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! What the doctor says.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use crate::error::Exit;
+use crate::model::ProbeState;
+
+/// Version of the JSON form. Keys may be added within a version, never renamed.
+const DOCTOR_SCHEMA: u32 = 1;
+
+/// How it stands with one thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// As it should be, or of no importance.
+    Ok,
+    /// Works, with less detail or at a higher cost.
+    Limited,
+    /// Not there.
+    Missing,
+    /// Cannot be told.
+    Unknown,
+}
+
+impl State {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Limited => "limited",
+            Self::Missing => "missing",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// Why `observer run` would not work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Blocks {
+    /// For want of a right.
+    Permission,
+    /// For want of something in the kernel.
+    Kernel,
+}
+
+/// One thing looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// Stable name.
+    pub id: &'static str,
+    /// How it stands.
+    pub state: State,
+    /// What was found.
+    pub value: String,
+    /// What that means for observer.
+    pub means: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub todo: Option<String>,
+    /// `observer run` cannot work because of this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<Blocks>,
+}
+
+/// A better tier a probe does not take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NotBetter {
+    /// The tier.
+    pub tier: String,
+    /// Why not.
+    pub why: String,
+}
+
+/// What one probe would do on this kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProbeReport {
+    /// Name.
+    pub probe: String,
+    /// Tier it takes (several joined by `+`).
+    pub tier: Option<String>,
+    /// Whether it works.
+    pub state: ProbeState,
+    /// Why it does not (wholly) work.
+    pub reason: Option<String>,
+    /// Better tiers and why they are not taken, best first.
+    pub not_better: Vec<NotBetter>,
+}
+
+/// Everything the doctor found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    schema: u32,
+    /// Whether `observer run` would work.
+    pub run_would_work: bool,
+    /// Exit code of `observer doctor` (and of `observer run`, if it would not work).
+    pub exit_code: u8,
+    /// Why it would not work; empty when it would.
+    pub blocked_by: Vec<String>,
+    /// Host and kernel.
+    pub checks: Vec<Check>,
+    /// Probes.
+    pub probes: Vec<ProbeReport>,
+}
+
+impl Report {
+    /// Draws the conclusion. Missing rights come before missing kernel features: without them the
+    /// kernel cannot be asked.
+    #[must_use]
+    pub fn new(checks: Vec<Check>, probes: Vec<ProbeReport>) -> Self {
+        let mut blocks: Vec<(Blocks, String)> = checks
+            .iter()
+            .filter_map(|check| Some((check.blocks?, format!("{}: {}", check.id, check.value))))
+            .collect();
+        let works =
+            |probe: &ProbeReport| matches!(probe.state, ProbeState::Attached | ProbeState::Partial);
+        if blocks.is_empty() && !probes.is_empty() && !probes.iter().any(works) {
+            blocks.push((Blocks::Kernel, "probes: none can be attached".into()));
+        }
+        blocks.sort();
+        let exit_code = match blocks.first() {
+            None => 0,
+            Some((Blocks::Permission, _)) => Exit::Permission as u8,
+            Some((Blocks::Kernel, _)) => Exit::Kernel as u8,
+        };
+        Self {
+            schema: DOCTOR_SCHEMA,
+            run_would_work: blocks.is_empty(),
+            exit_code,
+            blocked_by: blocks.into_iter().map(|(_, why)| why).collect(),
+            checks,
+            probes,
+        }
+    }
+
+    /// For people. What a line means is said where something can be done about it, and everywhere
+    /// when `verbose`.
+    #[must_use]
+    pub fn text(&self, verbose: bool) -> String {
+        let mut out = String::new();
+        let width = self.checks.iter().map(|check| check.id.len()).max().unwrap_or(0);
+        for check in &self.checks {
+            let _ =
+                writeln!(out, "{:<8} {:<width$}  {}", check.state.name(), check.id, check.value);
+            if verbose || check.state != State::Ok {
+                let _ = writeln!(out, "{:<8} {:<width$}  {}", "", "", check.means);
+            }
+            if let Some(todo) = &check.todo {
+                let _ = writeln!(out, "{:<8} {:<width$}  -> {todo}", "", "");
+            }
+        }
+        self.write_probes(&mut out);
+        out.push('\n');
+        if self.run_would_work {
+            out.push_str("`observer run` would work on this host.\n");
+        } else {
+            out.push_str("`observer run` would not work on this host:\n");
+            for why in &self.blocked_by {
+                let _ = writeln!(out, "  {why}");
+            }
+        }
+        out
+    }
+
+    fn write_probes(&self, out: &mut String) {
+        let width = self.probes.iter().map(|probe| probe.probe.len()).max().unwrap_or(0);
+        if !self.probes.is_empty() {
+            out.push_str("\nprobes\n");
+        }
+        for probe in &self.probes {
+            let state = match probe.state {
+                ProbeState::Attached => "ok",
+                ProbeState::Partial => "limited",
+                ProbeState::Unsupported => "missing",
+                ProbeState::Failed => "failed",
+            };
+            let tier = probe.tier.as_deref().unwrap_or("-");
+            let _ = writeln!(out, "{state:<8} {:<width$}  {tier}", probe.probe);
+            if let Some(reason) = &probe.reason {
+                let _ = writeln!(out, "{:<8} {:<width$}  {reason}", "", "");
+            }
+            for better in &probe.not_better {
+                let (tier, why) = (&better.tier, &better.why);
+                let _ = writeln!(out, "{:<8} {:<width$}  not {tier}: {why}", "", "");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(id: &'static str, blocks: Option<Blocks>) -> Check {
+        let state = if blocks.is_some() { State::Missing } else { State::Ok };
+        let todo = blocks.map(|_| "do this".to_owned());
+        Check { id, state, value: "v".into(), means: "m".into(), todo, blocks }
+    }
+
+    fn probe(state: ProbeState) -> ProbeReport {
+        ProbeReport {
+            probe: "runqueue".into(),
+            tier: (state == ProbeState::Attached).then(|| "tp_btf".to_owned()),
+            state,
+            reason: None,
+            not_better: vec![NotBetter { tier: "fentry".into(), why: "refused".into() }],
+        }
+    }
+
+    #[test]
+    fn the_exit_code_is_that_of_the_first_thing_to_be_fixed() {
+        let exit = |checks, probes| Report::new(checks, probes).exit_code;
+        let (permission, kernel) = (Some(Blocks::Permission), Some(Blocks::Kernel));
+        assert_eq!(exit(vec![check("a", None)], vec![]), 0);
+        assert_eq!(exit(vec![check("a", kernel)], vec![]), 4);
+        assert_eq!(exit(vec![check("a", kernel), check("b", permission)], vec![]), 3);
+        assert_eq!(exit(vec![], vec![probe(ProbeState::Failed)]), 4);
+        let one_of_two = vec![probe(ProbeState::Unsupported), probe(ProbeState::Attached)];
+        assert_eq!(exit(vec![], one_of_two), 0);
+    }
+
+    #[test]
+    fn the_text_says_what_to_do_and_the_json_keeps_its_keys() {
+        let report = Report::new(
+            vec![check("fine", None), check("broken", Some(Blocks::Kernel))],
+            vec![probe(ProbeState::Attached)],
+        );
+        assert_eq!(
+            report.text(false),
+            "\
+ok       fine    v
+missing  broken  v
+                 m
+                 -> do this
+
+probes
+ok       runqueue  tp_btf
+                   not fentry: refused
+
+`observer run` would not work on this host:
+  broken: v
+"
+        );
+        assert!(report.text(true).starts_with("ok       fine    v\n                 m\n"));
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({
+                "schema": 1, "run_would_work": false, "exit_code": 4, "blocked_by": ["broken: v"],
+                "checks": [
+                    {"id": "fine", "state": "ok", "value": "v", "means": "m"},
+                    {"id": "broken", "state": "missing", "value": "v", "means": "m",
+                     "todo": "do this", "blocks": "kernel"},
+                ],
+                "probes": [{"probe": "runqueue", "tier": "tp_btf", "state": "attached",
+                            "reason": null, "not_better": [{"tier": "fentry", "why": "refused"}]}],
+            })
+        );
+    }
+}

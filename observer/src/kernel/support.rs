@@ -1,0 +1,116 @@
+//! What the running kernel offers, found out by trying.
+
+use std::path::Path;
+
+use aya::maps::MapType;
+use aya::programs::{ProgramError, ProgramType};
+use aya::sys::{is_map_supported, is_program_supported};
+
+use crate::host::system::BTF_PATH;
+
+/// Whether the kernel offers something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// It does.
+    Yes,
+    /// It does not, and why.
+    No(String),
+    /// It cannot be told, and why (usually: not privileged enough to try).
+    Unknown(String),
+}
+
+/// What matters to the probes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelSupport {
+    /// Ring buffer maps: without them nothing can be delivered.
+    pub ring_buffer: Support,
+    /// BTF-typed raw tracepoints, the tier of most probes.
+    pub tp_btf: Support,
+    /// Programs at the entry and exit of kernel functions.
+    pub fentry: Support,
+    /// Dynamic probes in kernel functions.
+    pub kprobe: Support,
+    /// Programs on perf events (page faults).
+    pub perf_event: Support,
+    /// Programs on the socket hooks of a cgroup.
+    pub cgroup_sock: Support,
+}
+
+impl KernelSupport {
+    /// Tries everything. Nothing stays loaded.
+    #[must_use]
+    pub fn probe() -> Self {
+        Self {
+            ring_buffer: ring_buffer(),
+            tp_btf: tp_btf(),
+            fentry: fentry(),
+            kprobe: kprobe(),
+            perf_event: program(ProgramType::PerfEvent, "perf event programs"),
+            cgroup_sock: program(ProgramType::CgroupSock, "cgroup socket programs"),
+        }
+    }
+}
+
+fn from_io(call: &str, error: &std::io::Error) -> Support {
+    let why = format!("{call}: {error}");
+    // EPERM is what an unprivileged process gets for everything.
+    if error.kind() == std::io::ErrorKind::PermissionDenied && !may_load_programs() {
+        Support::Unknown("not privileged enough to try".into())
+    } else {
+        Support::No(why)
+    }
+}
+
+/// Whether the kernel lets this process load the simplest program there is.
+fn may_load_programs() -> bool {
+    matches!(is_program_supported(ProgramType::TracePoint), Ok(true))
+}
+
+fn program(program_type: ProgramType, what: &str) -> Support {
+    match is_program_supported(program_type) {
+        Ok(true) => Support::Yes,
+        Ok(false) => Support::No(format!("this kernel has no {what}")),
+        Err(ProgramError::SyscallError(error)) => from_io(error.call, &error.io_error),
+        Err(error) => Support::Unknown(error.to_string()),
+    }
+}
+
+fn ring_buffer() -> Support {
+    match is_map_supported(MapType::RingBuf) {
+        Ok(true) => Support::Yes,
+        Ok(false) => Support::No("this kernel has no ring buffer maps (Linux 5.8)".into()),
+        Err(error) => from_io(error.call, &error.io_error),
+    }
+}
+
+/// The kernel's BTF names a type `btf_trace_NAME` for each tracepoint that a BTF-typed program
+/// can attach to; its string section is searched.
+fn tp_btf() -> Support {
+    const NAME: &[u8] = b"\0btf_trace_sched_switch\0";
+    let btf = match std::fs::read(BTF_PATH) {
+        Ok(btf) => btf,
+        Err(error) => return Support::No(format!("{BTF_PATH} cannot be read: {error}")),
+    };
+    if !btf.windows(NAME.len()).any(|window| window == NAME) {
+        return Support::No("the kernel's BTF describes no tracepoints (Linux 5.5)".into());
+    }
+    program(ProgramType::RawTracePoint, "raw tracepoint programs")
+}
+
+fn fentry() -> Support {
+    match is_program_supported(ProgramType::Tracing) {
+        Ok(true) => Support::Yes,
+        Ok(false) => Support::No("BPF trampolines are not supported here".into()),
+        Err(ProgramError::SyscallError(error)) => from_io(error.call, &error.io_error),
+        Err(error) => Support::Unknown(error.to_string()),
+    }
+}
+
+fn kprobe() -> Support {
+    // A kprobe program can be loaded where no kprobe can be made (CONFIG_KPROBES off): what
+    // decides is whether the event source exists.
+    if !Path::new("/sys/bus/event_source/devices/kprobe/type").exists() {
+        return Support::No("this kernel is built without kprobe events".into());
+    }
+    program(ProgramType::KProbe, "kprobe programs")
+}
