@@ -1,6 +1,6 @@
 //! `observer doctor`.
 
-use crate::doctor::{Facts, ProbeReport, Report, judge};
+use crate::doctor;
 use crate::error::{Error, Exit, Result};
 
 const EXAMPLES: &str = "\
@@ -21,15 +21,12 @@ pub struct Args {
     json: bool,
 }
 
-/// Looks at the host and prints what was found. `probes` asks the kernel which tier each probe
-/// would take; it is called only where programs can be loaded.
+/// Looks at the host and prints what was found.
 ///
 /// # Errors
 /// After printing, when `observer run` would not work here.
-pub fn run(args: &Args, verbose: bool, probes: impl FnOnce() -> Vec<ProbeReport>) -> Result<()> {
-    let checks = judge(&Facts::gather());
-    let blocked = checks.iter().any(|check| check.blocks.is_some());
-    let report = Report::new(checks, if blocked { Vec::new() } else { probes() });
+pub fn run(args: &Args, verbose: bool) -> Result<()> {
+    let report = doctor::examine();
     let text = if args.json {
         serde_json::to_string_pretty(&report)
             .map_err(|error| Error::new(Exit::Failure, format!("cannot write JSON: {error}")))?
@@ -38,10 +35,11 @@ pub fn run(args: &Args, verbose: bool, probes: impl FnOnce() -> Vec<ProbeReport>
         report.text(verbose)
     };
     super::print(&text)?;
-    let exit = match report.exit_code {
-        0 => return Ok(()),
-        code if code == Exit::Permission as u8 => Exit::Permission,
-        _ => Exit::Kernel,
-    };
-    Err(Error::new(exit, format!("`observer run` would not work here: {}", report.blocked_by[0])))
+    match report.exit() {
+        None => Ok(()),
+        Some(exit) => {
+            let why = report.blocked_by.join("; ");
+            Err(Error::new(exit, format!("`observer run` would not work here: {why}")))
+        }
+    }
 }

@@ -14,6 +14,9 @@ const UNITS: [(&str, u64); 6] = [
     ("h", 3_600_000_000_000),
 ];
 
+/// The longest: a month. Sums of two stay far from every overflow.
+const MAX_NS: u64 = 30 * 24 * 3_600_000_000_000;
+
 /// Parses `500ms`, `30s`, `1.5s`, `2m`, `1m30s`. A number without a unit is refused: tools differ
 /// in what they mean by it.
 ///
@@ -22,7 +25,7 @@ const UNITS: [(&str, u64); 6] = [
 pub fn parse(text: &str) -> Result<Duration, String> {
     let mut rest = text;
     let mut total_ns: u64 = 0;
-    let too_long = || format!("{text:?} is too long");
+    let too_long = || format!("{text:?} is longer than 30 days");
     if text.is_empty() {
         return Err("a duration is a number and a unit, like 30s".into());
     }
@@ -43,7 +46,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         let part = decimal(number, *unit_ns).ok_or_else(|| {
             format!("{number:?} is not a number, or more than fits in a duration")
         })?;
-        total_ns = total_ns.checked_add(part).ok_or_else(too_long)?;
+        total_ns = total_ns.checked_add(part).filter(|ns| *ns <= MAX_NS).ok_or_else(too_long)?;
         rest = after;
     }
     Ok(Duration::from_nanos(total_ns))
@@ -112,6 +115,7 @@ mod tests {
             (".25ms", 250_000),
             ("0.000000001s", 1),
             ("1h", 3_600_000_000_000),
+            ("720h", MAX_NS),
             ("0s", 0),
         ] {
             assert_eq!(parse(text), Ok(Duration::from_nanos(ns)), "{text}");
@@ -123,8 +127,7 @@ mod tests {
         assert!(parse("30").unwrap_err().contains("write 30s"));
         assert!(parse("1m30").unwrap_err().contains("write 30s"));
         assert!(parse("5min").unwrap_err().contains("\"min\""));
-        for text in
-            ["", "s", "-1s", "1..5s", ".s", " 1s", "1e3s", "99999999999999999999s", "9999999h"]
+        for text in ["", "s", "-1s", "1..5s", ".s", " 1s", "1e3s", "99999999999999999999s", "721h"]
         {
             assert!(parse(text).is_err(), "{text:?}");
         }

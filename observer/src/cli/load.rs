@@ -12,6 +12,7 @@ use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use hyper::{Method, Uri};
 use indicatif::ProgressBar;
 
+use super::duration::parse_positive;
 use crate::error::{Error, Exit, Result};
 use crate::load::{
     Arrivals, Config, LoadError, Output, Report, RequestSpec, Snapshot, Stop, generate,
@@ -39,7 +40,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = parse_rate)]
     pub rate: f64,
     /// How long requests are sent (30s, 500ms, 2m)
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_positive)]
     pub duration: Duration,
     /// Connections opened ahead and kept; when all are busy, more are opened
     #[arg(long, value_name = "N", default_value_t = 16)]
@@ -64,7 +65,7 @@ pub struct Args {
     #[arg(long, value_name = "K:V", value_parser = parse_header)]
     pub header: Vec<(HeaderName, HeaderValue)>,
     /// For one request, connecting included
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_positive)]
     pub timeout: Duration,
 }
 
@@ -79,24 +80,6 @@ fn parse_max_connections(text: &str) -> std::result::Result<usize, String> {
     match text.parse::<usize>() {
         Ok(count) if (1..=60_000).contains(&count) => Ok(count),
         _ => Err("a number from 1 to 60000".into()),
-    }
-}
-
-fn parse_duration(text: &str) -> std::result::Result<Duration, String> {
-    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let seconds = match &text[unit_at..] {
-        "us" => 1e-6,
-        "ms" => 1e-3,
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err("a number with a unit: 500ms, 30s, 2m, 1h".into()),
-    };
-    match text[..unit_at].parse::<f64>() {
-        Ok(number) if number > 0.0 && number * seconds <= 86_400.0 * 30.0 => {
-            Ok(Duration::from_secs_f64(number * seconds))
-        }
-        _ => Err("a time above 0, at most 30 days".into()),
     }
 }
 

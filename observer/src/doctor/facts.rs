@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::host::cgroups::{Cgroups, Layout};
 use crate::host::process;
 use crate::host::system::{self, Lockdown};
+use crate::kernel::KERNEL_BTF;
 use crate::kernel::support::KernelSupport;
 use crate::model::Tgid;
 
@@ -74,7 +75,7 @@ impl Facts {
             machine: uname.machine,
             cpus_online: system::online_cpus().len(),
             cpus_possible: system::possible_cpus().len(),
-            btf_bytes: system::btf_bytes(),
+            btf_bytes: std::fs::metadata(KERNEL_BTF).ok().map(|metadata| metadata.len()),
             euid: rustix::process::geteuid().as_raw(),
             capabilities: status.effective_capabilities,
             initial_pid_namespace: std::fs::read_link("/proc/self/ns/pid")

@@ -3,13 +3,25 @@
 
 mod facts;
 mod judge;
+mod probes;
 mod report;
 
 pub use facts::Facts;
 pub use judge::judge;
 pub use report::{Blocks, Check, NotBetter, ProbeReport, Report, State};
 
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, Result};
+
+/// Looks at the host, and where programs can be loaded, attaches every probe for an instant.
+#[must_use]
+pub fn examine() -> Report {
+    let facts = Facts::gather();
+    let checks = judge(&facts);
+    if checks.iter().any(|check| check.blocks.is_some()) {
+        return Report::new(checks, Vec::new());
+    }
+    Report::new(checks, probes::try_all(&facts.support))
+}
 
 /// The part of the doctor that `run` and `daemon` begin with: the first thing that makes them
 /// impossible here, as an error with the exit code the doctor would end with.
@@ -18,8 +30,10 @@ use crate::error::{Error, Exit, Result};
 /// When a right or something in the kernel is missing.
 pub fn preflight() -> Result<()> {
     let report = Report::new(judge(&Facts::gather()), Vec::new());
-    let Some(why) = report.blocked_by.first() else { return Ok(()) };
-    let exit =
-        if report.exit_code == Exit::Permission as u8 { Exit::Permission } else { Exit::Kernel };
-    Err(Error::new(exit, format!("{why}; `observer doctor` says what to do")))
+    match (report.exit(), report.blocked_by.first()) {
+        (Some(exit), Some(why)) => {
+            Err(Error::new(exit, format!("{why}; `observer doctor` says what to do")))
+        }
+        _ => Ok(()),
+    }
 }

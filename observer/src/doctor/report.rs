@@ -134,6 +134,16 @@ impl Report {
         }
     }
 
+    /// The exit code, if `observer run` would not work.
+    #[must_use]
+    pub const fn exit(&self) -> Option<Exit> {
+        match self.exit_code {
+            0 => None,
+            code if code == Exit::Permission as u8 => Some(Exit::Permission),
+            _ => Some(Exit::Kernel),
+        }
+    }
+
     /// For people. What a line means is said where something can be done about it, and everywhere
     /// when `verbose`.
     #[must_use]

@@ -156,15 +156,6 @@ pub fn clock_source() -> Option<String> {
     read_trimmed("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 }
 
-/// The kernel's BTF, which every load needs.
-pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
-
-/// Size of the kernel's BTF; `None` when it has none.
-#[must_use]
-pub fn btf_bytes() -> Option<u64> {
-    fs::metadata(BTF_PATH).ok().map(|metadata| metadata.len())
-}
-
 /// Where tracefs is mounted, if it is.
 #[must_use]
 pub fn tracefs() -> Option<&'static Path> {

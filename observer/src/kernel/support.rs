@@ -6,7 +6,7 @@ use aya::maps::MapType;
 use aya::programs::{ProgramError, ProgramType};
 use aya::sys::{is_map_supported, is_program_supported};
 
-use crate::host::system::BTF_PATH;
+use super::btf::Btf;
 
 /// Whether the kernel offers something.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,15 +83,12 @@ fn ring_buffer() -> Support {
     }
 }
 
-/// The kernel's BTF names a type `btf_trace_NAME` for each tracepoint that a BTF-typed program
-/// can attach to; its string section is searched.
 fn tp_btf() -> Support {
-    const NAME: &[u8] = b"\0btf_trace_sched_switch\0";
-    let btf = match std::fs::read(BTF_PATH) {
+    let btf = match Btf::of_kernel() {
         Ok(btf) => btf,
-        Err(error) => return Support::No(format!("{BTF_PATH} cannot be read: {error}")),
+        Err(error) => return Support::No(error.to_string()),
     };
-    if !btf.windows(NAME.len()).any(|window| window == NAME) {
+    if btf.tracepoint_arguments("sched_switch").is_none() {
         return Support::No("the kernel's BTF describes no tracepoints (Linux 5.5)".into());
     }
     program(ProgramType::RawTracePoint, "raw tracepoint programs")
