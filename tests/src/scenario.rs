@@ -31,7 +31,7 @@ const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Threads that compete for the service's CPU.
-const HOGS: usize = 4;
+const HOGS: usize = 8;
 
 /// Part of the slow requests that must lie in an episode; the rest may be chance (a busy host).
 const SLOW_INSIDE_MIN: f64 = 0.8;

@@ -50,7 +50,7 @@ struct Arguments {
     #[arg(long, default_value_t = 128)]
     index_mib: usize,
     /// How often it is mapped.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 24)]
     index_mappings: usize,
     /// Pages of the index that one /read looks at.
     #[arg(long, default_value_t = 2048)]
