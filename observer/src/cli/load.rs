@@ -22,7 +22,7 @@ const EXAMPLES: &str = "\
 Examples:
   observer load http://127.0.0.1:8080/ --rate 1000 --duration 30s --out samples.jsonl
   observer load http://127.0.0.1:8080/ --rate 200 --arrivals poisson --duration 1m > samples.jsonl
-  observer load http://127.0.0.1:8080/login --rate 50 --method POST --header 'X-Run: 7' --out s.jsonl
+  observer load http://127.0.0.1:8080/ --rate 50 --method HEAD --header 'X-Run: 7' > run7.jsonl
 
 One JSON line per request goes to --out while it runs; the figures at the end go to standard error.
 The lines are read by `observer run --samples observer`; docs/SAMPLE_FORMAT.md describes them.

@@ -202,7 +202,7 @@ struct Zero {
 /// The generator cannot have begun before it was spawned, and its last answer cannot have come
 /// after it exited: that bounds the zero from both sides. Within the bounds its first connect
 /// says it best, then the target's first
-/// accept, then the typical time from spawn to zero.
+/// accept, then the middle of what is typical from spawn to zero.
 fn relative_zero(sink: &Sink, seen: &RelAnchor) -> Result<Zero, IngestError> {
     let time = |at: MonoNanos| i128::from(at.0);
     let last_end = sink.rows.iter().map(RawRow::end_ns).max().unwrap_or(0);
@@ -245,28 +245,23 @@ fn relative_zero(sink: &Sink, seen: &RelAnchor) -> Result<Zero, IngestError> {
         return Ok(zero);
     }
 
-    let (Some(lower), Some((typical, off))) = (lower, sink.zero_after_spawn_ns) else {
+    let (Some(lower), Some((least, most))) = (lower, sink.zero_after_spawn_ns) else {
         return Err(IngestError::NoAnchor);
     };
     let contradicted =
         if seen_any { " (the connection that was seen was not the generator's first)" } else { "" };
+    let low = lower + i128::from(least);
     // The bound by the exit may be tighter than what is typical.
-    let (low, mut high) = (
-        lower + i128::from(typical.saturating_sub(off)),
-        lower + i128::from(typical) + i128::from(off),
-    );
-    if let Some(upper) = upper {
-        high = high.min(upper).max(low);
-    }
-    let at = (lower + i128::from(typical)).min(high);
-    let uncertainty_ns = u64::try_from((at - low).max(high - at)).unwrap_or(off);
+    let high = (lower + i128::from(most)).min(upper.unwrap_or(i128::MAX)).max(low);
+    let half = (high - low) / 2;
+    let uncertainty_ns = u64::try_from(half).unwrap_or(most) + sink.precision_ns;
     Ok(Zero {
-        at,
+        at: low + half,
         uncertainty_ns,
         note: format!(
             "times placed by the generator's start plus what it typically needs, {:.1} ms: they \
              may be off by {:.1} ms{contradicted}",
-            (at - lower) as f64 / 1e6,
+            (low + half - lower) as f64 / 1e6,
             uncertainty_ns as f64 / 1e6
         ),
     })

@@ -119,6 +119,14 @@ impl Ingest {
         }
     }
 
+    /// Forgets everything: the stream begins anew.
+    pub fn restart(&mut self) {
+        *self = Self::new(self.info);
+        self.sink.notes.push(
+            "the samples file was replaced during the run: what it held before is not used".into(),
+        );
+    }
+
     /// Takes the next piece, of any size.
     pub fn feed(&mut self, chunk: &[u8]) {
         self.bytes += chunk.len() as u64;

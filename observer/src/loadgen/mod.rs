@@ -14,6 +14,7 @@ mod hey;
 mod ingest;
 pub mod observer;
 mod schedule;
+mod source;
 mod spec;
 mod vegeta;
 mod vegeta_csv;
@@ -28,6 +29,7 @@ pub use align::{Alignment, RelAnchor, Window};
 pub use error::IngestError;
 pub use framing::{Framing, MAX_RECORD_BYTES};
 pub use ingest::{Ingest, Ingested, Live, MAX_SAMPLES};
+pub use source::SamplesFile;
 pub use spec::{SamplesSource, SamplesSpec};
 
 /// Every adapter, in the order shown to people.
@@ -174,8 +176,7 @@ pub struct Sink {
     pub precision_ns: u64,
     /// A relative clock: offset and dial time of the first request that opened a connection.
     pub first_dial: Option<FirstDial>,
-    /// A relative clock: how long after its spawn a generator's zero typically comes, and how far
-    /// that may be off.
+    /// A relative clock: how long after its spawn a generator's zero comes, at least and at most.
     pub zero_after_spawn_ns: Option<(u64, u64)>,
     /// What a header without a request means.
     pub empty_hint: &'static str,

@@ -282,6 +282,26 @@ fn the_line_format_may_be_on_the_wall_clock() {
 }
 
 #[test]
+fn the_documented_example_is_the_format() {
+    let path = format!("{}/../docs/SAMPLE_FORMAT.md", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).unwrap();
+    let lines: Vec<&str> = text.split("```").nth(1).unwrap().trim().lines().collect();
+    assert_eq!(lines.len(), 4);
+    let header: Header = serde_json::from_str(lines[0]).unwrap();
+    assert_eq!((header.version, header.clock), (VERSION, ClockName::Monotonic));
+    assert_eq!(json_line(&header).trim_end(), lines[0]);
+    for line in &lines[1..3] {
+        assert_eq!(json_line(&serde_json::from_str::<Row>(line).unwrap()).trim_end(), *line);
+    }
+    let end: EndLine = serde_json::from_str(lines[3]).unwrap();
+    assert_eq!(json_line(&end).trim_end(), lines[3]);
+    assert_eq!(end.summary.sent, 2);
+    for info in ADAPTERS {
+        assert!(text.contains(&format!("`{}`", info.name)), "{} is not described", info.name);
+    }
+}
+
+#[test]
 fn byte_by_byte_is_the_same_as_whole() {
     let here = stream(START);
     let cases = [

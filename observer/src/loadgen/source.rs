@@ -1,0 +1,201 @@
+//! Reading a samples file while it grows: one that exists, one that COMMAND will write, or a FIFO.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::{Ingest, IngestError};
+
+/// Read at one go.
+const READ_BYTES: usize = 64 << 10;
+
+/// [`SamplesFile::read`] returns after about this much, so that a session with a huge file stays
+/// responsive.
+const MOST_BYTES: u64 = 16 << 20;
+
+/// A file or FIFO that is followed.
+#[derive(Debug)]
+pub struct SamplesFile {
+    path: PathBuf,
+    opened: Option<Opened>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    file: File,
+    fifo: bool,
+    inode: u64,
+    position: u64,
+}
+
+impl SamplesFile {
+    /// Follows `path`, which need not exist yet.
+    ///
+    /// # Errors
+    ///
+    /// When it exists and cannot be read, or is neither a file nor a FIFO.
+    pub fn follow(path: &Path) -> Result<Self, IngestError> {
+        let mut file = Self { path: path.to_owned(), opened: None };
+        file.open()?;
+        Ok(file)
+    }
+
+    fn unreadable(&self, error: impl std::fmt::Display) -> IngestError {
+        IngestError::Unreadable(format!("{}: {error}", self.path.display()))
+    }
+
+    fn open(&mut self) -> Result<(), IngestError> {
+        // Not blocking: a FIFO without a writer must not hold up the run, nor may a terminal or a
+        // device that somebody put there.
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(self.unreadable(error)),
+        };
+        let meta = file.metadata().map_err(|error| self.unreadable(error))?;
+        let fifo = meta.file_type().is_fifo();
+        if !fifo && !meta.is_file() {
+            return Err(self.unreadable("neither a file nor a FIFO"));
+        }
+        self.opened = Some(Opened { file, fifo, inode: meta.ino(), position: 0 });
+        Ok(())
+    }
+
+    /// Whether the file was there at any time.
+    #[must_use]
+    pub const fn exists(&self) -> bool {
+        self.opened.is_some()
+    }
+
+    /// Feeds what has been written since; returns how many bytes. 0 is nothing new, not the end:
+    /// call it until it is 0 once more after the generator has ended.
+    ///
+    /// A file that was replaced or emptied (COMMAND overwrites what an earlier run left) is read
+    /// from its beginning, and `ingest` starts again.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn read(&mut self, ingest: &mut Ingest) -> Result<u64, IngestError> {
+        if self.opened.is_none() {
+            self.open()?;
+        }
+        if self.was_replaced() {
+            self.opened = None;
+            self.open()?;
+            ingest.restart();
+        }
+        let Some(opened) = &mut self.opened else { return Ok(0) };
+        let mut buffer = vec![0; READ_BYTES];
+        let mut total = 0;
+        while total < MOST_BYTES {
+            match opened.file.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => {
+                    ingest.feed(&buffer[..count]);
+                    opened.position += count as u64;
+                    total += count as u64;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.unreadable(error)),
+            }
+        }
+        Ok(total)
+    }
+
+    fn was_replaced(&self) -> bool {
+        let Some(opened) = self.opened.as_ref().filter(|opened| !opened.fifo) else { return false };
+        let other = |meta: &Metadata| meta.ino() != opened.inode;
+        let shorter = opened.file.metadata().is_ok_and(|meta| meta.len() < opened.position);
+        shorter || std::fs::metadata(&self.path).is_ok_and(|meta| other(&meta))
+    }
+
+    /// After the last [`SamplesFile::read`].
+    ///
+    /// # Errors
+    ///
+    /// When there never was a file.
+    pub fn finish(&self) -> Result<(), IngestError> {
+        if self.exists() { Ok(()) } else { Err(self.unreadable("no such file was written")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::loadgen::adapter;
+
+    const HEADER: &str = "response-time,status-code,offset\n";
+
+    fn ingest() -> Ingest {
+        Ingest::new(adapter("hey").unwrap())
+    }
+
+    #[test]
+    fn a_file_is_followed_from_before_it_exists() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hey.csv");
+        let mut source = SamplesFile::follow(&path).unwrap();
+        let mut ingest = ingest();
+        assert_eq!(source.read(&mut ingest), Ok(0));
+        assert!(source.finish().is_err() && !source.exists());
+
+        let mut file = File::create(&path).unwrap();
+        write!(file, "{HEADER}0.1,200,0").unwrap();
+        assert!(source.read(&mut ingest).unwrap() > 0);
+        assert_eq!(ingest.live().count, 0);
+        writeln!(file, ".5").unwrap();
+        source.read(&mut ingest).unwrap();
+        assert_eq!(ingest.live().count, 1);
+        assert_eq!(source.finish(), Ok(()));
+    }
+
+    #[test]
+    fn a_file_that_is_overwritten_is_read_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hey.csv");
+        std::fs::write(&path, format!("{HEADER}0.1,200,0.5\n0.1,200,0.6\n")).unwrap();
+        let mut source = SamplesFile::follow(&path).unwrap();
+        let mut ingest = ingest();
+        source.read(&mut ingest).unwrap();
+        assert_eq!(ingest.live().count, 2);
+        std::fs::write(&path, format!("{HEADER}0.1,200,0.7\n")).unwrap();
+        source.read(&mut ingest).unwrap();
+        assert_eq!(ingest.live().count, 1);
+        // Another file under the same name.
+        let other = dir.path().join("other");
+        std::fs::write(&other, format!("{HEADER}{}", "0.1,200,0.8\n".repeat(5))).unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        source.read(&mut ingest).unwrap();
+        assert_eq!(ingest.live().count, 5);
+    }
+
+    #[test]
+    fn a_fifo_without_a_writer_does_not_block() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let mut source = SamplesFile::follow(&path).unwrap();
+        let mut ingest = ingest();
+        assert_eq!(source.read(&mut ingest), Ok(0));
+        let mut writer = OpenOptions::new().write(true).open(&path).unwrap();
+        writeln!(writer, "{HEADER}0.1,200,0.5").unwrap();
+        source.read(&mut ingest).unwrap();
+        assert_eq!(source.read(&mut ingest), Ok(0));
+        assert_eq!(ingest.live().count, 1);
+    }
+
+    #[test]
+    fn a_directory_and_a_device_are_no_samples() {
+        for path in ["/", "/dev/null"] {
+            let error = SamplesFile::follow(Path::new(path)).unwrap_err();
+            assert!(error.to_string().contains("neither"), "{error}");
+        }
+    }
+}
