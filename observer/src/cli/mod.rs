@@ -3,6 +3,7 @@
 pub mod doctor;
 pub mod duration;
 pub mod load;
+pub mod report;
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
@@ -43,6 +44,8 @@ struct Cli {
 enum Command {
     /// Send requests by schedule and write one line per request
     Load(load::Args),
+    /// Print the answer of a run again, from its directory
+    Report(report::Args),
     /// See what this kernel offers, and whether `observer run` would work here
     Doctor(doctor::Args),
 }
@@ -70,6 +73,7 @@ pub fn main() -> ExitCode {
 fn dispatch(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Load(args) => load::run(args),
+        Command::Report(args) => report::run(&args),
         Command::Doctor(args) => doctor::run(&args, cli.verbose),
     }
 }

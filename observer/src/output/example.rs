@@ -67,7 +67,7 @@ pub(crate) fn samples() -> Vec<Sample> {
         .map(|index| {
             let begin = START + index * 10 * MS;
             // A squeeze a second long every ten seconds.
-            let slow = index % 1_000 > 900 && index % 3 == 0;
+            let slow = index % 1_000 > 900 && index % 7 == 0;
             let wobble = index * 7_919 % 400_000;
             let response = if slow { 42 * MS + 20 * wobble } else { MS + wobble };
             Sample {

@@ -1,0 +1,297 @@
+//! All there is to tell about one run, for the outputs for people.
+
+use std::path::Path;
+
+use super::overlap as correlate;
+use super::text;
+use crate::clock::MonoNanos;
+use crate::error::Result;
+use crate::model::{
+    Cause, CauseSummary, EndReason, Event, Outcome, RunInfo, Sample, Stall, Summary,
+};
+use crate::output::rundir::RunDir;
+
+/// Slow requests shown one by one.
+const WORST: usize = 10;
+
+/// A slow request with the events that overlap it, longest overlap first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorstRequest {
+    /// The request.
+    pub sample: Sample,
+    /// Events, each with the length of its part inside the request, nanoseconds.
+    pub stalls: Vec<(Event, u64)>,
+    /// Overlapping stalls beyond those.
+    pub omitted: u64,
+}
+
+/// One run, as it is told to people.
+#[derive(Debug)]
+pub struct Answer {
+    /// The run directory.
+    pub path: std::path::PathBuf,
+    /// How it was made.
+    pub run: RunInfo,
+    /// The answer; `None` when the run did not get that far.
+    pub summary: Option<Summary>,
+    /// The requests.
+    pub samples: Vec<Sample>,
+    /// The target's events.
+    pub events: Vec<Event>,
+    /// The slowest requests.
+    pub worst: Vec<WorstRequest>,
+    /// What is wrong with the run directory itself.
+    pub notes: Vec<String>,
+}
+
+impl Answer {
+    /// Puts together what a run left.
+    #[must_use]
+    pub fn new(
+        path: &Path,
+        run: RunInfo,
+        summary: Option<Summary>,
+        samples: Vec<Sample>,
+        events: Vec<Event>,
+    ) -> Self {
+        let mut notes = Vec::new();
+        if run.end_reason == EndReason::Running {
+            notes.push(
+                "the run has not ended, or its observer died: what follows is what was written"
+                    .to_owned(),
+            );
+        }
+        let worst = worst(&run, &samples, &events);
+        Self { path: path.to_owned(), run, summary, samples, events, worst, notes }
+    }
+
+    /// Reads a run directory. Traces that are damaged become notes: the rest can still be told.
+    ///
+    /// # Errors
+    /// [`crate::error::Exit::RunUnreadable`] when `run.json` or `summary.json` cannot be read.
+    pub fn load(directory: &RunDir) -> Result<Self> {
+        let run = directory.read_run()?;
+        let summary = directory.read_summary()?;
+        let mut notes = Vec::new();
+        let mut cut = |name: &str, truncated: bool| {
+            if truncated {
+                notes.push(format!("{name} ends early: its last moments are missing"));
+            }
+        };
+        let mut damaged = Vec::new();
+        let events = match directory.read_events() {
+            Ok(Some(loaded)) => {
+                cut("events.arrows", loaded.truncated);
+                loaded.rows
+            }
+            Ok(None) => Vec::new(),
+            Err(error) => {
+                damaged.push(error.to_string());
+                Vec::new()
+            }
+        };
+        let samples = match directory.read_samples() {
+            Ok(Some(loaded)) => {
+                cut("samples.arrows", loaded.truncated);
+                loaded.rows
+            }
+            Ok(None) => Vec::new(),
+            Err(error) => {
+                damaged.push(error.to_string());
+                Vec::new()
+            }
+        };
+        let mut answer = Self::new(directory.path(), run, summary, samples, events);
+        answer.notes.append(&mut notes);
+        answer.notes.append(&mut damaged);
+        Ok(answer)
+    }
+
+    /// Nanoseconds from the start of the run.
+    #[must_use]
+    pub fn offset_ns(&self, time: MonoNanos) -> f64 {
+        time.0 as f64 - self.run.start_ns.0 as f64
+    }
+
+    /// Length of the run, nanoseconds; 0 while it is not known.
+    #[must_use]
+    pub fn length_ns(&self) -> u64 {
+        self.run.end_ns.since(self.run.start_ns)
+    }
+
+    /// The outcome in one or two plain sentences.
+    #[must_use]
+    pub fn verdict(&self) -> String {
+        let Some(summary) = &self.summary else {
+            return "This run has no answer: it ended before one was worked out.".to_owned();
+        };
+        let samples = &summary.samples;
+        let slow = || {
+            format!(
+                "{} slow requests ({} and more; on average {} against a typical {})",
+                text::count(samples.slow_count),
+                text::duration(samples.slow_threshold_ns as f64),
+                text::duration(samples.slow_mean_ns),
+                text::duration(samples.typical_mean_ns),
+            )
+        };
+        match summary.verdict.outcome {
+            Outcome::Attributed => attributed(summary, &slow()),
+            Outcome::Unexplained => format!(
+                "No watched cause explains the {}. Their time went elsewhere: into the service's \
+                 own work, or something that is not watched.",
+                slow()
+            ),
+            Outcome::Inconclusive => {
+                "No answer can be given from this run. Why, and what to do, stands below."
+                    .to_owned()
+            }
+            Outcome::NoSlowSamples if samples.count == 0 => {
+                "There are no samples of a load generator: the distributions below are all there \
+                 is to tell."
+                    .to_owned()
+            }
+            Outcome::NoSlowSamples => format!(
+                "A healthy run: the slowest requests need no explanation (p99 {}, median {}).",
+                text::duration(samples.latency_ns.p99 as f64),
+                text::duration(samples.latency_ns.p50 as f64),
+            ),
+        }
+    }
+
+    /// The outcome in a word or two, as a heading.
+    #[must_use]
+    pub fn headline(&self) -> String {
+        let Some(summary) = &self.summary else { return "no answer".to_owned() };
+        match (summary.verdict.outcome, summary.verdict.top_cause) {
+            (Outcome::Attributed, Some(cause)) => format!("attributed to {}", cause.name()),
+            (Outcome::NoSlowSamples, _) if summary.samples.count == 0 => "no samples".to_owned(),
+            (Outcome::NoSlowSamples, _) => "no slow samples".to_owned(),
+            (outcome, _) => outcome.name().to_owned(),
+        }
+    }
+
+    /// Own cost in one sentence.
+    #[must_use]
+    pub fn cost(&self) -> Option<String> {
+        let own = &self.summary.as_ref()?.observer;
+        let seconds = self.length_ns() as f64 / 1e9;
+        let share = |part: f64| {
+            if seconds > 0.0 {
+                format!(" ({} of one CPU)", text::percent(part / seconds))
+            } else {
+                String::new()
+            }
+        };
+        let mut cost = format!(
+            "{} of CPU time{}, {} of memory",
+            text::duration(own.cpu_seconds * 1e9),
+            share(own.cpu_seconds),
+            text::bytes(own.max_rss_bytes),
+        );
+        if own.bpf_map_bytes > 0 {
+            cost += &format!(", {} of BPF maps", text::bytes(own.bpf_map_bytes));
+        }
+        if own.bpf_run_count > 0 {
+            let time = own.bpf_run_time_ns as f64;
+            cost += &format!(
+                "; the BPF programs ran {} times, {}{}",
+                text::count(own.bpf_run_count),
+                text::duration(time),
+                share(time / 1e9),
+            );
+        }
+        Some(cost)
+    }
+
+    /// What was lost, in words; `nothing` when nothing was.
+    #[must_use]
+    pub fn loss(&self) -> String {
+        let loss = self.summary.as_ref().map_or(&self.run.loss, |summary| &summary.loss);
+        if loss.total == 0 && loss.by_kind.values().all(|count| *count == 0) {
+            return "nothing".to_owned();
+        }
+        let kinds: Vec<_> = loss
+            .by_kind
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(kind, count)| format!("{} {}", text::clean(kind, 40), text::count(*count)))
+            .collect();
+        format!("{} records undelivered; by kind: {}", text::count(loss.total), kinds.join(", "))
+    }
+
+    /// What should be known about the samples before trusting their numbers.
+    #[must_use]
+    pub fn sample_warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let Some(samples) = self.summary.as_ref().map(|summary| &summary.samples) else {
+            return warnings;
+        };
+        if samples.count == 0 {
+            return warnings;
+        }
+        if !samples.intended_start_known {
+            warnings.push(
+                "the generator does not say when requests should have been sent: requests that a \
+                 pause held back may be missing from the latencies (coordinated omission)"
+                    .to_owned(),
+            );
+        }
+        let late = samples.lateness_ns;
+        if late.p99 > 1_000_000 {
+            warnings.push(format!(
+                "the generator sent late itself: p99 {}, at most {}",
+                text::duration(late.p99 as f64),
+                text::duration(late.max as f64)
+            ));
+        }
+        for (reason, count) in samples.skipped.iter().filter(|(_, count)| **count > 0) {
+            let reason = text::clean(reason, 80);
+            warnings.push(format!("{} rows were not used: {reason}", text::count(*count)));
+        }
+        warnings
+    }
+}
+
+fn attributed(summary: &Summary, slow: &str) -> String {
+    let top = summary.verdict.top_cause.unwrap_or(Cause::Unexplained);
+    let mut sentence = format!("Requests were slow because {}.", top.explanation());
+    let row = summary.causes.iter().find(|row| row.cause == top);
+    if let Some(CauseSummary { share, ci95: [low, high], .. }) = row {
+        sentence += &format!(
+            " {} carries {} (95 % interval {} to {}) of the extra latency of {slow}.",
+            top.name(),
+            text::percent(*share),
+            text::percent(*low),
+            text::percent(*high),
+        );
+    }
+    sentence
+}
+
+/// The slowest requests that the probes watched from begin to end.
+fn worst(run: &RunInfo, samples: &[Sample], events: &[Event]) -> Vec<WorstRequest> {
+    let end = if run.end_reason == EndReason::Running { MonoNanos(u64::MAX) } else { run.end_ns };
+    let watched: Vec<Sample> = samples
+        .iter()
+        .filter(|sample| sample.begin() >= run.start_ns && sample.end <= end)
+        .cloned()
+        .collect();
+    let (origins, stalls): (Vec<usize>, Vec<Stall>) = events
+        .iter()
+        .enumerate()
+        .filter_map(|(index, event)| Stall::from_event(event).map(|stall| (index, stall)))
+        .unzip();
+    correlate::worst_requests(&watched, &stalls, WORST)
+        .into_iter()
+        .map(|worst| WorstRequest {
+            sample: watched[worst.sample].clone(),
+            stalls: worst
+                .overlaps
+                .iter()
+                .map(|overlap| (events[origins[overlap.stall]].clone(), overlap.overlap_ns))
+                .collect(),
+            omitted: worst.omitted,
+        })
+        .collect()
+}

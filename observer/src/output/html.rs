@@ -1,0 +1,312 @@
+//! `report.html`: the answer as one self-contained page. No script, nothing from the network, and
+//! everything of unknown origin (thread names, errors, paths) escaped.
+
+use std::fmt::Write as _;
+
+use super::answer::{Answer, WorstRequest};
+use super::chart;
+use super::terminal::{counters, more, request_line};
+use super::text::{cause, clean, count, detail, duration, percent, thread};
+use crate::model::{Cause, CauseSummary, Outcome, ProbeState, Summary};
+
+/// Overlapping stalls shown for one request.
+const STALLS_SHOWN: usize = 12;
+
+/// Text as HTML: markup characters escaped, control characters replaced.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in clean(text, 4_096).chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+const STYLE: &str = include_str!("report.css");
+
+/// The page.
+#[must_use]
+pub fn render(answer: &Answer) -> String {
+    let mut page = String::new();
+    let title = format!("observer: {}", answer.headline());
+    // The policy is for hostile names that an escape may have missed: no script runs, nothing is
+    // fetched.
+    let _ = write!(
+        page,
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; \
+         style-src 'unsafe-inline'\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{}</title>\n<style>{STYLE}</style></head><body><main>\n",
+        escape(&title)
+    );
+    verdict(&mut page, answer);
+    if let Some(summary) = &answer.summary {
+        causes(&mut page, summary);
+    }
+    if let Some(svg) = chart::timeline(answer) {
+        let _ = writeln!(
+            page,
+            "<section><h2>The run over time</h2><figure>{svg}<figcaption>Each dot is a request; \
+             slow ones are large and red. Below, one row a cause: the darker, the more of that \
+             moment the target's threads were stalled by it.</figcaption></figure></section>"
+        );
+    }
+    if let Some(summary) = &answer.summary {
+        requests(&mut page, answer, summary);
+        probes(&mut page, summary);
+    }
+    worst(&mut page, answer);
+    about(&mut page, answer);
+    page.push_str("</main></body></html>\n");
+    page
+}
+
+fn list(page: &mut String, class: &str, items: impl Iterator<Item = String>) {
+    let items: Vec<_> = items.collect();
+    if items.is_empty() {
+        return;
+    }
+    let _ = write!(page, "<ul class=\"{class}\">");
+    for item in items {
+        let _ = write!(page, "<li>{}</li>", escape(&item));
+    }
+    page.push_str("</ul>\n");
+}
+
+fn verdict(page: &mut String, answer: &Answer) {
+    let class = answer.summary.as_ref().map_or("inconclusive", |s| s.verdict.outcome.name());
+    let _ = writeln!(
+        page,
+        "<header class=\"{class}\"><p class=\"outcome\">{}</p><h1>{}</h1>",
+        escape(&answer.headline()),
+        escape(&answer.verdict())
+    );
+    let reasons = answer.summary.iter().flat_map(|summary| summary.verdict.reasons.clone());
+    list(page, "reasons", reasons);
+    list(page, "warnings", answer.notes.iter().cloned());
+    page.push_str("</header>\n");
+}
+
+/// A table; columns from the second on hold numbers, up to `numbers` of them.
+fn table(page: &mut String, header: &[&str], numbers: usize, rows: &[Vec<String>]) {
+    page.push_str("<div class=\"wide\"><table><thead><tr>");
+    let class = |column: usize| {
+        if (1..=numbers).contains(&column) { " class=\"n\"" } else { "" }
+    };
+    for (column, name) in header.iter().enumerate() {
+        let _ = write!(page, "<th{}>{}</th>", class(column), escape(name));
+    }
+    page.push_str("</tr></thead><tbody>\n");
+    for row in rows {
+        page.push_str("<tr>");
+        for (column, cell) in row.iter().enumerate() {
+            let _ = write!(page, "<td{}>{cell}</td>", class(column));
+        }
+        page.push_str("</tr>\n");
+    }
+    page.push_str("</tbody></table></div>\n");
+}
+
+fn causes(page: &mut String, summary: &Summary) {
+    if summary.causes.is_empty() {
+        return;
+    }
+    let conclusive = summary.verdict.outcome != Outcome::Inconclusive;
+    page.push_str("<section><h2>Where the extra latency of the slow requests came from</h2>\n");
+    if !conclusive {
+        page.push_str("<p class=\"warn\">Not to be relied on: the run is inconclusive.</p>\n");
+    }
+    let rows: Vec<_> = summary
+        .causes
+        .iter()
+        .map(|row| {
+            let CauseSummary { cause, share, ci95: [low, high], p_value, .. } = row;
+            let named = row.named && conclusive;
+            let colour = chart::colour(*cause);
+            let bar = format!(
+                "<span class=\"bar\"><span style=\"width:{:.1}%;background:{colour}\"></span>\
+                 <i style=\"left:{:.1}%;width:{:.1}%\"></i></span>",
+                share.clamp(0.0, 1.0) * 100.0,
+                low.clamp(0.0, 1.0) * 100.0,
+                (high.clamp(0.0, 1.0) - low.clamp(0.0, 1.0)).max(0.0) * 100.0,
+            );
+            let verdict = match cause {
+                Cause::Unexplained => "",
+                _ if named => "named",
+                _ => "not named",
+            };
+            let name = format!(
+                "<b>{}</b> <small>{verdict}</small><br><small>{}</small>",
+                cause.name(),
+                escape(cause.explanation())
+            );
+            vec![
+                name,
+                percent(*share),
+                format!("{} to {}", percent(*low), percent(*high)),
+                p_value.map_or_else(|| "–".to_owned(), |p| format!("{p:.3}")),
+                duration(row.contribution_ns),
+                if *cause == Cause::Unexplained { "–".to_owned() } else { count(row.stalls) },
+                bar,
+            ]
+        })
+        .collect();
+    let header = ["cause", "share", "95 % interval", "p", "per slow request", "stalls", ""];
+    table(page, &header, 5, &rows);
+    page.push_str("</section>\n");
+}
+
+fn requests(page: &mut String, answer: &Answer, summary: &Summary) {
+    let samples = &summary.samples;
+    if samples.count == 0 {
+        return;
+    }
+    page.push_str("<section><h2>Requests, as the load generator saw them</h2><dl class=\"tiles\">");
+    let latency = samples.latency_ns;
+    for (name, value) in [
+        ("requests", count(samples.count)),
+        ("rate", format!("{:.1}/s", samples.rate_hz)),
+        ("failed", count(samples.errors)),
+        ("p50", duration(latency.p50 as f64)),
+        ("p90", duration(latency.p90 as f64)),
+        ("p99", duration(latency.p99 as f64)),
+        ("p99.9", duration(latency.p999 as f64)),
+        ("max", duration(latency.max as f64)),
+    ] {
+        let _ = write!(page, "<div><dt>{name}</dt><dd>{value}</dd></div>");
+    }
+    page.push_str("</dl>\n");
+    list(page, "warnings", answer.sample_warnings().into_iter());
+    page.push_str("</section>\n");
+}
+
+fn probes(page: &mut String, summary: &Summary) {
+    page.push_str(
+        "<section><h2>What the target's cgroups went through</h2>\
+         <p class=\"sub\">Every event, counted in the kernel.</p>\n",
+    );
+    let mut rows = Vec::new();
+    for (name, probe) in &summary.probes {
+        if matches!(probe.state, ProbeState::Unsupported | ProbeState::Failed) {
+            continue;
+        }
+        let cells = |name: String, count_: u64, times: [u64; 4], records: String| {
+            let mut row = vec![name, count(count_)];
+            row.extend(
+                times.map(|ns| if count_ == 0 { "–".to_owned() } else { duration(ns as f64) }),
+            );
+            row.push(records);
+            row
+        };
+        rows.push(cells(
+            format!("<b>{}</b>", escape(name)),
+            probe.count,
+            [probe.sum_ns, probe.p50_ns, probe.p99_ns, probe.max_ns],
+            count(probe.records),
+        ));
+        for (part, five) in &probe.parts {
+            rows.push(cells(
+                format!("<span class=\"part\">{}</span>", escape(part)),
+                five.count,
+                [five.sum_ns, five.p50_ns, five.p99_ns, five.max_ns],
+                String::new(),
+            ));
+        }
+    }
+    let header = ["probe", "count", "total", "p50", "p99", "max", "target's records"];
+    table(page, &header, 6, &rows);
+    list(page, "counters", summary.probes.iter().filter_map(counters));
+    page.push_str("</section>\n");
+}
+
+fn worst(page: &mut String, answer: &Answer) {
+    if answer.worst.is_empty() {
+        return;
+    }
+    page.push_str(
+        "<section><h2>The slowest requests and what overlapped them</h2>\
+         <p class=\"sub\">Times from the start of the run.</p>\n",
+    );
+    for (index, request) in answer.worst.iter().enumerate() {
+        let open = if index < 3 { " open" } else { "" };
+        let summary = escape(&request_line(answer, request));
+        let _ = writeln!(page, "<details{open}><summary>{summary}</summary>");
+        overlaps(page, answer, request);
+        page.push_str("</details>\n");
+    }
+    page.push_str("</section>\n");
+}
+
+fn overlaps(page: &mut String, answer: &Answer, request: &WorstRequest) {
+    if request.stalls.is_empty() {
+        page.push_str("<p class=\"sub\">No stall of the target overlapped it.</p>\n");
+        return;
+    }
+    let rows: Vec<_> = request
+        .stalls
+        .iter()
+        .take(STALLS_SHOWN)
+        .map(|(event, overlap_ns)| {
+            vec![
+                cause(event).to_owned(),
+                format!("+{}", duration(answer.offset_ns(event.start()))),
+                duration(event.duration_ns as f64),
+                duration(*overlap_ns as f64),
+                escape(&thread(&answer.run, event.tid)),
+                escape(&detail(&event.kind)),
+            ]
+        })
+        .collect();
+    table(page, &["cause", "at", "length", "inside", "thread", "detail"], 3, &rows);
+    if let Some(rest) = more(request, STALLS_SHOWN) {
+        let _ = write!(page, "<p class=\"sub\">{rest}</p>");
+    }
+}
+
+fn about(page: &mut String, answer: &Answer) {
+    let run = &answer.run;
+    page.push_str("<section><h2>How far this can be trusted</h2>\n");
+    let rows: Vec<_> = run
+        .coverage
+        .iter()
+        .map(|(name, coverage)| {
+            let state = coverage.state.name();
+            vec![
+                format!("<b>{}</b>", escape(name)),
+                format!("<span class=\"state {state}\">{state}</span>"),
+                escape(coverage.tier.as_deref().unwrap_or("–")),
+                escape(coverage.reason.as_deref().unwrap_or("")),
+            ]
+        })
+        .collect();
+    table(page, &["probe", "state", "attached by", ""], 0, &rows);
+    page.push_str("<dl class=\"about\">");
+    let command = run.command.join(" ");
+    let length = duration(answer.length_ns() as f64);
+    let kernel = format!("{} {}, {} CPUs", run.kernel_release, run.machine, run.cpus);
+    let rows = [
+        ("Lost", answer.loss()),
+        ("Observer used", answer.cost().unwrap_or_default()),
+        ("Target", run.target.clone()),
+        ("Load generator", command),
+        ("Length", if answer.length_ns() == 0 { String::new() } else { length }),
+        ("Kernel", kernel),
+        ("observer", run.observer_version.clone()),
+        ("Run directory", answer.path.display().to_string()),
+    ];
+    for (name, value) in rows.iter().filter(|(_, value)| !value.is_empty()) {
+        let _ = write!(page, "<dt>{name}</dt><dd>{}</dd>", escape(value));
+    }
+    page.push_str("</dl></section>\n");
+}
+
+#[cfg(test)]
+#[path = "html_tests.rs"]
+mod tests;

@@ -1,0 +1,106 @@
+use std::path::Path;
+
+use super::*;
+use crate::model::{EndReason, Outcome, RunInfo};
+use crate::output::example;
+
+fn page(summary: Option<Summary>) -> String {
+    let answer = Answer::new(
+        Path::new("/tmp/<run>"),
+        if summary.is_some() { example::run() } else { example::crashed_run() },
+        summary,
+        example::samples(),
+        example::events(),
+    );
+    render(&answer)
+}
+
+#[test]
+fn the_page_holds_the_answer_and_a_picture() {
+    let page = page(Some(example::attributed()));
+    for wanted in [
+        "attributed to reclaim_memcg",
+        "71 % (95 % interval 64 % to 78 %)",
+        "<svg",
+        "madvise(DONTNEED) 4 MiB",
+        "accept: this kernel has no fexit",
+        "410 ms of CPU time",
+    ] {
+        assert!(page.contains(wanted), "{wanted}");
+    }
+    assert_eq!(page.matches("<details").count(), 10);
+}
+
+#[test]
+fn nothing_hostile_becomes_markup_and_nothing_is_fetched() {
+    let page = page(Some(example::attributed()));
+    assert!(page.contains("&lt;/b&gt;&lt;i&gt;?[31m (102)"));
+    assert!(page.contains("hog&lt;script&gt;"));
+    for forbidden in ["<script", "<i>", "\u{1b}", "href=", "src=\"", "url(", "@import", "<run>"] {
+        assert!(!page.contains(forbidden), "{forbidden}");
+    }
+    assert!(page.contains("default-src 'none'"));
+}
+
+#[test]
+fn every_outcome_makes_a_whole_page() {
+    let outcomes = [
+        Some(example::with_outcome(Outcome::Unexplained, &[])),
+        Some(example::with_outcome(Outcome::Inconclusive, &["12 records were lost"])),
+        Some(example::with_outcome(Outcome::NoSlowSamples, &[])),
+        Some(example::without_samples()),
+        None,
+    ];
+    for summary in outcomes {
+        let page = page(summary);
+        assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));
+        for tag in ["section", "table", "tr", "td", "ul", "dl", "div", "details", "figure"] {
+            let opened = page.matches(&format!("<{tag}>")).count()
+                + page.matches(&format!("<{tag} ")).count();
+            assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
+        }
+    }
+}
+
+#[test]
+fn many_requests_make_a_small_page() {
+    let mut samples = example::samples();
+    let template = samples[0].clone();
+    samples.extend((0..100_000u64).map(|index| {
+        let mut sample = template.clone();
+        sample.start.0 += index * 299_000;
+        sample.intended_start = None;
+        sample.end.0 = sample.start.0 + 1_000_000 + index % 7_000;
+        sample
+    }));
+    let answer = Answer::new(
+        Path::new("/tmp/run"),
+        example::run(),
+        Some(example::attributed()),
+        samples,
+        Vec::new(),
+    );
+    let page = render(&answer);
+    assert!(page.len() < 600_000, "{}", page.len());
+}
+
+#[test]
+fn extreme_times_make_a_page_all_the_same() {
+    let ends = [0, 1, 1_000, 1_000_001, 5_000_000_000, u64::MAX - 1];
+    for (start, end) in ends.into_iter().flat_map(|start| ends.map(|end| (start, end))) {
+        let mut run = example::run();
+        (run.start_ns.0, run.end_ns.0) = (start, end);
+        let mut samples = example::samples();
+        let mut events = example::events();
+        samples[0].end.0 = u64::MAX;
+        samples[1].end.0 = 0;
+        samples[2].intended_start = Some(crate::clock::MonoNanos(0));
+        events[0].duration_ns = u64::MAX;
+        events[1].end.0 = u64::MAX;
+        for run in [run.clone(), RunInfo { end_reason: EndReason::Running, ..run }] {
+            let summary = Some(example::attributed());
+            let answer = Answer::new(Path::new("/"), run, summary, samples.clone(), events.clone());
+            assert!(render(&answer).ends_with("</html>\n"));
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! The answer for people at a terminal.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::answer::{Answer, WorstRequest};
+use super::text::{cause, clean, count, detail, duration, percent, thread};
+use crate::model::{Cause, CauseSummary, Outcome, ProbeState, ProbeSummary, Summary};
+
+/// Overlapping stalls shown for one request.
+const STALLS_SHOWN: usize = 5;
+
+/// Colours, or none.
+#[derive(Clone, Copy, Debug)]
+struct Paint(bool);
+
+impl Paint {
+    fn wrap(self, code: &str, text: &str) -> String {
+        if self.0 { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+
+    fn heading(self, text: &str) -> String {
+        self.wrap("1", text)
+    }
+
+    fn warning(self, text: &str) -> String {
+        self.wrap("33", text)
+    }
+
+    fn verdict(self, outcome: Option<Outcome>, text: &str) -> String {
+        let code = match outcome {
+            Some(Outcome::Attributed) => "1;31",
+            Some(Outcome::NoSlowSamples) => "1;32",
+            Some(Outcome::Unexplained) => "1;36",
+            Some(Outcome::Inconclusive) | None => "1;33",
+        };
+        self.wrap(code, text)
+    }
+}
+
+/// Whether standard output is a terminal whose user has not set `NO_COLOR`.
+#[must_use]
+pub fn wants_colour() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !refused && std::io::stdout().is_terminal()
+}
+
+/// The answer as text, with or without colours.
+#[must_use]
+pub fn render(answer: &Answer, colour: bool) -> String {
+    let paint = Paint(colour);
+    let mut text = String::new();
+    verdict(&mut text, answer, paint);
+    if let Some(summary) = &answer.summary {
+        causes(&mut text, summary, paint);
+        requests(&mut text, answer, summary, paint);
+        probes(&mut text, summary, paint);
+    }
+    worst(&mut text, answer, paint);
+    coverage(&mut text, answer, paint);
+    let lost = answer.loss();
+    let lost = if lost == "nothing" { lost } else { paint.warning(&lost) };
+    line(&mut text, &format!("{} {lost}", paint.heading("Lost:")));
+    if let Some(cost) = answer.cost() {
+        line(&mut text, &format!("{} {cost}", paint.heading("Observer used:")));
+    }
+    let path = answer.path.display().to_string();
+    line(&mut text, &format!("{} {}", paint.heading("Run directory:"), clean(&path, 4_096)));
+    text
+}
+
+fn line(text: &mut String, content: &str) {
+    text.push_str(content);
+    text.push('\n');
+}
+
+fn verdict(text: &mut String, answer: &Answer, paint: Paint) {
+    let outcome = answer.summary.as_ref().map(|summary| summary.verdict.outcome);
+    let headline = answer.headline().to_uppercase();
+    line(text, &paint.verdict(outcome, &headline));
+    wrapped(text, &answer.verdict(), "");
+    let reasons = answer.summary.iter().flat_map(|summary| &summary.verdict.reasons);
+    for reason in reasons {
+        wrapped(text, &clean(reason, 400), "  - ");
+    }
+    for note in &answer.notes {
+        wrapped(text, &paint.warning(&clean(note, 400)), "  ! ");
+    }
+    text.push('\n');
+}
+
+/// Breaks long sentences at 100 columns, further lines as far in as the first one's text.
+fn wrapped(text: &mut String, sentence: &str, first: &str) {
+    let mut column = first.chars().count();
+    let indent = column;
+    text.push_str(first);
+    let mut fresh = true;
+    for word in sentence.split(' ') {
+        let width = word.chars().count();
+        if !fresh && column + 1 + width > 100 {
+            text.push('\n');
+            text.extend(std::iter::repeat_n(' ', indent));
+            column = indent;
+            fresh = true;
+        }
+        if !fresh {
+            text.push(' ');
+            column += 1;
+        }
+        text.push_str(word);
+        column += width;
+        fresh = false;
+    }
+    text.push('\n');
+}
+
+/// A table without lines; the columns in `right` hold numbers.
+fn table(text: &mut String, header: &[&str], rows: Vec<Vec<String>>, right: &[usize]) {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    for &index in right {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    for row in table.lines() {
+        line(text, format!(" {row}").trim_end());
+    }
+    text.push('\n');
+}
+
+fn causes(text: &mut String, summary: &Summary, paint: Paint) {
+    if summary.causes.is_empty() {
+        return;
+    }
+    let conclusive = summary.verdict.outcome != Outcome::Inconclusive;
+    let title = if conclusive {
+        "Where the extra latency of the slow requests came from"
+    } else {
+        "Where the extra latency may have come from (not to be relied on)"
+    };
+    line(text, &paint.heading(title));
+    let rows = summary
+        .causes
+        .iter()
+        .map(|row| {
+            let CauseSummary { cause, share, ci95: [low, high], p_value, .. } = row;
+            let verdict = match (cause, row.named && conclusive) {
+                (Cause::Unexplained, _) => "",
+                (_, true) => "named",
+                (_, false) => "not named",
+            };
+            vec![
+                cause.name().to_owned(),
+                percent(*share),
+                format!("{} to {}", percent(*low), percent(*high)),
+                p_value.map_or_else(|| "-".to_owned(), |p| format!("{p:.3}")),
+                duration(row.contribution_ns),
+                if *cause == Cause::Unexplained { "-".to_owned() } else { count(row.stalls) },
+                verdict.to_owned(),
+            ]
+        })
+        .collect();
+    let header = ["cause", "share", "95 % interval", "p", "per slow request", "stalls", ""];
+    table(text, &header, rows, &[1, 2, 3, 4, 5]);
+}
+
+fn requests(text: &mut String, answer: &Answer, summary: &Summary, paint: Paint) {
+    let samples = &summary.samples;
+    if samples.count == 0 {
+        return;
+    }
+    line(text, &paint.heading("Requests, as the load generator saw them"));
+    let latency = samples.latency_ns;
+    line(
+        text,
+        &format!(
+            "  {} at {:.1}/s, {} failed; p50 {}, p90 {}, p99 {}, p99.9 {}, max {}",
+            count(samples.count),
+            samples.rate_hz,
+            count(samples.errors),
+            duration(latency.p50 as f64),
+            duration(latency.p90 as f64),
+            duration(latency.p99 as f64),
+            duration(latency.p999 as f64),
+            duration(latency.max as f64),
+        ),
+    );
+    for warning in answer.sample_warnings() {
+        wrapped(text, &paint.warning(&warning), "  ! ");
+    }
+    text.push('\n');
+}
+
+fn probes(text: &mut String, summary: &Summary, paint: Paint) {
+    line(
+        text,
+        &paint
+            .heading("What the target's cgroups went through (every event, counted in the kernel)"),
+    );
+    let mut rows = Vec::new();
+    for (name, probe) in &summary.probes {
+        if matches!(probe.state, ProbeState::Unsupported | ProbeState::Failed) {
+            continue;
+        }
+        let five = |count_: u64, sum: u64, p50: u64, p99: u64, max: u64| {
+            let time = |ns: u64| if count_ == 0 { "-".to_owned() } else { duration(ns as f64) };
+            [count(count_), time(sum), time(p50), time(p99), time(max)]
+        };
+        let mut row = vec![clean(name, 20)];
+        row.extend(five(probe.count, probe.sum_ns, probe.p50_ns, probe.p99_ns, probe.max_ns));
+        row.push(count(probe.records));
+        rows.push(row);
+        for (part, summary) in &probe.parts {
+            let mut row = vec![format!("  {}", clean(part, 20))];
+            row.extend(five(
+                summary.count,
+                summary.sum_ns,
+                summary.p50_ns,
+                summary.p99_ns,
+                summary.max_ns,
+            ));
+            row.push(String::new());
+            rows.push(row);
+        }
+    }
+    let header = ["probe", "count", "total", "p50", "p99", "max", "target's records"];
+    table(text, &header, rows, &[1, 2, 3, 4, 5, 6]);
+    let counters: Vec<_> = summary.probes.iter().filter_map(counters).collect();
+    if !counters.is_empty() {
+        // Next to its table.
+        text.pop();
+        counters.iter().for_each(|counters| line(text, &format!("  {counters}")));
+        text.push('\n');
+    }
+}
+
+/// `socket: created 3, live 2`.
+pub(super) fn counters((name, probe): (&String, &ProbeSummary)) -> Option<String> {
+    if probe.counters.is_empty() {
+        return None;
+    }
+    let mut text = format!("{}: ", clean(name, 20));
+    for (index, (counter, value)) in probe.counters.iter().enumerate() {
+        let separator = if index > 0 { ", " } else { "" };
+        let _ = write!(text, "{separator}{} {value}", clean(counter, 40).replace('_', " "));
+    }
+    Some(text)
+}
+
+fn worst(text: &mut String, answer: &Answer, paint: Paint) {
+    if answer.worst.is_empty() {
+        return;
+    }
+    line(
+        text,
+        &paint.heading(
+            "The slowest requests and what overlapped them (times from the start of the run)",
+        ),
+    );
+    for request in &answer.worst {
+        line(text, &format!("  {}", request_line(answer, request)));
+        let mut rows = Vec::new();
+        for (event, overlap_ns) in request.stalls.iter().take(STALLS_SHOWN) {
+            rows.push(vec![
+                "    ".to_owned(),
+                format!("+{}", duration(answer.offset_ns(event.start()))),
+                thread(&answer.run, event.tid),
+                cause(event).to_owned(),
+                duration(event.duration_ns as f64),
+                if *overlap_ns == event.duration_ns {
+                    String::new()
+                } else {
+                    format!("({} inside)", duration(*overlap_ns as f64))
+                },
+                detail(&event.kind),
+            ]);
+        }
+        stall_rows(text, rows);
+        if let Some(rest) = more(request, STALLS_SHOWN) {
+            line(text, &format!("      {rest}"));
+        }
+    }
+    text.push('\n');
+}
+
+fn stall_rows(text: &mut String, rows: Vec<Vec<String>>) {
+    if rows.is_empty() {
+        line(text, "      no stall of the target overlapped it");
+        return;
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.add_rows(rows);
+    for index in [1, 4] {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    for row in table.lines() {
+        line(text, row.trim_end());
+    }
+}
+
+/// `at 9.03 s took 49.9 ms: status 200`.
+pub(super) fn request_line(answer: &Answer, request: &WorstRequest) -> String {
+    let sample = &request.sample;
+    let mut text = format!(
+        "at {} took {}",
+        duration(answer.offset_ns(sample.begin())),
+        duration(sample.response_ns() as f64),
+    );
+    if let Some(status) = sample.status {
+        let _ = write!(text, ", status {status}");
+    }
+    if let Some(seq) = sample.seq {
+        let _ = write!(text, ", request {seq}");
+    }
+    if sample.lateness_ns() > 0 {
+        let _ = write!(text, ", sent {} late", duration(sample.lateness_ns() as f64));
+    }
+    if let Some(error) = &sample.error {
+        let _ = write!(text, ", {}", clean(error, 80));
+    }
+    text
+}
+
+/// `and 12 shorter ones: runqueue 3.10 ms, mm_syscall 300 µs`, if there are any.
+pub(super) fn more(request: &WorstRequest, shown: usize) -> Option<String> {
+    let rest = request.stalls.get(shown..).unwrap_or_default();
+    let number = rest.len() as u64 + request.omitted;
+    let mut causes: Vec<(&str, u64)> = Vec::new();
+    for (event, overlap_ns) in rest {
+        let name = cause(event);
+        match causes.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, sum_ns)) => *sum_ns = sum_ns.saturating_add(*overlap_ns),
+            None => causes.push((name, *overlap_ns)),
+        }
+    }
+    causes.sort_by_key(|(_, sum_ns)| std::cmp::Reverse(*sum_ns));
+    let causes: Vec<_> = causes
+        .into_iter()
+        .map(|(name, sum_ns)| format!("{name} {}", duration(sum_ns as f64)))
+        .collect();
+    (number > 0).then(|| format!("and {} shorter ones: {}", count(number), causes.join(", ")))
+}
+
+fn coverage(text: &mut String, answer: &Answer, paint: Paint) {
+    line(text, &paint.heading("Coverage"));
+    for (name, coverage) in &answer.run.coverage {
+        let mut row = format!("  {}: {}", clean(name, 20), coverage.state.name());
+        if let Some(tier) = &coverage.tier {
+            let _ = write!(row, " ({})", clean(tier, 60));
+        }
+        if let Some(reason) = &coverage.reason {
+            let _ = write!(row, ", {}", clean(reason, 200));
+        }
+        let whole = coverage.state == ProbeState::Attached;
+        line(text, &if whole { row } else { paint.warning(&row) });
+    }
+    text.push('\n');
+}
+
+#[cfg(test)]
+#[path = "terminal_tests.rs"]
+mod tests;

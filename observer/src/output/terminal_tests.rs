@@ -1,0 +1,105 @@
+use super::*;
+use crate::model::{RunInfo, Sample};
+use crate::output::example;
+
+fn answer(run: RunInfo, summary: Option<Summary>, samples: Vec<Sample>) -> Answer {
+    let events = example::events();
+    Answer::new(std::path::Path::new("/tmp/observer-run-1"), run, summary, samples, events)
+}
+
+fn rendered(summary: Summary) -> String {
+    let text = render(&answer(example::run(), Some(summary), example::samples()), false);
+    assert!(!text.contains('\u{1b}'), "neither colours nor a thread's name: {text}");
+    assert!(text.lines().all(|line| line.trim_end() == line), "no blanks at line ends");
+    text
+}
+
+fn has(text: &str, wanted: &[&str]) {
+    for wanted in wanted {
+        assert!(text.contains(wanted), "{wanted:?} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn an_attributed_run_says_why_how_much_and_shows_the_evidence() {
+    let text = rendered(example::attributed());
+    has(
+        &text,
+        &[
+            "ATTRIBUTED TO RECLAIM_MEMCG\nRequests were slow because threads had to free memory",
+            "71 % (95 % interval 64 % to 78 %)",
+            "64 % to 78 %",
+            "3,000 at 100.0/s, 1 failed; p50 1.20 ms",
+            "worker-1 (101)",
+            "512 pages, order 0",
+            "preempted; ran instead: hog<script> (123)",
+            "madvise(DONTNEED) 4 MiB",
+            "kswapd wakeups 3",
+            "socket: partial (cgroup_sock), accept: this kernel has no fexit",
+            "Lost: nothing",
+            "Observer used: 410 ms of CPU time (1.4 % of one CPU)",
+            "Run directory: /tmp/observer-run-1",
+        ],
+    );
+    assert_eq!(text.matches(" took ").count(), 10, "ten worst requests");
+    assert!(text.contains("</b><i>?[31m (102)"), "a hostile name is shown harmless");
+}
+
+#[test]
+fn every_outcome_has_its_own_words() {
+    let text = rendered(example::with_outcome(Outcome::Unexplained, &["all probes attached"]));
+    has(&text, &["UNEXPLAINED", "No watched cause explains", "not named"]);
+    let reasons = ["12 records were lost: raise --ring", "too few episodes"];
+    let text = rendered(example::with_outcome(Outcome::Inconclusive, &reasons));
+    has(&text, &["INCONCLUSIVE", "No answer", "  - 12 records were lost", "not to be relied on"]);
+    assert!(!text.contains(" named\n") || text.contains("not named"));
+    let mut healthy = example::with_outcome(Outcome::NoSlowSamples, &[]);
+    healthy.causes.clear();
+    has(&rendered(healthy), &["NO SLOW SAMPLES", "A healthy run"]);
+}
+
+#[test]
+fn a_run_without_a_generator_shows_distributions_alone() {
+    let summary = example::without_samples();
+    let text = render(&answer(example::run(), Some(summary), Vec::new()), false);
+    has(&text, &["NO SAMPLES", "no samples of a load generator", "runqueue", "1,200,000"]);
+    assert!(!text.contains("slowest requests") && !text.contains("Requests, as"));
+}
+
+#[test]
+fn a_crashed_run_says_so_and_shows_what_there_is() {
+    let run = example::crashed_run();
+    let text = render(&answer(run, None, example::samples()), false);
+    has(&text, &["NO ANSWER", "or its observer died", "slowest requests", "worker-1 (101)"]);
+}
+
+#[test]
+fn losses_and_doubts_about_the_samples_are_told() {
+    let mut summary = example::attributed();
+    summary.loss.total = 3;
+    summary.loss.by_kind.insert("runqueue".into(), 3);
+    summary.samples.intended_start_known = false;
+    summary.samples.skipped.insert("no status".into(), 1_234);
+    let text = rendered(summary);
+    has(
+        &text,
+        &["Lost: 3 records undelivered; by kind: runqueue 3", "coordinated omission", "1,234 rows"],
+    );
+}
+
+#[test]
+fn colours_only_where_asked_for() {
+    let answer = answer(example::run(), Some(example::attributed()), Vec::new());
+    assert!(render(&answer, true).starts_with("\u{1b}[1;31mATTRIBUTED"));
+}
+
+#[test]
+fn stalls_beyond_the_longest_are_summed_up() {
+    let mut answer = answer(example::run(), Some(example::attributed()), example::samples());
+    let request = &mut answer.worst[0];
+    let (event, overlap_ns) = request.stalls[1].clone();
+    request.stalls.extend(std::iter::repeat_n((event, overlap_ns), 4));
+    request.omitted = 1_000;
+    let text = render(&answer, false);
+    has(&text, &["and 1,002 shorter ones: runqueue 1.80 ms"]);
+}
