@@ -112,6 +112,7 @@ mod tests {
             ("2m", 120_000_000_000),
             ("1m30s", 90_000_000_000),
             ("1.5s", 1_500_000_000),
+            ("1.5m", 90_000_000_000),
             (".25ms", 250_000),
             ("0.000000001s", 1),
             ("1h", 3_600_000_000_000),
@@ -127,8 +128,21 @@ mod tests {
         assert!(parse("30").unwrap_err().contains("write 30s"));
         assert!(parse("1m30").unwrap_err().contains("write 30s"));
         assert!(parse("5min").unwrap_err().contains("\"min\""));
-        for text in ["", "s", "-1s", "1..5s", ".s", " 1s", "1e3s", "99999999999999999999s", "721h"]
-        {
+        for text in [
+            "",
+            "s",
+            "-1s",
+            "1..5s",
+            ".s",
+            " 1s",
+            "1e3s",
+            "NaNs",
+            "infs",
+            "1d",
+            "1e300h",
+            "99999999999999999999s",
+            "721h",
+        ] {
             assert!(parse(text).is_err(), "{text:?}");
         }
         assert!(parse_positive("0ms").is_err());

@@ -1,9 +1,11 @@
 //! The command line: one subcommand a file, each with its `Args` and a `run`.
 
+pub mod daemon;
 pub mod doctor;
 pub mod duration;
 pub mod load;
 pub mod report;
+pub mod run;
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
@@ -33,7 +35,7 @@ Examples:
 )]
 struct Cli {
     /// Say more about what is done and why
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, display_order = 900)]
     verbose: bool,
     #[command(subcommand)]
     command: Command,

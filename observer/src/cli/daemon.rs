@@ -1,0 +1,51 @@
+//! `observer daemon` on the command line.
+
+use std::net::SocketAddr;
+
+use crate::target::TargetArgs;
+
+const EXAMPLES: &str = "\
+Examples:
+  observer daemon
+      All tasks of the host, per cgroup, on http://127.0.0.1:9808/metrics.
+  observer daemon --comm nginx --wait
+      And nginx by itself, from the moment it starts.
+  observer daemon --listen [::1]:9900 --cgroup /system.slice/nginx.service
+      Elsewhere, with a cgroup by itself.
+
+SIGTERM ends it cleanly. The metrics are described in docs/METRICS.md.";
+
+/// Serves the distributions of all pauses as OpenMetrics, until SIGTERM or ^C.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Address and port to serve on; anybody who reaches it can read the metrics
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9808")]
+    pub listen: SocketAddr,
+    /// Who is watched closely, if anybody.
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_target_is_optional_and_the_default_is_local() {
+        let args = Cli::try_parse_from(["daemon"]).unwrap().args;
+        assert!(args.listen.ip().is_loopback());
+        assert_eq!(args.target.spec(), None);
+        let args = Cli::try_parse_from(["daemon", "--listen", "[::1]:1", "--port", "80"]).unwrap();
+        assert!(args.args.target.spec().is_some());
+        assert!(Cli::try_parse_from(["daemon", "--listen", "9808"]).is_err());
+    }
+}

@@ -1,0 +1,135 @@
+//! `observer run`: the main job on the command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::duration::{parse_positive, parse_slow};
+use crate::error::{Error, Exit, Result};
+use crate::loadgen::{ADAPTERS, SamplesSource, SamplesSpec};
+use crate::model::SlowSpec;
+use crate::target::TargetArgs;
+
+const EXAMPLES: &str = "\
+Examples:
+  observer run --port 8080 --samples observer -- observer load http://127.0.0.1:8080/ --rate 500
+      Watch whoever listens on port 8080 under load, and say what made the slow requests slow.
+  observer run --comm nginx --slow 50ms --samples hey -- hey -z 30s -c 20 -o csv http://127.0.0.1/
+      The same with hey; every request above 50 ms is slow.
+  observer run --cgroup /system.slice/nginx.service --samples vegeta-json:load.json --duration 1m
+      Samples from a file that a generator elsewhere writes meanwhile.
+  observer run --exe /usr/sbin/nginx --wait --duration 30s
+      No generator: the distributions of all pauses, from the moment nginx starts.
+
+Ends when COMMAND exits, the duration is over, the target is gone, or at ^C, and always leaves a
+complete run directory, which `observer report` prints again.";
+
+/// Watches TARGET while COMMAND sends requests, and splits the latency of the slow ones into causes.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLES, mut_group("target", |group| group.required(true)))]
+pub struct Args {
+    /// Who is watched.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[arg(long, value_name = "FORMAT[:PATH]", help = samples_help())]
+    /// The load generator's samples.
+    pub samples: Option<SamplesSpec>,
+    /// End after this time (500ms, 30s, 1m30s); without it, the run lasts as long as COMMAND or
+    /// the target
+    #[arg(long, value_name = "TIME", value_parser = parse_positive)]
+    pub duration: Option<Duration>,
+    /// Which requests are slow: above a percentile (p99, p99.9) or a time (50ms)
+    #[arg(long, value_name = "p99|50ms", default_value = "p99", value_parser = parse_slow)]
+    pub slow: SlowSpec,
+    /// Directory to make for the results; one that exists is never overwritten [default: a new
+    /// one in the current directory]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Print summary.json to standard output
+    #[arg(long)]
+    pub json: bool,
+    /// The load generator, started once every probe is attached
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+fn samples_help() -> String {
+    let formats: Vec<&str> = ADAPTERS.iter().map(|adapter| adapter.name).collect();
+    format!(
+        "Read samples in this format ({}) from COMMAND's standard output, from the file PATH, or \
+         from standard input (PATH -)",
+        formats.join(", ")
+    )
+}
+
+impl Args {
+    /// What clap cannot see: samples that nobody would write.
+    ///
+    /// # Errors
+    /// When COMMAND is missing and its output was asked for.
+    pub fn check(&self) -> Result<()> {
+        match &self.samples {
+            Some(spec)
+                if spec.source == SamplesSource::CommandOutput && self.command.is_empty() =>
+            {
+                let message = format!(
+                    "--samples {spec} reads COMMAND's output, and there is no COMMAND: add it \
+                     after --, or write --samples {spec}:PATH"
+                );
+                Err(Error::new(Exit::Usage, message))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use clap::error::ErrorKind;
+
+    use super::*;
+    use crate::target::TargetSpec;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(line: &str) -> std::result::Result<Args, ErrorKind> {
+        Cli::try_parse_from(std::iter::once("run").chain(line.split_ascii_whitespace()))
+            .map(|cli| cli.args)
+            .map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn everything_can_be_said_at_once() {
+        let args = parse(
+            "--port 80 --wait --samples hey --duration 1m30s --slow p99.9 --out x --json \
+             -- hey -o csv http://a/",
+        )
+        .unwrap();
+        assert_eq!(args.target.spec(), Some(TargetSpec::Port(80)));
+        assert!(args.target.wait && args.json);
+        assert_eq!(args.samples.as_ref().unwrap().to_string(), "hey");
+        assert_eq!(args.duration, Some(Duration::from_secs(90)));
+        assert_eq!(args.slow.to_string(), "p99.9");
+        assert_eq!(args.command, ["hey", "-o", "csv", "http://a/"]);
+        assert!(args.check().is_ok());
+    }
+
+    #[test]
+    fn a_target_is_needed_and_a_command_where_its_output_is() {
+        assert_eq!(parse("--duration 3s").unwrap_err(), ErrorKind::MissingRequiredArgument);
+        assert_eq!(parse("--pid 1 hey").unwrap_err(), ErrorKind::UnknownArgument);
+        assert_eq!(parse("--pid 1 --samples nope").unwrap_err(), ErrorKind::ValueValidation);
+        assert_eq!(parse("--pid 1 --duration 0s").unwrap_err(), ErrorKind::ValueValidation);
+        assert_eq!(parse("--pid 1").unwrap().slow, SlowSpec::default());
+
+        let error = parse("--pid 1 --samples hey").unwrap().check().unwrap_err();
+        assert_eq!(error.exit, Exit::Usage);
+        assert!(error.to_string().contains("--samples hey:PATH"), "{error}");
+        assert!(parse("--pid 1 --samples hey:a.csv").unwrap().check().is_ok());
+    }
+}
