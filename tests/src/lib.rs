@@ -1,12 +1,16 @@
 //! What the tests and the demo share: starting services and workloads, doing them harm on a
 //! schedule, running observer on them, and reading the kernel's own books.
 
+pub mod books;
 pub mod cgroup;
 pub mod mapping;
 pub mod poll;
+pub mod privileged;
 pub mod process;
 pub mod scenario;
 pub mod schedule;
+pub mod taskstats;
+pub mod watch;
 
 /// What failed, on what, in one line.
 pub type Result<T> = std::result::Result<T, String>;

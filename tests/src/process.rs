@@ -94,7 +94,7 @@ impl Running {
 
     /// Its standard output, once, when it was piped.
     #[must_use]
-    pub const fn stdout(&mut self) -> Option<ChildStdout> {
+    pub fn stdout(&mut self) -> Option<ChildStdout> {
         self.child.stdout.take()
     }
 

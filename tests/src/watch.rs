@@ -1,0 +1,165 @@
+//! A workload between its two waits, and observer watching it.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use observer::model::{RunInfo, Summary};
+use observer::output::rundir::RunDir;
+use serde_json::Value;
+
+use crate::Result;
+use crate::process::{Placement, Programs, Running};
+
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
+const END_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A running `observer-work`.
+#[derive(Debug)]
+pub struct Work {
+    process: Running,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Work {
+    /// Starts a workload and waits until it is ready to begin.
+    ///
+    /// # Errors
+    /// When it does not get that far.
+    pub fn start(programs: &Programs, arguments: &[&str], place: Placement<'_>) -> Result<Self> {
+        let mut command = Command::new(&programs.work);
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = Running::start(&mut command, place)?;
+        let stdin = process.child().stdin.take().ok_or("no pipe to the workload")?;
+        let stdout = process.stdout().map(BufReader::new).ok_or("no pipe from the workload")?;
+        let mut work = Self { process, stdin, stdout };
+        match work.line()?.as_str() {
+            "ready" => Ok(work),
+            other => Err(format!("the workload {arguments:?} is not ready: {other:?}")),
+        }
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        match self.stdout.read_line(&mut line) {
+            Ok(0) => Err("the workload ended before its time".into()),
+            Ok(_) => Ok(line.trim_end().to_owned()),
+            Err(error) => Err(format!("cannot read from the workload: {error}")),
+        }
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Lets it work to its end; returns its own counts. It stays, at rest.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn go(&mut self) -> Result<Value> {
+        self.stdin.write_all(b"\n").map_err(|error| format!("cannot start the work: {error}"))?;
+        let line = self.line()?;
+        serde_json::from_str(&line).map_err(|_| format!("the workload says no counts: {line:?}"))
+    }
+
+    /// Lets it end.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn end(self) -> Result<ExitStatus> {
+        let Self { mut process, stdin, stdout } = self;
+        drop(stdin);
+        drop(stdout);
+        process.wait(END_TIMEOUT)
+    }
+}
+
+/// `observer run` on a process, with its probes attached.
+#[derive(Debug)]
+pub struct Watch {
+    /// observer.
+    pub process: Running,
+    /// The run directory.
+    pub run: PathBuf,
+    /// What observer printed.
+    pub log: PathBuf,
+    stop: PathBuf,
+}
+
+impl Watch {
+    /// Starts `observer run TARGET` with its files in `directory`, waits until the probes are
+    /// attached: a command given to it is started only then.
+    ///
+    /// # Errors
+    /// When it does not get that far; the end of what observer printed is in the message.
+    pub fn start(programs: &Programs, target: &[&str], directory: &Path) -> Result<Self> {
+        let [run, log, started, stop] =
+            ["run", "log", "started", "stop"].map(|name| directory.join(name));
+        let output = File::create_new(&log)
+            .and_then(|file| Ok((file.try_clone()?, file)))
+            .map_err(|error| format!("cannot make {}: {error}", log.display()))?;
+        let mut command = Command::new(&programs.observer);
+        command.arg("run").args(target).arg("--out").arg(&run).arg("--");
+        command.args(["sh", "-c", r#": > "$0"; until [ -e "$1" ]; do sleep 0.05; done"#]);
+        command.arg(&started).arg(&stop);
+        command.stdin(Stdio::null()).stdout(output.0).stderr(output.1);
+        let process = Running::start(&mut command, Placement::default())?;
+        let mut watch = Self { process, run, log, stop };
+        let deadline = Instant::now() + ATTACH_TIMEOUT;
+        while !started.exists() {
+            if let Some(status) = watch.process.ended()? {
+                return Err(format!("observer ended with {status}: {}", watch.printed()));
+            }
+            if Instant::now() > deadline {
+                return Err(format!("observer did not attach: {}", watch.printed()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(watch)
+    }
+
+    /// What observer printed so far.
+    #[must_use]
+    pub fn printed(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_else(|error| error.to_string())
+    }
+
+    /// Ends the run; reads what it left.
+    ///
+    /// # Errors
+    /// When observer fails, or lost anything: numbers of such a run are not to be compared.
+    pub fn finish(mut self) -> Result<(Summary, RunInfo)> {
+        File::create_new(&self.stop).map_err(|error| format!("cannot stop the run: {error}"))?;
+        let status = self.process.wait(END_TIMEOUT)?;
+        if !status.success() {
+            return Err(format!("observer ended with {status}: {}", self.printed()));
+        }
+        let (summary, info) = read_run(&self.run)?;
+        if summary.loss.total > 0 {
+            return Err(format!("the run lost records: {:?}", summary.loss));
+        }
+        Ok((summary, info))
+    }
+}
+
+/// Reads a complete run directory.
+///
+/// # Errors
+/// When it is not complete.
+pub fn read_run(path: &Path) -> Result<(Summary, RunInfo)> {
+    let run = RunDir::open(path).map_err(|error| error.to_string())?;
+    let info = run.read_run().map_err(|error| error.to_string())?;
+    let summary = run.read_summary().map_err(|error| error.to_string())?;
+    let events = run.read_events().map_err(|error| error.to_string())?;
+    match (summary, events) {
+        (Some(summary), Some(events)) if !events.truncated => Ok((summary, info)),
+        (None, _) => Err(format!("{} has no summary.json", path.display())),
+        (_, None) => Err(format!("{} has no events", path.display())),
+        (_, Some(_)) => Err(format!("the events in {} are cut", path.display())),
+    }
+}
