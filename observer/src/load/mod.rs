@@ -145,7 +145,10 @@ pub struct Snapshot {
 }
 
 /// Time between the connections being open and the first request.
-const LEAD_NS: u64 = 5_000_000;
+const LEAD_NS: u64 = 20_000_000;
+
+/// Tasks run in that time to no purpose but that.
+const WARM_UPS: u64 = 5;
 
 /// Connections are not waited for longer than this before the schedule begins.
 const AHEAD_TIMEOUT: Duration = Duration::from_secs(1);
@@ -291,6 +294,13 @@ impl Pacer<'_> {
         // The kernel may otherwise delay each wake-up by 50 us to batch timers. Where it cannot
         // be set, requests are that much later, and say so.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+        // The first task woken pays for threads and code that nobody has touched yet: milliseconds,
+        // which would be the lateness of the first request.
+        for _ in 0..WARM_UPS {
+            sleep_until(MonoNanos::now().0 + LEAD_NS / (2 * WARM_UPS), self.stop);
+            let (rows, counts) = (rows.clone(), Arc::clone(counts));
+            self.runtime.spawn(async move { drop((rows, snapshot(&counts), MonoNanos::now())) });
+        }
         let config = self.config;
         let spec = Arc::new(config.request.clone());
         let due =
