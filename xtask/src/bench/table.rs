@@ -96,6 +96,9 @@ impl Results {
         if best <= 0.0 {
             return format!(" – ({peer} is within the noise) | – |");
         }
+        if own <= 0.0 {
+            return format!(" within the noise ({peer}) | yes |");
+        }
         let ratio = own / best;
         format!(" {ratio:.2} ({peer}) | {} |", if ratio <= GOAL { "yes" } else { "no" })
     }
@@ -160,10 +163,16 @@ mod tests {
     }
 
     #[test]
-    fn peer_within_the_noise_gives_no_ratio() {
+    fn what_is_within_the_noise_gives_no_ratio() {
         let mut results = Results::default();
         results.add(Operation::Madvise, OURS, 180.0, 20.0);
         results.add(Operation::Madvise, "bpftrace", 180.0, -3.0);
-        assert!(results.judgement(Operation::Madvise).contains("within the noise"));
+        assert_eq!(
+            results.judgement(Operation::Madvise),
+            " – (bpftrace is within the noise) | – |"
+        );
+        results.add(Operation::Mmap, OURS, 700.0, -5.0);
+        results.add(Operation::Mmap, "bpftrace", 700.0, 300.0);
+        assert_eq!(results.judgement(Operation::Mmap), " within the noise (bpftrace) | yes |");
     }
 }
