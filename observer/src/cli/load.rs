@@ -34,7 +34,7 @@ Exit codes: 0 done (failed requests are rows, not a failure of the program), 2 w
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// What to request: http://HOST[:PORT]/PATH (plain HTTP/1.1)
+    /// What to request, like http://HOST:PORT/PATH (plain HTTP/1.1)
     pub url: String,
     /// Requests per second
     #[arg(long, value_name = "N", value_parser = parse_rate)]

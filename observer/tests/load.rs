@@ -1,0 +1,159 @@
+//! `observer load` as a process of its own: signals, exit codes, and whose fault a delay is.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use observer::clock::{Anchor, Anchors, MonoNanos};
+use observer::loadgen::{Ingest, Ingested, RelAnchor, SamplesFile, Window, adapter};
+
+/// Answers every request on every connection, at once.
+fn serve() -> SocketAddr {
+    fn answer(stream: TcpStream) -> std::io::Result<()> {
+        let mut writer = stream.try_clone()?;
+        let mut lines = BufReader::new(stream).lines();
+        while let Some(line) = lines.next().transpose()? {
+            if line.is_empty() {
+                writer.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?;
+            }
+        }
+        Ok(())
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || answer(stream));
+        }
+    });
+    address
+}
+
+fn start(args: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_observer"))
+        .arg("load")
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn run(args: &[&str]) -> Output {
+    start(args).wait_with_output().unwrap()
+}
+
+fn signal(child: &Child, signal: libc::c_int) {
+    // SAFETY: plain system call; the child has not been waited for, so its id is still its own.
+    assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
+}
+
+fn ingest(bytes: &[u8]) -> Ingested {
+    let mut ingest = Ingest::new(adapter("observer").unwrap());
+    ingest.feed(bytes);
+    let now = Anchor::take();
+    let hour = 3_600_000_000_000;
+    let window =
+        Window { start: MonoNanos(now.monotonic_ns.0.saturating_sub(hour)), end: now.monotonic_ns };
+    ingest.finish(&Anchors(vec![now]), window, &RelAnchor::default()).unwrap()
+}
+
+#[test]
+fn a_stopped_generator_is_late_and_not_the_server_slow() {
+    let url = format!("http://{}/", serve());
+    let child = start(&[&url, "--rate", "200", "--duration", "2s"]);
+    std::thread::sleep(Duration::from_millis(700));
+    signal(&child, libc::SIGSTOP);
+    std::thread::sleep(Duration::from_millis(400));
+    signal(&child, libc::SIGCONT);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let ingested = ingest(&output.stdout);
+    assert_eq!(ingested.samples.len(), 400);
+    assert!(!ingested.truncated && ingested.intended_start_known);
+    // 80 requests were due while it was stopped; the schedule was not moved for it.
+    let late = ingested.samples.iter().filter(|s| s.lateness_ns() > 20_000_000).count();
+    assert!((60..=110).contains(&late), "{late}");
+    let latest = ingested.samples.iter().map(|s| s.lateness_ns()).max().unwrap();
+    assert!((350_000_000..900_000_000).contains(&latest), "{latest}");
+    // One request may have been under way when it was stopped, and only that one looks slow.
+    let slow = ingested.samples.iter().filter(|s| s.end.since(s.start) > 300_000_000).count();
+    assert!(slow <= 2, "{slow}");
+}
+
+#[test]
+fn an_interrupt_ends_it_in_good_order() {
+    let url = format!("http://{}/", serve());
+    let child = start(&[&url, "--rate", "100", "--duration", "60s"]);
+    std::thread::sleep(Duration::from_millis(600));
+    signal(&child, libc::SIGINT);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let ingested = ingest(&output.stdout);
+    assert!(!ingested.truncated && ingested.skipped.is_empty());
+    assert!((10..200).contains(&ingested.samples.len()), "{}", ingested.samples.len());
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("interrupted before the end"), "{errors}");
+}
+
+#[test]
+fn every_failure_has_its_exit_code_and_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let existing = dir.path().join("there");
+    std::fs::write(&existing, "mine").unwrap();
+    let existing = existing.to_str().unwrap();
+    let refused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let refused = format!("http://{refused}/");
+    let url = format!("http://{}/", serve());
+    let nobody = format!("unix:{}/nobody", dir.path().display());
+    for (args, code, says) in [
+        (vec!["https://127.0.0.1/", "--rate", "1"], 2, "plain HTTP only"),
+        (vec![&refused, "--rate", "20", "--duration", "200ms"], 5, "is the service running?"),
+        (vec![&url, "--rate", "1", "--out", existing], 6, "never overwritten"),
+        (vec![&url, "--rate", "1", "--out", "/no/such/dir/x"], 6, "/no/such/dir/x"),
+        (vec![&url, "--rate", "1", "--out", &nobody], 6, "does anybody listen there?"),
+    ] {
+        let output = run(&args);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {text}");
+        let last = text.lines().last().unwrap();
+        assert!(last.starts_with("observer: ") && last.contains(says), "{args:?}: {text}");
+    }
+    assert_eq!(std::fs::read(existing).unwrap(), b"mine");
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_it() {
+    let url = format!("http://{}/", serve());
+    let mut child = start(&[&url, "--rate", "100", "--duration", "60s"]);
+    let mut head = [0; 200];
+    child.stdout.take().unwrap().read_exact(&mut head).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(6));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("Broken pipe"));
+}
+
+#[test]
+fn a_file_is_read_while_it_is_written() {
+    let url = format!("http://{}/", serve());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("samples.jsonl");
+    let mut source = SamplesFile::follow(Path::new(&path)).unwrap();
+    let mut ingest = Ingest::new(adapter("observer").unwrap());
+    let mut child =
+        start(&[&url, "--rate", "100", "--duration", "1s", "--out", path.to_str().unwrap()]);
+    let mut counts = Vec::new();
+    while child.try_wait().unwrap().is_none() {
+        source.read(&mut ingest).unwrap();
+        counts.push(ingest.live().count);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    source.read(&mut ingest).unwrap();
+    assert_eq!(source.finish(), Ok(()));
+    assert_eq!(ingest.live().count, 100);
+    assert!(counts.iter().any(|count| (20..80).contains(count)), "{counts:?}");
+}
