@@ -1,0 +1,195 @@
+//! Finding and following targets where it takes root: cgroups, network and pid namespaces, other
+//! users' sockets.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use observer::host::cgroups::{CgroupNames, Cgroups};
+use observer::host::{ip_sockets_of, network, process};
+use observer::model::Tgid;
+use observer::target::{Membership, TargetSpec};
+use observer_tests::cgroup::MemoryCgroup;
+use observer_tests::process::{Placement, Programs, Running, Service};
+
+/// Whether these tests may run; without privileges they say so and pass.
+fn privileged() -> bool {
+    let privileged = std::env::var_os("OBSERVER_TEST_PRIVILEGED").is_some();
+    if !privileged {
+        eprintln!("not run: needs root and OBSERVER_TEST_PRIVILEGED=1 (cargo xtask test)");
+    }
+    privileged
+}
+
+fn programs() -> Programs {
+    let this = std::env::current_exe().expect("test program");
+    Programs::beside(this.parent().unwrap_or(Path::new(".")))
+}
+
+fn sleeper(placement: Placement<'_>) -> Running {
+    Running::start(Command::new("sleep").arg("60"), placement).expect("sleep starts")
+}
+
+fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !done() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn unique(name: &str) -> String {
+    format!("observer-test-{name}-{}", std::process::id())
+}
+
+#[test]
+fn a_cgroup_is_followed_with_what_is_moved_into_it() {
+    if !privileged() {
+        return;
+    }
+    let cgroup = MemoryCgroup::create(&unique("cgroup")).expect("cgroup");
+    let spec = TargetSpec::Cgroup(cgroup.directory().to_path_buf());
+    assert!(Membership::new(&spec).is_err(), "nobody is in it yet");
+
+    let inside = sleeper(Placement { cgroup: Some(&cgroup), cpu: None });
+    let outside = sleeper(Placement::default());
+    let mut target = Membership::new(&spec).expect("target");
+    assert_eq!(target.tgids(), [Tgid(inside.id())].into());
+
+    std::fs::write(cgroup.directory().join("cgroup.procs"), outside.id().to_string())
+        .expect("moved");
+    eventually("the moved process joins", || {
+        target.poll();
+        target.contains(Tgid(outside.id()))
+    });
+
+    // By name instead of by directory, as people copy it from /proc/PID/cgroup.
+    let cgroups = Cgroups::read();
+    let name = cgroups.memory_cgroup_of(Tgid(inside.id())).expect("cgroup of the process");
+    let by_name = Membership::new(&TargetSpec::Cgroup(PathBuf::from(&name))).expect("by name");
+    assert_eq!(by_name.tgids(), target.tgids());
+
+    drop((inside, outside));
+    eventually("the target is gone", || {
+        target.poll();
+        target.all_gone()
+    });
+}
+
+#[test]
+fn a_cgroup_id_is_named_while_it_exists_and_afterwards() {
+    if !privileged() {
+        return;
+    }
+    let cgroups = Cgroups::read();
+    let hierarchy = cgroups.memory().expect("memory hierarchy").clone();
+    let cgroup = MemoryCgroup::create(&unique("names")).expect("cgroup");
+    let path = format!("/{}", unique("names"));
+    let id = hierarchy.id_of(&path).expect("id");
+    let mut names = CgroupNames::new(hierarchy);
+    assert_eq!(names.name(id), Some(path.as_str()));
+    cgroup.limit(Some(64 << 20)).expect("limit");
+    assert_eq!(cgroups.memory_limit_bytes(&path), Some(64 << 20));
+    drop(cgroup);
+    assert_eq!(names.name(id), Some(path.as_str()));
+    assert_eq!(names.name(u64::MAX), None);
+}
+
+#[test]
+fn a_listener_in_another_network_namespace_is_found() {
+    if !privileged() {
+        return;
+    }
+    let service = programs().service;
+    let script = format!("ip link set lo up && exec {}", service.display());
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-c", &script]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut running = Running::start(&mut command, Placement::default()).expect("unshare starts");
+    let mut line = String::new();
+    BufReader::new(running.stdout().expect("piped")).read_line(&mut line).expect("first line");
+    let port: u16 =
+        line.trim().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
+
+    let mut target = Membership::new(&TargetSpec::Port(port)).expect("listener");
+    assert!(target.contains(Tgid(running.id())), "{}", target.describe());
+    drop(running);
+    eventually("the listener is gone", || {
+        target.poll();
+        target.all_gone()
+    });
+}
+
+#[test]
+fn a_new_listener_on_the_port_joins() {
+    if !privileged() {
+        return;
+    }
+    let spec_of = |port| TargetSpec::Port(port);
+    let first = Service::start(&programs().service, None, Placement::default()).expect("service");
+    let mut target = Membership::new(&spec_of(first.port)).expect("listener");
+    assert_eq!(target.tgids(), [Tgid(first.process.id())].into());
+    assert_eq!(network::listeners(first.port), target.tgids());
+    let port = first.port;
+    drop(first);
+    eventually("the first is gone", || {
+        target.poll();
+        target.all_gone()
+    });
+    // This process takes the port over, and hands the socket to a child.
+    let mut listener = None;
+    eventually("the port is free", || {
+        listener = std::net::TcpListener::bind(("127.0.0.1", port)).ok();
+        listener.is_some()
+    });
+    let listener = listener.expect("bound");
+    let mut command = Command::new("sleep");
+    command.arg("60").stdin(std::os::fd::OwnedFd::from(listener));
+    let heir = Running::start(&mut command, Placement::default()).expect("sleep starts");
+    drop(command);
+    eventually("the heir joins", || {
+        target.poll();
+        target.contains(Tgid(heir.id()))
+    });
+    assert!(!target.contains(Tgid(std::process::id())), "observer is never its own target");
+}
+
+#[test]
+fn a_process_in_a_pid_namespace_is_known_by_its_outer_id() {
+    if !privileged() {
+        return;
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "sleep", "60"]);
+    let running = Running::start(&mut command, Placement::default()).expect("unshare starts");
+    let mut target =
+        Membership::new(&TargetSpec::Pids([Tgid(running.id())].into())).expect("target");
+    eventually("the inner process joins", || {
+        target.poll();
+        target.tgids().len() == 2
+    });
+    let inner = target.tgids().into_iter().find(|tgid| tgid.0 != running.id()).expect("inner");
+    let ids = process::status(inner).expect("status").namespace_pids;
+    assert_eq!(ids.last(), Some(&1), "it is the first of its namespace: {ids:?}");
+    assert!(ids.contains(&inner.0));
+}
+
+#[test]
+fn sockets_of_another_process_are_counted_exactly() {
+    if !privileged() {
+        return;
+    }
+    let service = Service::start(&programs().service, None, Placement::default()).expect("service");
+    let tgid = Tgid(service.process.id());
+    let at_rest = ip_sockets_of([tgid]);
+    assert!(at_rest.is_exact(), "{at_rest:?}");
+    assert_eq!(at_rest.sockets.len(), 1, "the listener");
+    assert!(at_rest.sockets.values().all(|socket| socket.cookie != 0));
+
+    let connections: Vec<_> = (0..5)
+        .map(|_| std::net::TcpStream::connect(("127.0.0.1", service.port)).expect("connects"))
+        .collect();
+    eventually("all are accepted", || ip_sockets_of([tgid]).sockets.len() == 6);
+    drop(connections);
+    eventually("all are closed", || ip_sockets_of([tgid]) == at_rest);
+}
