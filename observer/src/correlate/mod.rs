@@ -1,1 +1,141 @@
-//! Filled in by its own commits.
+//! Attribution: splits the latency of the slow requests into causes and an honest rest.
+//!
+//! [`analyse`] is pure and deterministic. In short: stalls become disjoint intervals per cause
+//! ([`timeline`]: innermost of a thread wins, threads united), each sample's exposure to each
+//! cause is measured ([`exposure`]), exposure becomes a share of the excess latency ([`share`]),
+//! random shifts say how likely coincidence is ([`shift`]), blocks of time drawn again say how
+//! exact the share is ([`bootstrap`]), and [`verdict`] decides whether the evidence allows an
+//! answer at all.
+//!
+//! Known limit: requests that arrive after a stall ended and wait in the queue it left behind are
+//! not exposed to it; their excess stays unexplained.
+
+mod attribute;
+mod bootstrap;
+mod exposure;
+mod share;
+mod shift;
+mod timeline;
+mod verdict;
+mod worst;
+
+use std::collections::BTreeMap;
+
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
+
+pub use worst::{OVERLAPS_KEPT, StallOverlap, WorstRequest, worst_requests};
+
+use crate::clock::MonoNanos;
+use crate::model::{Cause, CauseSummary, Sample, SamplesSummary, SlowSpec, Stall, Verdict};
+
+/// The same evidence gives the same answer.
+const SEED: u64 = 0x6f62_7365_7276_6572;
+
+/// Worst requests in an [`Analysis`].
+const WORST: usize = 10;
+
+/// What attribution works on.
+#[derive(Clone, Debug)]
+pub struct Evidence<'a> {
+    /// First and last instant in which every probe was attached.
+    pub window: (MonoNanos, MonoNanos),
+    /// The generator's samples, any order.
+    pub samples: &'a [Sample],
+    /// The target's stalls, any order.
+    pub stalls: &'a [Stall],
+    /// Which samples are slow.
+    pub slow: SlowSpec,
+    /// What decides whether a verdict may be given.
+    pub quality: Quality,
+}
+
+/// How good the evidence is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Quality {
+    /// Lost records by kind, as in [`crate::model::LossSummary::by_kind`].
+    pub lost_records: BTreeMap<String, u64>,
+    /// How far the samples' clock and the kernel's may be apart, nanoseconds.
+    pub clock_uncertainty_ns: u64,
+    /// Steps of the wall clock during the run.
+    pub wall_clock_steps: usize,
+    /// The samples' times came over the wall clock.
+    pub samples_on_wall_clock: bool,
+    /// Causes whose stalls could not be seen.
+    pub unwatched: Vec<Unwatched>,
+    /// Part of the host's CPU time that the observer used, 0 to 1.
+    pub observer_cpu_share: f64,
+    /// Rows of the generator's output that could not be used.
+    pub skipped_samples: u64,
+}
+
+/// A cause whose stalls could not be seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unwatched {
+    /// The cause.
+    pub cause: Cause,
+    /// Why (the coverage of its probe).
+    pub reason: String,
+}
+
+/// Input that took no part in the analysis.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ignored {
+    /// Samples not wholly within the window: what lies outside was not watched.
+    pub samples_outside_window: u64,
+    /// Samples that end before they begin.
+    pub samples_reversed: u64,
+    /// Stalls wholly outside the window.
+    pub stalls_outside_window: u64,
+    /// Stalls of no length, or that end before they begin.
+    pub stalls_empty_or_reversed: u64,
+    /// Stalls whose cause is none of [`Cause::STALLS`].
+    pub stalls_without_kernel_cause: u64,
+}
+
+/// The answer and what it rests on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Analysis {
+    /// The answer.
+    pub verdict: Verdict,
+    /// Causes with at least one stall (and the load generator where lateness is known), largest
+    /// share first, the unexplained rest last. The shares of the named ones and the rest sum to
+    /// 1; the share of a cause that is not named is an estimate within the rest. Empty when there
+    /// is nothing to explain or nothing to compare.
+    pub causes: Vec<CauseSummary>,
+    /// Everything but `skipped`, which only the reader of the generator's output knows.
+    pub samples: SamplesSummary,
+    /// The ten requests with the longest response times.
+    pub worst: Vec<WorstRequest>,
+    /// Episodes the slow samples came in.
+    pub episodes: u64,
+    /// Input that took no part.
+    pub ignored: Ignored,
+}
+
+/// Splits the latency of the slow samples into causes.
+#[must_use]
+pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(SEED);
+    let mut ignored = Ignored::default();
+    let population = exposure::population(evidence, &mut rng, &mut ignored);
+    let timelines = timeline::flatten(evidence.stalls, evidence.window, &mut ignored);
+    let worst = worst::worst_of(
+        evidence.samples,
+        population.ranked.iter().copied(),
+        evidence.stalls,
+        WORST,
+    );
+    let (verdict, causes, episodes) = match verdict::nothing_to_explain(evidence, &population) {
+        Some(verdict) => (verdict, Vec::new(), 0),
+        None => {
+            let window_ns = evidence.window.1.since(evidence.window.0);
+            let mut found = attribute::attribute(&population, &timelines, window_ns, &mut rng);
+            let verdict = verdict::decide(evidence, &population, &timelines, &mut found);
+            (verdict, found.causes, found.episodes)
+        }
+    };
+    let mut verdict = verdict;
+    verdict.reasons.extend(verdict::notes(evidence, &population, &ignored));
+    Analysis { verdict, causes, samples: population.summary, worst, episodes, ignored }
+}

@@ -1,0 +1,219 @@
+//! Measures every cause, tests it, and shares out what several of them cover together.
+
+use rand::rngs::Xoshiro256PlusPlus;
+
+use super::bootstrap::{Blocks, block_ns, interval95};
+use super::exposure::{Population, exposures};
+use super::share::Shares;
+use super::shift::{Coincidence, Shifted, episodes, lateness_p_value};
+use super::timeline::{Timeline, Timelines, split};
+use crate::model::{Cause, CauseSummary};
+
+/// A cause with a smaller share is not named, however sure it is: it would not be worth fixing.
+pub(super) const LEAST_SHARE: f64 = 0.05;
+/// A cause is named below this p-value (episodes placed at random).
+pub(super) const MOST_P: f64 = 0.01;
+/// And below this one (whole timeline shifted). Larger, because a few broad stalls in a short
+/// run cannot get far below it: shifts by less than their length still overlap.
+pub(super) const MOST_SHIFTED_P: f64 = 0.05;
+
+/// What was measured.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// As in [`super::Analysis::causes`]; `named` by the statistics alone.
+    pub(super) causes: Vec<CauseSummary>,
+    pub(super) episodes: u64,
+    /// Causes that could carry much, but the evidence cannot tell: one sentence each.
+    pub(super) ambiguous: Vec<String>,
+}
+
+/// One cause on its own.
+struct Candidate {
+    /// Index into [`Cause::STALLS`].
+    rank: usize,
+    share: f64,
+    ci95: [f64; 2],
+    coincidence: Coincidence,
+    named: bool,
+}
+
+struct Groups<'a> {
+    population: &'a Population,
+    window_ns: u64,
+    block_ns: u64,
+}
+
+impl Groups<'_> {
+    fn blocks(&self, timelines: &[&Timeline]) -> Blocks {
+        let Population { slow, typical, .. } = self.population;
+        Blocks::new(
+            (slow, &exposures(slow, timelines)),
+            (typical, &exposures(typical, timelines)),
+            self.window_ns,
+            self.block_ns,
+        )
+    }
+}
+
+fn nameable(share: f64, ci95: [f64; 2]) -> bool {
+    share >= LEAST_SHARE && ci95[0] > 0.0
+}
+
+pub(super) fn attribute(
+    population: &Population,
+    timelines: &Timelines,
+    window_ns: u64,
+    rng: &mut Xoshiro256PlusPlus,
+) -> Found {
+    let longest_ns = population.slow_spans.iter().map(|(begin, end)| end - begin).max();
+    let block_ns = block_ns(window_ns, longest_ns.unwrap_or(0));
+    let groups = Groups { population, window_ns, block_ns };
+    let begins = episodes(&population.slow_spans, window_ns, block_ns);
+    let shifted = Shifted::new(&population.slow, &population.typical, &begins, window_ns, rng);
+
+    let mut candidates: Vec<Candidate> = (0..Cause::STALLS.len())
+        .filter(|rank| timelines.stalls[*rank] > 0)
+        .filter_map(|rank| alone(&groups, &timelines.by_cause[rank], &shifted, rank, rng))
+        .collect();
+    let generator = generator(&groups, rng);
+    let together = resolve(&groups, &timelines.by_cause, &mut candidates, rng);
+
+    let excess_ns = population.excess_ns();
+    let mut causes: Vec<CauseSummary> = candidates
+        .iter()
+        .map(|candidate| CauseSummary {
+            cause: Cause::STALLS[candidate.rank],
+            share: candidate.share.clamp(0.0, 1.0),
+            ci95: candidate.ci95.map(|bound| bound.clamp(0.0, 1.0)),
+            p_value: Some(candidate.coincidence.placed),
+            contribution_ns: candidate.share.clamp(0.0, 1.0) * excess_ns,
+            stalls: timelines.stalls[candidate.rank],
+            named: candidate.named,
+        })
+        .chain(generator)
+        .collect();
+    causes.sort_by(|a, b| b.share.total_cmp(&a.share).then(a.cause.cmp(&b.cause)));
+    let generator_named =
+        causes.iter().any(|cause| cause.named && cause.cause == Cause::LoadGenerator);
+    let named: f64 = causes.iter().filter(|cause| cause.named).map(|cause| cause.share).sum();
+    let rest = (1.0 - named).clamp(0.0, 1.0);
+    let rest_of = |shares: &Shares| {
+        let lateness = if generator_named { shares.lateness.max(0.0) } else { 0.0 };
+        let stalls: f64 = shares.stalls.iter().map(|share| share.max(0.0)).sum();
+        (1.0 - stalls - lateness).clamp(0.0, 1.0)
+    };
+    causes.push(CauseSummary {
+        cause: Cause::Unexplained,
+        share: rest,
+        ci95: interval95(together.iter().map(rest_of).collect()),
+        p_value: None,
+        contribution_ns: rest * excess_ns,
+        stalls: 0,
+        named: false,
+    });
+    let ambiguous = candidates.iter().filter_map(ambiguous).collect();
+    Found { causes, episodes: begins.len() as u64, ambiguous }
+}
+
+/// Measures and tests one cause as if there were no other.
+fn alone(
+    groups: &Groups<'_>,
+    timeline: &Timeline,
+    shifted: &Shifted,
+    rank: usize,
+    rng: &mut Xoshiro256PlusPlus,
+) -> Option<Candidate> {
+    let duties = [timeline.duty()];
+    let blocks = groups.blocks(&[timeline]);
+    let share = blocks.shares(&duties)?.stalls[0];
+    let resamples = blocks.resample(&duties, rng);
+    let ci95 = interval95(resamples.iter().map(|shares| shares.stalls[0]).collect());
+    let coincidence = shifted.test(timeline, rng);
+    let named = nameable(share, ci95)
+        && coincidence.placed < MOST_P
+        && coincidence.shifted < MOST_SHIFTED_P;
+    Some(Candidate { rank, share, ci95, coincidence, named })
+}
+
+/// The part of late sends.
+fn generator(groups: &Groups<'_>, rng: &mut Xoshiro256PlusPlus) -> Option<CauseSummary> {
+    let Population { slow, typical, summary, .. } = groups.population;
+    if !summary.intended_start_known {
+        return None;
+    }
+    let blocks = groups.blocks(&[]);
+    let share = blocks.shares(&[])?.lateness;
+    let ci95 = interval95(blocks.resample(&[], rng).iter().map(|s| s.lateness).collect());
+    let p_value = lateness_p_value(slow, typical, rng);
+    Some(CauseSummary {
+        cause: Cause::LoadGenerator,
+        share: share.clamp(0.0, 1.0),
+        ci95: ci95.map(|bound| bound.clamp(0.0, 1.0)),
+        p_value: Some(p_value),
+        contribution_ns: share.clamp(0.0, 1.0) * groups.population.excess_ns(),
+        stalls: 0,
+        named: nameable(share, ci95) && p_value < MOST_P,
+    })
+}
+
+/// Shares out the instants that several named causes cover, until all that remain keep enough to
+/// be named. Returns the resamples of the named ones together.
+fn resolve(
+    groups: &Groups<'_>,
+    by_cause: &[Timeline],
+    candidates: &mut [Candidate],
+    rng: &mut Xoshiro256PlusPlus,
+) -> Vec<Shares> {
+    loop {
+        let named: Vec<usize> =
+            (0..candidates.len()).filter(|index| candidates[*index].named).collect();
+        let whole: Vec<&Timeline> =
+            named.iter().map(|index| &by_cause[candidates[*index].rank]).collect();
+        let parts = split(&whole);
+        let parts: Vec<&Timeline> = parts.iter().collect();
+        let duties: Vec<f64> = parts.iter().map(|part| part.duty()).collect();
+        let blocks = groups.blocks(&parts);
+        let Some(shares) = blocks.shares(&duties) else { return Vec::new() };
+        let resamples = blocks.resample(&duties, rng);
+        let mut dropped = false;
+        for (position, index) in named.iter().enumerate() {
+            let candidate = &mut candidates[*index];
+            candidate.share = shares.stalls[position];
+            candidate.ci95 = interval95(resamples.iter().map(|s| s.stalls[position]).collect());
+            candidate.named = nameable(candidate.share, candidate.ci95);
+            dropped |= !candidate.named;
+        }
+        if !dropped {
+            return resamples;
+        }
+    }
+}
+
+/// A cause of this share that is not named is mentioned, when coincidence is not likely either.
+const AMBIGUOUS_SHARE: f64 = 0.25;
+/// Coincidence is likely above this p-value.
+const AMBIGUOUS_P: f64 = 0.1;
+
+fn ambiguous(candidate: &Candidate) -> Option<String> {
+    let Candidate { rank, share, ci95, coincidence, named } = candidate;
+    if *named || *share < AMBIGUOUS_SHARE || coincidence.placed > AMBIGUOUS_P {
+        return None;
+    }
+    let name = Cause::STALLS[*rank].name();
+    Some(if coincidence.placed < MOST_P && coincidence.shifted >= MOST_SHIFTED_P {
+        format!(
+            "{name} overlaps the slow requests, but shifting all its stalls in time overlaps them \
+             as much in {:.0} % of the cases: both may merely recur with the same period",
+            coincidence.shifted * 100.0
+        )
+    } else {
+        format!(
+            "{name} may carry {:.0} % of the excess latency, but the evidence is thin (95 % \
+             interval {:.0} to {:.0} %, p = {:.3}): a longer run would tell",
+            share * 100.0,
+            ci95[0].clamp(0.0, 1.0) * 100.0,
+            ci95[1].clamp(0.0, 1.0) * 100.0,
+            coincidence.placed
+        )
+    })
+}

@@ -1,0 +1,204 @@
+//! Which samples are slow, which are typical, and how much of each was covered by which cause.
+
+use hdrhistogram::Histogram;
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::seq::index;
+
+use super::timeline::Timeline;
+use super::{Evidence, Ignored};
+use crate::model::{LatencySummary, Sample, SamplesSummary, SlowSpec};
+
+/// Samples of one group (slow, typical) whose exposure is measured; of a larger group this many
+/// are drawn. The standard error of a mean over so many is below 1 % of its spread.
+pub(super) const MEASURED: usize = 20_000;
+
+/// A sample as attribution sees it: the part served, `[start, end)` since the start of the
+/// window, and how late it was sent. What lies before the actual start is the generator's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Served {
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) lateness_ns: u64,
+}
+
+/// The samples of the run, split.
+#[derive(Debug, Default)]
+pub(super) struct Population {
+    /// Indices of the samples inside the window, shortest response first.
+    pub(super) ranked: Vec<usize>,
+    /// Slow samples in order of start, at most [`MEASURED`].
+    pub(super) slow: Vec<Served>,
+    /// Typical samples in order of start, at most [`MEASURED`].
+    pub(super) typical: Vec<Served>,
+    pub(super) summary: SamplesSummary,
+    /// Largest resolution of the samples' times.
+    pub(super) precision_ns: u64,
+    /// Begins and ends of all slow samples, since the start of the window, in order of begin.
+    pub(super) slow_spans: Vec<(u64, u64)>,
+}
+
+impl Population {
+    /// Mean latency that slow samples have over typical ones.
+    pub(super) fn excess_ns(&self) -> f64 {
+        self.summary.slow_mean_ns - self.summary.typical_mean_ns
+    }
+}
+
+/// Sorts out the samples: those inside the window, the slow ones, the typical ones.
+pub(super) fn population(
+    evidence: &Evidence<'_>,
+    rng: &mut Xoshiro256PlusPlus,
+    ignored: &mut Ignored,
+) -> Population {
+    let samples = evidence.samples;
+    let mut ranked = inside_window(evidence, ignored);
+    ranked.sort_unstable_by_key(|index| (samples[*index].response_ns(), *index));
+    let slow_from = first_slow(samples, &ranked, evidence.slow);
+    let (rest, slow) = ranked.split_at(slow_from);
+    let typical = typical(samples, &ranked, rest, slow.len());
+
+    let mut summary = summarise(samples, &ranked);
+    summary.slow_rule = evidence.slow.to_string();
+    summary.slow_count = slow.len() as u64;
+    summary.slow_threshold_ns = slow.first().map_or_else(
+        || match evidence.slow {
+            SlowSpec::Threshold(ns) => ns,
+            SlowSpec::Quantile(_) => summary.latency_ns.max,
+        },
+        |index| samples[*index].response_ns(),
+    );
+    let mean = |indices: &[usize]| {
+        let sum: f64 = indices.iter().map(|index| samples[*index].response_ns() as f64).sum();
+        if indices.is_empty() { 0.0 } else { sum / indices.len() as f64 }
+    };
+    summary.slow_mean_ns = mean(slow);
+    summary.typical_mean_ns = mean(&typical);
+
+    let window_ns = evidence.window.1.since(evidence.window.0);
+    let since = |time: crate::clock::MonoNanos| time.since(evidence.window.0).min(window_ns);
+    let served = |indices: &[usize], rng: &mut Xoshiro256PlusPlus| {
+        let mut served: Vec<Served> = draw(indices, MEASURED, rng)
+            .into_iter()
+            .map(|index| &samples[index])
+            .map(|sample| Served {
+                start: since(sample.start),
+                end: since(sample.end),
+                lateness_ns: sample.lateness_ns(),
+            })
+            .collect();
+        served.sort_unstable_by_key(|one| (one.start, one.end, one.lateness_ns));
+        served
+    };
+    let mut slow_spans: Vec<(u64, u64)> = slow
+        .iter()
+        .map(|index| (since(samples[*index].begin()), since(samples[*index].end)))
+        .collect();
+    slow_spans.sort_unstable();
+    Population {
+        slow: served(slow, rng),
+        typical: served(&typical, rng),
+        precision_ns: ranked.iter().map(|index| samples[*index].precision_ns).max().unwrap_or(0),
+        summary,
+        slow_spans,
+        ranked,
+    }
+}
+
+/// `limit` of the items at random, or all of them.
+pub(super) fn draw<T: Copy>(items: &[T], limit: usize, rng: &mut Xoshiro256PlusPlus) -> Vec<T> {
+    if items.len() <= limit {
+        return items.to_vec();
+    }
+    index::sample(rng, items.len(), limit).into_iter().map(|index| items[index]).collect()
+}
+
+/// Samples that lie wholly inside the window, but for the error of their times: of what lies
+/// outside no stall could be seen.
+fn inside_window(evidence: &Evidence<'_>, ignored: &mut Ignored) -> Vec<usize> {
+    let mut inside = Vec::with_capacity(evidence.samples.len());
+    for (index, sample) in evidence.samples.iter().enumerate() {
+        let slack = sample.precision_ns.saturating_add(evidence.quality.clock_uncertainty_ns);
+        if sample.end < sample.start || sample.end < sample.begin() {
+            ignored.samples_reversed += 1;
+        } else if sample.begin().0.saturating_add(slack) < evidence.window.0.0
+            || sample.end.0 > evidence.window.1.0.saturating_add(slack)
+        {
+            ignored.samples_outside_window += 1;
+        } else {
+            inside.push(index);
+        }
+    }
+    inside
+}
+
+/// Position in `ranked` of the first slow sample.
+fn first_slow(samples: &[Sample], ranked: &[usize], slow: SlowSpec) -> usize {
+    let limit = match slow {
+        SlowSpec::Threshold(ns) => ns,
+        SlowSpec::Quantile(quantile) => {
+            let rank = (quantile.clamp(0.0, 1.0) * ranked.len() as f64).ceil() as usize;
+            match ranked.get(rank.max(1) - 1) {
+                Some(index) => samples[*index].response_ns(),
+                None => return ranked.len(),
+            }
+        }
+    };
+    ranked.partition_point(|index| samples[*index].response_ns() <= limit)
+}
+
+/// The median half of the successful requests; where more than a quarter of all are slow, of
+/// those that are not. Never a slow one. Failures often end at once and would set a false
+/// standard.
+fn typical(samples: &[Sample], ranked: &[usize], rest: &[usize], slow: usize) -> Vec<usize> {
+    let from = if slow > ranked.len() / 4 { rest } else { ranked };
+    let successes: Vec<usize> = from.iter().copied().filter(|index| samples[*index].ok).collect();
+    let quarter = successes.len() / 4;
+    let half = &successes[quarter..(successes.len() - quarter).max(quarter)];
+    let Some(longest) = rest.last().map(|index| samples[*index].response_ns()) else {
+        return Vec::new();
+    };
+    half.iter().copied().filter(|index| samples[*index].response_ns() <= longest).collect()
+}
+
+fn summarise(samples: &[Sample], ranked: &[usize]) -> SamplesSummary {
+    let used = || ranked.iter().map(|index| &samples[*index]);
+    let first = used().map(Sample::begin).min().unwrap_or_default();
+    let last = used().map(|sample| sample.end).max().unwrap_or_default();
+    let span_ns = last.since(first);
+    SamplesSummary {
+        count: ranked.len() as u64,
+        errors: used().filter(|sample| !sample.ok).count() as u64,
+        rate_hz: if span_ns == 0 { 0.0 } else { ranked.len() as f64 * 1e9 / span_ns as f64 },
+        latency_ns: percentiles(used().map(Sample::response_ns)),
+        intended_start_known: !ranked.is_empty()
+            && used().all(|sample| sample.intended_start.is_some()),
+        lateness_ns: percentiles(used().map(Sample::lateness_ns)),
+        ..SamplesSummary::default()
+    }
+}
+
+/// Percentiles with three significant digits; the largest value is exact.
+pub(super) fn percentiles(values: impl Iterator<Item = u64>) -> LatencySummary {
+    let Ok(mut histogram) = Histogram::<u64>::new(3) else {
+        return LatencySummary::default();
+    };
+    histogram.auto(true);
+    let mut max = 0;
+    for value in values {
+        max = max.max(value);
+        // Fails above 2^63 ns, which is no response time.
+        let _ = histogram.record(value.min(u64::MAX / 4));
+    }
+    let at = |quantile: f64| histogram.value_at_quantile(quantile).min(max);
+    LatencySummary { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max }
+}
+
+/// Exposure of each sample to each timeline, one vector a timeline.
+pub(super) fn exposures(samples: &[Served], timelines: &[&Timeline]) -> Vec<Vec<f64>> {
+    timelines
+        .iter()
+        .map(|timeline| {
+            samples.iter().map(|sample| timeline.exposure(sample.start, sample.end)).collect()
+        })
+        .collect()
+}

@@ -1,0 +1,299 @@
+//! Stalls as disjoint intervals of the window, with prefix sums: how much of any interval a cause
+//! covers is two binary searches away.
+
+use super::Ignored;
+use crate::clock::MonoNanos;
+use crate::model::{Cause, Stall};
+
+/// Causes that come from stalls.
+pub(super) const CAUSES: usize = Cause::STALLS.len();
+
+/// Position of a cause in [`Cause::STALLS`].
+pub(super) fn rank(cause: Cause) -> Option<usize> {
+    Cause::STALLS.iter().position(|other| *other == cause)
+}
+
+/// A half-open interval, nanoseconds since the start of the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Span {
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+/// When one cause was at work: disjoint intervals, each with a weight (less than one where an
+/// instant is shared with other causes).
+#[derive(Clone, Debug, Default)]
+pub(super) struct Timeline {
+    starts: Vec<u64>,
+    ends: Vec<u64>,
+    weights: Vec<f64>,
+    /// Weighted nanoseconds covered before each interval.
+    before: Vec<f64>,
+    total: f64,
+    length_ns: u64,
+}
+
+impl Timeline {
+    /// From spans in any order, overlapping or not: each instant counts once.
+    pub(super) fn union(mut spans: Vec<Span>, length_ns: u64) -> Self {
+        spans.sort_unstable();
+        let mut merged: Vec<Span> = Vec::new();
+        for span in spans {
+            match merged.last_mut() {
+                Some(last) if span.start <= last.end => last.end = last.end.max(span.end),
+                _ => merged.push(span),
+            }
+        }
+        let mut timeline = Self { length_ns, ..Self::default() };
+        for span in merged {
+            timeline.push(span, 1.0);
+        }
+        timeline
+    }
+
+    fn push(&mut self, span: Span, weight: f64) {
+        self.starts.push(span.start);
+        self.ends.push(span.end);
+        self.weights.push(weight);
+        self.before.push(self.total);
+        self.total += (span.end - span.start) as f64 * weight;
+    }
+
+    /// Weighted nanoseconds covered in `[0, time)`.
+    fn covered_until(&self, time: u64) -> f64 {
+        let Some(last) = self.starts.partition_point(|start| *start < time).checked_sub(1) else {
+            return 0.0;
+        };
+        let inside = time.min(self.ends[last]) - self.starts[last];
+        self.before[last] + inside as f64 * self.weights[last]
+    }
+
+    /// Weighted nanoseconds covered in `[start, end)`.
+    pub(super) fn exposure(&self, start: u64, end: u64) -> f64 {
+        if end <= start || self.starts.is_empty() {
+            return 0.0;
+        }
+        self.covered_until(end) - self.covered_until(start)
+    }
+
+    /// Exposure of an interval moved later by `shift` on the window bent into a circle.
+    pub(super) fn shifted_exposure(&self, start: u64, end: u64, shift: u64) -> f64 {
+        let wrap = |time: u64| {
+            let moved = time + shift;
+            if moved >= self.length_ns {
+                (moved - self.length_ns, self.total)
+            } else {
+                (moved, 0.0)
+            }
+        };
+        let (start, start_turn) = wrap(start);
+        let (end, end_turn) = wrap(end);
+        self.covered_until(end) + end_turn - self.covered_until(start) - start_turn
+    }
+
+    /// Share of the window that is covered.
+    pub(super) fn duty(&self) -> f64 {
+        if self.length_ns == 0 { 0.0 } else { self.total / self.length_ns as f64 }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.starts.is_empty()
+    }
+}
+
+/// Timelines of all causes, in the order of [`Cause::STALLS`].
+#[derive(Debug)]
+pub(super) struct Timelines {
+    pub(super) by_cause: Vec<Timeline>,
+    /// Stalls of each cause that reach into the window.
+    pub(super) stalls: [u64; CAUSES],
+}
+
+struct ThreadStall {
+    tid: u32,
+    span: Span,
+    rank: u8,
+}
+
+/// Clips stalls to the window, lets the innermost win on each thread, and unites the threads.
+pub(super) fn flatten(
+    stalls: &[Stall],
+    window: (MonoNanos, MonoNanos),
+    ignored: &mut Ignored,
+) -> Timelines {
+    let length_ns = window.1.since(window.0);
+    let mut counts = [0; CAUSES];
+    let mut clipped: Vec<ThreadStall> = Vec::with_capacity(stalls.len());
+    for stall in stalls {
+        let Some(rank) = rank(stall.cause) else {
+            ignored.stalls_without_kernel_cause += 1;
+            continue;
+        };
+        if stall.end <= stall.start {
+            ignored.stalls_empty_or_reversed += 1;
+            continue;
+        }
+        let start = stall.start.since(window.0);
+        let end = stall.end.since(window.0).min(length_ns);
+        if start >= end {
+            ignored.stalls_outside_window += 1;
+            continue;
+        }
+        counts[rank] += 1;
+        clipped.push(ThreadStall { tid: stall.tid.0, span: Span { start, end }, rank: rank as u8 });
+    }
+    clipped.sort_unstable_by_key(|stall| (stall.tid, stall.span.start));
+    let mut pieces: Vec<Vec<Span>> = vec![Vec::new(); CAUSES];
+    for thread in clipped.chunk_by(|a, b| a.tid == b.tid) {
+        innermost(thread, &mut pieces);
+    }
+    drop(clipped);
+    let by_cause = pieces.into_iter().map(|spans| Timeline::union(spans, length_ns)).collect();
+    Timelines { by_cause, stalls: counts }
+}
+
+/// Sweeps one thread's stalls (sorted by start); at each instant the highest rank has it.
+fn innermost(thread: &[ThreadStall], pieces: &mut [Vec<Span>]) {
+    let mut active_until = [0u64; CAUSES];
+    let mut now = 0;
+    let mut next = 0;
+    loop {
+        while let Some(stall) = thread.get(next).filter(|stall| stall.span.start <= now) {
+            let until = &mut active_until[usize::from(stall.rank)];
+            *until = (*until).max(stall.span.end);
+            next += 1;
+        }
+        let upcoming = thread.get(next).map(|stall| stall.span.start);
+        let Some(winner) = (0..CAUSES).rev().find(|rank| active_until[*rank] > now) else {
+            match upcoming {
+                Some(start) => now = start,
+                None => return,
+            }
+            continue;
+        };
+        let end = upcoming.map_or(active_until[winner], |start| start.min(active_until[winner]));
+        match pieces[winner].last_mut() {
+            // Same thread, no gap: one piece, so that memory stays linear in the stalls.
+            Some(last) if last.end == now => last.end = end,
+            _ => pieces[winner].push(Span { start: now, end }),
+        }
+        now = end;
+    }
+}
+
+/// The given timelines again, with every instant that several of them cover shared equally.
+pub(super) fn split(timelines: &[&Timeline]) -> Vec<Timeline> {
+    let length_ns = timelines.first().map_or(0, |timeline| timeline.length_ns);
+    let mut result = vec![Timeline { length_ns, ..Timeline::default() }; timelines.len()];
+    let mut next = vec![0usize; timelines.len()];
+    let mut now = 0;
+    loop {
+        let mut boundary = u64::MAX;
+        let mut active = Vec::with_capacity(timelines.len());
+        for (index, timeline) in timelines.iter().enumerate() {
+            while timeline.ends.get(next[index]).is_some_and(|end| *end <= now) {
+                next[index] += 1;
+            }
+            let Some(&start) = timeline.starts.get(next[index]) else { continue };
+            if start <= now {
+                active.push(index);
+                boundary = boundary.min(timeline.ends[next[index]]);
+            } else {
+                boundary = boundary.min(start);
+            }
+        }
+        if boundary == u64::MAX {
+            return result;
+        }
+        for index in &active {
+            result[*index].push(Span { start: now, end: boundary }, 1.0 / active.len() as f64);
+        }
+        now = boundary;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Tgid, Tid};
+
+    fn stall(tid: u32, cause: Cause, start: u64, end: u64) -> Stall {
+        Stall { start: MonoNanos(start), end: MonoNanos(end), tid: Tid(tid), tgid: Tgid(1), cause }
+    }
+
+    fn flat(stalls: &[Stall]) -> (Timelines, Ignored) {
+        let mut ignored = Ignored::default();
+        let lines = flatten(stalls, (MonoNanos(1_000), MonoNanos(2_000)), &mut ignored);
+        (lines, ignored)
+    }
+
+    fn of(lines: &Timelines, cause: Cause) -> Vec<(u64, u64)> {
+        let line = &lines.by_cause[rank(cause).expect("a stall cause")];
+        line.starts.iter().copied().zip(line.ends.iter().copied()).collect()
+    }
+
+    #[test]
+    fn the_innermost_stall_of_a_thread_wins() {
+        let (lines, _) = flat(&[
+            stall(1, Cause::Runqueue, 1_300, 1_350),
+            stall(1, Cause::MmSyscall, 1_100, 1_600),
+            stall(1, Cause::ReclaimMemcg, 1_250, 1_400),
+            stall(1, Cause::FaultMinor, 1_200, 1_500),
+        ]);
+        assert_eq!(of(&lines, Cause::MmSyscall), [(100, 200), (500, 600)]);
+        assert_eq!(of(&lines, Cause::FaultMinor), [(200, 250), (400, 500)]);
+        assert_eq!(of(&lines, Cause::ReclaimMemcg), [(250, 300), (350, 400)]);
+        assert_eq!(of(&lines, Cause::Runqueue), [(300, 350)]);
+        let total: f64 = lines.by_cause.iter().map(|line| line.total).sum();
+        assert_eq!(total, 500.0);
+    }
+
+    #[test]
+    fn threads_unite_and_stalls_are_clipped() {
+        let (lines, ignored) = flat(&[
+            stall(1, Cause::Runqueue, 900, 1_100),
+            stall(2, Cause::Runqueue, 1_050, 1_200),
+            stall(3, Cause::Runqueue, 1_900, 9_000),
+            stall(3, Cause::Runqueue, 1_400, 1_400),
+            stall(3, Cause::Runqueue, 1_500, 1_400),
+            stall(3, Cause::Runqueue, 100, 1_000),
+            stall(3, Cause::Runqueue, 2_000, 2_100),
+            stall(3, Cause::LoadGenerator, 1_000, 1_100),
+        ]);
+        assert_eq!(of(&lines, Cause::Runqueue), [(0, 200), (900, 1_000)]);
+        assert_eq!(lines.stalls[rank(Cause::Runqueue).expect("rank")], 3);
+        assert_eq!(ignored.stalls_empty_or_reversed, 2);
+        assert_eq!(ignored.stalls_outside_window, 2);
+        assert_eq!(ignored.stalls_without_kernel_cause, 1);
+    }
+
+    #[test]
+    fn exposure_counts_parts_and_wraps_around() {
+        let spans = vec![Span { start: 100, end: 200 }, Span { start: 900, end: 1_000 }];
+        let line = Timeline::union(spans, 1_000);
+        assert_eq!(line.exposure(150, 950), 100.0);
+        assert_eq!(line.exposure(100, 200), 100.0);
+        assert_eq!(line.exposure(200, 900), 0.0);
+        assert_eq!(line.exposure(300, 300), 0.0);
+        assert_eq!(line.duty(), 0.2);
+        for shift in 0..1_000 {
+            let by_hand: f64 =
+                (850..990).map(|t| (t + shift) % 1_000).map(|t| line.exposure(t, t + 1)).sum();
+            assert_eq!(line.shifted_exposure(850, 990, shift), by_hand, "shift {shift}");
+        }
+    }
+
+    #[test]
+    fn shared_instants_are_split() {
+        let a = Timeline::union(vec![Span { start: 0, end: 100 }], 1_000);
+        let b = Timeline::union(
+            vec![Span { start: 50, end: 150 }, Span { start: 300, end: 310 }],
+            1_000,
+        );
+        let parts = split(&[&a, &b]);
+        assert_eq!(parts[0].exposure(0, 1_000), 75.0);
+        assert_eq!(parts[1].exposure(0, 1_000), 85.0);
+        assert_eq!(parts[1].exposure(50, 100), 25.0);
+        assert!(split(&[]).is_empty());
+    }
+}
