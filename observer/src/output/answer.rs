@@ -1,15 +1,21 @@
 //! All there is to tell about one run, for the outputs for people.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::overlap as correlate;
 use super::text;
+use crate::aggregate::CauseRecorder;
 use crate::clock::MonoNanos;
 use crate::error::Result;
 use crate::model::{
-    Cause, CauseSummary, EndReason, Event, Outcome, RunInfo, Sample, Stall, Summary,
+    Cause, CauseSummary, DistributionSummary, EndReason, Event, Outcome, RunInfo, Sample, Stall,
+    Summary,
 };
 use crate::output::rundir::RunDir;
+
+/// What [`Answer::loss`] says of a run without loss.
+pub const NOTHING_LOST: &str = "nothing";
 
 /// Slow requests shown one by one.
 const WORST: usize = 10;
@@ -38,6 +44,8 @@ pub struct Answer {
     pub samples: Vec<Sample>,
     /// The target's events.
     pub events: Vec<Event>,
+    /// The target's stalls by cause, from their records: three significant digits.
+    pub recorded: BTreeMap<Cause, DistributionSummary>,
     /// The slowest requests.
     pub worst: Vec<WorstRequest>,
     /// What is wrong with the run directory itself.
@@ -61,8 +69,15 @@ impl Answer {
                     .to_owned(),
             );
         }
+        let mut recorder = CauseRecorder::default();
+        events.iter().for_each(|event| recorder.record_event(event));
+        if recorder.clamped() > 0 {
+            let clamped = text::count(recorder.clamped());
+            notes.push(format!("{clamped} stalls of over an hour count as an hour in percentiles"));
+        }
         let worst = worst(&run, &samples, &events);
-        Self { path: path.to_owned(), run, summary, samples, events, worst, notes }
+        let recorded = recorder.summaries();
+        Self { path: path.to_owned(), run, summary, samples, events, recorded, worst, notes }
     }
 
     /// Reads a run directory. Traces that are damaged become notes: the rest can still be told.
@@ -204,12 +219,16 @@ impl Answer {
         Some(cost)
     }
 
-    /// What was lost, in words; `nothing` when nothing was.
+    /// What was lost, in words; [`NOTHING_LOST`] when nothing was.
     #[must_use]
     pub fn loss(&self) -> String {
         let loss = self.summary.as_ref().map_or(&self.run.loss, |summary| &summary.loss);
         if loss.total == 0 && loss.by_kind.values().all(|count| *count == 0) {
-            return "nothing".to_owned();
+            return if self.summary.is_none() && self.run.end_reason == EndReason::Running {
+                "not known: the run did not come to its end".to_owned()
+            } else {
+                NOTHING_LOST.to_owned()
+            };
         }
         let kinds: Vec<_> = loss
             .by_kind

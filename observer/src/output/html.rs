@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use super::answer::{Answer, WorstRequest};
 use super::chart;
 use super::terminal::{counters, more, request_line};
-use super::text::{cause, clean, count, detail, duration, percent, thread};
+use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
 use crate::model::{Cause, CauseSummary, Outcome, ProbeState, Summary};
 
 /// Overlapping stalls shown for one request.
@@ -62,6 +62,7 @@ pub fn render(answer: &Answer) -> String {
         requests(&mut page, answer, summary);
         probes(&mut page, summary);
     }
+    recorded(&mut page, answer);
     worst(&mut page, answer);
     about(&mut page, answer);
     page.push_str("</main></body></html>\n");
@@ -82,11 +83,16 @@ fn list(page: &mut String, class: &str, items: impl Iterator<Item = String>) {
 
 fn verdict(page: &mut String, answer: &Answer) {
     let class = answer.summary.as_ref().map_or("inconclusive", |s| s.verdict.outcome.name());
+    let verdict = answer.verdict();
+    // The first sentence is the answer, the others say how much.
+    let (first, rest) =
+        verdict.find(". ").map_or((verdict.as_str(), ""), |end| verdict.split_at(end + 1));
     let _ = writeln!(
         page,
-        "<header class=\"{class}\"><p class=\"outcome\">{}</p><h1>{}</h1>",
+        "<header class=\"{class}\"><p class=\"outcome\">{}</p><h1>{}</h1>\n<p>{}</p>",
         escape(&answer.headline()),
-        escape(&answer.verdict())
+        escape(first),
+        escape(rest)
     );
     let reasons = answer.summary.iter().flat_map(|summary| summary.verdict.reasons.clone());
     list(page, "reasons", reasons);
@@ -226,6 +232,28 @@ fn probes(page: &mut String, summary: &Summary) {
     page.push_str("</section>\n");
 }
 
+fn recorded(page: &mut String, answer: &Answer) {
+    if answer.recorded.is_empty() {
+        return;
+    }
+    page.push_str(
+        "<section><h2>The target's own stalls</h2>\
+         <p class=\"sub\">One by one, from their records.</p>\n",
+    );
+    let rows: Vec<_> = answer
+        .recorded
+        .iter()
+        .map(|(cause, five)| {
+            let mut row = vec![format!("<b>{}</b>", cause.name()), count(five.count)];
+            let times = [five.sum_ns, five.p50_ns, five.p99_ns, five.max_ns];
+            row.extend(times.map(|ns| duration(ns as f64)));
+            row
+        })
+        .collect();
+    table(page, &["cause", "count", "total", "p50", "p99", "max"], 5, &rows);
+    page.push_str("</section>\n");
+}
+
 fn worst(page: &mut String, answer: &Answer) {
     if answer.worst.is_empty() {
         return;
@@ -256,7 +284,7 @@ fn overlaps(page: &mut String, answer: &Answer, request: &WorstRequest) {
         .map(|(event, overlap_ns)| {
             vec![
                 cause(event).to_owned(),
-                format!("+{}", duration(answer.offset_ns(event.start()))),
+                instant(answer.offset_ns(event.start())),
                 duration(event.duration_ns as f64),
                 duration(*overlap_ns as f64),
                 escape(&thread(&answer.run, event.tid)),

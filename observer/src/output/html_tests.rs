@@ -54,7 +54,9 @@ fn every_outcome_makes_a_whole_page() {
     for summary in outcomes {
         let page = page(summary);
         assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));
-        for tag in ["section", "table", "tr", "td", "ul", "dl", "div", "details", "figure"] {
+        for tag in
+            ["section", "h1", "p", "table", "tr", "td", "ul", "dl", "div", "details", "figure"]
+        {
             let opened = page.matches(&format!("<{tag}>")).count()
                 + page.matches(&format!("<{tag} ")).count();
             assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");

@@ -5,8 +5,8 @@ use std::io::IsTerminal;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::answer::{Answer, WorstRequest};
-use super::text::{cause, clean, count, detail, duration, percent, thread};
+use super::answer::{Answer, NOTHING_LOST, WorstRequest};
+use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
 use crate::model::{Cause, CauseSummary, Outcome, ProbeState, ProbeSummary, Summary};
 
 /// Overlapping stalls shown for one request.
@@ -58,10 +58,11 @@ pub fn render(answer: &Answer, colour: bool) -> String {
         requests(&mut text, answer, summary, paint);
         probes(&mut text, summary, paint);
     }
+    recorded(&mut text, answer, paint);
     worst(&mut text, answer, paint);
     coverage(&mut text, answer, paint);
     let lost = answer.loss();
-    let lost = if lost == "nothing" { lost } else { paint.warning(&lost) };
+    let lost = if lost == NOTHING_LOST { lost } else { paint.warning(&lost) };
     line(&mut text, &format!("{} {lost}", paint.heading("Lost:")));
     if let Some(cost) = answer.cost() {
         line(&mut text, &format!("{} {cost}", paint.heading("Observer used:")));
@@ -254,6 +255,24 @@ pub(super) fn counters((name, probe): (&String, &ProbeSummary)) -> Option<String
     Some(text)
 }
 
+fn recorded(text: &mut String, answer: &Answer, paint: Paint) {
+    if answer.recorded.is_empty() {
+        return;
+    }
+    line(text, &paint.heading("The target's own stalls, one by one (from their records)"));
+    let rows = answer
+        .recorded
+        .iter()
+        .map(|(cause, five)| {
+            let mut row = vec![cause.name().to_owned(), count(five.count)];
+            let times = [five.sum_ns, five.p50_ns, five.p99_ns, five.max_ns];
+            row.extend(times.map(|ns| duration(ns as f64)));
+            row
+        })
+        .collect();
+    table(text, &["cause", "count", "total", "p50", "p99", "max"], rows, &[1, 2, 3, 4, 5]);
+}
+
 fn worst(text: &mut String, answer: &Answer, paint: Paint) {
     if answer.worst.is_empty() {
         return;
@@ -270,7 +289,7 @@ fn worst(text: &mut String, answer: &Answer, paint: Paint) {
         for (event, overlap_ns) in request.stalls.iter().take(STALLS_SHOWN) {
             rows.push(vec![
                 "    ".to_owned(),
-                format!("+{}", duration(answer.offset_ns(event.start()))),
+                instant(answer.offset_ns(event.start())),
                 thread(&answer.run, event.tid),
                 cause(event).to_owned(),
                 duration(event.duration_ns as f64),
@@ -308,12 +327,12 @@ fn stall_rows(text: &mut String, rows: Vec<Vec<String>>) {
     }
 }
 
-/// `at 9.03 s took 49.9 ms: status 200`.
+/// `at 9.030000 s took 49.9 ms, status 200`.
 pub(super) fn request_line(answer: &Answer, request: &WorstRequest) -> String {
     let sample = &request.sample;
     let mut text = format!(
         "at {} took {}",
-        duration(answer.offset_ns(sample.begin())),
+        instant(answer.offset_ns(sample.begin())),
         duration(sample.response_ns() as f64),
     );
     if let Some(status) = sample.status {

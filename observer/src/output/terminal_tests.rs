@@ -30,6 +30,7 @@ fn an_attributed_run_says_why_how_much_and_shows_the_evidence() {
             "71 % (95 % interval 64 % to 78 %)",
             "64 % to 78 %",
             "3,000 at 100.0/s, 1 failed; p50 1.20 ms",
+            "at 9.590000 s took 49.9 ms, status 200, request 959, sent 20.0 µs late",
             "worker-1 (101)",
             "512 pages, order 0",
             "preempted; ran instead: hog<script> (123)",
@@ -70,7 +71,16 @@ fn a_run_without_a_generator_shows_distributions_alone() {
 fn a_crashed_run_says_so_and_shows_what_there_is() {
     let run = example::crashed_run();
     let text = render(&answer(run, None, example::samples()), false);
-    has(&text, &["NO ANSWER", "or its observer died", "slowest requests", "worker-1 (101)"]);
+    has(
+        &text,
+        &[
+            "NO ANSWER",
+            "or its observer died",
+            "slowest requests",
+            "worker-1 (101)",
+            "Lost: not known",
+        ],
+    );
 }
 
 #[test]

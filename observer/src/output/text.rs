@@ -19,6 +19,12 @@ pub fn duration(ns: f64) -> String {
     format!("{value:.digits$} {unit}")
 }
 
+/// An instant of the run, to the microsecond: `9.603421 s`.
+#[must_use]
+pub fn instant(offset_ns: f64) -> String {
+    format!("{:.6} s", offset_ns / 1e9)
+}
+
 /// A whole number with separators: `1,234,567`.
 #[must_use]
 pub fn count(number: u64) -> String {
@@ -186,6 +192,7 @@ mod tests {
         ] {
             assert_eq!(duration(ns), text);
         }
+        assert_eq!(instant(9_603_421_999.0), "9.603422 s");
         assert_eq!(count(0), "0");
         assert_eq!(count(1_234_567), "1,234,567");
         assert_eq!(count(123), "123");

@@ -208,3 +208,24 @@ fn a_disk_that_is_full_from_the_start_refuses_the_stream() {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     assert!(TraceWriter::<Event, _>::new(full).is_err());
 }
+
+#[test]
+fn the_documented_columns_are_those_of_the_tables() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/TRACE_FORMAT.md");
+    let mut text = std::fs::read_to_string(path).unwrap();
+    if std::env::var_os("OBSERVER_UPDATE_DOCS").is_some() {
+        for (title, table) in [
+            ("### events.arrows\n", columns_markdown::<Event>()),
+            ("### samples.arrows\n", columns_markdown::<Sample>()),
+        ] {
+            let section = text.find(title).unwrap();
+            let from = section + text[section..].find("| column |").unwrap();
+            let to = from + text[from..].find("\n\n").unwrap() + 1;
+            text.replace_range(from..to, &table);
+        }
+        std::fs::write(path, &text).unwrap();
+    }
+    for table in [columns_markdown::<Event>(), columns_markdown::<Sample>()] {
+        assert!(text.contains(&table), "run with OBSERVER_UPDATE_DOCS=1 to rewrite\n{table}");
+    }
+}
