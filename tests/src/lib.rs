@@ -3,6 +3,8 @@
 
 pub mod books;
 pub mod cgroup;
+pub mod command;
+pub mod http;
 pub mod mapping;
 pub mod poll;
 pub mod privileged;
