@@ -43,6 +43,22 @@ globals! {
     OFF_SIGNAL_LIVE: off_signal_live = 0;
     /// `task_struct::cgroups`.
     OFF_TASK_CGROUPS: off_task_cgroups = 0;
+    /// `task_struct::sched_info.run_delay`.
+    OFF_TASK_RUN_DELAY: off_task_run_delay = 0;
+    /// `task_struct::sched_info.last_queued`.
+    OFF_TASK_LAST_QUEUED: off_task_last_queued = 0;
+    /// `task_struct::nivcsw`.
+    OFF_TASK_NIVCSW: off_task_nivcsw = 0;
+    /// `task_struct::se.cfs_rq`.
+    OFF_TASK_CFS_RQ: off_task_cfs_rq = 0;
+    /// `cfs_rq::rq`.
+    OFF_CFS_RQ_RQ: off_cfs_rq_rq = 0;
+    /// `rq::clock`.
+    OFF_RQ_CLOCK: off_rq_clock = 0;
+    /// `PGFAULT` of `enum vm_event_item`.
+    VM_EVENT_PGFAULT: vm_event_pgfault = 0;
+    /// `PGMAJFAULT` of `enum vm_event_item`.
+    VM_EVENT_PGMAJFAULT: vm_event_pgmajfault = 0;
     /// `task_struct::files`.
     OFF_TASK_FILES: off_task_files = 0;
     /// `task_struct::thread_info.status`.

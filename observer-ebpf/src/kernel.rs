@@ -51,6 +51,36 @@ impl Task {
         self.field(config::off_task_tgid())
     }
 
+    /// Nanoseconds the thread has waited for a CPU so far, without the wait under way.
+    #[inline(always)]
+    pub(crate) fn run_delay_ns(self) -> u64 {
+        self.field(config::off_task_run_delay())
+    }
+
+    /// When the thread was queued on its run queue, on the run queue's clock; 0 when it does not
+    /// wait.
+    #[inline(always)]
+    pub(crate) fn last_queued_ns(self) -> u64 {
+        self.field(config::off_task_last_queued())
+    }
+
+    /// Times the thread lost the CPU while it could have gone on.
+    #[inline(always)]
+    pub(crate) fn involuntary_switches(self) -> u64 {
+        self.field(config::off_task_nivcsw())
+    }
+
+    /// The clock of the run queue the thread is on, as of the scheduler's last update.
+    #[inline(always)]
+    pub(crate) fn run_queue_clock_ns(self) -> u64 {
+        let cfs_rq = self.field::<*const u8>(config::off_task_cfs_rq());
+        // SAFETY: the verifier types each loaded pointer; a fault reads as zero.
+        unsafe {
+            let run_queue = load::<*const u8>(cfs_rq, config::off_cfs_rq_rq());
+            load(run_queue, config::off_rq_clock())
+        }
+    }
+
     /// `PF_KTHREAD` (include/linux/sched.h).
     #[inline(always)]
     pub(crate) fn is_kernel_thread(self) -> bool {
@@ -85,10 +115,16 @@ impl Task {
         comm
     }
 
+    /// The task's membership in all cgroup hierarchies.
+    #[inline(always)]
+    pub(crate) fn css_set(self) -> *const u8 {
+        self.field(config::off_task_cgroups())
+    }
+
     /// Id (inode number) of the task's cgroup: of the v1 memory hierarchy, or of v2.
     #[inline(always)]
     pub(crate) fn cgroup_id(self) -> u64 {
-        let css_set = self.field::<*const u8>(config::off_task_cgroups());
+        let css_set = self.css_set();
         // SAFETY: the verifier types each loaded pointer; a fault reads as zero.
         unsafe {
             let cgroup = if config::cgroup_v1() != 0 {

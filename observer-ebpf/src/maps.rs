@@ -6,17 +6,21 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray, RingBuf},
 };
 use observer_ebpf::wire::{
-    CGROUP_SLOTS_MAX, Config, Counts, Histogram, PID_MAX_LIMIT, SERIES, SOCKET_SLOTS, SocketEntry,
-    TASK_SLOTS_MAX, TaskState,
+    CGROUP_SLOTS_MAX, Config, Counts, Histogram, MemoryState, PID_MAX_LIMIT, SERIES, SOCKET_SLOTS,
+    SocketEntry, TASK_SLOTS_MAX, TaskState,
 };
 
 /// Records on their way to user space (loader).
 #[map]
 pub(crate) static RING: RingBuf = RingBuf::with_byte_size(1 << 23, 0);
 
-/// Begin times per thread (loader).
+/// State per thread (loader).
 #[map]
 pub(crate) static TASKS: Array<TaskState> = Array::with_max_entries(TASK_SLOTS_MAX, 0);
+
+/// Reclaim and compaction per thread (loader).
+#[map]
+pub(crate) static MEMORY: Array<MemoryState> = Array::with_max_entries(TASK_SLOTS_MAX, 0);
 
 /// Histograms: CPU-major, then cgroup slot, then series (loader). A plain array indexed by CPU
 /// instead of a per-CPU map, so that user space maps it and reads without system calls.

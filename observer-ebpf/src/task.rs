@@ -1,8 +1,11 @@
-//! The per-thread state table.
+//! The per-thread state tables.
 
-use observer_ebpf::wire::{LossKind, TaskState};
+use observer_ebpf::wire::{LossKind, MemoryState, TaskState};
 
-use crate::{config, emit, maps::TASKS};
+use crate::{
+    config, emit,
+    maps::{MEMORY, TASKS},
+};
 
 /// The thread's slot, taken over when another thread had it.
 ///
@@ -14,15 +17,15 @@ pub(crate) fn claim(tid: u32) -> Option<&'static mut TaskState> {
     // another CPU that is ordered before the switch by the run-queue lock.
     let state = unsafe { &mut *state };
     if state.tid != tid {
-        if state.runnable_ns | state.fault_ns | state.syscall_ns | state.reclaim_ns != 0 {
+        if state.fault_ns | state.syscall_ns != 0 {
             emit::lose(LossKind::TaskSlot);
         }
         state.tid = tid;
-        state.runnable_ns = 0;
+        state.css_set = 0;
+        state.run_delay_ns = 0;
+        state.involuntary_switches = 0;
         state.fault_ns = 0;
         state.syscall_ns = 0;
-        state.reclaim_ns = 0;
-        state.compaction_ns = 0;
     }
     Some(state)
 }
@@ -32,6 +35,32 @@ pub(crate) fn claim(tid: u32) -> Option<&'static mut TaskState> {
 pub(crate) fn find(tid: u32) -> Option<&'static mut TaskState> {
     let state = TASKS.get_ptr_mut(tid & config::task_mask())?;
     // SAFETY: as in `claim`.
+    let state = unsafe { &mut *state };
+    (state.tid == tid).then_some(state)
+}
+
+/// [`claim`] for reclaim and compaction.
+#[inline(always)]
+pub(crate) fn claim_memory(tid: u32) -> Option<&'static mut MemoryState> {
+    let state = MEMORY.get_ptr_mut(tid & config::task_mask())?;
+    // SAFETY: an array value; only this thread's own events touch it.
+    let state = unsafe { &mut *state };
+    if state.tid != tid {
+        if state.reclaim_ns | state.compaction_ns != 0 {
+            emit::lose(LossKind::TaskSlot);
+        }
+        state.tid = tid;
+        state.reclaim_ns = 0;
+        state.compaction_ns = 0;
+    }
+    Some(state)
+}
+
+/// [`find`] for reclaim and compaction.
+#[inline(always)]
+pub(crate) fn find_memory(tid: u32) -> Option<&'static mut MemoryState> {
+    let state = MEMORY.get_ptr_mut(tid & config::task_mask())?;
+    // SAFETY: as in `claim_memory`.
     let state = unsafe { &mut *state };
     (state.tid == tid).then_some(state)
 }

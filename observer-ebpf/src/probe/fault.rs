@@ -1,17 +1,20 @@
-//! Page faults: begin from the x86 exception tracepoints, end from the software perf events.
+//! Page faults: begin from the x86 exception tracepoints, end from where the kernel counts them.
 //!
-//! The kernel counts a fault (and runs the perf event) once, when it is complete: retries inside
-//! the handler do not count (`mm_account_fault`, mm/memory.c).
+//! The kernel counts a fault once, when it is complete: retries inside the handler do not count
+//! (`mm_account_fault`, mm/memory.c).
 
 use aya_ebpf::{
     EbpfContext,
     macros::{btf_tracepoint, perf_event},
     programs::{BtfTracePointContext, PerfEventContext},
 };
-use observer_ebpf::wire::{FAULT_KERNEL, FAULT_MAJOR, FaultRecord, LossKind, RecordKind, Series};
+use observer_ebpf::wire::{
+    Counter, FAULT_IN_KERNEL, FAULT_KERNEL, FAULT_MAJOR, FAULT_SEEN_MAJOR, FaultRecord, LossKind,
+    RecordKind, Series, TaskState,
+};
 
 use crate::{
-    emit, histogram,
+    config, emit, histogram,
     kernel::{Task, now_ns},
     task,
 };
@@ -19,64 +22,131 @@ use crate::{
 /// `page_fault_user(address, regs, error_code)`
 #[btf_tracepoint(function = "page_fault_user")]
 fn page_fault_user(ctx: BtfTracePointContext) {
-    begin(&ctx);
+    begin(&ctx, 0);
 }
 
 /// `page_fault_kernel(address, regs, error_code)`
 #[btf_tracepoint(function = "page_fault_kernel")]
 fn page_fault_kernel(ctx: BtfTracePointContext) {
-    begin(&ctx);
+    begin(&ctx, FAULT_IN_KERNEL);
 }
 
 #[inline(always)]
-fn begin(ctx: &BtfTracePointContext) {
+fn begin(ctx: &BtfTracePointContext, mode: u64) {
     if let Some(state) = task::claim(ctx.pid()) {
-        state.fault_ns = now_ns();
+        state.fault_address = ctx.arg::<u64>(0) | mode;
+        state.fault_booked_ns = 0;
+        state.fault_ns = now_ns() & !FAULT_SEEN_MAJOR;
     }
 }
 
-/// `PERF_COUNT_SW_PAGE_FAULTS_MIN`, every one.
+/// `count_memcg_events(memcg, item, val)`: `mm_account_fault` counts PGFAULT here at the end of
+/// every fault, and whatever makes it major has counted PGMAJFAULT before.
+#[btf_tracepoint(function = "count_memcg_events")]
+fn count_memcg_events(ctx: BtfTracePointContext) {
+    let item: u32 = ctx.arg(1);
+    if item == config::vm_event_pgfault() {
+        let tid = ctx.pid();
+        let begun = task::find(tid).filter(|state| state.fault_ns != 0);
+        let Some(state) = begun else {
+            emit::count(Counter::FaultsWithoutException);
+            return;
+        };
+        let major = state.fault_ns & FAULT_SEEN_MAJOR != 0;
+        end(ctx.tgid(), state, major);
+    } else if item == config::vm_event_pgmajfault()
+        && let Some(state) = task::find(ctx.pid())
+        && state.fault_ns != 0
+    {
+        state.fault_ns |= FAULT_SEEN_MAJOR;
+    }
+}
+
+/// `PERF_COUNT_SW_PAGE_FAULTS_MAJ`, right after the end of a major fault: corrects the few that
+/// are major for having been retried behind another thread's read, without a PGMAJFAULT.
+#[perf_event]
+fn page_faults_maj_check(ctx: PerfEventContext) {
+    let Some(state) = task::find(ctx.pid()) else { return };
+    // `end` leaves the length of a fault it took for minor here.
+    let duration_ns = state.fault_booked_ns;
+    if duration_ns == 0 {
+        return;
+    }
+    state.fault_booked_ns = 0;
+    let current = Task::current();
+    let kernel_mode = state.fault_address & FAULT_IN_KERNEL != 0;
+    let tgid = ctx.tgid();
+    let is_target = emit::is_target(tgid);
+    histogram::take_back(current, state, is_target, series(false, kernel_mode), duration_ns);
+    book(tgid, state, is_target, (true, kernel_mode), duration_ns, now_ns());
+}
+
+/// `signal_deliver(sig, info, ka)`: a thread that is handed a signal is in no fault. One that
+/// ended in a signal instead of a page would leave its begin behind.
+#[btf_tracepoint(function = "signal_deliver")]
+fn signal_deliver(ctx: BtfTracePointContext) {
+    if let Some(state) = task::find(ctx.pid()) {
+        state.fault_ns = 0;
+    }
+}
+
+/// `PERF_COUNT_SW_PAGE_FAULTS_MIN`, every one, for kernels without the tracepoint above.
 #[perf_event]
 fn page_faults_min(ctx: PerfEventContext) {
-    end(&ctx, false);
+    perf_end(&ctx, false);
 }
 
-/// `PERF_COUNT_SW_PAGE_FAULTS_MAJ`, every one.
+/// `PERF_COUNT_SW_PAGE_FAULTS_MAJ`, every one, for kernels without the tracepoint above.
 #[perf_event]
 fn page_faults_maj(ctx: PerfEventContext) {
-    end(&ctx, true);
+    perf_end(&ctx, true);
 }
 
 #[inline(always)]
-fn end(ctx: &PerfEventContext, major: bool) {
-    let tid = ctx.pid();
-    let Some(state) = task::find(tid) else {
-        emit::lose(LossKind::EndWithoutBegin);
-        return;
-    };
-    let since = state.fault_ns;
-    if since == 0 {
-        emit::lose(LossKind::EndWithoutBegin);
-        return;
+fn perf_end(ctx: &PerfEventContext, major: bool) {
+    match task::find(ctx.pid()) {
+        Some(state) if state.fault_ns != 0 => end(ctx.tgid(), state, major),
+        _ => emit::lose(LossKind::EndWithoutBegin),
     }
-    state.fault_ns = 0;
-    let now = now_ns();
-    let duration_ns = now.wrapping_sub(since);
-    // SAFETY: the perf event's own context, read at its fixed layout.
-    let (kernel_mode, address) = unsafe { ((*ctx.ctx).regs.cs & 3 == 0, (*ctx.ctx).addr) };
-    let series = match (major, kernel_mode) {
+}
+
+#[inline(always)]
+const fn series(major: bool, kernel_mode: bool) -> Series {
+    match (major, kernel_mode) {
         (false, false) => Series::FaultMinorUser,
         (false, true) => Series::FaultMinorKernel,
         (true, false) => Series::FaultMajorUser,
         (true, true) => Series::FaultMajorKernel,
-    };
-    let tgid = ctx.tgid();
-    let is_target = emit::is_target(tgid);
-    histogram::observe(Task::current(), is_target, series, duration_ns);
+    }
+}
+
+#[inline(always)]
+fn end(tgid: u32, state: &mut TaskState, major: bool) {
+    let now = now_ns();
+    let duration_ns = now.wrapping_sub(state.fault_ns & !FAULT_SEEN_MAJOR);
+    state.fault_ns = 0;
+    state.fault_booked_ns = if major { 0 } else { duration_ns };
+    let kernel_mode = state.fault_address & FAULT_IN_KERNEL != 0;
+    book(tgid, state, emit::is_target(tgid), (major, kernel_mode), duration_ns, now);
+}
+
+#[inline(always)]
+fn book(
+    tgid: u32,
+    state: &mut TaskState,
+    is_target: bool,
+    (major, kernel_mode): (bool, bool),
+    duration_ns: u64,
+    end_ns: u64,
+) {
+    let ids = (tgid, state.tid);
+    let address = state.fault_address & !FAULT_IN_KERNEL;
+    let series = series(major, kernel_mode);
+    histogram::observe(Task::current(), Some(state), is_target, series, duration_ns);
     if is_target && emit::past_floor(RecordKind::Fault, duration_ns) {
         let flags =
             if major { FAULT_MAJOR } else { 0 } | if kernel_mode { FAULT_KERNEL } else { 0 };
-        let header = emit::header(RecordKind::Fault, flags, (tgid, tid), now, duration_ns);
+        let header = emit::header(RecordKind::Fault, flags, ids, end_ns, duration_ns);
         emit::emit(RecordKind::Fault, FaultRecord { header, address });
     }
 }

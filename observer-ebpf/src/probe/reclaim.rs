@@ -39,7 +39,7 @@ fn mm_vmscan_memcg_reclaim_end(ctx: BtfTracePointContext) {
 fn begin(ctx: &BtfTracePointContext) {
     let order: u32 = ctx.arg(0);
     let gfp_flags: u32 = ctx.arg(1);
-    if let Some(state) = task::claim(ctx.pid()) {
+    if let Some(state) = task::claim_memory(ctx.pid()) {
         state.reclaim_arguments = u64::from(order) << 32 | u64::from(gfp_flags);
         state.reclaim_ns = now_ns();
     }
@@ -48,7 +48,7 @@ fn begin(ctx: &BtfTracePointContext) {
 #[inline(always)]
 fn end(ctx: &BtfTracePointContext, series: Series, flags: u16) {
     let tid = ctx.pid();
-    let Some(state) = task::find(tid) else {
+    let Some(state) = task::find_memory(tid) else {
         emit::lose(LossKind::EndWithoutBegin);
         return;
     };
@@ -62,7 +62,7 @@ fn end(ctx: &BtfTracePointContext, series: Series, flags: u16) {
     let duration_ns = now.wrapping_sub(since);
     let tgid = ctx.tgid();
     let is_target = emit::is_target(tgid);
-    histogram::observe(Task::current(), is_target, series, duration_ns);
+    histogram::observe(Task::current(), None, is_target, series, duration_ns);
     if is_target && emit::past_floor(RecordKind::Reclaim, duration_ns) {
         emit::emit(
             RecordKind::Reclaim,
@@ -83,7 +83,7 @@ fn mm_compaction_begin(ctx: BtfTracePointContext) {
     if Task::current().is_kernel_thread() {
         return;
     }
-    if let Some(state) = task::claim(ctx.pid()) {
+    if let Some(state) = task::claim_memory(ctx.pid()) {
         state.compaction_ns = now_ns();
     }
 }
@@ -96,7 +96,7 @@ fn mm_compaction_end(ctx: BtfTracePointContext) {
         return;
     }
     let tid = ctx.pid();
-    let since = match task::find(tid) {
+    let since = match task::find_memory(tid) {
         Some(state) if state.compaction_ns != 0 => {
             let since = state.compaction_ns;
             state.compaction_ns = 0;
@@ -111,7 +111,7 @@ fn mm_compaction_end(ctx: BtfTracePointContext) {
     let duration_ns = now.wrapping_sub(since);
     let tgid = ctx.tgid();
     let is_target = emit::is_target(tgid);
-    histogram::observe(current, is_target, Series::Compaction, duration_ns);
+    histogram::observe(current, None, is_target, Series::Compaction, duration_ns);
     if is_target && emit::past_floor(RecordKind::Compaction, duration_ns) {
         let header = emit::header(RecordKind::Compaction, 0, (tgid, tid), now, duration_ns);
         let status = ctx.arg(4);

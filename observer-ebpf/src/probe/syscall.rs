@@ -13,6 +13,7 @@ use super::socket;
 use crate::{
     emit, histogram,
     kernel::{Registers, Task, now_ns},
+    maps::CONFIG,
     task,
 };
 
@@ -31,6 +32,9 @@ const CREAT: u64 = 85;
 const OPENAT: u64 = 257;
 const ACCEPT4: u64 = 288;
 const OPENAT2: u64 = 437;
+
+/// A non-blocking connect that is under way, negated.
+const EINPROGRESS: i64 = -115;
 
 /// Bit n is set when system call n is a watched memory-management call.
 const MM_CALLS: u64 =
@@ -65,6 +69,8 @@ fn sys_exit(ctx: BtfTracePointContext) {
     let number = registers.number();
     if is_mm_call(number) {
         mm_call_done(&ctx, registers, number, result);
+    } else if number == CONNECT && (result == 0 || result == EINPROGRESS) {
+        generator_connected(ctx.tgid());
     } else if result >= 0 {
         if (number == ACCEPT || number == ACCEPT4) && !Task::current().in_compat_syscall() {
             socket::accepted(ctx.tgid(), result as u32);
@@ -96,7 +102,7 @@ fn mm_call_done(ctx: &BtfTracePointContext, registers: Registers, number: u64, r
     };
     let tgid = ctx.tgid();
     let is_target = emit::is_target(tgid);
-    histogram::observe(Task::current(), is_target, series, duration_ns);
+    histogram::observe(Task::current(), Some(state), is_target, series, duration_ns);
     if is_target && emit::past_floor(RecordKind::MmSyscall, duration_ns) {
         let [address, second, third] = registers.arguments();
         let (length_bytes, argument) = match number {
@@ -116,6 +122,17 @@ fn mm_call_done(ctx: &BtfTracePointContext, registers: Registers, number: u64, r
                 argument,
             },
         );
+    }
+}
+
+/// Notes the load generator's first connect(2).
+#[inline(always)]
+fn generator_connected(tgid: u32) {
+    let Some(config) = CONFIG.get_ptr_mut(0) else { return };
+    // SAFETY: a map value; two threads that race here write times a few microseconds apart.
+    let config = unsafe { &mut *config };
+    if config.generator_tgid == u64::from(tgid) && config.generator_connected_ns == 0 {
+        config.generator_connected_ns = now_ns();
     }
 }
 

@@ -42,8 +42,7 @@ fn sched_process_fork(ctx: BtfTracePointContext) {
 #[btf_tracepoint(function = "sched_process_exec")]
 fn sched_process_exec(ctx: BtfTracePointContext) {
     let task = Task::new(ctx.arg(0));
-    let watched = emit::settings().is_some_and(|settings| settings.watch_exec != 0);
-    if watched || emit::is_target(task.tgid()) {
+    if emit::is_target(task.tgid()) {
         report(TASK_EXEC, task, 0);
     }
 }

@@ -179,6 +179,9 @@ pub struct Config {
     pub floor_ns: [u64; KIND_SLOTS],
     /// Fill of the ring, in bytes, past which user space is woken early.
     pub wake_bytes: u64,
-    /// Not 0: send exec records of every process, not only of the target.
-    pub watch_exec: u64,
+    /// Process of the load generator, when this host runs it; 0 otherwise.
+    pub generator_tgid: u64,
+    /// Written by the kernel side: when that process first connected; 0 until then. Generators
+    /// that count from an instant they do not write down are placed by it.
+    pub generator_connected_ns: u64,
 }

@@ -117,6 +117,8 @@ pub enum Counter {
     TargetSocketsReleased = 5,
     /// kswapd was woken.
     KswapdWakeups = 6,
+    /// Faults the kernel took for a thread without an exception (get_user_pages): no latency.
+    FaultsWithoutException = 7,
     /// First of the 16 failure counters: `FdFailures + syscall * 4 + errno position`, all tasks.
     FdFailures = 16,
     /// The same for the target.

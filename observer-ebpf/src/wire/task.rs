@@ -25,33 +25,60 @@ pub struct TaskRecord {
     pub comm: [u8; COMM_LEN],
 }
 
-/// Begin times of one thread, one cache line, found at `tid & (entries - 1)`.
+/// What is known of one thread between two events, one cache line, found at
+/// `tid & (entries - 1)`.
 ///
 /// A direct-mapped table instead of a hash map: a hash look-up costs more than the rest of the
-/// context-switch programs together. Two threads whose ids collide while both wait are counted as
-/// [`LossKind::TaskSlot`](super::LossKind::TaskSlot); with `pid_max` at or below the table size
-/// that cannot happen.
+/// context-switch program together. Two threads whose ids collide while both are in the middle of
+/// something are counted as [`LossKind::TaskSlot`](super::LossKind::TaskSlot); with `pid_max` at
+/// or below the table size that cannot happen.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct TaskState {
     /// Owner of the slot.
     pub tid: u32,
-    /// How the wait began: 1 = preempted, 0 = woken.
-    pub preempted: u32,
-    /// When the thread became runnable without running; 0 when it does not wait.
-    pub runnable_ns: u64,
-    /// When the current page fault began; 0 outside one.
+    /// Histogram slot of the cgroup behind `css_set`.
+    pub cgroup_slot: u32,
+    /// The thread's `css_set` when `cgroup_slot` was looked up; 0 when it was not.
+    pub css_set: u64,
+    /// The thread's `sched_info.run_delay` as of its last arrival on a CPU. In the tier that
+    /// keeps its own clock: when the thread became runnable, 0 when it does not wait.
+    pub run_delay_ns: u64,
+    /// The thread's involuntary context switches as of its last arrival. In the tier that keeps
+    /// its own clock: 1 when the wait began by preemption.
+    pub involuntary_switches: u64,
+    /// When the current page fault began, 0 outside one; [`FAULT_SEEN_MAJOR`] may be set.
     pub fault_ns: u64,
+    /// Address of the current page fault; [`FAULT_IN_KERNEL`] may be set.
+    pub fault_address: u64,
     /// When the current memory-management system call began; 0 outside one.
     pub syscall_ns: u64,
+    /// Length of the last fault, while it may still turn out to be major; 0 otherwise.
+    pub fault_booked_ns: u64,
+}
+
+/// Lowest bit of [`TaskState::fault_ns`]: a major fault was counted since the begin.
+pub const FAULT_SEEN_MAJOR: u64 = 1;
+
+/// Highest bit of [`TaskState::fault_address`]: taken in kernel mode. User addresses do not have
+/// it.
+pub const FAULT_IN_KERNEL: u64 = 1 << 63;
+
+/// The same for what happens seldom, in a table of its own, so that [`TaskState`] stays within
+/// its cache line.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct MemoryState {
+    /// Owner of the slot.
+    pub tid: u32,
+    /// Explicit padding.
+    pub reserved: u32,
     /// When the current reclaim began; 0 outside one.
     pub reclaim_ns: u64,
     /// Order (high 32 bits) and gfp flags (low 32 bits) of the current reclaim.
     pub reclaim_arguments: u64,
     /// When the current compaction run began; 0 outside one.
     pub compaction_ns: u64,
-    /// Explicit padding to one cache line.
-    pub reserved: u64,
 }
 
 /// Largest size of the per-thread table. A power of two; the loader uses the next power of two

@@ -25,8 +25,13 @@ const fn is_system_call(tracepoint: &str) -> bool {
 }
 
 fn not_better(probe: &Probe, support: &KernelSupport) -> Vec<NotBetter> {
-    let mut tiers: Vec<&str> =
-        probe.programs.iter().filter_map(|program| better_tier(program.attach)).collect();
+    let mut tiers: Vec<&str> = probe
+        .tiers
+        .iter()
+        .take(1)
+        .flat_map(|tier| tier.programs)
+        .filter_map(|program| better_tier(program.attach))
+        .collect();
     tiers.sort_unstable();
     tiers.dedup();
     let why = match &support.fentry {

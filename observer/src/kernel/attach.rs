@@ -8,10 +8,11 @@ use aya::programs::{
     BtfTracePoint, CgroupAttachMode, CgroupSock, PerfEvent, Program as AyaProgram, ProgramError,
 };
 
+use super::btf::Btf;
 use super::load::Loaded;
 use crate::host::system;
 use crate::model::{Coverage, ProbeState};
-use crate::probe::{Attach, PROBES, Probe, Program};
+use crate::probe::{Attach, Need, PROBES, Program, Tier};
 
 /// What became of one program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,10 +33,29 @@ pub enum ProgramState {
 /// States of all programs, by program name.
 pub type ProgramStates = BTreeMap<&'static str, ProgramState>;
 
-/// Loads and attaches every program of every probe once, in table order.
-pub(super) fn attach_all(loaded: &mut Loaded) -> ProgramStates {
+/// The tier of each probe this kernel gets, by probe name.
+pub(super) type ChosenTiers = BTreeMap<&'static str, &'static Tier>;
+
+/// The first tier of each probe whose needs this kernel meets.
+pub(super) fn choose_tiers(btf: &Btf) -> ChosenTiers {
+    let meets = |need: &Need| match need {
+        Need::Tracepoint(name) => btf.tracepoint_arguments(name).is_some(),
+        Need::Member(structure, path) => btf.offset_of(structure, path).is_ok(),
+    };
+    PROBES
+        .iter()
+        .filter_map(|probe| {
+            let tier = probe.tiers.iter().find(|tier| tier.needs.iter().all(meets))?;
+            Some((probe.name, tier))
+        })
+        .collect()
+}
+
+/// Loads and attaches every program of the chosen tiers once, in table order.
+pub(super) fn attach_all(loaded: &mut Loaded, tiers: &ChosenTiers) -> ProgramStates {
     let mut states = ProgramStates::new();
-    for program in PROBES.iter().flat_map(|probe| probe.programs) {
+    let chosen = PROBES.iter().filter_map(|probe| tiers.get(probe.name));
+    for program in chosen.flat_map(|tier| tier.programs) {
         if !states.contains_key(program.name) {
             let state = attach(loaded, program);
             states.insert(program.name, state);
@@ -142,13 +162,13 @@ fn failed(program: &Program, error: &ProgramError) -> ProgramState {
     ProgramState::Failed { reason, verifier_log: Some(log) }
 }
 
-/// Coverage of a probe from the states of its programs.
+/// Coverage of a probe from the states of its tier's programs.
 #[must_use]
-pub fn coverage(probe: &Probe, states: &ProgramStates) -> Coverage {
+pub fn coverage(tier: &Tier, states: &ProgramStates) -> Coverage {
     let mut tiers: Vec<&str> = Vec::new();
     let mut reasons: Vec<String> = Vec::new();
     let mut failed = false;
-    for program in probe.programs {
+    for program in tier.programs {
         match states.get(program.name) {
             Some(ProgramState::Attached) => {
                 if !tiers.contains(&program.attach.tier()) {
@@ -182,13 +202,13 @@ pub fn coverage(probe: &Probe, states: &ProgramStates) -> Coverage {
 mod tests {
     use super::*;
 
-    fn states(of: &Probe, state: impl Fn(usize) -> ProgramState) -> ProgramStates {
+    fn states(of: &Tier, state: impl Fn(usize) -> ProgramState) -> ProgramStates {
         of.programs.iter().enumerate().map(|(index, one)| (one.name, state(index))).collect()
     }
 
     #[test]
     fn coverage_tells_whole_part_none_and_refused_apart() {
-        let probe = PROBES[2];
+        let probe = &PROBES[2].tiers[1];
         let missing = || ProgramState::Unsupported("no tracepoint x".into());
         let refused =
             || ProgramState::Failed { reason: "EPERM".into(), verifier_log: Some("log".into()) };

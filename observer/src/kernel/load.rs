@@ -124,6 +124,7 @@ pub(super) fn load(options: LoadOptions) -> Result<Loaded, LoadError> {
         .verifier_log_level(VerifierLogLevel::STATS)
         .map_max_entries("RING", options.ring_bytes)
         .map_max_entries("TASKS", shape.task_slots)
+        .map_max_entries("MEMORY", shape.task_slots)
         .map_max_entries("HISTOGRAMS", histograms);
     for (name, value) in &globals {
         loader.override_global(name, value, true);

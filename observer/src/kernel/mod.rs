@@ -9,13 +9,15 @@ mod ring;
 pub mod support;
 
 use std::collections::BTreeMap;
+use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use aya::maps::{MapData, PerCpuArray};
 use bytemuck::Zeroable;
 use observer_ebpf::wire::{
-    CGROUP_SLOT_OTHER, CGROUP_SLOT_TARGET, Counts, Histogram, PID_MAX_LIMIT, RecordKind, SERIES,
+    CGROUP_SLOT_OTHER, CGROUP_SLOT_TARGET, Config, Counts, Histogram, PID_MAX_LIMIT, RecordKind,
+    SERIES,
 };
 
 pub use attach::{ProgramState, ProgramStates, coverage};
@@ -27,15 +29,20 @@ use crate::aggregate::{CgroupDistributions, Distribution, Snapshot};
 use crate::clock::MonoNanos;
 use crate::host::cgroups::CgroupNames;
 use crate::model::{Coverage, SelfSummary};
-use crate::probe::PROBES;
+use attach::ChosenTiers;
 use load::{CountWords, HISTOGRAM_BYTES, Loaded, Shape};
 use mapped::MappedWords;
+
+/// Words of [`Config`](observer_ebpf::wire::Config).
+const GENERATOR_TGID: usize = offset_of!(Config, generator_tgid) / 8;
+const GENERATOR_CONNECTED: usize = offset_of!(Config, generator_connected_ns) / 8;
 
 /// The attached programs. Dropping it detaches and frees everything; so does the death of the
 /// process, since nothing is pinned.
 pub struct Kernel {
     /// Owns programs and links.
     ebpf: aya::Ebpf,
+    tiers: ChosenTiers,
     states: ProgramStates,
     histograms: MappedWords,
     cgroup_ids: MappedWords,
@@ -82,7 +89,8 @@ impl Kernel {
     /// When nothing can be loaded at all; a single refused program is coverage instead.
     pub fn attach(options: LoadOptions) -> Result<Self, LoadError> {
         let mut loaded = load::load(options)?;
-        let states = attach::attach_all(&mut loaded);
+        let tiers = attach::choose_tiers(&loaded.btf);
+        let states = attach::attach_all(&mut loaded, &tiers);
         let Loaded {
             ebpf,
             cgroups,
@@ -98,6 +106,7 @@ impl Kernel {
         } = loaded;
         Ok(Self {
             ebpf,
+            tiers,
             states,
             histograms,
             cgroup_ids,
@@ -120,7 +129,10 @@ impl Kernel {
     /// Coverage of every probe.
     #[must_use]
     pub fn coverage(&self) -> BTreeMap<String, Coverage> {
-        PROBES.iter().map(|probe| (probe.name.to_owned(), coverage(probe, &self.states))).collect()
+        self.tiers
+            .iter()
+            .map(|(probe, tier)| ((*probe).to_owned(), coverage(tier, &self.states)))
+            .collect()
     }
 
     /// The set of target processes.
@@ -137,6 +149,18 @@ impl Kernel {
     /// Sets the length below which stalls of a kind are counted and not sent.
     pub fn set_floor_ns(&self, kind: RecordKind, floor_ns: u64) {
         self.config.set(kind as usize, floor_ns);
+    }
+
+    /// Names the load generator's process, whose first connect(2) is then noted.
+    pub fn watch_generator(&self, tgid: u32) {
+        self.config.set(GENERATOR_TGID, u64::from(tgid));
+    }
+
+    /// When the load generator first connected.
+    #[must_use]
+    pub fn generator_connected(&self) -> Option<MonoNanos> {
+        let time = self.config.get(GENERATOR_CONNECTED);
+        (time != 0).then_some(MonoNanos(time))
     }
 
     /// The floors in force, by record kind.

@@ -29,6 +29,16 @@ const OFFSETS: &[(&str, &str, &str)] = &[
     ("OFF_REGS_ARG2", "pt_regs", "dx"),
 ];
 
+/// The same for tiers that are not taken where one of them is missing.
+const OPTIONAL: &[(&str, &str, &str)] = &[
+    ("OFF_TASK_RUN_DELAY", "task_struct", "sched_info.run_delay"),
+    ("OFF_TASK_LAST_QUEUED", "task_struct", "sched_info.last_queued"),
+    ("OFF_TASK_NIVCSW", "task_struct", "nivcsw"),
+    ("OFF_TASK_CFS_RQ", "task_struct", "se.cfs_rq"),
+    ("OFF_CFS_RQ_RQ", "cfs_rq", "rq"),
+    ("OFF_RQ_CLOCK", "rq", "clock"),
+];
+
 /// Every global that comes from BTF, with its value.
 ///
 /// # Errors
@@ -37,6 +47,14 @@ pub(super) fn offsets(btf: &Btf, cgroup_v1: bool) -> Result<Vec<(&'static str, u
     let mut values = Vec::with_capacity(OFFSETS.len() + 2);
     for (global, structure, path) in OFFSETS {
         values.push((*global, btf.offset_of(structure, path)?));
+    }
+    for (global, structure, path) in OPTIONAL {
+        values.push((*global, btf.offset_of(structure, path).unwrap_or(0)));
+    }
+    for (global, enumerator) in
+        [("VM_EVENT_PGFAULT", "PGFAULT"), ("VM_EVENT_PGMAJFAULT", "PGMAJFAULT")]
+    {
+        values.push((global, btf.enum_value("vm_event_item", enumerator)?));
     }
     values.push(("CGROUP_V1", u32::from(cgroup_v1)));
     // An array of pointers indexed by the controller's number, which depends on the

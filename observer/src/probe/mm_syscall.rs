@@ -2,7 +2,7 @@
 
 use observer_ebpf::wire::{Header, MmSyscallRecord, RecordKind, Series};
 
-use super::{Attach, Probe, Program, read};
+use super::{Attach, Probe, Program, Tier, read};
 use crate::model::{Cause, EventKind, MmCall};
 
 /// Shared with the socket probe.
@@ -18,14 +18,18 @@ pub(super) const PROBE: Probe = Probe {
     notes: "Calls of the 32-bit ABI are counted as loss (compat_syscall): their numbers differ. \
             Calls that never return to the caller (the thread is killed inside) are not counted. \
             While it is attached every system call of the host takes the kernel's traced path.",
-    programs: &[
-        Program {
-            name: "sys_enter",
-            attach: Attach::TpBtf("sys_enter", 2),
-            gives: "begins of system calls",
-        },
-        SYS_EXIT,
-    ],
+    tiers: &[Tier {
+        name: "system-call tracepoints",
+        needs: &[],
+        programs: &[
+            Program {
+                name: "sys_enter",
+                attach: Attach::TpBtf("sys_enter", 2),
+                gives: "begins of system calls",
+            },
+            SYS_EXIT,
+        ],
+    }],
     records: &[RecordKind::MmSyscall],
     causes: &[Cause::MmSyscall],
     floor_ns: 3_000,

@@ -62,6 +62,26 @@ pub struct Program {
     pub gives: &'static str,
 }
 
+/// A fact of the kernel's BTF that a tier builds on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// A tracepoint of this name.
+    Tracepoint(&'static str),
+    /// A member of a struct.
+    Member(&'static str, &'static str),
+}
+
+/// One way to attach a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tier {
+    /// What tells it from the others of the probe, for people.
+    pub name: &'static str,
+    /// What the kernel must have for it, besides the hooks of the programs.
+    pub needs: &'static [Need],
+    /// What it attaches, begins before ends. Programs that several probes name exist once.
+    pub programs: &'static [Program],
+}
+
 /// One probe.
 #[derive(Clone, Copy, Debug)]
 pub struct Probe {
@@ -71,8 +91,9 @@ pub struct Probe {
     pub about: &'static str,
     /// Where its numbers come from and what they do not cover, for the docs.
     pub notes: &'static str,
-    /// What it needs, begins before ends. Programs that several probes name exist once.
-    pub programs: &'static [Program],
+    /// Ways to attach it, the best first. The first whose needs the kernel meets is taken; the
+    /// last one has none.
+    pub tiers: &'static [Tier],
     /// Records it sends.
     pub records: &'static [RecordKind],
     /// Causes its stalls are booked under.
@@ -155,6 +176,15 @@ mod tests {
             kind: kind as u16,
             flags,
             cpu: 1,
+        }
+    }
+
+    #[test]
+    fn every_probe_has_a_last_resort() {
+        for probe in PROBES {
+            let last = probe.tiers.last().expect("a tier");
+            assert!(last.needs.is_empty(), "{}", probe.name);
+            assert!(probe.tiers.iter().all(|tier| !tier.programs.is_empty()), "{}", probe.name);
         }
     }
 

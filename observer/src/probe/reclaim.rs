@@ -2,7 +2,7 @@
 
 use observer_ebpf::wire::{CompactionRecord, Header, RECLAIM_MEMCG, ReclaimRecord, RecordKind};
 
-use super::{Attach, Probe, Program, read};
+use super::{Attach, Probe, Program, Tier, read};
 use crate::model::{Cause, EventKind, ReclaimScope};
 
 const fn tp(name: &'static str, arguments: usize, gives: &'static str) -> Program {
@@ -16,15 +16,19 @@ pub(super) const PROBE: Probe = Probe {
             freepages_delay_total in taskstats). Background reclaim by kswapd and background \
             compaction by kcompactd stall nobody and are not stalls; wake-ups of kswapd are \
             counted.",
-    programs: &[
-        tp("mm_vmscan_direct_reclaim_begin", 2, "direct reclaim"),
-        tp("mm_vmscan_direct_reclaim_end", 1, "direct reclaim"),
-        tp("mm_vmscan_memcg_reclaim_begin", 2, "memory-cgroup reclaim"),
-        tp("mm_vmscan_memcg_reclaim_end", 1, "memory-cgroup reclaim"),
-        tp("mm_compaction_begin", 4, "compaction"),
-        tp("mm_compaction_end", 5, "compaction"),
-        tp("mm_vmscan_wakeup_kswapd", 4, "kswapd wake-ups"),
-    ],
+    tiers: &[Tier {
+        name: "tracepoints",
+        needs: &[],
+        programs: &[
+            tp("mm_vmscan_direct_reclaim_begin", 2, "direct reclaim"),
+            tp("mm_vmscan_direct_reclaim_end", 1, "direct reclaim"),
+            tp("mm_vmscan_memcg_reclaim_begin", 2, "memory-cgroup reclaim"),
+            tp("mm_vmscan_memcg_reclaim_end", 1, "memory-cgroup reclaim"),
+            tp("mm_compaction_begin", 4, "compaction"),
+            tp("mm_compaction_end", 5, "compaction"),
+            tp("mm_vmscan_wakeup_kswapd", 4, "kswapd wake-ups"),
+        ],
+    }],
     records: &[RecordKind::Reclaim, RecordKind::Compaction],
     causes: &[Cause::ReclaimDirect, Cause::ReclaimMemcg, Cause::Compaction],
     floor_ns: 0,

@@ -2,7 +2,7 @@
 
 use observer_ebpf::wire::{Header, RUNQUEUE_PREEMPTED, RecordKind, RunqueueRecord};
 
-use super::{Attach, Probe, Program, comm, read};
+use super::{Attach, Need, Probe, Program, Tier, comm, read};
 use crate::model::{Cause, EventKind, Tgid, Tid};
 
 pub(super) const PROBE: Probe = Probe {
@@ -10,23 +10,44 @@ pub(super) const PROBE: Probe = Probe {
     about: "Time from wake-up (or preemption) of a thread until it runs.",
     notes: "The rule is that of the kernel's run delay (the second field of \
             /proc/PID/task/TID/schedstat). A record names the thread that had the CPU until the \
-            wait ended; the idle task (0) means the CPU was waking up. The wait of the idle task \
-            itself is no stall.",
-    programs: &[
-        Program {
-            name: "sched_wakeup",
-            attach: Attach::TpBtf("sched_wakeup", 1),
-            gives: "waits after a wake-up",
+            wait ended; thread 0 means the CPU was idle and had to wake up. The wait of the idle \
+            task itself is no stall.",
+    tiers: &[
+        Tier {
+            name: "the scheduler's own run delay",
+            needs: &[
+                Need::Member("task_struct", "sched_info.run_delay"),
+                Need::Member("task_struct", "sched_info.last_queued"),
+                Need::Member("task_struct", "se.cfs_rq"),
+                Need::Member("cfs_rq", "rq"),
+                Need::Member("rq", "clock"),
+            ],
+            programs: &[Program {
+                name: "sched_switch",
+                attach: Attach::TpBtf("sched_switch", 3),
+                gives: "waits for a CPU",
+            }],
         },
-        Program {
-            name: "sched_wakeup_new",
-            attach: Attach::TpBtf("sched_wakeup_new", 1),
-            gives: "first waits of new threads",
-        },
-        Program {
-            name: "sched_switch",
-            attach: Attach::TpBtf("sched_switch", 4),
-            gives: "all waits",
+        Tier {
+            name: "begin times kept by observer",
+            needs: &[],
+            programs: &[
+                Program {
+                    name: "sched_wakeup",
+                    attach: Attach::TpBtf("sched_wakeup", 1),
+                    gives: "waits after a wake-up",
+                },
+                Program {
+                    name: "sched_wakeup_new",
+                    attach: Attach::TpBtf("sched_wakeup_new", 1),
+                    gives: "first waits of new threads",
+                },
+                Program {
+                    name: "sched_switch_timed",
+                    attach: Attach::TpBtf("sched_switch", 4),
+                    gives: "waits for a CPU",
+                },
+            ],
         },
     ],
     records: &[RecordKind::Runqueue],

@@ -5,7 +5,7 @@ use observer_ebpf::wire::{
     SocketRecord,
 };
 
-use super::{Attach, Probe, Program, mm_syscall, read};
+use super::{Attach, Probe, Program, Tier, mm_syscall, read};
 use crate::model::EventKind;
 
 pub(super) const PROBE: Probe = Probe {
@@ -14,19 +14,23 @@ pub(super) const PROBE: Probe = Probe {
             of socket, accept, connect and open for want of descriptors or memory.",
     notes: "IPv4 and IPv6 sockets only: the kernel has no release hook for other families. \
             Sockets accepted through io_uring are counted when they are released.",
-    programs: &[
-        Program {
-            name: "inet_sock_create",
-            attach: Attach::CgroupSockCreate,
-            gives: "created sockets",
-        },
-        mm_syscall::SYS_EXIT,
-        Program {
-            name: "inet_sock_release",
-            attach: Attach::CgroupSockRelease,
-            gives: "released sockets and lifetimes",
-        },
-    ],
+    tiers: &[Tier {
+        name: "cgroup hooks and a system-call tracepoint",
+        needs: &[],
+        programs: &[
+            Program {
+                name: "inet_sock_create",
+                attach: Attach::CgroupSockCreate,
+                gives: "created sockets",
+            },
+            mm_syscall::SYS_EXIT,
+            Program {
+                name: "inet_sock_release",
+                attach: Attach::CgroupSockRelease,
+                gives: "released sockets and lifetimes",
+            },
+        ],
+    }],
     records: &[RecordKind::Socket, RecordKind::FdFailure],
     causes: &[],
     floor_ns: 0,

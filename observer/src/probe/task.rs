@@ -2,30 +2,34 @@
 
 use observer_ebpf::wire::{Header, RecordKind, TASK_EXEC, TASK_FORK, TaskRecord};
 
-use super::{Attach, Probe, Program, comm, read};
+use super::{Attach, Probe, Program, Tier, comm, read};
 use crate::model::{EventKind, Tid};
 
 pub(super) const PROBE: Probe = Probe {
     name: "task",
     about: "Forks, execs and exits of the target, so that children and new threads belong to it.",
     notes: "A process leaves the target with its last thread, before its id can be used again.",
-    programs: &[
-        Program {
-            name: "sched_process_fork",
-            attach: Attach::TpBtf("sched_process_fork", 2),
-            gives: "children of the target",
-        },
-        Program {
-            name: "sched_process_exec",
-            attach: Attach::TpBtf("sched_process_exec", 3),
-            gives: "programs the target executes",
-        },
-        Program {
-            name: "sched_process_exit",
-            attach: Attach::TpBtf("sched_process_exit", 1),
-            gives: "the end of the target's processes",
-        },
-    ],
+    tiers: &[Tier {
+        name: "tracepoints",
+        needs: &[],
+        programs: &[
+            Program {
+                name: "sched_process_fork",
+                attach: Attach::TpBtf("sched_process_fork", 2),
+                gives: "children of the target",
+            },
+            Program {
+                name: "sched_process_exec",
+                attach: Attach::TpBtf("sched_process_exec", 3),
+                gives: "programs the target executes",
+            },
+            Program {
+                name: "sched_process_exit",
+                attach: Attach::TpBtf("sched_process_exit", 1),
+                gives: "the end of the target's processes",
+            },
+        ],
+    }],
     records: &[RecordKind::Task],
     causes: &[],
     floor_ns: 0,
