@@ -1,7 +1,7 @@
 //! observer: tells which kernel pause made the slow requests of a load test slow.
 //!
 //! The flow is one way: BPF programs fill a ring and in-kernel histograms ([`kernel`]), records
-//! are decoded into events ([`probe::decode`], [`model`]), events become stalls and distributions
+//! are decoded into events ([`probe`], [`model`]), events become stalls and distributions
 //! ([`aggregate`]), a load generator's samples are put on the kernel's clock ([`loadgen`],
 //! [`clock`]) and [`correlate`] splits the latency of the slow ones into causes; [`output`] writes
 //! what was found. [`session`] wires it all, [`cli`] calls it.
@@ -19,4 +19,5 @@ pub mod loadgen;
 pub mod model;
 pub mod output;
 pub mod probe;
+pub mod session;
 pub mod target;

@@ -1,7 +1,12 @@
 //! `observer daemon` on the command line.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+use super::signals;
+use crate::error::Result;
+use crate::session::{DaemonOptions, serve};
 use crate::target::TargetArgs;
 
 const EXAMPLES: &str = "\
@@ -25,6 +30,28 @@ pub struct Args {
     /// Who is watched closely, if anybody.
     #[command(flatten)]
     pub target: TargetArgs,
+}
+
+/// Runs it.
+///
+/// # Errors
+/// When the kernel, the target or the address will not do.
+pub fn run(args: &Args) -> Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    signals::raise_on_interrupt(&stop)?;
+    let options =
+        DaemonOptions { listen: args.listen, target: args.target.spec(), wait: args.target.wait };
+    if !args.listen.ip().is_loopback() {
+        eprintln!("observer: {} is not loopback: anyone who reaches it can read", args.listen);
+    }
+    serve(&options, &stop, |address, kernel| {
+        for (probe, coverage) in kernel.coverage() {
+            if let Some(reason) = coverage.reason {
+                eprintln!("observer: probe {probe} is not complete: {reason}");
+            }
+        }
+        eprintln!("observer: serving http://{address}/metrics");
+    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ pub mod duration;
 pub mod load;
 pub mod report;
 pub mod run;
+mod signals;
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
@@ -16,6 +17,8 @@ use crate::error::{Error, Exit, Result};
 
 const EXAMPLES: &str = "\
 Examples:
+  observer run --port 8080 --samples observer -- observer load http://127.0.0.1:8080/ --rate 500
+      The main job: load a service and learn which pause made its slow requests slow.
   observer doctor
       Whether this host will do, and what to do about what is missing.
   observer load http://127.0.0.1:8080/ --rate 1000 --duration 30s --out samples.jsonl
@@ -44,10 +47,14 @@ struct Cli {
 /// The subcommands, in the order of the help.
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Watch a target while a load test runs, and say which pause made the slow requests slow
+    Run(run::Args),
     /// Send requests by schedule and write one line per request
     Load(load::Args),
     /// Print the answer of a run again, from its directory
     Report(report::Args),
+    /// Serve the distributions of all pauses as OpenMetrics
+    Daemon(daemon::Args),
     /// See what this kernel offers, and whether `observer run` would work here
     Doctor(doctor::Args),
 }
@@ -74,6 +81,8 @@ pub fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Run(args) => run::run(&args, cli.verbose),
+        Command::Daemon(args) => daemon::run(&args),
         Command::Load(args) => load::run(args),
         Command::Report(args) => report::run(&args),
         Command::Doctor(args) => doctor::run(&args, cli.verbose),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::print;
 use crate::error::{Error, Exit, Result};
+use crate::model::files;
 use crate::output::answer::Answer;
 use crate::output::rundir::{RunDir, create_private_file};
 use crate::output::{html, terminal};
@@ -55,6 +56,24 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         return print_json(&directory);
     }
+    print(&terminal::render(&answer, terminal::wants_colour()))
+}
+
+/// Writes `report.html` into the run directory.
+///
+/// # Errors
+/// When the run cannot be read back or the page cannot be written.
+pub fn write_html(directory: &RunDir) -> Result<()> {
+    let answer = Answer::load(directory)?;
+    directory.write(files::REPORT, html::render(&answer).as_bytes())
+}
+
+/// Prints the answer of a run for people.
+///
+/// # Errors
+/// When the run cannot be read back.
+pub fn print_answer(directory: &RunDir) -> Result<()> {
+    let answer = Answer::load(directory)?;
     print(&terminal::render(&answer, terminal::wants_colour()))
 }
 

@@ -1,13 +1,20 @@
 //! `observer run`: the main job on the command line.
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use indicatif::{ProgressBar, ProgressStyle};
+
 use super::duration::{parse_positive, parse_slow};
+use super::{report, signals};
 use crate::error::{Error, Exit, Result};
 use crate::loadgen::{ADAPTERS, SamplesSource, SamplesSpec};
 use crate::model::SlowSpec;
+use crate::session::{self, Progress, RunOptions, Session};
 use crate::target::TargetArgs;
 
 const EXAMPLES: &str = "\
@@ -22,7 +29,11 @@ Examples:
       No generator: the distributions of all pauses, from the moment nginx starts.
 
 Ends when COMMAND exits, the duration is over, the target is gone, or at ^C, and always leaves a
-complete run directory, which `observer report` prints again.";
+complete run directory, which `observer report` prints again.
+
+Exit codes: 0 done, 2 wrong usage, 3 not root, 4 kernel, 5 no target, 6 output directory,
+7 COMMAND not found, 13 COMMAND failed, and of the samples: 8 unreadable, 9 empty, 10 another
+format, 11 another clock, 14 cut. After 8 to 14 the run directory is complete all the same.";
 
 /// Watches TARGET while COMMAND sends requests, and splits the latency of the slow ones into causes.
 #[derive(Clone, Debug, clap::Args)]
@@ -81,6 +92,95 @@ impl Args {
             _ => Ok(()),
         }
     }
+
+    fn options(&self) -> Result<RunOptions> {
+        let Some(target) = self.target.spec() else {
+            return Err(Error::new(
+                Exit::Usage,
+                "no target: name one with --pid, --comm, --exe, --cgroup or --port",
+            ));
+        };
+        Ok(RunOptions {
+            target,
+            wait: self.target.wait,
+            samples: self.samples.clone(),
+            duration: self.duration,
+            slow: self.slow,
+            out: self.out.clone(),
+            command: self.command.clone(),
+        })
+    }
+}
+
+/// Runs it.
+///
+/// # Errors
+/// See the exit codes of the help text.
+pub fn run(args: &Args, verbose: bool) -> Result<()> {
+    args.check()?;
+    let options = args.options()?;
+    let stop = Arc::new(AtomicBool::new(false));
+    signals::raise_on_interrupt(&stop)?;
+    if options.wait {
+        eprintln!("observer: waiting for {}", options.target);
+    }
+    let Some(mut session) = Session::start(options, &stop)? else {
+        return Err(Error::new(Exit::Target, "interrupted while waiting for the target"));
+    };
+    session.note(verbose);
+    let bar = progress_bar(args.duration);
+    let reason = session.follow(&stop, |progress| show(&bar, progress))?;
+    bar.set_message("working out the answer");
+    let finished = session::finish(session, reason);
+    bar.finish_and_clear();
+    let finished = finished?;
+    report::write_html(&finished.directory)?;
+    if args.json {
+        let text = serde_json::to_string_pretty(&finished.summary).map_err(|error| {
+            Error::new(Exit::Failure, format!("cannot print the summary: {error}"))
+        })?;
+        super::print(&format!("{text}\n"))?;
+    } else {
+        report::print_answer(&finished.directory)?;
+    }
+    finished.complaint.map_or(Ok(()), Err)
+}
+
+fn progress_bar(duration: Option<Duration>) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let (bar, template) = match duration {
+        Some(duration) => (
+            ProgressBar::new(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)),
+            "{elapsed_precise} {wide_bar} {msg}",
+        ),
+        None => (ProgressBar::new_spinner(), "{spinner} {elapsed_precise} {msg}"),
+    };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+fn show(bar: &ProgressBar, progress: &Progress) {
+    use std::fmt::Write as _;
+    let elapsed_ms = u64::try_from(progress.elapsed.as_millis()).unwrap_or(u64::MAX);
+    bar.set_position(elapsed_ms);
+    let mut message = String::new();
+    if let Some(live) = progress.live {
+        let p99_ms = live.p99_ns as f64 / 1e6;
+        let _ = write!(message, "{:.0} req/s, p99 {p99_ms:.1} ms, ", live.rate_hz);
+        if live.errors > 0 {
+            let _ = write!(message, "{} failed, ", live.errors);
+        }
+    }
+    let seconds = progress.elapsed.as_secs_f64().max(0.001);
+    let _ = write!(message, "{:.0} events/s", progress.events as f64 / seconds);
+    if progress.lost > 0 {
+        let _ = write!(message, ", {} LOST", progress.lost);
+    }
+    bar.set_message(message);
 }
 
 #[cfg(test)]

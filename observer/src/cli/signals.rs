@@ -1,0 +1,46 @@
+//! ^C and SIGTERM raise a flag; what is under way then ends in order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::error::{Error, Exit, Result};
+
+/// Raises `flag` on SIGINT, SIGTERM and SIGHUP, for as long as the process lives.
+///
+/// # Errors
+/// When the system has no thread or signal handler to give.
+pub fn raise_on_interrupt(flag: &Arc<AtomicBool>) -> Result<()> {
+    let failed = |error: std::io::Error| {
+        Error::new(Exit::Failure, format!("cannot handle signals: {error}"))
+    };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
+    // Registered before this returns: a signal from here on is not lost.
+    let (mut interrupt, mut terminate, mut hangup) = {
+        let _context = runtime.enter();
+        (
+            signal(SignalKind::interrupt()).map_err(failed)?,
+            signal(SignalKind::terminate()).map_err(failed)?,
+            signal(SignalKind::hangup()).map_err(failed)?,
+        )
+    };
+    let flag = Arc::clone(flag);
+    std::thread::Builder::new()
+        .name("observer-signal".into())
+        .spawn(move || {
+            runtime.block_on(async {
+                loop {
+                    tokio::select! {
+                        _ = interrupt.recv() => {}
+                        _ = terminate.recv() => {}
+                        _ = hangup.recv() => {}
+                    }
+                    flag.store(true, Ordering::Relaxed);
+                }
+            });
+        })
+        .map_err(failed)?;
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! COMMAND: the load generator as a child process.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::clock::MonoNanos;
+use crate::error::{Error, Exit, Result};
+
+/// How long COMMAND may take to end after SIGINT, and then after SIGTERM. Generators print their
+/// results on SIGINT.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// The running generator.
+pub(super) struct Generator {
+    child: Child,
+    status: Option<ExitStatus>,
+    /// Just before it was spawned.
+    pub(super) spawned: MonoNanos,
+    /// When its end was noticed.
+    pub(super) exited: Option<MonoNanos>,
+}
+
+/// Whether the program exists, told before anything is started or created.
+///
+/// # Errors
+/// [`Exit::Command`].
+pub(super) fn find(program: &OsStr) -> Result<()> {
+    let missing = |why: &str| {
+        Err(Error::new(Exit::Command, format!("cannot run {}: {why}", program.display())))
+    };
+    let is_program = |path: &Path| {
+        use std::os::unix::fs::PermissionsExt;
+        path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    if program.as_encoded_bytes().contains(&b'/') {
+        let path = Path::new(program);
+        return match (path.exists(), is_program(path)) {
+            (_, true) => Ok(()),
+            (true, false) => missing("it is not an executable file"),
+            (false, _) => missing("no such file"),
+        };
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&path).any(|directory| is_program(&directory.join(program))) {
+        Ok(())
+    } else {
+        missing("not found in PATH")
+    }
+}
+
+impl Generator {
+    /// Starts COMMAND. Its output is taken as samples, or goes to `out`.
+    pub(super) fn start(
+        command: &[OsString],
+        output_is_samples: bool,
+        out: &File,
+        err: File,
+    ) -> Result<Self> {
+        let failed = |error: std::io::Error| {
+            Error::new(Exit::Command, format!("cannot run {}: {error}", command[0].display()))
+        };
+        let stdout = if output_is_samples {
+            Stdio::piped()
+        } else {
+            Stdio::from(out.try_clone().map_err(failed)?)
+        };
+        let spawned = MonoNanos::now();
+        let child = Command::new(&command[0])
+            .args(&command[1..])
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(Stdio::from(err))
+            .spawn()
+            .map_err(failed)?;
+        Ok(Self { child, status: None, spawned, exited: None })
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(super) fn take_output(&mut self) -> Option<OwnedFd> {
+        self.child.stdout.take().map(OwnedFd::from)
+    }
+
+    pub(super) fn has_exited(&mut self) -> Result<bool> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().map_err(|error| {
+                Error::new(Exit::Failure, format!("cannot wait for COMMAND: {error}"))
+            })?;
+            if self.status.is_some() {
+                self.exited = Some(MonoNanos::now());
+            }
+        }
+        Ok(self.status.is_some())
+    }
+
+    /// Ends it if it still runs: SIGINT, SIGTERM, SIGKILL, each with its time.
+    pub(super) fn end(&mut self) -> Result<()> {
+        for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
+            if self.has_exited()? {
+                return Ok(());
+            }
+            if let Some(pid) = Pid::from_raw(self.child.id() as i32) {
+                // Not waited for yet, so the id is still its own.
+                let _ = kill_process(pid, signal);
+            }
+            let since = Instant::now();
+            while since.elapsed() < GRACE && !self.has_exited()? {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
+    }
+
+    /// Exit code, 128 + signal as a shell has it.
+    pub(super) fn exit_code(&self) -> Option<i32> {
+        let status = self.status?;
+        status.code().or_else(|| status.signal().map(|signal| 128 + signal))
+    }
+}
+
+impl Drop for Generator {
+    /// Nothing keeps loading a service after the run that asked for it is gone.
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}

@@ -1,0 +1,251 @@
+//! The end of a run: everything gathered becomes the run directory and the answer.
+
+use crate::clock::{Anchor, MonoNanos};
+use crate::correlate::{Analysis, Evidence, Quality, Unwatched, analyse};
+use crate::error::{Error, Exit, Result};
+use crate::loadgen::{IngestError, Ingested, RelAnchor, Window};
+use crate::model::{
+    Cause, EndReason, Outcome, ProbeState, RunInfo, SUMMARY_SCHEMA, Sample, Summary, Verdict,
+};
+use crate::output::rundir::RunDir;
+use crate::probe::PROBES;
+
+use super::{Captured, Session};
+
+/// What a run came to.
+pub struct Finished {
+    /// Where it is.
+    pub directory: RunDir,
+    /// How it was made.
+    pub info: RunInfo,
+    /// The answer.
+    pub summary: Summary,
+    /// What went wrong although the run is complete: the samples, or COMMAND.
+    pub complaint: Option<Error>,
+}
+
+/// Ends the run and writes its directory.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
+    let Session {
+        options,
+        directory,
+        membership,
+        mut kernel,
+        capture,
+        mut generator,
+        reader,
+        sockets,
+        mut self_watch,
+        baseline,
+        mut anchors,
+        started,
+        mut info,
+    } = session;
+    let end = MonoNanos::now();
+    let scale = self_watch.scale();
+    let late = super::thread_names(&membership);
+    let mut last = kernel.snapshot(super::TARGET_ROW)?;
+    last.target_live_sockets = sockets.live(&kernel.counts()?);
+    if let Some(generator) = &mut generator {
+        generator.end()?;
+    }
+    let captured = capture.finish();
+    anchors.0.push(Anchor::take());
+
+    let mut delta = last.delta(&baseline);
+    delta.self_usage.bpf_run_time_ns =
+        (delta.self_usage.bpf_run_time_ns as f64 * scale).round() as u64;
+    delta.self_usage.bpf_run_count = (delta.self_usage.bpf_run_count as f64 * scale).round() as u64;
+    let window = Window { start: info.start_ns, end };
+    let seen = RelAnchor {
+        spawned: generator.as_ref().map(|generator| generator.spawned),
+        first_connect: kernel.generator_connected(),
+        first_accept: None,
+        exited: generator.as_ref().and_then(|generator| generator.exited),
+    };
+    drop(kernel);
+    let ingested = reader.map(|reader| {
+        let ingest = reader.finish()?;
+        ingest.finish(&anchors, window, &seen)
+    });
+    info.end_ns = end;
+    info.end_reason = reason;
+    info.command_exit = generator.as_ref().and_then(super::Generator::exit_code);
+    info.anchors = anchors;
+    info.thread_names.extend(captured.thread_names.clone());
+    info.thread_names.extend(late);
+    info.loss = loss(&delta, &captured);
+
+    let (samples, problem) = match &ingested {
+        Some(Ok(ingested)) => (ingested.samples.as_slice(), None),
+        Some(Err(error)) => (&[][..], Some(error)),
+        None => (&[][..], None),
+    };
+    let cpu_share = delta.self_usage.cpu_seconds
+        / (started.elapsed().as_secs_f64() * f64::from(info.cpus.max(1)));
+    let ingest = ingested.as_ref().and_then(|ingested| ingested.as_ref().ok());
+    let evidence = Evidence {
+        window: (info.start_ns, info.end_ns),
+        samples,
+        stalls: &captured.stalls,
+        slow: options.slow,
+        quality: quality(&info, ingest, cpu_share),
+    };
+    let mut analysis = analyse(&evidence);
+    judge_input(&mut analysis, ingest, problem, &captured);
+    let summary = summarise(analysis, &delta, &info, ingest, &captured);
+
+    write_samples(&directory, samples)?;
+    directory.write_summary(&summary)?;
+    directory.write_run(&info)?;
+    let complaint = complaint(&options, &info, ingest, problem);
+    Ok(Finished { directory, info, summary, complaint })
+}
+
+fn loss(delta: &crate::aggregate::Snapshot, captured: &Captured) -> crate::model::LossSummary {
+    let mut loss = delta.loss_summary();
+    for (reason, count) in &captured.skipped {
+        loss.total += count;
+        loss.by_kind.insert((*reason).to_owned(), *count);
+    }
+    loss
+}
+
+fn quality(info: &RunInfo, ingested: Option<&Ingested>, observer_cpu_share: f64) -> Quality {
+    let mut unwatched = Vec::new();
+    for probe in PROBES {
+        let Some(coverage) = info.coverage.get(probe.name) else { continue };
+        if coverage.state == ProbeState::Attached {
+            continue;
+        }
+        let reason = coverage.reason.clone().unwrap_or_default();
+        unwatched
+            .extend(probe.causes.iter().map(|&cause| Unwatched { cause, reason: reason.clone() }));
+    }
+    Quality {
+        lost_records: info.loss.by_kind.clone(),
+        clock_uncertainty_ns: ingested.map_or(0, |ingested| ingested.uncertainty_ns),
+        wall_clock_steps: info.anchors.steps(),
+        samples_on_wall_clock: ingested.is_some_and(|ingested| ingested.over_wall_clock),
+        unwatched,
+        observer_cpu_share,
+        skipped_samples: ingested.map_or(0, |ingested| ingested.skipped.values().sum()),
+    }
+}
+
+/// What the analysis cannot know: that the samples were cut or unreadable, or the trace ended.
+fn judge_input(
+    analysis: &mut Analysis,
+    ingested: Option<&Ingested>,
+    problem: Option<&IngestError>,
+    captured: &Captured,
+) {
+    let Verdict { outcome, top_cause, reasons } = &mut analysis.verdict;
+    if let Some(error) = problem {
+        *outcome = Outcome::Inconclusive;
+        *top_cause = None;
+        reasons.insert(0, format!("The samples could not be used: {error}."));
+    }
+    if let Some(ingested) = ingested {
+        reasons.extend(ingested.notes.iter().map(|note| sentence(note)));
+    }
+    if let Some(error) = &captured.trace_error {
+        reasons.push(format!("The trace of events is incomplete: {error}."));
+    }
+}
+
+fn sentence(note: &str) -> String {
+    let mut chars = note.chars();
+    let first: String =
+        chars.next().map(|first| first.to_uppercase().collect()).unwrap_or_default();
+    format!("{first}{}.", chars.as_str().trim_end_matches('.'))
+}
+
+fn summarise(
+    analysis: Analysis,
+    delta: &crate::aggregate::Snapshot,
+    info: &RunInfo,
+    ingested: Option<&Ingested>,
+    captured: &Captured,
+) -> Summary {
+    let mut samples = analysis.samples;
+    if let Some(ingested) = ingested {
+        samples.skipped = ingested.skipped.clone();
+        samples.intended_start_known = ingested.intended_start_known;
+    }
+    let ignored = [
+        ("outside_run", analysis.ignored.samples_outside_window),
+        ("end_before_begin", analysis.ignored.samples_reversed),
+    ];
+    for (reason, count) in ignored.into_iter().filter(|(_, count)| *count > 0) {
+        *samples.skipped.entry(reason.to_owned()).or_insert(0) += count;
+    }
+    let mut causes = analysis.causes;
+    for cause in &mut causes {
+        if Cause::STALLS.contains(&cause.cause) {
+            cause.stalls = captured.recorder.count(cause.cause);
+        }
+    }
+    Summary {
+        schema: SUMMARY_SCHEMA,
+        verdict: analysis.verdict,
+        samples,
+        causes,
+        probes: delta.probe_summaries(),
+        loss: info.loss.clone(),
+        observer: delta.self_usage,
+    }
+}
+
+fn write_samples(directory: &RunDir, samples: &[Sample]) -> Result<()> {
+    let failed = |error: crate::output::trace::TraceError| {
+        Error::new(
+            Exit::Output,
+            format!("cannot write the samples in {}: {error}", directory.path().display()),
+        )
+    };
+    let mut writer = directory.create_samples()?;
+    for sample in samples {
+        writer.append(sample).map_err(failed)?;
+    }
+    writer.finish().map_err(failed)
+}
+
+/// The one line on standard error for a run that is complete and still not what was asked for.
+fn complaint(
+    options: &super::RunOptions,
+    info: &RunInfo,
+    ingested: Option<&Ingested>,
+    problem: Option<&IngestError>,
+) -> Option<Error> {
+    use crate::loadgen::SamplesSource;
+    let source = match options.samples.as_ref().map(|spec| &spec.source) {
+        Some(SamplesSource::Path(path)) => path.display().to_string(),
+        Some(SamplesSource::Stdin) => "standard input".to_owned(),
+        _ => "COMMAND's output".to_owned(),
+    };
+    // Ended by us, it fails by our doing.
+    let command_failed = info.end_reason == EndReason::CommandExit
+        && info.command_exit.is_some_and(|code| code != 0);
+    if let Some(error) = problem
+        && !(command_failed && matches!(error, IngestError::Empty))
+    {
+        return Some(error.at(&source));
+    }
+    if command_failed {
+        let code = info.command_exit.unwrap_or_default();
+        let text = format!("COMMAND failed with code {code}; see loadgen.err in the run directory");
+        return Some(Error::new(Exit::CommandFailed, text));
+    }
+    let interrupted = info.end_reason != EndReason::CommandExit;
+    if ingested.is_some_and(|ingested| ingested.truncated) && !interrupted {
+        return Some(Error::new(
+            Exit::SamplesTruncated,
+            format!("{source}: the samples end in the middle; what was whole is used"),
+        ));
+    }
+    None
+}

@@ -1,0 +1,91 @@
+//! The target's live sockets, and what the BPF programs themselves cost.
+
+use std::time::{Duration, Instant};
+
+use observer_ebpf::wire::{Counter, Counts};
+
+use crate::error::Result;
+use crate::host::sockets::{SocketCensus, ip_sockets_of};
+use crate::kernel::{Kernel, RunTimeStatistics};
+use crate::target::Membership;
+
+/// Live IP sockets of the target: a census, and what the kernel side counted since.
+pub(super) struct SocketWatch {
+    census: SocketCensus,
+    since: i64,
+}
+
+/// Created and accepted minus released, of the target.
+fn balance(counts: &Counts) -> i64 {
+    let of = |counter: Counter| counts.counters[counter as usize] as i64;
+    of(Counter::TargetSocketsCreated) + of(Counter::TargetSocketsAccepted)
+        - of(Counter::TargetSocketsReleased)
+}
+
+impl SocketWatch {
+    /// Counts the sockets the target holds, again until nothing changes meanwhile (at most a few
+    /// times: a busy service never rests, and a socket more or less is then the least of it).
+    pub(super) fn start(kernel: &Kernel, membership: &Membership) -> Result<Self> {
+        let mut before = balance(&kernel.counts()?);
+        for _ in 0..5 {
+            let census = ip_sockets_of(membership.tgids());
+            let after = balance(&kernel.counts()?);
+            if before == after {
+                return Ok(Self { census, since: after });
+            }
+            before = after;
+        }
+        Ok(Self { census: ip_sockets_of(membership.tgids()), since: before })
+    }
+
+    /// How many there are now; `None` when the census could not see all of them.
+    pub(super) fn live(&self, counts: &Counts) -> Option<i64> {
+        let counted = self.census.sockets.len() as i64;
+        self.census.is_exact().then(|| counted + balance(counts) - self.since)
+    }
+}
+
+/// The kernel's BPF run-time statistics, on for a short window now and then: they cost two clock
+/// reads a program run, which would otherwise be the larger part of what is measured.
+pub(super) struct SelfWatch {
+    statistics: Option<RunTimeStatistics>,
+    changed: Instant,
+    on: Duration,
+    total: Instant,
+}
+
+impl SelfWatch {
+    const WINDOW: Duration = Duration::from_millis(100);
+    const PAUSE: Duration = Duration::from_secs(3);
+
+    pub(super) fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            statistics: RunTimeStatistics::start(),
+            changed: now,
+            on: Duration::ZERO,
+            total: now,
+        }
+    }
+
+    pub(super) fn tick(&mut self) {
+        let elapsed = self.changed.elapsed();
+        if self.statistics.is_some() && elapsed >= Self::WINDOW {
+            self.statistics = None;
+            self.on += elapsed;
+            self.changed = Instant::now();
+        } else if self.statistics.is_none() && elapsed >= Self::PAUSE {
+            self.statistics = RunTimeStatistics::start();
+            self.changed = Instant::now();
+        }
+    }
+
+    /// Ends the measurement; by how much the sampled figures are to be multiplied.
+    pub(super) fn scale(&mut self) -> f64 {
+        if self.statistics.take().is_some() {
+            self.on += self.changed.elapsed();
+        }
+        let on = self.on.as_secs_f64();
+        if on > 0.0 { self.total.elapsed().as_secs_f64() / on } else { 0.0 }
+    }
+}
