@@ -11,7 +11,7 @@ use crate::error::{Error, Exit, Result};
 ///
 /// # Errors
 /// When the system has no thread or signal handler to give.
-pub fn raise_on_interrupt(flag: &Arc<AtomicBool>) -> Result<()> {
+pub(super) fn raise_on_interrupt(flag: &Arc<AtomicBool>) -> Result<()> {
     let failed = |error: std::io::Error| {
         Error::new(Exit::Failure, format!("cannot handle signals: {error}"))
     };

@@ -20,7 +20,7 @@ use crate::loadgen::{Ingest, IngestError, Live, SamplesSource, SamplesSpec};
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Reads one source on a thread of its own.
-pub struct SampleReader {
+pub(super) struct SampleReader {
     stop: Arc<AtomicBool>,
     ingest: Arc<Mutex<Ingest>>,
     thread: JoinHandle<Result<(), IngestError>>,
@@ -42,7 +42,7 @@ impl SampleReader {
     ///
     /// # Errors
     /// When the system has no thread or descriptor to give.
-    pub fn start(
+    pub(super) fn start(
         spec: &SamplesSpec,
         command_output: Option<OwnedFd>,
         copy: File,
@@ -70,7 +70,7 @@ impl SampleReader {
 
     /// Progress so far.
     #[must_use]
-    pub fn live(&self) -> Live {
+    pub(super) fn live(&self) -> Live {
         lock(&self.ingest).live()
     }
 
@@ -78,7 +78,7 @@ impl SampleReader {
     ///
     /// # Errors
     /// When the source cannot be read.
-    pub fn finish(self) -> Result<Ingest, IngestError> {
+    pub(super) fn finish(self) -> Result<Ingest, IngestError> {
         self.stop.store(true, Ordering::Relaxed);
         match self.thread.join() {
             Ok(Ok(())) => {}
