@@ -70,16 +70,18 @@ install_packages() {
 # install_idle WHY PACKAGE...: as install_packages, for packages that bring a service: it is
 # neither started now nor at boot, because only the tests use the program.
 install_idle() {
-    local why=$1 package fresh=() policy=/usr/sbin/policy-rc.d
+    local why=$1 package fresh=() policy=$HOST_ROOT/usr/sbin/policy-rc.d own_policy=no
     shift
     for package in "$@"; do
         have_package "$package" || fresh+=("$package")
     done
     [ "${#fresh[@]}" -gt 0 ] || return 0
     require_install "${fresh[*]}"
+    # The word of whoever runs this host, if there is one, stays.
     if [ ! -e "$policy" ]; then
+        own_policy=yes
         # shellcheck disable=SC2064  # expanded now on purpose
-        trap "as_root rm -f $policy" EXIT
+        trap "as_root rm -f '$policy'" EXIT
         printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
         as_root chmod 755 "$policy"
     fi
@@ -89,6 +91,8 @@ install_idle() {
             as_root systemctl disable --now "${package%-light}.service" >/dev/null 2>&1 || true
         done
     fi
-    as_root rm -f "$policy"
-    trap - EXIT
+    if [ "$own_policy" = yes ]; then
+        as_root rm -f "$policy"
+        trap - EXIT
+    fi
 }

@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::{Command, ExitCode, ExitStatus},
 };
@@ -50,22 +50,29 @@ pub(crate) fn as_root(program: &Path, variables: &[(&str, &OsStr)]) -> Result<Co
             program.display()
         ));
     }
+    let kept = inherited();
+    let kept = kept.iter().map(|(name, value)| (*name, value.as_os_str()));
+    Ok(through_sudo(program, variables.iter().copied().chain(kept)))
+}
+
+fn through_sudo<'a>(
+    program: &Path,
+    variables: impl Iterator<Item = (&'a str, &'a OsStr)>,
+) -> Command {
     let mut command = Command::new("sudo");
     command.args(["-n", "env"]);
-    for (name, value) in
-        variables.iter().copied().chain(inherited().iter().map(|(n, v)| (*n, v.as_os_str())))
-    {
-        let mut assignment = OsStr::new(name).to_os_string();
+    for (name, value) in variables {
+        let mut assignment = OsString::from(name);
         assignment.push("=");
         assignment.push(value);
         command.arg(assignment);
     }
     command.arg(program);
-    Ok(command)
+    command
 }
 
 /// What a program started through sudo keeps of this environment.
-fn inherited() -> Vec<(&'static str, std::ffi::OsString)> {
+fn inherited() -> Vec<(&'static str, OsString)> {
     ["PATH", "CI", "TERM", "RUST_BACKTRACE"]
         .into_iter()
         .filter_map(|name| env::var_os(name).map(|value| (name, value)))
@@ -89,4 +96,17 @@ pub(crate) fn shown(command: &Command) -> String {
     let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy();
     let arguments = command.get_args().map(OsStr::to_string_lossy);
     [name].into_iter().chain(arguments).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_pass_sudo() {
+        let variables =
+            [("OBSERVER_TEST_PRIVILEGED", OsStr::new("1")), ("PATH", OsStr::new("/bin"))];
+        let command = through_sudo(Path::new("/t/run-1"), variables.into_iter());
+        assert_eq!(shown(&command), "sudo -n env OBSERVER_TEST_PRIVILEGED=1 PATH=/bin /t/run-1");
+    }
 }

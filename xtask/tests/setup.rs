@@ -12,7 +12,8 @@ use tempfile::TempDir;
 
 /// All programs that the script may use here; what is not in this list is not on the made-up host.
 const PROGRAMS: &[&str] = &[
-    "bash", "cat", "dirname", "env", "grep", "head", "id", "mktemp", "rm", "sed", "tail", "uname",
+    "bash", "cat", "chmod", "dirname", "env", "grep", "head", "id", "mktemp", "rm", "sed", "tail",
+    "tee", "uname",
 ];
 
 struct Host {
@@ -181,4 +182,75 @@ fn package_that_cannot_be_installed() {
     // What was about to be installed, and why, was said before.
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(stdout.contains("installing gcc libc6-dev (the linker that Rust programs need)"));
+}
+
+/// A host that has everything, save the packages of which dpkg-query is told to know nothing.
+fn host_that_lacks(package: &str) -> Host {
+    let host = Host::new();
+    host.program("id", "echo 0");
+    host.program("cc", "exit 0");
+    host.program("bpf-linker", "exit 0");
+    host.program("ldd", "echo 'libLLVM.so.22.1 => libLLVM.so.22.1 (0x00007f)'");
+    fs::create_dir_all(host.path("rust/lib/rustlib/bpfel-unknown-none")).expect("a sysroot");
+    let sysroot = host.path("rust");
+    host.program(
+        "rustup",
+        &format!(
+            "case \"$*\" in\n*sysroot) echo {};;\n*-vV) echo 'LLVM version: 22.1.8';;\nesac",
+            sysroot.display()
+        ),
+    );
+    host.program(
+        "dpkg-query",
+        &format!("case $3 in {package}) exit 1;; *) printf installed;; esac"),
+    );
+    // Tells whether a policy is in force while packages are installed.
+    let policy = host.path("usr/sbin/policy-rc.d");
+    host.program(
+        "apt-get",
+        &format!("[ -x {} ] && echo \"$*\" >>{}", policy.display(), host.path("log").display()),
+    );
+    fs::create_dir_all(policy.parent().expect("a parent")).expect("directories");
+    host
+}
+
+#[test]
+fn what_is_there_is_left_alone() {
+    let host = host_that_lacks("nothing-of-ours");
+    let output = host.setup(&["--with-tests"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(stdout.lines().count(), 1, "{stdout}");
+    assert!(stdout.starts_with("setup: ready"), "{stdout}");
+    assert!(!host.path("log").exists());
+}
+
+#[test]
+fn services_are_installed_idle_and_the_policy_of_the_host_stays() {
+    let host = host_that_lacks("nginx-light");
+    let policy = host.path("usr/sbin/policy-rc.d");
+    let output = host.setup(&["--with-tests"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let log = fs::read_to_string(host.path("log")).expect("installed with a policy in force");
+    assert!(log.lines().any(|line| line.ends_with("install nginx-light")), "{log}");
+    assert!(!policy.exists(), "the policy made for the installation is left behind");
+
+    host.file("usr/sbin/policy-rc.d", "of this host");
+    fs::set_permissions(&policy, fs::Permissions::from_mode(0o755)).expect("an executable");
+    assert!(host.setup(&["--with-tests"]).status.success());
+    assert_eq!(fs::read_to_string(&policy).expect("it stays"), "of this host");
+}
+
+#[test]
+fn linker_older_than_the_compiler() {
+    let host = host_that_lacks("nothing-of-ours");
+    host.program("ldd", "echo 'libLLVM-21.so.1 => libLLVM-21.so.1 (0x00007f)'");
+    host.program("apt-cache", "printf '%s:\\n  Candidate: 1:22.1.8\\n' \"$2\"");
+    host.program("cargo", "exit 0");
+    let output = host.setup(&[]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(17), "{stderr}");
+    assert!(stderr.contains("LLVM 22"), "{stderr}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(stdout.contains("building bpf-linker 0.13.0 with LLVM 22"), "{stdout}");
 }

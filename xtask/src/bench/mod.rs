@@ -18,7 +18,7 @@ use std::{
 use clap::{Args, ValueEnum};
 
 use self::{
-    observers::{Running, Session, sessions},
+    observers::{Bystander, Running, Session, sessions},
     table::Results,
 };
 use crate::{
@@ -140,7 +140,8 @@ pub(crate) fn run(options: &Options) -> Outcome {
     };
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     let workload = Workload { program: release.join("bench-work"), cpu: (cpus - 1).to_string() };
-    let sessions = sessions(&observer, &operations, options.peers.as_deref())?;
+    let bystander = Bystander::start()?;
+    let sessions = sessions(&observer, &bystander, &operations, options.peers.as_deref())?;
 
     let mut results = Results::default();
     for round in 0..options.rounds as usize {

@@ -36,14 +36,33 @@ impl Session {
 /// The session of a peer for one operation, if it answers for that one.
 type PeerSession = fn(Operation) -> Option<Session>;
 
+/// A process that does nothing, for observer to watch: not this one, since the workloads are its
+/// children and would be watched with it.
+pub(crate) struct Bystander(Child);
+
+impl Bystander {
+    pub(crate) fn start() -> Result<Self, String> {
+        let child = Command::new("sleep").arg("infinity").stdin(Stdio::null()).spawn();
+        child.map(Self).map_err(|error| format!("could not start sleep: {error}"))
+    }
+}
+
+impl Drop for Bystander {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// All sessions of a round. Peers answer the question of one row at a time: the least that each can
 /// be asked, while observer answers for all rows at once.
 pub(crate) fn sessions(
     observer: &Path,
+    bystander: &Bystander,
     operations: &[Operation],
     peers: Option<&[String]>,
 ) -> Result<Vec<Session>, String> {
-    let mut sessions = vec![ours(observer, operations)];
+    let mut sessions = vec![ours(observer, bystander, operations)];
     let known: [(&str, PeerSession); 3] =
         [("runqlat", runqlat), ("bpftrace", bpftrace), ("perf", perf)];
     for name in peers.into_iter().flatten() {
@@ -74,11 +93,10 @@ fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// The daemon with every probe on, its target a process that does nothing: this is what the rest of
-/// the host pays.
-fn ours(observer: &Path, operations: &[Operation]) -> Session {
+/// The daemon with every probe on: this is what the rest of the host pays.
+fn ours(observer: &Path, bystander: &Bystander, operations: &[Operation]) -> Session {
     let program = observer.to_string_lossy();
-    let target = std::process::id().to_string();
+    let target = bystander.0.id().to_string();
     Session {
         observer: OURS,
         operations: operations.to_vec(),
