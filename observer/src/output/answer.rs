@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::overlap as correlate;
 use super::text;
 use crate::aggregate::CauseRecorder;
 use crate::clock::MonoNanos;
+use crate::correlate;
 use crate::error::Result;
 use crate::model::{
     Cause, CauseSummary, DistributionSummary, EndReason, Event, Outcome, RunInfo, Sample, Stall,

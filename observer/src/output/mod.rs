@@ -7,7 +7,6 @@ pub(crate) mod example;
 pub mod html;
 pub mod http;
 pub mod openmetrics;
-mod overlap;
 pub mod rundir;
 pub mod terminal;
 pub mod text;
