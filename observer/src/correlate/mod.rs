@@ -1,10 +1,10 @@
 //! Attribution: splits the latency of the slow requests into causes and an honest rest.
 //!
 //! [`analyse`] is pure and deterministic. In short: stalls become disjoint intervals per cause
-//! ([`timeline`]: innermost of a thread wins, threads united), each sample's exposure to each
-//! cause is measured ([`exposure`]), exposure becomes a share of the excess latency ([`share`]),
-//! random shifts say how likely coincidence is ([`shift`]), blocks of time drawn again say how
-//! exact the share is ([`bootstrap`]), and [`verdict`] decides whether the evidence allows an
+//! (`timeline`: innermost of a thread wins, threads united), each sample's exposure to each
+//! cause is measured (`exposure`), exposure becomes a share of the excess latency (`share`),
+//! random shifts say how likely coincidence is (`shift`), blocks of time drawn again say how
+//! exact the share is (`bootstrap`), and `verdict` decides whether the evidence allows an
 //! answer at all.
 //!
 //! Known limit: requests that arrive after a stall ended and wait in the queue it left behind are
@@ -12,6 +12,10 @@
 
 mod attribute;
 mod bootstrap;
+#[cfg(test)]
+mod drill;
+#[cfg(test)]
+mod drills;
 mod exposure;
 mod share;
 mod shift;

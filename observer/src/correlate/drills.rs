@@ -1,0 +1,442 @@
+//! Known-answer drills.
+
+use super::drill::{Drill, MS, SECOND};
+use rand::RngExt;
+
+use super::*;
+use crate::model::Outcome;
+
+const SQUEEZE: u64 = 300 * MS;
+
+fn squeezed(seed: u64, begins: impl FnOnce(&mut Drill) -> Vec<u64>) -> Drill {
+    let mut drill = Drill::new(seed, 10);
+    for begin in begins(&mut drill) {
+        let length = drill.rng.random_range(200 * MS..SQUEEZE);
+        drill.squeeze(Cause::ReclaimMemcg, begin, begin + length);
+    }
+    drill
+}
+
+#[test]
+fn one_cause_is_found_in_a_short_run_with_few_squeezes() {
+    for seed in 0..20 {
+        let mut drill = squeezed(seed, |drill| drill.jittered(5, SQUEEZE));
+        drill.plain_load(400);
+        let analysis = drill.analyse();
+        analysis.check();
+        assert_eq!(analysis.verdict.top_cause, Some(Cause::ReclaimMemcg), "{seed}: {analysis:#?}");
+        let cause = analysis.of(Cause::ReclaimMemcg);
+        assert!(cause.share > 0.85, "seed {seed}: {analysis:#?}");
+        assert!(cause.ci95[0] > 0.6 && cause.p_value < Some(0.01));
+        assert!(cause.stalls > 100);
+    }
+}
+
+#[test]
+fn a_strictly_periodic_schedule_is_found() {
+    for seed in 0..20 {
+        let mut drill = squeezed(seed, |_| (0..6).map(|i| 700 * MS + i * 1_500 * MS).collect());
+        drill.plain_load(400);
+        let analysis = drill.analyse();
+        analysis.check();
+        assert_eq!(analysis.verdict.top_cause, Some(Cause::ReclaimMemcg), "{seed}: {analysis:#?}");
+    }
+}
+
+#[test]
+fn whole_stalls_are_found_with_their_full_share() {
+    let mut drill = Drill::new(1, 30);
+    for begin in drill.jittered(12, 40 * MS) {
+        drill.culprit(Cause::Runqueue, 7, begin, begin + 40 * MS);
+    }
+    drill.plain_load(500);
+    let analysis = drill.analyse();
+    let share = analysis.check().of(Cause::Runqueue).share;
+    assert!(share > 0.95, "{analysis:#?}");
+    assert_eq!(analysis.of(Cause::Runqueue).stalls, 12);
+    assert_eq!(analysis, drill.analyse(), "the same evidence gives the same answer");
+}
+
+#[test]
+fn the_true_share_is_recovered_when_others_are_slow_for_another_reason() {
+    for seed in 0..10 {
+        let mut drill = Drill::new(seed, 60);
+        drill.slow = SlowSpec::Threshold(5 * MS);
+        for begin in drill.jittered(150, 20 * MS) {
+            drill.culprit(Cause::ReclaimDirect, 1, begin, begin + 20 * MS);
+        }
+        // As many slow handlers as requests in stalls, about as slow.
+        let slow = |_, rng: &mut Xoshiro256PlusPlus| {
+            if rng.random_bool(0.05) { 10 * MS } else { 0 }
+        };
+        drill.load(500, |_, _| 0, slow);
+        let by_handler: f64 = drill
+            .samples
+            .iter()
+            .map(|s| s.response_ns())
+            .filter(|ns| *ns > 5 * MS)
+            .map(|ns| ns as f64)
+            .sum();
+        let analysis = drill.analyse();
+        let share = analysis.check().of(Cause::ReclaimDirect).share;
+        // The handlers' work is known; the rest of the excess is the stalls'.
+        let excess =
+            by_handler - analysis.samples.slow_count as f64 * analysis.samples.typical_mean_ns;
+        let handlers = drill.samples.len() as f64 * 0.05 * 10.0 * MS as f64;
+        let truth = 1.0 - handlers / excess;
+        assert!((share - truth).abs() < 0.08, "seed {seed}: {share} for {truth}");
+        assert_eq!(analysis.verdict.top_cause, Some(Cause::ReclaimDirect));
+    }
+}
+
+#[test]
+fn a_healthy_run_has_nothing_to_explain() {
+    let mut drill = Drill::new(1, 10);
+    for begin in drill.jittered(100, MS) {
+        drill.innocent(Cause::Runqueue, 1, begin, begin + 100_000);
+    }
+    drill.plain_load(500);
+    let analysis = drill.analyse();
+    assert_eq!(analysis.check().verdict.outcome, Outcome::NoSlowSamples);
+    assert!(analysis.causes.is_empty());
+    assert!(analysis.samples.slow_count > 0 && analysis.worst.len() == 10);
+
+    drill.slow = SlowSpec::Threshold(50 * MS);
+    let analysis = drill.analyse();
+    assert_eq!(analysis.check().verdict.outcome, Outcome::NoSlowSamples);
+    assert_eq!(analysis.samples.slow_count, 0);
+    assert!(analysis.verdict.reasons[0].contains("50ms"), "{:?}", analysis.verdict);
+}
+
+#[test]
+fn a_sleeping_handler_is_nobodys_fault() {
+    for seed in 0..20 {
+        let mut drill = Drill::new(seed, 20);
+        // Noise that is always there.
+        for _ in 0..4_000 {
+            let begin = drill.rng.random_range(0..drill.window_ns);
+            drill.innocent(Cause::Runqueue, 1, begin, begin + 100_000);
+            drill.innocent(Cause::FaultMinor, 2, begin + 300_000, begin + 310_000);
+        }
+        let sleep = |_, rng: &mut Xoshiro256PlusPlus| {
+            if rng.random_bool(0.02) { 30 * MS } else { 0 }
+        };
+        drill.load(300, |_, _| 0, sleep);
+        let analysis = drill.analyse();
+        assert_eq!(analysis.check().verdict.outcome, Outcome::Unexplained, "{seed}: {analysis:#?}");
+        assert_eq!(analysis.of(Cause::Unexplained).share, 1.0);
+    }
+}
+
+/// How many of 200 runs name a cause that has nothing to do with the slow requests.
+fn falsely_named(build: impl Fn(&mut Drill)) -> usize {
+    (0..200)
+        .filter(|seed| {
+            let mut drill = Drill::new(1_000 + seed, 20);
+            build(&mut drill);
+            let analysis = drill.analyse();
+            analysis.check().verdict.outcome == Outcome::Attributed
+        })
+        .count()
+}
+
+#[test]
+fn coincidence_with_scattered_slow_requests_is_not_named() {
+    let false_positives = falsely_named(|drill| {
+        for _ in 0..60 {
+            let begin = drill.rng.random_range(0..drill.window_ns);
+            let length = drill.rng.random_range(MS..80 * MS);
+            drill.innocent(Cause::ReclaimMemcg, 1, begin, begin + length);
+        }
+        let slow = |_, rng: &mut Xoshiro256PlusPlus| {
+            if rng.random_bool(0.01) { rng.random_range(10 * MS..50 * MS) } else { 0 }
+        };
+        drill.load(200, |_, _| 0, slow);
+    });
+    assert!(false_positives <= 4, "{false_positives} of 200");
+}
+
+#[test]
+fn coincidence_with_episodes_is_not_named() {
+    let false_positives = falsely_named(|drill| {
+        for begin in drill.jittered(8, SQUEEZE) {
+            drill.freeze(begin, begin + SQUEEZE);
+        }
+        for begin in drill.jittered(8, SQUEEZE) {
+            drill.innocent(Cause::Runqueue, 1, begin, begin + SQUEEZE);
+        }
+        drill.plain_load(200);
+    });
+    assert!(false_positives <= 4, "{false_positives} of 200");
+}
+
+#[test]
+fn an_innocent_cause_of_the_same_period_is_hardly_ever_named() {
+    // Both recur every 2 s, at a random phase. In phase to a few per cent of the period they
+    // cannot be told apart; that happens, rarely.
+    let false_positives = falsely_named(|drill| {
+        let phase = drill.rng.random_range(0..2 * SECOND);
+        for i in 0..10 {
+            drill.freeze(i * 2 * SECOND + 500 * MS, i * 2 * SECOND + 800 * MS);
+            let begin = (i * 2 * SECOND + phase) % drill.window_ns;
+            drill.innocent(Cause::Runqueue, 1, begin, begin + SQUEEZE);
+        }
+        drill.plain_load(200);
+    });
+    assert!(false_positives <= 14, "{false_positives} of 200");
+}
+
+#[test]
+fn nested_causes_go_to_the_innermost() {
+    let mut drill = Drill::new(1, 30);
+    for begin in drill.jittered(12, 40 * MS) {
+        drill.innocent(Cause::MmSyscall, 1, begin, begin + 40 * MS);
+        drill.innocent(Cause::FaultMinor, 1, begin + MS, begin + 39 * MS);
+        drill.culprit(Cause::ReclaimMemcg, 1, begin + 2 * MS, begin + 38 * MS);
+    }
+    drill.plain_load(500);
+    let analysis = drill.analyse();
+    assert_eq!(analysis.check().verdict.top_cause, Some(Cause::ReclaimMemcg));
+    assert!(analysis.of(Cause::ReclaimMemcg).share > 0.85, "{analysis:#?}");
+    assert!(!analysis.of(Cause::FaultMinor).named && !analysis.of(Cause::MmSyscall).named);
+}
+
+#[test]
+fn causes_of_two_threads_share_what_they_cover_together() {
+    let mut drill = Drill::new(1, 30);
+    for begin in drill.jittered(12, 40 * MS) {
+        drill.culprit(Cause::ReclaimMemcg, 1, begin, begin + 40 * MS);
+        drill.innocent(Cause::Runqueue, 2, begin, begin + 40 * MS);
+    }
+    // A third thread always in faults is no competitor.
+    for i in 0..3_000 {
+        drill.innocent(Cause::FaultMinor, 3, i * 10 * MS, i * 10 * MS + 9 * MS);
+    }
+    drill.plain_load(500);
+    let analysis = drill.analyse();
+    analysis.check();
+    let reclaim = analysis.of(Cause::ReclaimMemcg);
+    let runqueue = analysis.of(Cause::Runqueue);
+    assert!(reclaim.named && runqueue.named, "{analysis:#?}");
+    assert!((reclaim.share - 0.5).abs() < 0.05 && (runqueue.share - 0.5).abs() < 0.05);
+    assert!(!analysis.of(Cause::FaultMinor).named, "{analysis:#?}");
+    assert!(analysis.of(Cause::Unexplained).share < 0.1);
+}
+
+#[test]
+fn two_causes_at_different_times_each_get_their_part() {
+    let mut drill = Drill::new(3, 60);
+    for (i, begin) in drill.jittered(40, 40 * MS).into_iter().enumerate() {
+        let cause = if i % 4 == 0 { Cause::Runqueue } else { Cause::Compaction };
+        drill.culprit(cause, 1, begin, begin + 40 * MS);
+    }
+    drill.plain_load(500);
+    let analysis = drill.analyse();
+    assert_eq!(analysis.check().verdict.top_cause, Some(Cause::Compaction), "{analysis:#?}");
+    assert!((analysis.of(Cause::Compaction).share - 0.75).abs() < 0.15, "{analysis:#?}");
+    assert!(analysis.of(Cause::Runqueue).named, "{analysis:#?}");
+}
+
+#[test]
+fn stalls_across_both_ends_of_the_run_are_clipped() {
+    let mut drill = Drill::new(1, 20);
+    let last = drill.window_ns;
+    drill.culprit(Cause::Runqueue, 1, 0, 30 * MS);
+    drill.stalls[0].start = MonoNanos(drill.stalls[0].start.0 - SECOND);
+    for begin in [3 * SECOND, 7_100 * MS, 8_900 * MS, 13_333 * MS, 17_777 * MS] {
+        drill.culprit(Cause::Runqueue, 1, begin, begin + 40 * MS);
+    }
+    drill.innocent(Cause::Runqueue, 1, last - 20 * MS, last + 5 * SECOND);
+    drill.plain_load(500);
+    let analysis = drill.analyse();
+    assert_eq!(analysis.check().verdict.top_cause, Some(Cause::Runqueue), "{analysis:#?}");
+    assert!(analysis.of(Cause::Runqueue).share > 0.9, "{analysis:#?}");
+    assert_eq!(analysis.of(Cause::Runqueue).stalls, 7);
+}
+
+#[test]
+fn late_sends_are_the_generators_even_where_stalls_cover_them() {
+    let mut drill = Drill::new(1, 20);
+    let begins = drill.jittered(8, 60 * MS);
+    for begin in &begins {
+        // Ends when the late requests are sent: it covers lateness only.
+        drill.innocent(Cause::Runqueue, 1, *begin, begin + 50 * MS);
+    }
+    let late = move |at: u64, _: &mut Xoshiro256PlusPlus| {
+        begins
+            .iter()
+            .find(|begin| (**begin..**begin + 50 * MS).contains(&at))
+            .map_or(0, |begin| begin + 50 * MS - at)
+    };
+    drill.load(500, late, |_, _| 0);
+    let analysis = drill.analyse();
+    assert_eq!(analysis.check().verdict.top_cause, Some(Cause::LoadGenerator), "{analysis:#?}");
+    assert!(analysis.of(Cause::LoadGenerator).share > 0.95, "{analysis:#?}");
+    assert!(!analysis.of(Cause::Runqueue).named, "{analysis:#?}");
+    assert!(analysis.samples.lateness_ns.max > 30 * MS);
+
+    for sample in &mut drill.samples {
+        sample.intended_start = None;
+    }
+    let blind = drill.analyse();
+    assert!(blind.causes.iter().all(|cause| cause.cause != Cause::LoadGenerator));
+    assert!(blind.verdict.reasons.iter().any(|r| r.contains("coordinated omission")));
+    assert!(!blind.samples.intended_start_known);
+}
+
+#[test]
+fn too_few_episodes_or_slow_samples_are_inconclusive() {
+    let mut drill = Drill::new(1, 10);
+    for begin in [2_345 * MS, 7_890 * MS] {
+        drill.culprit(Cause::Runqueue, 1, begin, begin + 100 * MS);
+    }
+    drill.plain_load(400);
+    let analysis = drill.analyse();
+    assert_eq!(analysis.check().verdict.outcome, Outcome::Inconclusive);
+    assert_eq!(analysis.episodes, 2);
+    assert!(analysis.verdict.reasons[0].contains("2 episodes"), "{:?}", analysis.verdict);
+    assert!(analysis.of(Cause::Runqueue).share > 0.8);
+
+    drill.samples.truncate(300);
+    drill.samples[5].end = MonoNanos(drill.samples[5].end.0 + 70 * MS);
+    let analysis = drill.analyse();
+    assert_eq!(analysis.check().verdict.outcome, Outcome::Inconclusive);
+    assert!(analysis.verdict.reasons[0].starts_with("3 of 300"), "{:?}", analysis.verdict);
+}
+
+/// A clear case, spoilt by `spoil`.
+fn spoilt(spoil: impl Fn(&mut Drill)) -> Analysis {
+    let mut drill = squeezed(4, |drill| drill.jittered(6, SQUEEZE));
+    drill.plain_load(400);
+    spoil(&mut drill);
+    let analysis = drill.analyse();
+    analysis.check();
+    analysis
+}
+
+fn inconclusive(word: &str, spoil: impl Fn(&mut Drill)) {
+    let verdict = spoilt(spoil).verdict;
+    assert_eq!(verdict.outcome, Outcome::Inconclusive, "{word}: {verdict:?}");
+    assert!(verdict.reasons.iter().any(|reason| reason.contains(word)), "{word}: {verdict:?}");
+}
+
+#[test]
+fn bad_evidence_is_inconclusive_with_the_reason() {
+    assert_eq!(spoilt(|_| ()).verdict.outcome, Outcome::Attributed);
+    let lose = |kind: &'static str, count: u64| {
+        move |drill: &mut Drill| {
+            drill.quality.lost_records.insert(kind.to_owned(), count);
+        }
+    };
+    inconclusive("reclaim records were lost", lose("reclaim", 10));
+    inconclusive("unheard_of records were lost", lose("unheard_of", 10));
+    assert_eq!(spoilt(lose("socket", 10_000)).verdict.outcome, Outcome::Attributed);
+    assert_eq!(spoilt(lose("reclaim", 0)).verdict.outcome, Outcome::Attributed);
+    inconclusive("stepped", |drill| {
+        drill.quality.wall_clock_steps = 1;
+        drill.quality.samples_on_wall_clock = true;
+    });
+    let stepped = spoilt(|drill| drill.quality.wall_clock_steps = 1);
+    assert_eq!(stepped.verdict.outcome, Outcome::Attributed, "monotonic samples do not mind");
+    inconclusive("exact to", |drill| drill.quality.clock_uncertainty_ns = 500 * MS);
+    inconclusive("exact to", |drill| drill.samples[7].precision_ns = SECOND);
+    inconclusive("CPU", |drill| drill.quality.observer_cpu_share = 0.06);
+    inconclusive("could not be used", |drill| drill.quality.skipped_samples = 100);
+    inconclusive("failed", |drill| {
+        drill.samples.iter_mut().step_by(5).for_each(|sample| sample.ok = false);
+    });
+}
+
+#[test]
+fn an_unwatched_cause_matters_where_nothing_else_explains() {
+    let unwatch = |drill: &mut Drill| {
+        drill
+            .quality
+            .unwatched
+            .push(Unwatched { cause: Cause::FaultMajor, reason: "no perf events".to_owned() });
+    };
+    let named = spoilt(unwatch);
+    assert_eq!(named.verdict.outcome, Outcome::Attributed);
+    assert!(named.verdict.reasons.iter().any(|r| r.contains("fault_major was not watched")));
+    inconclusive("fault_major was not watched: no perf events", |drill| {
+        drill.stalls.clear();
+        unwatch(drill);
+    });
+    let unexplained = spoilt(|drill| drill.stalls.clear());
+    assert_eq!(unexplained.verdict.outcome, Outcome::Unexplained);
+}
+
+#[test]
+fn a_run_where_most_requests_are_slow_compares_with_the_others() {
+    let mut drill = Drill::new(9, 20);
+    drill.slow = SlowSpec::Threshold(5 * MS);
+    for begin in drill.jittered(40, 300 * MS) {
+        drill.culprit(Cause::ReclaimDirect, 1, begin, begin + 300 * MS);
+    }
+    drill.plain_load(300);
+    let analysis = drill.analyse();
+    analysis.check();
+    assert!(analysis.samples.slow_count * 2 > analysis.samples.count);
+    assert_eq!(analysis.verdict.top_cause, Some(Cause::ReclaimDirect), "{analysis:#?}");
+    assert!(analysis.of(Cause::ReclaimDirect).share > 0.9, "{analysis:#?}");
+
+    drill.slow = SlowSpec::Threshold(100_000);
+    let all = drill.analyse();
+    assert_eq!(all.check().verdict.outcome, Outcome::Inconclusive);
+}
+
+#[test]
+fn empty_and_senseless_input_is_answered() {
+    let mut drill = Drill::new(1, 10);
+    assert_eq!(drill.analyse().check().verdict.outcome, Outcome::NoSlowSamples);
+    drill.culprit(Cause::Runqueue, 1, 0, MS);
+    assert_eq!(drill.analyse().check().verdict.outcome, Outcome::NoSlowSamples);
+    drill.quality.skipped_samples = 3;
+    assert_eq!(drill.analyse().check().verdict.outcome, Outcome::Inconclusive);
+
+    drill.quality.skipped_samples = 0;
+    drill.sample(11 * SECOND, 11 * SECOND, 12 * SECOND);
+    drill.sample(3, 2, 1);
+    let outside = drill.analyse();
+    assert_eq!(outside.check().verdict.outcome, Outcome::Inconclusive);
+    assert_eq!(outside.ignored.samples_outside_window, 1);
+    assert_eq!(outside.ignored.samples_reversed, 1);
+    assert_eq!(outside.samples.count, 0);
+
+    drill.plain_load(400);
+    drill.innocent(Cause::Runqueue, 1, 9, 3);
+    drill.innocent(Cause::LoadGenerator, 1, 3, 9);
+    for quantile in [f64::NAN, -1.0, 0.0, 1.0, 7.0] {
+        drill.slow = SlowSpec::Quantile(quantile);
+        let analysis = drill.analyse();
+        analysis.check();
+        assert_eq!(analysis.ignored.samples_outside_window, 1);
+        assert_eq!(analysis.ignored.stalls_empty_or_reversed, 1);
+        assert_eq!(analysis.ignored.stalls_without_kernel_cause, 1);
+        assert!(analysis.verdict.reasons.iter().any(|r| r.contains("left out")));
+    }
+    drill.window_ns = 0;
+    assert_eq!(drill.analyse().check().verdict.outcome, Outcome::Inconclusive);
+}
+
+/// A million of each must stay a matter of seconds; run with `--release -- --ignored`.
+#[test]
+#[ignore = "measures a release build"]
+fn a_million_samples_and_stalls_take_seconds() {
+    let mut drill = Drill::new(1, 100);
+    for i in 0..1_000_000u64 {
+        let cause = Cause::STALLS[(i % 7) as usize];
+        let begin = drill.rng.random_range(0..drill.window_ns);
+        drill.innocent(cause, (i % 50) as u32, begin, begin + 20_000);
+    }
+    for begin in drill.jittered(80, SQUEEZE) {
+        drill.culprit(Cause::ReclaimMemcg, 99, begin, begin + 40 * MS);
+    }
+    drill.plain_load(10_000);
+    let began = std::time::Instant::now();
+    let analysis = drill.analyse();
+    let took = began.elapsed();
+    analysis.check();
+    assert!(took.as_secs() < 10, "{took:?} for {} samples", analysis.samples.count);
+    assert_eq!(analysis.verdict.top_cause, Some(Cause::ReclaimMemcg), "{analysis:#?}");
+}
