@@ -82,7 +82,9 @@ impl Running {
         };
         // SAFETY: between fork and exec only system calls are made; nothing is allocated.
         unsafe { command.pre_exec(place) };
-        let child = command.spawn().map_err(|error| format!("cannot start {name}: {error}"))?;
+        let child = command.spawn().map_err(|error| {
+            format!("cannot start {name}: {error} (is it installed, or built?)")
+        })?;
         Ok(Self { child, name })
     }
 

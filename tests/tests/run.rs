@@ -1,0 +1,287 @@
+//! What `observer run` does with its target, its end and its directory.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use observer::model::{EndReason, Outcome, ProbeState, RunInfo, Summary};
+use observer_tests::cgroup::MemoryCgroup;
+use observer_tests::command::{Finished, as_nobody, give_to_nobody, run};
+use observer_tests::privileged;
+use observer_tests::process::{Placement, Programs, Running, Service};
+use observer_tests::watch::{Watch, Work, read_run};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+fn programs() -> Programs {
+    Programs::beside(Path::new(env!("CARGO_BIN_EXE_observer-work")))
+}
+
+fn directory() -> TempDir {
+    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory")
+}
+
+fn service(placement: Placement<'_>) -> Service {
+    Service::start(&programs().service, None, placement).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// `observer run ARGUMENTS --out RUN`, to its end.
+fn observer_run(arguments: &[&str], out: &Path) -> Finished {
+    let mut command = Command::new(programs().observer);
+    // The generator may stand behind `--`.
+    command.arg("run").arg("--out").arg(out).args(arguments);
+    run(&mut command, TIMEOUT).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn complete(run: &Path) -> (Summary, RunInfo) {
+    read_run(run).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn a_duration_ends_the_run_in_time() {
+    let Some(_guard) = privileged::ready("duration") else { return };
+    let (service, directory) = (service(Placement::default()), directory());
+    let pid = service.process.id().to_string();
+    let out = directory.path().join("run");
+    observer_run(&["--pid", &pid, "--duration", "1s"], &out).assert_code(0);
+    let (summary, info) = complete(&out);
+    assert_eq!(info.end_reason, EndReason::Duration);
+    let length_ns = info.end_ns.since(info.start_ns);
+    assert!((950_000_000..1_500_000_000).contains(&length_ns), "{length_ns}");
+    // No generator: distributions, and no verdict.
+    assert_eq!(summary.verdict.outcome, Outcome::NoSlowSamples, "{:?}", summary.verdict);
+    assert_eq!((summary.samples.count, summary.causes.len()), (0, 0), "{summary:#?}");
+    for (name, probe) in &summary.probes {
+        assert!(
+            matches!(probe.state, ProbeState::Attached | ProbeState::Partial),
+            "{name}: {probe:?}"
+        );
+        assert!(probe.tier.is_some(), "{name}: {probe:?}");
+    }
+    assert!(info.anchors.0.len() >= 2, "the clocks were read again and again");
+}
+
+#[test]
+fn nobody_else_may_read_a_run() {
+    let Some(_guard) = privileged::ready("modes") else { return };
+    let (service, directory) = (service(Placement::default()), directory());
+    let pid = service.process.id().to_string();
+    let out = directory.path().join("run");
+    observer_run(&["--pid", &pid, "--duration", "300ms"], &out).assert_code(0);
+    let mode = |path: &Path| fs::metadata(path).expect("metadata").permissions().mode() & 0o7777;
+    assert_eq!(mode(&out), 0o700);
+    for entry in fs::read_dir(&out).expect("the run").flatten() {
+        assert_eq!(mode(&entry.path()), 0o600, "{}", entry.path().display());
+    }
+}
+
+/// Starts a run that lasts until it is told to end, sends a signal, and reads what it left.
+fn ended_by(signal: Signal) {
+    let (service, directory) = (service(Placement::default()), directory());
+    let pid = service.process.id().to_string();
+    let mut watch = Watch::start(&programs(), &["--pid", &pid], directory.path())
+        .unwrap_or_else(|error| panic!("{error}"));
+    std::thread::sleep(Duration::from_millis(300));
+    let sent = Instant::now();
+    watch.process.signal(signal);
+    let status = watch.process.wait(Duration::from_secs(10)).unwrap_or_else(|e| panic!("{e}"));
+    assert!(status.success(), "{status}: {}", watch.printed());
+    assert!(sent.elapsed() < Duration::from_secs(5), "{:?}", sent.elapsed());
+    let (_, info) = complete(&watch.run);
+    assert_eq!(info.end_reason, EndReason::Interrupted);
+    // The command waits for a file in this directory; nobody is left who does.
+    let needle = directory.path().to_string_lossy().into_owned();
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while command_lines().iter().any(|line| line.contains(&needle)) {
+        assert!(Instant::now() < deadline, "the command was ended with the run");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn command_lines() -> Vec<String> {
+    let processes = fs::read_dir("/proc").expect("/proc");
+    let line = |path: PathBuf| fs::read(path.join("cmdline")).ok();
+    processes
+        .flatten()
+        .filter_map(|entry| line(entry.path()))
+        .map(|line| String::from_utf8_lossy(&line).into_owned())
+        .collect()
+}
+
+#[test]
+fn an_interrupt_leaves_a_complete_run() {
+    let Some(_guard) = privileged::ready("interrupt") else { return };
+    ended_by(Signal::INT);
+}
+
+#[test]
+fn a_termination_leaves_a_complete_run() {
+    let Some(_guard) = privileged::ready("termination") else { return };
+    ended_by(Signal::TERM);
+}
+
+#[test]
+fn a_target_that_exits_ends_the_run() {
+    let Some(_guard) = privileged::ready("target exit") else { return };
+    let (service, directory) = (service(Placement::default()), directory());
+    let pid = service.process.id().to_string();
+    let mut watch = Watch::start(&programs(), &["--pid", &pid], directory.path())
+        .unwrap_or_else(|error| panic!("{error}"));
+    std::thread::sleep(Duration::from_millis(200));
+    drop(service);
+    let status = watch.process.wait(Duration::from_secs(10)).unwrap_or_else(|e| panic!("{e}"));
+    assert!(status.success(), "{status}: {}", watch.printed());
+    assert_eq!(complete(&watch.run).1.end_reason, EndReason::TargetExit);
+}
+
+#[test]
+fn a_target_is_found_by_each_of_its_names() {
+    let Some(_guard) = privileged::ready("targets") else { return };
+    let name = format!("observer-target-{}", std::process::id());
+    let cgroup = MemoryCgroup::create(&name).expect("a cgroup can be made");
+    let directory = directory();
+    // A program of a name of its own: others may run the service too.
+    let program = directory.path().join(format!("svc-{}", std::process::id()));
+    fs::copy(programs().service, &program).expect("a copy");
+    let place = Placement { cgroup: Some(&cgroup), cpu: None };
+    let service = Service::start(&program, None, place).unwrap_or_else(|error| panic!("{error}"));
+    let comm = program.file_name().expect("a name").to_string_lossy().into_owned();
+    let (port, pid) = (service.port.to_string(), service.process.id());
+    let targets = [
+        ("--port", port.as_str()),
+        ("--comm", comm.as_str()),
+        ("--exe", program.to_str().expect("UTF-8")),
+        ("--cgroup", cgroup.directory().to_str().expect("UTF-8")),
+        ("--cgroup", name.as_str()),
+    ];
+    for (index, (flag, value)) in targets.into_iter().enumerate() {
+        let out = directory.path().join(format!("run-{index}"));
+        observer_run(&[flag, value, "--duration", "200ms"], &out).assert_code(0);
+        let (_, info) = complete(&out);
+        let found: Vec<u32> = info.target_processes.keys().copied().collect();
+        assert_eq!(found, [pid], "{flag} {value}: {info:#?}");
+        assert_eq!(info.target_processes[&pid], comm);
+    }
+}
+
+#[test]
+fn a_target_that_does_not_exist_yet_is_waited_for() {
+    let Some(_guard) = privileged::ready("wait") else { return };
+    let directory = directory();
+    let name = format!("late-{}", std::process::id());
+    let late = directory.path().join(&name);
+    fs::copy(programs().work, &late).expect("a copy");
+    let out = directory.path().join("run");
+    let mut command = Command::new(programs().observer);
+    command.args(["run", "--comm", &name, "--wait", "--out"]).arg(&out);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(observer.ended().expect("a status").is_none(), "it waits");
+
+    let late = Programs { work: late, ..programs() };
+    let arguments = ["minor-faults", "--pages", "5000"];
+    let mut work = Work::start(&late, &arguments, Placement::default()).expect("it starts");
+    // Found within a second or so, attached within some more.
+    std::thread::sleep(Duration::from_secs(4));
+    work.go().expect("it works");
+    let pid = work.id();
+    work.end().expect("it ends");
+    let status = observer.wait(Duration::from_secs(10)).expect("the target's end ends the run");
+    assert!(status.success(), "{status}");
+    let (summary, info) = complete(&out);
+    assert_eq!(info.end_reason, EndReason::TargetExit);
+    assert!(info.target_processes.contains_key(&pid), "{info:#?}");
+    let faults = summary.probes["fault"].parts.get("minor").map_or(0, |part| part.count);
+    assert!(faults >= 5000, "{faults}");
+}
+
+#[test]
+fn json_is_the_summary_and_the_report_says_the_same_without_root() {
+    let Some(_guard) = privileged::ready("json and report") else { return };
+    let (service, directory) = (service(Placement::default()), directory());
+    let (pid, observer) = (service.process.id().to_string(), programs().observer);
+    let out = directory.path().join("run");
+    let url = format!("{}/sleep?ms=20&every=20", service.url);
+    let arguments = [
+        "--pid",
+        &pid,
+        "--json",
+        "--samples",
+        "observer",
+        "--slow",
+        "10ms",
+        "--",
+        observer.to_str().expect("UTF-8"),
+        "load",
+        &url,
+        "--rate",
+        "200",
+        "--duration",
+        "3s",
+    ];
+    let finished = observer_run(&arguments, &out);
+    finished.assert_code(0);
+    let printed: Summary = serde_json::from_str(&finished.stdout)
+        .unwrap_or_else(|error| panic!("standard output is summary.json: {error}: {finished:#?}"));
+    let (summary, info) = complete(&out);
+    assert_eq!(printed, summary);
+    assert_eq!(info.end_reason, EndReason::CommandExit);
+    assert_eq!(summary.samples.count, 600);
+    assert_eq!(summary.samples.slow_rule, "10ms");
+    assert!((30..60).contains(&summary.samples.slow_count), "{:?}", summary.samples);
+    assert_ne!(summary.verdict.outcome, Outcome::Attributed, "{:?}", summary.verdict);
+
+    give_to_nobody(&out).expect("root may");
+    let public = TempDir::new().expect("a directory");
+    let moved = public.path().join("run");
+    // Where nobody can reach it, too.
+    copy_directory(&out, &moved);
+    let report = |arguments: &[&str]| {
+        let mut all = vec!["report", moved.to_str().expect("UTF-8")];
+        all.extend(arguments);
+        let mut command = as_nobody(&observer, public.path(), &all).expect("a command");
+        let finished = run(&mut command, TIMEOUT).expect("it ends");
+        finished.assert_code(0);
+        finished.stdout
+    };
+    let again: Summary = serde_json::from_str(&report(&["--json"])).expect("summary.json");
+    assert_eq!(again, summary);
+    let text = report(&[]);
+    assert!(text.contains(summary.verdict.outcome.name()), "{text}");
+    for word in ["runqueue", "fault", "reclaim", "mm_syscall", "socket"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("the run").flatten() {
+        fs::copy(entry.path(), to.join(entry.file_name())).expect("a copy");
+    }
+    give_to_nobody(to).expect("root may");
+}
+
+#[test]
+fn an_observer_that_is_killed_leaves_what_it_had() {
+    let Some(_guard) = privileged::ready("killed") else { return };
+    let (service, directory) = (service(Placement::default()), directory());
+    let pid = service.process.id().to_string();
+    let mut watch = Watch::start(&programs(), &["--pid", &pid], directory.path())
+        .unwrap_or_else(|error| panic!("{error}"));
+    for _ in 0..50 {
+        observer_tests::http::get(service.port, "/cpu?us=100", "").expect("an answer");
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    watch.process.signal(Signal::KILL);
+    watch.process.wait(Duration::from_secs(5)).expect("it is gone");
+    fs::write(directory.path().join("stop"), "").expect("the command ends, too");
+    let mut command = Command::new(programs().observer);
+    let finished = run(command.arg("report").arg(&watch.run), TIMEOUT).expect("it ends");
+    finished.assert_code(0);
+    assert!(finished.stdout.contains("fault"), "{finished:#?}");
+}
