@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::aggregate::CauseRecorder;
 use crate::kernel::Ring;
-use crate::model::{Event, EventKind, Stall};
+use crate::model::{Event, EventKind, Stall, Tgid};
 use crate::output::trace::TraceWriter;
 use crate::probe::{self, DecodeError};
 
@@ -51,6 +51,7 @@ pub struct Captured {
 
 /// The two threads.
 pub struct Capture {
+    births: Receiver<Tgid>,
     stop: Arc<AtomicBool>,
     counts: Arc<CaptureCounts>,
     drain: JoinHandle<BTreeMap<&'static str, u64>>,
@@ -66,22 +67,28 @@ impl Capture {
         let stop = Arc::new(AtomicBool::new(false));
         let counts = Arc::new(CaptureCounts::default());
         let (sender, receiver) = sync_channel(BATCHES);
+        let (born, births) = channel();
         let keep = std::thread::Builder::new()
             .name("observer-keep".into())
-            .spawn(move || keep(&receiver, trace))?;
+            .spawn(move || keep(&receiver, trace, &born))?;
         let drain = {
             let (stop, counts) = (Arc::clone(&stop), Arc::clone(&counts));
             std::thread::Builder::new()
                 .name("observer-drain".into())
                 .spawn(move || drain(ring, &stop, &counts, &sender))?
         };
-        Ok(Self { stop, counts, drain, keep })
+        Ok(Self { births, stop, counts, drain, keep })
     }
 
     /// Progress so far.
     #[must_use]
     pub fn counts(&self) -> &CaptureCounts {
         &self.counts
+    }
+
+    /// Processes the target has forked since the last call.
+    pub fn births(&self) -> impl Iterator<Item = Tgid> {
+        self.births.try_iter()
     }
 
     /// Drains what is left and ends both threads.
@@ -140,7 +147,11 @@ fn drain(
     }
 }
 
-fn keep(receiver: &Receiver<Vec<Event>>, trace: TraceWriter<Event, File>) -> Captured {
+fn keep(
+    receiver: &Receiver<Vec<Event>>,
+    trace: TraceWriter<Event, File>,
+    born: &Sender<Tgid>,
+) -> Captured {
     let mut captured = Captured::default();
     let mut trace = Some(trace);
     let mut kept = 0;
@@ -154,6 +165,10 @@ fn keep(receiver: &Receiver<Vec<Event>>, trace: TraceWriter<Event, File>) -> Cap
         for event in &batch {
             captured.recorder.record_event(event);
             captured.note_name(event);
+            if matches!(event.kind, EventKind::Fork { .. }) && event.tid.0 == event.tgid.0 {
+                // Nobody listens any more once the run is over.
+                let _ = born.send(event.tgid);
+            }
             if kept >= EVENTS_MAX {
                 *captured.skipped.entry("beyond_event_cap").or_insert(0) += 1;
                 continue;

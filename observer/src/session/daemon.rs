@@ -9,7 +9,7 @@ use std::time::Duration;
 use observer_ebpf::wire::RecordKind;
 
 use super::watch::SocketWatch;
-use super::{mark_target, require_privileges, target_cgroup};
+use super::{mark_first, mark_target, target_cgroup};
 use crate::aggregate::Snapshot;
 use crate::error::{Error, Exit, Result};
 use crate::kernel::{Kernel, LoadOptions, RING_BYTES, Ring};
@@ -75,19 +75,17 @@ pub fn serve(
     stop: &Arc<AtomicBool>,
     listening: impl FnOnce(SocketAddr, &Kernel),
 ) -> Result<()> {
-    require_privileges()?;
+    crate::doctor::preflight()?;
     let membership = match &options.target {
         None => None,
         Some(spec) => {
             let found = if options.wait {
-                Membership::wait(spec, stop)
+                Membership::wait(spec, stop)?
             } else {
-                Membership::new(spec).map(Some)
+                Some(Membership::new(spec)?)
             };
-            match found.map_err(|error| Error::new(Exit::Target, error.to_string()))? {
-                Some(membership) => Some(membership),
-                None => return Ok(()),
-            }
+            let Some(membership) = found else { return Ok(()) };
+            Some(membership)
         }
     };
     // The port is taken before anything is attached: it is what most often cannot be had.
@@ -109,7 +107,7 @@ pub fn serve(
     let watching = match membership {
         None => None,
         Some(mut membership) => {
-            mark_target(&mut membership, &kernel);
+            mark_first(&mut membership, &kernel);
             let sockets = SocketWatch::start(&kernel, &membership)?;
             let name = target_cgroup(&membership).unwrap_or_default();
             Some(Watching { name, membership, sockets })

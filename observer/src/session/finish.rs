@@ -221,12 +221,7 @@ fn complaint(
     ingested: Option<&Ingested>,
     problem: Option<&IngestError>,
 ) -> Option<Error> {
-    use crate::loadgen::SamplesSource;
-    let source = match options.samples.as_ref().map(|spec| &spec.source) {
-        Some(SamplesSource::Path(path)) => path.display().to_string(),
-        Some(SamplesSource::Stdin) => "standard input".to_owned(),
-        _ => "COMMAND's output".to_owned(),
-    };
+    let source = options.samples.as_ref().map(super::source_name).unwrap_or_default();
     // Ended by us, it fails by our doing.
     let command_failed = info.end_reason == EndReason::CommandExit
         && info.command_exit.is_some_and(|code| code != 0);

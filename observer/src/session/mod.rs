@@ -19,11 +19,12 @@ use std::time::{Duration, Instant};
 
 use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, Anchors, MonoNanos};
+use crate::doctor;
 use crate::error::{Error, Exit, Result};
 use crate::host::{cgroups::Cgroups, process, system};
 use crate::kernel::{Kernel, LoadError, LoadOptions, RING_BYTES};
 use crate::loadgen::{Live, SamplesSource, SamplesSpec};
-use crate::model::{EndReason, RUN_SCHEMA, RunInfo, SlowSpec, files};
+use crate::model::{EndReason, RUN_SCHEMA, RunInfo, SlowSpec, Tgid, files};
 use crate::output::rundir::RunDir;
 use crate::target::{Membership, TargetSpec};
 use command::Generator;
@@ -97,20 +98,6 @@ impl From<LoadError> for Error {
     }
 }
 
-/// Only root (or its capabilities) may load these programs.
-///
-/// # Errors
-/// [`Exit::Permission`].
-pub fn require_privileges() -> Result<()> {
-    if rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    Err(Error::new(
-        Exit::Permission,
-        "BPF programs need root; run it with sudo (`observer doctor` tells more)",
-    ))
-}
-
 impl Session {
     /// Finds the target, attaches the probes, starts COMMAND. `None` when `stop` was raised while
     /// the target was waited for.
@@ -119,13 +106,13 @@ impl Session {
     /// When the target, the kernel, the run directory or COMMAND will not do; nothing is left
     /// behind then.
     pub fn start(options: RunOptions, stop: &AtomicBool) -> Result<Option<Self>> {
-        require_privileges()?;
+        doctor::preflight()?;
         if !options.command.is_empty() {
             command::find(&options.command[0])?;
         }
         let Some(mut membership) = find_target(&options, stop)? else { return Ok(None) };
         let mut kernel = Kernel::attach(LoadOptions { has_target: true, ring_bytes: RING_BYTES })?;
-        mark_target(&mut membership, &kernel);
+        mark_first(&mut membership, &kernel);
         let directory = RunDir::create(options.out.as_deref())?;
         let trace = directory.create_events()?;
         let ring = kernel.take_ring().ok_or_else(|| unexpected(&"the ring is taken"))?;
@@ -167,12 +154,14 @@ impl Session {
             let err = self.directory.create_file(files::LOADGEN_ERR)?;
             let mut generator = Generator::start(&self.options.command, from_command, &out, err)?;
             self.kernel.watch_generator(generator.pid());
+            // Named by command, cgroup or port, the generator is not what is under test.
+            self.membership.exclude(Tgid(generator.pid()));
             output = generator.take_output();
             self.generator = Some(generator);
         }
         if let Some(spec) = &self.options.samples {
-            let reader =
-                SampleReader::start(spec, output, out).map_err(|error| unexpected(&error))?;
+            let reader = SampleReader::start(spec, output, out)
+                .map_err(|error| error.at(&source_name(spec)))?;
             self.reader = Some(reader);
         }
         Ok(())
@@ -188,6 +177,7 @@ impl Session {
         mut show: impl FnMut(&Progress),
     ) -> Result<EndReason> {
         let mut anchored = Instant::now();
+        let mut gone = false;
         loop {
             std::thread::sleep(TICK);
             let elapsed = self.started.elapsed();
@@ -195,7 +185,12 @@ impl Session {
                 anchored = Instant::now();
                 self.anchors.0.push(Anchor::take());
             }
+            for child in self.capture.births() {
+                self.membership.on_fork(child);
+            }
+            let was_gone = gone;
             mark_target(&mut self.membership, &self.kernel);
+            gone = self.membership.all_gone();
             self.self_watch.tick();
             show(&self.progress(elapsed));
             if let Some(generator) = &mut self.generator
@@ -209,7 +204,8 @@ impl Session {
             if self.options.duration.is_some_and(|duration| elapsed >= duration) {
                 return Ok(EndReason::Duration);
             }
-            if self.membership.all_gone() {
+            // Twice: the news of a child may still be under way when its parent is gone.
+            if gone && was_gone {
                 return Ok(EndReason::TargetExit);
             }
         }
@@ -233,12 +229,30 @@ fn unexpected(error: &dyn std::fmt::Display) -> Error {
 }
 
 fn find_target(options: &RunOptions, stop: &AtomicBool) -> Result<Option<Membership>> {
-    let found = if options.wait {
-        Membership::wait(&options.target, stop)
-    } else {
-        Membership::new(&options.target).map(Some)
-    };
-    found.map_err(|error| Error::new(Exit::Target, error.to_string()))
+    if options.wait {
+        return Ok(Membership::wait(&options.target, stop)?);
+    }
+    Ok(Some(Membership::new(&options.target)?))
+}
+
+/// How the source of the samples is called in a message.
+fn source_name(spec: &SamplesSpec) -> String {
+    match &spec.source {
+        SamplesSource::Path(path) => path.display().to_string(),
+        SamplesSource::Stdin => "standard input".to_owned(),
+        SamplesSource::CommandOutput => "COMMAND's output".to_owned(),
+    }
+}
+
+/// Marks the target for the first time: what forks between listing and marking is found by
+/// looking again.
+fn mark_first(membership: &mut Membership, kernel: &Kernel) {
+    loop {
+        mark_target(membership, kernel);
+        if membership.rescan().is_empty() {
+            return;
+        }
+    }
 }
 
 /// Tells the kernel side who belongs to the target. Forks it follows by itself; this catches what

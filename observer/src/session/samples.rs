@@ -1,11 +1,9 @@
 //! Reading the generator's samples while it runs: from COMMAND's output, a file that grows, a
 //! FIFO or standard input. What comes is kept as it came.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -14,7 +12,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
-use crate::loadgen::{Ingest, IngestError, Live, SamplesSource, SamplesSpec};
+use crate::loadgen::{Ingest, IngestError, Live, SamplesFile, SamplesSource, SamplesSpec};
 
 /// Time between two looks at a file that may grow.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -32,30 +30,34 @@ fn lock(ingest: &Mutex<Ingest>) -> MutexGuard<'_, Ingest> {
 }
 
 enum Source {
-    Descriptor(File),
-    Path(PathBuf),
+    /// A pipe, and the copy kept of it.
+    Stream(File, File),
+    /// A file or FIFO that somebody else keeps.
+    Followed(SamplesFile),
 }
 
 impl SampleReader {
     /// Starts reading. `command_output` is COMMAND's standard output, used when the samples come
-    /// from there. A copy of every byte goes to `copy`.
+    /// from there. What is read from a pipe is copied to `copy`.
     ///
     /// # Errors
-    /// When the system has no thread or descriptor to give.
+    /// When the source cannot be read.
     pub(super) fn start(
         spec: &SamplesSpec,
         command_output: Option<OwnedFd>,
         copy: File,
-    ) -> std::io::Result<Self> {
+    ) -> Result<Self, IngestError> {
         let source = match &spec.source {
             SamplesSource::CommandOutput => {
-                let output = command_output.ok_or(std::io::ErrorKind::NotConnected)?;
-                Source::Descriptor(File::from(output))
+                let output = command_output
+                    .ok_or_else(|| IngestError::Unreadable("COMMAND has no output".into()))?;
+                Source::Stream(File::from(output), copy)
             }
             SamplesSource::Stdin => {
-                Source::Descriptor(File::from(std::io::stdin().as_fd().try_clone_to_owned()?))
+                let stdin = std::io::stdin().as_fd().try_clone_to_owned().map_err(unreadable)?;
+                Source::Stream(File::from(stdin), copy)
             }
-            SamplesSource::Path(path) => Source::Path(path.clone()),
+            SamplesSource::Path(path) => Source::Followed(SamplesFile::follow(path)?),
         };
         let stop = Arc::new(AtomicBool::new(false));
         let ingest = Arc::new(Mutex::new(Ingest::new(spec.adapter)));
@@ -63,7 +65,11 @@ impl SampleReader {
             let (stop, ingest) = (Arc::clone(&stop), Arc::clone(&ingest));
             std::thread::Builder::new()
                 .name("observer-samples".into())
-                .spawn(move || read_all(source, &stop, &ingest, copy))?
+                .spawn(move || match source {
+                    Source::Stream(stream, copy) => read_stream(stream, &stop, &ingest, copy),
+                    Source::Followed(file) => follow(file, &stop, &ingest),
+                })
+                .map_err(unreadable)?
         };
         Ok(Self { stop, ingest, thread })
     }
@@ -92,68 +98,59 @@ impl SampleReader {
     }
 }
 
-fn read_all(
-    source: Source,
+fn unreadable(error: std::io::Error) -> IngestError {
+    IngestError::Unreadable(error.to_string())
+}
+
+fn read_stream(
+    mut stream: File,
     stop: &AtomicBool,
     ingest: &Mutex<Ingest>,
     mut copy: File,
 ) -> Result<(), IngestError> {
-    let (mut file, grows) = match source {
-        Source::Descriptor(file) => (file, false),
-        Source::Path(path) => (open_when_there(&path, stop)?, true),
-    };
     let mut buffer = vec![0; 1 << 16];
     loop {
         // Read before looking: what was there before the stop is then read for sure.
         let last = stop.load(Ordering::Relaxed);
-        if !readable(&file) {
+        if !readable(&stream) {
+            // Somebody else may hold COMMAND's output open; nothing more comes from COMMAND.
             if last {
                 return Ok(());
             }
             continue;
         }
-        match file.read(&mut buffer) {
-            // The end of a pipe is the end; a file may still grow.
-            Ok(0) if !grows || last => return Ok(()),
-            Ok(0) => std::thread::sleep(LOOK_INTERVAL),
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(()),
             Ok(length) => {
                 lock(ingest).feed(&buffer[..length]);
                 // The copy serves people; without room for it the run goes on.
                 let _ = copy.write_all(&buffer[..length]);
             }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    std::io::ErrorKind::Interrupted | std::io::ErrorKind::WouldBlock
-                ) => {}
-            Err(error) => return Err(IngestError::Unreadable(error.to_string())),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(unreadable(error)),
         }
     }
 }
 
-/// Opens the file as soon as it exists; after the stop it must.
-fn open_when_there(path: &PathBuf, stop: &AtomicBool) -> Result<File, IngestError> {
+/// Waits a little for something to read, or for the end.
+fn readable(stream: &File) -> bool {
+    let timeout = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+    let mut poll_fd = [PollFd::new(stream, PollFlags::IN)];
+    poll(&mut poll_fd, Some(&timeout)).is_ok_and(|ready| ready > 0)
+}
+
+fn follow(
+    mut file: SamplesFile,
+    stop: &AtomicBool,
+    ingest: &Mutex<Ingest>,
+) -> Result<(), IngestError> {
     loop {
         let last = stop.load(Ordering::Relaxed);
-        // Not blocking: opening a FIFO would otherwise wait for its writer, past ^C.
-        match OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
-            Ok(file) => {
-                if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
-                    return Err(IngestError::Unreadable("it is a directory".into()));
-                }
-                return Ok(file);
+        if file.read(&mut lock(ingest))? == 0 {
+            if last {
+                return file.finish();
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !last => {
-                std::thread::sleep(LOOK_INTERVAL);
-            }
-            Err(error) => return Err(IngestError::Unreadable(error.to_string())),
+            std::thread::sleep(LOOK_INTERVAL);
         }
     }
-}
-
-/// Waits a little for something to read. A regular file is always readable.
-fn readable(file: &File) -> bool {
-    let timeout = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-    let mut poll_fd = [PollFd::new(file, PollFlags::IN)];
-    poll(&mut poll_fd, Some(&timeout)).is_ok_and(|ready| ready > 0)
 }
