@@ -1,6 +1,8 @@
 //! The BPF object: licence and panic handler. Programs live in `probe`, one file a family.
 #![no_std]
 #![no_main]
+// Entry points take their context by value: that is what the macros of aya-ebpf expect.
+#![allow(clippy::needless_pass_by_value)]
 // Inline assembly for BPF is not stable yet; see `atomic`.
 #![feature(asm_experimental_arch)]
 
