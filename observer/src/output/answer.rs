@@ -265,7 +265,7 @@ impl Answer {
             ));
         }
         for (reason, count) in samples.skipped.iter().filter(|(_, count)| **count > 0) {
-            let reason = text::clean(reason, 80);
+            let reason = text::clean(reason, 80).replace('_', " ");
             warnings.push(format!("{} rows were not used: {reason}", text::count(*count)));
         }
         warnings

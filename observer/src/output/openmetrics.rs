@@ -1,18 +1,18 @@
 //! OpenMetrics text from a [`Snapshot`], by the table [`METRICS`].
 
+mod table;
+
 use std::fmt::{self, Debug, Write};
 
-use observer_ebpf::wire::{
-    BUCKETS, BUCKETS_PER_OCTAVE, Counter, FD_ERRNOS, FdSyscall, LossKind, RecordKind, Series,
-    native_index,
-};
+use observer_ebpf::wire::{BUCKETS, BUCKETS_PER_OCTAVE, Series, native_index};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::aggregate::{Distribution, Snapshot};
-use crate::model::ProbeState;
+
+pub use table::METRICS;
 
 /// Content type of the OpenMetrics text format.
 pub const OPENMETRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -189,293 +189,6 @@ fn octave_buckets(distribution: &Distribution, (first, last): Octaves) -> (u64, 
     (buckets.iter().map(|(_, count)| count).sum(), buckets)
 }
 
-const FAULTS: [(Series, &str, &str); 4] = [
-    (Series::FaultMinorUser, "minor", "user"),
-    (Series::FaultMinorKernel, "minor", "kernel"),
-    (Series::FaultMajorUser, "major", "user"),
-    (Series::FaultMajorKernel, "major", "kernel"),
-];
-
-const MM_CALLS: [(Series, &str); 6] = [
-    (Series::Mmap, "mmap"),
-    (Series::Munmap, "munmap"),
-    (Series::Mremap, "mremap"),
-    (Series::Brk, "brk"),
-    (Series::Mprotect, "mprotect"),
-    (Series::Madvise, "madvise"),
-];
-
-fn fd_failures(snapshot: &Snapshot, family: &mut Family<'_>, target: bool) -> fmt::Result {
-    for call in FdSyscall::ALL {
-        for (position, (_, errno)) in FD_ERRNOS.iter().enumerate() {
-            let count = snapshot.fd_failures(target, call, position);
-            family.counter([call.name(), errno], count)?;
-        }
-    }
-    Ok(())
-}
-
-fn sockets(family: &mut Family<'_>, counts: [u64; 3]) -> fmt::Result {
-    for (event, count) in ["created", "accepted", "released"].into_iter().zip(counts) {
-        family.counter([event], count)?;
-    }
-    Ok(())
-}
-
-/// All metrics, in the order they are written and documented.
-pub static METRICS: &[Metric] = &[
-    Metric {
-        name: "observer_build",
-        kind: Kind::Info,
-        unit: None,
-        labels: &["version"],
-        help: "The running observer",
-        fill: |_, family| family.info([env!("CARGO_PKG_VERSION")]),
-    },
-    Metric {
-        name: "observer_probe_attached",
-        kind: Kind::Gauge,
-        unit: None,
-        labels: &["probe", "tier", "state"],
-        help: "1 where the probe works, wholly or in part; 0 where it does not",
-        fill: |snapshot, family| {
-            for (probe, coverage) in &snapshot.coverage {
-                let works = matches!(coverage.state, ProbeState::Attached | ProbeState::Partial);
-                let tier = coverage.tier.as_deref().unwrap_or("none");
-                family.gauge([probe, tier, coverage.state.name()], works.into())?;
-            }
-            Ok(())
-        },
-    },
-    Metric {
-        name: "observer_runqueue_latency",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["cgroup", "reason"],
-        help: "Time from being able to run to running, by how the wait began, all tasks",
-        fill: |snapshot, family| {
-            let rows = [(Series::RunqueueWakeup, "wakeup"), (Series::RunqueuePreempt, "preempted")];
-            for (series, reason) in rows {
-                family.per_cgroup(snapshot, series, STALL, |cgroup| [cgroup, reason])?;
-            }
-            Ok(())
-        },
-    },
-    Metric {
-        name: "observer_fault_latency",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["cgroup", "kind", "mode"],
-        help: "Time inside a page fault, minor or major, taken in user or kernel mode, all tasks",
-        fill: |snapshot, family| {
-            for (series, kind, mode) in FAULTS {
-                family.per_cgroup(snapshot, series, STALL, |cgroup| [cgroup, kind, mode])?;
-            }
-            Ok(())
-        },
-    },
-    Metric {
-        name: "observer_reclaim_duration",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["cgroup", "scope"],
-        help: "Time in memory reclaim, for the host (direct) or a cgroup limit (memcg), all tasks",
-        fill: |snapshot, family| {
-            for (series, scope) in
-                [(Series::ReclaimDirect, "direct"), (Series::ReclaimMemcg, "memcg")]
-            {
-                family.per_cgroup(snapshot, series, STALL, |cgroup| [cgroup, scope])?;
-            }
-            Ok(())
-        },
-    },
-    Metric {
-        name: "observer_compaction_duration",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["cgroup"],
-        help: "Time in a memory compaction run, all tasks",
-        fill: |snapshot, family| {
-            family.per_cgroup(snapshot, Series::Compaction, STALL, |cgroup| [cgroup])
-        },
-    },
-    Metric {
-        name: "observer_mm_syscall_duration",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["cgroup", "call"],
-        help: "Time inside memory-management system calls, all tasks",
-        fill: |snapshot, family| {
-            for (series, call) in MM_CALLS {
-                family.per_cgroup(snapshot, series, STALL, |cgroup| [cgroup, call])?;
-            }
-            Ok(())
-        },
-    },
-    Metric {
-        name: "observer_socket_lifetime",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["cgroup"],
-        help: "Time from creation or acceptance of an IP socket to its release, all tasks",
-        fill: |snapshot, family| {
-            family.per_cgroup(snapshot, Series::SocketLifetime, LIFETIME, |cgroup| [cgroup])
-        },
-    },
-    Metric {
-        name: "observer_sockets",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &["event"],
-        help: "IP sockets created, accepted and released, all tasks",
-        fill: |snapshot, family| {
-            let count = |counter| snapshot.counter(counter);
-            sockets(
-                family,
-                [
-                    count(Counter::SocketsCreated),
-                    count(Counter::SocketsAccepted),
-                    count(Counter::SocketsReleased),
-                ],
-            )
-        },
-    },
-    Metric {
-        name: "observer_target_sockets",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &["event"],
-        help: "IP sockets created, accepted and released by the target",
-        fill: |snapshot, family| {
-            let count = |counter| snapshot.counter(counter);
-            sockets(
-                family,
-                [
-                    count(Counter::TargetSocketsCreated),
-                    count(Counter::TargetSocketsAccepted),
-                    count(Counter::TargetSocketsReleased),
-                ],
-            )
-        },
-    },
-    Metric {
-        name: "observer_target_live_sockets",
-        kind: Kind::Gauge,
-        unit: None,
-        labels: &[],
-        help: "IP sockets the target holds now; missing without a target",
-        fill: |snapshot, family| {
-            snapshot.target_live_sockets.map_or(Ok(()), |live| family.gauge([], live))
-        },
-    },
-    Metric {
-        name: "observer_fd_failures",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &["call", "errno"],
-        help: "Calls that failed for want of descriptors, buffers or memory, all tasks",
-        fill: |snapshot, family| fd_failures(snapshot, family, false),
-    },
-    Metric {
-        name: "observer_target_fd_failures",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &["call", "errno"],
-        help: "The same, of the target alone",
-        fill: |snapshot, family| fd_failures(snapshot, family, true),
-    },
-    Metric {
-        name: "observer_kswapd_wakeups",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &[],
-        help: "Times kswapd was woken to reclaim memory in the background",
-        fill: |snapshot, family| family.counter([], snapshot.counter(Counter::KswapdWakeups)),
-    },
-    Metric {
-        name: "observer_records_emitted",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &["kind"],
-        help: "Records of the target put into the ring",
-        fill: |snapshot, family| {
-            RecordKind::ALL
-                .into_iter()
-                .try_for_each(|kind| family.counter([kind.name()], snapshot.emitted(kind)))
-        },
-    },
-    Metric {
-        name: "observer_records_lost",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &["kind"],
-        help: "Records of the target that found the ring full",
-        fill: |snapshot, family| {
-            RecordKind::ALL
-                .into_iter()
-                .try_for_each(|kind| family.counter([kind.name()], snapshot.ring_lost(kind)))
-        },
-    },
-    Metric {
-        name: "observer_losses",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &["kind"],
-        help: "Stalls or sockets that could not be counted where they belong, by reason",
-        fill: |snapshot, family| {
-            LossKind::ALL
-                .into_iter()
-                .try_for_each(|kind| family.counter([kind.name()], snapshot.other_lost(kind)))
-        },
-    },
-    Metric {
-        name: "observer_cpu",
-        kind: Kind::Counter,
-        unit: Some("seconds"),
-        labels: &[],
-        help: "User and system time of the observer process",
-        fill: |snapshot, family| family.counter_f64([], snapshot.self_usage.cpu_seconds),
-    },
-    Metric {
-        name: "observer_resident_memory_max",
-        kind: Kind::Gauge,
-        unit: Some("bytes"),
-        labels: &[],
-        help: "Largest resident set of the observer process so far",
-        fill: |snapshot, family| family.gauge([], signed(snapshot.self_usage.max_rss_bytes)),
-    },
-    Metric {
-        name: "observer_bpf_map_memory",
-        kind: Kind::Gauge,
-        unit: Some("bytes"),
-        labels: &[],
-        help: "Kernel memory of the BPF maps",
-        fill: |snapshot, family| family.gauge([], signed(snapshot.self_usage.bpf_map_bytes)),
-    },
-    Metric {
-        name: "observer_bpf_run_time",
-        kind: Kind::Counter,
-        unit: Some("seconds"),
-        labels: &[],
-        help: "Time inside the BPF programs; 0 where the kernel's BPF statistics are off",
-        fill: |snapshot, family| {
-            family.counter_f64([], snapshot.self_usage.bpf_run_time_ns as f64 / 1e9)
-        },
-    },
-    Metric {
-        name: "observer_bpf_runs",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &[],
-        help: "Runs of the BPF programs; 0 where the kernel's BPF statistics are off",
-        fill: |snapshot, family| family.counter([], snapshot.self_usage.bpf_run_count),
-    },
-];
-
-fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
 #[derive(Debug)]
 struct FromSnapshot(Snapshot);
 
@@ -541,7 +254,7 @@ pub fn to_prometheus(openmetrics: &str) -> String {
 pub fn metrics_markdown() -> String {
     let mut text = String::from(
         "# Metrics\n\n\
-         <!-- Generated from the METRICS table in observer/src/output/openmetrics.rs; \
+         <!-- Generated from the METRICS table in observer/src/output/openmetrics/table.rs; \
          `cargo xtask docs` rewrites it. -->\n\n\
          `observer daemon` serves these on `/metrics`, as OpenMetrics 1.0 text where the client's \
          `Accept` header asks for it, otherwise as Prometheus text 0.0.4. Counters and histograms \

@@ -1,11 +1,11 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use observer_ebpf::wire::KIND_SLOTS;
+use observer_ebpf::wire::{Counter, KIND_SLOTS, LossKind, RecordKind};
 
 use super::*;
 use crate::aggregate::CgroupDistributions;
-use crate::model::{Coverage, SelfSummary};
+use crate::model::{Coverage, ProbeState, SelfSummary};
 
 /// A snapshot in which every family has a sample, one of them with a hostile name.
 pub(crate) fn snapshot() -> Snapshot {
