@@ -239,6 +239,8 @@ pub fn play(
     let placement = Placement { cgroup: cgroup.as_deref(), cpu };
     let path = file.as_ref().map(tempfile::NamedTempFile::path);
     let service = Service::start(&programs.service, path, placement)?;
+    // The service holds it open: it needs no name any more, and none is left behind.
+    drop(file);
 
     let mut observer = start_observer(programs, scenario, &service, out, log)?;
     wait_for_load(&service, &mut observer)?;
