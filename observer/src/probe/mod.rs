@@ -1,6 +1,7 @@
 //! The probes, as data: which programs they need, how each is attached, which records they send
 //! and how a record becomes an event. One file a probe, one row here.
 
+pub mod docs;
 mod fault;
 mod mm_syscall;
 mod reclaim;
