@@ -418,25 +418,3 @@ fn empty_and_senseless_input_is_answered() {
     drill.window_ns = 0;
     assert_eq!(drill.analyse().check().verdict.outcome, Outcome::Inconclusive);
 }
-
-/// A million of each must stay a matter of seconds; run with `--release -- --ignored`.
-#[test]
-#[ignore = "measures a release build"]
-fn a_million_samples_and_stalls_take_seconds() {
-    let mut drill = Drill::new(1, 100);
-    for i in 0..1_000_000u64 {
-        let cause = Cause::STALLS[(i % 7) as usize];
-        let begin = drill.rng.random_range(0..drill.window_ns);
-        drill.innocent(cause, (i % 50) as u32, begin, begin + 20_000);
-    }
-    for begin in drill.jittered(80, SQUEEZE) {
-        drill.culprit(Cause::ReclaimMemcg, 99, begin, begin + 40 * MS);
-    }
-    drill.plain_load(10_000);
-    let began = std::time::Instant::now();
-    let analysis = drill.analyse();
-    let took = began.elapsed();
-    analysis.check();
-    assert!(took.as_secs() < 10, "{took:?} for {} samples", analysis.samples.count);
-    assert_eq!(analysis.verdict.top_cause, Some(Cause::ReclaimMemcg), "{analysis:#?}");
-}

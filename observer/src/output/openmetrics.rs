@@ -154,12 +154,13 @@ impl Family<'_> {
         snapshot: &Snapshot,
         series: Series,
         octaves: Octaves,
-        values: impl Fn(&'_ str) -> [&'_ str; N],
+        values: impl for<'a> Fn([&'a str; 2]) -> [&'a str; N],
     ) -> fmt::Result {
         for cgroup in &snapshot.cgroups {
             let distribution = &cgroup.series[series as usize];
             if distribution.count() > 0 {
-                self.histogram(values(&cgroup.name), distribution, octaves)?;
+                let target = if cgroup.target { "true" } else { "false" };
+                self.histogram(values([&cgroup.name, target]), distribution, octaves)?;
             }
         }
         Ok(())
@@ -264,7 +265,8 @@ pub fn metrics_markdown() -> String {
          schema 3); the classic buckets served here are whole octaves, powers of two of a second: \
          stalls from 2⁻²⁰ s (0.95 µs) to 4 s, socket lifetimes from 2⁻¹⁰ s to 128 s. A cgroup \
          appears once something was counted in it; `cgroup=\"other\"` holds what came after the \
-         table of cgroups was full.\n\n\
+         table of cgroups was full. The target's processes are counted apart from their cgroup, \
+         with `target=\"true\"`.\n\n\
          | metric | type | unit | labels | meaning |\n| --- | --- | --- | --- | --- |\n",
     );
     for metric in METRICS {

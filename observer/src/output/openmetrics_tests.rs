@@ -65,7 +65,7 @@ fn every_number_is_under_its_name() {
 #[test]
 fn histograms_keep_counts_on_the_right_side_of_their_bounds() {
     let text = openmetrics(snapshot()).unwrap();
-    let cgroup = r#"cgroup="/a\"b\\c\nd",reason="wakeup"}"#;
+    let cgroup = r#"cgroup="/a\"b\\c\nd",target="true",reason="wakeup"}"#;
     let bucket = |le: &str| {
         value(&text, &format!("observer_runqueue_latency_seconds_bucket{{le=\"{le}\",{cgroup}"))
     };

@@ -71,6 +71,7 @@ fn main() -> ExitCode {
     kernel.set_floor_ns(RecordKind::MmSyscall, 0);
     let Some(mut ring) = kernel.take_ring() else { return ExitCode::FAILURE };
     kernel.targets().set(std::process::id(), true);
+    let enough = Arc::new(AtomicBool::new(false));
     let stop = Arc::new(AtomicBool::new(false));
     let delivered = Arc::new(AtomicU64::new(0));
     let drain = {
@@ -98,16 +99,17 @@ fn main() -> ExitCode {
     };
     let start = Instant::now();
     let producer = {
-        let stop = Arc::clone(&stop);
+        let enough = Arc::clone(&enough);
         std::thread::spawn(move || {
             pin(args.producer_cpu);
-            produce(&stop);
+            produce(&enough);
         })
     };
     std::thread::sleep(Duration::from_secs(args.seconds));
-    stop.store(true, Ordering::Relaxed);
+    enough.store(true, Ordering::Relaxed);
     let _ = producer.join();
     let elapsed = start.elapsed().as_secs_f64();
+    stop.store(true, Ordering::Relaxed);
     let Ok((cpu, undecoded)) = drain.join() else { return ExitCode::FAILURE };
     let Ok(counts) = kernel.counts() else { return ExitCode::FAILURE };
     let lost: u64 = counts.lost[..observer_ebpf::wire::KIND_SLOTS].iter().sum();

@@ -130,7 +130,7 @@ pub(crate) fn run(options: &Options) -> Outcome {
     if options.observer.is_none() {
         must(&mut cargo(["build", "--release", "--package", "observer", "--bins"]))?;
     }
-    let work = ["build", "--release", "--package", "observer-tests", "--bin", "bench-work"];
+    let work = ["build", "--release", "--package", "observer-tests", "--bins"];
     must(&mut cargo(work))?;
     let observer = options.observer.clone().unwrap_or_else(|| release.join("observer"));
     let operations = if options.only.is_empty() {
@@ -157,7 +157,30 @@ pub(crate) fn run(options: &Options) -> Outcome {
         }
     }
     print!("{}", results.markdown(&table::host()));
+    if options.observer.is_none() {
+        println!("\n{}", drain(&release.join("drain-bench"))?);
+    }
     Ok(if results.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The drain, as a paragraph: records made as fast as one CPU can, drained on another.
+fn drain(program: &std::path::Path) -> Result<String, String> {
+    eprintln!("drain");
+    let output = Command::new(program).output().map_err(|error| format!("drain-bench: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let figures: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| format!("drain-bench: {error}: {text}"))?;
+    let number = |key: &str| figures[key].as_f64().unwrap_or(f64::NAN);
+    Ok(format!(
+        "Drain: {:.2} million records a second delivered and decoded, {} lost; the drain took \
+         {:.2} s of CPU time for {:.1} million records, so one CPU could drain {:.0} million a \
+         second.",
+        number("rate_hz") / 1e6,
+        number("lost"),
+        number("drain_cpu_seconds"),
+        number("delivered") / 1e6,
+        number("capacity_hz") / 1e6,
+    ))
 }
 
 fn measure(

@@ -70,12 +70,14 @@ pub static METRICS: &[Metric] = &[
         name: "observer_runqueue_latency",
         kind: Kind::Histogram,
         unit: Some("seconds"),
-        labels: &["cgroup", "reason"],
+        labels: &["cgroup", "target", "reason"],
         help: "Time from being able to run to running, by how the wait began, all tasks",
         fill: |snapshot, family| {
             let rows = [(Series::RunqueueWakeup, "wakeup"), (Series::RunqueuePreempt, "preempted")];
             for (series, reason) in rows {
-                family.per_cgroup(snapshot, series, STALL, |cgroup| [cgroup, reason])?;
+                family.per_cgroup(snapshot, series, STALL, |[cgroup, target]| {
+                    [cgroup, target, reason]
+                })?;
             }
             Ok(())
         },
@@ -84,11 +86,13 @@ pub static METRICS: &[Metric] = &[
         name: "observer_fault_latency",
         kind: Kind::Histogram,
         unit: Some("seconds"),
-        labels: &["cgroup", "kind", "mode"],
+        labels: &["cgroup", "target", "kind", "mode"],
         help: "Time inside a page fault, minor or major, taken in user or kernel mode, all tasks",
         fill: |snapshot, family| {
             for (series, kind, mode) in FAULTS {
-                family.per_cgroup(snapshot, series, STALL, |cgroup| [cgroup, kind, mode])?;
+                family.per_cgroup(snapshot, series, STALL, |[cgroup, target]| {
+                    [cgroup, target, kind, mode]
+                })?;
             }
             Ok(())
         },
@@ -97,13 +101,15 @@ pub static METRICS: &[Metric] = &[
         name: "observer_reclaim_duration",
         kind: Kind::Histogram,
         unit: Some("seconds"),
-        labels: &["cgroup", "scope"],
+        labels: &["cgroup", "target", "scope"],
         help: "Time in memory reclaim, for the host (direct) or a cgroup limit (memcg), all tasks",
         fill: |snapshot, family| {
             for (series, scope) in
                 [(Series::ReclaimDirect, "direct"), (Series::ReclaimMemcg, "memcg")]
             {
-                family.per_cgroup(snapshot, series, STALL, |cgroup| [cgroup, scope])?;
+                family.per_cgroup(snapshot, series, STALL, |[cgroup, target]| {
+                    [cgroup, target, scope]
+                })?;
             }
             Ok(())
         },
@@ -112,21 +118,23 @@ pub static METRICS: &[Metric] = &[
         name: "observer_compaction_duration",
         kind: Kind::Histogram,
         unit: Some("seconds"),
-        labels: &["cgroup"],
+        labels: &["cgroup", "target"],
         help: "Time in a memory compaction run, all tasks",
         fill: |snapshot, family| {
-            family.per_cgroup(snapshot, Series::Compaction, STALL, |cgroup| [cgroup])
+            family.per_cgroup(snapshot, Series::Compaction, STALL, |cgroup| cgroup)
         },
     },
     Metric {
         name: "observer_mm_syscall_duration",
         kind: Kind::Histogram,
         unit: Some("seconds"),
-        labels: &["cgroup", "call"],
+        labels: &["cgroup", "target", "call"],
         help: "Time inside memory-management system calls, all tasks",
         fill: |snapshot, family| {
             for (series, call) in MM_CALLS {
-                family.per_cgroup(snapshot, series, STALL, |cgroup| [cgroup, call])?;
+                family.per_cgroup(snapshot, series, STALL, |[cgroup, target]| {
+                    [cgroup, target, call]
+                })?;
             }
             Ok(())
         },
@@ -135,10 +143,10 @@ pub static METRICS: &[Metric] = &[
         name: "observer_socket_lifetime",
         kind: Kind::Histogram,
         unit: Some("seconds"),
-        labels: &["cgroup"],
+        labels: &["cgroup", "target"],
         help: "Time from creation or acceptance of an IP socket to its release, all tasks",
         fill: |snapshot, family| {
-            family.per_cgroup(snapshot, Series::SocketLifetime, LIFETIME, |cgroup| [cgroup])
+            family.per_cgroup(snapshot, Series::SocketLifetime, LIFETIME, |cgroup| cgroup)
         },
     },
     Metric {
