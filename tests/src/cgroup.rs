@@ -3,8 +3,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use observer::clock::MonoNanos;
 use observer::host::cgroups::Cgroups;
 
 use crate::Result;
@@ -16,11 +17,13 @@ pub struct MemoryCgroup {
     unified: bool,
 }
 
-/// How often, and how far apart, the use of the cgroup is read before it is squeezed.
-const USAGE_READINGS: u32 = 10;
-const USAGE_PAUSE: Duration = Duration::from_millis(3);
+/// How long the use of the cgroup is watched before it is squeezed: a whole round of the service's
+/// arena, and how often it is read.
+const USAGE_WATCH: Duration = Duration::from_millis(450);
+const USAGE_PAUSE: Duration = Duration::from_millis(1);
 
-/// Room that a squeeze leaves: less than one request needs.
+/// What counts as the least use again, and the room that is left above it.
+const USAGE_NEAR_BYTES: u64 = 1 << 20;
 const SQUEEZE_ROOM_BYTES: u64 = 128 << 10;
 
 impl MemoryCgroup {
@@ -110,20 +113,27 @@ impl MemoryCgroup {
         }
     }
 
-    /// Sets the limit to what is in use between requests, so that whoever asks for more has to
-    /// reclaim, and not the one who writes the limit.
+    /// Sets the limit to what is in use, at a moment when that is little: whoever asks for more
+    /// later has to reclaim, and not the one who writes the limit. Returns the instant before it
+    /// was written.
     ///
     /// # Errors
     /// As for [`Self::usage_bytes`] and [`Self::limit`].
-    pub fn squeeze(&self) -> Result<u64> {
-        let mut least = self.usage_bytes()?;
-        for _ in 0..USAGE_READINGS {
+    pub fn squeeze(&self) -> Result<MonoNanos> {
+        let begin = Instant::now();
+        let mut least = u64::MAX;
+        loop {
+            let usage = self.usage_bytes()?;
+            least = least.min(usage);
+            let watched = begin.elapsed();
+            let near = watched > USAGE_WATCH && usage <= least + USAGE_NEAR_BYTES;
+            if near || watched > 3 * USAGE_WATCH {
+                let begin = MonoNanos::now();
+                self.limit(Some(usage + SQUEEZE_ROOM_BYTES))?;
+                return Ok(begin);
+            }
             std::thread::sleep(USAGE_PAUSE);
-            least = least.min(self.usage_bytes()?);
         }
-        let limit = least + SQUEEZE_ROOM_BYTES;
-        self.limit(Some(limit))?;
-        Ok(limit)
     }
 
     /// Processes that the out-of-memory killer took in it.

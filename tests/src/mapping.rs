@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::ptr;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 /// Size of a page on every machine the tests run on.
 pub const PAGE_BYTES: usize = 4096;
@@ -50,6 +50,16 @@ impl Mapping {
         Ok(Self { base, length_bytes })
     }
 
+    /// No read-ahead: each page that is not present is a fault of its own.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn advise_random(&self) -> io::Result<()> {
+        // SAFETY: changes no page of the mapping, which is this value's.
+        unsafe { madvise(self.base, self.length_bytes, Advice::Random) }?;
+        Ok(())
+    }
+
     /// Where it begins.
     #[must_use]
     pub const fn base(&self) -> *mut c_void {
@@ -88,6 +98,16 @@ impl Mapping {
             // SAFETY: `byte` is a valid reference; volatile so that the store is not left out.
             unsafe { ptr::from_mut(byte).write_volatile(1) };
         }
+    }
+
+    /// Gives the pages of an anonymous mapping back to the kernel; they read as zeroes again.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn discard(&mut self) -> io::Result<()> {
+        // SAFETY: the mapping is this value's, and borrowed mutably.
+        unsafe { madvise(self.base, self.length_bytes, Advice::LinuxDontNeed) }?;
+        Ok(())
     }
 
     /// The bytes of an anonymous mapping.

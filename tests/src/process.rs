@@ -1,5 +1,6 @@
 //! Child processes that never outlive whoever started them, and ^C.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -45,6 +46,8 @@ pub struct Placement<'a> {
     pub cgroup: Option<&'a MemoryCgroup>,
     /// The only CPU it may use.
     pub cpu: Option<u32>,
+    /// Its nice value, from -20 (first) to 19 (last).
+    pub nice: Option<i32>,
 }
 
 /// A running child, killed when dropped.
@@ -68,11 +71,15 @@ impl Running {
             set.set(cpu as usize);
             set
         });
+        let nice = placement.nice;
         command.process_group(0);
         let place = move || {
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
             if let Some(cpus) = &cpus {
                 sched_setaffinity(None, cpus)?;
+            }
+            if let Some(nice) = nice {
+                rustix::process::setpriority_process(None, nice)?;
             }
             if let Some(entrance) = &entrance {
                 // "0" is the writing process itself.
@@ -161,13 +168,10 @@ impl Service {
     ///
     /// # Errors
     /// When it does not get that far.
-    pub fn start(program: &Path, file: Option<&Path>, placement: Placement<'_>) -> Result<Self> {
+    pub fn start(program: &Path, arguments: &[&OsStr], place: Placement<'_>) -> Result<Self> {
         let mut command = Command::new(program);
-        if let Some(file) = file {
-            command.arg("--file").arg(file);
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut process = Running::start(&mut command, placement)?;
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut process = Running::start(&mut command, place)?;
         let line = first_line(process.stdout())
             .map_err(|error| format!("{} does not speak: {error}", program.display()))?;
         let url = line.trim().rsplit(' ').next().unwrap_or_default().to_owned();

@@ -1,6 +1,7 @@
 //! Known answers: a service is harmed on a schedule while observer watches a load test of it, and
 //! observer has to say what the harm was.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -32,6 +33,9 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Threads that compete for the service's CPU.
 const HOGS: usize = 8;
+
+/// Priority of the service that is to be short of memory and not of CPU.
+const RECLAIM_NICE: i32 = -10;
 
 /// Part of the slow requests that must lie in an episode; the rest may be chance (a busy host).
 const SLOW_INSIDE_MIN: f64 = 0.8;
@@ -90,12 +94,22 @@ impl Scenario {
         }
     }
 
+    /// Which requests are slow. A squeeze hits hardest where it finds the most memory in recent use:
+    /// the slowest hundredth of all requests may come from one or two of them, and an answer
+    /// needs more. An objective takes in all that were hit.
+    const fn slow(self) -> &'static str {
+        match self {
+            Self::Reclaim => "5ms",
+            Self::Hog | Self::Sleep => "p99",
+        }
+    }
+
     /// Requests per second: below half of what the service can do on one CPU, so that it is the
     /// harm, not the load, that makes requests wait.
     const fn rate_hz(self) -> u32 {
         match self {
-            Self::Reclaim | Self::Sleep => 200,
-            Self::Hog => 100,
+            Self::Reclaim | Self::Hog => 100,
+            Self::Sleep => 200,
         }
     }
 }
@@ -124,7 +138,8 @@ struct Harm {
 
 impl Harm {
     /// Does `harm` for each planned episode, and undoes it by dropping what it returned.
-    fn begin<U>(harm: impl Fn() -> Result<U> + Send + 'static) -> Result<Self> {
+    /// `harm` also says when it began: it may have to look before it strikes.
+    fn begin<U>(harm: impl Fn() -> Result<(MonoNanos, U)> + Send + 'static) -> Result<Self> {
         let start = Instant::now();
         let thread = thread::Builder::new().name("harm".into()).spawn(move || {
             let mut episodes = Vec::new();
@@ -132,9 +147,10 @@ impl Harm {
                 if !sleep_until(start + planned.begin) {
                     break;
                 }
-                let begin = MonoNanos::now();
-                let undo = harm()?;
-                sleep_until(start + planned.begin + planned.length);
+                let (begin, undo) = harm()?;
+                let length = planned.length.as_nanos() as u64;
+                let left = length.saturating_sub(MonoNanos::now().since(begin));
+                sleep_until(Instant::now() + Duration::from_nanos(left));
                 drop(undo);
                 episodes.push(Episode { begin, end: MonoNanos::now() });
             }
@@ -236,9 +252,17 @@ pub fn play(
         Scenario::Reclaim => Some(sparse_file(out)?),
         Scenario::Hog | Scenario::Sleep => None,
     };
-    let placement = Placement { cgroup: cgroup.as_deref(), cpu };
-    let path = file.as_ref().map(tempfile::NamedTempFile::path);
-    let service = Service::start(&programs.service, path, placement)?;
+    // Reclaim keeps a CPU busy. One worker, and ahead of whatever else runs here: several would
+    // wait for each other's CPU, and it is memory that is to be short.
+    let nice = cgroup.as_ref().map(|_| RECLAIM_NICE);
+    let place = Placement { cgroup: cgroup.as_deref(), cpu, nice };
+    let mut arguments: Vec<&OsStr> = Vec::new();
+    if let Some(file) = &file {
+        let fixed: [&OsStr; 3] = ["--workers".as_ref(), "1".as_ref(), "--file".as_ref()];
+        arguments.extend(fixed);
+        arguments.push(file.path().as_os_str());
+    }
+    let service = Service::start(&programs.service, &arguments, place)?;
     // The service holds it open: it needs no name any more, and none is left behind.
     drop(file);
 
@@ -247,9 +271,14 @@ pub fn play(
     let harm = match (&cgroup, cpu) {
         (Some(cgroup), _) => {
             let cgroup = Arc::clone(cgroup);
-            Some(Harm::begin(move || cgroup.squeeze().map(|_| Squeezed(Arc::clone(&cgroup))))?)
+            Some(Harm::begin(move || {
+                cgroup.squeeze().map(|begin| (begin, Squeezed(Arc::clone(&cgroup))))
+            })?)
         }
-        (None, Some(cpu)) => Some(Harm::begin(move || Hogs::start(cpu))?),
+        (None, Some(cpu)) => Some(Harm::begin(move || {
+            let begin = MonoNanos::now();
+            Hogs::start(cpu).map(|hogs| (begin, hogs))
+        })?),
         (None, None) => None,
     };
     let ended = wait_for_observer(&mut observer);
@@ -293,8 +322,8 @@ fn start_observer(
 ) -> Result<Running> {
     let mut command = Command::new(&programs.observer);
     command.args(["run", "--pid", &service.process.id().to_string()]);
-    command.args(["--samples", "observer", "--out"]).arg(out).arg("--");
-    command.arg(&programs.observer).arg("load");
+    command.args(["--samples", "observer", "--slow", scenario.slow(), "--out"]).arg(out);
+    command.arg("--").arg(&programs.observer).arg("load");
     command.arg(format!("{}{}", service.url, scenario.request()));
     command.args(["--rate", &scenario.rate_hz().to_string()]);
     command.args(["--duration", &format!("{}s", LOAD.as_secs())]);

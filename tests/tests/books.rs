@@ -47,7 +47,7 @@ fn a_workload_in_a_tight_cgroup_reclaims_and_survives() {
     let name = format!("observer-books-{}", std::process::id());
     let cgroup = MemoryCgroup::create(&name).expect("a cgroup can be made");
     cgroup.limit(Some(24 << 20)).expect("a limit can be set");
-    let place = Placement { cgroup: Some(&cgroup), cpu: None };
+    let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
     let mut work = Work::start(&programs(), &arguments, place).expect("the workload starts");
     work.go().expect("the workload works");
     let delays = taskstats.delays(work.id()).expect("the workload is there");

@@ -30,7 +30,7 @@ fn observer(arguments: &[&str]) -> Finished {
 }
 
 fn service() -> Service {
-    Service::start(&programs().service, None, Placement::default())
+    Service::start(&programs().service, &[], Placement::default())
         .unwrap_or_else(|error| panic!("{error}"))
 }
 

@@ -64,7 +64,7 @@ impl Daemon {
 fn the_daemon_serves_what_the_kernel_counts_and_stops_when_asked() {
     let Some(_guard) = privileged::ready("daemon") else { return };
     let programs = Programs::beside(Path::new(env!("CARGO_BIN_EXE_observer-service")));
-    let service = Service::start(&programs.service, None, Placement::default()).expect("a service");
+    let service = Service::start(&programs.service, &[], Placement::default()).expect("a service");
     let daemon = Daemon::start(&["--port", &service.port.to_string()]);
     let text = daemon.scrape();
     for family in ["observer_runqueue_latency_seconds", "observer_fault_latency_seconds"] {
@@ -90,7 +90,7 @@ fn the_daemon_serves_what_the_kernel_counts_and_stops_when_asked() {
 fn a_daemon_whose_target_is_gone_goes_on() {
     let Some(_guard) = privileged::ready("daemon without target") else { return };
     let programs = Programs::beside(Path::new(env!("CARGO_BIN_EXE_observer-service")));
-    let service = Service::start(&programs.service, None, Placement::default()).expect("a service");
+    let service = Service::start(&programs.service, &[], Placement::default()).expect("a service");
     let mut daemon = Daemon::start(&["--pid", &service.process.id().to_string()]);
     drop(service);
     std::thread::sleep(Duration::from_secs(2));

@@ -239,7 +239,7 @@ fn reclaim_time_is_that_of_delay_accounting() {
     cgroup.limit(Some(24 << 20)).expect("a limit can be set");
     let file = directory.path().join("sparse");
     let file = file.to_str().expect("a path in UTF-8");
-    let place = Placement { cgroup: Some(&cgroup), cpu: None };
+    let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
     let mut work = start(&["reclaim", "--file", file], place);
     let (summary, _, before, after) = observed(&mut work, directory.path(), |pid| {
         taskstats.delays(pid).expect("the workload has one thread, and it is there")

@@ -60,9 +60,9 @@ impl Host {
         fs::copy(programs().service, &program).expect("a copy");
         let cgroup = MemoryCgroup::create(&format!("observer-examples-{}", std::process::id()))
             .expect("a cgroup can be made");
-        let place = Placement { cgroup: Some(&cgroup), cpu: None };
+        let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
         let service =
-            Service::start(&program, None, place).unwrap_or_else(|error| panic!("{error}"));
+            Service::start(&program, &[], place).unwrap_or_else(|error| panic!("{error}"));
         let run = directory.path().join("observer-run-of-the-examples");
         Self { service, comm, program, cgroup, run, directory }
     }

@@ -26,7 +26,7 @@ fn directory() -> TempDir {
 }
 
 fn service(placement: Placement<'_>) -> Service {
-    Service::start(&programs().service, None, placement).unwrap_or_else(|error| panic!("{error}"))
+    Service::start(&programs().service, &[], placement).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// `observer run ARGUMENTS --out RUN`, to its end.
@@ -147,8 +147,8 @@ fn a_target_is_found_by_each_of_its_names() {
     // A program of a name of its own: others may run the service too.
     let program = directory.path().join(format!("svc-{}", std::process::id()));
     fs::copy(programs().service, &program).expect("a copy");
-    let place = Placement { cgroup: Some(&cgroup), cpu: None };
-    let service = Service::start(&program, None, place).unwrap_or_else(|error| panic!("{error}"));
+    let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
+    let service = Service::start(&program, &[], place).unwrap_or_else(|error| panic!("{error}"));
     let comm = program.file_name().expect("a name").to_string_lossy().into_owned();
     let (port, pid) = (service.port.to_string(), service.process.id());
     let targets = [

@@ -52,7 +52,7 @@ fn a_cgroup_is_followed_with_what_is_moved_into_it() {
     let spec = TargetSpec::Cgroup(cgroup.directory().to_path_buf());
     assert!(Membership::new(&spec).is_err(), "nobody is in it yet");
 
-    let inside = sleeper(Placement { cgroup: Some(&cgroup), cpu: None });
+    let inside = sleeper(Placement { cgroup: Some(&cgroup), ..Placement::default() });
     let outside = sleeper(Placement::default());
     let mut target = Membership::new(&spec).expect("target");
     assert_eq!(target.tgids(), [Tgid(inside.id())].into());
@@ -126,7 +126,7 @@ fn a_new_listener_on_the_port_joins() {
         return;
     }
     let spec_of = |port| TargetSpec::Port(port);
-    let first = Service::start(&programs().service, None, Placement::default()).expect("service");
+    let first = Service::start(&programs().service, &[], Placement::default()).expect("service");
     let mut target = Membership::new(&spec_of(first.port)).expect("listener");
     assert_eq!(target.tgids(), [Tgid(first.process.id())].into());
     assert_eq!(network::listeners(first.port), target.tgids());
@@ -179,7 +179,7 @@ fn sockets_of_another_process_are_counted_exactly() {
     if !privileged() {
         return;
     }
-    let service = Service::start(&programs().service, None, Placement::default()).expect("service");
+    let service = Service::start(&programs().service, &[], Placement::default()).expect("service");
     let tgid = Tgid(service.process.id());
     let at_rest = ip_sockets_of([tgid]);
     assert!(at_rest.is_exact(), "{at_rest:?}");

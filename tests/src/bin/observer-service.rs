@@ -1,10 +1,10 @@
 //! The service under test: a small HTTP/1.1 server with one endpoint per kind of trouble.
 //!
 //! - `/` answers at once.
-//! - `/read` reads the next slice of a file into a fresh buffer and looks at some pages of a
-//!   mapped index. As long as memory is plenty this is a copy of a few hundred microseconds; once
-//!   the memory cgroup is squeezed, the pages of the buffer have to be reclaimed from the page
-//!   cache first, by the thread that serves the request.
+//! - `/read` reads the next slice of a file into fresh pages and looks at some pages of a mapped
+//!   index. As long as memory is plenty this is a copy of a few hundred microseconds; once the
+//!   memory cgroup is squeezed, the fresh pages have to be reclaimed from the page cache first, by
+//!   the thread that serves the request.
 //! - `/sleep?ms=60&every=50` sleeps in every 50th request, with nothing for the kernel to show.
 //! - `/cpu?us=500` burns CPU.
 //!
@@ -12,6 +12,11 @@
 //! its mappings to see whether the page was used lately. A clean page that nobody mapped is freed
 //! in less time than it takes to fill it again (16 to 64 us for a batch of 64), and no request
 //! would be slow by much. A data base whose processes share an index pays as this service does.
+//!
+//! Why the fresh pages come from an arena that a worker fills and empties: that makes the service
+//! need more memory at one time than at another, as garbage collection and caches do. And workers
+//! that map and unmap would wait for each other's reclaims at the lock of the address space: what
+//! is slow then is mmap(2) as much as reclaim.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -25,7 +30,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use observer_tests::mapping::Mapping;
+use observer_tests::mapping::{Mapping, PAGE_BYTES};
 use observer_tests::poll::{Poller, Ready};
 
 /// HTTP service with one endpoint per kind of trouble.
@@ -50,10 +55,10 @@ struct Arguments {
     #[arg(long, default_value_t = 128)]
     index_mib: usize,
     /// How often it is mapped.
-    #[arg(long, default_value_t = 24)]
+    #[arg(long, default_value_t = 48)]
     index_mappings: usize,
     /// Pages of the index that one /read looks at.
-    #[arg(long, default_value_t = 2048)]
+    #[arg(long, default_value_t = 512)]
     index_pages: usize,
 }
 
@@ -99,7 +104,12 @@ impl Data {
         let index: Vec<Mapping> = (0..arguments.index_mappings.max(1))
             .map(|_| Mapping::of_file(&file, index_bytes))
             .collect::<io::Result<_>>()?;
-        index.iter().for_each(Mapping::read_every_page);
+        for mapping in &index {
+            // Single pages: read-ahead makes large ones, which are freed, and filled again, many
+            // at a time.
+            mapping.advise_random()?;
+            mapping.read_every_page();
+        }
         Ok(Self {
             file,
             first_byte: index_bytes as u64,
@@ -112,11 +122,10 @@ impl Data {
         })
     }
 
-    fn read_slice(&self) -> io::Result<usize> {
+    fn read_slice(&self, arena: &mut Arena) -> io::Result<usize> {
         let slice = self.next_slice.fetch_add(1, Ordering::Relaxed) % self.slices;
         let mut offset = self.first_byte + slice * self.slice_bytes as u64;
-        let mut buffer = Mapping::anonymous(self.slice_bytes)?;
-        for chunk in buffer.as_mut_slice().chunks_mut(CHUNK_BYTES) {
+        for chunk in arena.take(self.slice_bytes)?.chunks_mut(CHUNK_BYTES) {
             self.file.read_exact_at(chunk, offset)?;
             offset += chunk.len() as u64;
         }
@@ -126,7 +135,29 @@ impl Data {
                 index.read_page(first.wrapping_add(page));
             }
         }
-        Ok(buffer.length_bytes())
+        Ok(self.slice_bytes)
+    }
+}
+
+/// Slices that a worker reads before it gives their memory back.
+const SLICES: usize = 32;
+
+/// Memory of a worker.
+struct Arena {
+    pages: Mapping,
+    used_bytes: usize,
+}
+
+impl Arena {
+    /// The next bytes; their pages are not present.
+    fn take(&mut self, bytes: usize) -> io::Result<&mut [u8]> {
+        if self.used_bytes + bytes > self.pages.length_bytes() {
+            self.pages.discard()?;
+            self.used_bytes = 0;
+        }
+        let first = self.used_bytes;
+        self.used_bytes += bytes;
+        Ok(&mut self.pages.as_mut_slice()[first..first + bytes])
     }
 }
 
@@ -136,7 +167,7 @@ struct Service {
 }
 
 impl Service {
-    fn answer(&self, target: &str) -> (u16, String) {
+    fn answer(&self, target: &str, arena: &mut Arena) -> (u16, String) {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let number = |key: &str, default: u64| {
             query
@@ -147,7 +178,7 @@ impl Service {
         };
         match path {
             "/" => (200, "ok\n".into()),
-            "/read" => match self.data.as_ref().map(Data::read_slice) {
+            "/read" => match self.data.as_ref().map(|data| data.read_slice(arena)) {
                 Some(Ok(bytes)) => (200, format!("read {bytes}\n")),
                 Some(Err(error)) => (500, format!("{error}\n")),
                 None => (500, "started without --file\n".into()),
@@ -179,7 +210,7 @@ impl Service {
     }
 
     /// Reads one request and answers it. `false`: the connection is over.
-    fn serve(&self, stream: &mut TcpStream) -> bool {
+    fn serve(&self, stream: &mut TcpStream, arena: &mut Arena) -> bool {
         let mut head = [0u8; HEAD_BYTES_MAX];
         let mut length = 0;
         while !head[..length].windows(4).any(|window| window == b"\r\n\r\n") {
@@ -192,7 +223,7 @@ impl Service {
         let text = String::from_utf8_lossy(&head[..length]);
         let Some(target) = text.split(' ').nth(1) else { return false };
         let keep_alive = !text.to_ascii_lowercase().contains("connection: close");
-        let (status, body) = self.answer(target);
+        let (status, body) = self.answer(target, arena);
         let reason = match status {
             200 => "OK",
             400 => "Bad Request",
@@ -208,6 +239,8 @@ impl Service {
 
     /// A worker: serves whichever connection has a request next.
     fn work(&self, listener: &TcpListener, poller: &Poller) -> io::Result<()> {
+        let slice_bytes = self.data.as_ref().map_or(PAGE_BYTES, |data| data.slice_bytes);
+        let mut arena = Arena { pages: Mapping::anonymous(SLICES * slice_bytes)?, used_bytes: 0 };
         loop {
             match poller.next()? {
                 Ready::Listener => {
@@ -221,7 +254,7 @@ impl Service {
                     poller.add(stream)?;
                 }
                 Ready::Connection(mut stream) => {
-                    if self.serve(&mut stream) {
+                    if self.serve(&mut stream, &mut arena) {
                         poller.rearm(stream)?;
                     }
                 }

@@ -178,11 +178,7 @@ fn major_faults(path: &Path, pages: usize) -> io::Result<()> {
     }
     file.sync_all()?;
     let mapping = Mapping::of_file(&file, pages * PAGE_BYTES)?;
-    // SAFETY: advises on the caller's own mapping; no page of it changes. Random: no read-ahead,
-    // so that each page is a fault of its own.
-    unsafe {
-        rustix::mm::madvise(mapping.base(), mapping.length_bytes(), rustix::mm::Advice::Random)
-    }?;
+    mapping.advise_random()?;
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
     if wait_for_go()? {
         mapping.read_every_page();
