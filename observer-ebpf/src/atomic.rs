@@ -67,6 +67,16 @@ pub(crate) fn store(value: *mut u64, new: u64) {
     unsafe { ptr::write_volatile(value, new) }
 }
 
+/// A pointer as a plain number, byte-swapped. The verifier lets no arithmetic be done with some
+/// pointers (contexts) and forgets what a register was when its bytes are swapped.
+#[inline(always)]
+pub(crate) fn swapped_address(pointer: *const u8) -> u64 {
+    let mut result = pointer as u64;
+    // SAFETY: arithmetic on one register.
+    unsafe { asm!("{0} = be64 {0}", inout(reg) result, options(pure, nomem, nostack)) };
+    result
+}
+
 /// The low eight bits of a number, with all the compiler knows about it forgotten: it would
 /// otherwise drop the bound check that the verifier needs to see.
 #[inline(always)]

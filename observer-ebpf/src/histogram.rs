@@ -9,6 +9,7 @@ use crate::{
     atomic, config, emit,
     kernel::Task,
     maps::{CGROUPS, HISTOGRAMS},
+    task,
 };
 
 /// Adds a duration to a series: the target's histogram for the target, the cgroup's otherwise.
@@ -37,7 +38,11 @@ pub(crate) fn observe(
 /// The same for programs that can be preempted (cgroup hooks).
 #[inline(always)]
 pub(crate) fn observe_preemptible(task: Task, is_target: bool, series: Series, duration_ns: u64) {
-    let slot = if is_target { CGROUP_SLOT_TARGET } else { cgroup_slot(task.cgroup_id()) };
+    let slot = match (is_target, task::claim(task.tid())) {
+        (true, _) => CGROUP_SLOT_TARGET,
+        (false, Some(state)) => remembered_slot(task, state),
+        (false, None) => CGROUP_SLOT_OTHER,
+    };
     add(slot, series, duration_ns, atomic::add);
 }
 

@@ -33,7 +33,7 @@ fn page_fault_kernel(ctx: BtfTracePointContext) {
 
 #[inline(always)]
 fn begin(ctx: &BtfTracePointContext, mode: u64) {
-    if let Some(state) = task::claim(ctx.pid()) {
+    if let Some(state) = task::claim(Task::current().tid()) {
         state.fault_address = ctx.arg::<u64>(0) | mode;
         state.fault_booked_ns = 0;
         state.fault_ns = now_ns() & !FAULT_SEEN_MAJOR;
@@ -46,16 +46,16 @@ fn begin(ctx: &BtfTracePointContext, mode: u64) {
 fn count_memcg_events(ctx: BtfTracePointContext) {
     let item: u32 = ctx.arg(1);
     if item == config::vm_event_pgfault() {
-        let tid = ctx.pid();
-        let begun = task::find(tid).filter(|state| state.fault_ns != 0);
+        let current = Task::current();
+        let begun = task::find(current.tid()).filter(|state| state.fault_ns != 0);
         let Some(state) = begun else {
             emit::count(Counter::FaultsWithoutException);
             return;
         };
         let major = state.fault_ns & FAULT_SEEN_MAJOR != 0;
-        end(ctx.tgid(), state, major);
+        end(current, state, major);
     } else if item == config::vm_event_pgmajfault()
-        && let Some(state) = task::find(ctx.pid())
+        && let Some(state) = task::find(Task::current().tid())
         && state.fault_ns != 0
     {
         state.fault_ns |= FAULT_SEEN_MAJOR;
@@ -75,10 +75,9 @@ fn page_faults_maj_check(ctx: PerfEventContext) {
     state.fault_booked_ns = 0;
     let current = Task::current();
     let kernel_mode = state.fault_address & FAULT_IN_KERNEL != 0;
-    let tgid = ctx.tgid();
-    let is_target = emit::is_target(tgid);
+    let is_target = is_target(current);
     histogram::take_back(current, state, is_target, series(false, kernel_mode), duration_ns);
-    book(tgid, state, is_target, (true, kernel_mode), duration_ns, now_ns());
+    book(current, state, is_target, (true, kernel_mode), duration_ns, now_ns());
 }
 
 /// `signal_deliver(sig, info, ka)`: a thread that is handed a signal is in no fault. One that
@@ -92,22 +91,29 @@ fn signal_deliver(ctx: BtfTracePointContext) {
 
 /// `PERF_COUNT_SW_PAGE_FAULTS_MIN`, every one, for kernels without the tracepoint above.
 #[perf_event]
-fn page_faults_min(ctx: PerfEventContext) {
-    perf_end(&ctx, false);
+fn page_faults_min(_ctx: PerfEventContext) {
+    perf_end(false);
 }
 
 /// `PERF_COUNT_SW_PAGE_FAULTS_MAJ`, every one, for kernels without the tracepoint above.
 #[perf_event]
-fn page_faults_maj(ctx: PerfEventContext) {
-    perf_end(&ctx, true);
+fn page_faults_maj(_ctx: PerfEventContext) {
+    perf_end(true);
 }
 
 #[inline(always)]
-fn perf_end(ctx: &PerfEventContext, major: bool) {
-    match task::find(ctx.pid()) {
-        Some(state) if state.fault_ns != 0 => end(ctx.tgid(), state, major),
+fn perf_end(major: bool) {
+    let current = Task::current();
+    match task::find(current.tid()) {
+        Some(state) if state.fault_ns != 0 => end(current, state, major),
         _ => emit::lose(LossKind::EndWithoutBegin),
     }
+}
+
+/// Asked for only where there is a target at all.
+#[inline(always)]
+fn is_target(current: Task) -> bool {
+    config::has_target() != 0 && emit::is_target(current.tgid())
 }
 
 #[inline(always)]
@@ -121,32 +127,33 @@ const fn series(major: bool, kernel_mode: bool) -> Series {
 }
 
 #[inline(always)]
-fn end(tgid: u32, state: &mut TaskState, major: bool) {
+fn end(current: Task, state: &mut TaskState, major: bool) {
     let now = now_ns();
     let duration_ns = now.wrapping_sub(state.fault_ns & !FAULT_SEEN_MAJOR);
     state.fault_ns = 0;
     state.fault_booked_ns = if major { 0 } else { duration_ns };
     let kernel_mode = state.fault_address & FAULT_IN_KERNEL != 0;
-    book(tgid, state, emit::is_target(tgid), (major, kernel_mode), duration_ns, now);
+    book(current, state, is_target(current), (major, kernel_mode), duration_ns, now);
 }
 
 #[inline(always)]
 fn book(
-    tgid: u32,
+    current: Task,
     state: &mut TaskState,
     is_target: bool,
     (major, kernel_mode): (bool, bool),
     duration_ns: u64,
     end_ns: u64,
 ) {
-    let ids = (tgid, state.tid);
+    let tid = state.tid;
     let address = state.fault_address & !FAULT_IN_KERNEL;
     let series = series(major, kernel_mode);
-    histogram::observe(Task::current(), Some(state), is_target, series, duration_ns);
+    histogram::observe(current, Some(state), is_target, series, duration_ns);
     if is_target && emit::past_floor(RecordKind::Fault, duration_ns) {
         let flags =
             if major { FAULT_MAJOR } else { 0 } | if kernel_mode { FAULT_KERNEL } else { 0 };
-        let header = emit::header(RecordKind::Fault, flags, ids, end_ns, duration_ns);
+        let header =
+            emit::header(RecordKind::Fault, flags, (current.tgid(), tid), end_ns, duration_ns);
         emit::emit(RecordKind::Fault, FaultRecord { header, address });
     }
 }

@@ -4,16 +4,14 @@
 //! process of the host. Accepted sockets do not pass the creation hook; the exit of accept(2) adds
 //! them. The address of the kernel's `struct sock` ties the three together.
 
-use aya_ebpf::{
-    EbpfContext, helpers::bpf_probe_read_kernel, macros::cgroup_sock, programs::SockContext,
-};
+use aya_ebpf::{EbpfContext, macros::cgroup_sock, programs::SockContext};
 use observer_ebpf::wire::{
     Counter, LossKind, RecordKind, SOCKET_ACCEPTED, SOCKET_ENTRY_ACCEPTED, SOCKET_ENTRY_TARGET,
     SOCKET_PREEXISTING, SOCKET_PROBES, SOCKET_SLOTS, Series, SocketEntry, SocketRecord,
 };
 
 use crate::{
-    atomic, emit, histogram,
+    atomic, config, emit, histogram,
     kernel::{Task, now_ns},
     maps::SOCKETS,
 };
@@ -24,7 +22,7 @@ const ALLOW: i32 = 1;
 /// `BPF_CGROUP_INET_SOCK_CREATE`
 #[cgroup_sock(sock_create)]
 fn inet_sock_create(ctx: SockContext) -> i32 {
-    let tgid = ctx.tgid();
+    let tgid = owner(&ctx);
     let is_target = emit::is_target(tgid);
     emit::count(Counter::SocketsCreated);
     if is_target {
@@ -33,7 +31,7 @@ fn inet_sock_create(ctx: SockContext) -> i32 {
     // SAFETY: the hook's own context, fields at their fixed layout.
     let (family, socket_type) = unsafe { ((*ctx.sock).family, (*ctx.sock).type_) };
     insert(SocketEntry {
-        sock: address(&ctx),
+        sock: key(&ctx),
         start_ns: now_ns(),
         tgid,
         flags: if is_target { SOCKET_ENTRY_TARGET } else { 0 },
@@ -43,12 +41,17 @@ fn inet_sock_create(ctx: SockContext) -> i32 {
     ALLOW
 }
 
-/// Address of the kernel's `struct sock`, which is what these hooks get as context. The verifier
-/// allows no arithmetic on a context pointer; copied through the helper it is a plain number.
+/// The socket's key: the address of the kernel's `struct sock`, which is what these hooks get as
+/// context, byte-swapped.
 #[inline(always)]
-fn address(ctx: &SockContext) -> u64 {
-    // SAFETY: a local copy of the pointer.
-    unsafe { bpf_probe_read_kernel((&raw const ctx.sock).cast::<u64>()) }.unwrap_or(0)
+fn key(ctx: &SockContext) -> u64 {
+    atomic::swapped_address(ctx.sock.cast_const().cast())
+}
+
+/// The current process, as far as anybody asks.
+#[inline(always)]
+fn owner(ctx: &SockContext) -> u32 {
+    if config::has_target() != 0 { ctx.tgid() } else { 0 }
 }
 
 /// An accept(2) of the current task returned `fd`.
@@ -62,7 +65,7 @@ pub(crate) fn accepted(tgid: u32, fd: u32) {
     }
     let target = if is_target { SOCKET_ENTRY_TARGET } else { 0 };
     insert(SocketEntry {
-        sock,
+        sock: sock.to_be(),
         start_ns: now_ns(),
         tgid,
         flags: SOCKET_ENTRY_ACCEPTED | target,
@@ -75,8 +78,8 @@ pub(crate) fn accepted(tgid: u32, fd: u32) {
 #[cgroup_sock(sock_release)]
 fn inet_sock_release(ctx: SockContext) -> i32 {
     emit::count(Counter::SocketsReleased);
-    let sock = address(&ctx);
-    let tgid = ctx.tgid();
+    let sock = key(&ctx);
+    let tgid = owner(&ctx);
     let now = now_ns();
     if let Some(entry) = find(sock) {
         let (start_ns, flags, owner) = (entry.start_ns, entry.flags, entry.tgid);
@@ -117,10 +120,10 @@ fn released(
     emit::emit(RecordKind::Socket, SocketRecord { header, family, socket_type });
 }
 
-/// The first entry to look at: sockets are allocated from slabs, so the low bits say little.
+/// The first entry to look at.
 #[inline(always)]
-const fn home(sock: u64) -> u32 {
-    (sock.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32
+const fn home(key: u64) -> u32 {
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32
 }
 
 #[inline(always)]

@@ -52,11 +52,12 @@ fn sys_enter(ctx: BtfTracePointContext) {
     if !is_mm_call(number) {
         return;
     }
-    if Task::current().in_compat_syscall() {
+    let current = Task::current();
+    if current.in_compat_syscall() {
         emit::lose(LossKind::CompatSyscall);
         return;
     }
-    if let Some(state) = task::claim(ctx.pid()) {
+    if let Some(state) = task::claim(current.tid()) {
         state.syscall_ns = now_ns();
     }
 }
@@ -68,7 +69,7 @@ fn sys_exit(ctx: BtfTracePointContext) {
     let result: i64 = ctx.arg(1);
     let number = registers.number();
     if is_mm_call(number) {
-        mm_call_done(&ctx, registers, number, result);
+        mm_call_done(registers, number, result);
     } else if number == CONNECT && (result == 0 || result == EINPROGRESS) {
         generator_connected(ctx.tgid());
     } else if result >= 0 {
@@ -81,8 +82,9 @@ fn sys_exit(ctx: BtfTracePointContext) {
 }
 
 #[inline(always)]
-fn mm_call_done(ctx: &BtfTracePointContext, registers: Registers, number: u64, result: i64) {
-    let tid = ctx.pid();
+fn mm_call_done(registers: Registers, number: u64, result: i64) {
+    let current = Task::current();
+    let tid = current.tid();
     let Some(state) = task::find(tid) else { return };
     let since = state.syscall_ns;
     // Zero for a call of the 32-bit ABI, and for one that began before the probe was attached.
@@ -100,9 +102,9 @@ fn mm_call_done(ctx: &BtfTracePointContext, registers: Registers, number: u64, r
         MPROTECT => Series::Mprotect,
         _ => Series::Madvise,
     };
-    let tgid = ctx.tgid();
+    let tgid = current.tgid();
     let is_target = emit::is_target(tgid);
-    histogram::observe(Task::current(), Some(state), is_target, series, duration_ns);
+    histogram::observe(current, Some(state), is_target, series, duration_ns);
     if is_target && emit::past_floor(RecordKind::MmSyscall, duration_ns) {
         let [address, second, third] = registers.arguments();
         let (length_bytes, argument) = match number {

@@ -98,7 +98,7 @@ impl SampleReader {
     }
 }
 
-fn unreadable(error: std::io::Error) -> IngestError {
+fn unreadable(error: impl std::fmt::Display) -> IngestError {
     IngestError::Unreadable(error.to_string())
 }
 
