@@ -250,7 +250,10 @@ fn reclaim_time_is_that_of_delay_accounting() {
     let part = |name: &str| probe(&summary, "reclaim").parts.get(name).copied().unwrap_or_default();
     let (memcg, direct) = (part("memcg"), part("direct"));
     assert!(memcg.count > 0, "the limit made the workload reclaim: {memcg:?}");
-    assert_agree("reclaims", memcg.count + direct.count, reclaims, 0.0);
+    // Delay accounting counts a reclaim that starts over (do_try_to_free_pages, `goto retry`) once
+    // more; the tracepoints do not.
+    assert!(memcg.count + direct.count <= reclaims, "{memcg:?} {direct:?}");
+    assert_agree("reclaims", memcg.count + direct.count, reclaims, 0.05);
     assert_agree("reclaim, ns", memcg.sum_ns + direct.sum_ns, kernel_ns, 0.05);
     assert_eq!(cgroup.oom_kills().expect("the cgroup counts"), 0);
     work.end().expect("the workload ends");

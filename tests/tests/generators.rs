@@ -76,7 +76,8 @@ fn hey_against_nginx() {
     // A busy host may delay nginx; nothing else can have been the matter.
     let cause = summary.verdict.top_cause;
     assert!(matches!(cause, None | Some(Cause::Runqueue)), "{:?}", summary.verdict);
-    assert!(summary.probes["runqueue"].count > rows, "each request woke a worker: {summary:#?}");
+    // One wake-up of a worker may serve several connections.
+    assert!(summary.probes["runqueue"].count > rows / 20, "{:?}", summary.probes["runqueue"]);
     assert!(finished.stdout.contains("coordinated omission"), "{finished:#?}");
     drop(nginx);
 }
