@@ -33,7 +33,7 @@ use attach::ChosenTiers;
 use load::{CountWords, HISTOGRAM_BYTES, Loaded, Shape};
 use mapped::MappedWords;
 
-/// Words of [`Config`](observer_ebpf::wire::Config).
+/// Words of [`Config`].
 const GENERATOR_TGID: usize = offset_of!(Config, generator_tgid) / 8;
 const GENERATOR_CONNECTED: usize = offset_of!(Config, generator_connected_ns) / 8;
 

@@ -195,7 +195,7 @@ fn requests(page: &mut String, answer: &Answer, summary: &Summary) {
 
 fn probes(page: &mut String, summary: &Summary) {
     page.push_str(
-        "<section><h2>What the target's cgroups went through</h2>\
+        "<section><h2>What the target went through</h2>\
          <p class=\"sub\">Every event, counted in the kernel.</p>\n",
     );
     let mut rows = Vec::new();

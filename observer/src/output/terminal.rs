@@ -203,7 +203,7 @@ fn probes(text: &mut String, summary: &Summary, paint: Paint) {
     line(
         text,
         &paint
-            .heading("What the target's cgroups went through (every event, counted in the kernel)"),
+            .heading("What the target went through (every event, counted in the kernel)"),
     );
     let mut rows = Vec::new();
     for (name, probe) in &summary.probes {
