@@ -9,6 +9,7 @@ use crate::model::files;
 use crate::output::answer::Answer;
 use crate::output::rundir::{RunDir, create_private_file};
 use crate::output::{html, terminal};
+use crate::session::Finished;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -68,12 +69,16 @@ pub fn write_html(directory: &RunDir) -> Result<()> {
     directory.write(files::REPORT, html::render(&answer).as_bytes())
 }
 
-/// Prints the answer of a run for people.
+/// Prints the answer of a run that has just ended, for people: from its directory, and should that
+/// not be readable (the disk was full), what is in memory.
 ///
 /// # Errors
-/// When the run cannot be read back.
-pub fn print_answer(directory: &RunDir) -> Result<()> {
-    let answer = Answer::load(directory)?;
+/// When standard output cannot be written.
+pub fn print_finished(finished: &Finished) -> Result<()> {
+    let answer = Answer::load(&finished.directory).unwrap_or_else(|_| {
+        let (info, summary) = (finished.info.clone(), finished.summary.clone());
+        Answer::new(finished.directory.path(), info, Some(summary), Vec::new(), Vec::new())
+    });
     print(&terminal::render(&answer, terminal::wants_colour()))
 }
 

@@ -134,16 +134,16 @@ pub fn run(args: &Args, verbose: bool) -> Result<()> {
     let finished = session::finish(session, reason);
     bar.finish_and_clear();
     let finished = finished?;
-    report::write_html(&finished.directory)?;
+    let page = report::write_html(&finished.directory);
     if args.json {
         let text = serde_json::to_string_pretty(&finished.summary).map_err(|error| {
             Error::new(Exit::Failure, format!("cannot print the summary: {error}"))
         })?;
         super::print(&format!("{text}\n"))?;
     } else {
-        report::print_answer(&finished.directory)?;
+        report::print_finished(&finished)?;
     }
-    finished.complaint.map_or(Ok(()), Err)
+    finished.complaint.map_or(page, Err)
 }
 
 fn progress_bar(duration: Option<Duration>) -> ProgressBar {

@@ -200,11 +200,7 @@ fn requests(text: &mut String, answer: &Answer, summary: &Summary, paint: Paint)
 }
 
 fn probes(text: &mut String, summary: &Summary, paint: Paint) {
-    line(
-        text,
-        &paint
-            .heading("What the target went through (every event, counted in the kernel)"),
-    );
+    line(text, &paint.heading("What the target went through (every event, counted in the kernel)"));
     let mut rows = Vec::new();
     for (name, probe) in &summary.probes {
         if matches!(probe.state, ProbeState::Unsupported | ProbeState::Failed) {

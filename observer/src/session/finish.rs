@@ -24,10 +24,10 @@ pub struct Finished {
     pub complaint: Option<Error>,
 }
 
-/// Ends the run and writes its directory.
+/// Ends the run and writes its directory. What cannot be written is the complaint, not the end.
 ///
 /// # Errors
-/// When the directory cannot be written.
+/// When the kernel's counters cannot be read or COMMAND cannot be waited for.
 pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     let Session {
         options,
@@ -98,10 +98,17 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     judge_input(&mut analysis, ingest, problem, &captured);
     let summary = summarise(analysis, &delta, &info, ingest, &captured);
 
-    write_samples(&directory, samples)?;
-    directory.write_summary(&summary)?;
-    directory.write_run(&info)?;
-    let complaint = complaint(&options, &info, ingest, problem);
+    // Each is tried whatever became of the others: a full disk may still take the short ones, and
+    // the answer is told all the same.
+    let written = [
+        directory.write_summary(&summary),
+        directory.write_run(&info),
+        write_samples(&directory, samples),
+    ];
+    let complaint = written
+        .into_iter()
+        .find_map(Result::err)
+        .or_else(|| complaint(&options, &info, ingest, problem));
     Ok(Finished { directory, info, summary, complaint })
 }
 

@@ -247,21 +247,24 @@ fn source_name(spec: &SamplesSpec) -> String {
 /// Marks the target for the first time: what forks between listing and marking is found by
 /// looking again.
 fn mark_first(membership: &mut Membership, kernel: &Kernel) {
+    let targets = kernel.targets();
     loop {
-        mark_target(membership, kernel);
+        for tgid in membership.tgids() {
+            targets.set(tgid.0, true);
+        }
         if membership.rescan().is_empty() {
             return;
         }
     }
 }
 
-/// Tells the kernel side who belongs to the target. Forks it follows by itself; this catches what
-/// was missed between listing and marking, and processes that join otherwise.
+/// Tells the kernel side who has joined or left the target. Forks it follows by itself; this is for
+/// processes that join otherwise.
 fn mark_target(membership: &mut Membership, kernel: &Kernel) {
     let targets = kernel.targets();
     let changes = membership.poll();
-    for tgid in membership.tgids() {
-        targets.set(tgid.0, true);
+    for process in changes.joined {
+        targets.set(process.tgid.0, true);
     }
     for tgid in changes.left {
         // The kernel side cleared the bit when the last thread exited; a new process may have the
