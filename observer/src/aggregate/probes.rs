@@ -98,6 +98,8 @@ impl Snapshot {
             max_ns: five.max_ns,
             parts,
             records: row.records.iter().map(|&kind| self.emitted(kind)).sum(),
+            // Known to whoever has the records.
+            unrecorded_ns: 0,
             counters: self.probe_counters(row.probe),
         }
     }

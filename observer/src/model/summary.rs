@@ -173,6 +173,10 @@ pub struct ProbeSummary {
     /// Stalls of the target that came as records.
     #[serde(default)]
     pub records: u64,
+    /// Total length of the stalls that did not: shorter than the floor, or lost. They are in the
+    /// distributions and not in the attribution, where they are part of the unexplained rest.
+    #[serde(default)]
+    pub unrecorded_ns: u64,
     /// Other counts of this probe (failures by errno, live sockets, kswapd wake-ups).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub counters: BTreeMap<String, i64>,

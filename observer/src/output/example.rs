@@ -147,6 +147,7 @@ fn probe(run: &RunInfo, name: &str, five: DistributionSummary) -> ProbeSummary {
         max_ns: five.max_ns,
         parts: BTreeMap::new(),
         records: five.count / 10,
+        unrecorded_ns: 0,
         counters: BTreeMap::new(),
     }
 }

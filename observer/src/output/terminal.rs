@@ -238,17 +238,18 @@ fn probes(text: &mut String, summary: &Summary, paint: Paint) {
     }
 }
 
-/// `socket: created 3, live 2`.
+/// `socket: created 3, live 2`, and what the attribution did not get to see.
 pub(super) fn counters((name, probe): (&String, &ProbeSummary)) -> Option<String> {
-    if probe.counters.is_empty() {
-        return None;
+    let mut facts: Vec<String> = probe
+        .counters
+        .iter()
+        .map(|(counter, value)| format!("{} {value}", clean(counter, 40).replace('_', " ")))
+        .collect();
+    if probe.unrecorded_ns > 0 {
+        let time = duration(probe.unrecorded_ns as f64);
+        facts.push(format!("{time} in stalls too short for records, not in the attribution"));
     }
-    let mut text = format!("{}: ", clean(name, 20));
-    for (index, (counter, value)) in probe.counters.iter().enumerate() {
-        let separator = if index > 0 { ", " } else { "" };
-        let _ = write!(text, "{separator}{} {value}", clean(counter, 40).replace('_', " "));
-    }
-    Some(text)
+    (!facts.is_empty()).then(|| format!("{}: {}", clean(name, 20), facts.join(", ")))
 }
 
 fn recorded(text: &mut String, answer: &Answer, paint: Paint) {

@@ -196,12 +196,23 @@ fn summarise(
             cause.stalls = captured.recorder.count(cause.cause);
         }
     }
+    let mut probes = delta.probe_summaries();
+    for probe in PROBES.iter().filter(|probe| !probe.causes.is_empty()) {
+        let Some(summary) = probes.get_mut(probe.name) else { continue };
+        let recorded_ns: u64 = probe
+            .causes
+            .iter()
+            .filter_map(|&cause| captured.recorder.summary(cause))
+            .map(|distribution| distribution.sum_ns)
+            .sum();
+        summary.unrecorded_ns = summary.sum_ns.saturating_sub(recorded_ns);
+    }
     Summary {
         schema: SUMMARY_SCHEMA,
         verdict: analysis.verdict,
         samples,
         causes,
-        probes: delta.probe_summaries(),
+        probes,
         loss: info.loss.clone(),
         observer: delta.self_usage,
     }
