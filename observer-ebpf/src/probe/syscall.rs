@@ -1,10 +1,16 @@
 //! System calls: latency of the memory-management ones, accepted sockets, descriptor exhaustion.
 //!
-//! One program at entry and one at exit serve all of it. Every system call of the host passes
-//! here once they are attached, so what is not wanted leaves after two comparisons. Numbers are
-//! those of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
+//! One program at entry and one at exit serve all of it, in two tiers. Attached to the tracepoints
+//! of the watched calls alone, the kernel sorts the others out by a bitmap before any program runs.
+//! Attached to all system calls, what is not wanted leaves after two comparisons, but has paid for
+//! getting here. Numbers are those of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
 
-use aya_ebpf::{EbpfContext, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    macros::{btf_tracepoint, tracepoint},
+    programs::{BtfTracePointContext, TracePointContext},
+};
 use observer_ebpf::wire::{
     Counter, FdFailureRecord, FdSyscall, LossKind, MmSyscallRecord, RecordKind, Series,
 };
@@ -45,6 +51,34 @@ const fn is_mm_call(number: u64) -> bool {
     number < 64 && MM_CALLS >> number & 1 != 0
 }
 
+/// `syscalls:sys_enter_*` of the memory-management calls. The kernel leaves out the 32-bit ABI.
+#[tracepoint]
+fn syscalls_enter(_ctx: TracePointContext) -> u32 {
+    if let Some(state) = task::claim(Task::current().tid()) {
+        state.syscall_ns = now_ns();
+    }
+    NO_SAMPLE
+}
+
+/// `syscalls:sys_exit_*` of all watched calls.
+#[tracepoint]
+fn syscalls_exit(ctx: TracePointContext) -> u32 {
+    // The layout of `struct syscall_tp_t` (perf_call_bpf_exit, kernel/trace/trace_syscalls.c).
+    // SAFETY: the tracepoint's own context.
+    let (number, result) = unsafe {
+        let base = ctx.as_ptr().cast::<u8>();
+        (base.add(8).cast::<i32>().read(), base.add(16).cast::<i64>().read())
+    };
+    done(&ctx, number as u64, result, || {
+        // SAFETY: the helper returns the registers the current task entered the kernel with.
+        Registers::new(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const u8)
+    });
+    NO_SAMPLE
+}
+
+/// Nothing is to go into the perf event the tracepoint is attached through.
+const NO_SAMPLE: u32 = 0;
+
 /// `sys_enter(regs, id)`
 #[btf_tracepoint(function = "sys_enter")]
 fn sys_enter(ctx: BtfTracePointContext) {
@@ -68,6 +102,12 @@ fn sys_exit(ctx: BtfTracePointContext) {
     let registers = Registers::new(ctx.arg(0));
     let result: i64 = ctx.arg(1);
     let number = registers.number();
+    done(&ctx, number, result, || registers);
+}
+
+/// A system call returned `result`.
+#[inline(always)]
+fn done(ctx: &impl EbpfContext, number: u64, result: i64, registers: impl Fn() -> Registers) {
     if is_mm_call(number) {
         mm_call_done(registers, number, result);
     } else if number == CONNECT && (result == 0 || result == EINPROGRESS) {
@@ -77,12 +117,12 @@ fn sys_exit(ctx: BtfTracePointContext) {
             socket::accepted(ctx.tgid(), result as u32);
         }
     } else if result == -12 || result == -23 || result == -24 || result == -105 {
-        exhausted(&ctx, number, -result as u32);
+        exhausted(ctx, number, -result as u32);
     }
 }
 
 #[inline(always)]
-fn mm_call_done(registers: Registers, number: u64, result: i64) {
+fn mm_call_done(registers: impl Fn() -> Registers, number: u64, result: i64) {
     let current = Task::current();
     let tid = current.tid();
     let Some(state) = task::find(tid) else { return };
@@ -106,7 +146,7 @@ fn mm_call_done(registers: Registers, number: u64, result: i64) {
     let is_target = emit::is_target(tgid);
     histogram::observe(current, Some(state), is_target, series, duration_ns);
     if is_target && emit::past_floor(RecordKind::MmSyscall, duration_ns) {
-        let [address, second, third] = registers.arguments();
+        let [address, second, third] = registers().arguments();
         let (length_bytes, argument) = match number {
             BRK => (0, 0),
             MUNMAP => (second, 0),
@@ -139,7 +179,7 @@ fn generator_connected(tgid: u32) {
 }
 
 #[inline(always)]
-fn exhausted(ctx: &BtfTracePointContext, number: u64, errno: u32) {
+fn exhausted(ctx: &impl EbpfContext, number: u64, errno: u32) {
     let call = match number {
         SOCKET | SOCKETPAIR => FdSyscall::Socket,
         ACCEPT | ACCEPT4 => FdSyscall::Accept,

@@ -16,7 +16,8 @@ const fn better_tier(attach: Attach) -> Option<&'static str> {
         Attach::PerfMinorFaults
         | Attach::PerfMajorFaults
         | Attach::CgroupSockCreate
-        | Attach::CgroupSockRelease => Some("fentry"),
+        | Attach::CgroupSockRelease
+        | Attach::Syscalls(..) => Some("fentry"),
     }
 }
 

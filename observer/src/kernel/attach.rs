@@ -6,10 +6,13 @@ use std::fs::File;
 use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
 use aya::programs::{
     BtfTracePoint, CgroupAttachMode, CgroupSock, PerfEvent, Program as AyaProgram, ProgramError,
+    TracePoint,
 };
 
 use super::btf::Btf;
 use super::load::Loaded;
+use rustix::mount::MountFlags;
+
 use crate::host::system;
 use crate::model::{Coverage, ProbeState};
 use crate::probe::{Attach, Need, PROBES, Program, Tier};
@@ -36,9 +39,27 @@ pub type ProgramStates = BTreeMap<&'static str, ProgramState>;
 /// The tier of each probe this kernel gets, by probe name.
 pub(super) type ChosenTiers = BTreeMap<&'static str, &'static Tier>;
 
+/// Whether tracefs is there; mounts it where it belongs if it is not.
+fn tracefs() -> bool {
+    const MOUNT_POINT: &str = "/sys/kernel/tracing";
+    if system::tracefs().is_none() {
+        // A failure shows right below.
+        let _ = rustix::mount::mount(
+            "tracefs",
+            MOUNT_POINT,
+            "tracefs",
+            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+            None,
+        );
+    }
+    system::tracefs().is_some()
+}
+
 /// The first tier of each probe whose needs this kernel meets.
 pub(super) fn choose_tiers(btf: &Btf) -> ChosenTiers {
+    let tracefs = tracefs();
     let meets = |need: &Need| match need {
+        Need::Tracefs => tracefs,
         Need::Tracepoint(name) => btf.tracepoint_arguments(name).is_some(),
         Need::Member(structure, path) => btf.offset_of(structure, path).is_ok(),
     };
@@ -106,6 +127,19 @@ fn try_attach(loaded: &mut Loaded, program: &Program) -> Result<(), AttachError>
             let handle: &mut BtfTracePoint = handle.try_into()?;
             handle.load(tracepoint, &loaded.aya_btf)?;
             handle.attach()?;
+        }
+        Attach::Syscalls(_, prefix, calls) => {
+            let handle: &mut TracePoint = handle.try_into()?;
+            handle.load()?;
+            for call in calls {
+                let name = format!("{prefix}_{call}");
+                // A kernel without the system call has no tracepoint of it either.
+                if system::tracefs()
+                    .is_some_and(|at| at.join("events/syscalls").join(&name).exists())
+                {
+                    handle.attach("syscalls", &name)?;
+                }
+            }
         }
         Attach::PerfMinorFaults => every_cpu(handle, SoftwareEvent::PageFaultsMin)?,
         Attach::PerfMajorFaults => every_cpu(handle, SoftwareEvent::PageFaultsMaj)?,

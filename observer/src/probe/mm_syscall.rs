@@ -2,34 +2,81 @@
 
 use observer_ebpf::wire::{Header, MmSyscallRecord, RecordKind, Series};
 
-use super::{Attach, Probe, Program, Tier, read};
+use super::{Attach, Need, Probe, Program, Tier, read};
 use crate::model::{Cause, EventKind, MmCall};
+
+/// Shared with the socket probe.
+pub(super) const SYSCALLS_EXIT: Program = Program {
+    name: "syscalls_exit",
+    attach: Attach::Syscalls(
+        "syscalls:sys_exit_* of those, socket, socketpair, accept*, connect, open*, creat",
+        "sys_exit",
+        &[
+            "mmap",
+            "munmap",
+            "mremap",
+            "brk",
+            "mprotect",
+            "madvise",
+            "socket",
+            "socketpair",
+            "accept",
+            "accept4",
+            "connect",
+            "open",
+            "openat",
+            "openat2",
+            "creat",
+        ],
+    ),
+    gives: "results of system calls",
+};
 
 /// Shared with the socket probe.
 pub(super) const SYS_EXIT: Program = Program {
     name: "sys_exit",
     attach: Attach::TpBtf("sys_exit", 2),
-    gives: "system-call results",
+    gives: "results of system calls",
 };
 
 pub(super) const PROBE: Probe = Probe {
     name: "mm_syscall",
     about: "Latency, bytes and result of mmap, munmap, mremap, brk, mprotect and madvise.",
-    notes: "Calls of the 32-bit ABI are counted as loss (compat_syscall): their numbers differ. \
-            Calls that never return to the caller (the thread is killed inside) are not counted. \
-            While it is attached every system call of the host takes the kernel's traced path.",
-    tiers: &[Tier {
-        name: "system-call tracepoints",
-        needs: &[],
-        programs: &[
-            Program {
-                name: "sys_enter",
-                attach: Attach::TpBtf("sys_enter", 2),
-                gives: "begins of system calls",
-            },
-            SYS_EXIT,
-        ],
-    }],
+    notes: "Calls of the 32-bit ABI are not counted as `mm_syscall` (in the second tier as the loss \
+            `compat_syscall`): their numbers differ. Calls that never return to the caller (the \
+            thread is killed inside) are not counted. While it is attached every system call of \
+            the host takes the kernel's traced path; in the first tier only the watched ones go on \
+            from there to a program.",
+    tiers: &[
+        Tier {
+            name: "tracepoints of the watched calls",
+            needs: &[Need::Tracefs],
+            programs: &[
+                Program {
+                    name: "syscalls_enter",
+                    attach: Attach::Syscalls(
+                        "syscalls:sys_enter_* of mmap, munmap, mremap, brk, mprotect, madvise",
+                        "sys_enter",
+                        &["mmap", "munmap", "mremap", "brk", "mprotect", "madvise"],
+                    ),
+                    gives: "begins of system calls",
+                },
+                SYSCALLS_EXIT,
+            ],
+        },
+        Tier {
+            name: "tracepoints of all system calls",
+            needs: &[],
+            programs: &[
+                Program {
+                    name: "sys_enter",
+                    attach: Attach::TpBtf("sys_enter", 2),
+                    gives: "begins of system calls",
+                },
+                SYS_EXIT,
+            ],
+        },
+    ],
     records: &[RecordKind::MmSyscall],
     causes: &[Cause::MmSyscall],
     floor_ns: 3_000,

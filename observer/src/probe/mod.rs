@@ -18,6 +18,9 @@ use crate::model::{Cause, Event, EventKind};
 pub enum Attach {
     /// BTF-typed raw tracepoint of this name, with at least so many arguments.
     TpBtf(&'static str, usize),
+    /// Classic tracepoints `syscalls:PREFIX_CALL`, one for each call this kernel has: how people
+    /// are told, the prefix, the calls.
+    Syscalls(&'static str, &'static str, &'static [&'static str]),
     /// Software perf event `PERF_COUNT_SW_PAGE_FAULTS_MIN`, period 1, every CPU.
     PerfMinorFaults,
     /// Software perf event `PERF_COUNT_SW_PAGE_FAULTS_MAJ`, period 1, every CPU.
@@ -34,6 +37,7 @@ impl Attach {
     pub const fn tier(self) -> &'static str {
         match self {
             Self::TpBtf(..) => "tp_btf",
+            Self::Syscalls(..) => "tracepoint",
             Self::PerfMinorFaults | Self::PerfMajorFaults => "perf_event",
             Self::CgroupSockCreate | Self::CgroupSockRelease => "cgroup_sock",
         }
@@ -43,7 +47,7 @@ impl Attach {
     #[must_use]
     pub const fn hook(self) -> &'static str {
         match self {
-            Self::TpBtf(name, _) => name,
+            Self::TpBtf(name, _) | Self::Syscalls(name, ..) => name,
             Self::PerfMinorFaults => "PERF_COUNT_SW_PAGE_FAULTS_MIN",
             Self::PerfMajorFaults => "PERF_COUNT_SW_PAGE_FAULTS_MAJ",
             Self::CgroupSockCreate => "BPF_CGROUP_INET_SOCK_CREATE",
@@ -68,6 +72,8 @@ pub struct Program {
 pub enum Need {
     /// A tracepoint of this name.
     Tracepoint(&'static str),
+    /// tracefs, through which classic tracepoints are found (mounted if need be).
+    Tracefs,
     /// A member of a struct.
     Member(&'static str, &'static str),
 }
