@@ -1,13 +1,13 @@
 //! System calls: latency of the memory-management ones, accepted sockets, descriptor exhaustion.
 //!
-//! One program at entry and one at exit serve all of it, in two tiers. Attached to the tracepoints
-//! of the watched calls alone, the kernel sorts the others out by a bitmap before any program runs.
-//! Attached to all system calls, what is not wanted leaves after two comparisons, but has paid for
-//! getting here. Numbers are those of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
+//! One program at entry and one at exit serve all of it. At exit every system call of the host
+//! passes here, and what is not wanted leaves after a few comparisons. The entry matters for the
+//! memory-management calls only: attached to their own tracepoints, the kernel sorts the others
+//! out by a bitmap before any program runs; attached to all, they leave here. Numbers are those
+//! of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
 
 use aya_ebpf::{
     EbpfContext,
-    helpers::{bpf_get_current_task_btf, bpf_task_pt_regs},
     macros::{btf_tracepoint, tracepoint},
     programs::{BtfTracePointContext, TracePointContext},
 };
@@ -60,22 +60,6 @@ fn syscalls_enter(_ctx: TracePointContext) -> u32 {
     NO_SAMPLE
 }
 
-/// `syscalls:sys_exit_*` of all watched calls.
-#[tracepoint]
-fn syscalls_exit(ctx: TracePointContext) -> u32 {
-    // The layout of `struct syscall_tp_t` (perf_call_bpf_exit, kernel/trace/trace_syscalls.c).
-    // SAFETY: the tracepoint's own context.
-    let (number, result) = unsafe {
-        let base = ctx.as_ptr().cast::<u8>();
-        (base.add(8).cast::<i32>().read(), base.add(16).cast::<i64>().read())
-    };
-    done(&ctx, number as u64, result, || {
-        // SAFETY: the helper returns the registers the current task entered the kernel with.
-        Registers::new(unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) } as *const u8)
-    });
-    NO_SAMPLE
-}
-
 /// Nothing is to go into the perf event the tracepoint is attached through.
 const NO_SAMPLE: u32 = 0;
 
@@ -102,12 +86,6 @@ fn sys_exit(ctx: BtfTracePointContext) {
     let registers = Registers::new(ctx.arg(0));
     let result: i64 = ctx.arg(1);
     let number = registers.number();
-    done(&ctx, number, result, || registers);
-}
-
-/// A system call returned `result`.
-#[inline(always)]
-fn done(ctx: &impl EbpfContext, number: u64, result: i64, registers: impl Fn() -> Registers) {
     if is_mm_call(number) {
         mm_call_done(registers, number, result);
     } else if number == CONNECT && (result == 0 || result == EINPROGRESS) {
@@ -117,12 +95,12 @@ fn done(ctx: &impl EbpfContext, number: u64, result: i64, registers: impl Fn() -
             socket::accepted(ctx.tgid(), result as u32);
         }
     } else if result == -12 || result == -23 || result == -24 || result == -105 {
-        exhausted(ctx, number, -result as u32);
+        exhausted(&ctx, number, -result as u32);
     }
 }
 
 #[inline(always)]
-fn mm_call_done(registers: impl Fn() -> Registers, number: u64, result: i64) {
+fn mm_call_done(registers: Registers, number: u64, result: i64) {
     let current = Task::current();
     let tid = current.tid();
     let Some(state) = task::find(tid) else { return };
@@ -146,7 +124,7 @@ fn mm_call_done(registers: impl Fn() -> Registers, number: u64, result: i64) {
     let is_target = emit::is_target(tgid);
     histogram::observe(current, Some(state), is_target, series, duration_ns);
     if is_target && emit::past_floor(RecordKind::MmSyscall, duration_ns) {
-        let [address, second, third] = registers().arguments();
+        let [address, second, third] = registers.arguments();
         let (length_bytes, argument) = match number {
             BRK => (0, 0),
             MUNMAP => (second, 0),
@@ -179,7 +157,7 @@ fn generator_connected(tgid: u32) {
 }
 
 #[inline(always)]
-fn exhausted(ctx: &impl EbpfContext, number: u64, errno: u32) {
+fn exhausted(ctx: &BtfTracePointContext, number: u64, errno: u32) {
     let call = match number {
         SOCKET | SOCKETPAIR => FdSyscall::Socket,
         ACCEPT | ACCEPT4 => FdSyscall::Accept,

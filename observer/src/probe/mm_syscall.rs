@@ -6,33 +6,6 @@ use super::{Attach, Need, Probe, Program, Tier, read};
 use crate::model::{Cause, EventKind, MmCall};
 
 /// Shared with the socket probe.
-pub(super) const SYSCALLS_EXIT: Program = Program {
-    name: "syscalls_exit",
-    attach: Attach::Syscalls(
-        "syscalls:sys_exit_* of those, socket, socketpair, accept*, connect, open*, creat",
-        "sys_exit",
-        &[
-            "mmap",
-            "munmap",
-            "mremap",
-            "brk",
-            "mprotect",
-            "madvise",
-            "socket",
-            "socketpair",
-            "accept",
-            "accept4",
-            "connect",
-            "open",
-            "openat",
-            "openat2",
-            "creat",
-        ],
-    ),
-    gives: "results of system calls",
-};
-
-/// Shared with the socket probe.
 pub(super) const SYS_EXIT: Program = Program {
     name: "sys_exit",
     attach: Attach::TpBtf("sys_exit", 2),
@@ -45,11 +18,10 @@ pub(super) const PROBE: Probe = Probe {
     notes: "Calls of the 32-bit ABI are not counted as `mm_syscall` (in the second tier as the loss \
             `compat_syscall`): their numbers differ. Calls that never return to the caller (the \
             thread is killed inside) are not counted. While it is attached every system call of \
-            the host takes the kernel's traced path; in the first tier only the watched ones go on \
-            from there to a program.",
+            the host takes the kernel's traced path and passes the program at exit.",
     tiers: &[
         Tier {
-            name: "tracepoints of the watched calls",
+            name: "entries by the tracepoints of the watched calls",
             needs: &[Need::Tracefs],
             programs: &[
                 Program {
@@ -61,11 +33,11 @@ pub(super) const PROBE: Probe = Probe {
                     ),
                     gives: "begins of system calls",
                 },
-                SYSCALLS_EXIT,
+                SYS_EXIT,
             ],
         },
         Tier {
-            name: "tracepoints of all system calls",
+            name: "entries by the tracepoint of all system calls",
             needs: &[],
             programs: &[
                 Program {

@@ -5,20 +5,8 @@ use observer_ebpf::wire::{
     SocketRecord,
 };
 
-use super::{Attach, Need, Probe, Program, Tier, mm_syscall, read};
+use super::{Attach, Probe, Program, Tier, mm_syscall, read};
 use crate::model::EventKind;
-
-const CREATE: Program = Program {
-    name: "inet_sock_create",
-    attach: Attach::CgroupSockCreate,
-    gives: "created sockets",
-};
-
-const RELEASE: Program = Program {
-    name: "inet_sock_release",
-    attach: Attach::CgroupSockRelease,
-    gives: "released sockets and lifetimes",
-};
 
 pub(super) const PROBE: Probe = Probe {
     name: "socket",
@@ -26,18 +14,23 @@ pub(super) const PROBE: Probe = Probe {
             of socket, accept, connect and open for want of descriptors or memory.",
     notes: "IPv4 and IPv6 sockets only: the kernel has no release hook for other families. \
             Sockets accepted through io_uring are counted when they are released.",
-    tiers: &[
-        Tier {
-            name: "cgroup hooks and tracepoints of the watched system calls",
-            needs: &[Need::Tracefs],
-            programs: &[CREATE, mm_syscall::SYSCALLS_EXIT, RELEASE],
-        },
-        Tier {
-            name: "cgroup hooks and the tracepoint of all system calls",
-            needs: &[],
-            programs: &[CREATE, mm_syscall::SYS_EXIT, RELEASE],
-        },
-    ],
+    tiers: &[Tier {
+        name: "cgroup hooks and system-call exits",
+        needs: &[],
+        programs: &[
+            Program {
+                name: "inet_sock_create",
+                attach: Attach::CgroupSockCreate,
+                gives: "created sockets",
+            },
+            mm_syscall::SYS_EXIT,
+            Program {
+                name: "inet_sock_release",
+                attach: Attach::CgroupSockRelease,
+                gives: "released sockets and lifetimes",
+            },
+        ],
+    }],
     records: &[RecordKind::Socket, RecordKind::FdFailure],
     causes: &[],
     floor_ns: 0,
