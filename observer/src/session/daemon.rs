@@ -9,7 +9,7 @@ use std::time::Duration;
 use observer_ebpf::wire::RecordKind;
 
 use super::watch::SocketWatch;
-use super::{mark_first, mark_target, target_cgroup};
+use super::{find_target, mark_first, mark_target, target_cgroup};
 use crate::aggregate::Snapshot;
 use crate::error::{Error, Exit, Result};
 use crate::kernel::{Kernel, LoadOptions, RING_BYTES, Ring};
@@ -79,12 +79,7 @@ pub fn serve(
     let membership = match &options.target {
         None => None,
         Some(spec) => {
-            let found = if options.wait {
-                Membership::wait(spec, stop)?
-            } else {
-                Some(Membership::new(spec)?)
-            };
-            let Some(membership) = found else { return Ok(()) };
+            let Some(membership) = find_target(spec, options.wait, stop)? else { return Ok(()) };
             Some(membership)
         }
     };

@@ -110,7 +110,9 @@ impl Session {
         if !options.command.is_empty() {
             command::find(&options.command[0])?;
         }
-        let Some(mut membership) = find_target(&options, stop)? else { return Ok(None) };
+        let Some(mut membership) = find_target(&options.target, options.wait, stop)? else {
+            return Ok(None);
+        };
         let mut kernel = Kernel::attach(LoadOptions { has_target: true, ring_bytes: RING_BYTES })?;
         mark_first(&mut membership, &kernel);
         let directory = RunDir::create(options.out.as_deref())?;
@@ -228,11 +230,13 @@ fn unexpected(error: &dyn std::fmt::Display) -> Error {
     Error::new(Exit::Failure, format!("cannot start: {error}"))
 }
 
-fn find_target(options: &RunOptions, stop: &AtomicBool) -> Result<Option<Membership>> {
-    if options.wait {
-        return Ok(Membership::wait(&options.target, stop)?);
+/// Who is meant now; with `wait`, as soon as there is anybody, and `None` when `stop` was raised
+/// first.
+fn find_target(spec: &TargetSpec, wait: bool, stop: &AtomicBool) -> Result<Option<Membership>> {
+    if wait {
+        return Ok(Membership::wait(spec, stop)?);
     }
-    Ok(Some(Membership::new(&options.target)?))
+    Ok(Some(Membership::new(spec)?))
 }
 
 /// How the source of the samples is called in a message.
