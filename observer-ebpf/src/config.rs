@@ -29,6 +29,10 @@ globals! {
     /// 1 when the histograms' cgroup is the one of the v1 memory hierarchy.
     CGROUP_V1: cgroup_v1 = 0;
 
+    /// 1 when the kernel has BTF of its own: the current task is then a pointer the verifier
+    /// types.
+    KERNEL_BTF: kernel_btf = 1;
+
     /// `task_struct::pid`.
     OFF_TASK_PID: off_task_pid = 0;
     /// `task_struct::tgid`.
@@ -49,12 +53,34 @@ globals! {
     OFF_TASK_LAST_QUEUED: off_task_last_queued = 0;
     /// `task_struct::nivcsw`.
     OFF_TASK_NIVCSW: off_task_nivcsw = 0;
+    /// `task_struct::se.sched_delayed`; 0 where there is none (before Linux 6.12).
+    OFF_TASK_SCHED_DELAYED: off_task_sched_delayed = 0;
     /// `task_struct::se.cfs_rq`.
     OFF_TASK_CFS_RQ: off_task_cfs_rq = 0;
     /// `cfs_rq::rq`.
     OFF_CFS_RQ_RQ: off_cfs_rq_rq = 0;
     /// `rq::clock`.
     OFF_RQ_CLOCK: off_rq_clock = 0;
+    /// `task_struct::__state`.
+    OFF_TASK_STATE: off_task_state = 0;
+    /// Position of `prev` among the arguments of `sched_switch`.
+    SWITCH_PREV: switch_prev = 1;
+    /// 1 when `prev_state` is the fourth argument of `sched_switch`.
+    SWITCH_HAS_STATE: switch_has_state = 0;
+    /// Arguments of `mm_compaction_end`; the last one is its status.
+    COMPACTION_END_ARGUMENTS: compaction_end_arguments = 5;
+    /// Parameters of `handle_mm_fault`; its return value comes behind them.
+    HANDLE_MM_FAULT_PARAMETERS: handle_mm_fault_parameters = 4;
+    /// `FAULT_FLAG_TRIED` of `enum fault_flag`.
+    FAULT_FLAG_TRIED: fault_flag_tried = 0x20;
+    /// `FAULT_FLAG_USER` of `enum fault_flag`.
+    FAULT_FLAG_USER: fault_flag_user = 0x40;
+    /// `VM_FAULT_MAJOR` of `enum vm_fault_reason`.
+    VM_FAULT_MAJOR: vm_fault_major = 0x4;
+    /// `VM_FAULT_RETRY` of `enum vm_fault_reason`.
+    VM_FAULT_RETRY: vm_fault_retry = 0x400;
+    /// The bits of `VM_FAULT_ERROR` (include/linux/mm_types.h).
+    VM_FAULT_ERROR: vm_fault_error = 0x873;
     /// `PGFAULT` of `enum vm_event_item`.
     VM_EVENT_PGFAULT: vm_event_pgfault = 0;
     /// `PGMAJFAULT` of `enum vm_event_item`.

@@ -13,13 +13,16 @@ use crate::{
     maps::{CONFIG, COUNTS, RING, TARGETS},
 };
 
-/// Adds one to a word of this CPU's counters. Atomic, since the cgroup hooks can be preempted
+/// Adds to a word of this CPU's counters. Atomic, since the cgroup hooks can be preempted
 /// (and interrupted) by programs of the same CPU.
 macro_rules! bump {
     ($array:ident[$index:expr]) => {
-        if let Some(counts) = COUNTS.get_ptr_mut(0) {
+        bump!($array[$index] += 1)
+    };
+    ($array:ident[$index:expr] += $number:expr) => {
+        if let Some(counts) = COUNTS.get_ptr_mut(cpu()) {
             // SAFETY: a map value; only its address is formed here.
-            atomic::add(unsafe { &raw mut (*counts).$array[$index] }, 1);
+            atomic::add(unsafe { &raw mut (*counts).$array[$index] }, $number);
         }
     };
 }
@@ -34,6 +37,12 @@ pub(crate) fn lose(kind: LossKind) {
 #[inline(always)]
 pub(crate) fn count(counter: Counter) {
     count_at(counter as usize);
+}
+
+/// Adds to a counter.
+#[inline(always)]
+pub(crate) fn count_by(counter: Counter, number: u64) {
+    bump!(counters[counter as usize] += number);
 }
 
 /// Adds one to the counter at a fixed place below `COUNTER_SLOTS`.

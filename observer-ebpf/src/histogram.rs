@@ -95,7 +95,7 @@ fn add(slot: u32, series: Series, duration_ns: u64, add: impl Fn(*mut u64, u64))
 /// pointers costs more than the rest of a context switch's bookkeeping.
 #[inline(always)]
 fn remembered_slot(task: Task, state: &mut TaskState) -> u32 {
-    let css_set = task.css_set() as u64;
+    let css_set = task.css_set();
     if state.css_set != css_set {
         state.cgroup_slot = cgroup_slot(task.cgroup_id());
         state.css_set = css_set;

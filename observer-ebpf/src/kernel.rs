@@ -1,44 +1,134 @@
-//! Reading kernel structs at offsets from the running kernel's BTF, and the current time.
+//! Reading kernel structs at offsets from the running kernel's BTF, arguments of programs, and the
+//! current time.
 
-use aya_ebpf::helpers::{
-    bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_kernel_buf,
+use core::arch::asm;
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{
+        bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel,
+        bpf_probe_read_kernel_buf,
+    },
 };
 use observer_ebpf::wire::COMM_LEN;
 
 use crate::config;
 
-/// A kernel `task_struct` the verifier trusts (a BTF-typed tracepoint argument, or the current
-/// task): loads through it need no helper.
-#[derive(Clone, Copy)]
-pub(crate) struct Task(*const u8);
-
-/// Loads a `T` at `base + offset` directly.
+/// A kernel address, and whether the verifier knows what is there.
 ///
-/// # Safety
-/// `base` must be a pointer the verifier tracks as BTF-typed; it refuses the program otherwise.
-#[inline(always)]
-unsafe fn load<T: Copy>(base: *const u8, offset: u32) -> T {
-    // SAFETY: the verifier checks the access against the type; faults read as zero.
-    unsafe { core::ptr::read_volatile(base.add(offset as usize).cast::<T>()) }
+/// `typed` is a constant wherever it is set, so one of the two ways of reading remains in each
+/// program.
+#[derive(Clone, Copy)]
+struct Pointer {
+    address: *const u8,
+    typed: bool,
 }
 
-impl Task {
+impl Pointer {
+    /// Reads a `T` at `offset`: a plain load where the verifier tracks the pointer as BTF-typed
+    /// (it refuses the program otherwise), else through the helper that reports faults. A fault
+    /// reads as zero either way.
     #[inline(always)]
-    pub(crate) const fn new(task: *const u8) -> Self {
-        Self(task)
+    fn load<T: Copy + Default>(self, offset: u32) -> T {
+        let at = self.address.wrapping_add(offset as usize).cast::<T>();
+        if self.typed {
+            // SAFETY: the verifier checks the access against the type.
+            unsafe { core::ptr::read_volatile(at) }
+        } else {
+            // SAFETY: the helper checks the address.
+            unsafe { bpf_probe_read_kernel(at) }.unwrap_or_default()
+        }
     }
 
+    /// The pointer stored at `offset`.
+    #[inline(always)]
+    fn follow(self, offset: u32) -> Self {
+        Self { address: self.load(offset), typed: self.typed }
+    }
+}
+
+/// Arguments of a tracepoint or of a traced function, one word each, followed by the return value
+/// where the function has returned.
+#[derive(Clone, Copy)]
+pub(crate) struct Arguments {
+    context: *const u64,
+    typed: bool,
+}
+
+impl Arguments {
+    /// Of a program whose arguments the verifier types (tp_btf, fentry, fexit).
+    #[inline(always)]
+    pub(crate) fn typed(context: &impl EbpfContext) -> Self {
+        Self { context: context.as_ptr().cast_const().cast(), typed: true }
+    }
+
+    /// Of a raw tracepoint, where they are mere numbers.
+    #[inline(always)]
+    pub(crate) fn raw(context: &impl EbpfContext) -> Self {
+        Self { context: context.as_ptr().cast_const().cast(), typed: false }
+    }
+
+    /// Whether the verifier types them.
+    #[inline(always)]
+    pub(crate) const fn is_typed(self) -> bool {
+        self.typed
+    }
+
+    /// The argument at position `N`, from 0.
+    ///
+    /// In assembly, since the verifier takes a context access at a fixed offset only, and the
+    /// compiler would merge two that differ in their offset.
+    #[inline(always)]
+    pub(crate) fn word<const N: i32>(self) -> u64 {
+        let word: u64;
+        // SAFETY: reads the context, which the verifier bounds.
+        unsafe {
+            asm!(
+                "{word} = *(u64 *)({context} + {bytes})",
+                word = out(reg) word,
+                context = in(reg) self.context,
+                bytes = const N * 8,
+                options(nostack, readonly),
+            );
+        }
+        word
+    }
+
+    /// The task at position `N`.
+    #[inline(always)]
+    pub(crate) fn task<const N: i32>(self) -> Task {
+        Task(Pointer { address: self.word::<N>() as *const u8, typed: self.typed })
+    }
+
+    /// The registers of the system call at position `N`.
+    #[inline(always)]
+    pub(crate) fn registers<const N: i32>(self) -> Registers {
+        Registers(Pointer { address: self.word::<N>() as *const u8, typed: self.typed })
+    }
+}
+
+/// A kernel `task_struct`.
+#[derive(Clone, Copy)]
+pub(crate) struct Task(Pointer);
+
+impl Task {
     /// The task that runs this program.
     #[inline(always)]
     pub(crate) fn current() -> Self {
-        // SAFETY: the helper takes no arguments and always returns the current task.
-        Self(unsafe { bpf_get_current_task_btf() }.cast_const().cast())
+        if config::kernel_btf() != 0 {
+            // SAFETY: the helper takes no arguments and always returns the current task.
+            let task = unsafe { bpf_get_current_task_btf() };
+            Self(Pointer { address: task.cast_const().cast(), typed: true })
+        } else {
+            // SAFETY: as above.
+            let task = unsafe { bpf_get_current_task() };
+            Self(Pointer { address: task as *const u8, typed: false })
+        }
     }
 
     #[inline(always)]
-    fn field<T: Copy>(self, offset: u32) -> T {
-        // SAFETY: `self.0` is BTF-typed by construction.
-        unsafe { load(self.0, offset) }
+    fn field<T: Copy + Default>(self, offset: u32) -> T {
+        self.0.load(offset)
     }
 
     #[inline(always)]
@@ -70,15 +160,23 @@ impl Task {
         self.field(config::off_task_nivcsw())
     }
 
+    /// The thread sleeps, and is to leave its run queue later (`sched_entity::sched_delayed`).
+    #[inline(always)]
+    pub(crate) fn leaves_later(self) -> bool {
+        self.field::<u8>(config::off_task_sched_delayed()) != 0
+    }
+
     /// The clock of the run queue the thread is on, as of the scheduler's last update.
     #[inline(always)]
     pub(crate) fn run_queue_clock_ns(self) -> u64 {
-        let cfs_rq = self.field::<*const u8>(config::off_task_cfs_rq());
-        // SAFETY: the verifier types each loaded pointer; a fault reads as zero.
-        unsafe {
-            let run_queue = load::<*const u8>(cfs_rq, config::off_cfs_rq_rq());
-            load(run_queue, config::off_rq_clock())
-        }
+        let cfs_rq = self.0.follow(config::off_task_cfs_rq());
+        cfs_rq.follow(config::off_cfs_rq_rq()).load(config::off_rq_clock())
+    }
+
+    /// `task_struct::__state` (`state` before Linux 5.14): 0 while it can run.
+    #[inline(always)]
+    pub(crate) fn state(self) -> u32 {
+        self.field(config::off_task_state())
     }
 
     /// `PF_KTHREAD` (include/linux/sched.h).
@@ -99,9 +197,7 @@ impl Task {
     /// Threads of the process that have not begun to exit (`signal_struct::live`).
     #[inline(always)]
     pub(crate) fn live_threads(self) -> u32 {
-        let signal = self.field::<*const u8>(config::off_task_signal());
-        // SAFETY: the verifier types the loaded pointer as `signal_struct`.
-        unsafe { load(signal, config::off_signal_live()) }
+        self.0.follow(config::off_task_signal()).load(config::off_signal_live())
     }
 
     #[inline(always)]
@@ -110,32 +206,30 @@ impl Task {
         // SAFETY: a kernel address; the helper reports a fault instead of taking it, and the
         // name is then empty.
         let _ = unsafe {
-            bpf_probe_read_kernel_buf(self.0.add(config::off_task_comm() as usize), &mut comm)
+            bpf_probe_read_kernel_buf(
+                self.0.address.wrapping_add(config::off_task_comm() as usize),
+                &mut comm,
+            )
         };
         comm
     }
 
-    /// The task's membership in all cgroup hierarchies.
+    /// The task's membership in all cgroup hierarchies: the address of its `css_set`.
     #[inline(always)]
-    pub(crate) fn css_set(self) -> *const u8 {
+    pub(crate) fn css_set(self) -> u64 {
         self.field(config::off_task_cgroups())
     }
 
     /// Id (inode number) of the task's cgroup: of the v1 memory hierarchy, or of v2.
     #[inline(always)]
     pub(crate) fn cgroup_id(self) -> u64 {
-        let css_set = self.css_set();
-        // SAFETY: the verifier types each loaded pointer; a fault reads as zero.
-        unsafe {
-            let cgroup = if config::cgroup_v1() != 0 {
-                let css = load::<*const u8>(css_set, config::off_css_set_memory());
-                load::<*const u8>(css, config::off_css_cgroup())
-            } else {
-                load::<*const u8>(css_set, config::off_css_set_dfl_cgrp())
-            };
-            let node = load::<*const u8>(cgroup, config::off_cgroup_kn());
-            load::<u64>(node, config::off_kn_id())
-        }
+        let css_set = self.0.follow(config::off_task_cgroups());
+        let cgroup = if config::cgroup_v1() != 0 {
+            css_set.follow(config::off_css_set_memory()).follow(config::off_css_cgroup())
+        } else {
+            css_set.follow(config::off_css_set_dfl_cgrp())
+        };
+        cgroup.follow(config::off_cgroup_kn()).load(config::off_kn_id())
     }
 
     /// The `struct sock` behind a descriptor of the current task, with family and type; `None`
@@ -174,18 +268,18 @@ unsafe fn read<T: Copy>(base: *const u8, offset: u32) -> Option<T> {
 
 /// System-call number and arguments of the registers saved at system-call entry.
 #[derive(Clone, Copy)]
-pub(crate) struct Registers(*const u8);
+pub(crate) struct Registers(Pointer);
 
 impl Registers {
+    /// Registers at an address kept from the begin of the call.
     #[inline(always)]
-    pub(crate) const fn new(registers: *const u8) -> Self {
-        Self(registers)
+    pub(crate) const fn at(address: u64) -> Self {
+        Self(Pointer { address: address as *const u8, typed: false })
     }
 
     #[inline(always)]
     fn field(self, offset: u32) -> u64 {
-        // SAFETY: a BTF-typed argument of the system-call tracepoints.
-        unsafe { load(self.0, offset) }
+        self.0.load(offset)
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, PerCpuArray, RingBuf},
+    maps::{Array, RingBuf},
 };
 use observer_ebpf::wire::{
     CGROUP_SLOTS_MAX, Config, Counts, Histogram, MemoryState, PID_MAX_LIMIT, SERIES, SOCKET_SLOTS,
@@ -41,9 +41,11 @@ pub(crate) static TARGETS: Array<u64> = Array::with_max_entries(PID_MAX_LIMIT / 
 #[map]
 pub(crate) static SOCKETS: Array<SocketEntry> = Array::with_max_entries(SOCKET_SLOTS, 0);
 
-/// Counters.
+/// Counters by CPU (loader). A plain array, as for the histograms; and while somebody reads a map
+/// through the system call, the kernel leaves out classic tracepoints and kprobes on that CPU
+/// (`bpf_disable_instrumentation`, include/linux/bpf.h).
 #[map]
-pub(crate) static COUNTS: PerCpuArray<Counts> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static COUNTS: Array<Counts> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// What user space may change while the programs run.
 #[map]

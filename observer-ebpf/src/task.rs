@@ -13,8 +13,8 @@ use crate::{
 #[inline(always)]
 pub(crate) fn claim(tid: u32) -> Option<&'static mut TaskState> {
     let state = TASKS.get_ptr_mut(tid & config::task_mask())?;
-    // SAFETY: an array value; only this thread's own events touch it, apart from a wake-up on
-    // another CPU that is ordered before the switch by the run-queue lock.
+    // SAFETY: an array value; only this thread's own events touch it, apart from a wake-up or a
+    // move on another CPU, which is ordered before the switch by the run-queue lock.
     let state = unsafe { &mut *state };
     if state.tid != tid {
         if state.fault_ns | state.syscall_ns != 0 {
@@ -37,6 +37,16 @@ pub(crate) fn find(tid: u32) -> Option<&'static mut TaskState> {
     // SAFETY: as in `claim`.
     let state = unsafe { &mut *state };
     (state.tid == tid).then_some(state)
+}
+
+/// Leaves the thread's slot to whoever comes next.
+#[inline(always)]
+pub(crate) fn forget(tid: u32) {
+    if let Some(state) = find(tid) {
+        state.fault_ns = 0;
+        state.syscall_ns = 0;
+        state.tid = 0;
+    }
 }
 
 /// [`claim`] for reclaim and compaction.

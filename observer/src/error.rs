@@ -35,6 +35,8 @@ pub enum Exit {
     CommandFailed = 13,
     /// The samples end in the middle of a line; what was whole was used, the run is complete.
     SamplesTruncated = 14,
+    /// The disk is full; what was gathered until then is kept.
+    DiskFull = 15,
 }
 
 /// An error for the person: one line, and the exit code.

@@ -1,12 +1,12 @@
-//! Page faults: begin from the x86 exception tracepoints, end from where the kernel counts them.
+//! Page faults: begin and end of the kernel's fault handler; or begin from the x86 exception
+//! tracepoints, and end from where the kernel counts them.
 //!
 //! The kernel counts a fault once, when it is complete: retries inside the handler do not count
 //! (`mm_account_fault`, mm/memory.c).
 
 use aya_ebpf::{
-    EbpfContext,
-    macros::{btf_tracepoint, perf_event},
-    programs::{BtfTracePointContext, PerfEventContext},
+    macros::{fentry, fexit, kprobe, kretprobe, perf_event},
+    programs::{FEntryContext, FExitContext, PerfEventContext, ProbeContext, RetProbeContext},
 };
 use observer_ebpf::wire::{
     Counter, FAULT_IN_KERNEL, FAULT_KERNEL, FAULT_MAJOR, FAULT_SEEN_MAJOR, FaultRecord, LossKind,
@@ -15,36 +15,117 @@ use observer_ebpf::wire::{
 
 use crate::{
     config, emit, histogram,
-    kernel::{Task, now_ns},
+    kernel::{Arguments, Task, now_ns},
     task,
 };
 
-/// `page_fault_user(address, regs, error_code)`
-#[btf_tracepoint(function = "page_fault_user")]
-fn page_fault_user(ctx: BtfTracePointContext) {
-    begin(&ctx, 0);
+tracepoint_programs! {
+    /// `page_fault_user(address, regs, error_code)`
+    page_fault_user, page_fault_user_raw => user_exception;
+    /// `page_fault_kernel(address, regs, error_code)`
+    page_fault_kernel, page_fault_kernel_raw => kernel_exception;
+    /// `count_memcg_events(memcg, item, val)`
+    count_memcg_events, count_memcg_events_raw => event_counted;
+    /// `signal_deliver(sig, info, ka)`
+    signal_deliver, signal_deliver_raw => signal_delivered;
 }
 
-/// `page_fault_kernel(address, regs, error_code)`
-#[btf_tracepoint(function = "page_fault_kernel")]
-fn page_fault_kernel(ctx: BtfTracePointContext) {
-    begin(&ctx, FAULT_IN_KERNEL);
+/// `handle_mm_fault(vma, address, flags, regs)`
+#[fentry]
+fn handle_mm_fault_enter(ctx: FEntryContext) {
+    let arguments = Arguments::typed(&ctx);
+    handler_entered(arguments.word::<1>(), arguments.word::<2>() as u32);
+}
+
+/// What `handle_mm_fault` returned, behind its parameters (`regs` was added in Linux 5.9).
+#[fexit]
+fn handle_mm_fault_leave(ctx: FExitContext) {
+    let arguments = Arguments::typed(&ctx);
+    handler_left(if config::handle_mm_fault_parameters() == 4 {
+        arguments.word::<4>()
+    } else {
+        arguments.word::<3>()
+    } as u32);
+}
+
+/// The same begin, for kernels without BPF trampolines.
+#[kprobe]
+fn handle_mm_fault_kprobe(ctx: ProbeContext) {
+    let (Some(address), Some(flags)) = (ctx.arg::<u64>(1), ctx.arg::<u32>(2)) else { return };
+    handler_entered(address, flags);
+}
+
+/// The same end, for kernels without BPF trampolines.
+#[kretprobe]
+fn handle_mm_fault_kretprobe(ctx: RetProbeContext) {
+    handler_left(ctx.ret());
 }
 
 #[inline(always)]
-fn begin(ctx: &BtfTracePointContext, mode: u64) {
+fn user_exception(arguments: Arguments) {
+    begin(arguments, 0);
+}
+
+#[inline(always)]
+fn kernel_exception(arguments: Arguments) {
+    begin(arguments, FAULT_IN_KERNEL);
+}
+
+#[inline(always)]
+fn begin(arguments: Arguments, mode: u64) {
     if let Some(state) = task::claim(Task::current().tid()) {
-        state.fault_address = ctx.arg::<u64>(0) | mode;
-        state.fault_booked_ns = 0;
-        state.fault_ns = now_ns() & !FAULT_SEEN_MAJOR;
+        begin_at(state, arguments.word::<0>() | mode);
     }
 }
 
-/// `count_memcg_events(memcg, item, val)`: `mm_account_fault` counts PGFAULT here at the end of
-/// every fault, and whatever makes it major has counted PGMAJFAULT before.
-#[btf_tracepoint(function = "count_memcg_events")]
-fn count_memcg_events(ctx: BtfTracePointContext) {
-    let item: u32 = ctx.arg(1);
+#[inline(always)]
+fn begin_at(state: &mut TaskState, address: u64) {
+    state.fault_address = address;
+    state.fault_booked_ns = 0;
+    state.fault_ns = now_ns() & !FAULT_SEEN_MAJOR;
+}
+
+/// The fault handler is entered, possibly again for a fault it gave up before: to wait for a page,
+/// or for the lock of the whole address space after that of the mapping alone.
+#[inline(always)]
+fn handler_entered(address: u64, flags: u32) {
+    let Some(state) = task::claim(Task::current().tid()) else { return };
+    let mode = if flags & config::fault_flag_user() != 0 { 0 } else { FAULT_IN_KERNEL };
+    if state.fault_ns == 0 || state.fault_address != address | mode {
+        begin_at(state, address | mode);
+    }
+    // The kernel takes a fault that was tried before for major (`mm_account_fault`).
+    if flags & config::fault_flag_tried() != 0 {
+        state.fault_ns |= FAULT_SEEN_MAJOR;
+    }
+}
+
+/// The fault handler returned: a fault that is to be retried goes on, one that failed is not
+/// counted by the kernel either.
+#[inline(always)]
+fn handler_left(result: u32) {
+    let current = Task::current();
+    let begun = task::find(current.tid()).filter(|state| state.fault_ns != 0);
+    let Some(state) = begun else {
+        emit::lose(LossKind::EndWithoutBegin);
+        return;
+    };
+    if result & config::vm_fault_retry() != 0 {
+        return;
+    }
+    if result & config::vm_fault_error() != 0 {
+        state.fault_ns = 0;
+        return;
+    }
+    let major = result & config::vm_fault_major() != 0 || state.fault_ns & FAULT_SEEN_MAJOR != 0;
+    end(current, state, major);
+}
+
+/// `mm_account_fault` counts PGFAULT here at the end of every fault, and whatever makes it major
+/// has counted PGMAJFAULT before.
+#[inline(always)]
+fn event_counted(arguments: Arguments) {
+    let item = arguments.word::<1>() as u32;
     if item == config::vm_event_pgfault() {
         let current = Task::current();
         let begun = task::find(current.tid()).filter(|state| state.fault_ns != 0);
@@ -62,31 +143,31 @@ fn count_memcg_events(ctx: BtfTracePointContext) {
     }
 }
 
+/// A thread that is handed a signal is in no fault. One that ended in a signal instead of a page
+/// would leave its begin behind.
+#[inline(always)]
+fn signal_delivered(_arguments: Arguments) {
+    if let Some(state) = task::find(Task::current().tid()) {
+        state.fault_ns = 0;
+    }
+}
+
 /// `PERF_COUNT_SW_PAGE_FAULTS_MAJ`, right after the end of a major fault: corrects the few that
 /// are major for having been retried behind another thread's read, without a PGMAJFAULT.
 #[perf_event]
-fn page_faults_maj_check(ctx: PerfEventContext) {
-    let Some(state) = task::find(ctx.pid()) else { return };
+fn page_faults_maj_check(_ctx: PerfEventContext) {
+    let current = Task::current();
+    let Some(state) = task::find(current.tid()) else { return };
     // `end` leaves the length of a fault it took for minor here.
     let duration_ns = state.fault_booked_ns;
     if duration_ns == 0 {
         return;
     }
     state.fault_booked_ns = 0;
-    let current = Task::current();
     let kernel_mode = state.fault_address & FAULT_IN_KERNEL != 0;
     let is_target = is_target(current);
     histogram::take_back(current, state, is_target, series(false, kernel_mode), duration_ns);
     book(current, state, is_target, (true, kernel_mode), duration_ns, now_ns());
-}
-
-/// `signal_deliver(sig, info, ka)`: a thread that is handed a signal is in no fault. One that
-/// ended in a signal instead of a page would leave its begin behind.
-#[btf_tracepoint(function = "signal_deliver")]
-fn signal_deliver(ctx: BtfTracePointContext) {
-    if let Some(state) = task::find(ctx.pid()) {
-        state.fault_ns = 0;
-    }
 }
 
 /// `PERF_COUNT_SW_PAGE_FAULTS_MIN`, every one, for kernels without the tracepoint above.

@@ -1,33 +1,68 @@
 //! Scheduler delay: from wake-up (or preemption) to running.
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use observer_ebpf::wire::{RUNQUEUE_PREEMPTED, RecordKind, RunqueueRecord, Series, TaskState};
+use observer_ebpf::wire::{
+    Counter, LossKind, MOVED_ASLEEP, RUNQUEUE_PREEMPTED, RecordKind, RunqueueRecord, Series,
+    TaskState,
+};
 
 use crate::{
-    emit, histogram,
-    kernel::{Task, now_ns},
+    config, emit, histogram,
+    kernel::{Arguments, Task, now_ns},
     task,
 };
 
-/// `sched_switch(preempt, prev, next, prev_state)`, with the kernel's own run delay.
+tracepoint_programs! {
+    /// `sched_switch(preempt, prev, next, prev_state)`
+    sched_switch, sched_switch_raw => switched;
+    /// `sched_migrate_task(p, dest_cpu)`
+    sched_migrate_task, sched_migrate_task_raw => moved;
+    /// `sched_wakeup(p)`, for kernels without run-delay accounting.
+    sched_wakeup, sched_wakeup_raw => woken;
+    /// `sched_wakeup_new(p)`, for kernels without run-delay accounting.
+    sched_wakeup_new, sched_wakeup_new_raw => woken;
+    /// `sched_switch(preempt, prev, next, prev_state)`, for kernels without run-delay accounting.
+    sched_switch_timed, sched_switch_timed_raw => switched_timed;
+}
+
+/// `prev` and `next` of `sched_switch`. Linux 5.18 had `prev_state` before them for a while.
+#[inline(always)]
+fn switching(arguments: Arguments) -> (Task, Task) {
+    if config::switch_prev() == 1 {
+        (arguments.task::<1>(), arguments.task::<2>())
+    } else {
+        (arguments.task::<2>(), arguments.task::<3>())
+    }
+}
+
+/// A context switch, with the kernel's own run delay.
 ///
 /// The scheduler books the wait of `next` (`sched_info_arrive`, kernel/sched/stats.h) just after
 /// this tracepoint, from the same two numbers that are read here: no second program at wake-up,
 /// no clock to read, and the sums are the kernel's own to the nanosecond. A wait that was moved to
 /// another CPU was booked in parts; what was added to the run delay since the thread's last
 /// arrival is the other parts.
-#[btf_tracepoint(function = "sched_switch")]
-fn sched_switch(ctx: BtfTracePointContext) {
-    let next = Task::new(ctx.arg(2));
+#[inline(always)]
+fn switched(arguments: Arguments) {
+    let (prev, next) = switching(arguments);
     let tid = next.tid();
     // The idle task is always runnable and waits for nobody.
     if tid == 0 {
         return;
     }
     let Some(state) = task::claim(tid) else { return };
+    let moved_asleep =
+        config::off_task_sched_delayed() != 0 && state.involuntary_switches & MOVED_ASLEEP != 0;
+    if moved_asleep {
+        state.involuntary_switches &= !MOVED_ASLEEP;
+    }
     let booked_ns = next.run_delay_ns();
     let involuntary_switches = next.involuntary_switches();
-    let known = state.run_delay_ns != 0 || state.involuntary_switches != 0;
+    // What is kept is about this thread as long as its books go on from there: an id is used again,
+    // and a thread that executes a program takes over the first one's. (Its arrivals would not do:
+    // the kernel counts some that pass no switch.)
+    let known = (state.run_delay_ns | state.involuntary_switches) != 0
+        && booked_ns >= state.run_delay_ns
+        && involuntary_switches >= state.involuntary_switches;
     let earlier_parts_ns = if known { booked_ns.wrapping_sub(state.run_delay_ns) } else { 0 };
     let preempted = known && involuntary_switches != state.involuntary_switches;
     let queued_ns = next.last_queued_ns();
@@ -43,7 +78,30 @@ fn sched_switch(ctx: BtfTracePointContext) {
         duration_ns if duration_ns as i64 >= 0 => duration_ns,
         _ => 0,
     };
-    arrived(Task::new(ctx.arg(1)), next, state, preempted, duration_ns);
+    if moved_asleep {
+        emit::lose(LossKind::SleepBookedAsWait);
+        if emit::is_target(next.tgid()) {
+            emit::count_by(Counter::TargetSleepBookedNs, duration_ns);
+        }
+        return;
+    }
+    arrived(prev, next, state, preempted, duration_ns);
+}
+
+/// A thread goes to another CPU's run queue, asleep.
+///
+/// A thread that sleeps before it had its share stays on its run queue for a while (delayed
+/// dequeue, `dequeue_entities` in kernel/sched/fair.c). Moved in that time, it is booked as if it
+/// were queued to run (`sched_info_enqueue`), and nothing takes that back: the rest of its sleep
+/// becomes run delay.
+#[inline(always)]
+fn moved(arguments: Arguments) {
+    let task = arguments.task::<0>();
+    if task.leaves_later()
+        && let Some(state) = task::claim(task.tid())
+    {
+        state.involuntary_switches |= MOVED_ASLEEP;
+    }
 }
 
 /// Books a wait that has just ended.
@@ -69,22 +127,11 @@ fn arrived(prev: Task, next: Task, state: &mut TaskState, preempted: bool, durat
     }
 }
 
-/// `sched_wakeup(p)`, for kernels without run-delay accounting.
-#[btf_tracepoint(function = "sched_wakeup")]
-fn sched_wakeup(ctx: BtfTracePointContext) {
-    woken(Task::new(ctx.arg(0)));
-}
-
-/// `sched_wakeup_new(p)`, for kernels without run-delay accounting.
-#[btf_tracepoint(function = "sched_wakeup_new")]
-fn sched_wakeup_new(ctx: BtfTracePointContext) {
-    woken(Task::new(ctx.arg(0)));
-}
-
 /// A wake-up of a thread that already waits (or runs) does not restart its wait: what such a
 /// wake-up leaves behind is overwritten when the thread is switched out.
 #[inline(always)]
-fn woken(woken: Task) {
+fn woken(arguments: Arguments) {
+    let woken = arguments.task::<0>();
     let Some(state) = task::claim(woken.tid()) else { return };
     if state.run_delay_ns == 0 {
         state.run_delay_ns = now_ns();
@@ -92,14 +139,14 @@ fn woken(woken: Task) {
     }
 }
 
-/// `sched_switch(preempt, prev, next, prev_state)`, for kernels without run-delay accounting: the
-/// same rule, with begin times kept here.
-#[btf_tracepoint(function = "sched_switch")]
-fn sched_switch_timed(ctx: BtfTracePointContext) {
-    let preempted = ctx.arg::<u64>(0) & 1 != 0;
-    let prev = Task::new(ctx.arg(1));
-    let next = Task::new(ctx.arg(2));
-    let prev_state: u32 = ctx.arg(3);
+/// A context switch by the same rule, with begin times kept here.
+#[inline(always)]
+fn switched_timed(arguments: Arguments) {
+    let preempted = arguments.word::<0>() & 1 != 0;
+    let (prev, next) = switching(arguments);
+    // The argument where there is one: the state itself may have been changed by a waker by now.
+    let prev_state =
+        if config::switch_has_state() != 0 { arguments.word::<3>() as u32 } else { prev.state() };
     let now = now_ns();
 
     let prev_tid = prev.tid();

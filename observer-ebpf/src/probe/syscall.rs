@@ -1,27 +1,128 @@
 //! System calls: latency of the memory-management ones, accepted sockets, descriptor exhaustion.
 //!
-//! One program at entry and one at exit serve all of it. At exit every system call of the host
-//! passes here, and what is not wanted leaves after a few comparisons. The entry matters for the
-//! memory-management calls only: attached to their own tracepoints, the kernel sorts the others
-//! out by a bitmap before any program runs; attached to all, they leave here. Numbers are those
-//! of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
+//! Where functions can be watched, the programs sit at the watched calls themselves (`__x64_sys_*`,
+//! which calls of the 32-bit ABI do not pass), and nothing else of the host is touched. Elsewhere one
+//! program at exit serves all of it: every system call of the host passes here, and what is not
+//! wanted leaves after a few comparisons. The entry matters for the memory-management calls only:
+//! attached to their own tracepoints, the kernel sorts the others out by a bitmap before any program
+//! runs; attached to all, they leave here. Numbers are those of x86-64
+//! (arch/x86/entry/syscalls/syscall_64.tbl).
+
+use core::ffi::c_void;
 
 use aya_ebpf::{
-    EbpfContext,
-    macros::{btf_tracepoint, tracepoint},
-    programs::{BtfTracePointContext, TracePointContext},
+    macros::{fentry, fexit, kprobe, kretprobe},
+    programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use observer_ebpf::wire::{
-    Counter, FdFailureRecord, FdSyscall, LossKind, MmSyscallRecord, RecordKind, Series,
+    CallExit, Counter, FdFailureRecord, FdSyscall, LossKind, MmSyscallRecord, RecordKind, Series,
 };
 
 use super::socket;
 use crate::{
     emit, histogram,
-    kernel::{Registers, Task, now_ns},
+    kernel::{Arguments, Registers, Task, now_ns},
     maps::CONFIG,
     task,
 };
+
+tracepoint_programs! {
+    /// `sys_enter(regs, id)`
+    sys_enter, sys_enter_raw => any_call_begun;
+    /// `sys_exit(regs, ret)`
+    sys_exit, sys_exit_raw => any_call_done;
+}
+
+/// Programs at the begin and the end of one memory-management call.
+macro_rules! memory_calls {
+    ($($enter:ident, $leave:ident = $number:ident;)*) => {$(
+        #[fentry]
+        fn $enter(_ctx: FEntryContext) {
+            mm_call_begun();
+        }
+
+        #[fexit]
+        fn $leave(ctx: FExitContext) {
+            let arguments = Arguments::typed(&ctx);
+            let result = arguments.word::<1>() as i64;
+            mm_call_done(arguments.registers::<0>(), $number, result);
+        }
+    )*};
+}
+
+memory_calls! {
+    mmap_enter, mmap_leave = MMAP;
+    munmap_enter, munmap_leave = MUNMAP;
+    mremap_enter, mremap_leave = MREMAP;
+    brk_enter, brk_leave = BRK;
+    mprotect_enter, mprotect_leave = MPROTECT;
+    madvise_enter, madvise_leave = MADVISE;
+}
+
+/// Programs at the end of one call that makes a descriptor, or uses one to connect.
+macro_rules! descriptor_calls {
+    ($($leave:ident = $call:ident;)*) => {$(
+        #[fexit]
+        fn $leave(ctx: FExitContext) {
+            descriptor_call_done(FdSyscall::$call, Arguments::typed(&ctx).word::<1>() as i64);
+        }
+    )*};
+}
+
+descriptor_calls! {
+    socket_leave = Socket;
+    socketpair_leave = Socket;
+    accept_leave = Accept;
+    accept4_leave = Accept;
+    connect_leave = Connect;
+    open_leave = Open;
+    openat_leave = Open;
+    openat2_leave = Open;
+    creat_leave = Open;
+}
+
+/// The same ends, one program for all calls of a kind, for kernels without BPF trampolines.
+macro_rules! descriptor_returns {
+    ($($leave:ident = $call:ident;)*) => {$(
+        #[kretprobe]
+        fn $leave(ctx: RetProbeContext) {
+            descriptor_call_done(FdSyscall::$call, ctx.ret());
+        }
+    )*};
+}
+
+descriptor_returns! {
+    socket_kretprobe = Socket;
+    accept_kretprobe = Accept;
+    connect_kretprobe = Connect;
+    open_kretprobe = Open;
+}
+
+/// `__x64_sys_*(regs)` of the memory-management calls, for kernels without BPF trampolines.
+#[kprobe]
+fn mm_call_kprobe(ctx: ProbeContext) {
+    let Some(registers) = ctx.arg::<u64>(0) else { return };
+    let tid = Task::current().tid();
+    // The arguments are gone when the function returns.
+    if let Some(memory) = task::claim_memory(tid) {
+        memory.registers = registers;
+    }
+    if let Some(state) = task::claim(tid) {
+        // The kernel watches a limited number of returns at a time, and misses the others.
+        if state.syscall_ns != 0 {
+            emit::lose(LossKind::BeginWithoutEnd);
+        }
+        state.syscall_ns = now_ns();
+    }
+}
+
+/// The end of the same.
+#[kretprobe]
+fn mm_call_kretprobe(ctx: RetProbeContext) {
+    let Some(memory) = task::find_memory(Task::current().tid()) else { return };
+    let registers = Registers::at(memory.registers);
+    mm_call_done(registers, registers.number(), ctx.ret());
+}
 
 const OPEN: u64 = 2;
 const MMAP: u64 = 9;
@@ -52,50 +153,78 @@ const fn is_mm_call(number: u64) -> bool {
 }
 
 /// `syscalls:sys_enter_*` of the memory-management calls. The kernel leaves out the 32-bit ABI.
-#[tracepoint]
-fn syscalls_enter(_ctx: TracePointContext) -> u32 {
+///
+/// An entry point by hand: that of aya's macro always returns zero (aya-ebpf-macros 0.2).
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "tracepoint")]
+fn syscalls_enter(_ctx: *mut c_void) -> u32 {
+    mm_call_begun();
+    GO_ON
+}
+
+/// The programs of a tracepoint decide together whether anybody's perf event on it gets to see the
+/// call (`perf_call_bpf_enter`, kernel/trace/trace_syscalls.c): zero would hide it from them all.
+const GO_ON: u32 = 1;
+
+#[inline(always)]
+fn mm_call_begun() {
     if let Some(state) = task::claim(Task::current().tid()) {
         state.syscall_ns = now_ns();
     }
-    NO_SAMPLE
 }
 
-/// Nothing is to go into the perf event the tracepoint is attached through.
-const NO_SAMPLE: u32 = 0;
-
-/// `sys_enter(regs, id)`
-#[btf_tracepoint(function = "sys_enter")]
-fn sys_enter(ctx: BtfTracePointContext) {
-    let number: u64 = ctx.arg(1);
-    if !is_mm_call(number) {
+#[inline(always)]
+fn any_call_begun(arguments: Arguments) {
+    if !is_mm_call(arguments.word::<1>()) {
         return;
     }
-    let current = Task::current();
-    if current.in_compat_syscall() {
+    if Task::current().in_compat_syscall() {
         emit::lose(LossKind::CompatSyscall);
         return;
     }
-    if let Some(state) = task::claim(current.tid()) {
-        state.syscall_ns = now_ns();
-    }
+    mm_call_begun();
 }
 
-/// `sys_exit(regs, ret)`
-#[btf_tracepoint(function = "sys_exit")]
-fn sys_exit(ctx: BtfTracePointContext) {
-    let registers = Registers::new(ctx.arg(0));
-    let result: i64 = ctx.arg(1);
+#[inline(always)]
+fn any_call_done(arguments: Arguments) {
+    let registers = arguments.registers::<0>();
+    let result = arguments.word::<1>() as i64;
     let number = registers.number();
     if is_mm_call(number) {
         mm_call_done(registers, number, result);
-    } else if number == CONNECT && (result == 0 || result == EINPROGRESS) {
-        generator_connected(ctx.tgid());
-    } else if result >= 0 {
-        if (number == ACCEPT || number == ACCEPT4) && !Task::current().in_compat_syscall() {
-            socket::accepted(ctx.tgid(), result as u32);
-        }
-    } else if result == -12 || result == -23 || result == -24 || result == -105 {
-        exhausted(&ctx, number, -result as u32);
+        return;
+    }
+    // Most calls leave here, before anything is read.
+    let call = match number {
+        ACCEPT | ACCEPT4 => FdSyscall::Accept,
+        CONNECT => FdSyscall::Connect,
+        _ if !is_exhaustion(result) => return,
+        SOCKET | SOCKETPAIR => FdSyscall::Socket,
+        OPEN | OPENAT | OPENAT2 | CREAT => FdSyscall::Open,
+        _ => return,
+    };
+    let here = if arguments.is_typed() { CallExit::Typed } else { CallExit::Raw };
+    let is_booked_here =
+        emit::settings().is_some_and(|settings| settings.descriptor_calls_at == here as u64);
+    if is_booked_here && !Task::current().in_compat_syscall() {
+        descriptor_call_done(call, result);
+    }
+}
+
+/// EMFILE, ENFILE, ENOBUFS or ENOMEM, negated.
+#[inline(always)]
+const fn is_exhaustion(result: i64) -> bool {
+    result == -24 || result == -23 || result == -105 || result == -12
+}
+
+#[inline(always)]
+fn descriptor_call_done(call: FdSyscall, result: i64) {
+    if is_exhaustion(result) {
+        exhausted(call, -result as u32);
+    } else if matches!(call, FdSyscall::Connect) && (result == 0 || result == EINPROGRESS) {
+        generator_connected(Task::current().tgid());
+    } else if matches!(call, FdSyscall::Accept) && result >= 0 {
+        socket::accepted(Task::current().tgid(), result as u32);
     }
 }
 
@@ -157,17 +286,7 @@ fn generator_connected(tgid: u32) {
 }
 
 #[inline(always)]
-fn exhausted(ctx: &BtfTracePointContext, number: u64, errno: u32) {
-    let call = match number {
-        SOCKET | SOCKETPAIR => FdSyscall::Socket,
-        ACCEPT | ACCEPT4 => FdSyscall::Accept,
-        CONNECT => FdSyscall::Connect,
-        OPEN | OPENAT | OPENAT2 | CREAT => FdSyscall::Open,
-        _ => return,
-    };
-    if Task::current().in_compat_syscall() {
-        return;
-    }
+fn exhausted(call: FdSyscall, errno: u32) {
     // The order of `FD_ERRNOS`.
     let position = match errno {
         24 => 0,
@@ -177,10 +296,11 @@ fn exhausted(ctx: &BtfTracePointContext, number: u64, errno: u32) {
     };
     let index = call as usize * 4 + position;
     emit::count_at(Counter::FdFailures as usize + index);
-    let tgid = ctx.tgid();
+    let current = Task::current();
+    let tgid = current.tgid();
     if emit::is_target(tgid) {
         emit::count_at(Counter::TargetFdFailures as usize + index);
-        let header = emit::header(RecordKind::FdFailure, 0, (tgid, ctx.pid()), now_ns(), 0);
+        let header = emit::header(RecordKind::FdFailure, 0, (tgid, current.tid()), now_ns(), 0);
         emit::emit(RecordKind::FdFailure, FdFailureRecord { header, syscall: call as u32, errno });
     }
 }

@@ -1,13 +1,22 @@
 //! Fork, exec and exit: following the target.
 
-use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use observer_ebpf::wire::{RecordKind, TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord};
 
 use crate::{
     atomic, emit,
-    kernel::{Task, now_ns},
+    kernel::{Arguments, Task, now_ns},
     maps::TARGETS,
+    task,
 };
+
+tracepoint_programs! {
+    /// `sched_process_fork(parent, child)`
+    sched_process_fork, sched_process_fork_raw => forked;
+    /// `sched_process_exec(p, old_pid, bprm)`
+    sched_process_exec, sched_process_exec_raw => executed;
+    /// `sched_process_exit(p, ..)`
+    sched_process_exit, sched_process_exit_raw => exiting;
+}
 
 #[inline(always)]
 fn report(flags: u16, task: Task, parent_tid: u32) {
@@ -23,11 +32,10 @@ fn report(flags: u16, task: Task, parent_tid: u32) {
     );
 }
 
-/// `sched_process_fork(parent, child)`: children and threads of the target belong to it.
-#[btf_tracepoint(function = "sched_process_fork")]
-fn sched_process_fork(ctx: BtfTracePointContext) {
-    let parent = Task::new(ctx.arg(0));
-    let child = Task::new(ctx.arg(1));
+/// Children and threads of the target belong to it.
+#[inline(always)]
+fn forked(arguments: Arguments) {
+    let (parent, child) = (arguments.task::<0>(), arguments.task::<1>());
     if !emit::is_target(parent.tgid()) {
         return;
     }
@@ -38,20 +46,21 @@ fn sched_process_fork(ctx: BtfTracePointContext) {
     report(TASK_FORK, child, parent.tid());
 }
 
-/// `sched_process_exec(p, old_pid, bprm)`
-#[btf_tracepoint(function = "sched_process_exec")]
-fn sched_process_exec(ctx: BtfTracePointContext) {
-    let task = Task::new(ctx.arg(0));
+#[inline(always)]
+fn executed(arguments: Arguments) {
+    let task = arguments.task::<0>();
+    // A thread that is not the first takes over the first one's id, and what was kept under that
+    // was about another thread.
+    task::forget(task.tid());
     if emit::is_target(task.tgid()) {
         report(TASK_EXEC, task, 0);
     }
 }
 
-/// `sched_process_exit(p, ..)`: with its last thread a process leaves the target, before its id
-/// can be used again.
-#[btf_tracepoint(function = "sched_process_exit")]
-fn sched_process_exit(ctx: BtfTracePointContext) {
-    let task = Task::new(ctx.arg(0));
+/// With its last thread a process leaves the target, before its id can be used again.
+#[inline(always)]
+fn exiting(arguments: Arguments) {
+    let task = arguments.task::<0>();
     let tgid = task.tgid();
     if !emit::is_target(tgid) {
         return;

@@ -127,16 +127,30 @@ pub enum LossKind {
     EndWithoutBegin = 3,
     /// A system call of the 32-bit ABI, whose numbers differ: not counted as `mm_syscall`.
     CompatSyscall = 4,
+    /// A memory-management call whose end was not seen: the kernel missed a return (kretprobe), or
+    /// the call never returned.
+    BeginWithoutEnd = 5,
+    /// A wait whose begin the kernel itself has wrong: the thread slept on a run queue that it was
+    /// to leave later (`sched_entity::sched_delayed`, Linux 6.12), was moved to another one
+    /// meanwhile, and its books have it waiting from then on.
+    SleepBookedAsWait = 6,
+    /// A run of one of observer's programs that the kernel left out, for it was in the middle of a
+    /// program on that CPU (`recursion_misses`, kernel/bpf/syscall.c `bpf_prog_show_fdinfo`). Read
+    /// by user space; kernels before Linux 6.7 do not count it for classic tracepoints and kprobes.
+    ProgramMissed = 7,
 }
 
 impl LossKind {
     /// All kinds, in the order of their discriminants.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 8] = [
         Self::TaskSlot,
         Self::CgroupSlot,
         Self::SocketSlot,
         Self::EndWithoutBegin,
         Self::CompatSyscall,
+        Self::BeginWithoutEnd,
+        Self::SleepBookedAsWait,
+        Self::ProgramMissed,
     ];
 
     /// The name used in every output.
@@ -148,6 +162,9 @@ impl LossKind {
             Self::SocketSlot => "socket_slot",
             Self::EndWithoutBegin => "end_without_begin",
             Self::CompatSyscall => "compat_syscall",
+            Self::BeginWithoutEnd => "begin_without_end",
+            Self::SleepBookedAsWait => "sleep_booked_as_wait",
+            Self::ProgramMissed => "program_missed",
         }
     }
 }
@@ -158,7 +175,7 @@ pub const LOSS_SLOTS: usize = KIND_SLOTS + 16;
 /// Entries of [`Counts::emitted`].
 pub const EMITTED_SLOTS: usize = KIND_SLOTS;
 
-/// All counters of one CPU, the only value of the per-CPU `COUNTS` map.
+/// All counters of one CPU, a value of the `COUNTS` map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Counts {
@@ -184,4 +201,20 @@ pub struct Config {
     /// Written by the kernel side: when that process first connected; 0 until then. Generators
     /// that count from an instant they do not write down are placed by it.
     pub generator_connected_ns: u64,
+    /// Which program at the exit of all system calls books accepted sockets and failures: a
+    /// [`CallExit`] discriminant. Probes attached by different tiers may have both there, and a
+    /// third one at the calls themselves.
+    pub descriptor_calls_at: u64,
+}
+
+/// A program at the exit of all system calls.
+#[repr(u64)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallExit {
+    /// None: programs at the calls themselves do it.
+    None = 0,
+    /// The one whose arguments the verifier types.
+    Typed = 1,
+    /// The one that reads through helpers.
+    Raw = 2,
 }

@@ -99,7 +99,7 @@ impl FdSyscall {
 pub const FD_ERRNOS: [(u32, &str); 4] =
     [(24, "EMFILE"), (23, "ENFILE"), (105, "ENOBUFS"), (12, "ENOMEM")];
 
-/// Counters in the per-CPU `COUNTERS` map.
+/// Indices into [`Counts::counters`](super::Counts::counters).
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Counter {
@@ -119,11 +119,14 @@ pub enum Counter {
     KswapdWakeups = 6,
     /// Faults the kernel took for a thread without an exception (get_user_pages): no latency.
     FaultsWithoutException = 7,
+    /// Nanoseconds the kernel booked as waits of the target and that are none
+    /// ([`LossKind::SleepBookedAsWait`](super::LossKind::SleepBookedAsWait)).
+    TargetSleepBookedNs = 8,
     /// First of the 16 failure counters: `FdFailures + syscall * 4 + errno position`, all tasks.
     FdFailures = 16,
     /// The same for the target.
     TargetFdFailures = 32,
 }
 
-/// Entries of the `COUNTERS` map.
+/// Entries of [`Counts::counters`](super::Counts::counters).
 pub const COUNTER_SLOTS: usize = 64;

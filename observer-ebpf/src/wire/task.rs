@@ -44,8 +44,8 @@ pub struct TaskState {
     /// The thread's `sched_info.run_delay` as of its last arrival on a CPU. In the tier that
     /// keeps its own clock: when the thread became runnable, 0 when it does not wait.
     pub run_delay_ns: u64,
-    /// The thread's involuntary context switches as of its last arrival. In the tier that keeps
-    /// its own clock: 1 when the wait began by preemption.
+    /// The thread's involuntary context switches as of its last arrival; [`MOVED_ASLEEP`] may be
+    /// set. In the tier that keeps its own clock: 1 when the wait began by preemption.
     pub involuntary_switches: u64,
     /// When the current page fault began, 0 outside one; [`FAULT_SEEN_MAJOR`] may be set.
     pub fault_ns: u64,
@@ -56,6 +56,10 @@ pub struct TaskState {
     /// Length of the last fault, while it may still turn out to be major; 0 otherwise.
     pub fault_booked_ns: u64,
 }
+
+/// Highest bit of [`TaskState::involuntary_switches`]: the thread was moved to another run queue
+/// in its sleep, and what the kernel books as its next wait is not one.
+pub const MOVED_ASLEEP: u64 = 1 << 63;
 
 /// Lowest bit of [`TaskState::fault_ns`]: a major fault was counted since the begin.
 pub const FAULT_SEEN_MAJOR: u64 = 1;
@@ -79,6 +83,9 @@ pub struct MemoryState {
     pub reclaim_arguments: u64,
     /// When the current compaction run began; 0 outside one.
     pub compaction_ns: u64,
+    /// Address of the registers of the current memory-management system call, for the end that
+    /// does not get them (kretprobe).
+    pub registers: u64,
 }
 
 /// Largest size of the per-thread table. A power of two; the loader uses the next power of two

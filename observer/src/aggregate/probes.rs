@@ -112,6 +112,12 @@ impl Snapshot {
                 let count = self.counter(Counter::KswapdWakeups);
                 counters.insert("kswapd_wakeups".to_owned(), signed(count));
             }
+            "runqueue" => {
+                let booked_ns = self.counter(Counter::TargetSleepBookedNs);
+                if booked_ns > 0 {
+                    counters.insert("sleep_booked_as_wait_ns".to_owned(), signed(booked_ns));
+                }
+            }
             "socket" => {
                 for (name, counter) in [
                     ("created", Counter::TargetSocketsCreated),

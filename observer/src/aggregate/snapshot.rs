@@ -36,6 +36,10 @@ pub struct Snapshot {
     pub lost: [u64; LOSS_SLOTS],
     /// Records submitted, by record kind.
     pub emitted: [u64; EMITTED_SLOTS],
+    /// Floors in force, nanoseconds by record kind; `u64::MAX` where no record is sent.
+    pub floors_ns: [u64; KIND_SLOTS],
+    /// How often they were changed.
+    pub floor_changes: [u64; KIND_SLOTS],
     /// IP sockets the target holds now, where known.
     pub target_live_sockets: Option<i64>,
     /// Probes by name.
@@ -52,6 +56,8 @@ impl Default for Snapshot {
             counters: [0; COUNTER_SLOTS],
             lost: [0; LOSS_SLOTS],
             emitted: [0; EMITTED_SLOTS],
+            floors_ns: [u64::MAX; KIND_SLOTS],
+            floor_changes: [0; KIND_SLOTS],
             target_live_sockets: None,
             coverage: BTreeMap::new(),
             self_usage: SelfSummary::default(),
@@ -88,14 +94,19 @@ impl Snapshot {
             counters: subtract(&self.counters, &earlier.counters),
             lost: subtract(&self.lost, &earlier.lost),
             emitted: subtract(&self.emitted, &earlier.emitted),
+            floors_ns: self.floors_ns,
+            floor_changes: subtract(&self.floor_changes, &earlier.floor_changes),
             target_live_sockets: self.target_live_sockets,
             coverage: self.coverage.clone(),
             self_usage: SelfSummary {
                 cpu_seconds: (own.cpu_seconds - before.cpu_seconds).max(0.0),
                 max_rss_bytes: own.max_rss_bytes,
+                rss_bytes: own.rss_bytes,
+                rss_bound_bytes: own.rss_bound_bytes,
                 bpf_run_time_ns: own.bpf_run_time_ns.saturating_sub(before.bpf_run_time_ns),
                 bpf_run_count: own.bpf_run_count.saturating_sub(before.bpf_run_count),
                 bpf_map_bytes: own.bpf_map_bytes,
+                drain_wakeups: own.drain_wakeups.saturating_sub(before.drain_wakeups),
             },
         }
     }

@@ -1,9 +1,11 @@
 //! `observer daemon` on the command line.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use super::probes::ProbeArgs;
 use super::signals;
 use crate::error::Result;
 use crate::session::{DaemonOptions, serve};
@@ -30,25 +32,34 @@ pub struct Args {
     /// Who is watched closely, if anybody.
     #[command(flatten)]
     pub target: TargetArgs,
+    /// Also keep the target's stalls one by one, in a new directory that `observer report` reads
+    #[arg(long, value_name = "DIR", requires = "target")]
+    pub trace: Option<PathBuf>,
+    /// Which probes.
+    #[command(flatten)]
+    pub probes: ProbeArgs,
 }
 
 /// Runs it.
 ///
 /// # Errors
 /// When the kernel, the target or the address will not do.
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, verbose: bool) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     signals::raise_on_interrupt(&stop)?;
-    let options =
-        DaemonOptions { listen: args.listen, target: args.target.spec(), wait: args.target.wait };
+    let options = DaemonOptions {
+        listen: args.listen,
+        target: args.target.spec(),
+        wait: args.target.wait,
+        probes: args.probes.options(),
+        trace: args.trace.clone(),
+    };
     if !args.listen.ip().is_loopback() {
         eprintln!("observer: {} is not loopback: anyone who reaches it can read", args.listen);
     }
     serve(&options, &stop, |address, kernel| {
-        for (probe, coverage) in kernel.coverage() {
-            if let Some(reason) = coverage.reason {
-                eprintln!("observer: probe {probe} is not complete: {reason}");
-            }
+        for note in kernel.notes(verbose) {
+            eprintln!("observer: {note}");
         }
         eprintln!("observer: serving http://{address}/metrics");
     })

@@ -1,12 +1,15 @@
 //! `observer doctor`.
 
+use super::probes::ProbeArgs;
 use crate::doctor;
 use crate::error::{Error, Exit, Result};
 
 const EXAMPLES: &str = "\
 Examples:
   observer doctor           what works here, and what to do about the rest
-  observer doctor -v        with what each line means
+  observer doctor -v        with what each line means, and every tier of every probe
+  observer doctor --tier fault=perf_event
+                            whether a probe could be attached in that way
   observer doctor --json    for programs
 
 Exit code: 0 when `observer run` would work, 3 when a right is missing, 4 when the kernel lacks
@@ -19,6 +22,9 @@ pub struct Args {
     /// Print the findings as JSON
     #[arg(long)]
     json: bool,
+    /// Which probes, and how.
+    #[command(flatten)]
+    probes: ProbeArgs,
 }
 
 /// Looks at the host and prints what was found.
@@ -26,7 +32,7 @@ pub struct Args {
 /// # Errors
 /// After printing, when `observer run` would not work here.
 pub fn run(args: &Args, verbose: bool) -> Result<()> {
-    let report = doctor::examine();
+    let report = doctor::examine(&args.probes.options());
     let text = if args.json {
         serde_json::to_string_pretty(&report)
             .map_err(|error| Error::new(Exit::Failure, format!("cannot write JSON: {error}")))?

@@ -4,6 +4,8 @@ pub mod daemon;
 pub mod doctor;
 pub mod duration;
 pub mod load;
+pub mod probes;
+mod records;
 pub mod report;
 pub mod run;
 mod signals;
@@ -82,7 +84,7 @@ pub fn main() -> ExitCode {
 fn dispatch(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Run(args) => run::run(&args, cli.verbose),
-        Command::Daemon(args) => daemon::run(&args),
+        Command::Daemon(args) => daemon::run(&args, cli.verbose),
         Command::Load(args) => load::run(args),
         Command::Report(args) => report::run(&args),
         Command::Doctor(args) => doctor::run(&args, cli.verbose),

@@ -3,13 +3,14 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use super::duration::parse_slow;
 use super::print;
 use crate::error::{Error, Exit, Result};
-use crate::model::files;
+use crate::model::{Summary, files};
 use crate::output::answer::Answer;
 use crate::output::rundir::{RunDir, create_private_file};
 use crate::output::{html, terminal};
-use crate::session::Finished;
+use crate::session::{Finished, Recovered, recover};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -44,10 +45,8 @@ pub struct Args {
 /// written.
 pub fn run(args: &Args) -> Result<()> {
     let directory = RunDir::open(&args.run)?;
-    if args.json && args.html.is_none() {
-        return print_json(&directory);
-    }
-    let answer = Answer::load(&directory)?;
+    let (summary, answer) = answer(&directory, !args.json || args.html.is_some())?;
+    let Some(answer) = answer else { return print_json(&directory, summary.as_ref()) };
     if let Some(path) = &args.html {
         let mut file = create_private_file(path)?;
         file.write_all(html::render(&answer).as_bytes()).map_err(|error| {
@@ -55,9 +54,27 @@ pub fn run(args: &Args) -> Result<()> {
         })?;
     }
     if args.json {
-        return print_json(&directory);
+        return print_json(&directory, summary.as_ref());
     }
     print(&terminal::render(&answer, terminal::wants_colour()))
+}
+
+/// The answer that was left, or, for a run that did not get that far, the one that can be worked
+/// out from its streams. All there is to tell only when asked for.
+fn answer(directory: &RunDir, all: bool) -> Result<(Option<Summary>, Option<Answer>)> {
+    let summary = directory.read_summary()?;
+    if summary.is_some() {
+        let answer = if all { Some(Answer::load(directory)?) } else { None };
+        return Ok((summary, answer));
+    }
+    let run = directory.read_run()?;
+    let slow = parse_slow(&run.slow_rule).unwrap_or_default();
+    let Some(Recovered { summary, samples }) = recover(directory, &run, slow)? else {
+        let answer = if all { Some(Answer::load(directory)?) } else { None };
+        return Ok((None, answer));
+    };
+    let answer = all.then(|| Answer::recovered(directory, run, Some(summary.clone()), samples));
+    Ok((Some(summary), answer))
 }
 
 /// Writes `report.html` into the run directory.
@@ -77,25 +94,25 @@ pub fn write_html(directory: &RunDir) -> Result<()> {
 pub fn print_finished(finished: &Finished) -> Result<()> {
     let answer = Answer::load(&finished.directory).unwrap_or_else(|_| {
         let (info, summary) = (finished.info.clone(), finished.summary.clone());
-        Answer::new(finished.directory.path(), info, Some(summary), Vec::new(), Vec::new())
+        Answer::new(finished.directory.path(), info, Some(summary), Vec::new(), &[])
     });
     print(&terminal::render(&answer, terminal::wants_colour()))
 }
 
-fn print_json(directory: &RunDir) -> Result<()> {
+fn print_json(directory: &RunDir, summary: Option<&Summary>) -> Result<()> {
     // A directory without run.json is none of ours, whatever else it holds.
     directory.read_run()?;
-    let Some(summary) = directory.read_summary()? else {
+    let Some(summary) = summary else {
         return Err(Error::new(
             Exit::RunUnreadable,
             format!(
-                "{} has no summary.json: the run ended before its answer was worked out; without \
-                 --json the report shows what there is",
+                "{} has no answer: the run ended within its first moments; without --json the \
+                 report shows what there is",
                 directory.path().display()
             ),
         ));
     };
-    let mut text = serde_json::to_string_pretty(&summary)
+    let mut text = serde_json::to_string_pretty(summary)
         .map_err(|error| Error::new(Exit::Failure, format!("cannot print the summary: {error}")))?;
     text.push('\n');
     print(&text)

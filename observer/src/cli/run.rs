@@ -8,8 +8,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use observer_ebpf::wire::RecordKind;
 
 use super::duration::{parse_positive, parse_slow};
+use super::probes::ProbeArgs;
+use super::records::{parse_floor, parse_ring_bytes};
 use super::{report, signals};
 use crate::error::{Error, Exit, Result};
 use crate::loadgen::{ADAPTERS, SamplesSource, SamplesSpec};
@@ -33,7 +36,8 @@ complete run directory, which `observer report` prints again.
 
 Exit codes: 0 done, 2 wrong usage, 3 not root, 4 kernel, 5 no target, 6 output directory,
 7 COMMAND not found, 13 COMMAND failed, and of the samples: 8 unreadable, 9 empty, 10 another
-format, 11 another clock, 14 cut. After 8 to 14 the run directory is complete all the same.";
+format, 11 another clock, 14 cut; 15 the disk is full. After 8 to 14 the run directory is
+complete all the same, after 15 as far as there was room.";
 
 /// Watches TARGET while COMMAND sends requests, and splits the latency of the slow ones into causes.
 #[derive(Clone, Debug, clap::Args)]
@@ -52,10 +56,21 @@ pub struct Args {
     /// Which requests are slow: above a percentile (p99, p99.9) or a time (50ms)
     #[arg(long, value_name = "p99|50ms", default_value = "p99", value_parser = parse_slow)]
     pub slow: SlowSpec,
+    /// Which probes.
+    #[command(flatten)]
+    pub probes: ProbeArgs,
     /// Directory to make for the results; one that exists is never overwritten [default: a new
     /// one in the current directory]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Send records of this kind from this length on, whatever the load (runqueue=0us, fault=20us;
+    /// kinds: runqueue, fault, reclaim, compaction, mm_syscall). Floors not fixed rise by
+    /// themselves while there are too many records
+    #[arg(long, value_name = "KIND=TIME", value_parser = parse_floor)]
+    pub floor: Vec<(RecordKind, u64)>,
+    /// Size of the ring that carries records to observer, a power of two (64K to 1G)
+    #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = parse_ring_bytes)]
+    pub ring_bytes: u32,
     /// Print summary.json to standard output
     #[arg(long)]
     pub json: bool,
@@ -103,11 +118,14 @@ impl Args {
         Ok(RunOptions {
             target,
             wait: self.target.wait,
+            probes: self.probes.options(),
             samples: self.samples.clone(),
             duration: self.duration,
             slow: self.slow,
             out: self.out.clone(),
             command: self.command.clone(),
+            ring_bytes: self.ring_bytes,
+            floors_ns: self.floor.clone(),
         })
     }
 }
@@ -231,5 +249,14 @@ mod tests {
         assert_eq!(error.exit, Exit::Usage);
         assert!(error.to_string().contains("--samples hey:PATH"), "{error}");
         assert!(parse("--pid 1 --samples hey:a.csv").unwrap().check().is_ok());
+    }
+
+    #[test]
+    fn probes_are_all_or_those_that_are_named() {
+        let all = parse("--pid 1").unwrap().probes.options().selection;
+        assert!(all.contains("runqueue") && all.contains("socket"));
+        let some = parse("--pid 1 --probes runqueue,fault").unwrap().probes.options().selection;
+        assert!(some.contains("fault") && !some.contains("socket"));
+        assert_eq!(parse("--pid 1 --probes x").unwrap_err(), ErrorKind::ValueValidation);
     }
 }

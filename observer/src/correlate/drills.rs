@@ -330,6 +330,12 @@ fn bad_evidence_is_inconclusive_with_the_reason() {
     };
     inconclusive("reclaim records were lost", lose("reclaim", 10));
     inconclusive("unheard_of records were lost", lose("unheard_of", 10));
+    inconclusive("sleep_booked_as_wait records", lose("sleep_booked_as_wait", 100));
+    let in_doubt = spoilt(|drill| {
+        lose("sleep_booked_as_wait", 100)(drill);
+        drill.quality.target_waits = 10_000;
+    });
+    assert_eq!(in_doubt.verdict.outcome, Outcome::Attributed, "one wait in a hundred");
     assert_eq!(spoilt(lose("socket", 10_000)).verdict.outcome, Outcome::Attributed);
     assert_eq!(spoilt(lose("reclaim", 0)).verdict.outcome, Outcome::Attributed);
     inconclusive("stepped", |drill| {
@@ -364,6 +370,38 @@ fn an_unwatched_cause_matters_where_nothing_else_explains() {
     });
     let unexplained = spoilt(|drill| drill.stalls.clear());
     assert_eq!(unexplained.verdict.outcome, Outcome::Unexplained);
+}
+
+#[test]
+fn what_raised_floors_hid_matters_where_it_may_be_the_cause() {
+    let hidden = |hidden_ns| {
+        vec![Hidden {
+            kind: "runqueue".into(),
+            floor_ns: 80_000,
+            raised_for_ns: 5 * SECOND,
+            hidden_ns,
+        }]
+    };
+    // Nothing named: a little is no matter, a lot may be the cause.
+    let asleep = |hidden_ns| {
+        let mut drill = Drill::new(0, 20);
+        let sleep = |_, rng: &mut Xoshiro256PlusPlus| {
+            if rng.random_bool(0.02) { 30 * MS } else { 0 }
+        };
+        drill.load(300, |_, _| 0, sleep);
+        drill.quality.hidden = hidden(hidden_ns);
+        drill.analyse().verdict
+    };
+    assert_eq!(asleep(MS).outcome, Outcome::Unexplained);
+    let unsure = asleep(60 * SECOND);
+    assert_eq!(unsure.outcome, Outcome::Inconclusive, "{unsure:?}");
+    assert!(unsure.reasons[0].contains("floors rose: runqueue"), "{unsure:?}");
+    // A cause that carries nearly everything leaves no room for what was hidden.
+    let mut drill = squeezed(3, |drill| drill.jittered(5, SQUEEZE));
+    drill.plain_load(400);
+    drill.quality.hidden = hidden(60 * SECOND);
+    let verdict = drill.analyse().verdict;
+    assert_eq!(verdict.top_cause, Some(Cause::ReclaimMemcg), "{verdict:?}");
 }
 
 #[test]

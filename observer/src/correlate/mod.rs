@@ -59,6 +59,8 @@ pub struct Evidence<'a> {
 pub struct Quality {
     /// Lost records by kind, as in [`crate::model::LossSummary::by_kind`].
     pub lost_records: BTreeMap<String, u64>,
+    /// Waits of the target for a CPU, recorded or not; 0 where that is not known.
+    pub target_waits: u64,
     /// How far the samples' clock and the kernel's may be apart, nanoseconds.
     pub clock_uncertainty_ns: u64,
     /// Steps of the wall clock during the run.
@@ -67,6 +69,8 @@ pub struct Quality {
     pub samples_on_wall_clock: bool,
     /// Causes whose stalls could not be seen.
     pub unwatched: Vec<Unwatched>,
+    /// Kinds of record whose floor rose during the run.
+    pub hidden: Vec<Hidden>,
     /// Part of the host's CPU time that the observer used, 0 to 1.
     pub observer_cpu_share: f64,
     /// Rows of the generator's output that could not be used.
@@ -80,6 +84,19 @@ pub struct Unwatched {
     pub cause: Cause,
     /// Why (the coverage of its probe).
     pub reason: String,
+}
+
+/// Stalls that were too short to be recorded while a floor was raised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hidden {
+    /// Kind of record.
+    pub kind: String,
+    /// Highest floor.
+    pub floor_ns: u64,
+    /// How long it was raised.
+    pub raised_for_ns: u64,
+    /// Total length of what went unrecorded in that time.
+    pub hidden_ns: u64,
 }
 
 /// Input that took no part in the analysis.

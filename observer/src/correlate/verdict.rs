@@ -1,5 +1,7 @@
 //! Whether the evidence allows an answer, and which.
 
+use observer_ebpf::wire::LossKind;
+
 use super::attribute::Found;
 use super::exposure::Population;
 use super::timeline::Timelines;
@@ -17,6 +19,15 @@ const LEAST_TYPICAL: usize = 5;
 const HEALTHY_EXCESS_NS: f64 = 500_000.0;
 /// More records of a kind lost than this share: the missing ones may be the ones that matter.
 const MOST_LOST: f64 = 0.001;
+/// Waits whose begin the kernel has wrong. They are held against all waits of the target, since they
+/// are of any length, and more of them may be missing, since they are ordinary wake-ups: a full ring
+/// loses whatever comes at the worst moment.
+const IN_DOUBT: &str = LossKind::SleepBookedAsWait.name();
+/// Part of the waits that may be such.
+const MOST_IN_DOUBT: f64 = 0.05;
+/// Stalls hidden by raised floors, as a share of the excess latency, above which they may be a
+/// cause: as much as a cause must have to be named.
+const MOST_HIDDEN: f64 = 0.05;
 /// Clock error tolerated, as a share of the mean slow response.
 const MOST_CLOCK_ERROR: f64 = 0.2;
 /// Share of the host's CPU above which the observer may itself be the cause.
@@ -120,6 +131,7 @@ pub(super) fn decide(
     let mut problems = quality(evidence, population, timelines);
     problems.extend(too_few(evidence, population, found));
     let top_cause = found.causes.iter().find(|cause| cause.named).map(|cause| cause.cause);
+    problems.extend(hidden(evidence, population, found));
     if top_cause.is_none() {
         problems.append(&mut found.ambiguous);
         problems.extend(evidence.quality.unwatched.iter().map(|unwatched| {
@@ -169,7 +181,7 @@ fn quality(evidence: &Evidence<'_>, population: &Population, timelines: &Timelin
     let mut problems: Vec<String> = quality
         .lost_records
         .iter()
-        .filter_map(|(kind, lost)| loss(kind, *lost, timelines))
+        .filter_map(|(kind, lost)| loss(kind, *lost, quality.target_waits, timelines))
         .collect();
     if quality.samples_on_wall_clock && quality.wall_clock_steps > 0 {
         problems.push(format!(
@@ -202,15 +214,15 @@ fn quality(evidence: &Evidence<'_>, population: &Population, timelines: &Timelin
 }
 
 /// A sentence if so many records of the kind were lost that it matters.
-fn loss(kind: &str, lost: u64, timelines: &Timelines) -> Option<String> {
+fn loss(kind: &str, lost: u64, target_waits: u64, timelines: &Timelines) -> Option<String> {
     let causes: &[Cause] = match kind {
-        "runqueue" => &[Cause::Runqueue],
+        "runqueue" | IN_DOUBT => &[Cause::Runqueue],
         "fault" => &[Cause::FaultMinor, Cause::FaultMajor],
         "reclaim" => &[Cause::ReclaimDirect, Cause::ReclaimMemcg],
         "compaction" => &[Cause::Compaction],
         "mm_syscall" => &[Cause::MmSyscall],
         // These stall nobody.
-        "socket" | "fd_failure" | "task" => return None,
+        "socket" | "fd_failure" | "task" | "thread_name" => return None,
         // An unknown loss may be one of anything.
         _ => &Cause::STALLS,
     };
@@ -219,14 +231,54 @@ fn loss(kind: &str, lost: u64, timelines: &Timelines) -> Option<String> {
         .filter_map(|cause| super::timeline::rank(*cause))
         .map(|rank| timelines.stalls[rank])
         .sum();
+    let (seen, limit) = match kind {
+        IN_DOUBT => (seen.max(target_waits), MOST_IN_DOUBT),
+        _ => (seen, MOST_LOST),
+    };
     let share = lost as f64 / lost.saturating_add(seen).max(1) as f64;
-    (share > MOST_LOST).then(|| {
+    (share > limit).then(|| {
         format!(
             "{lost} {kind} records were lost ({} of them, limit {})",
             percent(share),
-            percent(MOST_LOST)
+            percent(limit)
         )
     })
+}
+
+/// What was too short to be recorded while floors were raised cannot be placed. Should all of it
+/// lie in the slow requests, and be more than the largest named cause (or, without one, more than a
+/// cause must have to be named), then the answer might be another one.
+fn hidden(evidence: &Evidence<'_>, population: &Population, found: &Found) -> Option<String> {
+    let hidden = &evidence.quality.hidden;
+    let hidden_ns: u64 = hidden.iter().map(|kind| kind.hidden_ns).sum();
+    let excess_ns = population.excess_ns() * population.summary.slow_count as f64;
+    let named = found.causes.iter().filter(|cause| cause.named);
+    let (largest, all) = named.fold((0.0_f64, 0.0), |(largest, all), cause| {
+        (largest.max(cause.share), all + cause.share)
+    });
+    // What is carried by named causes cannot be carried by hidden stalls as well.
+    let share = (hidden_ns as f64 / excess_ns.max(1.0)).min(1.0 - all);
+    if share <= largest.max(MOST_HIDDEN) {
+        return None;
+    }
+    let kinds: Vec<String> = hidden
+        .iter()
+        .map(|kind| {
+            format!(
+                "{} (up to {}, for {})",
+                kind.kind,
+                human(kind.floor_ns as f64),
+                human(kind.raised_for_ns as f64)
+            )
+        })
+        .collect();
+    Some(format!(
+        "there were so many records that their floors rose: {}; the {} of shorter stalls that went \
+         unrecorded may carry {} of the excess latency",
+        kinds.join(", "),
+        human(hidden_ns as f64),
+        percent(share)
+    ))
 }
 
 fn too_few(evidence: &Evidence<'_>, population: &Population, found: &Found) -> Option<String> {

@@ -1,13 +1,14 @@
 //! What the judgement rests on, gathered.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::host::cgroups::{Cgroups, Layout};
 use crate::host::process;
 use crate::host::system::{self, Lockdown};
-use crate::kernel::KERNEL_BTF;
 use crate::kernel::support::KernelSupport;
+use crate::kernel::{KERNEL_BTF, MapPlan, RING_BYTES};
 use crate::model::Tgid;
+use crate::session::memory;
 
 /// `PROC_PID_INIT_INO` (include/linux/proc_ns.h): the inode of the initial pid namespace.
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
@@ -23,8 +24,10 @@ pub struct Facts {
     pub cpus_online: usize,
     /// CPUs that can be.
     pub cpus_possible: usize,
-    /// Size of the kernel's BTF.
+    /// Size of the kernel's BTF, or of the file used instead.
     pub btf_bytes: Option<u64>,
+    /// That file.
+    pub btf_file: Option<PathBuf>,
     /// Effective user id.
     pub euid: u32,
     /// Effective capabilities, a bit each.
@@ -35,6 +38,10 @@ pub struct Facts {
     pub lockdown: Lockdown,
     /// Locked-memory limit; `None` is unlimited.
     pub memlock_bytes: Option<u64>,
+    /// Maps that will be made, and the kernel memory each will take.
+    pub maps: Vec<MapPlan>,
+    /// Most memory that observer itself may come to use.
+    pub resident_bound_bytes: u64,
     /// `net.core.bpf_jit_enable`.
     pub bpf_jit: Option<u64>,
     /// What the kernel offers.
@@ -64,9 +71,9 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Asks the host and the kernel.
+    /// Asks the host and the kernel. `btf` is a file to be used instead of the kernel's own types.
     #[must_use]
-    pub fn gather() -> Self {
+    pub fn gather(btf: Option<&Path>) -> Self {
         let uname = system::uname();
         let cgroups = Cgroups::read();
         let status = process::status(Tgid(std::process::id())).unwrap_or_default();
@@ -75,13 +82,18 @@ impl Facts {
             machine: uname.machine,
             cpus_online: system::online_cpus().len(),
             cpus_possible: system::possible_cpus().len(),
-            btf_bytes: std::fs::metadata(KERNEL_BTF).ok().map(|metadata| metadata.len()),
+            btf_bytes: std::fs::metadata(btf.unwrap_or(Path::new(KERNEL_BTF)))
+                .ok()
+                .map(|metadata| metadata.len()),
+            btf_file: btf.map(PathBuf::from),
             euid: rustix::process::geteuid().as_raw(),
             capabilities: status.effective_capabilities,
             initial_pid_namespace: std::fs::read_link("/proc/self/ns/pid")
                 .is_ok_and(|link| link.as_os_str() == INITIAL_PID_NAMESPACE),
             lockdown: system::lockdown(),
             memlock_bytes: system::memlock_limit_bytes(),
+            maps: crate::kernel::plan(RING_BYTES),
+            resident_bound_bytes: memory::resident_bound_bytes(),
             bpf_jit: system::read_trimmed("/proc/sys/net/core/bpf_jit_enable")
                 .and_then(|text| text.parse().ok()),
             support: KernelSupport::probe(),

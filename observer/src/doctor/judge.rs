@@ -64,6 +64,7 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
         btf(facts),
         lockdown(facts),
         memory_lock(facts),
+        memory(facts),
         jit(facts),
     ];
     checks.extend(hooks(facts));
@@ -139,14 +140,29 @@ fn pid_namespace(facts: &Facts) -> Check {
 }
 
 fn btf(facts: &Facts) -> Check {
-    match facts.btf_bytes {
-        Some(bytes) => {
-            let value = format!("{:.1} MB", bytes as f64 / 1e6);
-            ok("btf", value, "offsets of kernel structures are read from the running kernel")
+    let megabytes = facts.btf_bytes.map(|bytes| format!("{:.1} MB", bytes as f64 / 1e6));
+    match (megabytes, &facts.btf_file) {
+        (Some(size), None) => {
+            ok("btf", size, "offsets of kernel structures are read from the running kernel")
         }
-        None => ok("btf", "none", "the kernel does not describe its structures")
+        (Some(size), Some(file)) => {
+            let means = "offsets of kernel structures are read from a file: they had better be \
+                those of the running kernel";
+            ok("btf", format!("{size} in {}", file.display()), means)
+        }
+        (None, Some(file)) => {
+            let value = format!("cannot read {}", file.display());
+            ok("btf", value, "nothing describes the kernel's structures")
+                .missing()
+                .todo("give a file that is there, or leave --btf out")
+                .blocks(Blocks::Kernel)
+        }
+        (None, None) => ok("btf", "none", "the kernel does not describe its structures")
             .missing()
-            .todo("boot a kernel built with CONFIG_DEBUG_INFO_BTF=y (every current distribution's)")
+            .todo(
+                "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y (every current distribution's), \
+                 or give its types with --btf FILE",
+            )
             .blocks(Blocks::Kernel),
     }
 }
@@ -182,6 +198,29 @@ fn memory_lock(facts: &Facts) -> Check {
     }
 }
 
+/// What a run takes of the host's memory; the same sums size the maps and bound user space.
+fn memory(facts: &Facts) -> Check {
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+    let maps: u64 = facts.maps.iter().map(|map| map.bytes).sum();
+    let mut largest: Vec<_> = facts.maps.iter().collect();
+    largest.sort_by_key(|map| std::cmp::Reverse(map.bytes));
+    let each: Vec<String> =
+        largest.iter().take(5).map(|map| format!("{} {}", map.name, mib(map.bytes))).collect();
+    let value = format!(
+        "{} of locked kernel memory; {} resident at most",
+        mib(maps),
+        mib(facts.resident_bound_bytes)
+    );
+    let means = format!(
+        "BPF maps: {}; resident memory grows with the requests of a run and, while the answer is \
+         worked out, with its stalls: {} and {} at most",
+        each.join(", "),
+        crate::loadgen::MAX_SAMPLES,
+        crate::session::EVENTS_MAX
+    );
+    ok("memory", value, means)
+}
+
 fn jit(facts: &Facts) -> Check {
     match facts.bpf_jit {
         Some(0) => ok("bpf_jit", "off", "programs are interpreted, at ten times the cost")
@@ -211,32 +250,38 @@ fn hooks(facts: &Facts) -> Vec<Check> {
     if ring_buffer.state == State::Missing {
         ring_buffer = ring_buffer.todo("run a kernel of 5.8 or later").blocks(Blocks::Kernel);
     }
-    // Every probe also works without these two: no remedy is worth a new kernel.
+    // Every probe also works without these: no remedy is worth a new kernel.
     let optional = |mut check: Check| {
         if check.state == State::Missing {
             check.state = State::Limited;
         }
         check
     };
+    let mut fentry = optional(hook(
+        "fentry",
+        &support.fentry,
+        "kernel functions can be watched directly",
+        "probes take tracepoints instead: while mm_syscall or socket is attached, every system call \
+         of the host takes the kernel's traced path (docs/OVERHEAD)",
+    ));
+    if fentry.state == State::Limited {
+        fentry = fentry
+            .todo("where a service at saturation must not notice: --probes runqueue,fault,reclaim");
+    }
     vec![
         ring_buffer,
-        hook(
+        optional(hook(
             "tp_btf",
             &support.tp_btf,
             "the cheapest way into the scheduler and the reclaim code",
-            "the scheduler and reclaim are watched in a dearer way, or not at all",
-        ),
-        optional(hook(
-            "fentry",
-            &support.fentry,
-            "kernel functions can be watched directly",
-            "probes take tracepoints and perf events instead, some at a higher cost",
+            "probes take raw tracepoints instead, at a higher cost",
         )),
+        fentry,
         optional(hook(
             "kprobe",
             &support.kprobe,
             "kernel functions can be watched where no better hook exists",
-            "not needed: every probe has a tier without it",
+            "not needed: every probe has tiers without it",
         )),
         hook(
             "perf_event_programs",
@@ -386,11 +431,14 @@ mod tests {
             cpus_online: 2,
             cpus_possible: 2,
             btf_bytes: Some(5_500_000),
+            btf_file: None,
             euid: 0,
             capabilities: 0x1ff_ffff_ffff,
             initial_pid_namespace: true,
             lockdown: Lockdown::Integrity,
             memlock_bytes: Some(8 << 20),
+            maps: crate::kernel::plan(8 << 20),
+            resident_bound_bytes: 1 << 30,
             bpf_jit: Some(1),
             support: KernelSupport {
                 ring_buffer: Support::Yes,

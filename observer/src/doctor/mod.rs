@@ -8,28 +8,37 @@ mod report;
 
 pub use facts::Facts;
 pub use judge::judge;
-pub use report::{Blocks, Check, NotBetter, ProbeReport, Report, State};
+pub use report::{Blocks, Check, ProbeReport, Report, State, TierReport, TierState};
+
+use std::path::Path;
+
+use probes::Tried;
 
 use crate::error::{Error, Result};
+use crate::probe::ProbeOptions;
 
 /// Looks at the host, and where programs can be loaded, attaches every probe for an instant.
 #[must_use]
-pub fn examine() -> Report {
-    let facts = Facts::gather();
+pub fn examine(probes: &ProbeOptions) -> Report {
+    let facts = Facts::gather(probes.btf.as_deref());
     let checks = judge(&facts);
     if checks.iter().any(|check| check.blocks.is_some()) {
         return Report::new(checks, Vec::new());
     }
-    Report::new(checks, probes::try_all(&facts.support))
+    let Tried { probes, verifier_logs } = probes::try_all(probes);
+    let mut report = Report::new(checks, probes);
+    report.verifier_logs = verifier_logs;
+    report
 }
 
 /// The part of the doctor that `run` and `daemon` begin with: the first thing that makes them
-/// impossible here, as an error with the exit code the doctor would end with.
+/// impossible here, as an error with the exit code the doctor would end with. `btf` is a file to
+/// be used instead of the kernel's own types.
 ///
 /// # Errors
 /// When a right or something in the kernel is missing.
-pub fn preflight() -> Result<()> {
-    let report = Report::new(judge(&Facts::gather()), Vec::new());
+pub fn preflight(btf: Option<&Path>) -> Result<()> {
+    let report = Report::new(judge(&Facts::gather(btf)), Vec::new());
     match (report.exit(), report.blocked_by.first()) {
         (Some(exit), Some(why)) => {
             Err(Error::new(exit, format!("{why}; `observer doctor` says what to do")))

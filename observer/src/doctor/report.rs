@@ -1,5 +1,6 @@
 //! What the doctor says.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::Serialize;
@@ -64,12 +65,26 @@ pub struct Check {
     pub blocks: Option<Blocks>,
 }
 
-/// A better tier a probe does not take.
+/// How it stands with one tier of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TierState {
+    /// The one the probe takes.
+    Taken,
+    /// To be had (`--tier` forces it), and worse than the one taken.
+    Offered,
+    /// Not to be had.
+    NotOffered,
+}
+
+/// One tier of a probe.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct NotBetter {
-    /// The tier.
+pub struct TierReport {
+    /// Its name.
     pub tier: String,
-    /// Why not.
+    /// Whether it is to be had.
+    pub state: TierState,
+    /// How it works, or why it is not to be had.
     pub why: String,
 }
 
@@ -78,14 +93,14 @@ pub struct NotBetter {
 pub struct ProbeReport {
     /// Name.
     pub probe: String,
-    /// Tier it takes (several joined by `+`).
+    /// Tier it takes.
     pub tier: Option<String>,
     /// Whether it works.
     pub state: ProbeState,
     /// Why it does not (wholly) work.
     pub reason: Option<String>,
-    /// Better tiers and why they are not taken, best first.
-    pub not_better: Vec<NotBetter>,
+    /// All its tiers, the best first.
+    pub tiers: Vec<TierReport>,
 }
 
 /// Everything the doctor found.
@@ -102,6 +117,9 @@ pub struct Report {
     pub checks: Vec<Check>,
     /// Probes.
     pub probes: Vec<ProbeReport>,
+    /// What the kernel's verifier said of the programs it refused, by program.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub verifier_logs: BTreeMap<String, String>,
 }
 
 impl Report {
@@ -116,7 +134,8 @@ impl Report {
         let works =
             |probe: &ProbeReport| matches!(probe.state, ProbeState::Attached | ProbeState::Partial);
         if blocks.is_empty() && !probes.is_empty() && !probes.iter().any(works) {
-            blocks.push((Blocks::Kernel, "probes: none can be attached".into()));
+            let why = probes[0].reason.as_deref().unwrap_or("none can be attached");
+            blocks.push((Blocks::Kernel, format!("probes: {why}")));
         }
         blocks.sort();
         let exit_code = match blocks.first() {
@@ -131,6 +150,7 @@ impl Report {
             blocked_by: blocks.into_iter().map(|(_, why)| why).collect(),
             checks,
             probes,
+            verifier_logs: BTreeMap::new(),
         }
     }
 
@@ -160,7 +180,13 @@ impl Report {
                 let _ = writeln!(out, "{:<8} {:<width$}  -> {todo}", "", "");
             }
         }
-        self.write_probes(&mut out);
+        self.write_probes(&mut out, verbose);
+        for (program, log) in self.verifier_logs.iter().filter(|_| verbose) {
+            let _ = write!(out, "\nthe verifier of {program}\n");
+            for line in log.lines() {
+                let _ = writeln!(out, "{:<8} {line}", "");
+            }
+        }
         out.push('\n');
         if self.run_would_work {
             out.push_str("`observer run` would work on this host.\n");
@@ -173,26 +199,39 @@ impl Report {
         out
     }
 
-    fn write_probes(&self, out: &mut String) {
+    fn write_probes(&self, out: &mut String, verbose: bool) {
         let width = self.probes.iter().map(|probe| probe.probe.len()).max().unwrap_or(0);
         if !self.probes.is_empty() {
             out.push_str("\nprobes\n");
         }
+        // What keeps all of them from working is said once.
+        let mut said = None;
         for probe in &self.probes {
             let state = match probe.state {
                 ProbeState::Attached => "ok",
                 ProbeState::Partial => "limited",
                 ProbeState::Unsupported => "missing",
                 ProbeState::Failed => "failed",
+                ProbeState::NotAsked => "off",
             };
             let tier = probe.tier.as_deref().unwrap_or("-");
             let _ = writeln!(out, "{state:<8} {:<width$}  {tier}", probe.probe);
-            if let Some(reason) = &probe.reason {
+            if let Some(reason) = probe.reason.as_ref().filter(|reason| said != Some(*reason)) {
                 let _ = writeln!(out, "{:<8} {:<width$}  {reason}", "", "");
+                said = Some(reason);
             }
-            for better in &probe.not_better {
-                let (tier, why) = (&better.tier, &better.why);
-                let _ = writeln!(out, "{:<8} {:<width$}  not {tier}: {why}", "", "");
+            // Without -v only what explains the choice: the better tiers.
+            for tier in &probe.tiers {
+                if tier.state == TierState::Taken && !verbose {
+                    break;
+                }
+                let (name, why) = (&tier.tier, &tier.why);
+                let how = match tier.state {
+                    TierState::Taken => "takes",
+                    TierState::Offered => "could take",
+                    TierState::NotOffered => "not",
+                };
+                let _ = writeln!(out, "{:<8} {:<width$}  {how} {name}: {why}", "", "");
             }
         }
     }
@@ -208,13 +247,21 @@ mod tests {
         Check { id, state, value: "v".into(), means: "m".into(), todo, blocks }
     }
 
+    fn tier(name: &str, state: TierState, why: &str) -> TierReport {
+        TierReport { tier: name.into(), state, why: why.into() }
+    }
+
     fn probe(state: ProbeState) -> ProbeReport {
         ProbeReport {
             probe: "runqueue".into(),
             tier: (state == ProbeState::Attached).then(|| "tp_btf".to_owned()),
             state,
             reason: None,
-            not_better: vec![NotBetter { tier: "fentry".into(), why: "refused".into() }],
+            tiers: vec![
+                tier("fentry", TierState::NotOffered, "refused"),
+                tier("tp_btf", TierState::Taken, "typed"),
+                tier("raw", TierState::Offered, "untyped"),
+            ],
         }
     }
 
@@ -252,7 +299,10 @@ ok       runqueue  tp_btf
   broken: v
 "
         );
-        assert!(report.text(true).starts_with("ok       fine    v\n                 m\n"));
+        let verbose = report.text(true);
+        assert!(verbose.starts_with("ok       fine    v\n                 m\n"));
+        assert!(verbose.contains("takes tp_btf: typed\n"), "{verbose}");
+        assert!(verbose.contains("could take raw: untyped\n"), "{verbose}");
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(
             json,
@@ -264,7 +314,11 @@ ok       runqueue  tp_btf
                      "todo": "do this", "blocks": "kernel"},
                 ],
                 "probes": [{"probe": "runqueue", "tier": "tp_btf", "state": "attached",
-                            "reason": null, "not_better": [{"tier": "fentry", "why": "refused"}]}],
+                            "reason": null, "tiers": [
+                    {"tier": "fentry", "state": "not_offered", "why": "refused"},
+                    {"tier": "tp_btf", "state": "taken", "why": "typed"},
+                    {"tier": "raw", "state": "offered", "why": "untyped"},
+                ]}],
             })
         );
     }

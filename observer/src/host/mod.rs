@@ -3,6 +3,9 @@
 //! Each file keeps the parsing (pure, on text) apart from the reading. Processes come and go while
 //! they are read, so a reader answers `None` for one that is gone and never fails because of it.
 
+use std::io::{self, Read};
+use std::path::Path;
+
 pub mod cgroups;
 pub mod network;
 pub mod process;
@@ -13,3 +16,15 @@ pub mod usage;
 pub use cgroups::{CgroupNames, Cgroups, Hierarchy, Layout};
 pub use process::Process;
 pub use sockets::{SocketCensus, ip_sockets_of};
+
+/// Reads a file of `/proc` or `/sys` in as few system calls as it takes: these files tell no size,
+/// and [`std::fs::read`] would begin with 32 bytes.
+///
+/// # Errors
+/// When it cannot be opened or read.
+pub(crate) fn read_small(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(4096);
+    // Without the limit the size would be asked for first, which is always 0.
+    std::fs::File::open(path)?.take(u64::MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

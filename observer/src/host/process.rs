@@ -174,7 +174,7 @@ fn entry(tgid: Tgid, name: &str) -> PathBuf {
 /// Reads a file of `/proc` as text; bytes that are not UTF-8 (command names may hold any) are
 /// replaced.
 fn read_lossy(path: &Path) -> io::Result<String> {
-    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    super::read_small(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Numeric entries of a directory of `/proc`, ascending.

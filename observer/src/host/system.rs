@@ -9,7 +9,7 @@ use serde::Serialize;
 /// Trimmed text of a small file of `/proc` or `/sys`.
 #[must_use]
 pub fn read_trimmed(path: impl AsRef<Path>) -> Option<String> {
-    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+    Some(str::from_utf8(&super::read_small(path).ok()?).ok()?.trim().to_owned())
 }
 
 fn read_number(path: &str) -> Option<u64> {
@@ -89,6 +89,13 @@ pub fn pid_max() -> u32 {
     read_number("/proc/sys/kernel/pid_max")
         .and_then(|max| u32::try_from(max).ok())
         .unwrap_or(observer_ebpf::wire::PID_MAX_LIMIT)
+}
+
+/// Id of the task (process or thread) that was born last on this host: the last field of
+/// `/proc/loadavg`.
+#[must_use]
+pub fn youngest_task() -> Option<u32> {
+    read_trimmed("/proc/loadavg")?.rsplit(' ').next()?.parse().ok()
 }
 
 /// Changes at every boot, and so tells whether monotonic times of two runs can be compared.
@@ -216,6 +223,14 @@ pub fn has_pressure_stall_information() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_youngest_task_changes_with_a_birth() {
+        let before = youngest_task().unwrap();
+        // Others may be born too; only a whole round of ids could bring the same again.
+        std::thread::spawn(|| {}).join().unwrap();
+        assert_ne!(youngest_task(), Some(before));
+    }
 
     #[test]
     fn releases_of_many_makes_give_their_version() {

@@ -9,6 +9,8 @@ pub struct Usage {
     pub cpu_seconds: f64,
     /// Peak resident set.
     pub max_rss_bytes: u64,
+    /// Resident set now.
+    pub rss_bytes: u64,
 }
 
 fn seconds(time: libc::timeval) -> f64 {
@@ -29,7 +31,15 @@ pub fn own() -> Usage {
         cpu_seconds: seconds(usage.ru_utime) + seconds(usage.ru_stime),
         // Kilobytes on Linux.
         max_rss_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
+        rss_bytes: rss_bytes(),
     }
+}
+
+/// The second field of `/proc/self/statm`, pages.
+fn rss_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split_ascii_whitespace().nth(1).and_then(|field| field.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
 
 #[cfg(test)]
@@ -49,5 +59,6 @@ mod tests {
         let after = own();
         assert!(after.cpu_seconds > before.cpu_seconds);
         assert!(after.max_rss_bytes >= 64 << 20);
+        assert!(after.rss_bytes >= 64 << 20, "{after:?}");
     }
 }

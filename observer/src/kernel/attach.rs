@@ -5,23 +5,25 @@ use std::fs::File;
 
 use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
 use aya::programs::{
-    BtfTracePoint, CgroupAttachMode, CgroupSock, PerfEvent, Program as AyaProgram, ProgramError,
-    TracePoint,
+    BtfTracePoint, CgroupAttachMode, CgroupSock, FEntry, FExit, KProbe, PerfEvent,
+    Program as AyaProgram, ProgramError, RawTracePoint, TracePoint,
 };
 
-use super::btf::Btf;
-use super::load::Loaded;
-use rustix::mount::MountFlags;
+use observer_ebpf::wire::CallExit;
 
+use super::load::{LoadError, LoadOptions, Loaded};
+use super::offers::{Offered, function, tracepoint};
 use crate::host::system;
 use crate::model::{Coverage, ProbeState};
-use crate::probe::{Attach, Need, PROBES, Program, Tier};
+use crate::probe::{Attach, PROBES, Program, Tier};
 
 /// What became of one program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProgramState {
     /// Loaded and attached.
     Attached,
+    /// This kernel gives no reason to.
+    NotNeeded,
     /// This kernel does not offer the hook; why.
     Unsupported(String),
     /// The kernel offers it and refused; why.
@@ -36,66 +38,152 @@ pub enum ProgramState {
 /// States of all programs, by program name.
 pub type ProgramStates = BTreeMap<&'static str, ProgramState>;
 
-/// The tier of each probe this kernel gets, by probe name.
-pub(super) type ChosenTiers = BTreeMap<&'static str, &'static Tier>;
-
-/// Whether tracefs is there; mounts it where it belongs if it is not.
-fn tracefs() -> bool {
-    const MOUNT_POINT: &str = "/sys/kernel/tracing";
-    if system::tracefs().is_none() {
-        // A failure shows right below.
-        let _ = rustix::mount::mount(
-            "tracefs",
-            MOUNT_POINT,
-            "tracefs",
-            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
-            None,
-        );
-    }
-    system::tracefs().is_some()
+/// How one probe came to be attached.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// The tier taken.
+    pub tier: Option<&'static Tier>,
+    /// All its tiers, the best first; `Err` is why one cannot be taken.
+    pub offers: Vec<(&'static Tier, Result<(), String>)>,
+    /// Better tiers whose programs the kernel refused, and why.
+    pub refused: Vec<(&'static Tier, String)>,
 }
 
-/// The first tier of each probe whose needs this kernel meets.
-pub(super) fn choose_tiers(btf: &Btf) -> ChosenTiers {
-    let tracefs = tracefs();
-    let meets = |need: &Need| match need {
-        Need::Tracefs => tracefs,
-        Need::Tracepoint(name) => btf.tracepoint_arguments(name).is_some(),
-        Need::Member(structure, path) => btf.offset_of(structure, path).is_ok(),
-    };
-    PROBES
-        .iter()
-        .filter_map(|probe| {
-            let tier = probe.tiers.iter().find(|tier| tier.needs.iter().all(meets))?;
-            Some((probe.name, tier))
-        })
-        .collect()
-}
+/// Choices by probe name.
+pub(super) type Choices = BTreeMap<&'static str, Choice>;
 
-/// Loads and attaches every program of the chosen tiers once, in table order.
-pub(super) fn attach_all(loaded: &mut Loaded, tiers: &ChosenTiers) -> ProgramStates {
+/// Attaches each probe asked for by the best tier that the kernel offers and whose programs it
+/// accepts; where it accepts no tier whole, by what it accepts of the best one.
+///
+/// # Errors
+/// When a tier is forced that is not to be had.
+pub(super) fn attach_probes(
+    loaded: &mut Loaded,
+    options: &LoadOptions,
+) -> Result<(Choices, ProgramStates), LoadError> {
+    let offered = Offered::by(loaded);
     let mut states = ProgramStates::new();
-    let chosen = PROBES.iter().filter_map(|probe| tiers.get(probe.name));
-    for program in chosen.flat_map(|tier| tier.programs) {
-        if !states.contains_key(program.name) {
-            let state = attach(loaded, program);
-            states.insert(program.name, state);
+    let mut choices = Choices::new();
+    let selection = options.selection();
+    for probe in PROBES.iter().filter(|probe| selection.contains(probe.name)) {
+        let offers = offered.tiers(&loaded.btf, probe);
+        let mut choice = Choice { tier: None, offers, refused: Vec::new() };
+        if let Some(forced) = options.probes.tiers.of(probe.name) {
+            let offer = choice.offers.iter().find(|(tier, _)| *tier == forced);
+            if let Some((_, Err(reason))) = offer {
+                let reason = reason.clone();
+                return Err(LoadError::Tier { probe: probe.name, tier: forced.name, reason });
+            }
+            attach_tier(loaded, forced, &mut states);
+            choice.tier = Some(forced);
+        } else {
+            choose(loaded, &mut choice, &mut states);
+        }
+        choices.insert(probe.name, choice);
+    }
+    Ok((choices, states))
+}
+
+/// The first tier that is accepted whole.
+fn choose(loaded: &mut Loaded, choice: &mut Choice, states: &mut ProgramStates) {
+    let Choice { offers, refused, tier: taken } = choice;
+    for (tier, offer) in offers {
+        if offer.is_err() {
+            continue;
+        }
+        let tier: &'static Tier = tier;
+        let attached = attach_tier(loaded, tier, states);
+        let refusal = tier.programs.iter().find_map(|program| match states.get(program.name) {
+            Some(ProgramState::Failed { reason, .. }) => Some(reason.clone()),
+            _ => None,
+        });
+        let Some(refusal) = refusal else {
+            *taken = Some(tier);
+            return;
+        };
+        refused.push((tier, refusal.clone()));
+        *offer = Err(refusal);
+        // Nothing of a tier that is not taken may run beside the one that is.
+        for program in attached {
+            detach(loaded, program);
+            states.remove(program);
         }
     }
-    states
+    // None is whole; what is refused of the best one is told by the states of its programs.
+    if let Some((tier, _)) = refused.drain(..).next() {
+        attach_tier(loaded, tier, states);
+        *taken = Some(tier);
+    }
+}
+
+/// Attaches what is not attached yet, each program by itself; the names of what now is.
+fn attach_tier(loaded: &mut Loaded, tier: &Tier, states: &mut ProgramStates) -> Vec<&'static str> {
+    let mut attached = Vec::new();
+    for program in tier.programs {
+        if states.contains_key(program.name) {
+            continue;
+        }
+        let state = attach(loaded, program);
+        if state == ProgramState::Attached {
+            attached.push(program.name);
+        } else {
+            // What it got hold of before it failed (some of several calls).
+            detach(loaded, program.name);
+        }
+        states.insert(program.name, state);
+    }
+    attached
+}
+
+/// Which program at the exit of all system calls books what the socket probe asks for: the one of
+/// its tier, though that of another probe's tier may be there as well. Without that probe, the one
+/// there is: the load generator's first connection is of use all the same.
+pub(super) fn descriptor_calls_at(socket: Option<&Choice>, states: &ProgramStates) -> CallExit {
+    let tier = socket.and_then(|choice| choice.tier);
+    let serves = |name: &str| {
+        states.get(name) == Some(&ProgramState::Attached)
+            && tier.is_none_or(|tier| tier.programs.iter().any(|program| program.name == name))
+    };
+    if serves("sys_exit") {
+        CallExit::Typed
+    } else if serves("sys_exit_raw") {
+        CallExit::Raw
+    } else {
+        CallExit::None
+    }
+}
+
+/// Unloads a program with its links.
+fn detach(loaded: &mut Loaded, name: &str) {
+    // It fails only where nothing is loaded.
+    let _ = match loaded.ebpf.program_mut(name) {
+        Some(AyaProgram::FEntry(program)) => program.unload(),
+        Some(AyaProgram::FExit(program)) => program.unload(),
+        Some(AyaProgram::BtfTracePoint(program)) => program.unload(),
+        Some(AyaProgram::RawTracePoint(program)) => program.unload(),
+        Some(AyaProgram::KProbe(program)) => program.unload(),
+        Some(AyaProgram::TracePoint(program)) => program.unload(),
+        Some(AyaProgram::PerfEvent(program)) => program.unload(),
+        Some(AyaProgram::CgroupSock(program)) => program.unload(),
+        _ => Ok(()),
+    };
 }
 
 fn attach(loaded: &mut Loaded, program: &Program) -> ProgramState {
-    if let Attach::TpBtf(name, arguments) = program.attach {
-        match loaded.btf.tracepoint_arguments(name) {
-            None => return ProgramState::Unsupported(format!("no tracepoint {name}")),
-            Some(offered) if offered < arguments => {
-                return ProgramState::Unsupported(format!(
-                    "tracepoint {name} has {offered} arguments here, {arguments} are needed"
-                ));
-            }
-            Some(_) => {}
+    if let Some((structure, path)) = program.only_with
+        && loaded.btf.offset_of(structure, path).is_err()
+    {
+        return ProgramState::NotNeeded;
+    }
+    let available = match program.attach {
+        Attach::TpBtf(name, arguments) | Attach::RawTracepoint(name, arguments) => {
+            tracepoint(&loaded.btf, name, arguments)
         }
+        Attach::Fentry(name) | Attach::Fexit(name) => function(&loaded.btf, name),
+        _ => Ok(()),
+    };
+    if let Err(reason) = available {
+        return ProgramState::Unsupported(reason);
     }
     match try_attach(loaded, program) {
         Ok(()) => ProgramState::Attached,
@@ -123,10 +211,36 @@ impl From<ProgramError> for AttachError {
 fn try_attach(loaded: &mut Loaded, program: &Program) -> Result<(), AttachError> {
     let handle = loaded.ebpf.program_mut(program.name).ok_or(AttachError::Missing)?;
     match program.attach {
-        Attach::TpBtf(tracepoint, _) => {
-            let handle: &mut BtfTracePoint = handle.try_into()?;
-            handle.load(tracepoint, &loaded.aya_btf)?;
+        Attach::Fentry(function) => {
+            let own_btf = own_btf(loaded.own_btf.as_ref())?;
+            let handle: &mut FEntry = handle.try_into()?;
+            handle.load(function, own_btf)?;
             handle.attach()?;
+        }
+        Attach::Fexit(function) => {
+            let own_btf = own_btf(loaded.own_btf.as_ref())?;
+            let handle: &mut FExit = handle.try_into()?;
+            handle.load(function, own_btf)?;
+            handle.attach()?;
+        }
+        Attach::TpBtf(tracepoint, _) => {
+            let own_btf = own_btf(loaded.own_btf.as_ref())?;
+            let handle: &mut BtfTracePoint = handle.try_into()?;
+            handle.load(tracepoint, own_btf)?;
+            handle.attach()?;
+        }
+        Attach::RawTracepoint(tracepoint, _) => {
+            let handle: &mut RawTracePoint = handle.try_into()?;
+            handle.load()?;
+            handle.attach(tracepoint)?;
+        }
+        Attach::Kprobe(functions) | Attach::Kretprobe(functions) => {
+            let handle: &mut KProbe = handle.try_into()?;
+            handle.load()?;
+            // A kernel without one of several system calls has no function of it either.
+            for name in functions.iter().filter(|name| function(&loaded.btf, name).is_ok()) {
+                handle.attach(name, 0)?;
+            }
         }
         Attach::Syscalls(_, prefix, calls) => {
             let handle: &mut TracePoint = handle.try_into()?;
@@ -160,6 +274,10 @@ fn try_attach(loaded: &mut Loaded, program: &Program) -> Result<(), AttachError>
     Ok(())
 }
 
+fn own_btf<'a>(own: Result<&'a aya::Btf, &String>) -> Result<&'a aya::Btf, AttachError> {
+    own.map_err(|reason| AttachError::Unsupported(reason.clone()))
+}
+
 /// One event per online CPU, sampling every single fault.
 fn every_cpu(handle: &mut AyaProgram, event: SoftwareEvent) -> Result<(), AttachError> {
     let handle: &mut PerfEvent = handle.try_into()?;
@@ -181,34 +299,40 @@ fn failed(program: &Program, error: &ProgramError) -> ProgramState {
         return ProgramState::Failed { reason, verifier_log: None };
     };
     let log = verifier_log.to_string();
-    // The last line is statistics; the one before says what was wrong.
-    let said = log
-        .lines()
-        .rev()
-        .map(str::trim)
-        .find(|line| {
-            !line.is_empty()
-                && !line.starts_with("processed ")
-                && !line.contains("verification time")
-        })
-        .unwrap_or("no verifier output");
+    // What was wrong is the last line before the statistics (`print_verification_stats`,
+    // kernel/bpf/verifier.c).
+    let statistics = |line: &str| {
+        ["verification time ", "stack depth ", "processed "]
+            .iter()
+            .any(|head| line.starts_with(head))
+    };
+    let said = log.lines().map(str::trim).rfind(|line| !line.is_empty() && !statistics(line));
+    let said = said.unwrap_or("no verifier output");
     let reason = format!("{}: {io_error} ({said})", program.name);
     ProgramState::Failed { reason, verifier_log: Some(log) }
 }
 
-/// Coverage of a probe from the states of its tier's programs.
+/// Coverage of a probe from its choice of a tier and the states of that tier's programs.
 #[must_use]
-pub fn coverage(tier: &Tier, states: &ProgramStates) -> Coverage {
-    let mut tiers: Vec<&str> = Vec::new();
+pub fn coverage(choice: &Choice, states: &ProgramStates) -> Coverage {
+    let Some(tier) = choice.tier else {
+        let reasons: Vec<String> = choice
+            .offers
+            .iter()
+            .filter_map(|(tier, offer)| {
+                Some(format!("not {}: {}", tier.name, offer.as_ref().err()?))
+            })
+            .collect();
+        let reason = Some(reasons.join("; "));
+        return Coverage { state: ProbeState::Unsupported, tier: None, reason };
+    };
+    let mut attached = false;
     let mut reasons: Vec<String> = Vec::new();
     let mut failed = false;
     for program in tier.programs {
         match states.get(program.name) {
-            Some(ProgramState::Attached) => {
-                if !tiers.contains(&program.attach.tier()) {
-                    tiers.push(program.attach.tier());
-                }
-            }
+            Some(ProgramState::Attached) => attached = true,
+            Some(ProgramState::NotNeeded) => {}
             Some(ProgramState::Unsupported(reason)) => {
                 reasons.push(format!("no {}: {reason}", program.gives));
             }
@@ -219,15 +343,18 @@ pub fn coverage(tier: &Tier, states: &ProgramStates) -> Coverage {
             None => reasons.push(format!("no {}: not tried", program.gives)),
         }
     }
-    let state = match (reasons.is_empty(), tiers.is_empty(), failed) {
+    let whole = reasons.is_empty();
+    let better = choice.refused.iter().map(|(tier, reason)| format!("not {}: {reason}", tier.name));
+    reasons.extend(better);
+    let state = match (whole, attached, failed) {
         (true, ..) => ProbeState::Attached,
-        (false, false, _) => ProbeState::Partial,
-        (false, true, true) => ProbeState::Failed,
-        (false, true, false) => ProbeState::Unsupported,
+        (false, true, _) => ProbeState::Partial,
+        (false, false, true) => ProbeState::Failed,
+        (false, false, false) => ProbeState::Unsupported,
     };
     Coverage {
         state,
-        tier: (!tiers.is_empty()).then(|| tiers.join("+")),
+        tier: attached.then(|| tier.name.to_owned()),
         reason: (!reasons.is_empty()).then(|| reasons.join("; ")),
     }
 }
@@ -241,25 +368,54 @@ mod tests {
     }
 
     #[test]
+    fn descriptor_calls_are_booked_once() {
+        let socket = PROBES.iter().find(|probe| probe.name == "socket").expect("it is there");
+        let by = |name: &str| Choice {
+            tier: socket.tiers.iter().find(|tier| tier.name == name),
+            offers: Vec::new(),
+            refused: Vec::new(),
+        };
+        let both: ProgramStates =
+            [("sys_exit", ProgramState::Attached), ("sys_exit_raw", ProgramState::Attached)].into();
+        for (tier, here) in [
+            ("tp_btf", CallExit::Typed),
+            ("raw_tracepoint", CallExit::Raw),
+            ("fentry", CallExit::None),
+            ("kprobe", CallExit::None),
+        ] {
+            assert_eq!(descriptor_calls_at(Some(&by(tier)), &both), here, "{tier}");
+        }
+        let raw = [("sys_exit_raw", ProgramState::Attached)].into();
+        assert_eq!(descriptor_calls_at(None, &raw), CallExit::Raw);
+        assert_eq!(descriptor_calls_at(None, &ProgramStates::new()), CallExit::None);
+    }
+
+    #[test]
     fn coverage_tells_whole_part_none_and_refused_apart() {
-        let probe = &PROBES[2].tiers[1];
+        let tier = &PROBES[2].tiers[1];
+        let choice = Choice { tier: Some(tier), offers: vec![(tier, Ok(()))], refused: Vec::new() };
         let missing = || ProgramState::Unsupported("no tracepoint x".into());
         let refused =
             || ProgramState::Failed { reason: "EPERM".into(), verifier_log: Some("log".into()) };
 
-        let whole = coverage(probe, &states(probe, |_| ProgramState::Attached));
+        let whole = coverage(&choice, &states(tier, |_| ProgramState::Attached));
         assert_eq!(whole.state, ProbeState::Attached);
-        assert_eq!(whole.tier.as_deref(), Some("tp_btf+perf_event"));
+        assert_eq!(whole.tier.as_deref(), Some("tp_btf"));
         assert_eq!(whole.reason, None);
 
-        let part = coverage(
-            probe,
-            &states(probe, |index| if index == 0 { refused() } else { ProgramState::Attached }),
-        );
+        let first_refused = |index| if index == 0 { refused() } else { ProgramState::Attached };
+        let part = coverage(&choice, &states(tier, first_refused));
         assert_eq!(part.state, ProbeState::Partial);
         assert!(part.reason.unwrap().contains("EPERM"));
 
-        assert_eq!(coverage(probe, &states(probe, |_| missing())).state, ProbeState::Unsupported);
-        assert_eq!(coverage(probe, &states(probe, |_| refused())).state, ProbeState::Failed);
+        let of = |state: &dyn Fn() -> ProgramState| coverage(&choice, &states(tier, |_| state()));
+        assert_eq!(of(&missing).state, ProbeState::Unsupported);
+        assert_eq!(of(&refused).state, ProbeState::Failed);
+
+        let offers = vec![(tier, Err("no BTF".into()))];
+        let none = Choice { tier: None, offers, refused: Vec::new() };
+        let none = coverage(&none, &ProgramStates::new());
+        assert_eq!(none.state, ProbeState::Unsupported);
+        assert_eq!(none.reason.as_deref(), Some("not tp_btf: no BTF"));
     }
 }

@@ -4,6 +4,8 @@
 //! decoded; the input may be a file somebody handed in, so nothing is trusted.
 
 use std::collections::HashMap;
+use std::io::Read;
+use std::path::Path;
 
 /// Why BTF could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +22,14 @@ pub enum BtfError {
     /// Not BTF, or damaged.
     #[error("malformed BTF: {0}")]
     Malformed(&'static str),
+    /// A file somebody named is not BTF, or damaged.
+    #[error("{path} is not BTF of a kernel: {reason}")]
+    File {
+        /// Its name.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A struct member, enum value or type this kernel does not have.
     #[error("this kernel's BTF has no {0}")]
     Missing(String),
@@ -37,8 +47,12 @@ const KIND_TYPEDEF: u32 = 8;
 const KIND_VOLATILE: u32 = 9;
 const KIND_CONST: u32 = 10;
 const KIND_RESTRICT: u32 = 11;
+const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
 const KIND_TYPE_TAG: u32 = 18;
+
+/// No kernel's BTF is nearly this large; a whole vmlinux with its debug information may be.
+const FILE_BYTES_MAX: u64 = 2 << 30;
 
 /// Types of a kernel.
 pub struct Btf {
@@ -60,6 +74,33 @@ impl Btf {
         let data = std::fs::read(KERNEL_BTF)
             .map_err(|source| BtfError::Read { path: KERNEL_BTF.into(), source })?;
         Self::parse(data)
+    }
+
+    /// Reads BTF from a file: raw, as the kernel shows it, or the `.BTF` section of an ELF file
+    /// such as vmlinux.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds no BTF of a kernel.
+    pub fn of_file(path: &Path) -> Result<Self, BtfError> {
+        use object::{Object, ObjectSection};
+
+        let shown = path.display().to_string();
+        let wrong = |reason: String| BtfError::File { path: shown.clone(), reason };
+        let mut data = Vec::new();
+        std::fs::File::open(path)
+            .and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut data))
+            .map_err(|source| BtfError::Read { path: shown.clone(), source })?;
+        if data.starts_with(b"\x7fELF") {
+            let elf = object::File::parse(&*data).map_err(|error| wrong(error.to_string()))?;
+            let section =
+                elf.section_by_name(".BTF").ok_or_else(|| wrong("no .BTF section".into()))?;
+            data = section.data().map_err(|error| wrong(error.to_string()))?.to_vec();
+        }
+        let btf = Self::parse(data).map_err(|error| wrong(error.to_string()))?;
+        if btf.struct_id("task_struct").is_none() {
+            return Err(wrong("it describes no task_struct".into()));
+        }
+        Ok(btf)
     }
 
     /// Indexes raw BTF.
@@ -85,7 +126,7 @@ impl Btf {
         while offset < type_end {
             let id = btf.types.len() as u32;
             let (kind, count) = btf.info(offset).ok_or(BtfError::Malformed("cut type"))?;
-            if matches!(kind, KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_TYPEDEF)
+            if matches!(kind, KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_TYPEDEF | KIND_FUNC)
                 && let Some(name) = btf.name_at(offset)
                 && !name.is_empty()
             {
@@ -141,17 +182,47 @@ impl Btf {
             .ok_or_else(missing)
     }
 
-    /// Whether the kernel has a BTF-typed raw tracepoint of this name, and with how many
-    /// arguments.
+    /// Whether the kernel has a raw tracepoint of this name, and with how many arguments.
     #[must_use]
     pub fn tracepoint_arguments(&self, name: &str) -> Option<usize> {
+        // The first parameter is the tracepoint's private data.
+        Some(self.tracepoint_parameters(name)?.len().saturating_sub(1))
+    }
+
+    /// Position of the first argument of a raw tracepoint that points to this struct.
+    #[must_use]
+    pub fn tracepoint_argument(&self, name: &str, structure: &str) -> Option<usize> {
+        let id = self.struct_id(structure)?;
+        let parameters = self.tracepoint_parameters(name)?;
+        let points_there = |parameter: &u32| {
+            let pointer = self.resolve(*parameter)?;
+            let (kind, _) = self.info(*self.types.get(pointer as usize)?)?;
+            (kind == KIND_PTR && self.resolve(self.referenced(pointer)?)? == id).then_some(())
+        };
+        parameters.iter().skip(1).position(|parameter| points_there(parameter).is_some())
+    }
+
+    /// Whether the kernel has a function of this name, and with how many parameters.
+    #[must_use]
+    pub fn function_parameters(&self, name: &str) -> Option<usize> {
+        let function = *self.by_name.get(&(KIND_FUNC, name.to_owned()))?;
+        Some(self.parameters(self.referenced(function)?)?.len())
+    }
+
+    fn tracepoint_parameters(&self, name: &str) -> Option<Vec<u32>> {
         let typedef = *self.by_name.get(&(KIND_TYPEDEF, format!("btf_trace_{name}")))?;
         let pointer = self.referenced(typedef)?;
-        let prototype = self.referenced(pointer)?;
+        self.parameters(self.referenced(pointer)?)
+    }
+
+    /// Types of the parameters of a prototype.
+    fn parameters(&self, prototype: u32) -> Option<Vec<u32>> {
         let offset = *self.types.get(prototype as usize)?;
         let (kind, count) = self.info(offset)?;
-        // The first argument is the tracepoint's private data.
-        (kind == KIND_FUNC_PROTO).then(|| count.saturating_sub(1))
+        if kind != KIND_FUNC_PROTO {
+            return None;
+        }
+        (0..count).map(|index| read_u32(&self.data, offset + 12 + index * 8 + 4)).collect()
     }
 
     fn struct_id(&self, name: &str) -> Option<u32> {
@@ -246,6 +317,29 @@ mod tests {
         assert!(btf.offset_of("sock", "__sk_common.skc_family").is_ok(), "through anonymous");
         assert_eq!(btf.tracepoint_arguments("sched_wakeup"), Some(1));
         assert_eq!(btf.tracepoint_arguments("no_such_tracepoint"), None);
+        assert_eq!(btf.tracepoint_argument("sched_wakeup", "task_struct"), Some(0));
+        assert_eq!(btf.tracepoint_argument("sched_wakeup", "sock"), None);
+        assert!(btf.function_parameters("handle_mm_fault").is_some_and(|count| count >= 3));
+        assert_eq!(btf.function_parameters("no_such_function"), None);
+    }
+
+    #[test]
+    fn btf_is_taken_from_raw_files_and_refused_from_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        for wrong in [&b""[..], b"\x7fELF", b"text, no types"] {
+            std::fs::write(&file, wrong).unwrap();
+            let error = Btf::of_file(&file).err().expect("refused").to_string();
+            assert!(error.contains("file is not BTF of a kernel"), "{error}");
+        }
+        let error = Btf::of_file(&directory.path().join("absent")).err().expect("refused");
+        assert!(matches!(error, BtfError::Read { .. }));
+        if Path::new(KERNEL_BTF).exists() {
+            std::fs::copy(KERNEL_BTF, &file).unwrap();
+            let (own, copy) = (Btf::of_kernel().unwrap(), Btf::of_file(&file).unwrap());
+            let pid = |btf: &Btf| btf.offset_of("task_struct", "pid").unwrap();
+            assert_eq!(pid(&own), pid(&copy));
+        }
     }
 
     #[test]

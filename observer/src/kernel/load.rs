@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
-use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Map, MapData, RingBuf};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use observer_ebpf::wire::{
     CGROUP_SLOTS_MAX, Config, Counts, KIND_SLOTS, PID_MAX_LIMIT, RecordKind, SERIES, TASK_SLOTS_MAX,
@@ -11,8 +11,9 @@ use observer_ebpf::wire::{
 use super::btf::{Btf, BtfError};
 use super::mapped::MappedWords;
 use super::offsets::offsets;
+use super::plan::{self, MapPlan};
 use crate::host::{cgroups::Cgroups, system};
-use crate::probe;
+use crate::probe::{self, ProbeOptions, Selection};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer-bpf"));
 
@@ -42,6 +43,32 @@ pub enum LoadError {
         /// What is wrong.
         reason: String,
     },
+    /// A tier that was asked for is not to be had.
+    #[error(
+        "tier {tier} of probe {probe} is not to be had here: {reason}; `observer doctor` lists those that are"
+    )]
+    Tier {
+        /// The probe.
+        probe: &'static str,
+        /// The tier that was forced.
+        tier: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// The kernel would not make a map.
+    #[error("cannot create BPF map {name} ({} KiB): {reason}; {todo}", bytes / 1024)]
+    Create {
+        /// Its name in the object.
+        name: String,
+        /// Memory it would take.
+        bytes: u64,
+        /// What the kernel said.
+        reason: String,
+        /// What to do.
+        todo: String,
+        /// For want of a right.
+        permission: bool,
+    },
     /// The kernel refused for want of privileges.
     #[error("the kernel refused BPF: {0}")]
     Permission(String),
@@ -51,28 +78,58 @@ impl LoadError {
     fn map(name: &'static str, reason: &dyn ToString) -> Self {
         Self::Map { name, reason: reason.to_string() }
     }
+
+    fn create(name: &str, bytes: u64, plan: &[MapPlan], error: &std::io::Error) -> Self {
+        use rustix::io::Errno;
+        let all_mib = plan.iter().map(|map| map.bytes).sum::<u64>().div_ceil(1 << 20);
+        let todo = match Errno::from_io_error(error) {
+            // Without CAP_BPF, or on kernels before 5.11 with a locked-memory limit.
+            Some(Errno::PERM) => {
+                "run as root, and on kernels before 5.11 with `ulimit -l unlimited`".to_owned()
+            }
+            Some(Errno::NOMEM) => format!(
+                "all maps take {all_mib} MiB, which the memory cgroup observer runs in must \
+                 allow (or give it a smaller --ring-bytes)"
+            ),
+            _ => "see dmesg, and whether a security module forbids bpf(2)".to_owned(),
+        };
+        let (name, reason) = (name.to_owned(), error.to_string());
+        let permission = error.kind() == std::io::ErrorKind::PermissionDenied;
+        Self::Create { name, bytes, reason, todo, permission }
+    }
 }
 
 /// What to load.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LoadOptions {
     /// There is a target: its stalls become records.
     pub has_target: bool,
     /// Bytes of the ring, a power of two of at least one page.
     pub ring_bytes: u32,
+    /// The probes to attach, and how. What follows the target is attached whenever there is one.
+    pub probes: ProbeOptions,
+}
+
+impl LoadOptions {
+    /// The probes to attach: those asked for, and what follows the target.
+    pub(super) fn selection(&self) -> Selection {
+        let asked_for = self.probes.selection;
+        if self.has_target { asked_for.with("task") } else { asked_for }
+    }
 }
 
 /// The loaded object: maps exist, no program is attached yet.
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
     pub(super) btf: Btf,
-    pub(super) aya_btf: aya::Btf,
+    /// The kernel's own types, by which the verifier types arguments; `Err` is why there are none.
+    pub(super) own_btf: Result<aya::Btf, String>,
     pub(super) cgroups: Cgroups,
     pub(super) histograms: MappedWords,
     pub(super) cgroup_ids: MappedWords,
     pub(super) targets: MappedWords,
     pub(super) config: MappedWords,
-    pub(super) counts: PerCpuArray<MapData, CountWords>,
+    pub(super) counts: MappedWords,
     pub(super) ring: RingBuf<MapData>,
     pub(super) shape: Shape,
     pub(super) map_bytes: u64,
@@ -80,9 +137,6 @@ pub(super) struct Loaded {
     #[expect(dead_code, reason = "kept open")]
     pub(super) mapped_maps: Vec<MapData>,
 }
-
-/// [`Counts`] as the words aya can read.
-pub(super) type CountWords = [u64; size_of::<Counts>() / 8];
 
 /// Sizes chosen for this host.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +147,7 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    fn of_host() -> Self {
+    pub(super) fn of_host() -> Self {
         let cpus = system::possible_cpus().last().map_or(1, |cpu| *cpu as usize + 1);
         let per_slot = cpus * SERIES * HISTOGRAM_BYTES;
         let affordable = (HISTOGRAM_BUDGET_BYTES / per_slot).max(8);
@@ -106,30 +160,34 @@ impl Shape {
 }
 
 /// Creates the maps and relocates the programs.
-pub(super) fn load(options: LoadOptions) -> Result<Loaded, LoadError> {
+pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     raise_memlock_limit();
-    let btf = Btf::of_kernel()?;
+    let (btf, own_btf) = match &options.probes.btf {
+        Some(file) => (Btf::of_file(file)?, Err(format!("types are from {}", file.display()))),
+        None => {
+            let own = aya::Btf::from_sys_fs().map_err(|error| error.to_string());
+            (Btf::of_kernel()?, own)
+        }
+    };
     let cgroups = Cgroups::read();
     let shape = Shape::of_host();
     let mut globals = offsets(&btf, cgroups.memory_v1.is_some())?;
     globals.push(("TASK_MASK", shape.task_slots - 1));
     globals.push(("CGROUP_MASK", shape.cgroup_slots as u32 - 1));
     globals.push(("HISTOGRAM_CPUS", shape.cpus as u32));
+    globals.push(("KERNEL_BTF", u32::from(own_btf.is_ok())));
     globals.push(("HAS_TARGET", u32::from(options.has_target)));
     let histograms = (shape.cpus * shape.cgroup_slots * SERIES) as u32;
-    let aya_btf = aya::Btf::from_sys_fs().map_err(|error| LoadError::map("(btf)", &error))?;
     let mut loader = EbpfLoader::new();
-    loader
-        .btf(Some(&aya_btf))
-        .verifier_log_level(VerifierLogLevel::STATS)
-        .map_max_entries("RING", options.ring_bytes)
-        .map_max_entries("TASKS", shape.task_slots)
-        .map_max_entries("MEMORY", shape.task_slots)
-        .map_max_entries("HISTOGRAMS", histograms);
+    loader.btf(own_btf.as_ref().ok()).verifier_log_level(VerifierLogLevel::STATS);
+    let plan = plan::of_shape(shape, options.ring_bytes);
+    for map in plan.iter().filter(|map| map.sized_at_load) {
+        loader.map_max_entries(map.name, map.entries);
+    }
     for (name, value) in &globals {
         loader.override_global(name, value, true);
     }
-    let mut ebpf = loader.load(OBJECT).map_err(refusal)?;
+    let mut ebpf = loader.load(OBJECT).map_err(|error| refusal(error, &plan))?;
     drop(loader);
     let map_bytes = map_bytes(&ebpf);
     // The descriptors stay open until the programs that use the maps are loaded.
@@ -147,12 +205,12 @@ pub(super) fn load(options: LoadOptions) -> Result<Loaded, LoadError> {
     let cgroup_ids = mapped("CGROUPS", 1, CGROUP_SLOTS_MAX as usize * 8)?;
     let targets = mapped("TARGETS", PID_MAX_LIMIT as usize / 64, 8)?;
     let config = mapped("CONFIG", 1, size_of::<Config>())?;
-    let counts = take(&mut ebpf, "COUNTS")?;
+    let counts = mapped("COUNTS", shape.cpus, size_of::<Counts>())?;
     let ring = take(&mut ebpf, "RING")?;
     let loaded = Loaded {
         ebpf,
         btf,
-        aya_btf,
+        own_btf,
         cgroups,
         histograms,
         cgroup_ids,
@@ -192,17 +250,21 @@ where
 fn map_bytes(ebpf: &Ebpf) -> u64 {
     ebpf.maps()
         .filter_map(|(_, map)| match map {
-            Map::Array(map) | Map::PerCpuArray(map) | Map::RingBuf(map) => Some(map.fd()),
+            Map::Array(map) | Map::RingBuf(map) => Some(map.fd()),
             _ => None,
         })
         .map(|fd| super::fdinfo_field(&super::fdinfo(fd.as_fd().as_raw_fd()), "memlock:"))
         .sum()
 }
 
-/// Tells a lack of privileges from everything else.
-fn refusal(error: aya::EbpfError) -> LoadError {
+/// Tells a lack of memory and a lack of privileges from everything else.
+fn refusal(error: aya::EbpfError, plan: &[MapPlan]) -> LoadError {
     let mut source: Option<&dyn std::error::Error> = Some(&error);
     while let Some(inner) = source {
+        if let Some(aya::maps::MapError::CreateError { name, io_error }) = inner.downcast_ref() {
+            let bytes = plan.iter().find(|map| map.name == name).map_or(0, |map| map.bytes);
+            return LoadError::create(name, bytes, plan, io_error);
+        }
         if let Some(io) = inner.downcast_ref::<std::io::Error>()
             && io.kind() == std::io::ErrorKind::PermissionDenied
         {

@@ -4,55 +4,68 @@ mod attach;
 mod btf;
 mod load;
 mod mapped;
+mod offers;
 mod offsets;
+mod plan;
+mod profile;
 mod ring;
 pub mod support;
 
 use std::collections::BTreeMap;
 use std::mem::offset_of;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use aya::maps::{MapData, PerCpuArray};
 use bytemuck::Zeroable;
 use observer_ebpf::wire::{
-    CGROUP_SLOT_OTHER, CGROUP_SLOT_TARGET, Config, Counts, Histogram, PID_MAX_LIMIT, RecordKind,
-    SERIES,
+    CGROUP_SLOT_OTHER, CGROUP_SLOT_TARGET, Config, Counts, Histogram, KIND_SLOTS, LOSS_SLOTS,
+    LossKind, PID_MAX_LIMIT, RecordKind, SERIES, Series,
 };
 
-pub use attach::{ProgramState, ProgramStates, coverage};
+pub use attach::{Choice, ProgramState, ProgramStates, coverage};
 pub use btf::{Btf, BtfError, KERNEL_BTF};
 pub use load::{LoadError, LoadOptions, RING_BYTES};
+pub use plan::{MapPlan, plan};
+pub use profile::ProgramProfile;
 pub use ring::Ring;
 
 use crate::aggregate::{CgroupDistributions, Distribution, Snapshot};
 use crate::clock::MonoNanos;
 use crate::host::cgroups::CgroupNames;
-use crate::model::{Coverage, SelfSummary};
-use attach::ChosenTiers;
-use load::{CountWords, HISTOGRAM_BYTES, Loaded, Shape};
+use crate::host::read_small;
+use crate::model::{Coverage, ProbeState, SelfSummary};
+use crate::probe::{NOT_ASKED_FOR, PROBES};
+use attach::Choices;
+use load::{HISTOGRAM_BYTES, Loaded, Shape};
 use mapped::MappedWords;
 
 /// Words of [`Config`].
 const GENERATOR_TGID: usize = offset_of!(Config, generator_tgid) / 8;
 const GENERATOR_CONNECTED: usize = offset_of!(Config, generator_connected_ns) / 8;
+const DESCRIPTOR_CALLS_AT: usize = offset_of!(Config, descriptor_calls_at) / 8;
 
 /// The attached programs. Dropping it detaches and frees everything; so does the death of the
 /// process, since nothing is pinned.
 pub struct Kernel {
     /// Owns programs and links.
     ebpf: aya::Ebpf,
-    tiers: ChosenTiers,
+    choices: Choices,
     states: ProgramStates,
     histograms: MappedWords,
     cgroup_ids: MappedWords,
     targets: Arc<MappedWords>,
-    config: MappedWords,
-    counts: PerCpuArray<MapData, CountWords>,
+    config: Arc<MappedWords>,
+    counts: MappedWords,
     ring: Option<Ring>,
     names: Option<CgroupNames>,
     shape: Shape,
     map_bytes: u64,
+}
+
+/// Coverage of a probe that was left out.
+fn not_asked() -> Coverage {
+    Coverage { state: ProbeState::NotAsked, tier: None, reason: Some(NOT_ASKED_FOR.to_owned()) }
 }
 
 /// Marks processes as target, from any thread.
@@ -82,15 +95,32 @@ impl TargetSet {
     }
 }
 
+/// The lengths below which stalls are counted and not sent, set from any thread.
+#[derive(Clone)]
+pub struct FloorSet(Arc<MappedWords>);
+
+impl FloorSet {
+    /// Sets the floor of a kind; the next stall of any CPU is held against it.
+    pub fn set(&self, kind: RecordKind, floor_ns: u64) {
+        self.0.set(kind as usize, floor_ns);
+    }
+
+    /// The floor in force.
+    #[must_use]
+    pub fn get(&self, kind: RecordKind) -> u64 {
+        self.0.get(kind as usize)
+    }
+}
+
 impl Kernel {
     /// Loads the object and attaches every program this kernel takes.
     ///
     /// # Errors
-    /// When nothing can be loaded at all; a single refused program is coverage instead.
-    pub fn attach(options: LoadOptions) -> Result<Self, LoadError> {
+    /// When nothing can be loaded at all, or a forced tier is not to be had; a single refused
+    /// program is coverage instead.
+    pub fn attach(options: &LoadOptions) -> Result<Self, LoadError> {
         let mut loaded = load::load(options)?;
-        let tiers = attach::choose_tiers(&loaded.btf);
-        let states = attach::attach_all(&mut loaded, &tiers);
+        let (choices, states) = attach::attach_probes(&mut loaded, options)?;
         let Loaded {
             ebpf,
             cgroups,
@@ -104,14 +134,16 @@ impl Kernel {
             map_bytes,
             ..
         } = loaded;
+        let calls_at = attach::descriptor_calls_at(choices.get("socket"), &states);
+        config.set(DESCRIPTOR_CALLS_AT, calls_at as u64);
         Ok(Self {
             ebpf,
-            tiers,
+            choices,
             states,
             histograms,
             cgroup_ids,
             targets: Arc::new(targets),
-            config,
+            config: Arc::new(config),
             counts,
             ring: Some(Ring::new(ring)),
             names: cgroups.memory().cloned().map(CgroupNames::new),
@@ -120,25 +152,62 @@ impl Kernel {
         })
     }
 
-    /// States of the programs.
+    /// What the verifier said of each program that it refused, in its own words.
+    pub fn verifier_logs(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.states.iter().filter_map(|(program, state)| match state {
+            ProgramState::Failed { verifier_log: Some(log), .. } => Some((*program, log.as_str())),
+            _ => None,
+        })
+    }
+
+    /// Lines for people: what is not watched, and when `verbose`, everything that is, with the
+    /// verifier's own words where it refused.
     #[must_use]
-    pub const fn program_states(&self) -> &ProgramStates {
-        &self.states
+    pub fn notes(&self, verbose: bool) -> Vec<String> {
+        let mut notes = Vec::new();
+        for (probe, Coverage { state, tier, reason }) in self.coverage() {
+            let reason = reason.unwrap_or_default();
+            match (state, tier) {
+                (ProbeState::NotAsked, _) => {}
+                (ProbeState::Attached, Some(tier)) if verbose => {
+                    let reason = if reason.is_empty() { reason } else { format!(", {reason}") };
+                    notes.push(format!("probe {probe}: attached ({tier}){reason}"));
+                }
+                (ProbeState::Attached, _) => {}
+                _ => notes.push(format!("probe {probe} is not complete: {reason}")),
+            }
+        }
+        if verbose {
+            notes.extend(self.verifier_logs().map(|(program, log)| format!("{program}:\n{log}")));
+        }
+        notes
     }
 
     /// Coverage of every probe.
     #[must_use]
     pub fn coverage(&self) -> BTreeMap<String, Coverage> {
-        self.tiers
-            .iter()
-            .map(|(probe, tier)| ((*probe).to_owned(), coverage(tier, &self.states)))
-            .collect()
+        let of = |name: &str| match self.choices.get(name) {
+            Some(choice) => coverage(choice, &self.states),
+            None => not_asked(),
+        };
+        PROBES.iter().map(|probe| (probe.name.to_owned(), of(probe.name))).collect()
+    }
+
+    /// How a probe came to be attached; `None` when it was not asked for.
+    #[must_use]
+    pub fn choice(&self, probe: &str) -> Option<&Choice> {
+        self.choices.get(probe)
     }
 
     /// The set of target processes.
     #[must_use]
     pub fn targets(&self) -> TargetSet {
         TargetSet(Arc::clone(&self.targets))
+    }
+
+    /// No process is watched any more: no further record is sent, and the counters rest.
+    pub fn forget_targets(&self) {
+        self.targets.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
     }
 
     /// The ring, for the thread that drains it. `None` when it was taken before.
@@ -149,6 +218,23 @@ impl Kernel {
     /// Sets the length below which stalls of a kind are counted and not sent.
     pub fn set_floor_ns(&self, kind: RecordKind, floor_ns: u64) {
         self.config.set(kind as usize, floor_ns);
+    }
+
+    /// The floors, for the thread that adapts them.
+    #[must_use]
+    pub fn floors(&self) -> FloorSet {
+        FloorSet(Arc::clone(&self.config))
+    }
+
+    /// Total length of the target's stalls of a series so far, over all CPUs. A few loads of
+    /// mapped memory, so that it can be asked for often.
+    #[must_use]
+    pub fn target_sum_ns(&self, series: Series) -> u64 {
+        let slot = CGROUP_SLOT_TARGET as usize;
+        (0..self.shape.cpus)
+            .map(|cpu| (cpu * self.shape.cgroup_slots + slot) * SERIES + series as usize)
+            .map(|index| self.histograms.get(index * (HISTOGRAM_BYTES / 8)))
+            .fold(0, u64::wrapping_add)
     }
 
     /// Names the load generator's process, whose first connect(2) is then noted.
@@ -172,23 +258,41 @@ impl Kernel {
             .collect()
     }
 
-    /// All counters, summed over the CPUs.
-    ///
-    /// # Errors
-    /// When the kernel refuses to read the map.
-    pub fn counts(&self) -> Result<Counts, LoadError> {
-        let per_cpu = self
-            .counts
-            .get(&0, 0)
-            .map_err(|error| LoadError::Map { name: "COUNTS", reason: error.to_string() })?;
+    /// Kernel memory of all maps, as the kernel accounts it.
+    #[must_use]
+    pub const fn map_bytes(&self) -> u64 {
+        self.map_bytes
+    }
+
+    /// All losses so far, indexed as [`Counts::lost`]: what the programs counted, and the runs of
+    /// them that the kernel left out, for which it is asked program by program.
+    #[must_use]
+    pub fn losses(&self) -> [u64; LOSS_SLOTS] {
+        Self::all_losses(&self.counts(), &self.program_books())
+    }
+
+    fn all_losses(counts: &Counts, programs: &ProgramBooks) -> [u64; LOSS_SLOTS] {
+        let mut losses = counts.lost;
+        losses[KIND_SLOTS + LossKind::ProgramMissed as usize] = programs.missed;
+        losses
+    }
+
+    /// All counters, summed over the CPUs. No system call is made for them.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
         let mut total = Counts::zeroed();
-        let words: &mut CountWords = bytemuck::cast_mut(&mut total);
-        for cpu in per_cpu.iter() {
-            for (sum, word) in words.iter_mut().zip(cpu) {
-                *sum = sum.wrapping_add(*word);
-            }
+        let words: &mut [u64; size_of::<Counts>() / 8] = bytemuck::cast_mut(&mut total);
+        for (index, word) in self.counts.words().iter().enumerate() {
+            let sum = &mut words[index % (size_of::<Counts>() / 8)];
+            *sum = sum.wrapping_add(word.load(Ordering::Relaxed));
         }
-        Ok(total)
+        total
+    }
+
+    /// Records that found the ring full so far.
+    #[must_use]
+    pub fn records_lost(&self) -> u64 {
+        self.counts().lost[..KIND_SLOTS].iter().sum()
     }
 
     /// One series of one cgroup slot, over all CPUs.
@@ -208,11 +312,9 @@ impl Kernel {
     }
 
     /// What the maps hold now. `target_name` names the target's own row.
-    ///
-    /// # Errors
-    /// When the kernel refuses to read a map.
-    pub fn snapshot(&mut self, target_name: &str) -> Result<Snapshot, LoadError> {
-        let counts = self.counts()?;
+    pub fn snapshot(&mut self, target_name: &str) -> Snapshot {
+        let programs = self.program_books();
+        let counts = self.counts();
         let mut cgroups = Vec::new();
         for slot in 0..self.shape.cgroup_slots {
             let id = self.cgroup_ids.get(slot);
@@ -232,44 +334,59 @@ impl Kernel {
             let series = Box::new(std::array::from_fn(|series| self.distribution(slot, series)));
             cgroups.push(CgroupDistributions { name, target: is_target, series });
         }
-        Ok(Snapshot {
+        Snapshot {
             taken: MonoNanos::now(),
             cgroups,
             counters: counts.counters,
-            lost: counts.lost,
+            lost: Self::all_losses(&counts, &programs),
             emitted: counts.emitted,
+            floors_ns: std::array::from_fn(|kind| self.config.get(kind)),
+            floor_changes: [0; KIND_SLOTS],
             target_live_sockets: None,
             coverage: self.coverage(),
-            self_usage: self.self_usage(),
-        })
+            self_usage: self.self_usage(&programs),
+        }
     }
 
     /// Own cost, as far as the kernel keeps books of it.
-    fn self_usage(&self) -> SelfSummary {
+    fn self_usage(&self, programs: &ProgramBooks) -> SelfSummary {
         let own = crate::host::usage::own();
-        let (bpf_run_time_ns, bpf_run_count) = self.program_run_time();
         SelfSummary {
             cpu_seconds: own.cpu_seconds,
             max_rss_bytes: own.max_rss_bytes,
-            bpf_run_time_ns,
-            bpf_run_count,
+            rss_bytes: own.rss_bytes,
+            rss_bound_bytes: 0,
+            bpf_run_time_ns: programs.run_time_ns,
+            bpf_run_count: programs.runs,
             bpf_map_bytes: self.map_bytes,
+            drain_wakeups: 0,
         }
     }
 
-    /// Run time and runs of the programs while the kernel's BPF statistics are on
-    /// (`/proc/self/fdinfo`, kernel/bpf/syscall.c `bpf_prog_show_fdinfo`).
-    fn program_run_time(&self) -> (u64, u64) {
-        use std::os::fd::{AsFd, AsRawFd};
-        let mut total = (0, 0);
+    /// The kernel's books on all programs together (`/proc/self/fdinfo`, kernel/bpf/syscall.c
+    /// `bpf_prog_show_fdinfo`).
+    fn program_books(&self) -> ProgramBooks {
+        let mut total = ProgramBooks::default();
         for (_, program) in self.ebpf.programs() {
             let Ok(fd) = program.fd() else { continue };
             let info = fdinfo(fd.as_fd().as_raw_fd());
-            total.0 += fdinfo_field(&info, "run_time_ns:");
-            total.1 += fdinfo_field(&info, "run_cnt:");
+            total.run_time_ns += fdinfo_field(&info, "run_time_ns:");
+            total.runs += fdinfo_field(&info, "run_cnt:");
+            total.missed += fdinfo_field(&info, "recursion_misses:");
         }
         total
     }
+}
+
+/// What the kernel keeps books of about programs.
+#[derive(Clone, Copy, Debug, Default)]
+struct ProgramBooks {
+    /// Time in them, while the kernel's BPF statistics are on.
+    run_time_ns: u64,
+    /// Runs, likewise.
+    runs: u64,
+    /// Runs left out, always.
+    missed: u64,
 }
 
 /// Turns the kernel's BPF run-time statistics on for as long as the value lives.
@@ -288,7 +405,8 @@ impl RunTimeStatistics {
 }
 
 fn fdinfo(fd: i32) -> String {
-    std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default()
+    let bytes = read_small(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+    String::from_utf8(bytes).unwrap_or_default()
 }
 
 fn fdinfo_field(info: &str, field: &str) -> u64 {

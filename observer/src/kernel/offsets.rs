@@ -34,10 +34,46 @@ const OPTIONAL: &[(&str, &str, &str)] = &[
     ("OFF_TASK_RUN_DELAY", "task_struct", "sched_info.run_delay"),
     ("OFF_TASK_LAST_QUEUED", "task_struct", "sched_info.last_queued"),
     ("OFF_TASK_NIVCSW", "task_struct", "nivcsw"),
+    ("OFF_TASK_SCHED_DELAYED", "task_struct", "se.sched_delayed"),
     ("OFF_TASK_CFS_RQ", "task_struct", "se.cfs_rq"),
     ("OFF_CFS_RQ_RQ", "cfs_rq", "rq"),
     ("OFF_RQ_CLOCK", "rq", "clock"),
 ];
+
+/// Name of the global, enum, enumerator, and what it is where BTF has no such enum: flags that were
+/// macros before they were enumerators (include/linux/mm_types.h).
+const FLAGS: &[(&str, &str, &str, u32)] = &[
+    ("FAULT_FLAG_TRIED", "fault_flag", "FAULT_FLAG_TRIED", 0x20),
+    ("FAULT_FLAG_USER", "fault_flag", "FAULT_FLAG_USER", 0x40),
+    ("VM_FAULT_MAJOR", "vm_fault_reason", "VM_FAULT_MAJOR", 0x4),
+    ("VM_FAULT_RETRY", "vm_fault_reason", "VM_FAULT_RETRY", 0x400),
+];
+
+/// What `VM_FAULT_ERROR` is made of.
+const FAULT_ERRORS: [(&str, u32); 6] = [
+    ("VM_FAULT_OOM", 0x1),
+    ("VM_FAULT_SIGBUS", 0x2),
+    ("VM_FAULT_HWPOISON", 0x10),
+    ("VM_FAULT_HWPOISON_LARGE", 0x20),
+    ("VM_FAULT_SIGSEGV", 0x40),
+    ("VM_FAULT_FALLBACK", 0x800),
+];
+
+/// Signatures that changed over time.
+fn signatures(btf: &Btf) -> [(&'static str, u32); 4] {
+    let prev = btf.tracepoint_argument("sched_switch", "task_struct").unwrap_or(1);
+    // Behind `prev` and `next` since Linux 5.19.
+    let has_state =
+        prev == 1 && btf.tracepoint_arguments("sched_switch").is_some_and(|count| count >= 4);
+    let compaction = btf.tracepoint_arguments("mm_compaction_end").unwrap_or(5);
+    let fault = btf.function_parameters("handle_mm_fault").unwrap_or(4);
+    [
+        ("SWITCH_PREV", prev as u32),
+        ("SWITCH_HAS_STATE", u32::from(has_state)),
+        ("COMPACTION_END_ARGUMENTS", compaction as u32),
+        ("HANDLE_MM_FAULT_PARAMETERS", fault as u32),
+    ]
+}
 
 /// Every global that comes from BTF, with its value.
 ///
@@ -56,6 +92,18 @@ pub(super) fn offsets(btf: &Btf, cgroup_v1: bool) -> Result<Vec<(&'static str, u
     {
         values.push((global, btf.enum_value("vm_event_item", enumerator)?));
     }
+    for (global, name, enumerator, otherwise) in FLAGS {
+        values.push((*global, btf.enum_value(name, enumerator).unwrap_or(*otherwise)));
+    }
+    let fault_errors = FAULT_ERRORS.map(|(enumerator, otherwise)| {
+        btf.enum_value("vm_fault_reason", enumerator).unwrap_or(otherwise)
+    });
+    values.push(("VM_FAULT_ERROR", fault_errors.into_iter().fold(0, |all, one| all | one)));
+    // `state` until Linux 5.13.
+    let state =
+        btf.offset_of("task_struct", "__state").or_else(|_| btf.offset_of("task_struct", "state"));
+    values.push(("OFF_TASK_STATE", state?));
+    values.extend(signatures(btf));
     values.push(("CGROUP_V1", u32::from(cgroup_v1)));
     // An array of pointers indexed by the controller's number, which depends on the
     // configuration. Without the memory controller there is no v1 memory hierarchy either.

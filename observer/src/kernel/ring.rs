@@ -1,20 +1,30 @@
 //! Draining the ring: records are decoded where they lie, without a copy.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::epoll;
 use rustix::time::Timespec;
 
 /// The consumer's end of the ring.
 pub struct Ring {
     ring: RingBuf<MapData>,
+    /// Tells of the kernel side's wake-ups alone, being edge-triggered: poll(2) returns at once
+    /// whenever the ring holds anything, which under load is always.
+    wakeups: Option<OwnedFd>,
 }
 
 impl Ring {
-    pub(super) const fn new(ring: RingBuf<MapData>) -> Self {
-        Self { ring }
+    pub(super) fn new(ring: RingBuf<MapData>) -> Self {
+        let edges = || {
+            let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+            epoll::add(&epoll, &ring, epoll::EventData::new_u64(0), flags)?;
+            Ok::<_, rustix::io::Errno>(epoll)
+        };
+        let wakeups = edges().ok();
+        Self { ring, wakeups }
     }
 
     /// Hands up to `limit` records to `sink`, as they lie in the ring; how many there were.
@@ -31,13 +41,21 @@ impl Ring {
 
     /// Sleeps until the kernel side wakes it (the ring fills up) or the time is over.
     pub fn wait(&self, timeout: Duration) {
+        let Some(epoll) = &self.wakeups else {
+            // The timer alone will do: a ring that fills up meanwhile is a loss that is counted.
+            std::thread::sleep(timeout);
+            return;
+        };
         let timeout = Timespec {
             tv_sec: timeout.as_secs() as i64,
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
-        let mut poll_fd = [PollFd::new(self, PollFlags::IN)];
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }];
         // An interrupted or failed wait is a short wait: the next drain finds what there is.
-        let _ = poll(&mut poll_fd, Some(&timeout));
+        let _ = epoll::wait(epoll, &mut events, Some(&timeout));
     }
 }
 

@@ -94,7 +94,8 @@ fn tp_btf() -> Support {
     program(ProgramType::RawTracePoint, "raw tracepoint programs")
 }
 
-fn fentry() -> Support {
+/// Whether programs can be put at the entry and exit of kernel functions.
+pub(super) fn fentry() -> Support {
     match is_program_supported(ProgramType::Tracing) {
         Ok(true) => Support::Yes,
         Ok(false) => Support::No("BPF trampolines are not supported here".into()),
@@ -103,7 +104,8 @@ fn fentry() -> Support {
     }
 }
 
-fn kprobe() -> Support {
+/// Whether dynamic probes can be put in kernel functions.
+pub(super) fn kprobe() -> Support {
     // A kprobe program can be loaded where no kprobe can be made (CONFIG_KPROBES off): what
     // decides is whether the event source exists.
     if !Path::new("/sys/bus/event_source/devices/kprobe/type").exists() {

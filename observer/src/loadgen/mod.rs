@@ -145,7 +145,7 @@ pub struct RawRow {
 
 /// Longest error text kept of one row: texts repeat for every failed request, and some generators
 /// put whole answers into them.
-const MAX_ERROR_BYTES: usize = 256;
+pub const MAX_ERROR_BYTES: usize = 256;
 
 impl RawRow {
     /// End on the generator's clock.

@@ -111,7 +111,8 @@ impl Stall {
             | EventKind::FdFailure { .. }
             | EventKind::Fork { .. }
             | EventKind::Exec { .. }
-            | EventKind::Exit { .. } => return None,
+            | EventKind::Exit { .. }
+            | EventKind::Floor(_) => return None,
         };
         Some(Self { start: event.start(), end: event.end, tid: event.tid, tgid: event.tgid, cause })
     }

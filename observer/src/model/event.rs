@@ -1,5 +1,6 @@
 //! Events: decoded, owned records.
 
+use observer_ebpf::wire::RecordKind;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::MonoNanos;
@@ -175,21 +176,80 @@ pub enum EventKind {
         /// Command name.
         comm: String,
     },
+    /// observer changed the length from which on stalls of a kind are sent. It happened to nobody:
+    /// thread, process and CPU are 0.
+    Floor(FloorChange),
+}
+
+/// A change of the length from which on stalls of a kind are sent as records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FloorChange {
+    /// The kind of record.
+    pub record: RecordKind,
+    /// Floor until now, nanoseconds.
+    pub old_ns: u64,
+    /// Floor from now on.
+    pub new_ns: u64,
+    /// Why.
+    pub reason: FloorReason,
+}
+
+/// Why a floor was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FloorReason {
+    /// Raised: records were lost.
+    Loss,
+    /// Raised: the ring filled up faster than it is drained.
+    Ring,
+    /// Raised: more records a second than the budget.
+    Rate,
+    /// Raised: at this rate the memory for stalls would soon be used up.
+    Room,
+    /// Lowered: the load has been low for a while.
+    Calm,
+}
+
+impl FloorReason {
+    /// All reasons.
+    pub const ALL: [Self; 5] = [Self::Loss, Self::Ring, Self::Rate, Self::Room, Self::Calm];
+
+    /// The name used in every output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::Ring => "ring",
+            Self::Rate => "rate",
+            Self::Room => "room",
+            Self::Calm => "calm",
+        }
+    }
 }
 
 impl EventKind {
-    /// Name of the record kind, as in [`observer_ebpf::wire::RecordKind::name`].
+    /// The kind of record it came as; `None` for what observer itself adds.
+    #[must_use]
+    pub const fn record(&self) -> Option<RecordKind> {
+        Some(match self {
+            Self::Runqueue { .. } => RecordKind::Runqueue,
+            Self::Fault { .. } => RecordKind::Fault,
+            Self::Reclaim { .. } => RecordKind::Reclaim,
+            Self::Compaction { .. } => RecordKind::Compaction,
+            Self::MmSyscall { .. } => RecordKind::MmSyscall,
+            Self::SocketReleased { .. } => RecordKind::Socket,
+            Self::FdFailure { .. } => RecordKind::FdFailure,
+            Self::Fork { .. } | Self::Exec { .. } | Self::Exit { .. } => RecordKind::Task,
+            Self::Floor(_) => return None,
+        })
+    }
+
+    /// Name of the kind: the record's (`RecordKind::name`), or `floor`.
     #[must_use]
     pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Runqueue { .. } => "runqueue",
-            Self::Fault { .. } => "fault",
-            Self::Reclaim { .. } => "reclaim",
-            Self::Compaction { .. } => "compaction",
-            Self::MmSyscall { .. } => "mm_syscall",
-            Self::SocketReleased { .. } => "socket",
-            Self::FdFailure { .. } => "fd_failure",
-            Self::Fork { .. } | Self::Exec { .. } | Self::Exit { .. } => "task",
+        match self.record() {
+            Some(record) => record.name(),
+            None => "floor",
         }
     }
 }

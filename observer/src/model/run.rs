@@ -35,7 +35,7 @@ pub struct Coverage {
     pub state: ProbeState,
     /// How it is attached.
     pub tier: Option<String>,
-    /// Why it is not (wholly) attached.
+    /// Why it is not (wholly) attached, or not by a better tier that the kernel seemed to offer.
     pub reason: Option<String>,
 }
 

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Cause;
+use super::{Cause, FloorChange, FloorReason};
+use crate::clock::MonoNanos;
 
 /// Version of the `summary.json` schema. Keys may be added within a version, never renamed.
 pub const SUMMARY_SCHEMA: u32 = 1;
@@ -131,6 +132,8 @@ pub enum ProbeState {
     Unsupported,
     /// This kernel offers it, and loading or attaching failed.
     Failed,
+    /// It was left out on purpose.
+    NotAsked,
 }
 
 impl ProbeState {
@@ -142,6 +145,7 @@ impl ProbeState {
             Self::Partial => "partial",
             Self::Unsupported => "unsupported",
             Self::Failed => "failed",
+            Self::NotAsked => "not_asked",
         }
     }
 }
@@ -151,7 +155,7 @@ impl ProbeState {
 pub struct ProbeSummary {
     /// Coverage.
     pub state: ProbeState,
-    /// How it is attached (`tp_btf`, `perf_event`, ...); several joined by `+`.
+    /// How it is attached: a name of docs/PROBES.md (`tp_btf`, `perf_event`, ...).
     pub tier: Option<String>,
     /// Why it is not (wholly) attached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -206,6 +210,95 @@ pub struct LossSummary {
     pub by_kind: BTreeMap<String, u64>,
 }
 
+/// The records of one kind, over the life of the probes: `sent + lost` were made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordSummary {
+    /// Put into the ring.
+    pub sent: u64,
+    /// Taken out of it again.
+    pub delivered: u64,
+    /// Found it full.
+    pub lost: u64,
+}
+
+/// One floor, from an instant on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FloorSpan {
+    /// Since when.
+    pub from_ns: MonoNanos,
+    /// Stalls shorter than this were counted and not sent.
+    pub floor_ns: u64,
+    /// Why it was changed; `None` for the first.
+    pub reason: Option<FloorReason>,
+}
+
+/// The floor of one kind of record over the run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FloorSummary {
+    /// Smallest.
+    pub lowest_ns: u64,
+    /// Largest.
+    pub highest_ns: u64,
+    /// At the end.
+    pub last_ns: u64,
+    /// How often it was changed.
+    pub changes: u64,
+    /// How long it was higher than at the start.
+    pub raised_for_ns: u64,
+    /// Up to when that was booked.
+    #[serde(skip)]
+    pub(crate) booked_until: MonoNanos,
+    /// Length of the stalls that went unrecorded in that time.
+    pub hidden_ns: u64,
+    /// Which floor applied when; only the first few hundred changes, all are in the trace.
+    pub history: Vec<FloorSpan>,
+}
+
+/// Changes kept with their time; all of them are in the trace, and counted.
+const SPANS_MAX: usize = 500;
+
+impl FloorSummary {
+    /// The floor in force at the start.
+    #[must_use]
+    pub fn new(start: MonoNanos, floor_ns: u64) -> Self {
+        Self {
+            lowest_ns: floor_ns,
+            highest_ns: floor_ns,
+            last_ns: floor_ns,
+            booked_until: start,
+            history: vec![FloorSpan { from_ns: start, floor_ns, reason: None }],
+            ..Self::default()
+        }
+    }
+
+    /// The first floor.
+    #[must_use]
+    pub fn first_ns(&self) -> u64 {
+        self.history.first().map_or(self.lowest_ns, |span| span.floor_ns)
+    }
+
+    /// Notes a change.
+    pub fn note(&mut self, at: MonoNanos, change: &FloorChange) {
+        self.pass(at);
+        self.changes += 1;
+        self.last_ns = change.new_ns;
+        self.lowest_ns = change.new_ns.min(self.lowest_ns);
+        self.highest_ns = change.new_ns.max(self.highest_ns);
+        if self.history.len() < SPANS_MAX {
+            let reason = Some(change.reason);
+            self.history.push(FloorSpan { from_ns: at, floor_ns: change.new_ns, reason });
+        }
+    }
+
+    /// Books the time until `now` under the floor in force.
+    pub fn pass(&mut self, now: MonoNanos) {
+        if self.last_ns > self.first_ns() {
+            self.raised_for_ns += now.since(self.booked_until);
+        }
+        self.booked_until = now;
+    }
+}
+
 /// What the observer itself cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SelfSummary {
@@ -213,6 +306,12 @@ pub struct SelfSummary {
     pub cpu_seconds: f64,
     /// Peak resident set.
     pub max_rss_bytes: u64,
+    /// Resident set at the end of the run, before the answer was worked out.
+    #[serde(default)]
+    pub rss_bytes: u64,
+    /// What the resident set of a run can come to at most.
+    #[serde(default)]
+    pub rss_bound_bytes: u64,
     /// Time inside the BPF programs (0 when the kernel's BPF statistics could not be enabled).
     pub bpf_run_time_ns: u64,
     /// Runs of the BPF programs.
@@ -220,6 +319,9 @@ pub struct SelfSummary {
     /// Locked memory of the BPF maps.
     #[serde(default)]
     pub bpf_map_bytes: u64,
+    /// Times the thread that drains the ring woke up: on its timer, never for a record.
+    #[serde(default)]
+    pub drain_wakeups: u64,
 }
 
 /// `summary.json`.
@@ -237,6 +339,12 @@ pub struct Summary {
     pub probes: BTreeMap<String, ProbeSummary>,
     /// Losses.
     pub loss: LossSummary,
+    /// Records by kind.
+    #[serde(default)]
+    pub records: BTreeMap<String, RecordSummary>,
+    /// Floors by kind of record.
+    #[serde(default)]
+    pub floors: BTreeMap<String, FloorSummary>,
     /// Own cost.
     pub observer: SelfSummary,
 }

@@ -1,24 +1,22 @@
 //! All there is to tell about one run, for the outputs for people.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::digest::Digest;
 use super::text;
-use crate::aggregate::CauseRecorder;
 use crate::clock::MonoNanos;
-use crate::correlate;
 use crate::error::Result;
 use crate::model::{
-    Cause, CauseSummary, DistributionSummary, EndReason, Event, Outcome, RunInfo, Sample, Stall,
-    Summary,
+    Cause, CauseSummary, DistributionSummary, EndReason, Event, FloorReason, Outcome, RunInfo,
+    Sample, Summary,
 };
 use crate::output::rundir::RunDir;
+use crate::output::trace::Loaded;
 
 /// What [`Answer::loss`] says of a run without loss.
 pub const NOTHING_LOST: &str = "nothing";
-
-/// Slow requests shown one by one.
-const WORST: usize = 10;
 
 /// A slow request with the events that overlap it, longest overlap first.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,8 +40,10 @@ pub struct Answer {
     pub summary: Option<Summary>,
     /// The requests.
     pub samples: Vec<Sample>,
-    /// The target's events.
-    pub events: Vec<Event>,
+    /// How much of each column of the run's time the stalls of a cause cover, 0 to 1 and more.
+    pub lanes: BTreeMap<Cause, Vec<f64>>,
+    /// End of the time axis, nanoseconds from the start: that of the run, or of what was recorded.
+    pub axis_ns: f64,
     /// The target's stalls by cause, from their records: three significant digits.
     pub recorded: BTreeMap<Cause, DistributionSummary>,
     /// The slowest requests.
@@ -60,7 +60,18 @@ impl Answer {
         run: RunInfo,
         summary: Option<Summary>,
         samples: Vec<Sample>,
-        events: Vec<Event>,
+        events: &[Event],
+    ) -> Self {
+        Self::from_events(path, run, summary, samples, |each| events.iter().for_each(each))
+    }
+
+    /// The same from events that stream by: `events` hands over all of them each time it is called.
+    fn from_events(
+        path: &Path,
+        run: RunInfo,
+        summary: Option<Summary>,
+        samples: Vec<Sample>,
+        events: impl Fn(&mut dyn FnMut(&Event)),
     ) -> Self {
         let mut notes = Vec::new();
         if run.end_reason == EndReason::Running {
@@ -69,15 +80,31 @@ impl Answer {
                     .to_owned(),
             );
         }
-        let mut recorder = CauseRecorder::default();
-        events.iter().for_each(|event| recorder.record_event(event));
-        if recorder.clamped() > 0 {
-            let clamped = text::count(recorder.clamped());
+        let mut end = run.end_ns;
+        if end <= run.start_ns {
+            end = samples.iter().map(|sample| sample.end).fold(end, MonoNanos::max);
+            events(&mut |event| end = end.max(event.end));
+        }
+        let axis_ns = end.since(run.start_ns) as f64;
+        let mut digest = Digest::new(&run, &samples, axis_ns);
+        events(&mut |event| digest.add(event));
+        if digest.recorder.clamped() > 0 {
+            let clamped = text::count(digest.recorder.clamped());
             notes.push(format!("{clamped} stalls of over an hour count as an hour in percentiles"));
         }
-        let worst = worst(&run, &samples, &events);
-        let recorded = recorder.summaries();
-        Self { path: path.to_owned(), run, summary, samples, events, recorded, worst, notes }
+        let (worst, recorded) = (digest.worst(), digest.recorder.summaries());
+        let lanes = digest.lanes;
+        Self {
+            path: path.to_owned(),
+            run,
+            summary,
+            samples,
+            lanes,
+            axis_ns,
+            recorded,
+            worst,
+            notes,
+        }
     }
 
     /// Reads a run directory. Traces that are damaged become notes: the rest can still be told.
@@ -87,39 +114,47 @@ impl Answer {
     pub fn load(directory: &RunDir) -> Result<Self> {
         let run = directory.read_run()?;
         let summary = directory.read_summary()?;
-        let mut notes = Vec::new();
-        let mut cut = |name: &str, truncated: bool| {
-            if truncated {
-                notes.push(format!("{name} ends early: its last moments are missing"));
-            }
-        };
-        let mut damaged = Vec::new();
-        let events = match directory.read_events() {
-            Ok(Some(loaded)) => {
-                cut("events.arrows", loaded.truncated);
-                loaded.rows
-            }
-            Ok(None) => Vec::new(),
-            Err(error) => {
-                damaged.push(error.to_string());
-                Vec::new()
-            }
-        };
-        let samples = match directory.read_samples() {
-            Ok(Some(loaded)) => {
-                cut("samples.arrows", loaded.truncated);
-                loaded.rows
-            }
-            Ok(None) => Vec::new(),
-            Err(error) => {
-                damaged.push(error.to_string());
-                Vec::new()
-            }
-        };
-        let mut answer = Self::new(directory.path(), run, summary, samples, events);
-        answer.notes.append(&mut notes);
-        answer.notes.append(&mut damaged);
-        Ok(answer)
+        Ok(Self::of_directory(directory, run, summary, None))
+    }
+
+    /// The same with an answer and samples that are not in the directory: those of a crashed run.
+    #[must_use]
+    pub fn recovered(
+        directory: &RunDir,
+        run: RunInfo,
+        summary: Option<Summary>,
+        samples: Vec<Sample>,
+    ) -> Self {
+        Self::of_directory(directory, run, summary, Some(samples))
+    }
+
+    fn of_directory(
+        directory: &RunDir,
+        run: RunInfo,
+        summary: Option<Summary>,
+        samples: Option<Vec<Sample>>,
+    ) -> Self {
+        let read = || directory.read_samples();
+        let (samples, samples_note) =
+            match samples.map_or_else(read, |rows| Ok(Some(Loaded { rows, truncated: false }))) {
+                Ok(Some(loaded)) => {
+                    (loaded.rows, loaded.truncated.then(|| ends_early("samples.arrows")))
+                }
+                Ok(None) => (Vec::new(), None),
+                Err(error) => (Vec::new(), Some(error.to_string())),
+            };
+        let events_note = RefCell::new(None);
+        let mut answer = Self::from_events(directory.path(), run, summary, samples, |each| {
+            let read = directory.each_event(|events| events.iter().for_each(&mut *each));
+            *events_note.borrow_mut() = match read {
+                Ok(Some(true)) => Some(ends_early("events.arrows")),
+                Ok(_) => None,
+                Err(error) => Some(error.to_string()),
+            };
+        });
+        answer.notes.extend(events_note.into_inner());
+        answer.notes.extend(samples_note);
+        answer
     }
 
     /// Nanoseconds from the start of the run.
@@ -239,6 +274,39 @@ impl Answer {
         format!("{} records undelivered; by kind: {}", text::count(loss.total), kinds.join(", "))
     }
 
+    /// Floors that rose for a while, a line each: what was hidden by them is not in the
+    /// attribution.
+    #[must_use]
+    pub fn raised_floors(&self) -> Vec<String> {
+        let floors = self.summary.iter().flat_map(|summary| &summary.floors);
+        floors
+            .filter(|(_, floor)| floor.changes > 0)
+            .map(|(kind, floor)| {
+                let start_ns = floor.first_ns();
+                let first = floor.history.get(1).map_or(0.0, |span| self.offset_ns(span.from_ns));
+                let reasons: std::collections::BTreeSet<&str> = floor
+                    .history
+                    .iter()
+                    .filter_map(|span| span.reason)
+                    .filter(|reason| *reason != FloorReason::Calm)
+                    .map(FloorReason::name)
+                    .collect();
+                format!(
+                    "{}: from {} up to {} for {} of the run, first at {} ({}); now {}; {} of \
+                     shorter stalls went unrecorded",
+                    text::clean(kind, 40),
+                    text::duration(start_ns as f64),
+                    text::duration(floor.highest_ns as f64),
+                    text::duration(floor.raised_for_ns as f64),
+                    text::duration(first),
+                    reasons.into_iter().collect::<Vec<_>>().join(", "),
+                    text::duration(floor.last_ns as f64),
+                    text::duration(floor.hidden_ns as f64),
+                )
+            })
+            .collect()
+    }
+
     /// What should be known about the samples before trusting their numbers.
     #[must_use]
     pub fn sample_warnings(&self) -> Vec<String> {
@@ -272,6 +340,10 @@ impl Answer {
     }
 }
 
+fn ends_early(name: &str) -> String {
+    format!("{name} ends early: its last moments are missing")
+}
+
 fn attributed(summary: &Summary, slow: &str) -> String {
     let top = summary.verdict.top_cause.unwrap_or(Cause::Unexplained);
     let mut sentence = format!("Requests were slow because {}.", top.explanation());
@@ -286,31 +358,4 @@ fn attributed(summary: &Summary, slow: &str) -> String {
         );
     }
     sentence
-}
-
-/// The slowest requests that the probes watched from begin to end.
-fn worst(run: &RunInfo, samples: &[Sample], events: &[Event]) -> Vec<WorstRequest> {
-    let end = if run.end_reason == EndReason::Running { MonoNanos(u64::MAX) } else { run.end_ns };
-    let watched: Vec<Sample> = samples
-        .iter()
-        .filter(|sample| sample.begin() >= run.start_ns && sample.end <= end)
-        .cloned()
-        .collect();
-    let (origins, stalls): (Vec<usize>, Vec<Stall>) = events
-        .iter()
-        .enumerate()
-        .filter_map(|(index, event)| Stall::from_event(event).map(|stall| (index, stall)))
-        .unzip();
-    correlate::worst_requests(&watched, &stalls, WORST)
-        .into_iter()
-        .map(|worst| WorstRequest {
-            sample: watched[worst.sample].clone(),
-            stalls: worst
-                .overlaps
-                .iter()
-                .map(|overlap| (events[origins[overlap.stall]].clone(), overlap.overlap_ns))
-                .collect(),
-            omitted: worst.omitted,
-        })
-        .collect()
 }

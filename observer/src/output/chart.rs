@@ -5,15 +5,14 @@ use std::ops::Range;
 use plotters::prelude::*;
 
 use super::answer::Answer;
+use super::digest::COLUMNS;
 use super::text::duration;
-use crate::model::{Cause, Stall};
+use crate::model::Cause;
 
 const WIDTH: u32 = 1_040;
 const LATENCY_HEIGHT: u32 = 300;
 const LANE_HEIGHT: u32 = 22;
 const LEFT: u32 = 118;
-/// Columns the time is cut into: what is closer than this is one mark.
-const COLUMNS: usize = 900;
 /// A run shorter than this has no picture: the axis could not be labelled.
 const SHORTEST_NS: f64 = 1e6;
 /// Causes shown, those with the most stalled time first.
@@ -50,7 +49,7 @@ struct Lane {
 /// The timeline; `None` when there is neither a request nor a stall to show.
 #[must_use]
 pub fn timeline(answer: &Answer) -> Option<String> {
-    let end_ns = end_ns(answer);
+    let end_ns = answer.axis_ns;
     let lanes = lanes(answer, end_ns);
     if answer.samples.is_empty() && lanes.is_empty() || end_ns < SHORTEST_NS {
         return None;
@@ -72,40 +71,15 @@ pub fn timeline(answer: &Answer) -> Option<String> {
     Some(svg)
 }
 
-/// End of the time axis, from the start of the run: that of the run, or of what was recorded.
-fn end_ns(answer: &Answer) -> f64 {
-    if answer.length_ns() > 0 {
-        return answer.length_ns() as f64;
-    }
-    let samples = answer.samples.iter().map(|sample| answer.offset_ns(sample.end));
-    let events = answer.events.iter().map(|event| answer.offset_ns(event.end));
-    samples.chain(events).fold(0.0, f64::max)
-}
-
 fn lanes(answer: &Answer, end_ns: f64) -> Vec<Lane> {
-    let mut lanes: Vec<Lane> = Vec::new();
     if end_ns < SHORTEST_NS {
-        return lanes;
+        return Vec::new();
     }
-    let width = end_ns / COLUMNS as f64;
-    for stall in answer.events.iter().filter_map(Stall::from_event) {
-        let start = answer.offset_ns(stall.start).max(0.0);
-        let end = answer.offset_ns(stall.end).min(end_ns);
-        if end <= start {
-            continue;
-        }
-        let at = lanes.iter().position(|lane| lane.cause == stall.cause).unwrap_or_else(|| {
-            lanes.push(Lane { cause: stall.cause, covered: vec![0.0; COLUMNS] });
-            lanes.len() - 1
-        });
-        let first = (start / width) as usize;
-        let last = ((end / width) as usize).min(COLUMNS - 1);
-        for column in first..=last {
-            let from = start.max(column as f64 * width);
-            let to = end.min((column + 1) as f64 * width);
-            lanes[at].covered[column] += ((to - from) / width).max(0.0);
-        }
-    }
+    let mut lanes: Vec<Lane> = answer
+        .lanes
+        .iter()
+        .map(|(cause, covered)| Lane { cause: *cause, covered: covered.clone() })
+        .collect();
     let named: Vec<Cause> = answer
         .summary
         .iter()

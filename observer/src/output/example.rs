@@ -233,12 +233,17 @@ pub(crate) fn attributed() -> Summary {
         ],
         probes,
         loss: LossSummary::default(),
+        records: BTreeMap::new(),
+        floors: BTreeMap::new(),
         observer: SelfSummary {
             cpu_seconds: 0.41,
             max_rss_bytes: 24 << 20,
+            rss_bytes: 20 << 20,
+            rss_bound_bytes: 1 << 30,
             bpf_run_time_ns: 210_000_000,
             bpf_run_count: 2_400_000,
             bpf_map_bytes: 14 << 20,
+            drain_wakeups: 3_000,
         },
     }
 }

@@ -200,7 +200,7 @@ fn probes(page: &mut String, summary: &Summary) {
     );
     let mut rows = Vec::new();
     for (name, probe) in &summary.probes {
-        if matches!(probe.state, ProbeState::Unsupported | ProbeState::Failed) {
+        if !matches!(probe.state, ProbeState::Attached | ProbeState::Partial) {
             continue;
         }
         let cells = |name: String, count_: u64, times: [u64; 4], records: String| {
@@ -321,6 +321,7 @@ fn about(page: &mut String, answer: &Answer) {
     let kernel = format!("{} {}, {} CPUs", run.kernel_release, run.machine, run.cpus);
     let rows = [
         ("Lost", answer.loss()),
+        ("Floors raised", answer.raised_floors().join("; ")),
         ("Observer used", answer.cost().unwrap_or_default()),
         ("Target", run.target.clone()),
         ("Load generator", command),

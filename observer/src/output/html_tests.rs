@@ -10,7 +10,7 @@ fn page(summary: Option<Summary>) -> String {
         if summary.is_some() { example::run() } else { example::crashed_run() },
         summary,
         example::samples(),
-        example::events(),
+        &example::events(),
     );
     render(&answer)
 }
@@ -80,7 +80,7 @@ fn many_requests_make_a_small_page() {
         example::run(),
         Some(example::attributed()),
         samples,
-        Vec::new(),
+        &[],
     );
     let page = render(&answer);
     assert!(page.len() < 600_000, "{}", page.len());
@@ -101,7 +101,7 @@ fn extreme_times_make_a_page_all_the_same() {
         events[1].end.0 = u64::MAX;
         for run in [run.clone(), RunInfo { end_reason: EndReason::Running, ..run }] {
             let summary = Some(example::attributed());
-            let answer = Answer::new(Path::new("/"), run, summary, samples.clone(), events.clone());
+            let answer = Answer::new(Path::new("/"), run, summary, samples.clone(), &events);
             assert!(render(&answer).ends_with("</html>\n"));
         }
     }

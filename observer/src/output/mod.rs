@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod chart;
+mod digest;
 #[cfg(test)]
 pub(crate) mod example;
 pub mod html;
@@ -11,3 +12,9 @@ pub mod rundir;
 pub mod terminal;
 pub mod text;
 pub mod trace;
+
+/// No room on the disk, or no more of this user's share of it.
+#[must_use]
+pub fn is_disk_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}

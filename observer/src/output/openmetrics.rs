@@ -130,6 +130,10 @@ impl Family<'_> {
         self.with(values, |encoder| encoder.encode_gauge(&value))
     }
 
+    fn gauge_f64<const N: usize>(&mut self, values: [&str; N], value: f64) -> fmt::Result {
+        self.with(values, |encoder| encoder.encode_gauge(&value))
+    }
+
     fn info<const N: usize>(&mut self, values: [&str; N]) -> fmt::Result {
         let labels = self.labelled(values);
         self.encoder.encode_info(&labels)

@@ -20,6 +20,7 @@ pub(crate) fn snapshot() -> Snapshot {
     let mut snapshot = Snapshot {
         cgroups: vec![cgroup, CgroupDistributions { name: "idle".into(), ..Default::default() }],
         target_live_sockets: Some(3),
+        floors_ns: [5_000; KIND_SLOTS],
         self_usage: SelfSummary { cpu_seconds: 0.25, max_rss_bytes: 1 << 24, ..Default::default() },
         ..Snapshot::default()
     };

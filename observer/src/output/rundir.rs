@@ -8,13 +8,15 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::trace::{Loaded, Row, TraceError, TraceWriter, read};
+use super::is_disk_full;
+use super::trace::{Loaded, Row, TraceError, TraceWriter, read, read_each};
 use crate::error::{Error, Exit, Result};
 use crate::model::{Event, RUN_SCHEMA, RunInfo, SUMMARY_SCHEMA, Sample, Summary, files};
 
@@ -28,11 +30,28 @@ const MAX_JSON_BYTES: u64 = 1 << 26;
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
+/// Room kept for the answer, should the trace fill the disk.
+const RESERVE_BYTES: u64 = 512 << 10;
+
 /// A run directory, open.
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
     directory: OwnedFd,
+    /// A file without a name that takes up [`RESERVE_BYTES`]: gone with the process.
+    reserve: Mutex<Option<OwnedFd>>,
+}
+
+/// Of a failed write: a full disk has an exit code of its own.
+fn write_exit(problem: &(dyn std::error::Error + 'static)) -> Exit {
+    let full = if let Some(errno) = problem.downcast_ref::<Errno>() {
+        is_disk_full(&std::io::Error::from(*errno))
+    } else if let Some(error) = problem.downcast_ref::<std::io::Error>() {
+        is_disk_full(error)
+    } else {
+        problem.downcast_ref::<TraceError>().is_some_and(TraceError::is_disk_full)
+    };
+    if full { Exit::DiskFull } else { Exit::Output }
 }
 
 fn output_error(path: &Path, problem: impl std::fmt::Display) -> Error {
@@ -90,11 +109,17 @@ impl RunDir {
                 Exit::Output,
                 format!("{} exists and is never overwritten: choose another --out", out.display()),
             ),
-            errno => output_error(out, errno),
+            errno => {
+                let mut error = output_error(out, errno);
+                error.exit = write_exit(&errno);
+                error
+            }
         })?;
         let directory = open_own(&parent_fd, name).map_err(|errno| output_error(out, errno))?;
         let path = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
-        Ok(Self { path, directory })
+        let made = Self { path, directory, reserve: Mutex::new(None) };
+        made.reserve();
+        Ok(made)
     }
 
     /// Where it is, absolute where that can be told.
@@ -103,9 +128,34 @@ impl RunDir {
         &self.path
     }
 
-    fn write_error(&self, name: &str, problem: impl std::fmt::Display) -> Error {
+    /// Removes a directory just made, in which nothing could be begun.
+    pub fn discard(self) {
+        for name in [files::EVENTS, files::RUN, files::LOADGEN_OUT, files::LOADGEN_ERR] {
+            let _ = fs::unlinkat(&self.directory, name, AtFlags::empty());
+        }
+        // Fails when something else is in it, which is then not ours to remove.
+        let _ = std::fs::remove_dir(&self.path);
+    }
+
+    fn write_error(&self, name: &str, problem: impl std::error::Error + 'static) -> Error {
         let path = self.path.join(name);
-        Error::new(Exit::Output, format!("cannot write {}: {problem}", path.display()))
+        let exit = write_exit(&problem);
+        Error::new(exit, format!("cannot write {}: {problem}", path.display()))
+    }
+
+    /// Keeps room for the answer. Where the file system cannot, the answer takes its chance.
+    fn reserve(&self) {
+        let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let file = fs::openat(&self.directory, ".", flags, Mode::RUSR | Mode::WUSR);
+        let kept = file.ok().filter(|file| {
+            fs::fallocate(file, fs::FallocateFlags::empty(), 0, RESERVE_BYTES).is_ok()
+        });
+        *self.reserve.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+    }
+
+    /// Gives the room back, for the answer.
+    pub fn release_reserve(&self) {
+        *self.reserve.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// A new file of the run, mode 0600.
@@ -199,7 +249,7 @@ impl RunDir {
             Error::new(Exit::RunUnreadable, format!("cannot read run {}: {what}", path.display()))
         })?;
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        Ok(Self { path, directory })
+        Ok(Self { path, directory, reserve: Mutex::new(None) })
     }
 
     fn read_error(&self, name: &str, problem: impl std::fmt::Display) -> Error {
@@ -222,6 +272,14 @@ impl RunDir {
             return Err(self.read_error(name, "it is not a regular file"));
         }
         Ok(Some(File::from(file)))
+    }
+
+    /// A file that the load generator filled; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`Exit::RunUnreadable`].
+    pub fn open_raw(&self, name: &str) -> Result<Option<File>> {
+        self.open_file(name)
     }
 
     fn read_json<T: DeserializeOwned>(&self, name: &str, newest: u32) -> Result<Option<T>> {
@@ -283,6 +341,19 @@ impl RunDir {
     /// [`Exit::RunUnreadable`] when it is damaged other than by being cut.
     pub fn read_events(&self) -> Result<Option<Loaded<Event>>> {
         self.read_trace(files::EVENTS)
+    }
+
+    /// Hands over the rows of `events.arrows`, a batch at a time; whether it was cut, `None` when
+    /// there is none.
+    ///
+    /// # Errors
+    /// [`Exit::RunUnreadable`] when it is damaged other than by being cut.
+    pub fn each_event(&self, mut each: impl FnMut(&mut Vec<Event>)) -> Result<Option<bool>> {
+        let Some(file) = self.open_file(files::EVENTS)? else { return Ok(None) };
+        let input = std::io::BufReader::with_capacity(1 << 18, file);
+        read_each(input, |rows| each(rows))
+            .map(Some)
+            .map_err(|error| self.read_error(files::EVENTS, error))
     }
 
     /// Reads `samples.arrows`; `None` when there is none.

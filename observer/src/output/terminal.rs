@@ -64,6 +64,9 @@ pub fn render(answer: &Answer, colour: bool) -> String {
     let lost = answer.loss();
     let lost = if lost == NOTHING_LOST { lost } else { paint.warning(&lost) };
     line(&mut text, &format!("{} {lost}", paint.heading("Lost:")));
+    for floor in answer.raised_floors() {
+        line(&mut text, &format!("{} {}", paint.heading("Floor raised:"), paint.warning(&floor)));
+    }
     if let Some(cost) = answer.cost() {
         line(&mut text, &format!("{} {cost}", paint.heading("Observer used:")));
     }
@@ -203,7 +206,7 @@ fn probes(text: &mut String, summary: &Summary, paint: Paint) {
     line(text, &paint.heading("What the target went through (every event, counted in the kernel)"));
     let mut rows = Vec::new();
     for (name, probe) in &summary.probes {
-        if matches!(probe.state, ProbeState::Unsupported | ProbeState::Failed) {
+        if !matches!(probe.state, ProbeState::Attached | ProbeState::Partial) {
             continue;
         }
         let five = |count_: u64, sum: u64, p50: u64, p99: u64, max: u64| {

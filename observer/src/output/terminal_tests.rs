@@ -4,7 +4,7 @@ use crate::output::example;
 
 fn answer(run: RunInfo, summary: Option<Summary>, samples: Vec<Sample>) -> Answer {
     let events = example::events();
-    Answer::new(std::path::Path::new("/tmp/observer-run-1"), run, summary, samples, events)
+    Answer::new(std::path::Path::new("/tmp/observer-run-1"), run, summary, samples, &events)
 }
 
 fn rendered(summary: Summary) -> String {

@@ -1,6 +1,6 @@
 //! Numbers and names in words: what the outputs for people share.
 
-use crate::model::{Cause, Event, EventKind, MmCall, RunInfo, Tid};
+use crate::model::{Cause, Event, EventKind, FloorChange, MmCall, RunInfo, Tid};
 
 /// A duration with three significant digits: `41.2 ms`.
 #[must_use]
@@ -166,6 +166,13 @@ pub fn detail(kind: &EventKind) -> String {
         EventKind::Fork { comm, .. } | EventKind::Exec { comm } | EventKind::Exit { comm } => {
             clean(comm, 16)
         }
+        EventKind::Floor(FloorChange { record, old_ns, new_ns, reason }) => format!(
+            "{} from {} to {} ({})",
+            record.name(),
+            duration(*old_ns as f64),
+            duration(*new_ns as f64),
+            reason.name()
+        ),
     }
 }
 

@@ -12,7 +12,8 @@ pub fn probes_markdown() -> String {
          it. -->\n\nEvery probe feeds in-kernel histograms with all events of all tasks, by cgroup \
          (docs/METRICS.md). Stalls of the target that are longer than the floor are also sent as \
          records, for the attribution and the trace (docs/TRACE_FORMAT.md). Of a probe's tiers the \
-         first that the running kernel offers is taken; `observer doctor` shows which. A program \
+         first that the running kernel offers is taken; `observer doctor` shows which, and `--tier \
+         PROBE=NAME` forces one. A program \
          that several probes name exists once.\n\n| probe | what it watches | causes | floor |\n| \
          --- | --- | --- | --- |\n",
     );
@@ -43,16 +44,17 @@ fn describe(page: &mut String, probe: &Probe) {
     for (index, tier) in probe.tiers.iter().enumerate() {
         let _ = write!(
             page,
-            "\n{}. {}:\n\n| program | kind | hook | gives |\n| --- | --- | --- | --- |\n",
+            "\n{}. `{}`: {}\n\n| program | kind | hook | gives |\n| --- | --- | --- | --- |\n",
             index + 1,
-            tier.name
+            tier.name,
+            tier.about
         );
         for program in tier.programs {
             let _ = writeln!(
                 page,
                 "| `{}` | {} | `{}` | {} |",
                 program.name,
-                program.attach.tier(),
+                program.attach.kind(),
                 program.attach.hook(),
                 program.gives
             );

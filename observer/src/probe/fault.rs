@@ -5,66 +5,100 @@ use observer_ebpf::wire::{FAULT_KERNEL, FAULT_MAJOR, FaultRecord, Header, Record
 use super::{Attach, Need, Probe, Program, Tier, read};
 use crate::model::{Cause, EventKind};
 
-const PAGE_FAULT_USER: Program = Program {
-    name: "page_fault_user",
-    attach: Attach::TpBtf("page_fault_user", 3),
-    gives: "faults in user mode",
-};
+const USER: &str = "faults in user mode";
+const KERNEL: &str = "faults in kernel mode";
+const BEGINS: &str = "begins of faults";
+const ENDS: &str = "ends of faults";
+const SIGNALS: &str = "faults that end in a signal";
 
-const PAGE_FAULT_KERNEL: Program = Program {
-    name: "page_fault_kernel",
-    attach: Attach::TpBtf("page_fault_kernel", 3),
-    gives: "faults in kernel mode",
-};
+/// The exceptions, as a kernel without BTF of its own offers them.
+const EXCEPTIONS_RAW: [Program; 2] = [
+    Program::new("page_fault_user_raw", Attach::RawTracepoint("page_fault_user", 3), USER),
+    Program::new("page_fault_kernel_raw", Attach::RawTracepoint("page_fault_kernel", 3), KERNEL),
+];
+
+const SIGNAL: Program = Program::new("signal_deliver", Attach::TpBtf("signal_deliver", 3), SIGNALS);
+const SIGNAL_RAW: Program =
+    Program::new("signal_deliver_raw", Attach::RawTracepoint("signal_deliver", 3), SIGNALS);
+
+/// Retried major faults that the memory-cgroup events take for minor.
+const MAJOR_CHECK: Program =
+    Program::new("page_faults_maj_check", Attach::PerfMajorFaults, "retried major faults");
+
+const HANDLER: &str = "handle_mm_fault";
 
 pub(super) const PROBE: Probe = Probe {
     name: "fault",
     about: "Page faults, minor and major, with latency and address.",
-    notes: "Begun at the x86 exception tracepoints, ended where the kernel counts the fault (fields \
-            minflt and majflt of /proc/PID/stat). Faults the kernel takes on behalf of a thread \
-            without an exception (get_user_pages) are in /proc/PID/stat but have no begin: they \
-            are counted apart. Without the memory-cgroup tracepoint (before Linux 6.15) the ends \
-            come from a perf event on every fault, which costs more.",
+    notes: "Counted as fields minflt and majflt of /proc/PID/stat are. `fentry` and `kprobe` time the \
+            kernel's fault handler, retries included, from its first entry to its last return. The \
+            other tiers begin at the x86 exception, and so include the wait for the lock of the \
+            address space; faults that the kernel takes on behalf of a thread without an exception \
+            (get_user_pages) are in /proc/PID/stat but have no begin there: they are counted apart. \
+            The memory-cgroup tracepoint exists since Linux 6.15. A perf event on every fault costs \
+            more. The kernel watches a limited number of returns by kretprobe at a time.",
     tiers: &[
         Tier {
-            name: "memory-cgroup event tracepoint",
-            needs: &[Need::Tracepoint("count_memcg_events")],
+            name: "fentry",
+            about: "entry and return of the fault handler",
+            needs: &[Need::OwnBtf, Need::Fentry, Need::Function(HANDLER)],
             programs: &[
-                PAGE_FAULT_USER,
-                PAGE_FAULT_KERNEL,
-                Program {
-                    name: "signal_deliver",
-                    attach: Attach::TpBtf("signal_deliver", 3),
-                    gives: "faults that end in a signal",
-                },
-                Program {
-                    name: "page_faults_maj_check",
-                    attach: Attach::PerfMajorFaults,
-                    gives: "retried major faults",
-                },
-                Program {
-                    name: "count_memcg_events",
-                    attach: Attach::TpBtf("count_memcg_events", 3),
-                    gives: "ends of faults",
-                },
+                Program::new("handle_mm_fault_enter", Attach::Fentry(HANDLER), BEGINS),
+                SIGNAL,
+                Program::new("handle_mm_fault_leave", Attach::Fexit(HANDLER), ENDS),
             ],
         },
         Tier {
-            name: "software perf events",
-            needs: &[],
+            name: "tp_btf",
+            about: "exceptions, and the memory-cgroup event that ends a fault",
+            needs: &[
+                Need::OwnBtf,
+                Need::Tracepoint("page_fault_user"),
+                Need::Tracepoint("count_memcg_events"),
+            ],
             programs: &[
-                PAGE_FAULT_USER,
-                PAGE_FAULT_KERNEL,
-                Program {
-                    name: "page_faults_min",
-                    attach: Attach::PerfMinorFaults,
-                    gives: "minor faults",
-                },
-                Program {
-                    name: "page_faults_maj",
-                    attach: Attach::PerfMajorFaults,
-                    gives: "major faults",
-                },
+                Program::new("page_fault_user", Attach::TpBtf("page_fault_user", 3), USER),
+                Program::new("page_fault_kernel", Attach::TpBtf("page_fault_kernel", 3), KERNEL),
+                SIGNAL,
+                MAJOR_CHECK,
+                Program::new("count_memcg_events", Attach::TpBtf("count_memcg_events", 3), ENDS),
+            ],
+        },
+        Tier {
+            name: "raw_tracepoint",
+            about: "the same, tasks read by helper calls",
+            needs: &[Need::Tracepoint("page_fault_user"), Need::Tracepoint("count_memcg_events")],
+            programs: &[
+                EXCEPTIONS_RAW[0],
+                EXCEPTIONS_RAW[1],
+                SIGNAL_RAW,
+                MAJOR_CHECK,
+                Program::new(
+                    "count_memcg_events_raw",
+                    Attach::RawTracepoint("count_memcg_events", 3),
+                    ENDS,
+                ),
+            ],
+        },
+        Tier {
+            name: "perf_event",
+            about: "exceptions, and a software perf event at the end of every fault",
+            needs: &[Need::PerfEvents, Need::Tracepoint("page_fault_user")],
+            programs: &[
+                EXCEPTIONS_RAW[0],
+                EXCEPTIONS_RAW[1],
+                Program::new("page_faults_min", Attach::PerfMinorFaults, "minor faults"),
+                Program::new("page_faults_maj", Attach::PerfMajorFaults, "major faults"),
+            ],
+        },
+        Tier {
+            name: "kprobe",
+            about: "entry and return of the fault handler, through kprobes",
+            needs: &[Need::Kprobe, Need::Function(HANDLER)],
+            programs: &[
+                Program::new("handle_mm_fault_kprobe", Attach::Kprobe(&[HANDLER]), BEGINS),
+                SIGNAL_RAW,
+                Program::new("handle_mm_fault_kretprobe", Attach::Kretprobe(&[HANDLER]), ENDS),
             ],
         },
     ],

@@ -3,91 +3,19 @@
 
 pub mod docs;
 mod fault;
+mod hooks;
 mod mm_syscall;
 mod reclaim;
 mod runqueue;
+mod selection;
 mod socket;
 mod task;
 
 use observer_ebpf::wire::{Header, RecordKind};
 
 use crate::model::{Cause, Event, EventKind};
-
-/// How a program gets into the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attach {
-    /// BTF-typed raw tracepoint of this name, with at least so many arguments.
-    TpBtf(&'static str, usize),
-    /// Classic tracepoints `syscalls:PREFIX_CALL`, one for each call this kernel has: how people
-    /// are told, the prefix, the calls.
-    Syscalls(&'static str, &'static str, &'static [&'static str]),
-    /// Software perf event `PERF_COUNT_SW_PAGE_FAULTS_MIN`, period 1, every CPU.
-    PerfMinorFaults,
-    /// Software perf event `PERF_COUNT_SW_PAGE_FAULTS_MAJ`, period 1, every CPU.
-    PerfMajorFaults,
-    /// cgroup hook `BPF_CGROUP_INET_SOCK_CREATE` at the root of cgroup v2.
-    CgroupSockCreate,
-    /// cgroup hook `BPF_CGROUP_INET_SOCK_RELEASE` at the root of cgroup v2.
-    CgroupSockRelease,
-}
-
-impl Attach {
-    /// Name of this kind of hook, as in coverage and docs.
-    #[must_use]
-    pub const fn tier(self) -> &'static str {
-        match self {
-            Self::TpBtf(..) => "tp_btf",
-            Self::Syscalls(..) => "tracepoint",
-            Self::PerfMinorFaults | Self::PerfMajorFaults => "perf_event",
-            Self::CgroupSockCreate | Self::CgroupSockRelease => "cgroup_sock",
-        }
-    }
-
-    /// The hook itself, for people.
-    #[must_use]
-    pub const fn hook(self) -> &'static str {
-        match self {
-            Self::TpBtf(name, _) | Self::Syscalls(name, ..) => name,
-            Self::PerfMinorFaults => "PERF_COUNT_SW_PAGE_FAULTS_MIN",
-            Self::PerfMajorFaults => "PERF_COUNT_SW_PAGE_FAULTS_MAJ",
-            Self::CgroupSockCreate => "BPF_CGROUP_INET_SOCK_CREATE",
-            Self::CgroupSockRelease => "BPF_CGROUP_INET_SOCK_RELEASE",
-        }
-    }
-}
-
-/// One BPF program of a probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Program {
-    /// Its name in the BPF object.
-    pub name: &'static str,
-    /// How it is attached.
-    pub attach: Attach,
-    /// What is missing without it.
-    pub gives: &'static str,
-}
-
-/// A fact of the kernel's BTF that a tier builds on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
-    /// A tracepoint of this name.
-    Tracepoint(&'static str),
-    /// tracefs, through which classic tracepoints are found (mounted if need be).
-    Tracefs,
-    /// A member of a struct.
-    Member(&'static str, &'static str),
-}
-
-/// One way to attach a probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tier {
-    /// What tells it from the others of the probe, for people.
-    pub name: &'static str,
-    /// What the kernel must have for it, besides the hooks of the programs.
-    pub needs: &'static [Need],
-    /// What it attaches, begins before ends. Programs that several probes name exist once.
-    pub programs: &'static [Program],
-}
+pub use hooks::{Attach, Need, Program, Tier};
+pub use selection::{ForcedTier, ForcedTiers, NOT_ASKED_FOR, ProbeOptions, Selection};
 
 /// One probe.
 #[derive(Clone, Copy, Debug)]
@@ -98,8 +26,8 @@ pub struct Probe {
     pub about: &'static str,
     /// Where its numbers come from and what they do not cover, for the docs.
     pub notes: &'static str,
-    /// Ways to attach it, the best first. The first whose needs the kernel meets is taken; the
-    /// last one has none.
+    /// Ways to attach it, the best first: the most exact, and of those the cheapest. The first whose
+    /// needs the kernel meets, and whose programs it accepts, is taken.
     pub tiers: &'static [Tier],
     /// Records it sends.
     pub records: &'static [RecordKind],
@@ -187,11 +115,14 @@ mod tests {
     }
 
     #[test]
-    fn every_probe_has_a_last_resort() {
+    fn tiers_of_a_probe_have_names_of_their_own_and_a_last_resort_without_btf() {
         for probe in PROBES {
-            let last = probe.tiers.last().expect("a tier");
-            assert!(last.needs.is_empty(), "{}", probe.name);
-            assert!(probe.tiers.iter().all(|tier| !tier.programs.is_empty()), "{}", probe.name);
+            let mut names: Vec<&str> = probe.tiers.iter().map(|tier| tier.name).collect();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), probe.tiers.len(), "{}", probe.name);
+            let free = |tier: &Tier| !tier.needs.contains(&Need::OwnBtf);
+            assert!(probe.tiers.iter().any(free), "{}", probe.name);
         }
     }
 

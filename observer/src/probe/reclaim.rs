@@ -2,11 +2,25 @@
 
 use observer_ebpf::wire::{CompactionRecord, Header, RECLAIM_MEMCG, ReclaimRecord, RecordKind};
 
-use super::{Attach, Probe, Program, Tier, read};
+use super::{Attach, Need, Probe, Program, Tier, read};
 use crate::model::{Cause, EventKind, ReclaimScope};
 
-const fn tp(name: &'static str, arguments: usize, gives: &'static str) -> Program {
-    Program { name, attach: Attach::TpBtf(name, arguments), gives }
+/// The programs at the tracepoints of reclaim and compaction: suffix of their names, kind of hook.
+macro_rules! tracepoints {
+    ($suffix:literal, $kind:ident) => {
+        &[
+            tracepoints!(@ $suffix, $kind, "mm_vmscan_direct_reclaim_begin", 2, "direct reclaim"),
+            tracepoints!(@ $suffix, $kind, "mm_vmscan_direct_reclaim_end", 1, "direct reclaim"),
+            tracepoints!(@ $suffix, $kind, "mm_vmscan_memcg_reclaim_begin", 2, "memory-cgroup reclaim"),
+            tracepoints!(@ $suffix, $kind, "mm_vmscan_memcg_reclaim_end", 1, "memory-cgroup reclaim"),
+            tracepoints!(@ $suffix, $kind, "mm_compaction_begin", 4, "compaction"),
+            tracepoints!(@ $suffix, $kind, "mm_compaction_end", 5, "compaction"),
+            tracepoints!(@ $suffix, $kind, "mm_vmscan_wakeup_kswapd", 4, "kswapd wake-ups"),
+        ]
+    };
+    (@ $suffix:literal, $kind:ident, $name:literal, $arguments:literal, $gives:literal) => {
+        Program::new(concat!($name, $suffix), Attach::$kind($name, $arguments), $gives)
+    };
 }
 
 pub(super) const PROBE: Probe = Probe {
@@ -15,20 +29,22 @@ pub(super) const PROBE: Probe = Probe {
     notes: "Reclaim by the thread that allocates (the kernel books the same time as \
             freepages_delay_total in taskstats). Background reclaim by kswapd and background \
             compaction by kcompactd stall nobody and are not stalls; wake-ups of kswapd are \
-            counted.",
-    tiers: &[Tier {
-        name: "tracepoints",
-        needs: &[],
-        programs: &[
-            tp("mm_vmscan_direct_reclaim_begin", 2, "direct reclaim"),
-            tp("mm_vmscan_direct_reclaim_end", 1, "direct reclaim"),
-            tp("mm_vmscan_memcg_reclaim_begin", 2, "memory-cgroup reclaim"),
-            tp("mm_vmscan_memcg_reclaim_end", 1, "memory-cgroup reclaim"),
-            tp("mm_compaction_begin", 4, "compaction"),
-            tp("mm_compaction_end", 5, "compaction"),
-            tp("mm_vmscan_wakeup_kswapd", 4, "kswapd wake-ups"),
-        ],
-    }],
+            counted. The tracepoints sit where the kernel's own books begin and end; the functions \
+            around them would add nothing.",
+    tiers: &[
+        Tier {
+            name: "tp_btf",
+            about: "BTF-typed tracepoints",
+            needs: &[Need::OwnBtf],
+            programs: tracepoints!("", TpBtf),
+        },
+        Tier {
+            name: "raw_tracepoint",
+            about: "raw tracepoints, tasks read by helper calls",
+            needs: &[],
+            programs: tracepoints!("_raw", RawTracepoint),
+        },
+    ],
     records: &[RecordKind::Reclaim, RecordKind::Compaction],
     causes: &[Cause::ReclaimDirect, Cause::ReclaimMemcg, Cause::Compaction],
     floor_ns: 0,

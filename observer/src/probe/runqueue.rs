@@ -5,48 +5,90 @@ use observer_ebpf::wire::{Header, RUNQUEUE_PREEMPTED, RecordKind, RunqueueRecord
 use super::{Attach, Need, Probe, Program, Tier, comm, read};
 use crate::model::{Cause, EventKind, Tgid, Tid};
 
+const SWITCH: &str = "waits for a CPU";
+const WAKEUP: &str = "waits after a wake-up";
+const WAKEUP_NEW: &str = "first waits of new threads";
+
+/// Run-delay accounting (CONFIG_SCHED_INFO) and the clock it is kept in.
+const RUN_DELAY: [Need; 5] = [
+    Need::Member("task_struct", "sched_info.run_delay"),
+    Need::Member("task_struct", "sched_info.last_queued"),
+    Need::Member("task_struct", "se.cfs_rq"),
+    Need::Member("cfs_rq", "rq"),
+    Need::Member("rq", "clock"),
+];
+
+/// Threads that are moved asleep, whose waits the kernel books wrongly since it has delayed dequeue
+/// (Linux 6.12).
+const fn moved(name: &'static str, attach: Attach) -> Program {
+    Program::new(name, attach, "sleeps that the kernel books as waits")
+        .only_with("task_struct", "se.sched_delayed")
+}
+
 pub(super) const PROBE: Probe = Probe {
     name: "runqueue",
     about: "Time from wake-up (or preemption) of a thread until it runs.",
     notes: "The rule is that of the kernel's run delay (the second field of \
             /proc/PID/task/TID/schedstat). A record names the thread that had the CPU until the \
             wait ended; thread 0 means the CPU was idle and had to wake up. The wait of the idle \
-            task itself is no stall.",
+            task itself is no stall. Since Linux 6.12 a thread that goes to sleep may stay on its \
+            run queue for a moment; when it is moved to another one in that moment, the kernel \
+            books the rest of its sleep as run delay. Such a wait is not counted, its begin being \
+            unknown: it is the loss `sleep_booked_as_wait`, and `counters.sleep_booked_as_wait_ns` \
+            what the kernel's books of the target have more. The `_pair` tiers do not need that.",
     tiers: &[
         Tier {
-            name: "the scheduler's own run delay",
+            name: "tp_btf",
+            about: "the scheduler's own run delay, read at the switch",
             needs: &[
-                Need::Member("task_struct", "sched_info.run_delay"),
-                Need::Member("task_struct", "sched_info.last_queued"),
-                Need::Member("task_struct", "se.cfs_rq"),
-                Need::Member("cfs_rq", "rq"),
-                Need::Member("rq", "clock"),
+                Need::OwnBtf,
+                Need::Tracepoint("sched_switch"),
+                RUN_DELAY[0],
+                RUN_DELAY[1],
+                RUN_DELAY[2],
+                RUN_DELAY[3],
+                RUN_DELAY[4],
             ],
-            programs: &[Program {
-                name: "sched_switch",
-                attach: Attach::TpBtf("sched_switch", 3),
-                gives: "waits for a CPU",
-            }],
+            programs: &[
+                moved("sched_migrate_task", Attach::TpBtf("sched_migrate_task", 1)),
+                Program::new("sched_switch", Attach::TpBtf("sched_switch", 3), SWITCH),
+            ],
         },
         Tier {
-            name: "begin times kept by observer",
+            name: "tp_btf_pair",
+            about: "begin times kept by observer, from wake-up and switch",
+            needs: &[Need::OwnBtf, Need::Tracepoint("sched_switch")],
+            programs: &[
+                Program::new("sched_wakeup", Attach::TpBtf("sched_wakeup", 1), WAKEUP),
+                Program::new("sched_wakeup_new", Attach::TpBtf("sched_wakeup_new", 1), WAKEUP_NEW),
+                Program::new("sched_switch_timed", Attach::TpBtf("sched_switch", 3), SWITCH),
+            ],
+        },
+        Tier {
+            name: "raw_tracepoint",
+            about: "the scheduler's own run delay, read by helper calls",
+            needs: &RUN_DELAY,
+            programs: &[
+                moved("sched_migrate_task_raw", Attach::RawTracepoint("sched_migrate_task", 1)),
+                Program::new("sched_switch_raw", Attach::RawTracepoint("sched_switch", 3), SWITCH),
+            ],
+        },
+        Tier {
+            name: "raw_tracepoint_pair",
+            about: "begin times kept by observer, tasks read by helper calls",
             needs: &[],
             programs: &[
-                Program {
-                    name: "sched_wakeup",
-                    attach: Attach::TpBtf("sched_wakeup", 1),
-                    gives: "waits after a wake-up",
-                },
-                Program {
-                    name: "sched_wakeup_new",
-                    attach: Attach::TpBtf("sched_wakeup_new", 1),
-                    gives: "first waits of new threads",
-                },
-                Program {
-                    name: "sched_switch_timed",
-                    attach: Attach::TpBtf("sched_switch", 4),
-                    gives: "waits for a CPU",
-                },
+                Program::new("sched_wakeup_raw", Attach::RawTracepoint("sched_wakeup", 1), WAKEUP),
+                Program::new(
+                    "sched_wakeup_new_raw",
+                    Attach::RawTracepoint("sched_wakeup_new", 1),
+                    WAKEUP_NEW,
+                ),
+                Program::new(
+                    "sched_switch_timed_raw",
+                    Attach::RawTracepoint("sched_switch", 3),
+                    SWITCH,
+                ),
             ],
         },
     ],

@@ -5,8 +5,20 @@ use observer_ebpf::wire::{
     SocketRecord,
 };
 
-use super::{Attach, Probe, Program, Tier, mm_syscall, read};
+use super::{Attach, Need, Probe, Program, Tier, mm_syscall, read};
 use crate::model::EventKind;
+
+const CREATE: Program =
+    Program::new("inet_sock_create", Attach::CgroupSockCreate, "created sockets");
+const RELEASE: Program =
+    Program::new("inet_sock_release", Attach::CgroupSockRelease, "released sockets and lifetimes");
+
+const ACCEPTED: &str = "accepted sockets, and failures of accept";
+const FAILURES: &str = "failures for want of descriptors or memory";
+
+const fn leave(name: &'static str, function: &'static str, gives: &'static str) -> Program {
+    Program::new(name, Attach::Fexit(function), gives)
+}
 
 pub(super) const PROBE: Probe = Probe {
     name: "socket",
@@ -14,23 +26,77 @@ pub(super) const PROBE: Probe = Probe {
             of socket, accept, connect and open for want of descriptors or memory.",
     notes: "IPv4 and IPv6 sockets only: the kernel has no release hook for other families. \
             Sockets accepted through io_uring are counted when they are released.",
-    tiers: &[Tier {
-        name: "cgroup hooks and system-call exits",
-        needs: &[],
-        programs: &[
-            Program {
-                name: "inet_sock_create",
-                attach: Attach::CgroupSockCreate,
-                gives: "created sockets",
-            },
-            mm_syscall::SYS_EXIT,
-            Program {
-                name: "inet_sock_release",
-                attach: Attach::CgroupSockRelease,
-                gives: "released sockets and lifetimes",
-            },
-        ],
-    }],
+    tiers: &[
+        Tier {
+            name: "fentry",
+            about: "cgroup hooks, and the return of the calls themselves",
+            needs: &[
+                Need::CgroupV2,
+                Need::OwnBtf,
+                Need::Fentry,
+                Need::Function("__x64_sys_accept4"),
+            ],
+            programs: &[
+                CREATE,
+                leave("accept_leave", "__x64_sys_accept", ACCEPTED),
+                leave("accept4_leave", "__x64_sys_accept4", ACCEPTED),
+                leave("socket_leave", "__x64_sys_socket", FAILURES),
+                leave("socketpair_leave", "__x64_sys_socketpair", FAILURES),
+                leave("connect_leave", "__x64_sys_connect", FAILURES),
+                leave("open_leave", "__x64_sys_open", FAILURES),
+                leave("openat_leave", "__x64_sys_openat", FAILURES),
+                leave("openat2_leave", "__x64_sys_openat2", FAILURES),
+                leave("creat_leave", "__x64_sys_creat", FAILURES),
+                RELEASE,
+            ],
+        },
+        Tier {
+            name: "tp_btf",
+            about: "cgroup hooks, and the exit of all system calls",
+            needs: &[Need::CgroupV2, Need::OwnBtf],
+            programs: &[CREATE, mm_syscall::SYS_EXIT, RELEASE],
+        },
+        Tier {
+            name: "raw_tracepoint",
+            about: "cgroup hooks, and the exit of all system calls, read by helper calls",
+            needs: &[Need::CgroupV2],
+            programs: &[CREATE, mm_syscall::SYS_EXIT_RAW, RELEASE],
+        },
+        Tier {
+            name: "kprobe",
+            about: "cgroup hooks, and the return of the calls themselves, through kprobes",
+            needs: &[Need::CgroupV2, Need::Kprobe, Need::Function("__x64_sys_accept4")],
+            programs: &[
+                CREATE,
+                Program::new(
+                    "accept_kretprobe",
+                    Attach::Kretprobe(&["__x64_sys_accept", "__x64_sys_accept4"]),
+                    ACCEPTED,
+                ),
+                Program::new(
+                    "socket_kretprobe",
+                    Attach::Kretprobe(&["__x64_sys_socket", "__x64_sys_socketpair"]),
+                    FAILURES,
+                ),
+                Program::new(
+                    "connect_kretprobe",
+                    Attach::Kretprobe(&["__x64_sys_connect"]),
+                    FAILURES,
+                ),
+                Program::new(
+                    "open_kretprobe",
+                    Attach::Kretprobe(&[
+                        "__x64_sys_open",
+                        "__x64_sys_openat",
+                        "__x64_sys_openat2",
+                        "__x64_sys_creat",
+                    ]),
+                    FAILURES,
+                ),
+                RELEASE,
+            ],
+        },
+    ],
     records: &[RecordKind::Socket, RecordKind::FdFailure],
     causes: &[],
     floor_ns: 0,

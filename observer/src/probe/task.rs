@@ -2,34 +2,51 @@
 
 use observer_ebpf::wire::{Header, RecordKind, TASK_EXEC, TASK_FORK, TaskRecord};
 
-use super::{Attach, Probe, Program, Tier, comm, read};
+use super::{Attach, Need, Probe, Program, Tier, comm, read};
 use crate::model::{EventKind, Tid};
+
+const FORK: &str = "children of the target";
+const EXEC: &str = "programs the target executes";
+const EXIT: &str = "the end of the target's processes";
 
 pub(super) const PROBE: Probe = Probe {
     name: "task",
     about: "Forks, execs and exits of the target, so that children and new threads belong to it.",
     notes: "A process leaves the target with its last thread, before its id can be used again.",
-    tiers: &[Tier {
-        name: "tracepoints",
-        needs: &[],
-        programs: &[
-            Program {
-                name: "sched_process_fork",
-                attach: Attach::TpBtf("sched_process_fork", 2),
-                gives: "children of the target",
-            },
-            Program {
-                name: "sched_process_exec",
-                attach: Attach::TpBtf("sched_process_exec", 3),
-                gives: "programs the target executes",
-            },
-            Program {
-                name: "sched_process_exit",
-                attach: Attach::TpBtf("sched_process_exit", 1),
-                gives: "the end of the target's processes",
-            },
-        ],
-    }],
+    tiers: &[
+        Tier {
+            name: "tp_btf",
+            about: "BTF-typed tracepoints",
+            needs: &[Need::OwnBtf],
+            programs: &[
+                Program::new("sched_process_fork", Attach::TpBtf("sched_process_fork", 2), FORK),
+                Program::new("sched_process_exec", Attach::TpBtf("sched_process_exec", 3), EXEC),
+                Program::new("sched_process_exit", Attach::TpBtf("sched_process_exit", 1), EXIT),
+            ],
+        },
+        Tier {
+            name: "raw_tracepoint",
+            about: "raw tracepoints, tasks read by helper calls",
+            needs: &[],
+            programs: &[
+                Program::new(
+                    "sched_process_fork_raw",
+                    Attach::RawTracepoint("sched_process_fork", 2),
+                    FORK,
+                ),
+                Program::new(
+                    "sched_process_exec_raw",
+                    Attach::RawTracepoint("sched_process_exec", 3),
+                    EXEC,
+                ),
+                Program::new(
+                    "sched_process_exit_raw",
+                    Attach::RawTracepoint("sched_process_exit", 1),
+                    EXIT,
+                ),
+            ],
+        },
+    ],
     records: &[RecordKind::Task],
     causes: &[],
     floor_ns: 0,

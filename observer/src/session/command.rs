@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -72,13 +72,21 @@ impl Generator {
             Stdio::from(out.try_clone().map_err(failed)?)
         };
         let spawned = MonoNanos::now();
-        let child = Command::new(&command[0])
-            .args(&command[1..])
-            .stdin(Stdio::null())
-            .stdout(stdout)
-            .stderr(Stdio::from(err))
-            .spawn()
-            .map_err(failed)?;
+        let mut child = Command::new(&command[0]);
+        child.args(&command[1..]).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::from(err));
+        let observer = rustix::process::getpid();
+        let die_along = move || {
+            // Killed, observer cannot end it: nothing is to keep loading a service for nobody. (The
+            // thread that spawns is the main one, which lives as long as the process.)
+            rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+            if rustix::process::getppid() == Some(observer) {
+                Ok(())
+            } else {
+                Err(std::io::Error::from(rustix::io::Errno::SRCH))
+            }
+        };
+        // SAFETY: between fork and exec only system calls are made; nothing is allocated.
+        let child = unsafe { child.pre_exec(die_along) }.spawn().map_err(failed)?;
         Ok(Self { child, status: None, spawned, exited: None })
     }
 

@@ -1,6 +1,7 @@
 //! The daemon: probes attached for as long as it runs, distributions read at every scrape.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -8,16 +9,25 @@ use std::time::Duration;
 
 use observer_ebpf::wire::RecordKind;
 
+use super::recording::Recording;
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::watch::SocketWatch;
-use super::{find_target, mark_first, mark_target, target_cgroup};
+use super::{find_target, mark_first, mark_joined, target_cgroup};
 use crate::aggregate::Snapshot;
 use crate::error::{Error, Exit, Result};
 use crate::kernel::{Kernel, LoadOptions, RING_BYTES, Ring};
 use crate::output::http;
+use crate::probe::ProbeOptions;
 use crate::target::{Membership, TargetSpec};
 
+/// Pause between two looks at the target.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(250);
 /// Without individual stalls to deliver, little comes through the ring: births, deaths, sockets.
-const DRAIN_INTERVAL: Duration = Duration::from_millis(200);
+/// Should there be many, the kernel side wakes the thread at half a ring.
+const DRAIN_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause between two looks at the flag that ends it all.
+const STOP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What to serve.
 #[derive(Clone, Debug)]
@@ -28,6 +38,10 @@ pub struct DaemonOptions {
     pub target: Option<TargetSpec>,
     /// Wait for them.
     pub wait: bool,
+    /// The probes to attach, and how.
+    pub probes: ProbeOptions,
+    /// A directory to make, for the target's stalls one by one.
+    pub trace: Option<PathBuf>,
 }
 
 struct Watching {
@@ -40,8 +54,7 @@ struct Watching {
 struct Shared {
     kernel: Kernel,
     watching: Option<Watching>,
-    /// The last snapshot that could be taken: served again should the kernel refuse one.
-    last: Snapshot,
+    recording: Option<Recording>,
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
@@ -51,18 +64,19 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 impl Shared {
     fn snapshot(&mut self) -> Snapshot {
         let name = self.watching.as_ref().map_or("", |watching| &watching.name).to_owned();
-        if let Ok(mut snapshot) = self.kernel.snapshot(&name) {
-            if self.watching.is_none() {
-                // The row of a target there is not.
-                snapshot.cgroups.retain(|cgroup| !cgroup.target);
-            }
-            snapshot.target_live_sockets = self
-                .watching
-                .as_ref()
-                .and_then(|watching| watching.sockets.live(&self.kernel.counts().ok()?));
-            self.last = snapshot;
+        let mut snapshot = self.kernel.snapshot(&name);
+        if self.watching.is_none() {
+            // The row of a target there is not.
+            snapshot.cgroups.retain(|cgroup| !cgroup.target);
         }
-        self.last.clone()
+        let watching = self.watching.as_ref();
+        snapshot.target_live_sockets =
+            watching.and_then(|watching| watching.sockets.live(&self.kernel.counts()));
+        snapshot.self_usage.rss_bound_bytes = super::memory::resident_bound_bytes();
+        if let Some(recording) = &self.recording {
+            snapshot.floor_changes = recording.floor_changes();
+        }
+        snapshot
     }
 }
 
@@ -75,7 +89,7 @@ pub fn serve(
     stop: &Arc<AtomicBool>,
     listening: impl FnOnce(SocketAddr, &Kernel),
 ) -> Result<()> {
-    crate::doctor::preflight()?;
+    crate::doctor::preflight(options.probes.btf.as_deref())?;
     let membership = match &options.target {
         None => None,
         Some(spec) => {
@@ -93,31 +107,45 @@ pub fn serve(
     let listener = std::net::TcpListener::bind(options.listen).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    let mut kernel =
-        Kernel::attach(LoadOptions { has_target: membership.is_some(), ring_bytes: RING_BYTES })?;
-    // Nobody reads individual stalls here: the histograms say it all, at no cost per event.
-    for kind in RecordKind::ALL {
-        kernel.set_floor_ns(kind, u64::MAX);
+    let mut kernel = Kernel::attach(&LoadOptions {
+        has_target: membership.is_some(),
+        ring_bytes: RING_BYTES,
+        probes: options.probes.clone(),
+    })?;
+    if options.trace.is_none() {
+        // Nobody reads individual stalls: the histograms say it all, at no cost per event.
+        for kind in RecordKind::ALL {
+            kernel.set_floor_ns(kind, u64::MAX);
+        }
     }
+    let mut recording = None;
     let watching = match membership {
         None => None,
         Some(mut membership) => {
             mark_first(&mut membership, &kernel);
-            let sockets = SocketWatch::start(&kernel, &membership)?;
+            let sockets = SocketWatch::start(&kernel, &membership);
             let name = target_cgroup(&membership).unwrap_or_default();
+            if let (Some(out), Some(spec)) = (&options.trace, &options.target) {
+                let (out, probes) = (out.clone(), &options.probes);
+                recording = Some(Recording::start(out, spec, probes, &membership, &mut kernel)?);
+            }
             Some(Watching { name, membership, sockets })
         }
     };
-    let ring = kernel.take_ring();
+    // Without a target nothing comes through the ring, and nobody has to be followed.
+    let ring = kernel.take_ring().filter(|_| watching.is_some());
+    let followed = watching.is_some();
     listening(address, &kernel);
-    let shared = Arc::new(Mutex::new(Shared { kernel, watching, last: Snapshot::default() }));
-    let threads = [ring.map(|ring| drain(ring, stop)), Some(follow(&shared, stop))];
+    let shared = Arc::new(Mutex::new(Shared { kernel, watching, recording }));
+    let threads = [ring.map(|ring| drain(ring, stop)), followed.then(|| follow(&shared, stop))];
     let result = listen(listener, &shared, stop);
     stop.store(true, Ordering::Relaxed);
     for thread in threads.into_iter().flatten() {
         let _ = thread.join();
     }
-    result
+    let mut shared = lock(&shared);
+    let recorded = shared.recording.take().map(|recording| recording.finish(&shared.kernel));
+    result.and(recorded.unwrap_or(Ok(())))
 }
 
 fn listen(
@@ -136,9 +164,17 @@ fn listen(
     let (shared, stop) = (Arc::clone(shared), Arc::clone(stop));
     runtime.block_on(async move {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let stopped = async move {
+            // The flag is raised by the same signals; looking at it all the time would be most of
+            // what an idle daemon does.
             while !stop.load(Ordering::Relaxed) {
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::select! {
+                    _ = interrupt.recv() => return,
+                    _ = terminate.recv() => return,
+                    () = tokio::time::sleep(STOP_INTERVAL) => {}
+                }
             }
         };
         http::serve(listener, move || lock(&shared).snapshot(), stopped).await;
@@ -161,11 +197,14 @@ fn follow(shared: &Arc<Mutex<Shared>>, stop: &Arc<AtomicBool>) -> JoinHandle<()>
     let (shared, stop) = (Arc::clone(shared), Arc::clone(stop));
     std::thread::spawn(move || {
         while !stop.load(Ordering::Relaxed) {
-            std::thread::sleep(DRAIN_INTERVAL);
+            std::thread::sleep(FOLLOW_INTERVAL);
             let mut shared = lock(&shared);
-            let Shared { kernel, watching, .. } = &mut *shared;
+            let Shared { kernel, watching, recording, .. } = &mut *shared;
             if let Some(watching) = watching {
-                mark_target(&mut watching.membership, kernel);
+                if let Some(recording) = recording {
+                    recording.tick(&mut watching.membership, kernel);
+                }
+                mark_joined(&mut watching.membership, kernel);
             }
         }
     })

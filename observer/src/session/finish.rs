@@ -1,11 +1,16 @@
 //! The end of a run: everything gathered becomes the run directory and the answer.
 
+use std::collections::BTreeMap;
+
+use observer_ebpf::wire::{Counts, RecordKind, Series};
+
 use crate::clock::{Anchor, MonoNanos};
-use crate::correlate::{Analysis, Evidence, Quality, Unwatched, analyse};
+use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse};
 use crate::error::{Error, Exit, Result};
 use crate::loadgen::{IngestError, Ingested, RelAnchor, Window};
 use crate::model::{
-    Cause, EndReason, Outcome, ProbeState, RunInfo, SUMMARY_SCHEMA, Sample, Summary, Verdict,
+    Cause, EndReason, FloorSummary, Outcome, ProbeState, RecordSummary, RunInfo, SUMMARY_SCHEMA,
+    Sample, Stall, Summary, Verdict,
 };
 use crate::output::rundir::RunDir;
 use crate::probe::PROBES;
@@ -39,20 +44,26 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
         reader,
         sockets,
         mut self_watch,
+        mut hidden,
         baseline,
         mut anchors,
         started,
         mut info,
+        ..
     } = session;
     let end = MonoNanos::now();
     let scale = self_watch.scale();
     let late = super::thread_names(&membership);
-    let mut last = kernel.snapshot(super::TARGET_ROW)?;
-    last.target_live_sockets = sockets.live(&kernel.counts()?);
+    let mut last = kernel.snapshot(super::TARGET_ROW);
+    last.target_live_sockets = sockets.live(&kernel.counts());
     if let Some(generator) = &mut generator {
         generator.end()?;
     }
-    let captured = capture.finish();
+    // From here on nothing is sent: what the counters say was sent is all there is to drain.
+    kernel.forget_targets();
+    hidden.tick(&kernel, capture.counts());
+    let mut captured = capture.finish();
+    let counts = kernel.counts();
     anchors.0.push(Anchor::take());
 
     let mut delta = last.delta(&baseline);
@@ -77,27 +88,42 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     info.anchors = anchors;
     info.thread_names.extend(captured.thread_names.clone());
     info.thread_names.extend(late);
-    info.loss = loss(&delta, &captured);
+    let records = records(&counts, &captured);
+    info.loss = loss(&delta, &records, &captured);
+    let floors = captured.floors.take().map(|log| log.finish(end, &hidden.hidden_ns()));
+    let floors = floors.unwrap_or_default();
+    delta.self_usage.drain_wakeups = captured.wakeups;
+    delta.self_usage.rss_bound_bytes = super::memory::resident_bound_bytes();
 
     let (samples, problem) = match &ingested {
         Some(Ok(ingested)) => (ingested.samples.as_slice(), None),
         Some(Err(error)) => (&[][..], Some(error)),
         None => (&[][..], None),
     };
+    let stalls = all_stalls(&directory, &mut captured);
     let cpu_share = delta.self_usage.cpu_seconds
         / (started.elapsed().as_secs_f64() * f64::from(info.cpus.max(1)));
     let ingest = ingested.as_ref().and_then(|ingested| ingested.as_ref().ok());
     let evidence = Evidence {
         window: (info.start_ns, info.end_ns),
         samples,
-        stalls: &captured.stalls,
+        stalls: &stalls,
         slow: options.slow,
-        quality: quality(&info, ingest, cpu_share),
+        quality: Quality {
+            hidden: raised(&floors),
+            target_waits: [Series::RunqueueWakeup, Series::RunqueuePreempt]
+                .map(|series| delta.target_distribution(series).count())
+                .iter()
+                .sum(),
+            ..quality(&info, ingest, cpu_share)
+        },
     };
     let mut analysis = analyse(&evidence);
     judge_input(&mut analysis, ingest, problem, &captured);
-    let summary = summarise(analysis, &delta, &info, ingest, &captured);
+    let summary =
+        Summary { records, floors, ..summarise(analysis, &delta, &info, ingest, &captured) };
 
+    directory.release_reserve();
     // Each is tried whatever became of the others: a full disk may still take the short ones, and
     // the answer is told all the same.
     let written = [
@@ -105,23 +131,83 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
         directory.write_run(&info),
         write_samples(&directory, samples),
     ];
-    let complaint = written
-        .into_iter()
-        .find_map(Result::err)
+    let full = captured.disk_full.then(|| disk_full(&directory));
+    let complaint = full
+        .or_else(|| written.into_iter().find_map(Result::err))
         .or_else(|| complaint(&options, &info, ingest, problem));
     Ok(Finished { directory, info, summary, complaint })
 }
 
-fn loss(delta: &crate::aggregate::Snapshot, captured: &Captured) -> crate::model::LossSummary {
+/// The one line about a disk that was full.
+fn disk_full(directory: &RunDir) -> Error {
+    let text = format!(
+        "the disk of {} was full: the trace ends early, the answer does not (what was gathered is \
+         kept); make room or choose another --out",
+        directory.path().display()
+    );
+    Error::new(Exit::DiskFull, text)
+}
+
+/// The stalls of the trace, and those that did not get that far.
+fn all_stalls(directory: &RunDir, captured: &mut Captured) -> Vec<Stall> {
+    let mut stalls = Vec::new();
+    let read =
+        directory.each_event(|events| stalls.extend(events.iter().filter_map(Stall::from_event)));
+    if let Err(error) = read {
+        captured.trace_error.get_or_insert_with(|| error.to_string());
+    }
+    // What was not known to be in the file may be there all the same, as its last rows.
+    let written: Option<Stall> = stalls.last().cloned();
+    let again = captured.stalls.iter().rposition(|stall| Some(stall) == written.as_ref());
+    stalls.extend(captured.stalls.drain(..).skip(again.map_or(0, |position| position + 1)));
+    stalls
+}
+
+/// Sent, delivered and lost by kind, since the programs were loaded.
+fn records(counts: &Counts, captured: &Captured) -> BTreeMap<String, RecordSummary> {
+    let summary = |kind: RecordKind| RecordSummary {
+        sent: counts.emitted[kind as usize],
+        delivered: captured.delivered[kind as usize],
+        lost: counts.lost[kind as usize],
+    };
+    RecordKind::ALL.into_iter().map(|kind| (kind.name().to_owned(), summary(kind))).collect()
+}
+
+fn loss(
+    delta: &crate::aggregate::Snapshot,
+    records: &BTreeMap<String, RecordSummary>,
+    captured: &Captured,
+) -> crate::model::LossSummary {
     let mut loss = delta.loss_summary();
+    // Sent and never seen again: a fault of the drain itself. (What could not be decoded was
+    // delivered, and is counted below.)
+    let undecoded: u64 = captured
+        .skipped
+        .iter()
+        .filter_map(|(reason, count)| reason.starts_with("record_").then_some(count))
+        .sum();
+    let missing: u64 = records.values().map(|kind| kind.sent.saturating_sub(kind.delivered)).sum();
+    let missing = missing.saturating_sub(undecoded);
+    if missing > 0 {
+        loss.total += missing;
+        loss.by_kind.insert("undelivered".to_owned(), missing);
+    }
     for (reason, count) in &captured.skipped {
         loss.total += count;
         loss.by_kind.insert((*reason).to_owned(), *count);
     }
+    // No record, and no total: the ten worst requests then tell threads by their id alone.
+    if captured.names_dropped > 0 {
+        loss.by_kind.insert("thread_name".to_owned(), captured.names_dropped);
+    }
     loss
 }
 
-fn quality(info: &RunInfo, ingested: Option<&Ingested>, observer_cpu_share: f64) -> Quality {
+pub(super) fn quality(
+    info: &RunInfo,
+    ingested: Option<&Ingested>,
+    observer_cpu_share: f64,
+) -> Quality {
     let mut unwatched = Vec::new();
     for probe in PROBES {
         let Some(coverage) = info.coverage.get(probe.name) else { continue };
@@ -134,13 +220,29 @@ fn quality(info: &RunInfo, ingested: Option<&Ingested>, observer_cpu_share: f64)
     }
     Quality {
         lost_records: info.loss.by_kind.clone(),
+        target_waits: 0,
         clock_uncertainty_ns: ingested.map_or(0, |ingested| ingested.uncertainty_ns),
         wall_clock_steps: info.anchors.steps(),
         samples_on_wall_clock: ingested.is_some_and(|ingested| ingested.over_wall_clock),
         unwatched,
+        hidden: Vec::new(),
         observer_cpu_share,
         skipped_samples: ingested.map_or(0, |ingested| ingested.skipped.values().sum()),
     }
+}
+
+/// The kinds whose floor rose.
+fn raised(floors: &BTreeMap<String, FloorSummary>) -> Vec<Hidden> {
+    floors
+        .iter()
+        .filter(|(_, floor)| floor.raised_for_ns > 0)
+        .map(|(kind, floor)| Hidden {
+            kind: kind.clone(),
+            floor_ns: floor.highest_ns,
+            raised_for_ns: floor.raised_for_ns,
+            hidden_ns: floor.hidden_ns,
+        })
+        .collect()
 }
 
 /// What the analysis cannot know: that the samples were cut or unreadable, or the trace ended.
@@ -214,14 +316,17 @@ fn summarise(
         causes,
         probes,
         loss: info.loss.clone(),
+        records: BTreeMap::new(),
+        floors: BTreeMap::new(),
         observer: delta.self_usage,
     }
 }
 
 fn write_samples(directory: &RunDir, samples: &[Sample]) -> Result<()> {
     let failed = |error: crate::output::trace::TraceError| {
+        let exit = if error.is_disk_full() { Exit::DiskFull } else { Exit::Output };
         Error::new(
-            Exit::Output,
+            exit,
             format!("cannot write the samples in {}: {error}", directory.path().display()),
         )
     };

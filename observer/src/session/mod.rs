@@ -3,13 +3,22 @@
 mod capture;
 mod command;
 mod daemon;
+mod drain;
 mod finish;
+mod floor;
+mod floor_log;
+pub mod memory;
+mod recording;
+mod recover;
 mod samples;
 mod watch;
 
-pub use capture::{Capture, CaptureCounts, Captured, EVENTS_MAX};
+use capture::NAMES_MAX;
+pub use capture::{Capture, Captured, EVENTS_MAX};
 pub use daemon::{DaemonOptions, serve};
+pub use drain::{CaptureCounts, Floors};
 pub use finish::{Finished, finish};
+pub use recover::{Recovered, recover};
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -17,17 +26,21 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use observer_ebpf::wire::RecordKind;
+
 use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, Anchors, MonoNanos};
 use crate::doctor;
 use crate::error::{Error, Exit, Result};
-use crate::host::{cgroups::Cgroups, process, system};
-use crate::kernel::{Kernel, LoadError, LoadOptions, RING_BYTES};
+use crate::host::{cgroups::Cgroups, process, process::Process, system};
+use crate::kernel::{Kernel, LoadError, LoadOptions, TargetSet};
 use crate::loadgen::{Live, SamplesSource, SamplesSpec};
 use crate::model::{EndReason, RUN_SCHEMA, RunInfo, SlowSpec, Tgid, files};
 use crate::output::rundir::RunDir;
+use crate::probe::ProbeOptions;
 use crate::target::{Membership, TargetSpec};
 use command::Generator;
+use floor_log::HiddenWatch;
 use samples::SampleReader;
 use watch::{SelfWatch, SocketWatch};
 
@@ -38,6 +51,8 @@ pub struct RunOptions {
     pub target: TargetSpec,
     /// Wait for it.
     pub wait: bool,
+    /// The probes to attach, and how.
+    pub probes: ProbeOptions,
     /// The generator's samples.
     pub samples: Option<SamplesSpec>,
     /// Ends the run after this time.
@@ -48,6 +63,10 @@ pub struct RunOptions {
     pub out: Option<PathBuf>,
     /// The load generator to run.
     pub command: Vec<OsString>,
+    /// Size of the ring that carries records.
+    pub ring_bytes: u32,
+    /// Floors fixed by hand, nanoseconds; the others adapt.
+    pub floors_ns: Vec<(RecordKind, u64)>,
 }
 
 /// Progress, for whoever shows it.
@@ -68,8 +87,18 @@ const TARGET_ROW: &str = "target";
 
 /// Pause between two looks at everything: the target, the generator, the clock.
 const TICK: Duration = Duration::from_millis(50);
+/// The same while there is no generator to look at.
+const IDLE_TICK: Duration = Duration::from_millis(450);
+/// A target without a process for so long is gone: longer than a record takes to be drained.
+const NEWS_TIME: Duration = Duration::from_millis(600);
 /// Pause between two clock anchors.
 const ANCHOR_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Pause between two times that run.json is brought up to date, unless writing it takes long.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Clock anchors kept; then every other one is dropped and they are taken half as often.
+const ANCHORS_MAX: usize = 8_192;
 
 /// Everything that lives while a run is under way.
 pub struct Session {
@@ -82,16 +111,25 @@ pub struct Session {
     reader: Option<SampleReader>,
     sockets: SocketWatch,
     self_watch: SelfWatch,
+    hidden: HiddenWatch,
     baseline: Snapshot,
     anchors: Anchors,
     started: Instant,
     info: RunInfo,
+    /// When run.json was last written, and for how long that will do.
+    checked: Instant,
+    check_interval: Duration,
 }
 
 impl From<LoadError> for Error {
     fn from(error: LoadError) -> Self {
         let exit = match error {
             LoadError::Permission(_) => Exit::Permission,
+            // What to do stands there already.
+            LoadError::Create { permission, .. } => {
+                let exit = if permission { Exit::Permission } else { Exit::Kernel };
+                return Self::new(exit, error.to_string());
+            }
             _ => Exit::Kernel,
         };
         Self::new(exit, format!("{error}; `observer doctor` tells more"))
@@ -106,21 +144,40 @@ impl Session {
     /// When the target, the kernel, the run directory or COMMAND will not do; nothing is left
     /// behind then.
     pub fn start(options: RunOptions, stop: &AtomicBool) -> Result<Option<Self>> {
-        doctor::preflight()?;
+        doctor::preflight(options.probes.btf.as_deref())?;
         if !options.command.is_empty() {
             command::find(&options.command[0])?;
         }
         let Some(mut membership) = find_target(&options.target, options.wait, stop)? else {
             return Ok(None);
         };
-        let mut kernel = Kernel::attach(LoadOptions { has_target: true, ring_bytes: RING_BYTES })?;
+        let mut kernel = Kernel::attach(&LoadOptions {
+            has_target: true,
+            ring_bytes: options.ring_bytes,
+            probes: options.probes.clone(),
+        })?;
+        for (kind, floor_ns) in &options.floors_ns {
+            kernel.set_floor_ns(*kind, *floor_ns);
+        }
         mark_first(&mut membership, &kernel);
         let directory = RunDir::create(options.out.as_deref())?;
-        let trace = directory.create_events()?;
+        let trace = match directory.create_events() {
+            Ok(trace) => trace,
+            Err(error) => {
+                directory.discard();
+                return Err(error);
+            }
+        };
         let ring = kernel.take_ring().ok_or_else(|| unexpected(&"the ring is taken"))?;
-        let capture = Capture::start(ring, trace).map_err(|error| unexpected(&error))?;
-        let sockets = SocketWatch::start(&kernel, &membership)?;
-        let baseline = kernel.snapshot(TARGET_ROW)?;
+        let floors = Floors {
+            set: kernel.floors(),
+            fixed: options.floors_ns.iter().map(|(kind, _)| *kind).collect(),
+            ring_bytes: options.ring_bytes,
+        };
+        let hidden = HiddenWatch::new(&kernel);
+        let capture = Capture::start(ring, trace, floors).map_err(|error| unexpected(&error))?;
+        let sockets = SocketWatch::start(&kernel, &membership);
+        let baseline = kernel.snapshot(TARGET_ROW);
         let start = MonoNanos::now();
         let anchors = Anchors(vec![Anchor::take()]);
         let info = describe(&options, &membership, &kernel, start, &anchors);
@@ -135,10 +192,13 @@ impl Session {
             reader: None,
             sockets,
             self_watch: SelfWatch::new(),
+            hidden,
             baseline,
             anchors,
             started: Instant::now(),
             info,
+            checked: Instant::now(),
+            check_interval: CHECKPOINT_INTERVAL,
         };
         session.start_generator()?;
         Ok(Some(session))
@@ -179,21 +239,29 @@ impl Session {
         mut show: impl FnMut(&Progress),
     ) -> Result<EndReason> {
         let mut anchored = Instant::now();
-        let mut gone = false;
+        let mut anchor_interval = ANCHOR_INTERVAL;
+        let mut gone_since = None;
         loop {
-            std::thread::sleep(TICK);
+            std::thread::sleep(self.tick());
             let elapsed = self.started.elapsed();
-            if anchored.elapsed() >= ANCHOR_INTERVAL {
+            if anchored.elapsed() >= anchor_interval {
                 anchored = Instant::now();
                 self.anchors.0.push(Anchor::take());
+                if self.anchors.0.len() >= ANCHORS_MAX {
+                    self.anchors.thin_out();
+                    anchor_interval *= 2;
+                }
             }
             for child in self.capture.births() {
                 self.membership.on_fork(child);
             }
-            let was_gone = gone;
-            mark_target(&mut self.membership, &self.kernel);
-            gone = self.membership.all_gone();
+            mark_joined(&mut self.membership, &self.kernel);
+            if !self.membership.all_gone() {
+                gone_since = None;
+            }
             self.self_watch.tick();
+            self.checkpoint();
+            self.hidden.tick(&self.kernel, self.capture.counts());
             show(&self.progress(elapsed));
             if let Some(generator) = &mut self.generator
                 && generator.has_exited()?
@@ -206,24 +274,61 @@ impl Session {
             if self.options.duration.is_some_and(|duration| elapsed >= duration) {
                 return Ok(EndReason::Duration);
             }
-            // Twice: the news of a child may still be under way when its parent is gone.
-            if gone && was_gone {
+            // The news of a child may still be under way when its parent is gone.
+            if self.membership.all_gone()
+                && gone_since.get_or_insert_with(Instant::now).elapsed() >= NEWS_TIME
+            {
                 return Ok(EndReason::TargetExit);
             }
         }
     }
 
+    /// How long to sleep: a COMMAND's end is part of the result, other things can wait a little. The
+    /// end of the run is not overslept.
+    fn tick(&self) -> Duration {
+        let tick = if self.generator.is_some() { TICK } else { IDLE_TICK };
+        let left =
+            self.options.duration.map(|duration| duration.saturating_sub(self.started.elapsed()));
+        left.map_or(tick, |left| tick.min(left))
+    }
+
+    /// Writes run.json anew now and then, for whoever reads it should this process die: up to
+    /// `end_ns` everything is in the streams, and `loss` is what was lost until then.
+    fn checkpoint(&mut self) {
+        if self.checked.elapsed() < self.check_interval {
+            return;
+        }
+        self.checked = Instant::now();
+        let until = self.capture.counts().written_until_ns.load(Ordering::Relaxed);
+        if until <= self.info.start_ns.0 {
+            return;
+        }
+        self.info.end_ns = MonoNanos(until);
+        self.info.anchors.clone_from(&self.anchors);
+        let snapshot = Snapshot { lost: self.kernel.losses(), ..Snapshot::default() };
+        self.info.loss = snapshot.delta(&self.baseline).loss_summary();
+        // A full disk is told at the end; what was written before stays readable.
+        let _ = self.directory.write_run(&self.info);
+        self.check_interval = checkpoint_pause(self.checked.elapsed());
+    }
+
     fn progress(&self, elapsed: Duration) -> Progress {
+        let lost = self.kernel.records_lost();
+        self.capture.counts().lost.store(lost, Ordering::Relaxed);
         Progress {
             elapsed,
             live: self.reader.as_ref().map(SampleReader::live),
-            events: self.capture.counts().events.load(Ordering::Relaxed),
-            lost: self
-                .kernel
-                .counts()
-                .map_or(0, |counts| counts.lost[..observer_ebpf::wire::KIND_SLOTS].iter().sum()),
+            events: self.capture.counts().events(),
+            lost,
         }
     }
+}
+
+/// Pause until the next checkpoint, after one that took so long: a thousandth of the time goes into
+/// them, and half a minute at most is missing from a run that is killed.
+fn checkpoint_pause(took: Duration) -> Duration {
+    const LONGEST: Duration = Duration::from_secs(30);
+    (took * 1000).clamp(CHECKPOINT_INTERVAL, LONGEST)
 }
 
 fn unexpected(error: &dyn std::fmt::Display) -> Error {
@@ -253,29 +358,30 @@ fn source_name(spec: &SamplesSpec) -> String {
 fn mark_first(membership: &mut Membership, kernel: &Kernel) {
     let targets = kernel.targets();
     loop {
-        for tgid in membership.tgids() {
-            targets.set(tgid.0, true);
-        }
+        membership.processes().for_each(|process| mark(&targets, process));
         if membership.rescan().is_empty() {
             return;
         }
     }
 }
 
-/// Tells the kernel side who has joined or left the target. Forks it follows by itself; this is for
-/// processes that join otherwise.
-fn mark_target(membership: &mut Membership, kernel: &Kernel) {
+/// Tells the kernel side who has joined the target. Forks it follows by itself; this is for
+/// processes that join otherwise. Nor does it need to be told who left: it takes the mark away as
+/// the last thread exits, and from here the mark might be that of the next process with the id.
+fn mark_joined(membership: &mut Membership, kernel: &Kernel) {
     let targets = kernel.targets();
-    let changes = membership.poll();
-    for process in changes.joined {
-        targets.set(process.tgid.0, true);
+    membership.poll().joined.iter().for_each(|process| mark(&targets, process));
+}
+
+/// Marks a process, unless the kernel side did already (from here the mark of an id's next life
+/// cannot be told from that of this one), or it exited before the mark was there to be taken away.
+fn mark(targets: &TargetSet, process: &Process) {
+    if targets.contains(process.tgid.0) {
+        return;
     }
-    for tgid in changes.left {
-        // The kernel side cleared the bit when the last thread exited; a new process may have the
-        // id by now and be a target of its own.
-        if !process::all_ids().contains(&tgid) {
-            targets.set(tgid.0, false);
-        }
+    targets.set(process.tgid.0, true);
+    if !process.is_alive() {
+        targets.set(process.tgid.0, false);
     }
 }
 
@@ -330,28 +436,13 @@ fn thread_names(membership: &Membership) -> BTreeMap<u32, String> {
 }
 
 impl Session {
-    /// Says on standard error what is not watched, and with `verbose` everything that is, with
-    /// the verifier's own words where it refused.
+    /// Says on standard error what is not watched, and with `verbose` everything that is.
     pub fn note(&self, verbose: bool) {
-        use crate::model::ProbeState;
-        for (probe, coverage) in &self.info.coverage {
-            let reason = coverage.reason.as_deref().unwrap_or_default();
-            match coverage.state {
-                ProbeState::Attached if verbose => {
-                    let tier = coverage.tier.as_deref().unwrap_or_default();
-                    eprintln!("observer: probe {probe}: attached ({tier})");
-                }
-                ProbeState::Attached => {}
-                _ => eprintln!("observer: probe {probe} is not complete: {reason}"),
-            }
+        for note in self.kernel.notes(verbose) {
+            eprintln!("observer: {note}");
         }
         if verbose {
             eprintln!("observer: target {}", self.membership.describe());
-            for (program, state) in self.kernel.program_states() {
-                if let crate::kernel::ProgramState::Failed { verifier_log: Some(log), .. } = state {
-                    eprintln!("observer: {program}:\n{log}");
-                }
-            }
         }
     }
 }

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use observer_ebpf::wire::{Counter, Counts};
 
-use crate::error::Result;
 use crate::host::sockets::{SocketCensus, ip_sockets_of};
 use crate::kernel::{Kernel, RunTimeStatistics};
 use crate::target::Membership;
@@ -25,17 +24,17 @@ fn balance(counts: &Counts) -> i64 {
 impl SocketWatch {
     /// Counts the sockets the target holds, again until nothing changes meanwhile (at most a few
     /// times: a busy service never rests, and a socket more or less is then the least of it).
-    pub(super) fn start(kernel: &Kernel, membership: &Membership) -> Result<Self> {
-        let mut before = balance(&kernel.counts()?);
+    pub(super) fn start(kernel: &Kernel, membership: &Membership) -> Self {
+        let mut before = balance(&kernel.counts());
         for _ in 0..5 {
             let census = ip_sockets_of(membership.tgids());
-            let after = balance(&kernel.counts()?);
+            let after = balance(&kernel.counts());
             if before == after {
-                return Ok(Self { census, since: after });
+                return Self { census, since: after };
             }
             before = after;
         }
-        Ok(Self { census: ip_sockets_of(membership.tgids()), since: before })
+        Self { census: ip_sockets_of(membership.tgids()), since: before }
     }
 
     /// How many there are now; `None` when the census could not see all of them.
@@ -56,7 +55,9 @@ pub(super) struct SelfWatch {
 
 impl SelfWatch {
     const WINDOW: Duration = Duration::from_millis(100);
-    const PAUSE: Duration = Duration::from_secs(3);
+    /// Pauses are as long as all the time before them, within these: switching the statistics on and
+    /// off rewrites the kernel's code, on all CPUs.
+    const PAUSES: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(15)];
 
     pub(super) fn new() -> Self {
         let now = Instant::now();
@@ -70,11 +71,14 @@ impl SelfWatch {
 
     pub(super) fn tick(&mut self) {
         let elapsed = self.changed.elapsed();
+        let [shortest, longest] = Self::PAUSES;
         if self.statistics.is_some() && elapsed >= Self::WINDOW {
             self.statistics = None;
             self.on += elapsed;
             self.changed = Instant::now();
-        } else if self.statistics.is_none() && elapsed >= Self::PAUSE {
+        } else if self.statistics.is_none()
+            && elapsed >= (self.total.elapsed() / 2).clamp(shortest, longest)
+        {
             self.statistics = RunTimeStatistics::start();
             self.changed = Instant::now();
         }

@@ -5,19 +5,28 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::TargetError;
 use super::liveness::{Watched, gone};
 use super::spec::{Matcher, TargetSpec};
-use crate::host::{Process, process};
+use crate::host::{Process, process, system};
 use crate::model::Tgid;
 
 /// Pause between two looks at `/proc` while the target runs.
 const SCAN_INTERVAL: Duration = Duration::from_millis(200);
 /// Pause between two looks while it is waited for.
 const WAIT_INTERVAL: Duration = Duration::from_millis(50);
-/// A look may take at most one part in so many of the time: a host with 100,000 processes is
-/// looked at less often, rather than disturbed. (116 processes take about 1 ms.)
-const SCAN_SHARE: u32 = 100;
+/// The same with `--pid`.
+const CHILDREN_INTERVAL: Duration = Duration::from_secs(1);
+/// The same while no process was born on the host: one that lives may still change its name, its
+/// cgroup or its port.
+const QUIET_INTERVAL: Duration = Duration::from_secs(2);
+/// A look may take at most one part in so many of a processor's time: a host with 100,000
+/// processes is looked at less often, rather than disturbed. (116 processes take about 1 ms.)
+const SCAN_SHARE: u32 = 300;
+/// Unless the pause would become longer than [`QUIET_INTERVAL`]: then one part in so many.
+const SCAN_SHARE_MAX: u32 = 100;
 /// The same while it is waited for, when there is nothing to disturb yet.
 const WAIT_SHARE: u32 = 20;
 /// A process younger than this is looked at each time: a service is often forked by a shell or a
@@ -52,6 +61,18 @@ struct Stranger {
     first_seen: Instant,
 }
 
+/// Processor time of this thread. A look is not longer because others have the processor meanwhile.
+fn own_cpu() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// How long to wait after a look that took so long.
+fn pause(look: Duration) -> Duration {
+    let at_most = QUIET_INTERVAL.max(look.saturating_mul(SCAN_SHARE_MAX));
+    look.saturating_mul(SCAN_SHARE).clamp(SCAN_INTERVAL, at_most)
+}
+
 /// The processes that stand for the target now: those that match, and their descendants.
 ///
 /// A member stays one until it exits, whatever it executes and wherever it is moved.
@@ -65,6 +86,10 @@ pub struct Membership {
     strangers: HashMap<Tgid, Stranger>,
     recheck_from: Tgid,
     next_scan: Instant,
+    /// When there is a look although nothing was born; `None` where that would find nothing.
+    next_quiet_scan: Option<Instant>,
+    /// The host's youngest task as of the last look.
+    youngest: Option<u32>,
 }
 
 impl Membership {
@@ -82,6 +107,8 @@ impl Membership {
             strangers: HashMap::new(),
             recheck_from: Tgid(0),
             next_scan: Instant::now(),
+            next_quiet_scan: None,
+            youngest: None,
         };
         let first = seeds.first().map(|process| process.tgid);
         for process in seeds {
@@ -205,20 +232,45 @@ impl Membership {
     }
 
     /// Notices processes that left (always) and that joined (every 200 ms at most; less often
-    /// where looking takes long). Cheap enough to be called at every turn of a loop.
+    /// where looking takes long or nothing was born). Cheap enough to be called at every turn of a loop.
     pub fn poll(&mut self) -> Changes {
         let mut changes = Changes { joined: Vec::new(), left: self.reap() };
-        if Instant::now() >= self.next_scan {
+        if self.is_due() {
             changes.joined = self.rescan();
         }
         changes
+    }
+
+    /// Reading the whole of `/proc` is by far the most that observer does while nothing happens, so
+    /// it is done when a task was born, which one short file tells.
+    fn is_due(&self) -> bool {
+        let now = Instant::now();
+        if now < self.next_scan {
+            return false;
+        }
+        let youngest = system::youngest_task();
+        youngest.is_none()
+            || youngest != self.youngest
+            || self.next_quiet_scan.is_some_and(|next| now >= next)
+            || self.settling(now)
+    }
+
+    /// Whether a process is young enough to be about to execute its program.
+    fn settling(&self, now: Instant) -> bool {
+        self.matcher.is_some()
+            && self
+                .strangers
+                .values()
+                .any(|stranger| now.duration_since(stranger.first_seen) < SETTLING)
     }
 
     /// Looks for processes that joined, now, and returns them. To be called once more after the
     /// kernel side follows [`Self::tgids`], until it finds nothing: what was forked in between
     /// is found here, what is forked later by the kernel side.
     pub fn rescan(&mut self) -> Vec<Process> {
-        let started = Instant::now();
+        let (started, cpu_started) = (Instant::now(), own_cpu());
+        // Before the look: what is born during it is found by the next one.
+        self.youngest = system::youngest_task();
         let before: BTreeMap<Tgid, u64> = self
             .members
             .iter()
@@ -233,8 +285,15 @@ impl Membership {
                 }
             }
         }
-        self.next_scan =
-            Instant::now() + SCAN_INTERVAL.max(started.elapsed().saturating_mul(SCAN_SHARE));
+        let may_change = !matches!(self.spec, TargetSpec::Pids(_));
+        let now = Instant::now();
+        let mut rest = pause(own_cpu().saturating_sub(cpu_started));
+        if !may_change {
+            // Children are all that can join, and the kernel side follows them by itself.
+            rest = rest.max(CHILDREN_INTERVAL);
+        }
+        self.next_scan = now + rest;
+        self.next_quiet_scan = may_change.then(|| now + QUIET_INTERVAL.max(rest));
         self.processes()
             .filter(|process| before.get(&process.tgid) != Some(&process.start_ticks))
             .cloned()
@@ -333,5 +392,19 @@ impl Membership {
             self.members.remove(tgid);
         }
         left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_take_a_small_share_and_are_not_put_off_for_long() {
+        let ms = Duration::from_millis;
+        assert_eq!(pause(ms(0)), SCAN_INTERVAL);
+        assert_eq!(pause(ms(1)), ms(300));
+        assert_eq!(pause(ms(15)), QUIET_INTERVAL);
+        assert_eq!(pause(ms(1000)), ms(100_000));
     }
 }

@@ -41,6 +41,15 @@ fn sockets(family: &mut Family<'_>, counts: [u64; 3]) -> fmt::Result {
     Ok(())
 }
 
+/// The kinds of record that are sent and have a floor, with it.
+fn floors(snapshot: &Snapshot) -> impl Iterator<Item = (RecordKind, u64)> {
+    RecordKind::ALL
+        .into_iter()
+        .filter(|kind| crate::probe::of_kind(*kind).is_some_and(|probe| !probe.causes.is_empty()))
+        .map(|kind| (kind, snapshot.floors_ns[kind as usize]))
+        .filter(|(_, floor_ns)| *floor_ns != u64::MAX)
+}
+
 /// All metrics, in the order they are written and documented.
 pub static METRICS: &[Metric] = &[
     Metric {
@@ -256,6 +265,30 @@ pub static METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "observer_record_floor",
+        kind: Kind::Gauge,
+        unit: Some("seconds"),
+        labels: &["kind"],
+        help: "Stalls of the target shorter than this are counted and not recorded now; missing where none is recorded",
+        fill: |snapshot, family| {
+            floors(snapshot).try_for_each(|(kind, floor_ns)| {
+                family.gauge_f64([kind.name()], floor_ns as f64 / 1e9)
+            })
+        },
+    },
+    Metric {
+        name: "observer_record_floor_changes",
+        kind: Kind::Counter,
+        unit: None,
+        labels: &["kind"],
+        help: "Times the floor was raised for too many records, or lowered again",
+        fill: |snapshot, family| {
+            floors(snapshot).try_for_each(|(kind, _)| {
+                family.counter([kind.name()], snapshot.floor_changes[kind as usize])
+            })
+        },
+    },
+    Metric {
         name: "observer_cpu",
         kind: Kind::Counter,
         unit: Some("seconds"),
@@ -270,6 +303,22 @@ pub static METRICS: &[Metric] = &[
         labels: &[],
         help: "Largest resident set of the observer process so far",
         fill: |snapshot, family| family.gauge([], signed(snapshot.self_usage.max_rss_bytes)),
+    },
+    Metric {
+        name: "observer_resident_memory",
+        kind: Kind::Gauge,
+        unit: Some("bytes"),
+        labels: &[],
+        help: "Resident set of the observer process now",
+        fill: |snapshot, family| family.gauge([], signed(snapshot.self_usage.rss_bytes)),
+    },
+    Metric {
+        name: "observer_resident_memory_bound",
+        kind: Kind::Gauge,
+        unit: Some("bytes"),
+        labels: &[],
+        help: "Most that the resident set of a run can come to, by what observer keeps at most",
+        fill: |snapshot, family| family.gauge([], signed(snapshot.self_usage.rss_bound_bytes)),
     },
     Metric {
         name: "observer_bpf_map_memory",

@@ -8,12 +8,14 @@ use arrow_array::builder::{
 use arrow_array::types::{Int32Type, Int64Type, UInt32Type, UInt64Type};
 use arrow_array::{ArrayRef, RecordBatch};
 use arrow_schema::DataType;
-use observer_ebpf::wire::FdSyscall;
+use observer_ebpf::wire::{FdSyscall, RecordKind};
 
 use super::column::{Batch, Flags, Numbers, Texts, unknown};
 use super::{Column, Columns, Row, TraceError};
 use crate::clock::MonoNanos;
-use crate::model::{Event, EventKind, MmCall, ReclaimScope, Stall, Tgid, Tid};
+use crate::model::{
+    Event, EventKind, FloorChange, FloorReason, MmCall, ReclaimScope, Stall, Tgid, Tid,
+};
 
 /// One list from which the columns, their builders and their readers derive. A column's name is
 /// that of the field it holds.
@@ -70,7 +72,7 @@ event_columns! {
     tid: UInt32, false, "thread it happened to (initial pid namespace)";
     tgid: UInt32, false, "its process";
     cpu: UInt32, false, "CPU it ended on";
-    kind: Utf8, false, "`runqueue`, `fault`, `reclaim`, `compaction`, `mm_syscall`, `socket`, `fd_failure`, `task`";
+    kind: Utf8, false, "`runqueue`, `fault`, `reclaim`, `compaction`, `mm_syscall`, `socket`, `fd_failure`, `task`, `floor`";
     cause: Utf8, true, "the cause of the stall; empty for events that stall nobody";
     preempted: Boolean, true, "runqueue: preempted while running (otherwise woken)";
     ran_tid: UInt32, true, "runqueue: thread that ran instead; 0 when the CPU was idle";
@@ -96,6 +98,10 @@ event_columns! {
     task: Utf8, true, "task: `fork`, `exec` or `exit`";
     parent_tid: UInt32, true, "task fork: the parent thread";
     comm: Utf8, true, "task: command name";
+    floor_record: Utf8, true, "floor: the kind of record whose floor was changed at `end_ns`";
+    floor_old_ns: UInt64, true, "floor: shorter stalls were counted and not sent until then";
+    floor_new_ns: UInt64, true, "floor: shorter stalls are counted and not sent from then on";
+    floor_reason: Utf8, true, "floor: `loss`, `ring`, `rate` or `room` (raised), `calm` (lowered)";
 }
 
 impl Columns<Event> for EventColumns {
@@ -133,6 +139,10 @@ impl Columns<Event> for EventColumns {
         self.task.append_option(cells.task);
         self.parent_tid.append_option(cells.parent_tid);
         self.comm.append_option(cells.comm);
+        self.floor_record.append_option(cells.floor.map(|change| change.record.name()));
+        self.floor_old_ns.append_option(cells.floor.map(|change| change.old_ns));
+        self.floor_new_ns.append_option(cells.floor.map(|change| change.new_ns));
+        self.floor_reason.append_option(cells.floor.map(|change| change.reason.name()));
     }
 
     fn finish(&mut self) -> Vec<ArrayRef> {
@@ -167,6 +177,7 @@ struct Cells<'a> {
     task: Option<&'a str>,
     parent_tid: Option<u32>,
     comm: Option<&'a str>,
+    floor: Option<FloorChange>,
 }
 
 impl<'a> Cells<'a> {
@@ -220,6 +231,7 @@ impl<'a> Cells<'a> {
             },
             EventKind::Exec { comm } => Self { task: Some("exec"), comm: Some(comm), ..none },
             EventKind::Exit { comm } => Self { task: Some("exit"), comm: Some(comm), ..none },
+            EventKind::Floor(change) => Self { floor: Some(*change), ..none },
         }
     }
 }
@@ -273,6 +285,7 @@ impl Readers<'_> {
                 EventKind::FdFailure { call: self.fd_call(row)?, errno: self.errno.get(row)? }
             }
             "task" => self.task_kind(row)?,
+            "floor" => EventKind::Floor(self.floor_change(row)?),
             other => return Err(unknown("kind", row, other)),
         })
     }
@@ -287,6 +300,23 @@ impl Readers<'_> {
         let name = self.syscall.get(row)?;
         let call = FdSyscall::ALL.into_iter().find(|call| call.name() == name);
         call.map(FdSyscall::name).ok_or_else(|| unknown("syscall", row, name))
+    }
+
+    fn floor_change(&self, row: usize) -> Result<FloorChange, TraceError> {
+        let record = self.floor_record.get(row)?;
+        let reason = self.floor_reason.get(row)?;
+        Ok(FloorChange {
+            record: RecordKind::ALL
+                .into_iter()
+                .find(|kind| kind.name() == record)
+                .ok_or_else(|| unknown("floor_record", row, record))?,
+            old_ns: self.floor_old_ns.get(row)?,
+            new_ns: self.floor_new_ns.get(row)?,
+            reason: FloorReason::ALL
+                .into_iter()
+                .find(|known| known.name() == reason)
+                .ok_or_else(|| unknown("floor_reason", row, reason))?,
+        })
     }
 
     fn task_kind(&self, row: usize) -> Result<EventKind, TraceError> {

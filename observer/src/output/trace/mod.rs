@@ -13,12 +13,13 @@ mod write;
 use arrow_schema::{ArrowError, DataType};
 
 pub use event::EventColumns;
-pub use read::{Loaded, read};
+pub use read::{Loaded, read, read_each};
 pub use sample::SampleColumns;
 pub use write::{BATCH_ROWS, TraceWriter};
 
 /// Version of both trace formats, in the schema's metadata under `observer.trace_version`.
-pub const TRACE_VERSION: u32 = 1;
+/// Version 2 added changes of floors to the events.
+pub const TRACE_VERSION: u32 = 2;
 
 /// Metadata keys of the schema.
 pub(crate) mod key {
@@ -77,7 +78,7 @@ pub enum TraceError {
     Io(#[from] std::io::Error),
     /// The stream is not an Arrow IPC stream, or is damaged.
     #[error("not a readable Arrow stream: {0}")]
-    Arrow(#[from] ArrowError),
+    Arrow(ArrowError),
     /// An Arrow stream, but not of this content and version.
     #[error("{0}")]
     Schema(String),
@@ -94,6 +95,24 @@ pub enum TraceError {
     /// An earlier write failed; the stream ends there.
     #[error("an earlier write failed, so nothing more is written")]
     Broken,
+}
+
+impl From<ArrowError> for TraceError {
+    fn from(error: ArrowError) -> Self {
+        match error {
+            ArrowError::IoError(_, source) => Self::Io(source),
+            other => Self::Arrow(other),
+        }
+    }
+}
+
+impl TraceError {
+    /// No room on the disk (or no more of this user's share).
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        let Self::Io(error) = self else { return false };
+        crate::output::is_disk_full(error)
+    }
 }
 
 /// The schema of a row type, metadata included.

@@ -90,29 +90,44 @@ fn body(input: &mut impl Read, message: &Message<'_>) -> Result<Piece<Vec<u8>>, 
     }
 }
 
-/// Reads all whole rows. Memory is bounded by a small multiple of the input's size: lengths
+/// Reads all whole rows into memory. See [`read_each`].
+///
+/// # Errors
+/// As [`read_each`].
+pub fn read<R: Row>(input: impl Read) -> Result<Loaded<R>, TraceError> {
+    let mut rows = Vec::new();
+    let truncated = read_each(input, |batch: &mut Vec<R>| rows.append(batch))?;
+    Ok(Loaded { rows, truncated })
+}
+
+/// Hands over all whole rows, a batch at a time; whether the stream was cut. Memory is bounded by a small multiple of the input's size: lengths
 /// claimed in it are not believed before the bytes have been seen.
 ///
 /// # Errors
 /// When the input is not a trace of this content and version, or is damaged other than by being
 /// cut.
-pub fn read<R: Row>(mut input: impl Read) -> Result<Loaded<R>, TraceError> {
+pub fn read_each<R: Row>(
+    mut input: impl Read,
+    mut each: impl FnMut(&mut Vec<R>),
+) -> Result<bool, TraceError> {
     let mut rows = Vec::new();
-    let Piece::Whole(first) = metadata(&mut input)? else {
-        return Ok(Loaded { rows, truncated: true });
-    };
+    let Piece::Whole(first) = metadata(&mut input)? else { return Ok(true) };
     check_schema::<R>(&message(&first)?)?;
     let schema = Arc::new(schema::<R>());
     loop {
         let metadata = match metadata(&mut input)? {
             Piece::Whole(metadata) => metadata,
-            Piece::End => return Ok(Loaded { rows, truncated: false }),
-            Piece::Cut => return Ok(Loaded { rows, truncated: true }),
+            Piece::End => return Ok(false),
+            Piece::Cut => return Ok(true),
         };
         let message = message(&metadata)?;
         match body(&mut input, &message)? {
-            Piece::Whole(body) => R::decode(&batch(&message, body, &schema)?, &mut rows)?,
-            _ => return Ok(Loaded { rows, truncated: true }),
+            Piece::Whole(body) => {
+                R::decode(&batch(&message, body, &schema)?, &mut rows)?;
+                each(&mut rows);
+                rows.clear();
+            }
+            _ => return Ok(true),
         }
     }
 }

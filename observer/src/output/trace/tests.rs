@@ -2,7 +2,10 @@ use std::io::{self, Cursor, Write};
 
 use super::*;
 use crate::clock::MonoNanos;
-use crate::model::{Event, EventKind, MmCall, ReclaimScope, Sample, Tgid, Tid};
+use crate::model::{
+    Event, EventKind, FloorChange, FloorReason, MmCall, ReclaimScope, Sample, Tgid, Tid,
+};
+use observer_ebpf::wire::RecordKind;
 
 fn event(index: u64) -> Event {
     let kinds = [
@@ -43,6 +46,12 @@ fn event(index: u64) -> Event {
         EventKind::Fork { parent_tid: Tid(1), comm: String::new() },
         EventKind::Exec { comm: "nginx".into() },
         EventKind::Exit { comm: "nginx".into() },
+        EventKind::Floor(FloorChange {
+            record: RecordKind::MmSyscall,
+            old_ns: 3_000,
+            new_ns: 24_000,
+            reason: FloorReason::Ring,
+        }),
     ];
     Event {
         end: MonoNanos(1_000_000 + index * 1_000),
@@ -87,10 +96,10 @@ fn stream<R: Row>(batches: u64, rows: u64, make: impl Fn(u64) -> R, end: bool) -
 
 #[test]
 fn every_kind_of_event_comes_back_as_it_was() {
-    let bytes = stream(3, 11, event, true);
+    let bytes = stream(3, 12, event, true);
     let loaded = read::<Event>(Cursor::new(bytes)).unwrap();
     assert!(!loaded.truncated);
-    assert_eq!(loaded.rows, (0..33).map(event).collect::<Vec<_>>());
+    assert_eq!(loaded.rows, (0..36).map(event).collect::<Vec<_>>());
 }
 
 #[test]
@@ -133,7 +142,7 @@ fn another_content_or_format_is_refused() {
         assert!(matches!(read::<Event>(Cursor::new(other)), Err(TraceError::Schema(_))));
     }
     let newer = schema::<Event>().with_metadata(
-        [(key::VERSION, "2"), (key::CONTENT, "events")]
+        [(key::VERSION, "3"), (key::CONTENT, "events")]
             .map(|(key, value)| (key.to_owned(), value.to_owned())),
     );
     let writer = arrow_ipc::writer::StreamWriter::try_new(Vec::new(), &newer).unwrap();
@@ -144,7 +153,7 @@ fn another_content_or_format_is_refused() {
 #[test]
 fn damaged_streams_never_panic_and_never_grow() {
     use rand::{RngExt, SeedableRng};
-    let whole = stream(2, 11, event, true);
+    let whole = stream(2, 12, event, true);
     let mut random = rand::rngs::StdRng::seed_from_u64(1);
     let mut refused = 0;
     for _ in 0..4_000 {
@@ -154,7 +163,7 @@ fn damaged_streams_never_panic_and_never_grow() {
             bytes[at] = random.random();
         }
         match read::<Event>(Cursor::new(&bytes)) {
-            Ok(loaded) => assert!(loaded.rows.len() <= 22),
+            Ok(loaded) => assert!(loaded.rows.len() <= 24),
             Err(_) => refused += 1,
         }
     }

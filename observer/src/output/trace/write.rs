@@ -75,10 +75,7 @@ impl<R: Row, W: Write> TraceWriter<R, W> {
 
     fn note(&mut self, written: Result<(), arrow_schema::ArrowError>) -> Result<(), TraceError> {
         self.broken |= written.is_err();
-        written.map_err(|error| match error {
-            arrow_schema::ArrowError::IoError(_, source) => TraceError::Io(source),
-            other => TraceError::Arrow(other),
-        })
+        written.map_err(TraceError::from)
     }
 
     /// Puts everything appended so far into the file.

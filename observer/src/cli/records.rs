@@ -1,0 +1,90 @@
+//! What people may say about the records: their floors, and the ring that carries them.
+
+use observer_ebpf::wire::RecordKind;
+
+use super::duration;
+use crate::probe;
+
+/// Smallest ring: a few hundred records.
+const RING_MIN_BYTES: u64 = 64 << 10;
+/// Largest ring the kernel's accounting and a 32-bit size allow with ease.
+const RING_MAX_BYTES: u64 = 1 << 30;
+
+/// Parses `runqueue=20us`: a kind of record that has a length, and its floor.
+///
+/// # Errors
+/// With what is wrong, for clap to print.
+pub(super) fn parse_floor(text: &str) -> Result<(RecordKind, u64), String> {
+    let (name, floor) = text
+        .split_once('=')
+        .ok_or_else(|| format!("{text:?} is not KIND=TIME, like runqueue=20us"))?;
+    // A floor on what has no length would hide all of it.
+    let has_length =
+        |kind: &RecordKind| probe::of_kind(*kind).is_some_and(|probe| !probe.causes.is_empty());
+    let kind = RecordKind::ALL
+        .into_iter()
+        .filter(has_length)
+        .find(|kind| kind.name() == name)
+        .ok_or_else(|| {
+            let known: Vec<&str> = RecordKind::ALL
+                .iter()
+                .filter(|kind| has_length(kind))
+                .map(|kind| kind.name())
+                .collect();
+            format!("{name:?} is no kind of record with a floor: use {}", known.join(", "))
+        })?;
+    let floor = duration::parse(floor)?;
+    Ok((kind, u64::try_from(floor.as_nanos()).unwrap_or(u64::MAX)))
+}
+
+/// Parses the size of the ring: bytes, or with K, M or G.
+///
+/// # Errors
+/// With what is wrong, for clap to print.
+pub(super) fn parse_ring_bytes(text: &str) -> Result<u32, String> {
+    let wrong = || format!("{text:?} is not a power of two between 64K and 1G, like 8M");
+    let (digits, shift) = match text.strip_suffix(['K', 'M', 'G']) {
+        None => (text, 0),
+        Some(digits) => (
+            digits,
+            match text.as_bytes()[digits.len()] {
+                b'K' => 10,
+                b'M' => 20,
+                _ => 30,
+            },
+        ),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let bytes =
+        number.checked_shl(shift).filter(|bytes| bytes >> shift == number).ok_or_else(wrong)?;
+    if !bytes.is_power_of_two() || !(RING_MIN_BYTES..=RING_MAX_BYTES).contains(&bytes) {
+        return Err(wrong());
+    }
+    u32::try_from(bytes).map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::RING_BYTES;
+
+    #[test]
+    fn floors_are_for_kinds_with_a_length() {
+        assert_eq!(parse_floor("runqueue=20us"), Ok((RecordKind::Runqueue, 20_000)));
+        assert_eq!(parse_floor("mm_syscall=0ns"), Ok((RecordKind::MmSyscall, 0)));
+        for wrong in ["runqueue", "task=1us", "socket=1us", "runqueue=5", "=1us"] {
+            assert!(parse_floor(wrong).is_err(), "{wrong}");
+        }
+        assert!(parse_floor("x=1us").unwrap_err().contains("compaction"));
+    }
+
+    #[test]
+    fn rings_are_powers_of_two_of_a_sane_size() {
+        assert_eq!(parse_ring_bytes("8M"), Ok(RING_BYTES));
+        assert_eq!(parse_ring_bytes("65536"), Ok(65_536));
+        assert_eq!(parse_ring_bytes("1G"), Ok(1 << 30));
+        for wrong in ["", "M", "3M", "32K", "2G", "-1", "18446744073709551615K", "8m"] {
+            assert!(parse_ring_bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+}

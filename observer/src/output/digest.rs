@@ -1,0 +1,166 @@
+//! What the outputs for people need of a run's events, gathered while they stream by: a trace may
+//! be larger than memory should be.
+
+use std::collections::BTreeMap;
+
+use super::answer::WorstRequest;
+use crate::aggregate::CauseRecorder;
+use crate::clock::MonoNanos;
+use crate::correlate::{self, OVERLAPS_KEPT};
+use crate::model::{Cause, EndReason, Event, RunInfo, Sample, Stall};
+
+/// Columns the time is cut into: what is closer than this is one mark.
+pub(super) const COLUMNS: usize = 900;
+/// Slow requests shown one by one.
+const WORST: usize = 10;
+
+pub(super) struct Digest {
+    start_ns: u64,
+    /// Length of the time axis; 0 when there is nothing to draw.
+    length_ns: f64,
+    pub(super) recorder: CauseRecorder,
+    pub(super) lanes: BTreeMap<Cause, Vec<f64>>,
+    worst: Vec<WorstRequest>,
+    /// Overlaps below this are not kept any more, by request.
+    least_ns: Vec<u64>,
+}
+
+impl Digest {
+    /// `length_ns` is that of the time axis.
+    pub(super) fn new(run: &RunInfo, samples: &[Sample], length_ns: f64) -> Self {
+        let worst = worst_requests(run, samples);
+        Self {
+            start_ns: run.start_ns.0,
+            length_ns,
+            recorder: CauseRecorder::default(),
+            lanes: BTreeMap::new(),
+            least_ns: vec![0; worst.len()],
+            worst,
+        }
+    }
+
+    pub(super) fn add(&mut self, event: &Event) {
+        let Some(stall) = Stall::from_event(event) else { return };
+        self.recorder.record(stall.cause, event.duration_ns);
+        self.draw(&stall);
+        for (worst, least_ns) in self.worst.iter_mut().zip(&mut self.least_ns) {
+            let start = stall.start.max(worst.sample.begin());
+            let overlap_ns = stall.end.min(worst.sample.end).since(start);
+            if overlap_ns == 0 {
+                continue;
+            }
+            if worst.stalls.len() >= 2 * OVERLAPS_KEPT {
+                *least_ns = keep_longest(worst);
+            }
+            if overlap_ns > *least_ns {
+                worst.stalls.push((event.clone(), overlap_ns));
+            } else {
+                worst.omitted += 1;
+            }
+        }
+    }
+
+    fn draw(&mut self, stall: &Stall) {
+        let offset = |time: MonoNanos| time.0 as f64 - self.start_ns as f64;
+        let start = offset(stall.start).max(0.0);
+        let end = offset(stall.end).min(self.length_ns);
+        if end <= start {
+            return;
+        }
+        let width = self.length_ns / COLUMNS as f64;
+        let covered = self.lanes.entry(stall.cause).or_insert_with(|| vec![0.0; COLUMNS]);
+        let first = (start / width) as usize;
+        let last = ((end / width) as usize).min(COLUMNS - 1);
+        for (column, covered) in covered.iter_mut().enumerate().take(last + 1).skip(first) {
+            let from = start.max(column as f64 * width);
+            let to = end.min((column + 1) as f64 * width);
+            *covered += ((to - from) / width).max(0.0);
+        }
+    }
+
+    /// The slowest requests, each with its longest overlaps.
+    pub(super) fn worst(&mut self) -> Vec<WorstRequest> {
+        for worst in &mut self.worst {
+            keep_longest(worst);
+        }
+        std::mem::take(&mut self.worst)
+    }
+}
+
+/// Drops all but the longest overlaps; the shortest of those that stay, once there are as many as
+/// are kept.
+fn keep_longest(worst: &mut WorstRequest) -> u64 {
+    // Stable: among equals the earlier stays.
+    worst.stalls.sort_by_key(|(_, overlap_ns)| std::cmp::Reverse(*overlap_ns));
+    worst.omitted += worst.stalls.len().saturating_sub(OVERLAPS_KEPT) as u64;
+    worst.stalls.truncate(OVERLAPS_KEPT);
+    let shortest = worst.stalls.last().map_or(0, |(_, overlap_ns)| *overlap_ns);
+    if worst.stalls.len() < OVERLAPS_KEPT { 0 } else { shortest }
+}
+
+/// The slowest requests that the probes watched from begin to end.
+fn worst_requests(run: &RunInfo, samples: &[Sample]) -> Vec<WorstRequest> {
+    let end = if run.end_reason == EndReason::Running { MonoNanos(u64::MAX) } else { run.end_ns };
+    let watched: Vec<Sample> = samples
+        .iter()
+        .filter(|sample| sample.begin() >= run.start_ns && sample.end <= end)
+        .cloned()
+        .collect();
+    correlate::worst_requests(&watched, &[], WORST)
+        .into_iter()
+        .map(|worst| WorstRequest {
+            sample: watched[worst.sample].clone(),
+            stalls: Vec::new(),
+            omitted: 0,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{EventKind, Tgid, Tid};
+    use crate::output::example;
+
+    #[test]
+    fn the_longest_overlaps_of_a_stream_are_those_of_the_whole() {
+        let run = RunInfo { start_ns: MonoNanos(0), end_ns: MonoNanos(1 << 40), ..example::run() };
+        let sample = |start: u64, end: u64| Sample {
+            intended_start: None,
+            start: MonoNanos(start),
+            end: MonoNanos(end),
+            precision_ns: 1,
+            status: Some(200),
+            ok: true,
+            error: None,
+            seq: None,
+        };
+        let samples = [sample(0, 50_000), sample(20_000, 90_000), sample(5, 10)];
+        // Lengths that come again and again, in no order.
+        let events: Vec<Event> = (0..1_000u64)
+            .map(|index| Event {
+                end: MonoNanos(index * 90 + 1 + index * 7_919 % 61),
+                duration_ns: index * 7_919 % 61,
+                tid: Tid(1),
+                tgid: Tgid(1),
+                cpu: 0,
+                kind: EventKind::Fault { major: false, kernel_mode: false, address: index },
+            })
+            .collect();
+        let mut digest = Digest::new(&run, &samples, 1e6);
+        events.iter().for_each(|event| digest.add(event));
+        let stalls: Vec<Stall> = events.iter().filter_map(Stall::from_event).collect();
+        let whole = correlate::worst_requests(&samples, &stalls, WORST);
+        let streamed = digest.worst();
+        assert_eq!(streamed.len(), whole.len());
+        for (streamed, whole) in streamed.iter().zip(&whole) {
+            assert_eq!(streamed.sample, samples[whole.sample]);
+            assert_eq!(streamed.omitted, whole.omitted);
+            let lengths: Vec<u64> = streamed.stalls.iter().map(|(_, ns)| *ns).collect();
+            let expected: Vec<u64> = whole.overlaps.iter().map(|stall| stall.overlap_ns).collect();
+            assert_eq!(lengths, expected);
+        }
+        assert_eq!(digest.recorder.count(Cause::FaultMinor), 1_000);
+        assert!(digest.lanes[&Cause::FaultMinor].iter().sum::<f64>() > 0.0);
+    }
+}

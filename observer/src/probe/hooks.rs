@@ -1,0 +1,125 @@
+//! How programs get into the kernel: hooks, programs, and tiers made of them.
+
+/// How a program gets into the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    /// Entry of this kernel function, through a BPF trampoline.
+    Fentry(&'static str),
+    /// Return of this kernel function, through a BPF trampoline.
+    Fexit(&'static str),
+    /// BTF-typed raw tracepoint of this name, with at least so many arguments.
+    TpBtf(&'static str, usize),
+    /// Raw tracepoint of this name, with at least so many arguments.
+    RawTracepoint(&'static str, usize),
+    /// Entry of these kernel functions, through a breakpoint or ftrace.
+    Kprobe(&'static [&'static str]),
+    /// Return of these kernel functions, by the same.
+    Kretprobe(&'static [&'static str]),
+    /// Classic tracepoints `syscalls:PREFIX_CALL`, one for each call this kernel has: how people
+    /// are told, the prefix, the calls.
+    Syscalls(&'static str, &'static str, &'static [&'static str]),
+    /// Software perf event `PERF_COUNT_SW_PAGE_FAULTS_MIN`, period 1, every CPU.
+    PerfMinorFaults,
+    /// Software perf event `PERF_COUNT_SW_PAGE_FAULTS_MAJ`, period 1, every CPU.
+    PerfMajorFaults,
+    /// cgroup hook `BPF_CGROUP_INET_SOCK_CREATE` at the root of cgroup v2.
+    CgroupSockCreate,
+    /// cgroup hook `BPF_CGROUP_INET_SOCK_RELEASE` at the root of cgroup v2.
+    CgroupSockRelease,
+}
+
+impl Attach {
+    /// Name of this kind of hook, for people.
+    #[must_use]
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::Fentry(_) => "fentry",
+            Self::Fexit(_) => "fexit",
+            Self::TpBtf(..) => "tp_btf",
+            Self::RawTracepoint(..) => "raw_tracepoint",
+            Self::Kprobe(_) => "kprobe",
+            Self::Kretprobe(_) => "kretprobe",
+            Self::Syscalls(..) => "tracepoint",
+            Self::PerfMinorFaults | Self::PerfMajorFaults => "perf_event",
+            Self::CgroupSockCreate | Self::CgroupSockRelease => "cgroup_sock",
+        }
+    }
+
+    /// The hook itself, for people.
+    #[must_use]
+    pub fn hook(self) -> String {
+        match self {
+            Self::Fentry(name)
+            | Self::Fexit(name)
+            | Self::TpBtf(name, _)
+            | Self::RawTracepoint(name, _)
+            | Self::Syscalls(name, ..) => name.to_owned(),
+            Self::Kprobe(names) | Self::Kretprobe(names) => names.join(", "),
+            Self::PerfMinorFaults => "PERF_COUNT_SW_PAGE_FAULTS_MIN".to_owned(),
+            Self::PerfMajorFaults => "PERF_COUNT_SW_PAGE_FAULTS_MAJ".to_owned(),
+            Self::CgroupSockCreate => "BPF_CGROUP_INET_SOCK_CREATE".to_owned(),
+            Self::CgroupSockRelease => "BPF_CGROUP_INET_SOCK_RELEASE".to_owned(),
+        }
+    }
+}
+
+/// One BPF program of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Its name in the BPF object.
+    pub name: &'static str,
+    /// How it is attached.
+    pub attach: Attach,
+    /// What is missing without it.
+    pub gives: &'static str,
+    /// The member of a struct of the kernel that makes it necessary; `None` when it always is.
+    pub only_with: Option<(&'static str, &'static str)>,
+}
+
+impl Program {
+    pub(super) const fn new(name: &'static str, attach: Attach, gives: &'static str) -> Self {
+        Self { name, attach, gives, only_with: None }
+    }
+
+    /// The same, for kernels whose struct has this member.
+    pub(super) const fn only_with(self, structure: &'static str, path: &'static str) -> Self {
+        Self { only_with: Some((structure, path)), ..self }
+    }
+}
+
+/// Something of the kernel that a tier builds on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// BTF of its own, by which the verifier types arguments.
+    OwnBtf,
+    /// BPF trampolines at kernel functions.
+    Fentry,
+    /// kprobe events.
+    Kprobe,
+    /// Perf events.
+    PerfEvents,
+    /// tracefs, through which classic tracepoints are found (mounted if need be).
+    Tracefs,
+    /// cgroup v2, mounted.
+    CgroupV2,
+    /// A tracepoint of this name.
+    Tracepoint(&'static str),
+    /// A function of this name.
+    Function(&'static str),
+    /// A member of a struct.
+    Member(&'static str, &'static str),
+}
+
+/// One way to attach a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tier {
+    /// Its name in every output and for `--tier`, unique within the probe: that of the hooks which
+    /// tell it from the others.
+    pub name: &'static str,
+    /// How it works, for people.
+    pub about: &'static str,
+    /// What the kernel must have for it.
+    pub needs: &'static [Need],
+    /// What it attaches, begins before ends. Programs that several probes name exist once.
+    pub programs: &'static [Program],
+}

@@ -1,0 +1,149 @@
+//! Which of the probes are asked for, and how they are to be attached.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::{PROBES, Tier};
+
+/// Why a probe that was left out is not there.
+pub const NOT_ASKED_FOR: &str = "not asked for";
+
+/// A choice among [`PROBES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// Bit n stands for `PROBES[n]`.
+    bits: u32,
+}
+
+impl Selection {
+    /// Every probe.
+    pub const ALL: Self = Self { bits: u32::MAX };
+
+    /// Whether the probe of this name is asked for.
+    #[must_use]
+    pub fn contains(self, name: &str) -> bool {
+        position(name).is_some_and(|bit| self.bits >> bit & 1 != 0)
+    }
+
+    /// The same with one more.
+    #[must_use]
+    pub fn with(self, name: &str) -> Self {
+        Self { bits: self.bits | position(name).map_or(0, |bit| 1 << bit) }
+    }
+}
+
+impl Default for Selection {
+    fn default() -> Self {
+        Self::ALL
+    }
+}
+
+fn position(name: &str) -> Option<usize> {
+    PROBES.iter().position(|probe| probe.name == name)
+}
+
+impl FromStr for Selection {
+    type Err = String;
+
+    /// From names with commas between them.
+    fn from_str(names: &str) -> Result<Self, String> {
+        let mut chosen = Self { bits: 0 };
+        for name in names.split(',').map(str::trim) {
+            if position(name).is_none() {
+                let known: Vec<_> = PROBES.iter().map(|probe| probe.name).collect();
+                return Err(format!("there is no probe '{name}'; known: {}", known.join(", ")));
+            }
+            chosen = chosen.with(name);
+        }
+        Ok(chosen)
+    }
+}
+
+/// One tier forced on a probe: `PROBE=NAME`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForcedTier {
+    probe: usize,
+    tier: &'static Tier,
+}
+
+impl FromStr for ForcedTier {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, tier_name) = text
+            .split_once('=')
+            .ok_or_else(|| format!("'{text}' is not PROBE=TIER, like runqueue=tp_btf"))?;
+        let probe = position(name).ok_or_else(|| {
+            let known: Vec<_> = PROBES.iter().map(|probe| probe.name).collect();
+            format!("there is no probe '{name}'; known: {}", known.join(", "))
+        })?;
+        let tiers = PROBES[probe].tiers;
+        let tier = tiers.iter().find(|tier| tier.name == tier_name).ok_or_else(|| {
+            let known: Vec<_> = tiers.iter().map(|tier| tier.name).collect();
+            format!("{name} has no tier '{tier_name}'; it has: {}", known.join(", "))
+        })?;
+        Ok(Self { probe, tier })
+    }
+}
+
+/// The tiers that are forced. Of several for one probe the last one counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ForcedTiers(Vec<ForcedTier>);
+
+impl ForcedTiers {
+    /// The tier forced on the probe of this name.
+    #[must_use]
+    pub fn of(&self, name: &str) -> Option<&'static Tier> {
+        let forced = self.0.iter().rfind(|forced| PROBES[forced.probe].name == name)?;
+        Some(forced.tier)
+    }
+}
+
+impl FromIterator<ForcedTier> for ForcedTiers {
+    fn from_iter<I: IntoIterator<Item = ForcedTier>>(forced: I) -> Self {
+        Self(forced.into_iter().collect())
+    }
+}
+
+/// What people may say about the probes.
+#[derive(Clone, Debug, Default)]
+pub struct ProbeOptions {
+    /// The probes to attach.
+    pub selection: Selection,
+    /// How, where it is not to be the best way.
+    pub tiers: ForcedTiers,
+    /// BTF of the running kernel from a file, instead of the kernel's own.
+    pub btf: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_choose_and_unknown_ones_are_told_what_there_is() {
+        let chosen: Selection = "runqueue, fault".parse().unwrap();
+        assert!(chosen.contains("runqueue") && chosen.contains("fault"));
+        assert!(!chosen.contains("socket") && chosen.with("socket").contains("socket"));
+        assert!(PROBES.iter().all(|probe| Selection::ALL.contains(probe.name)));
+        for wrong in ["", "runqueue,", "faults"] {
+            let error = wrong.parse::<Selection>().unwrap_err();
+            assert!(PROBES.iter().all(|probe| error.contains(probe.name)), "{error}");
+        }
+    }
+
+    #[test]
+    fn tiers_are_forced_by_name_and_unknown_ones_are_told_what_there_is() {
+        let parse = |text: &str| text.parse::<ForcedTier>();
+        let forced: ForcedTiers = ["fault=perf_event", "fault=kprobe", "task=raw_tracepoint"]
+            .map(|one| parse(one).unwrap())
+            .into_iter()
+            .collect();
+        assert_eq!(forced.of("fault").unwrap().name, "kprobe");
+        assert_eq!(forced.of("task").unwrap().name, "raw_tracepoint");
+        assert_eq!(forced.of("socket"), None);
+        assert!(parse("fault").unwrap_err().contains("PROBE=TIER"));
+        assert!(parse("faults=fentry").unwrap_err().contains("runqueue"));
+        assert!(parse("fault=uprobe").unwrap_err().contains("perf_event"));
+    }
+}

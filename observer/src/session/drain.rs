@@ -1,0 +1,225 @@
+//! The thread that drains the ring: decodes records, and adapts the floors to how many there are.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use observer_ebpf::wire::{KIND_SLOTS, RecordKind};
+
+use super::EVENTS_MAX;
+use super::floor::{FloorControl, Load};
+use super::floor_log::FloorLog;
+use crate::clock::MonoNanos;
+use crate::kernel::{FloorSet, Ring};
+use crate::model::{Event, EventKind, FloorChange, Tgid, Tid};
+use crate::probe::{self, DecodeError};
+
+/// Time between two looks at the ring. The kernel side wakes the thread early past half a ring.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
+/// The same after looks that found little: the pause doubles up to here.
+const QUIET_INTERVAL: Duration = Duration::from_millis(80);
+/// The same after looks that found nothing: the pause doubles up to here. Waking up costs more than
+/// looking, and is most of what an idle run does.
+const IDLE_INTERVAL: Duration = Duration::from_millis(480);
+/// The part of the ring that is little to find.
+const LITTLE_PART: usize = 64;
+/// Events handed over at once.
+pub(super) const BATCH_EVENTS: usize = 8_192;
+/// What a record takes in the ring besides itself (`BPF_RINGBUF_HDR_SZ`).
+const RECORD_HEADER_BYTES: usize = 8;
+
+/// Progress, readable from any thread.
+#[derive(Debug, Default)]
+pub struct CaptureCounts {
+    /// Records delivered so far, by kind.
+    pub delivered: [AtomicU64; KIND_SLOTS],
+    /// Total length of the stalls among them.
+    pub recorded_ns: [AtomicU64; KIND_SLOTS],
+    /// Changes of floors, by kind.
+    pub floor_changes: [AtomicU64; KIND_SLOTS],
+    /// Times the drain thread went to sleep and woke up again.
+    pub wakeups: AtomicU64,
+    /// Everything that ended before this instant is in the trace file.
+    pub written_until_ns: AtomicU64,
+    /// Records lost so far, as told by whoever reads the kernel's counters.
+    pub lost: AtomicU64,
+}
+
+impl CaptureCounts {
+    /// Records delivered so far, all kinds.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.delivered.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// What the drain tells at its end.
+pub(super) struct Drained {
+    /// Records that could not be decoded, by reason.
+    pub(super) undecoded: BTreeMap<&'static str, u64>,
+    /// The floors.
+    pub(super) floors: FloorLog,
+}
+
+/// How the floors of a run are handled.
+pub struct Floors {
+    /// Where they are set.
+    pub set: FloorSet,
+    /// Kinds whose floor is fixed.
+    pub fixed: Vec<RecordKind>,
+    /// Size of the ring.
+    pub ring_bytes: u32,
+}
+
+pub(super) struct Drain {
+    ring: Ring,
+    counts: Arc<CaptureCounts>,
+    sender: SyncSender<Vec<Event>>,
+    floors: Floors,
+    control: FloorControl,
+    drained: Drained,
+    /// Since the last step of the control.
+    stepped: Instant,
+    records: [u64; KIND_SLOTS],
+    bytes: usize,
+    lost: u64,
+}
+
+impl Drain {
+    pub(super) fn new(
+        ring: Ring,
+        counts: Arc<CaptureCounts>,
+        sender: SyncSender<Vec<Event>>,
+        floors: Floors,
+    ) -> Self {
+        let now = MonoNanos::now();
+        Self {
+            ring,
+            counts,
+            sender,
+            control: FloorControl::new(now.0, &floors.fixed),
+            drained: Drained {
+                undecoded: BTreeMap::new(),
+                floors: FloorLog::new(now, &floors.set),
+            },
+            floors,
+            stepped: Instant::now(),
+            records: [0; KIND_SLOTS],
+            bytes: 0,
+            lost: 0,
+        }
+    }
+
+    /// Drains until `stop` is raised, and then what is left.
+    pub(super) fn run(mut self, stop: &AtomicBool) -> Drained {
+        let mut pause = DRAIN_INTERVAL;
+        loop {
+            // Read before draining: what was submitted before the stop is then drained for sure.
+            let last = stop.load(Ordering::Relaxed);
+            let mut found_bytes = 0;
+            loop {
+                let before = self.bytes;
+                let (count, batch) = self.take_batch();
+                found_bytes += self.bytes - before;
+                // Only fails when the other thread died; its join reports that.
+                if !batch.is_empty() && self.sender.send(batch).is_err() {
+                    return self.drained;
+                }
+                if self.stepped.elapsed() >= DRAIN_INTERVAL && !last && !self.adapt() {
+                    return self.drained;
+                }
+                if count < BATCH_EVENTS {
+                    break;
+                }
+            }
+            if last {
+                return self.drained;
+            }
+            pause = self.pause_after(pause, found_bytes);
+            self.ring.wait(pause);
+            self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The pause behind one, after so much was found.
+    fn pause_after(&self, pause: Duration, found_bytes: usize) -> Duration {
+        let little = self.floors.ring_bytes as usize / LITTLE_PART;
+        match found_bytes {
+            0 => (pause * 2).min(IDLE_INTERVAL),
+            bytes if bytes < little => (pause * 2).min(QUIET_INTERVAL),
+            _ => DRAIN_INTERVAL,
+        }
+    }
+
+    /// Decodes up to a batch of records; how many there were, and the events.
+    fn take_batch(&mut self) -> (usize, Vec<Event>) {
+        let Self { ring, drained, bytes, .. } = self;
+        let mut batch = Vec::new();
+        let mut recorded = [(0, 0); KIND_SLOTS];
+        let count = ring.drain(BATCH_EVENTS, |record| {
+            *bytes += record.len().next_multiple_of(8) + RECORD_HEADER_BYTES;
+            match probe::decode(record) {
+                Ok(event) => {
+                    if let Some(kind) = event.kind.record() {
+                        let (count, sum_ns) = &mut recorded[kind as usize];
+                        *count += 1;
+                        *sum_ns += event.duration_ns;
+                    }
+                    batch.push(event);
+                }
+                Err(error) => *drained.undecoded.entry(reason(error)).or_insert(0) += 1,
+            }
+        });
+        for (kind, (count, sum_ns)) in recorded.into_iter().enumerate() {
+            if count > 0 {
+                self.records[kind] += count;
+                self.counts.delivered[kind].fetch_add(count, Ordering::Relaxed);
+                self.counts.recorded_ns[kind].fetch_add(sum_ns, Ordering::Relaxed);
+            }
+        }
+        (count, batch)
+    }
+
+    /// One step of the control; `false` when nobody takes events any more.
+    fn adapt(&mut self) -> bool {
+        let elapsed = self.stepped.elapsed();
+        self.stepped = Instant::now();
+        let lost = self.counts.lost.load(Ordering::Relaxed);
+        // A drain that was held up itself says nothing of how fast the ring fills.
+        let intervals = elapsed.as_secs_f64() / DRAIN_INTERVAL.as_secs_f64();
+        let load = Load {
+            now_ns: MonoNanos::now().0,
+            records: std::mem::take(&mut self.records),
+            lost: lost - self.lost,
+            ring_share: self.bytes as f64 / intervals / f64::from(self.floors.ring_bytes),
+            room: EVENTS_MAX.saturating_sub(self.counts.events()),
+        };
+        (self.lost, self.bytes) = (lost, 0);
+        let changes = self.control.step(&load);
+        if changes.is_empty() {
+            return true;
+        }
+        let now = MonoNanos::now();
+        for change in &changes {
+            self.floors.set.set(change.record, change.new_ns);
+            self.counts.floor_changes[change.record as usize].fetch_add(1, Ordering::Relaxed);
+            self.drained.floors.note(now, change);
+        }
+        self.sender.send(changes.into_iter().map(|change| event(now, change)).collect()).is_ok()
+    }
+}
+
+const fn event(at: MonoNanos, change: FloorChange) -> Event {
+    let kind = EventKind::Floor(change);
+    Event { end: at, duration_ns: 0, tid: Tid(0), tgid: Tgid(0), cpu: 0, kind }
+}
+
+const fn reason(error: DecodeError) -> &'static str {
+    match error {
+        DecodeError::Short => "record_short",
+        DecodeError::UnknownKind => "record_unknown_kind",
+        DecodeError::BadField => "record_bad_field",
+    }
+}

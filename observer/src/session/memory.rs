@@ -1,0 +1,45 @@
+//! The most memory user space may come to use. Everything that grows with a run is bounded, and
+//! what does not fit is counted.
+
+use crate::loadgen::{MAX_ERROR_BYTES, MAX_SAMPLES, RawRow};
+use crate::model::{Event, Sample, Stall};
+
+use super::capture::BATCHES;
+use super::drain::BATCH_EVENTS;
+use super::{ANCHORS_MAX, EVENTS_MAX, NAMES_MAX};
+use crate::clock::Anchor;
+
+/// The program, the kernel's BTF, the BPF object while it is loaded, stacks, and what the allocator
+/// holds on to.
+const FIXED_BYTES: usize = 96 << 20;
+/// Heap behind an event: a command name.
+const EVENT_HEAP_BYTES: usize = 32;
+/// A name with its node in the table.
+const NAME_BYTES: usize = 96;
+/// Working out the answer takes this per stall beside the stall itself: the stall clipped (24),
+/// its pieces (32), and the timelines twice (64).
+const ANALYSIS_BYTES: usize = 120;
+
+/// Bytes, at most.
+#[must_use]
+pub fn resident_bound_bytes() -> u64 {
+    let batches = (BATCHES + 2) * BATCH_EVENTS * (size_of::<Event>() + EVENT_HEAP_BYTES);
+    let stalls = EVENTS_MAX as usize * (size_of::<Stall>() + ANALYSIS_BYTES);
+    // As rows while they are read, and as samples besides while they are aligned; a failed one
+    // with its error.
+    let row = size_of::<RawRow>() + size_of::<Sample>() + MAX_ERROR_BYTES;
+    let samples = MAX_SAMPLES * row;
+    let small = ANCHORS_MAX * size_of::<Anchor>() + NAMES_MAX * NAME_BYTES;
+    (FIXED_BYTES + batches + stalls + samples + small) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_is_one_people_can_afford() {
+        let bytes = resident_bound_bytes();
+        assert!((1 << 30..3 << 30).contains(&bytes), "{bytes}");
+    }
+}

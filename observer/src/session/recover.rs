@@ -1,0 +1,135 @@
+//! The answer of a run that did not come to its end: worked out from what its streams hold.
+//!
+//! `run.json` is written anew every few seconds meanwhile; its `end_ns` is the instant up to which
+//! everything was in the streams, and its loss is that of the same time. Only that part is used.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use super::finish::quality;
+use super::floor_log::kinds_with_floor;
+use crate::aggregate::CauseRecorder;
+use crate::clock::MonoNanos;
+use crate::correlate::{Evidence, analyse};
+use crate::error::Result;
+use crate::loadgen::{Ingest, IngestError, Ingested, RelAnchor, SamplesSpec, Window};
+use crate::model::{
+    Cause, EventKind, FloorSummary, Outcome, RunInfo, SUMMARY_SCHEMA, Sample, SelfSummary,
+    SlowSpec, Stall, Summary, files,
+};
+use crate::output::rundir::RunDir;
+
+/// What could be worked out.
+pub struct Recovered {
+    /// The answer. Without distributions: those were in the kernel.
+    pub summary: Summary,
+    /// The requests, on the kernel's clock.
+    pub samples: Vec<Sample>,
+}
+
+/// Works the answer out; `None` when the run ended before anything was known to be whole.
+///
+/// # Errors
+/// When a stream is there and cannot be read.
+pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Option<Recovered>> {
+    if info.end_ns <= info.start_ns {
+        return Ok(None);
+    }
+    let mut stalls = Vec::new();
+    let mut recorder = CauseRecorder::default();
+    let mut floors: BTreeMap<String, FloorSummary> = kinds_with_floor()
+        .filter_map(|kind| {
+            let floor_ns = *info.floors_ns.get(kind.name())?;
+            let floor = FloorSummary::new(info.start_ns, floor_ns);
+            Some((kind.name().to_owned(), floor))
+        })
+        .collect();
+    directory.each_event(|events| {
+        for event in events {
+            if event.end > info.end_ns {
+                continue;
+            }
+            recorder.record_event(event);
+            stalls.extend(Stall::from_event(event));
+            if let EventKind::Floor(change) = &event.kind
+                && let Some(floor) = floors.get_mut(change.record.name())
+            {
+                floor.note(event.end, change);
+            }
+        }
+    })?;
+    floors.values_mut().for_each(|floor| floor.pass(info.end_ns));
+    let ingested = samples(directory, info)?;
+    let (ingested, problem) = match ingested {
+        None => (None, None),
+        Some(Ok(ingested)) => (Some(ingested), None),
+        Some(Err(error)) => (None, Some(error)),
+    };
+    let evidence = Evidence {
+        window: (info.start_ns, info.end_ns),
+        samples: ingested.as_ref().map_or(&[], |ingested| &ingested.samples),
+        stalls: &stalls,
+        slow,
+        quality: quality(info, ingested.as_ref(), 0.0),
+    };
+    let mut analysis = analyse(&evidence);
+    let reasons = &mut analysis.verdict.reasons;
+    if floors.values().any(|floor| floor.raised_for_ns > 0) {
+        analysis.verdict.outcome = Outcome::Inconclusive;
+        analysis.verdict.top_cause = None;
+        reasons.insert(0, "floors were raised, and what they hid died with the run".to_owned());
+    }
+    if let Some(error) = problem {
+        reasons.insert(0, format!("the samples could not be used: {error}"));
+    }
+    reasons.push(format!(
+        "the run did not come to its end: this is worked out from what it had written of its \
+         first {:.1} s",
+        info.end_ns.since(info.start_ns) as f64 / 1e9
+    ));
+    for cause in &mut analysis.causes {
+        if Cause::STALLS.contains(&cause.cause) {
+            cause.stalls = recorder.count(cause.cause);
+        }
+    }
+    let summary = Summary {
+        schema: SUMMARY_SCHEMA,
+        verdict: analysis.verdict,
+        samples: analysis.samples,
+        causes: analysis.causes,
+        probes: BTreeMap::new(),
+        loss: info.loss.clone(),
+        records: BTreeMap::new(),
+        floors,
+        observer: SelfSummary::default(),
+    };
+    let samples = ingested.map(|ingested| ingested.samples).unwrap_or_default();
+    Ok(Some(Recovered { summary, samples }))
+}
+
+/// The generator's output as it was kept, read again.
+fn samples(
+    directory: &RunDir,
+    info: &RunInfo,
+) -> Result<Option<std::result::Result<Ingested, IngestError>>> {
+    let spec = info.samples_format.as_deref().and_then(|text| text.parse::<SamplesSpec>().ok());
+    let Some(spec) = spec else { return Ok(None) };
+    let Some(mut file) = directory.open_raw(files::LOADGEN_OUT)? else { return Ok(None) };
+    let mut ingest = Ingest::new(spec.adapter);
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => ingest.feed(&buffer[..length]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Ok(Some(Err(IngestError::Unreadable(error.to_string())))),
+        }
+    }
+    if ingest.bytes() == 0 {
+        return Ok(None);
+    }
+    // The generator outlived the run, and its later requests were not watched.
+    let window = Window { start: info.start_ns, end: MonoNanos(info.end_ns.0) };
+    let seen = RelAnchor { spawned: None, first_connect: None, first_accept: None, exited: None };
+    Ok(Some(ingest.finish(&info.anchors, window, &seen)))
+}
