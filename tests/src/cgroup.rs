@@ -1,4 +1,4 @@
-//! A memory cgroup of one's own, in whichever hierarchy limits memory on this host.
+//! Cgroups of one's own, in whichever hierarchy limits memory or processor time on this host.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -9,11 +9,12 @@ use observer::clock::MonoNanos;
 use observer::host::cgroups::Cgroups;
 
 use crate::Result;
+use crate::books::{Flat, Pressure};
 
 /// A memory cgroup, removed when dropped (its processes must be gone by then).
 #[derive(Debug)]
 pub struct MemoryCgroup {
-    directory: PathBuf,
+    group: Group,
     unified: bool,
 }
 
@@ -36,20 +37,13 @@ impl MemoryCgroup {
         let Some(hierarchy) = cgroups.memory() else {
             return Err("no cgroup file system is mounted: mount one and try again".into());
         };
-        if hierarchy.unified {
-            let control = hierarchy.mount_point.join("cgroup.subtree_control");
-            fs::write(&control, "+memory").map_err(|error| {
-                format!("cannot give cgroups a memory controller: {}: {error}", control.display())
-            })?;
-        }
-        let directory = hierarchy.mount_point.join(name);
-        fs::create_dir(&directory)
-            .map_err(|error| format!("cannot make cgroup {}: {error}", directory.display()))?;
-        let made = Self { directory, unified: hierarchy.unified };
+        let unified = hierarchy.unified;
+        let group = Group::controlled(&hierarchy.mount_point, unified, "memory", name)?;
+        let made = Self { group, unified };
         if !made.unified {
             // A squeeze that goes too far makes the service wait instead of killing it; the
             // schedule ends each squeeze.
-            made.write("memory.oom_control", "1")?;
+            made.group.write("memory.oom_control", "1")?;
         }
         Ok(made)
     }
@@ -57,7 +51,7 @@ impl MemoryCgroup {
     /// Where it is.
     #[must_use]
     pub fn directory(&self) -> &Path {
-        &self.directory
+        &self.group.directory
     }
 
     /// Version of its hierarchy, 1 or 2.
@@ -66,28 +60,27 @@ impl MemoryCgroup {
         if self.unified { 2 } else { 1 }
     }
 
-    fn write(&self, file: &str, text: &str) -> Result<()> {
-        let path = self.directory.join(file);
-        fs::write(&path, text)
-            .map_err(|error| format!("cannot write {text} to {}: {error}", path.display()))
-    }
-
-    fn read(&self, file: &str) -> Result<String> {
-        let path = self.directory.join(file);
-        fs::read_to_string(&path)
-            .map_err(|error| format!("cannot read {}: {error}", path.display()))
-    }
-
     /// The file through which a process that writes `0` to it enters.
     ///
     /// # Errors
     /// When it cannot be opened.
     pub fn entrance(&self) -> Result<File> {
-        let path = self.directory.join("cgroup.procs");
-        OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .map_err(|error| format!("cannot open {}: {error}", path.display()))
+        self.group.entrance()
+    }
+
+    /// `memory.stat`. What the kernel adds up lazily may be late by [`Self::late_events`].
+    ///
+    /// # Errors
+    /// When the kernel's file is unreadable.
+    pub fn stat(&self) -> Result<Flat> {
+        self.group.flat("memory.stat")
+    }
+
+    /// Events that `memory.stat` may not show yet: `MEMCG_CHARGE_BATCH` per CPU
+    /// (`memcg_vmstats_needs_flush`, mm/memcontrol.c).
+    #[must_use]
+    pub fn late_events() -> u64 {
+        64 * std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64)
     }
 
     /// Bytes charged to it.
@@ -96,7 +89,7 @@ impl MemoryCgroup {
     /// When the kernel's file is unreadable.
     pub fn usage_bytes(&self) -> Result<u64> {
         let file = if self.unified { "memory.current" } else { "memory.usage_in_bytes" };
-        let text = self.read(file)?;
+        let text = self.group.read(file)?;
         text.trim().parse().map_err(|_| format!("{file} of the cgroup holds no number: {text:?}"))
     }
 
@@ -106,10 +99,10 @@ impl MemoryCgroup {
     /// When the kernel refuses (version 1 does when it cannot reclaim down to it).
     pub fn limit(&self, bytes: Option<u64>) -> Result<()> {
         match (self.unified, bytes) {
-            (true, Some(bytes)) => self.write("memory.max", &bytes.to_string()),
-            (true, None) => self.write("memory.max", "max"),
-            (false, Some(bytes)) => self.write("memory.limit_in_bytes", &bytes.to_string()),
-            (false, None) => self.write("memory.limit_in_bytes", "-1"),
+            (true, Some(bytes)) => self.group.write("memory.max", &bytes.to_string()),
+            (true, None) => self.group.write("memory.max", "max"),
+            (false, Some(bytes)) => self.group.write("memory.limit_in_bytes", &bytes.to_string()),
+            (false, None) => self.group.write("memory.limit_in_bytes", "-1"),
         }
     }
 
@@ -142,7 +135,7 @@ impl MemoryCgroup {
     /// When the kernel's file is unreadable.
     pub fn oom_kills(&self) -> Result<u64> {
         let file = if self.unified { "memory.events" } else { "memory.oom_control" };
-        let text = self.read(file)?;
+        let text = self.group.read(file)?;
         text.lines()
             .find_map(|line| line.strip_prefix("oom_kill "))
             .and_then(|count| count.trim().parse().ok())
@@ -150,7 +143,60 @@ impl MemoryCgroup {
     }
 }
 
-impl Drop for MemoryCgroup {
+/// A directory of a hierarchy, removed when dropped.
+#[derive(Debug)]
+struct Group {
+    directory: PathBuf,
+}
+
+impl Group {
+    fn create(mount_point: &Path, name: &str) -> Result<Self> {
+        let directory = mount_point.join(name);
+        fs::create_dir(&directory)
+            .map_err(|error| format!("cannot make cgroup {}: {error}", directory.display()))?;
+        Ok(Self { directory })
+    }
+
+    /// As [`Self::create`], where a controller of version 2 has to be handed down first.
+    fn controlled(mount_point: &Path, unified: bool, controller: &str, name: &str) -> Result<Self> {
+        if unified {
+            let control = mount_point.join("cgroup.subtree_control");
+            fs::write(&control, format!("+{controller}")).map_err(|error| {
+                format!(
+                    "cannot give cgroups the {controller} controller: {}: {error}",
+                    control.display()
+                )
+            })?;
+        }
+        Self::create(mount_point, name)
+    }
+
+    fn write(&self, file: &str, text: &str) -> Result<()> {
+        let path = self.directory.join(file);
+        fs::write(&path, text)
+            .map_err(|error| format!("cannot write {text} to {}: {error}", path.display()))
+    }
+
+    fn read(&self, file: &str) -> Result<String> {
+        let path = self.directory.join(file);
+        fs::read_to_string(&path)
+            .map_err(|error| format!("cannot read {}: {error}", path.display()))
+    }
+
+    fn flat(&self, file: &str) -> Result<Flat> {
+        Flat::read(&self.directory.join(file))
+    }
+
+    fn entrance(&self) -> Result<File> {
+        let path = self.directory.join("cgroup.procs");
+        OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .map_err(|error| format!("cannot open {}: {error}", path.display()))
+    }
+}
+
+impl Drop for Group {
     fn drop(&mut self) {
         // A process that was just waited for may still be listed for an instant.
         for _ in 0..100 {
@@ -161,5 +207,125 @@ impl Drop for MemoryCgroup {
             }
         }
         eprintln!("cgroup {} is still in use and was left behind", self.directory.display());
+    }
+}
+
+/// A cgroup of version 2, for the books that need no controller: `cpu.stat` and pressure. Removed
+/// when dropped.
+#[derive(Debug)]
+pub struct UnifiedCgroup {
+    group: Group,
+}
+
+impl UnifiedCgroup {
+    /// Makes `NAME` at the top of the hierarchy.
+    ///
+    /// # Errors
+    /// When version 2 is not mounted, or the cgroup cannot be made.
+    pub fn create(name: &str) -> Result<Self> {
+        let cgroups = Cgroups::read();
+        let Some(mount_point) = cgroups.unified_mount_point() else {
+            return Err("cgroup version 2 is not mounted".into());
+        };
+        Ok(Self { group: Group::create(mount_point, name)? })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.group.directory
+    }
+
+    /// The file through which a process that writes `0` to it enters.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn entrance(&self) -> Result<File> {
+        self.group.entrance()
+    }
+
+    /// `cpu.stat`.
+    ///
+    /// # Errors
+    /// When the kernel's file is unreadable.
+    pub fn cpu_stat(&self) -> Result<Flat> {
+        self.group.flat("cpu.stat")
+    }
+
+    /// `cpu.pressure` or `memory.pressure`.
+    ///
+    /// # Errors
+    /// When the kernel keeps none.
+    pub fn pressure(&self, resource: &str) -> Result<Pressure> {
+        Pressure::read(&self.group.directory.join(format!("{resource}.pressure")))
+    }
+}
+
+/// A cgroup whose processor time can be limited. Removed when dropped.
+#[derive(Debug)]
+pub struct CpuCgroup {
+    group: Group,
+    unified: bool,
+}
+
+impl CpuCgroup {
+    /// Makes `NAME` at the top of the hierarchy that has the `cpu` controller.
+    ///
+    /// # Errors
+    /// When none has it, or the cgroup cannot be made.
+    pub fn create(name: &str) -> Result<Self> {
+        let (mount_point, unified) = Self::hierarchy()?;
+        Ok(Self { group: Group::controlled(&mount_point, unified, "cpu", name)?, unified })
+    }
+
+    /// Where the controller is, and whether that is version 2.
+    fn hierarchy() -> Result<(PathBuf, bool)> {
+        if let Some(mount_point) = Cgroups::read().unified_mount_point()
+            && fs::read_to_string(mount_point.join("cgroup.controllers"))
+                .is_ok_and(|controllers| controllers.split_whitespace().any(|name| name == "cpu"))
+        {
+            return Ok((mount_point.to_owned(), true));
+        }
+        let mounts = fs::read_to_string("/proc/self/mounts")
+            .map_err(|error| format!("cannot read /proc/self/mounts: {error}"))?;
+        let controls_cpu = |line: &str| {
+            let fields: Vec<&str> = line.split(' ').collect();
+            let [_, mount_point, "cgroup", options, ..] = fields[..] else { return None };
+            options.split(',').any(|option| option == "cpu").then(|| PathBuf::from(mount_point))
+        };
+        let version_1 = mounts.lines().find_map(controls_cpu);
+        version_1.map(|directory| (directory, false)).ok_or("no cpu controller".into())
+    }
+
+    /// The file through which a process that writes `0` to it enters.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn entrance(&self) -> Result<File> {
+        self.group.entrance()
+    }
+
+    /// So much processor time in each period, for all processes together.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn limit(&self, quota_us: u64, period_us: u64) -> Result<()> {
+        if self.unified {
+            return self.group.write("cpu.max", &format!("{quota_us} {period_us}"));
+        }
+        self.group.write("cpu.cfs_period_us", &period_us.to_string())?;
+        self.group.write("cpu.cfs_quota_us", &quota_us.to_string())
+    }
+
+    /// Time its run queues were throttled, summed over CPUs, nanoseconds.
+    ///
+    /// # Errors
+    /// When the kernel's file is unreadable or does not say.
+    pub fn throttled_ns(&self) -> Result<u64> {
+        let stat = self.group.flat("cpu.stat")?;
+        let microseconds = stat.get("throttled_usec").map(|us| us * 1000);
+        microseconds.or_else(|| stat.get("throttled_time")).ok_or_else(|| {
+            format!("cpu.stat of {} tells of no throttling", self.group.directory.display())
+        })
     }
 }

@@ -2,16 +2,22 @@
 //! schedule, running observer on them, and reading the kernel's own books.
 
 pub mod books;
+pub mod bpf;
 pub mod cgroup;
+pub mod clone;
 pub mod command;
+pub mod daemon;
+pub mod exact;
 pub mod http;
 pub mod mapping;
 pub mod poll;
 pub mod privileged;
 pub mod process;
+pub mod results;
 pub mod scenario;
 pub mod schedule;
 pub mod taskstats;
+pub mod trial;
 pub mod watch;
 
 /// What failed, on what, in one line.

@@ -13,7 +13,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::Result;
-use crate::cgroup::MemoryCgroup;
+use crate::cgroup::{CpuCgroup, MemoryCgroup, UnifiedCgroup};
+
+/// Names the directory of the programs where it is not the one cargo built into.
+pub const BIN_DIR: &str = "OBSERVER_BIN_DIR";
 
 /// The programs of this workspace, all built into one directory.
 #[derive(Clone, Debug)]
@@ -27,10 +30,12 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// The programs beside `sibling`.
+    /// The programs beside `sibling`, or where [`BIN_DIR`] says: on a host that did not build
+    /// them.
     #[must_use]
     pub fn beside(sibling: &Path) -> Self {
-        let directory = sibling.parent().unwrap_or(Path::new("."));
+        let named = std::env::var_os(BIN_DIR).map(PathBuf::from);
+        let directory = named.as_deref().or(sibling.parent()).unwrap_or(Path::new("."));
         Self {
             observer: directory.join("observer"),
             service: directory.join("observer-service"),
@@ -44,6 +49,10 @@ impl Programs {
 pub struct Placement<'a> {
     /// Its memory cgroup.
     pub cgroup: Option<&'a MemoryCgroup>,
+    /// Its cgroup of version 2; where that hierarchy has the memory controller, one of the two.
+    pub unified: Option<&'a UnifiedCgroup>,
+    /// The cgroup that limits its processor time.
+    pub throttled: Option<&'a CpuCgroup>,
     /// The only CPU it may use.
     pub cpu: Option<u32>,
     /// Its nice value, from -20 (first) to 19 (last).
@@ -65,7 +74,9 @@ impl Running {
     /// When it cannot be started or placed.
     pub fn start(command: &mut Command, placement: Placement<'_>) -> Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
-        let entrance: Option<File> = placement.cgroup.map(MemoryCgroup::entrance).transpose()?;
+        let memory: Option<File> = placement.cgroup.map(MemoryCgroup::entrance).transpose()?;
+        let unified: Option<File> = placement.unified.map(UnifiedCgroup::entrance).transpose()?;
+        let throttled: Option<File> = placement.throttled.map(CpuCgroup::entrance).transpose()?;
         let cpus = placement.cpu.map(|cpu| {
             let mut set = CpuSet::new();
             set.set(cpu as usize);
@@ -81,7 +92,7 @@ impl Running {
             if let Some(nice) = nice {
                 rustix::process::setpriority_process(None, nice)?;
             }
-            if let Some(entrance) = &entrance {
+            for entrance in memory.iter().chain(&unified).chain(&throttled) {
                 // "0" is the writing process itself.
                 rustix::io::write(entrance, b"0")?;
             }

@@ -255,7 +255,7 @@ pub fn play(
     // Reclaim keeps a CPU busy. One worker, and ahead of whatever else runs here: several would
     // wait for each other's CPU, and it is memory that is to be short.
     let nice = cgroup.as_ref().map(|_| RECLAIM_NICE);
-    let place = Placement { cgroup: cgroup.as_deref(), cpu, nice };
+    let place = Placement { cgroup: cgroup.as_deref(), cpu, nice, ..Placement::default() };
     let mut arguments: Vec<&OsStr> = Vec::new();
     if let Some(file) = &file {
         let fixed: [&OsStr; 3] = ["--workers".as_ref(), "1".as_ref(), "--file".as_ref()];

@@ -1,20 +1,24 @@
 //! Delay accounting through the kernel's TASKSTATS netlink interface
 //! (Documentation/accounting/taskstats.rst).
 
-use std::fs;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use crate::Result;
 
 const DELAY_ACCOUNTING: &str = "/proc/sys/kernel/task_delayacct";
 
-/// Delay accounting switched on; put back as it was when dropped. Only tasks born while it is on
-/// have books.
+/// Delay accounting switched on; put back as it was when the last of those who asked for it, in
+/// whichever process, is dropped. Only tasks born while it is on have books.
 #[derive(Debug)]
 pub struct DelayAccounting {
-    before: String,
+    /// Locked shared while somebody wants accounting; holds what it was before the first did.
+    users: File,
 }
 
 impl DelayAccounting {
@@ -23,43 +27,135 @@ impl DelayAccounting {
     /// # Errors
     /// When the kernel has none.
     pub fn on() -> Result<Self> {
-        let before = fs::read_to_string(DELAY_ACCOUNTING)
-            .map_err(|error| format!("cannot read {DELAY_ACCOUNTING}: {error}"))?;
+        let path = std::env::temp_dir().join("observer-test-delay-accounting");
+        let failed = |error: io::Error| format!("cannot lock {}: {error}", path.display());
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let users = options.custom_flags(libc::O_NOFOLLOW).open(&path).map_err(failed)?;
+        if users.try_lock().is_ok() {
+            let before = fs::read_to_string(DELAY_ACCOUNTING)
+                .map_err(|error| format!("cannot read {DELAY_ACCOUNTING}: {error}"))?;
+            users
+                .set_len(0)
+                .and_then(|()| users.write_all_at(before.as_bytes(), 0))
+                .map_err(failed)?;
+        }
+        users.lock_shared().map_err(failed)?;
         fs::write(DELAY_ACCOUNTING, "1")
             .map_err(|error| format!("cannot write {DELAY_ACCOUNTING}: {error}"))?;
-        Ok(Self { before })
+        Ok(Self { users })
     }
 }
 
 impl Drop for DelayAccounting {
     fn drop(&mut self) {
-        if let Err(error) = fs::write(DELAY_ACCOUNTING, self.before.trim()) {
-            eprintln!("cannot put {DELAY_ACCOUNTING} back to {}: {error}", self.before.trim());
+        if self.users.try_lock().is_err() {
+            return;
+        }
+        let mut before = [0u8; 8];
+        let length = self.users.read_at(&mut before, 0).unwrap_or_default();
+        let before = String::from_utf8_lossy(&before[..length]).trim().to_owned();
+        if let Err(error) = fs::write(DELAY_ACCOUNTING, &before) {
+            eprintln!("cannot put {DELAY_ACCOUNTING} back to {before}: {error}");
         }
     }
 }
 
-/// Delays of one thread since its birth.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Delays {
-    /// Times it had to reclaim memory, directly or for its memory cgroup.
-    pub reclaim_count: u64,
-    /// How long that took.
-    pub reclaim_ns: u64,
-    /// How long it waited for a CPU.
-    pub cpu_ns: u64,
+/// How often, and for how long in all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delay {
+    /// Times.
+    pub count: u64,
+    /// Their sum.
+    pub total_ns: u64,
 }
 
-/// From linux/taskstats.h, `struct taskstats`: the same since version 7 (2.6.27).
+impl Delay {
+    /// What came since `earlier`.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Self {
+        Self { count: self.count - earlier.count, total_ns: self.total_ns - earlier.total_ns }
+    }
+
+    /// The sum of two threads' delays.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self { count: self.count + other.count, total_ns: self.total_ns + other.total_ns }
+    }
+}
+
+/// The books of one thread since its birth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delays {
+    /// Waits for a CPU.
+    pub cpu: Delay,
+    /// Pages read back from swap.
+    pub swapin: Delay,
+    /// Reclaims of memory, direct or for its memory cgroup.
+    pub reclaim: Delay,
+    /// Waits for pages that were reclaimed too early.
+    pub thrashing: Delay,
+    /// Direct compactions; `None` before version 11 (Linux 5.17).
+    pub compact: Option<Delay>,
+    /// Copies of pages that were written to; `None` before version 13 (Linux 6.0).
+    pub wpcopy: Option<Delay>,
+    /// Minor faults.
+    pub minor_faults: u64,
+    /// Major faults.
+    pub major_faults: u64,
+}
+
+/// From linux/taskstats.h, `struct taskstats`: the same since version 7 (2.6.27). Version 15
+/// moved them by mistake; version 16 put them back.
 const VERSION_MIN: u16 = 7;
-const CPU_DELAY_TOTAL: usize = 24;
-const FREEPAGES_COUNT: usize = 312;
-const FREEPAGES_DELAY_TOTAL: usize = 320;
+const VERSION_MOVED: u16 = 15;
+const CPU: usize = 16;
+const SWAPIN: usize = 48;
+const MINOR_FAULTS: usize = 168;
+const MAJOR_FAULTS: usize = 176;
+const FREEPAGES: usize = 312;
+const THRASHING: usize = 328;
+const COMPACT: (u16, usize) = (11, 352);
+const WPCOPY: (u16, usize) = (13, 400);
+
+impl Delays {
+    fn parse(stats: &[u8], tid: u32) -> Result<Self> {
+        let version = stats.first_chunk::<2>().map_or(0, |bytes| u16::from_ne_bytes(*bytes));
+        if version < VERSION_MIN || version == VERSION_MOVED {
+            return Err(format!("taskstats version {version} cannot be read"));
+        }
+        let number = |offset: usize| {
+            stats
+                .get(offset..)
+                .and_then(|rest| rest.first_chunk::<8>())
+                .map(|bytes| u64::from_ne_bytes(*bytes))
+                .ok_or_else(|| format!("taskstats of thread {tid} end after {}", stats.len()))
+        };
+        let delay = |offset: usize| {
+            Ok::<_, String>(Delay { count: number(offset)?, total_ns: number(offset + 8)? })
+        };
+        let newer = |(since, offset): (u16, usize)| {
+            if version >= since { delay(offset).map(Some) } else { Ok(None) }
+        };
+        Ok(Self {
+            cpu: delay(CPU)?,
+            swapin: delay(SWAPIN)?,
+            reclaim: delay(FREEPAGES)?,
+            thrashing: delay(THRASHING)?,
+            compact: newer(COMPACT)?,
+            wpcopy: newer(WPCOPY)?,
+            minor_faults: number(MINOR_FAULTS)?,
+            major_faults: number(MAJOR_FAULTS)?,
+        })
+    }
+}
 
 /// linux/genetlink.h and linux/taskstats.h.
 const GENL_ID_CTRL: u16 = 16;
 const TASKSTATS_CMD_GET: u8 = 1;
 const TASKSTATS_CMD_ATTR_PID: u16 = 1;
+const TASKSTATS_CMD_ATTR_REGISTER_CPUMASK: u16 = 3;
+const TASKSTATS_TYPE_PID: u16 = 1;
 const TASKSTATS_TYPE_STATS: u16 = 3;
 const TASKSTATS_TYPE_AGGR_PID: u16 = 4;
 
@@ -107,33 +203,56 @@ impl Taskstats {
         let stats = attribute(&answer, TASKSTATS_TYPE_AGGR_PID)
             .and_then(|aggregate| attribute(aggregate, TASKSTATS_TYPE_STATS))
             .ok_or_else(|| format!("taskstats of thread {tid} hold no statistics"))?;
-        let version = stats.first_chunk::<2>().map_or(0, |bytes| u16::from_ne_bytes(*bytes));
-        if version < VERSION_MIN {
-            return Err(format!("taskstats version {version} is older than {VERSION_MIN}"));
+        Delays::parse(stats, tid)
+    }
+
+    /// From now on the books of every thread that ends come to this connection.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn of_the_dead() -> Result<Exits> {
+        let connection = Self::connect()?;
+        let bytes: libc::c_int = 32 << 20;
+        // SAFETY: the value is as long as said.
+        unsafe {
+            libc::setsockopt(
+                connection.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVBUFFORCE,
+                (&raw const bytes).cast(),
+                size_of_val(&bytes) as libc::socklen_t,
+            );
         }
-        let number = |offset: usize| {
-            stats
-                .get(offset..)
-                .and_then(|rest| rest.first_chunk::<8>())
-                .map(|bytes| u64::from_ne_bytes(*bytes))
-                .ok_or_else(|| format!("taskstats of thread {tid} end after {}", stats.len()))
-        };
-        Ok(Delays {
-            reclaim_count: number(FREEPAGES_COUNT)?,
-            reclaim_ns: number(FREEPAGES_DELAY_TOTAL)?,
-            cpu_ns: number(CPU_DELAY_TOTAL)?,
-        })
+        let path = "/sys/devices/system/cpu/possible";
+        let cpus =
+            fs::read_to_string(path).map_err(|error| format!("cannot read {path}: {error}"))?;
+        let mut mask = cpus.trim().as_bytes().to_vec();
+        mask.push(0);
+        let acknowledge = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
+        connection.send(
+            TASKSTATS_CMD_GET,
+            TASKSTATS_CMD_ATTR_REGISTER_CPUMASK,
+            &mask,
+            acknowledge,
+        )?;
+        connection.receive(0)?;
+        Ok(Exits { connection, seen: RefCell::default() })
     }
 
     /// Sends one command with one attribute; returns the attributes of the answer.
     fn ask(&self, command: u8, name: u16, value: &[u8]) -> Result<Vec<u8>> {
+        self.send(command, name, value, libc::NLM_F_REQUEST as u16)?;
+        self.receive(0)?.ok_or_else(|| "the kernel does not answer for taskstats".to_owned())
+    }
+
+    fn send(&self, command: u8, name: u16, value: &[u8], flags: u16) -> Result<()> {
         let attribute_bytes = 4 + value.len();
         let length = HEADERS_BYTES + attribute_bytes.next_multiple_of(4);
         let mut message = Vec::with_capacity(length);
         // struct nlmsghdr: length, type, flags, sequence number, port.
         message.extend((length as u32).to_ne_bytes());
         message.extend(self.family.to_ne_bytes());
-        message.extend((libc::NLM_F_REQUEST as u16).to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
         message.extend([0u8; 8]);
         // struct genlmsghdr: command, version, reserved.
         message.extend([command, 1, 0, 0]);
@@ -149,23 +268,65 @@ impl Taskstats {
         if sent < 0 {
             return Err(format!("cannot ask the kernel for taskstats: {}", last_error()));
         }
+        Ok(())
+    }
+
+    /// The attributes of one message; `None` when there is none to come (with `MSG_DONTWAIT`), or
+    /// none in it (an acknowledgement).
+    fn receive(&self, flags: libc::c_int) -> Result<Option<Vec<u8>>> {
         let mut answer = vec![0u8; 8192];
-        // SAFETY: as above.
+        // SAFETY: the buffer is as long as said.
         let received = unsafe {
-            libc::recv(self.socket.as_raw_fd(), answer.as_mut_ptr().cast(), answer.len(), 0)
+            let buffer = answer.as_mut_ptr().cast();
+            libc::recv(self.socket.as_raw_fd(), buffer, answer.len(), flags)
         };
         let Ok(received) = usize::try_from(received) else {
-            return Err(format!("the kernel does not answer for taskstats: {}", last_error()));
+            let error = last_error();
+            if error.kind() == io::ErrorKind::WouldBlock {
+                return Ok(None);
+            }
+            return Err(format!("the kernel does not answer for taskstats: {error}"));
         };
         answer.truncate(received);
         let kind = answer.get(4..6).and_then(|bytes| bytes.first_chunk::<2>());
         if kind.map(|bytes| i32::from(u16::from_ne_bytes(*bytes))) == Some(libc::NLMSG_ERROR) {
             let code = answer.get(16..).and_then(|rest| rest.first_chunk::<4>());
             let errno = code.map_or(0, |bytes| i32::from_ne_bytes(*bytes).wrapping_neg());
+            if errno == 0 {
+                return Ok(None);
+            }
             let error = io::Error::from_raw_os_error(errno);
             return Err(format!("the kernel refuses taskstats: {error}"));
         }
-        answer.get(HEADERS_BYTES..).map(<[u8]>::to_vec).ok_or_else(|| "a short answer".to_owned())
+        let attributes = answer.get(HEADERS_BYTES..).map(<[u8]>::to_vec);
+        attributes.map(Some).ok_or_else(|| "a short answer".to_owned())
+    }
+}
+
+/// The last books of threads that ended, as the kernel sends them.
+#[derive(Debug)]
+pub struct Exits {
+    connection: Taskstats,
+    seen: RefCell<BTreeMap<u32, Vec<Delays>>>,
+}
+
+impl Exits {
+    /// The books of all threads with this id that ended so far, in the order they ended.
+    ///
+    /// # Errors
+    /// When the kernel had more to say than it could keep (nobody asked for too long).
+    pub fn of(&self, tid: u32) -> Result<Vec<Delays>> {
+        while let Some(message) = self.connection.receive(libc::MSG_DONTWAIT)? {
+            let Some(aggregate) = attribute(&message, TASKSTATS_TYPE_AGGR_PID) else { continue };
+            let id = attribute(aggregate, TASKSTATS_TYPE_PID)
+                .and_then(|value| value.first_chunk::<4>())
+                .map(|bytes| u32::from_ne_bytes(*bytes));
+            let (Some(id), Some(stats)) = (id, attribute(aggregate, TASKSTATS_TYPE_STATS)) else {
+                continue;
+            };
+            self.seen.borrow_mut().entry(id).or_default().push(Delays::parse(stats, id)?);
+        }
+        Ok(self.seen.borrow().get(&tid).cloned().unwrap_or_default())
     }
 }
 

@@ -13,8 +13,9 @@ use serde_json::Value;
 use crate::Result;
 use crate::process::{Placement, Programs, Running};
 
-const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
-const END_TIMEOUT: Duration = Duration::from_secs(30);
+/// For a guest without hardware support for virtualisation; elsewhere both take a second.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(120);
+const END_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A running `observer-work`.
 #[derive(Debug)]
@@ -62,7 +63,23 @@ impl Work {
     /// # Errors
     /// When it fails.
     pub fn go(&mut self) -> Result<Value> {
-        self.stdin.write_all(b"\n").map_err(|error| format!("cannot start the work: {error}"))?;
+        self.begin()?;
+        self.counts()
+    }
+
+    /// Lets it begin, and does not wait.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn begin(&mut self) -> Result<()> {
+        self.stdin.write_all(b"\n").map_err(|error| format!("cannot start the work: {error}"))
+    }
+
+    /// Waits until it is done; returns its own counts.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn counts(&mut self) -> Result<Value> {
         let line = self.line()?;
         serde_json::from_str(&line).map_err(|_| format!("the workload says no counts: {line:?}"))
     }
@@ -105,8 +122,7 @@ impl Watch {
             .map_err(|error| format!("cannot make {}: {error}", log.display()))?;
         let mut command = Command::new(&programs.observer);
         command.arg("run").args(target).arg("--out").arg(&run).arg("--");
-        command.args(["sh", "-c", r#": > "$0"; until [ -e "$1" ]; do sleep 0.05; done"#]);
-        command.arg(&started).arg(&stop);
+        command.arg(&programs.work).arg("hold").arg(&started).arg(&stop);
         command.stdin(Stdio::null()).stdout(output.0).stderr(output.1);
         let process = Running::start(&mut command, Placement::default())?;
         let mut watch = Self { process, run, log, stop };
@@ -133,17 +149,25 @@ impl Watch {
     ///
     /// # Errors
     /// When observer fails, or lost anything: numbers of such a run are not to be compared.
-    pub fn finish(mut self) -> Result<(Summary, RunInfo)> {
+    pub fn finish(self) -> Result<(Summary, RunInfo)> {
+        let (summary, info) = self.finish_with_loss()?;
+        if summary.loss.total > 0 {
+            return Err(format!("the run lost records: {:?}", summary.loss));
+        }
+        Ok((summary, info))
+    }
+
+    /// Ends the run; reads what it left, which may be less than there was.
+    ///
+    /// # Errors
+    /// When observer fails.
+    pub fn finish_with_loss(mut self) -> Result<(Summary, RunInfo)> {
         File::create_new(&self.stop).map_err(|error| format!("cannot stop the run: {error}"))?;
         let status = self.process.wait(END_TIMEOUT)?;
         if !status.success() {
             return Err(format!("observer ended with {status}: {}", self.printed()));
         }
-        let (summary, info) = read_run(&self.run)?;
-        if summary.loss.total > 0 {
-            return Err(format!("the run lost records: {:?}", summary.loss));
-        }
-        Ok((summary, info))
+        read_run(&self.run)
     }
 }
 

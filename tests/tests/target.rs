@@ -32,7 +32,9 @@ fn sleeper(placement: Placement<'_>) -> Running {
 }
 
 fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    // The larger the host (or the slower: a guest), the longer the pause between two looks at all
+    // processes.
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !done() {
         assert!(Instant::now() < deadline, "never: {what}");
         std::thread::sleep(Duration::from_millis(10));

@@ -1,0 +1,233 @@
+//! Faults that do not end the way most do.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::thread;
+
+use observer_tests::clone::{clone_with_pid, wait_for};
+use observer_tests::mapping::{Mapping, PAGE_BYTES};
+use serde_json::json;
+
+use crate::memory::no_huge_pages;
+use crate::stage::{report, wait_for_end, wait_for_go};
+
+/// linux/userfaultfd.h.
+const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
+const UFFD_API: u64 = 0xaa;
+const UFFDIO_REGISTER_MODE_MISSING: u64 = 1;
+const UFFD_EVENT_PAGEFAULT: u64 = 0x12;
+/// `struct uffd_msg`, and where the address of a fault lies in it.
+const MESSAGE_BYTES: usize = 32;
+const MESSAGE_ADDRESS: usize = 16;
+
+fn control<const N: usize>(
+    fd: &OwnedFd,
+    request: libc::c_ulong,
+    words: [u64; N],
+) -> io::Result<()> {
+    let mut words = words;
+    // SAFETY: each request's structure is made of as many words as its number says.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), request, words.as_mut_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A mapping whose missing pages are brought by another thread.
+fn served(mapping: &Mapping) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointer.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just opened, and nobody else's.
+    let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?) };
+    control(&fd, UFFDIO_API, [UFFD_API, 0, 0])?;
+    let range = [mapping.base() as u64, mapping.length_bytes() as u64];
+    let [base, length] = range;
+    control(&fd, UFFDIO_REGISTER, [base, length, UFFDIO_REGISTER_MODE_MISSING, 0])?;
+    Ok(fd)
+}
+
+fn serve(fd: &OwnedFd, pages: usize) -> io::Result<()> {
+    let page = Box::new([7u8; PAGE_BYTES]);
+    for _ in 0..pages {
+        let mut message = [0u8; MESSAGE_BYTES];
+        rustix::io::read(fd, &mut message)?;
+        if u64::from(message[0]) != UFFD_EVENT_PAGEFAULT {
+            return Err(io::Error::other("no page fault"));
+        }
+        let address = message[MESSAGE_ADDRESS..].first_chunk::<8>().copied().unwrap_or_default();
+        let address = u64::from_ne_bytes(address) & !(PAGE_BYTES as u64 - 1);
+        control(fd, UFFDIO_COPY, [address, page.as_ptr() as u64, PAGE_BYTES as u64, 0, 0])?;
+    }
+    Ok(())
+}
+
+/// Faults that wait for another thread of this process, so that each is tried twice; then
+/// children that are killed in the middle of such a fault.
+pub(crate) fn userfault(pages: usize, killed: usize) -> io::Result<()> {
+    let mapping = Mapping::anonymous(pages * PAGE_BYTES)?;
+    no_huge_pages(&mapping)?;
+    let fd = served(&mapping)?;
+    let server = thread::Builder::new().name("server".into()).spawn(move || serve(&fd, pages))?;
+    if wait_for_go()? {
+        mapping.read_every_page();
+        server.join().map_err(|_| io::Error::other("the server panicked"))??;
+        for _ in 0..killed {
+            kill_in_fault()?;
+        }
+        report(&json!({ "retried": pages, "killed": killed }))?;
+    }
+    wait_for_end()
+}
+
+fn kill_in_fault() -> io::Result<()> {
+    let mapping = Mapping::anonymous(PAGE_BYTES)?;
+    let child = clone_with_pid(None, || {
+        // Its own userfaultfd, which nobody serves.
+        let _fd = served(&mapping);
+        mapping.read_page(0);
+    })?;
+    thread::sleep(std::time::Duration::from_millis(5));
+    // SAFETY: a child of this process that nobody waited for yet.
+    unsafe { libc::kill(child, libc::SIGKILL) };
+    wait_for(child)?;
+    Ok(())
+}
+
+static SIGNALS: AtomicU64 = AtomicU64::new(0);
+static FILE: AtomicI32 = AtomicI32::new(-1);
+
+/// Makes the page that was touched accessible.
+extern "C" fn on_segv(_signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    SIGNALS.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: the kernel's own structure; the page is one of the mapping under test.
+    unsafe {
+        let page = (*info).si_addr() as usize & !(PAGE_BYTES - 1);
+        libc::mprotect(page as *mut _, PAGE_BYTES, libc::PROT_READ | libc::PROT_WRITE);
+    }
+}
+
+/// Makes the file one page longer.
+extern "C" fn on_bus(_signal: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let pages = SIGNALS.fetch_add(1, Ordering::Relaxed) + 1;
+    // SAFETY: takes no pointer.
+    unsafe { libc::ftruncate(FILE.load(Ordering::Relaxed), (pages * PAGE_BYTES as u64) as i64) };
+}
+
+type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+
+fn handle(signal: libc::c_int, handler: Handler) {
+    SIGNALS.store(0, Ordering::Relaxed);
+    // SAFETY: the handlers make only system calls that are safe in one.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as libc::sighandler_t;
+        action.sa_flags = libc::SA_SIGINFO;
+        libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+    }
+}
+
+/// Faults that end in a signal whose handler mends the cause, and children that such a signal
+/// kills.
+pub(crate) fn bad_faults(path: &Path, rounds: usize, killed: usize) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    let mut protected = Mapping::anonymous(rounds * PAGE_BYTES)?;
+    no_huge_pages(&protected)?;
+    let beyond = Mapping::of_file(&file, rounds * PAGE_BYTES)?;
+    beyond.advise_random()?;
+    if wait_for_go()? {
+        // SAFETY: this function's own mapping.
+        unsafe {
+            libc::mprotect(protected.base(), protected.length_bytes(), libc::PROT_NONE);
+        }
+        handle(libc::SIGSEGV, on_segv);
+        protected.write_every_page();
+        let segv = SIGNALS.load(Ordering::Relaxed);
+        handle(libc::SIGBUS, on_bus);
+        FILE.store(file.as_raw_fd(), Ordering::Relaxed);
+        beyond.read_every_page();
+        let bus = SIGNALS.load(Ordering::Relaxed);
+        for _ in 0..killed {
+            let child = clone_with_pid(None, || {
+                // SAFETY: it is meant to be killed by this.
+                unsafe {
+                    libc::signal(libc::SIGSEGV, libc::SIG_DFL);
+                    std::ptr::null_mut::<u8>().wrapping_add(8).write_volatile(1);
+                }
+            })?;
+            wait_for(child)?;
+        }
+        report(&json!({ "segv": segv, "bus": bus, "killed": killed }))?;
+    }
+    wait_for_end()
+}
+
+/// Reads a file into memory that is not there yet, and maps memory at once: in a tight cgroup
+/// reclaims lie inside faults inside read(2), and inside mmap(2).
+pub(crate) fn nested(path: &Path, mib: usize, rounds: usize) -> io::Result<()> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+    const PAGES: usize = 64;
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    file.set_len((mib << 20) as u64)?;
+    let mut buffer = Mapping::anonymous(PAGES * PAGE_BYTES)?;
+    no_huge_pages(&buffer)?;
+    if wait_for_go()? {
+        for round in 0..rounds {
+            buffer.discard()?;
+            let offset = (round * PAGES * PAGE_BYTES) % (mib << 20);
+            read_over(&file, &mut buffer, offset as u64)?;
+            let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
+            // SAFETY: a mapping made here, which nobody else knows.
+            unsafe {
+                let null = std::ptr::null_mut();
+                let length = PAGES * PAGE_BYTES;
+                let base = mmap_anonymous(null, length, ProtFlags::READ | ProtFlags::WRITE, flags)?;
+                munmap(base, length)?;
+            }
+        }
+        report(&json!({ "mmap": rounds, "populated": rounds * PAGES, "read": rounds * PAGES }))?;
+    }
+    wait_for_end()
+}
+
+fn read_over(file: &File, buffer: &mut Mapping, offset: u64) -> io::Result<()> {
+    file.read_exact_at(buffer.as_mut_slice(), offset)
+}
+
+/// Two processes whose ids fall on the same slot of a table of 2^17, in the middle of calls at the
+/// same time.
+pub(crate) fn collide(rounds: usize) -> io::Result<()> {
+    const SLOTS: i32 = 1 << 17;
+    let work = || {
+        use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+        const LENGTH: usize = 128 * PAGE_BYTES;
+        let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
+        for _ in 0..rounds {
+            // SAFETY: a mapping made here, which nobody else knows.
+            let unmapped = unsafe {
+                let null = std::ptr::null_mut();
+                mmap_anonymous(null, LENGTH, ProtFlags::READ | ProtFlags::WRITE, flags)
+                    .and_then(|base| munmap(base, LENGTH))
+            };
+            if unmapped.is_err() {
+                return;
+            }
+        }
+    };
+    if wait_for_go()? {
+        let first = clone_with_pid(None, work)?;
+        let second = clone_with_pid(Some(first + SLOTS), work)?;
+        wait_for(first)?;
+        wait_for(second)?;
+        report(&json!({ "calls": 4 * rounds, "pids": [first, second] }))?;
+    }
+    wait_for_end()
+}

@@ -1,0 +1,303 @@
+//! Small workloads whose effect on the kernel's books is known to the last count.
+//!
+//! Each prints `ready`, waits for a line (so that an observer can be attached), works, prints its
+//! own counts as one line of JSON, and waits for the end of its input before it exits (so that
+//! `/proc` can still be read). Nothing is going on while it waits.
+
+mod cpu;
+mod faults;
+mod files;
+mod memory;
+mod stage;
+mod tasks;
+mod traps;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+/// Workloads whose counts are known.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    work: Work,
+}
+
+#[derive(Subcommand)]
+enum Work {
+    /// Minor faults: touches every page of a fresh mapping.
+    MinorFaults {
+        #[arg(long, default_value_t = 20_000)]
+        pages: usize,
+    },
+    /// Major faults: maps a file whose pages were dropped from the cache.
+    MajorFaults {
+        /// Made, of this many pages, on a disk.
+        #[arg(long)]
+        file: PathBuf,
+        #[arg(long, default_value_t = 500)]
+        pages: usize,
+    },
+    /// mmap, mprotect, madvise, mremap, brk and munmap.
+    MemoryCalls {
+        #[arg(long, default_value_t = 1000)]
+        rounds: usize,
+    },
+    /// TCP and UDP sockets, opened, connected, accepted; half of them closed again.
+    Sockets {
+        #[arg(long, default_value_t = 50)]
+        pairs: usize,
+    },
+    /// Two threads that wake each other through pipes.
+    PingPong {
+        #[arg(long, default_value_t = 20_000)]
+        rounds: usize,
+    },
+    /// More threads than CPUs: all on one.
+    Contend {
+        #[arg(long, default_value_t = 4)]
+        threads: usize,
+        #[arg(long, default_value_t = 2000)]
+        ms: u64,
+        #[arg(long, default_value_t = 0)]
+        cpu: usize,
+        /// On any CPU.
+        #[arg(long)]
+        anywhere: bool,
+    },
+    /// Everything at once: two threads that wake each other, and two that map pages and give them
+    /// back.
+    Storm {
+        #[arg(long, default_value_t = 20_000)]
+        rounds: usize,
+    },
+    /// open, socket and accept with no descriptor left.
+    Descriptors {
+        #[arg(long, default_value_t = 10)]
+        rounds: usize,
+    },
+    /// Threads and processes that are born, touch memory and die.
+    Churn {
+        #[arg(long, default_value_t = 50)]
+        threads: usize,
+        #[arg(long, default_value_t = 20)]
+        processes: usize,
+        #[arg(long, default_value_t = 100)]
+        pages: usize,
+    },
+    /// Reads a sparse file again and again, and maps part of it: reclaims when its memory cgroup
+    /// is smaller than the file.
+    Reclaim {
+        /// Made sparse.
+        #[arg(long)]
+        file: PathBuf,
+        #[arg(long, default_value_t = 64)]
+        mib: usize,
+        #[arg(long, default_value_t = 16)]
+        rounds: usize,
+    },
+    /// Writes to every page that a child shares.
+    CopyOnWrite {
+        #[arg(long, default_value_t = 5000)]
+        pages: usize,
+    },
+    /// mmap, madvise and munmap of much memory, timed here.
+    LongCalls {
+        #[arg(long, default_value_t = 200)]
+        rounds: usize,
+    },
+    /// Wakes a thread of another process through a fifo, and keeps the CPU.
+    Waker {
+        #[arg(long)]
+        fifo: PathBuf,
+        #[arg(long, default_value_t = 500)]
+        rounds: usize,
+        #[arg(long, default_value_t = 300)]
+        hold_us: u64,
+    },
+    /// The thread that is woken through a fifo.
+    Woken {
+        #[arg(long)]
+        fifo: PathBuf,
+        #[arg(long, default_value_t = 500)]
+        rounds: usize,
+    },
+    /// A thread that is moved between CPUs 0 and 1 while it waits.
+    Migrate {
+        #[arg(long, default_value_t = 1000)]
+        ms: u64,
+    },
+    /// A thread that is moved from CPU 0 to 1 as it goes to sleep.
+    MovedAsleep {
+        #[arg(long, default_value_t = 20)]
+        rounds: usize,
+        #[arg(long, default_value_t = 50)]
+        ms: u64,
+    },
+    /// A thread that is woken while it runs.
+    WakeRunning {
+        #[arg(long, default_value_t = 100_000)]
+        rounds: u64,
+    },
+    /// Threads woken by timers.
+    Sleepers {
+        #[arg(long, default_value_t = 4)]
+        threads: usize,
+        #[arg(long, default_value_t = 500)]
+        rounds: usize,
+    },
+    /// Threads and processes that end while others, or they themselves, wait for a CPU.
+    Dying {
+        #[arg(long, default_value_t = 20)]
+        rounds: usize,
+    },
+    /// A thread of several executes another program.
+    ExecThreads {
+        #[arg(long, default_value_t = 300)]
+        ms: u64,
+    },
+    /// Processes that get the id of the one before.
+    Reborn {
+        /// Id of the first.
+        #[arg(long)]
+        pid: Option<i32>,
+        #[arg(long, default_value_t = 20)]
+        rounds: usize,
+        #[arg(long, default_value_t = 100)]
+        pages: usize,
+    },
+    /// Processes in namespaces of their own.
+    Inside {
+        #[arg(long, default_value_t = 2000)]
+        pages: usize,
+        #[arg(long, default_value_t = 200)]
+        ms: u64,
+    },
+    /// Faults that are tried twice, and children killed in one.
+    Userfault {
+        #[arg(long, default_value_t = 500)]
+        pages: usize,
+        #[arg(long, default_value_t = 10)]
+        killed: usize,
+    },
+    /// Faults that end in a signal.
+    BadFaults {
+        /// Made.
+        #[arg(long)]
+        file: PathBuf,
+        #[arg(long, default_value_t = 500)]
+        rounds: usize,
+        #[arg(long, default_value_t = 20)]
+        killed: usize,
+    },
+    /// Reclaims inside faults inside system calls, in a tight cgroup.
+    Nested {
+        /// Made sparse.
+        #[arg(long)]
+        file: PathBuf,
+        #[arg(long, default_value_t = 64)]
+        mib: usize,
+        #[arg(long, default_value_t = 1000)]
+        rounds: usize,
+    },
+    /// Two processes whose ids are 131,072 apart.
+    Collide {
+        #[arg(long, default_value_t = 2000)]
+        rounds: usize,
+    },
+    /// Many sockets at once.
+    ManySockets {
+        #[arg(long, default_value_t = 70_000)]
+        count: usize,
+    },
+    /// More memory than there is.
+    Fill {
+        #[arg(long)]
+        mib: usize,
+        #[arg(long, default_value_t = 2)]
+        rounds: usize,
+    },
+    /// Huge pages in memory that is in pieces.
+    Fragment {
+        #[arg(long)]
+        mib: usize,
+    },
+    /// What observer is given for a load generator: says that it was started, ends when told so.
+    Hold {
+        /// Made at once.
+        started: PathBuf,
+        /// Waited for.
+        stop: PathBuf,
+    },
+}
+
+fn hold(started: &Path, stop: &Path) -> io::Result<()> {
+    std::fs::File::create_new(started)?;
+    while !stop.exists() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+extern "C" fn on_nudge(_signal: libc::c_int) {}
+
+/// A signal that makes a thread run, and changes nothing (`trial::nudge`).
+fn take_nudges() {
+    // SAFETY: the handler does nothing; interrupted calls are taken up again.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_nudge as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART;
+        libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut());
+    }
+}
+
+fn main() -> ExitCode {
+    take_nudges();
+    let result = match Arguments::parse().work {
+        Work::MinorFaults { pages } => memory::minor_faults(pages),
+        Work::MajorFaults { file, pages } => memory::major_faults(&file, pages),
+        Work::MemoryCalls { rounds } => memory::memory_calls(rounds),
+        Work::Sockets { pairs } => files::sockets(pairs),
+        Work::PingPong { rounds } => cpu::ping_pong(rounds),
+        Work::Contend { threads, ms, cpu, anywhere } => {
+            cpu::contend(threads, Duration::from_millis(ms), (!anywhere).then_some(cpu))
+        }
+        Work::Waker { fifo, rounds, hold_us } => {
+            traps::waker(&fifo, rounds, Duration::from_micros(hold_us))
+        }
+        Work::Woken { fifo, rounds } => traps::woken(&fifo, rounds),
+        Work::Migrate { ms } => traps::migrate(Duration::from_millis(ms)),
+        Work::MovedAsleep { rounds, ms } => traps::moved_asleep(rounds, Duration::from_millis(ms)),
+        Work::WakeRunning { rounds } => traps::wake_running(rounds),
+        Work::Sleepers { threads, rounds } => traps::sleepers(threads, rounds),
+        Work::Dying { rounds } => traps::dying(rounds),
+        Work::ExecThreads { ms } => tasks::exec_threads(Duration::from_millis(ms)),
+        Work::Reborn { pid, rounds, pages } => tasks::reborn(pid, rounds, pages),
+        Work::Inside { pages, ms } => tasks::inside(pages, Duration::from_millis(ms)),
+        Work::Storm { rounds } => cpu::storm(rounds),
+        Work::Descriptors { rounds } => files::descriptors(rounds),
+        Work::Churn { threads, processes, pages } => tasks::churn(threads, processes, pages),
+        Work::CopyOnWrite { pages } => memory::copy_on_write(pages),
+        Work::LongCalls { rounds } => memory::long_calls(rounds),
+        Work::Userfault { pages, killed } => faults::userfault(pages, killed),
+        Work::BadFaults { file, rounds, killed } => faults::bad_faults(&file, rounds, killed),
+        Work::Nested { file, mib, rounds } => faults::nested(&file, mib, rounds),
+        Work::Collide { rounds } => faults::collide(rounds),
+        Work::ManySockets { count } => files::many_sockets(count),
+        Work::Fill { mib, rounds } => memory::fill(mib, rounds),
+        Work::Fragment { mib } => memory::fragment(mib),
+        Work::Hold { started, stop } => hold(&started, &stop),
+        Work::Reclaim { file, mib, rounds } => memory::reclaim(&file, mib, rounds),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("observer-work: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The kernel's own list of BPF objects, and who holds them.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use crate::Result;
+
+/// A BPF object, as the kernel numbers it. Numbers are not used again soon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Object {
+    /// A program.
+    Program(u32),
+    /// A map.
+    Map(u32),
+    /// A link.
+    Link(u32),
+}
+
+/// `union bpf_attr` of the commands that go through all objects (include/uapi/linux/bpf.h).
+#[repr(C)]
+struct NextId {
+    start_id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+/// `BPF_PROG_GET_NEXT_ID`, `BPF_MAP_GET_NEXT_ID`, `BPF_LINK_GET_NEXT_ID`.
+const COMMANDS: [(libc::c_int, Made); 3] =
+    [(11, Object::Program), (12, Object::Map), (31, Object::Link)];
+
+/// What a number found by a command is the number of.
+type Made = fn(u32) -> Object;
+
+/// All objects there are.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn all() -> Result<BTreeSet<Object>> {
+    let mut objects = BTreeSet::new();
+    for (command, object) in COMMANDS {
+        let mut attribute = NextId { start_id: 0, next_id: 0, open_flags: 0 };
+        loop {
+            // SAFETY: the attribute has the layout of these commands and lives through the call.
+            let result = unsafe {
+                libc::syscall(libc::SYS_bpf, command, &raw mut attribute, size_of::<NextId>())
+            };
+            if result < 0 {
+                let error = std::io::Error::last_os_error();
+                if error.raw_os_error() == Some(libc::ENOENT) {
+                    break;
+                }
+                return Err(format!("cannot list BPF objects: {error}"));
+            }
+            objects.insert(object(attribute.next_id));
+            attribute.start_id = attribute.next_id;
+        }
+    }
+    Ok(objects)
+}
+
+/// The objects a process holds descriptors of.
+#[must_use]
+pub fn held_by(pid: u32) -> BTreeSet<Object> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { return BTreeSet::new() };
+    let texts = entries.flatten().filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    let mut objects = BTreeSet::new();
+    for text in texts {
+        // A link's descriptor names its program as well.
+        for line in text.lines() {
+            let Some((name, id)) = line.split_once(':') else { continue };
+            let Ok(id) = id.trim().parse() else { continue };
+            match name {
+                "prog_id" => objects.insert(Object::Program(id)),
+                "map_id" => objects.insert(Object::Map(id)),
+                "link_id" => objects.insert(Object::Link(id)),
+                _ => continue,
+            };
+        }
+    }
+    objects
+}
+
+/// Files in the BPF file system, where it is mounted: objects that outlive their makers.
+#[must_use]
+pub fn pinned() -> BTreeSet<std::path::PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut left = vec![std::path::PathBuf::from("/sys/fs/bpf")];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                left.push(entry.path());
+            } else {
+                found.insert(entry.path());
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,110 @@
+//! `observer daemon`, and the numbers it serves.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::http;
+use crate::process::{Placement, Running};
+use crate::trial;
+
+/// A running daemon, killed when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    process: Running,
+    port: u16,
+}
+
+impl Daemon {
+    /// Starts it with these arguments, and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[must_use]
+    pub fn start(arguments: &[&str]) -> Self {
+        let port = http::free_port().expect("a port");
+        let mut command = Command::new(trial::programs().observer);
+        command.args(["daemon", "--listen", &format!("127.0.0.1:{port}")]).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let mut process = Running::start(&mut command, Placement::default()).expect("it starts");
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while http::get(port, "/healthz", "").map(|answer| answer.status) != Ok(200) {
+            assert_eq!(process.ended().expect("a status"), None, "the daemon stays");
+            assert!(Instant::now() < deadline, "the daemon is healthy");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Self { process, port }
+    }
+
+    /// Everything it serves, once what happened until now is in it.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[must_use]
+    pub fn scrape(&self) -> Metrics {
+        // A snapshot may be a second or two old.
+        std::thread::sleep(Duration::from_millis(2500));
+        self.served()
+    }
+
+    /// What it serves at this moment.
+    ///
+    /// # Panics
+    /// As for [`Self::scrape`].
+    #[must_use]
+    pub fn served(&self) -> Metrics {
+        let answer = http::get(self.port, "/metrics", "").expect("an answer");
+        assert_eq!(answer.status, 200);
+        Metrics(answer.body)
+    }
+
+    /// Its process, for tests that treat it badly.
+    pub const fn process(&mut self) -> &mut Running {
+        &mut self.process
+    }
+
+    /// Ends it.
+    ///
+    /// # Panics
+    /// When it does not end well.
+    pub fn end(mut self) {
+        self.process.signal(Signal::TERM);
+        let status = self.process.wait(Duration::from_secs(60)).expect("it ends");
+        assert!(status.success(), "{status}");
+    }
+}
+
+/// A scrape.
+#[derive(Debug)]
+pub struct Metrics(String);
+
+impl Metrics {
+    /// Sum of a metric over the lines whose labels contain all of `labels`.
+    #[must_use]
+    pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        self.0
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+            .filter(|line| labels.iter().all(|label| line.contains(label)))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+
+    /// [`Self::sum`] of a metric that counts.
+    #[must_use]
+    pub fn count(&self, name: &str, labels: &[&str]) -> u64 {
+        self.sum(name, labels) as u64
+    }
+
+    /// The tier a probe is attached by.
+    #[must_use]
+    pub fn tier(&self, probe: &str) -> String {
+        let label = format!("probe=\"{probe}\"");
+        self.0
+            .lines()
+            .filter(|line| line.starts_with("observer_probe_attached{") && line.contains(&label))
+            .find_map(|line| line.split_once("tier=\"")?.1.split('"').next().map(str::to_owned))
+            .unwrap_or_default()
+    }
+}

@@ -1,0 +1,196 @@
+//! `fault` against /proc/PID/stat, software events, taskstats and `memory.stat`.
+
+use perf_event_open::config::{Cpu, Opts, Proc};
+use perf_event_open::count::Counter;
+use perf_event_open::event::sw::Software;
+
+use crate::books::{self, Faults, Flat};
+use crate::cgroup::MemoryCgroup;
+use crate::process::Placement;
+use crate::results::{Comparison, Held, Relation, not_applicable};
+use crate::taskstats::{DelayAccounting, Delays, Taskstats};
+use crate::trial::{self, Run, Trial, number, scaled_text};
+
+const TOLERANCE: f64 = 0.01;
+
+fn minor(run: &Run) -> u64 {
+    run.count("fault", "minor")
+}
+
+fn major(run: &Run) -> u64 {
+    run.count("fault", "major")
+}
+
+/// What `memory.stat` may be late by, in books that are read from it.
+fn lazy(held: &Held, metric: &str, against: &str, observed: u64, book: u64) {
+    held.check(&Comparison {
+        metric,
+        against,
+        relation: Relation::Equal,
+        observed,
+        book,
+        tolerance: TOLERANCE,
+        slack: MemoryCgroup::late_events(),
+    });
+}
+
+/// Every book on the faults of one thread, at one instant.
+struct Books {
+    faults: Faults,
+    delays: Delays,
+    cgroup: Flat,
+}
+
+impl Books {
+    fn read(pid: u32, taskstats: &Taskstats, cgroup: &MemoryCgroup) -> Self {
+        Self {
+            faults: books::faults(pid).expect("the workload is there"),
+            delays: taskstats.delays(pid).expect("the workload is there"),
+            cgroup: cgroup.stat().expect("memory.stat"),
+        }
+    }
+}
+
+/// First touches of anonymous memory.
+///
+/// # Panics
+/// When the counts differ.
+pub fn minor_faults(trial: &Trial) {
+    let directory = trial::directory();
+    let taskstats = Taskstats::connect().expect("the kernel has taskstats");
+    let cgroup = MemoryCgroup::create(&trial::unique("minor")).expect("a cgroup can be made");
+    let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
+    let mut work = trial::start(&["minor-faults", "--pages", &scaled_text(20_000)], place);
+    let event =
+        Counter::new(Software::MinorPageFault, (Proc(work.id()), Cpu::ALL), Opts::default())
+            .expect("a software event can be counted");
+    let observed = trial.observe(&mut work, directory.path(), |pid| {
+        event.enable().expect("the event can be counted");
+        Books::read(pid, &taskstats, &cgroup)
+    });
+    let event = event.stat().expect("the event can be read").count;
+    let (before, after) = (&observed.before, &observed.after);
+    let faults = after.faults.since(before.faults);
+    assert!(faults.minor >= number(&observed.counts, "minor_faults"), "{faults:?}");
+    let charged = after.cgroup.since(&before.cgroup);
+    trial.hold(
+        &observed,
+        "fault",
+        |held, run| {
+            held.equal("minor", "/proc/PID/stat minflt", minor(run), faults.minor, TOLERANCE);
+            held.equal("minor", "perf software event", minor(run), event, TOLERANCE);
+            let taskstats = after.delays.minor_faults - before.delays.minor_faults;
+            held.equal("minor", "taskstats ac_minflt", minor(run), taskstats, TOLERANCE);
+            let pgfault = charged.get("pgfault").expect("memory.stat has pgfault");
+            lazy(held, "minor", "memory.stat pgfault", minor(run), pgfault);
+            assert!(run.probe("fault").sum_ns > 0, "faults take time");
+        },
+        &[
+            ("minor", TOLERANCE, &minor),
+            ("sum_ns", if trial::in_guest() { 0.5 } else { 0.2 }, &|run| run.probe("fault").sum_ns),
+        ],
+    );
+    work.end().expect("the workload ends");
+}
+
+/// First reads of pages that are on a disk.
+///
+/// # Panics
+/// When the counts differ.
+pub fn major_faults(trial: &Trial) {
+    let directory = trial::directory();
+    if !trial::on_disk(directory.path()) {
+        let reason = "no directory on a disk: name one in OBSERVER_TEST_DIR";
+        return not_applicable(trial.test, "fault", "major", reason);
+    }
+    let taskstats = Taskstats::connect().expect("the kernel has taskstats");
+    let cgroup = MemoryCgroup::create(&trial::unique("major")).expect("a cgroup can be made");
+    let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
+    let file = directory.path().join("pages");
+    let file = file.to_str().expect("a path in UTF-8");
+    let pages = trial::scaled(1000).max(200);
+    let mut work =
+        trial::start(&["major-faults", "--file", file, "--pages", &pages.to_string()], place);
+    let observed =
+        trial.observe(&mut work, directory.path(), |pid| Books::read(pid, &taskstats, &cgroup));
+    let (before, after) = (&observed.before, &observed.after);
+    let faults = after.faults.since(before.faults);
+    assert!(faults.major * 10 >= pages * 9, "the pages came from the disk: {faults:?}");
+    let charged = after.cgroup.since(&before.cgroup);
+    trial.hold(
+        &observed,
+        "fault",
+        |held, run| {
+            held.equal("major", "/proc/PID/stat majflt", major(run), faults.major, TOLERANCE);
+            let taskstats = after.delays.major_faults - before.delays.major_faults;
+            held.equal("major", "taskstats ac_majflt", major(run), taskstats, TOLERANCE);
+            let pgmajfault = charged.get("pgmajfault").expect("memory.stat has pgmajfault");
+            lazy(held, "major", "memory.stat pgmajfault", major(run), pgmajfault);
+        },
+        &[("major", TOLERANCE, &major)],
+    );
+    work.end().expect("the workload ends");
+}
+
+/// Faults of children and of new threads, with their programs executed anew.
+///
+/// # Panics
+/// When the counts differ.
+pub fn families(trial: &Trial) {
+    let directory = trial::directory();
+    let [threads, processes, pages] = [50, 20, 500].map(scaled_text);
+    let arguments = ["churn", "--threads", &threads, "--processes", &processes, "--pages", &pages];
+    let mut work = trial::start(&arguments, Placement::default());
+    let observed = trial.observe(&mut work, directory.path(), |pid| {
+        books::faults(pid).expect("the workload is there")
+    });
+    let faults = observed.after.since(observed.before);
+    let kernel = faults.minor + faults.minor_children;
+    assert!(kernel >= number(&observed.counts, "minor_faults_at_least"), "{faults:?}");
+    let against = "/proc/PID/stat minflt + cminflt";
+    trial.hold(
+        &observed,
+        "fault",
+        |held, run| held.equal("minor, children too", against, minor(run), kernel, TOLERANCE),
+        &[("minor, children too", TOLERANCE, &minor)],
+    );
+    work.end().expect("the workload ends");
+}
+
+/// Writes to pages that are shared with a child: delay accounting times the copies, which are
+/// part of their faults.
+///
+/// # Panics
+/// When a book is contradicted.
+pub fn copied_pages(trial: &Trial) {
+    let directory = trial::directory();
+    let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
+    let taskstats = Taskstats::connect().expect("the kernel has taskstats");
+    let pages = scaled_text(5000);
+    let mut work = trial::start(&["copy-on-write", "--pages", &pages], Placement::default());
+    let observed = trial.observe(&mut work, directory.path(), |pid| {
+        let delays = taskstats.delays(pid).expect("the workload is there");
+        (delays, books::faults(pid).expect("the workload is there"))
+    });
+    let (before, after) = (&observed.before.0, &observed.after.0);
+    let (Some(before), Some(after)) = (before.wpcopy, after.wpcopy) else {
+        let reason = "taskstats before version 13 have no wpcopy delay";
+        return not_applicable(trial.test, "fault", "minor", reason);
+    };
+    let copies = after.since(before);
+    let faults = observed.after.1.since(observed.before.1);
+    assert!(copies.count >= number(&observed.counts, "copies"), "{copies:?}");
+    trial.hold(
+        &observed,
+        "fault",
+        |held, run| {
+            held.equal("minor", "/proc/PID/stat minflt", minor(run), faults.minor, TOLERANCE);
+            held.at_least("minor", "taskstats wpcopy_count", minor(run), copies.count, TOLERANCE);
+            let sum_ns = run.sum_ns("fault", "minor");
+            let against = "taskstats wpcopy_delay_total";
+            held.at_least("minor sum_ns", against, sum_ns, copies.total_ns, 0.02);
+        },
+        &[("minor", TOLERANCE, &minor)],
+    );
+    work.end().expect("the workload ends");
+}

@@ -1,0 +1,14 @@
+//! Each probe on a workload of its own against every book that says something about it. The
+//! same comparison serves observer's own choice of tier and every tier that can be forced.
+
+mod calls;
+mod faults;
+mod reclaim;
+mod runqueue;
+mod sockets;
+
+pub use calls::{memory_call_time, memory_calls};
+pub use faults::{copied_pages, families, major_faults, minor_faults};
+pub use reclaim::memcg_reclaim;
+pub use runqueue::{processor_time, run_delay, throttled};
+pub use sockets::{descriptors, sockets};

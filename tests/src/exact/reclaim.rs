@@ -1,0 +1,139 @@
+//! `reclaim` against taskstats, `memory.stat` and `memory.pressure`.
+
+use observer::model::EventKind;
+
+use crate::books::{Flat, Pressure};
+use crate::cgroup::{MemoryCgroup, UnifiedCgroup};
+use crate::process::Placement;
+use crate::results::{Comparison, Held, Relation, not_applicable};
+use crate::taskstats::{DelayAccounting, Delays, Taskstats};
+use crate::trial::{self, Run, Trial, scaled_text};
+
+/// Delay accounting counts a reclaim that starts over (`do_try_to_free_pages`, `goto retry`) once
+/// more; the tracepoints do not.
+const TOLERANCE: f64 = 0.05;
+
+/// Reclaims of both scopes: a task that is over its cgroup's limit may have to reclaim for the
+/// host as well, and delay accounting books both.
+fn count(run: &Run) -> u64 {
+    run.count("reclaim", "memcg") + run.count("reclaim", "direct")
+}
+
+fn sum_ns(run: &Run) -> u64 {
+    run.sum_ns("reclaim", "memcg") + run.sum_ns("reclaim", "direct")
+}
+
+/// Pages that the recorded reclaims freed.
+fn freed_pages(run: &Run) -> u64 {
+    let pages = |kind: EventKind| match kind {
+        EventKind::Reclaim { reclaimed_pages, .. } => reclaimed_pages,
+        _ => 0,
+    };
+    run.events().into_iter().map(|event| pages(event.kind)).sum()
+}
+
+struct Books {
+    delays: Delays,
+    cgroup: Flat,
+    host: Flat,
+    pressure: Result<Pressure, String>,
+}
+
+/// Page cache in a cgroup that is too small for it.
+///
+/// # Panics
+/// When observer and the books differ.
+pub fn memcg_reclaim(trial: &Trial) {
+    let directory = trial::directory();
+    let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
+    let taskstats = Taskstats::connect().expect("the kernel has taskstats");
+    let cgroup = MemoryCgroup::create(&trial::unique("reclaim")).expect("a cgroup can be made");
+    cgroup.limit(Some(24 << 20)).expect("a limit can be set");
+    // Where memory is on version 1, pressure has a cgroup of its own.
+    let unified = (cgroup.version() == 1)
+        .then(|| UnifiedCgroup::create(&trial::unique("pressure")))
+        .and_then(Result::ok);
+    let pressure = unified.as_ref().map_or(cgroup.directory(), UnifiedCgroup::directory);
+    let pressure = pressure.join("memory.pressure");
+    let file = directory.path().join("sparse");
+    let file = file.to_str().expect("a path in UTF-8");
+    // On one CPU: the pressure of a task that moves is averaged over the CPUs.
+    let place = Placement {
+        cgroup: Some(&cgroup),
+        unified: unified.as_ref(),
+        cpu: Some(0),
+        ..Placement::default()
+    };
+    let rounds = scaled_text(16);
+    let mut work = trial::start(&["reclaim", "--file", file, "--rounds", &rounds], place);
+    let observed = trial.observe(&mut work, directory.path(), |pid| Books {
+        delays: taskstats.delays(pid).expect("the workload has one thread, and it is there"),
+        cgroup: cgroup.stat().expect("memory.stat"),
+        host: Flat::vmstat().expect("/proc/vmstat"),
+        pressure: Pressure::read(&pressure),
+    });
+    let (before, after) = (&observed.before, &observed.after);
+    let booked = after.delays.reclaim.since(before.delays.reclaim);
+    let charged = after.cgroup.since(&before.cgroup);
+    let host = after.host.since(&before.host);
+    let other_ns = after.delays.thrashing.since(before.delays.thrashing).total_ns
+        + after.delays.swapin.since(before.delays.swapin).total_ns;
+    // Several observers at the same tracepoints: the time of one has the programs of others in it,
+    // which an emulated CPU makes long.
+    let several = trial.tiers.len() > 1;
+    let apart = if several { trial::between_clocks(TOLERANCE) } else { TOLERANCE };
+    trial.hold(
+        &observed,
+        "reclaim",
+        |held, run| {
+            assert!(run.count("reclaim", "memcg") > 0, "the limit made the workload reclaim");
+            held.equal("count", "taskstats freepages_count", count(run), booked.count, TOLERANCE);
+            let against = "taskstats freepages_delay_total";
+            held.equal("sum_ns", against, sum_ns(run), booked.total_ns, apart);
+            freed(held, freed_pages(run), &charged, &host);
+            match (&before.pressure, &after.pressure) {
+                (Ok(before), Ok(after)) => {
+                    let some_ns = 1000 * after.since(*before).some_us;
+                    held.at_most("sum_ns", "memory.pressure some", sum_ns(run), some_ns, 0.02);
+                    let least_ns = some_ns.saturating_sub(other_ns);
+                    let against = "memory.pressure some, less swap-in and thrashing";
+                    held.at_least("sum_ns", against, sum_ns(run), least_ns, 0.1);
+                }
+                (Err(reason), _) | (_, Err(reason)) => {
+                    not_applicable(trial.test, "reclaim", "memory.pressure", reason);
+                }
+            }
+        },
+        &[("count", 0.01, &count), ("sum_ns", apart, &sum_ns)],
+    );
+    assert_eq!(cgroup.oom_kills().expect("the cgroup counts"), 0);
+    work.end().expect("the workload ends");
+}
+
+/// Pages freed, against what the cgroup and the host count.
+fn freed(held: &Held, pages: u64, charged: &Flat, host: &Flat) {
+    let slack = MemoryCgroup::late_events();
+    let check = |relation, against: &str, book| {
+        let comparison = Comparison {
+            metric: "freed pages",
+            against,
+            relation,
+            observed: pages,
+            book,
+            tolerance: TOLERANCE,
+            slack,
+        };
+        held.check(&comparison);
+    };
+    let direct = charged.get("pgsteal_direct").or(charged.get("pgsteal"));
+    if let Some(book) = direct {
+        check(Relation::Equal, "memory.stat pgsteal_direct", book);
+    } else if let Some(book) = charged.get("pgpgout") {
+        // Version 1 counts a large folio once.
+        check(Relation::AtLeast, "memory.stat pgpgout", book);
+    }
+    // Others may reclaim meanwhile.
+    if let (Some(anonymous), Some(file)) = (host.get("pgsteal_anon"), host.get("pgsteal_file")) {
+        check(Relation::AtMost, "/proc/vmstat pgsteal_anon + pgsteal_file", anonymous + file);
+    }
+}

@@ -1,0 +1,178 @@
+//! `runqueue` against schedstat, `cpu.stat` and `cpu.pressure`.
+
+use crate::books::{self, Flat, Pressure, SchedStat};
+use crate::cgroup::{CpuCgroup, UnifiedCgroup};
+use crate::process::Placement;
+use crate::results::{Comparison, Relation, not_applicable};
+use crate::trial::{self, Metric, Run, Trial, number, scaled_text};
+
+const TOLERANCE: f64 = 0.02;
+
+/// For tiers that take the time themselves: they read the clock some tenths of a microsecond before
+/// and after the scheduler does, which counts where waits are that short.
+const TOLERANCE_SHORT: f64 = 0.3;
+
+fn tolerance(run: &Run, book: SchedStat) -> f64 {
+    let mean_ns = book.delay_ns as f64 / book.arrivals.max(1) as f64;
+    let short = mean_ns < trial::between_clocks(SHORT_NS as f64);
+    // A guest's CPU may stand still for 100 ms between a reading of the books and the work.
+    let edges = if trial::in_guest() { 0.05 } else { TOLERANCE };
+    if own_clock(run) && short { TOLERANCE_SHORT } else { edges }
+}
+
+/// The kernel counts a few arrivals that pass no switch; next to some hundred they show.
+const ARRIVALS_WITHOUT_SWITCH: u64 = 10;
+/// Mean wait below which the distance between two clocks matters.
+const SHORT_NS: u64 = 50_000;
+/// What programs of several observers take between the reading of two clocks, a wait.
+const CLOCKS_APART_NS: u64 = 5_000;
+
+fn own_clock(run: &Run) -> bool {
+    run.probe("runqueue").tier.as_ref().is_some_and(|tier| tier.ends_with("_pair"))
+}
+
+fn sum_ns(run: &Run) -> u64 {
+    run.probe("runqueue").sum_ns
+}
+
+fn count(run: &Run) -> u64 {
+    run.probe("runqueue").count
+}
+
+/// Any workload whose threads stay: time and number of waits are those of schedstat.
+///
+/// # Panics
+/// When they are not.
+pub fn run_delay(trial: &Trial, arguments: &[&str]) {
+    let directory = trial::directory();
+    let mut work = trial::start(arguments, Placement::default());
+    let observed = trial.observe(&mut work, directory.path(), |pid| {
+        books::schedstat(pid).expect("the workload is there")
+    });
+    let book = books::schedstat_since(&observed.after, &observed.before);
+    // Clocks of their own are read before and behind the scheduler's, with the programs of all
+    // observers between: next to waits of a microsecond that is no rounding.
+    let short = book.delay_ns / book.arrivals.max(1) < SHORT_NS;
+    let side_by_side: [Metric<'_>; 2] =
+        [("count", TOLERANCE, &count), ("sum_ns", TOLERANCE_SHORT, &sum_ns)];
+    trial.hold(
+        &observed,
+        "runqueue",
+        |held, run| {
+            held.check(&Comparison {
+                metric: "count",
+                against: "schedstat arrivals",
+                relation: Relation::Equal,
+                observed: count(run),
+                book: book.arrivals,
+                tolerance: TOLERANCE,
+                slack: ARRIVALS_WITHOUT_SWITCH,
+            });
+            held.check(&Comparison {
+                metric: "sum_ns",
+                against: "schedstat run delay",
+                relation: Relation::Equal,
+                observed: run.run_delay_ns(),
+                book: book.delay_ns,
+                tolerance: tolerance(run, book),
+                slack: if own_clock(run) { book.arrivals * CLOCKS_APART_NS } else { 0 },
+            });
+        },
+        if short { &side_by_side[..1] } else { &side_by_side },
+    );
+    work.end().expect("the workload ends");
+}
+
+/// Busy threads on one CPU, alone in a cgroup: what they did not run (`cpu.stat`) of the time they
+/// were there, they waited; and the group stalled (`cpu.pressure`) whenever one of them waited.
+///
+/// # Panics
+/// When it is not so.
+pub fn processor_time(trial: &Trial) {
+    const THREADS: u64 = 3;
+    let cgroup = match UnifiedCgroup::create(&trial::unique("cpu")) {
+        Ok(cgroup) => cgroup,
+        Err(reason) => return not_applicable(trial.test, "runqueue", "cpu.stat", &reason),
+    };
+    let directory = trial::directory();
+    let arguments = ["contend", "--threads", &THREADS.to_string(), "--ms", &scaled_text(1500)]
+        .map(str::to_owned);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let place = Placement { unified: Some(&cgroup), ..Placement::default() };
+    let mut work = trial::start(&arguments, place);
+    let observed = trial.observe(&mut work, directory.path(), |pid| {
+        let stat: Flat = cgroup.cpu_stat().expect("cpu.stat");
+        let pressure: Result<Pressure, String> = cgroup.pressure("cpu");
+        (stat, pressure, books::schedstat(pid).expect("the workload is there"))
+    });
+    let ran_us = observed.after.0.since(&observed.before.0).get("usage_usec").expect("usage_usec");
+    let schedstat = books::schedstat_since(&observed.after.2, &observed.before.2);
+    let there_ns = number(&observed.counts, "there_ns");
+    trial.hold(
+        &observed,
+        "runqueue",
+        |held, run| {
+            let waited = there_ns.saturating_sub(1000 * ran_us);
+            let apart = trial::between_clocks(0.03);
+            held.equal("sum_ns", "cpu.stat usage_usec", sum_ns(run), waited, apart);
+            held.equal(
+                "sum_ns",
+                "schedstat run delay",
+                run.run_delay_ns(),
+                schedstat.delay_ns,
+                TOLERANCE,
+            );
+            match (&observed.before.1, &observed.after.1) {
+                (Ok(before), Ok(after)) => {
+                    let some_ns = 1000 * after.since(*before).some_us;
+                    // At any stalled instant at least one thread waits, and at most all do (while
+                    // somebody else's runs).
+                    held.at_least("sum_ns", "cpu.pressure some", sum_ns(run), some_ns, 0.03);
+                    let most_ns = THREADS * some_ns;
+                    let against = "cpu.pressure some, times threads";
+                    held.at_most("sum_ns", against, sum_ns(run), most_ns, 0.03);
+                }
+                (_, Err(reason)) | (Err(reason), _) => {
+                    not_applicable(trial.test, "runqueue", "cpu.pressure", reason);
+                }
+            }
+        },
+        &[("sum_ns", TOLERANCE, &sum_ns)],
+    );
+    work.end().expect("the workload ends");
+}
+
+/// A thread whose cgroup may run a fifth of the time: what `cpu.stat` calls throttled is waiting.
+///
+/// # Panics
+/// When it is not so.
+pub fn throttled(trial: &Trial) {
+    let cgroup = match CpuCgroup::create(&trial::unique("throttled")) {
+        Ok(cgroup) => cgroup,
+        Err(reason) => return not_applicable(trial.test, "runqueue", "cpu.stat", &reason),
+    };
+    let directory = trial::directory();
+    let milliseconds = scaled_text(2000);
+    let arguments = ["contend", "--threads", "1", "--ms", &milliseconds];
+    let place = Placement { throttled: Some(&cgroup), ..Placement::default() };
+    let mut work = trial::start(&arguments, place);
+    cgroup.limit(10_000, 50_000).expect("the kernel takes the limit");
+    let observed = trial.observe(&mut work, directory.path(), |pid| {
+        let throttled_ns = cgroup.throttled_ns().expect("cpu.stat");
+        (throttled_ns, books::schedstat(pid).expect("the workload is there"))
+    });
+    let throttled_ns = observed.after.0 - observed.before.0;
+    let schedstat = books::schedstat_since(&observed.after.1, &observed.before.1);
+    assert!(throttled_ns > schedstat.ran_ns, "the limit works: {throttled_ns} ns, {schedstat:?}");
+    trial.hold(
+        &observed,
+        "runqueue",
+        |held, run| {
+            let found = run.run_delay_ns();
+            held.equal("sum_ns", "schedstat run delay", found, schedstat.delay_ns, TOLERANCE);
+            held.at_least("sum_ns", "cpu.stat throttled", found, throttled_ns, 0.03);
+        },
+        &[("sum_ns", TOLERANCE, &sum_ns)],
+    );
+    work.end().expect("the workload ends");
+}

@@ -1,0 +1,234 @@
+//! The choice of a tier: forced, refused, and made without the kernel's own types.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output};
+
+use observer_tests::process::Placement;
+use observer_tests::results::Held;
+use observer_tests::trial::{self, Run, Trial};
+use observer_tests::{books, privileged};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use serde_json::Value;
+
+fn observer(arguments: &[&str]) -> Command {
+    let mut command = Command::new(trial::programs().observer);
+    command.args(arguments);
+    command
+}
+
+fn doctor(arguments: &[&str]) -> (Value, Output) {
+    let output = observer(&["doctor", "--json"]).args(arguments).output().expect("starts");
+    (serde_json::from_slice(&output.stdout).unwrap_or_default(), output)
+}
+
+/// One line, and not a panic.
+fn said(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+fn probes(found: &Value) -> &[Value] {
+    found["probes"].as_array().map_or(&[], Vec::as_slice)
+}
+
+#[test]
+fn every_tier_that_is_offered_can_be_forced_and_every_other_says_why_not() {
+    let Some(_guard) = privileged::ready("forced tiers") else { return };
+    let (found, output) = doctor(&[]);
+    assert!(output.status.success(), "{found:#}");
+    let mut forced = 0;
+    for probe in probes(&found) {
+        for tier in probe["tiers"].as_array().expect("tiers") {
+            let (name, tier_name) = (&probe["probe"], &tier["tier"]);
+            let choice = format!("{}={}", name.as_str().unwrap(), tier_name.as_str().unwrap());
+            let (again, output) = doctor(&["--tier", &choice]);
+            if tier["state"] == "not_offered" {
+                assert_eq!(output.status.code(), Some(4), "{choice}: {again:#}");
+                let why = tier["why"].as_str().expect("a reason");
+                assert!(said(&output).contains(why), "{choice}: {}", said(&output));
+                continue;
+            }
+            assert!(output.status.success(), "{choice}: {again:#}");
+            let taken = probes(&again).iter().find(|one| one["probe"] == *name).expect("there");
+            assert_eq!(taken["tier"], *tier_name, "{choice}");
+            assert_eq!(taken["state"], "attached", "{choice}: {again:#}");
+            forced += 1;
+        }
+    }
+    // The least any kernel with BTF offers: two of each probe.
+    assert!(forced >= 12, "{forced} tiers in {found:#}");
+}
+
+#[test]
+fn a_tier_that_is_not_there_is_told_with_those_that_are() {
+    for (choice, hint) in
+        [("fault", "PROBE=TIER"), ("faults=fentry", "runqueue"), ("fault=uprobe", "perf_event")]
+    {
+        for subcommand in [&["doctor"][..], &["run", "--pid", "1"], &["daemon"]] {
+            let output = observer(subcommand).args(["--tier", choice]).output().expect("starts");
+            assert_eq!(output.status.code(), Some(2), "{subcommand:?} {choice}");
+            assert!(said(&output).contains(hint), "{}", said(&output));
+        }
+    }
+}
+
+#[test]
+fn types_from_a_file_that_has_none_are_refused_in_one_line() {
+    let Some(_guard) = privileged::ready("types from a file") else { return };
+    let directory = trial::directory();
+    let file = directory.path().join("types");
+    std::fs::write(&file, "no types").expect("written");
+    let file = file.to_str().expect("a name");
+    for path in [file, "/nonexistent/btf", "/proc/self/exe", directory.path().to_str().unwrap()] {
+        let output = observer(&["run", "--pid", "1", "--duration", "1s", "--btf", path])
+            .arg("--out")
+            .arg(directory.path().join("run"))
+            .output()
+            .expect("starts");
+        assert_eq!(output.status.code(), Some(4), "{path}: {}", said(&output));
+        assert_eq!(said(&output).lines().count(), 1, "{}", said(&output));
+        assert!(said(&output).contains(path), "{}", said(&output));
+    }
+}
+
+#[test]
+fn without_the_kernels_own_types_everything_is_counted_all_the_same() {
+    let Some(_guard) = privileged::ready("no types of its own") else { return };
+    let directory = trial::directory();
+    let file = directory.path().join("types");
+    std::fs::copy("/sys/kernel/btf/vmlinux", &file).expect("this kernel's types");
+    let file = file.to_str().expect("a name");
+    let (found, output) = doctor(&["--btf", file]);
+    assert!(output.status.success(), "{found:#}");
+    for probe in probes(&found) {
+        assert_eq!(probe["state"], "attached", "{probe:#}");
+        let tier = probe["tier"].as_str().expect("a tier");
+        assert!(!["tp_btf", "tp_btf_pair", "fentry", "tracepoint"].contains(&tier), "{probe:#}");
+    }
+
+    // The whole way, with every helper call that stands in for a typed load.
+    let pages = trial::scaled_text(20_000);
+    let mut work = trial::start(&["minor-faults", "--pages", &pages], Placement::default());
+    let target = ["--pid".to_owned(), work.id().to_string(), "--btf".into(), file.into()];
+    let trial = Trial::new("types from a file");
+    let observed = trial.observe_target(&target, &mut work, directory.path(), |pid| {
+        books::faults(pid).expect("the workload is there")
+    });
+    let faults = observed.after.since(observed.before);
+    assert!(faults.minor >= trial::number(&observed.counts, "minor_faults"), "{faults:?}");
+    let held = |held: &Held, run: &Run| {
+        let minor = run.count("fault", "minor");
+        held.equal("minor", "/proc/PID/stat minflt", minor, faults.minor, 0.01);
+    };
+    trial.hold(&observed, "fault", held, &[]);
+    work.end().expect("the workload ends");
+}
+
+/// Programs that the kernel refuses, for a reason that can be made: no more descriptors.
+#[test]
+fn a_refused_program_is_a_line_of_coverage() {
+    let Some(_guard) = privileged::ready("refused programs") else { return };
+    let mut incomplete = 0;
+    for descriptors in (16_u64..120).step_by(8) {
+        let mut command = observer(&["doctor", "--json"]);
+        // SAFETY: a single system call between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                let limit = Some(descriptors);
+                Ok(setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit })?)
+            });
+        }
+        let output = command.output().expect("starts");
+        let said = said(&output);
+        assert!(said.lines().count() <= 1, "{descriptors}: {said}");
+        assert!(matches!(output.status.code(), Some(0 | 3 | 4)), "{descriptors}: {said}");
+        let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        for probe in probes(&found) {
+            if probe["state"] != "attached" {
+                assert!(probe["reason"].is_string(), "{descriptors}: {probe:#}");
+                incomplete += i32::from(output.status.success());
+            }
+        }
+    }
+    assert!(incomplete > 0, "no number of descriptors left a probe incomplete");
+}
+
+/// This kernel's types, with a member of `sched_info` moved far behind the end of its struct.
+fn types_with_a_member_moved() -> Vec<u8> {
+    let mut types = std::fs::read("/sys/kernel/btf/vmlinux").expect("this kernel's types");
+    let word = |types: &[u8], at: usize| {
+        u32::from_le_bytes(types[at..at + 4].try_into().expect("four bytes")) as usize
+    };
+    // The header: lengths of itself, offset and length of the types, and of the strings
+    // (`struct btf_header`, include/uapi/linux/btf.h).
+    let header = word(&types, 4);
+    let (types_at, types_end) =
+        (header + word(&types, 8), header + word(&types, 8) + word(&types, 12));
+    let strings_at = header + word(&types, 16);
+    let name = b"\0run_delay\0";
+    let name_at = types[strings_at..].windows(name.len()).position(|found| found == name);
+    let name_offset = name_at.expect("a kernel with scheduler statistics") + 1;
+    let mut moved = 0;
+    // A member is its name, type and offset in bits (`struct btf_member`).
+    for at in (types_at..types_end - 8).step_by(4) {
+        if word(&types, at) == name_offset {
+            types[at + 8..at + 12].copy_from_slice(&(8_u32 << 20).to_le_bytes());
+            moved += 1;
+        }
+    }
+    assert!((1..=3).contains(&moved), "{moved} members of that name");
+    types
+}
+
+/// Programs that the verifier refuses: a kernel whose types are not what it says they are.
+#[test]
+fn a_program_that_the_verifier_refuses_is_one_line_and_its_own_words_at_verbose() {
+    let Some(_guard) = privileged::ready("programs the verifier refuses") else { return };
+    let directory = trial::directory();
+    let types = directory.path().join("types");
+    std::fs::write(&types, types_with_a_member_moved()).expect("written");
+    let there = |arguments: &[&str]| {
+        let shell = "mount --bind \"$0\" /sys/kernel/btf/vmlinux && exec \"$@\"";
+        Command::new("unshare")
+            .args(["--mount", "sh", "-c", shell])
+            .arg(&types)
+            .arg(trial::programs().observer)
+            .args(arguments)
+            .output()
+            .expect("unshare starts")
+    };
+    let says = "access beyond struct task_struct";
+
+    // The next tier is taken, and what became of the better one is told, in one line.
+    let output = there(&["doctor", "--json"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    for probe in probes(&found) {
+        assert_eq!(probe["state"], "attached", "{probe:#}");
+        let refused = probe["probe"] == "runqueue";
+        let reason = probe["reason"].as_str().unwrap_or_default();
+        assert_eq!(reason.contains(says), refused, "{probe:#}");
+        assert_eq!(reason.lines().count(), usize::from(refused), "{reason}");
+    }
+    assert!(found["verifier_logs"]["sched_switch"].as_str().is_some_and(|log| log.contains(says)));
+
+    // Without a choice the probe goes without that program, and the run with the other probes.
+    let forced = ["--tier", "runqueue=tp_btf"];
+    let doctor = there(&[&["--verbose", "doctor"], &forced[..]].concat());
+    assert!(doctor.status.success(), "{}", said(&doctor));
+    let text = String::from_utf8(doctor.stdout).expect("UTF-8");
+    assert!(text.lines().any(|line| line.trim().starts_with(says)), "in its own words: {text}");
+    let out = directory.path().join("run");
+    let pid = std::process::id().to_string();
+    let run = ["--verbose", "run", "--pid", &pid, "--duration", "1s", "--out"];
+    let output = there(&[&run[..], &[out.to_str().expect("a name")], &forced[..]].concat());
+    assert!(output.status.success(), "{}", said(&output));
+    let notes = said(&output);
+    assert!(notes.contains("probe runqueue is not complete"), "{notes}");
+    assert!(notes.lines().any(|line| line.starts_with(says)), "in its own words: {notes}");
+    let summary = std::fs::read(out.join("summary.json")).expect("a summary");
+    let summary: Value = serde_json::from_slice(&summary).expect("JSON");
+    let state = |probe: &str| summary["probes"][probe]["state"].clone();
+    assert_eq!((state("runqueue"), state("fault")), ("partial".into(), "attached".into()));
+}

@@ -1,0 +1,429 @@
+//! Faults of observer's own world: a drain that is held up, a death at any moment, a full disk, a
+//! map that cannot be made, little locked memory, and another observer beside it.
+
+use std::ffi::CString;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use observer::model::{EventKind, Outcome, Summary};
+use observer::output::rundir::RunDir;
+use observer_tests::bpf::{self, Object};
+use observer_tests::cgroup::MemoryCgroup;
+use observer_tests::command::{Finished, run};
+use observer_tests::daemon::Daemon;
+use observer_tests::http;
+use observer_tests::privileged;
+use observer_tests::process::{Placement, Running, Service};
+use observer_tests::trial::{FLOODED, directory, programs, scaled, scaled_text, watched};
+use observer_tests::watch::{Watch, Work, read_run};
+use rand::{RngExt, SeedableRng};
+use rustix::process::Signal;
+
+const TIMEOUT: Duration = Duration::from_secs(120);
+
+fn service() -> Service {
+    Service::start(&programs().service, &[], Placement::default())
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn watch(target: &[&str], directory: &Path) -> Watch {
+    Watch::start(&programs(), target, directory).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn observer(arguments: &[&str]) -> Finished {
+    let mut command = Command::new(programs().observer);
+    run(command.args(arguments), TIMEOUT).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+#[test]
+fn a_drain_that_stood_still_is_counted_and_the_run_goes_on() {
+    let Some(_guard) = privileged::ready("stalled drain") else { return };
+    let directory = directory();
+    let rounds = scaled_text(20_000);
+    let (mut work, mut watch) =
+        watched(&["storm", "--rounds", &rounds], &FLOODED, directory.path());
+    watch.process.signal(Signal::STOP);
+    let counts = work.go().expect("it works");
+    std::thread::sleep(Duration::from_secs(1));
+    watch.process.signal(Signal::CONT);
+    let resumed = observer::clock::MonoNanos::now();
+    assert!(watch.process.ended().expect("a status").is_none(), "the run goes on");
+    // Its exit, seen by a drain that works again, comes after what was lost.
+    work.end().expect("it ends");
+    watch.process.wait(TIMEOUT).expect("the target's end ends the run");
+    let (summary, info) = read_run(&watch.run).expect("a whole run");
+    let events = RunDir::open(&watch.run).and_then(|run| run.read_events()).expect("a trace");
+    let events = events.expect("a trace").rows;
+    for kind in ["runqueue", "fault", "mm_syscall"] {
+        let records = summary.records[kind];
+        println!("{kind}: {records:?}, {counts}");
+        assert_eq!(records.sent, records.delivered, "{kind}");
+        let written = events.iter().filter(|event| event.kind.name() == kind).count() as u64;
+        assert_eq!(written, records.delivered, "{kind}");
+    }
+    assert!(summary.records["fault"].lost > 0, "a stopped drain takes nothing");
+    assert_eq!(summary.loss.by_kind["fault"], summary.records["fault"].lost);
+    let exits = events.iter().filter(|event| matches!(event.kind, EventKind::Exit { .. }));
+    assert!(exits.filter(|event| event.end > resumed).count() > 0, "it drains again: {info:?}");
+}
+
+#[test]
+fn a_run_that_lost_records_gives_no_verdict() {
+    let Some(_guard) = privileged::ready("verdict after loss") else { return };
+    let (service, directory) = (service(), directory());
+    let out = directory.path().join("run");
+    let pid = service.process.id().to_string();
+    let url = format!("{}/sleep?ms=20&every=20", service.url);
+    let programs = programs();
+    let mut command = Command::new(&programs.observer);
+    command.args(["run", "--pid", &pid, "--out", text(&out)]).args(FLOODED);
+    command.args(["--samples", "observer", "--slow", "10ms", "--"]).arg(&programs.observer);
+    command.args(["load", &url, "--rate", &scaled_text(1_000), "--duration", "10s"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
+    // The samples come while the load runs: it has begun.
+    let deadline = Instant::now() + TIMEOUT;
+    let begun = || fs::metadata(out.join("loadgen.out")).is_ok_and(|file| file.len() > 0);
+    while !begun() {
+        assert!(Instant::now() < deadline, "the load begins");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for _ in 0..2 {
+        observer.signal(Signal::STOP);
+        std::thread::sleep(Duration::from_secs(3));
+        observer.signal(Signal::CONT);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let status = observer.wait(TIMEOUT).expect("it ends");
+    assert!(status.success(), "{status}");
+    let (summary, _) = read_run(&out).expect("a whole run");
+    assert!(summary.loss.total > 0, "{:?}", summary.loss);
+    assert_eq!(summary.verdict.outcome, Outcome::Inconclusive, "{:?}", summary.verdict);
+    let lost = |reason: &String| reason.contains("records were lost");
+    assert!(summary.verdict.reasons.iter().any(lost), "{:?}", summary.verdict);
+    assert!(summary.verdict.top_cause.is_none() && summary.causes.iter().all(|cause| !cause.named));
+}
+
+/// Waits until none of the objects is there any more: the kernel frees them with a delay.
+fn assert_gone(objects: &std::collections::BTreeSet<Object>) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let left: Vec<Object> =
+            bpf::all().expect("the kernel lists them").intersection(objects).copied().collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "left behind: {left:?} of {objects:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Stops a process so that what it holds can be read, and kills it.
+fn kill(process: &mut Running) -> std::collections::BTreeSet<Object> {
+    process.signal(Signal::STOP);
+    let held = bpf::held_by(process.id());
+    process.signal(Signal::KILL);
+    process.wait(TIMEOUT).expect("it is gone");
+    held
+}
+
+#[test]
+fn a_run_that_is_killed_at_any_moment_leaves_nothing_in_the_kernel() {
+    let Some(_guard) = privileged::ready("run killed") else { return };
+    let (service, directory) = (service(), directory());
+    let pid = service.process.id().to_string();
+    let pinned = bpf::pinned();
+    let mut random = rand::rngs::StdRng::seed_from_u64(3);
+    let mut held_most = 0;
+    let mut reported = 0;
+    // From before anything is loaded to well after everything is attached.
+    let moments = [0, 100, 300, 600, 1_200, 2_500, 4_000, 5_000];
+    for (index, moment) in moments.into_iter().enumerate() {
+        let out = directory.path().join(format!("run-{index}"));
+        let stop = directory.path().join(format!("stop-{index}"));
+        let programs = programs();
+        let mut command = Command::new(&programs.observer);
+        command.args(["run", "--pid", &pid, "--out", text(&out), "--"]);
+        command.arg(&programs.work).arg("hold");
+        command.arg(directory.path().join(format!("started-{index}"))).arg(&stop);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
+        let wait = Duration::from_millis(moment + random.random_range(0..100));
+        let begun = Instant::now();
+        while begun.elapsed() < wait {
+            http::get(service.port, "/cpu?us=100", "").expect("the service answers");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let held = kill(&mut observer);
+        println!("killed after {wait:?}: held {}", held.len());
+        held_most = held_most.max(held.len());
+        assert_gone(&held);
+        // COMMAND does not outlive it: a generator would load the service for nobody.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while command_lines().iter().any(|line| line.contains(text(&stop))) {
+            assert!(Instant::now() < deadline, "COMMAND ends with observer");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if out.join("run.json").exists() {
+            let finished = observer_report(&out);
+            assert!(finished.stdout.contains("did not come") || finished.stdout.contains("died"));
+            reported += 1;
+        }
+    }
+    assert!(held_most > 10, "programs, maps and links were there: {held_most}");
+    assert!(reported >= 2, "{reported} runs had begun");
+    assert_eq!(bpf::pinned(), pinned);
+}
+
+fn observer_report(out: &Path) -> Finished {
+    let finished = observer(&["report", text(out)]);
+    finished.assert_code(0);
+    finished
+}
+
+fn command_lines() -> Vec<String> {
+    let line = |path: PathBuf| fs::read(path.join("cmdline")).ok();
+    fs::read_dir("/proc")
+        .expect("/proc")
+        .flatten()
+        .filter_map(|entry| line(entry.path()))
+        .map(|line| String::from_utf8_lossy(&line).into_owned())
+        .collect()
+}
+
+#[test]
+fn the_trace_of_a_killed_run_is_readable_to_the_last_batch_and_answers() {
+    let Some(_guard) = privileged::ready("trace of a killed run") else { return };
+    let (service, directory) = (service(), directory());
+    let out = directory.path().join("run");
+    let pid = service.process.id().to_string();
+    let url = format!("{}/sleep?ms=20&every=20", service.url);
+    let programs = programs();
+    let mut command = Command::new(&programs.observer);
+    command.args(["run", "--pid", &pid, "--out", text(&out)]);
+    command.args(["--samples", "observer", "--slow", "10ms", "--"]).arg(&programs.observer);
+    command.args(["load", &url, "--rate", "200", "--duration", "60s"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
+    let deadline = Instant::now() + TIMEOUT;
+    while !out.join("loadgen.out").exists() {
+        assert!(Instant::now() < deadline, "the load begins");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_secs(8));
+    kill(&mut observer);
+    let run = RunDir::open(&out).expect("a run");
+    let info = run.read_run().expect("run.json");
+    assert!(run.read_summary().expect("readable").is_none(), "it did not get that far");
+    let events = run.read_events().expect("readable").expect("a trace");
+    assert!(events.truncated, "it has no end mark");
+    let last = events.rows.last().expect("events").end;
+    let length_ns = last.since(info.start_ns);
+    assert!(length_ns > 4_000_000_000, "all but the last second or two: {length_ns}");
+    let finished = self::observer(&["report", text(&out), "--json"]);
+    finished.assert_code(0);
+    let summary: Summary = serde_json::from_str(&finished.stdout).expect("an answer");
+    assert!(summary.samples.count > 200, "{:?}", summary.samples);
+    assert!(summary.samples.slow_count > 5, "{:?}", summary.samples);
+    assert_ne!(summary.verdict.outcome, Outcome::Attributed, "sleeping is nobody's fault");
+    let told = |reason: &String| reason.contains("did not come to its end");
+    assert!(summary.verdict.reasons.iter().any(told), "{:?}", summary.verdict);
+    let report = observer_report(&out).stdout.to_lowercase();
+    assert!(report.contains(&summary.verdict.outcome.name().replace('_', " ")), "{report}");
+}
+
+#[test]
+fn a_daemon_that_is_killed_leaves_nothing_in_the_kernel() {
+    let Some(_guard) = privileged::ready("daemon killed") else { return };
+    let (service, directory) = (service(), directory());
+    let pid = service.process.id().to_string();
+    let trace = directory.path().join("trace");
+    let mut daemon = Daemon::start(&["--pid", &pid, "--trace", text(&trace)]);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(5) {
+        http::get(service.port, "/cpu?us=100", "").expect("the service answers");
+    }
+    let held = kill(daemon.process());
+    let of = |kind: fn(&Object) -> bool| held.iter().filter(|object| kind(object)).count();
+    assert!(of(|object| matches!(object, Object::Program(_))) > 3, "{held:?}");
+    assert!(of(|object| matches!(object, Object::Map(_))) > 3, "{held:?}");
+    assert_gone(&held);
+    let events = RunDir::open(&trace).and_then(|run| run.read_events()).expect("readable");
+    let events = events.expect("a trace");
+    assert!(events.truncated && !events.rows.is_empty());
+    observer_report(&trace);
+}
+
+/// A small file system of one's own, gone when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(place: &Path, options: &str) -> Self {
+        fs::create_dir(place).expect("a directory");
+        let c = |text: &str| CString::new(text).expect("no NUL");
+        let (kind, path, options) = (c("tmpfs"), c(text(place)), c(options));
+        // SAFETY: strings that end in NUL and live through the call.
+        let result = unsafe {
+            libc::mount(kind.as_ptr(), path.as_ptr(), kind.as_ptr(), 0, options.as_ptr().cast())
+        };
+        assert_eq!(result, 0, "mount: {}", std::io::Error::last_os_error());
+        Self(place.to_owned())
+    }
+
+    fn fill(&self) {
+        let mut file = fs::File::create(self.0.join("filler")).expect("a file");
+        let block = [0u8; 4096];
+        while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let path = CString::new(text(&self.0)).expect("no NUL");
+        // SAFETY: a string that ends in NUL and lives through the call.
+        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_from_the_start_is_one_line_and_a_code_of_its_own() {
+    let Some(_guard) = privileged::ready("full disk") else { return };
+    let (service, directory) = (service(), directory());
+    let disk = SmallDisk::mount(&directory.path().join("disk"), "size=256k");
+    disk.fill();
+    let (pid, out) = (service.process.id().to_string(), disk.0.join("run"));
+    let finished = observer(&["run", "--pid", &pid, "--duration", "1s", "--out", text(&out)]);
+    finished.assert_code(15);
+    assert!(finished.stderr.contains("No space left"), "{finished:?}");
+    assert!(!out.exists(), "nothing is left behind");
+}
+
+#[test]
+fn a_disk_that_fills_up_ends_the_trace_and_not_the_answer() {
+    let Some(_guard) = privileged::ready("disk fills up") else { return };
+    let directory = directory();
+    let disk = SmallDisk::mount(&directory.path().join("disk"), "size=3m");
+    let rounds = scaled_text(20_000);
+    let mut work = Work::start(&programs(), &["storm", "--rounds", &rounds], Placement::default())
+        .expect("it starts");
+    let (pid, out) = (work.id().to_string(), disk.0.join("run"));
+    let mut command = Command::new(programs().observer);
+    command.args(["run", "--pid", &pid, "--out", text(&out)]);
+    command.args(["--floor", "fault=0ns", "--floor", "mm_syscall=0ns", "--floor", "runqueue=0ns"]);
+    let log = directory.path().join("log");
+    let file = fs::File::create(&log).expect("a file");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
+    let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
+    let deadline = Instant::now() + TIMEOUT;
+    while !out.join("loadgen.out").exists() {
+        assert!(Instant::now() < deadline, "the run begins");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let counts = work.go().expect("it works");
+    work.end().expect("it ends");
+    let status = observer.wait(TIMEOUT).expect("the target's end ends the run");
+    let said = fs::read_to_string(&log).expect("the log");
+    assert_eq!(status.code(), Some(15), "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("observer: ")).count(), 1, "{said}");
+    assert!(said.contains("the disk of"), "{said}");
+    let run = RunDir::open(&out).expect("a run");
+    let summary = run.read_summary().expect("readable").expect("the answer found room");
+    let madvise = summary.probes["mm_syscall"].parts["madvise"].count;
+    // Threads that end give their stacks back as well.
+    let expected = counts["madvise"].as_u64().expect("a count");
+    assert!((expected..expected + 100).contains(&madvise), "the distributions are whole");
+    let events = run.read_events().expect("readable").expect("a trace");
+    assert!(events.truncated && events.rows.len() > 1_000, "{}", events.rows.len());
+    assert!(summary.records["fault"].delivered > events.rows.len() as u64);
+    let report = observer_report(&out).stdout;
+    assert!(report.contains("ends early"), "{report}");
+}
+
+#[test]
+fn a_map_that_cannot_be_made_is_named_with_what_to_do() {
+    let Some(_guard) = privileged::ready("map refused") else { return };
+    let (service, directory) = (service(), directory());
+    let name = format!("observer-maps-{}", std::process::id());
+    let cgroup = MemoryCgroup::create(&name).expect("a cgroup can be made");
+    cgroup.limit(Some(300 << 20)).expect("a limit can be set");
+    let (pid, out) = (service.process.id().to_string(), directory.path().join("run"));
+    let log = directory.path().join("log");
+    let mut command = Command::new(programs().observer);
+    command.args(["run", "--pid", &pid, "--duration", "1s", "--ring-bytes", "1G"]);
+    command.args(["--out", text(&out)]).stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(fs::File::create(&log).expect("a file"));
+    let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
+    let mut observer = Running::start(&mut command, place).expect("it starts");
+    let status = observer.wait(TIMEOUT).expect("it ends");
+    let said = fs::read_to_string(&log).expect("the log");
+    assert_eq!(status.code(), Some(4), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    for word in ["map RING", "Cannot allocate memory", "--ring-bytes"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert!(!out.exists(), "nothing is left behind");
+}
+
+#[test]
+fn little_locked_memory_and_no_right_to_raise_it_do_not_matter() {
+    let Some(_guard) = privileged::ready("memlock") else { return };
+    let (service, directory) = (service(), directory());
+    let (pid, out) = (service.process.id().to_string(), directory.path().join("run"));
+    let mut command = Command::new(programs().observer);
+    command.args(["run", "--pid", &pid, "--duration", "500ms", "--out", text(&out)]);
+    let less = || {
+        const CAP_SYS_RESOURCE: libc::c_ulong = 24;
+        let limit = libc::rlimit { rlim_cur: 16 << 10, rlim_max: 16 << 10 };
+        // SAFETY: plain numbers and a limit that lives through the call.
+        unsafe {
+            if libc::prctl(libc::PR_CAPBSET_DROP, CAP_SYS_RESOURCE) != 0
+                || libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) != 0
+            {
+                return Err(std::io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only system calls are made; nothing is allocated.
+    unsafe { command.pre_exec(less) };
+    let finished = run(&mut command, TIMEOUT).expect("it ends");
+    finished.assert_code(0);
+    read_run(&out).expect("a whole run");
+}
+
+#[test]
+fn two_observers_of_one_target_do_not_disturb_each_other() {
+    let Some(_guard) = privileged::ready("two observers") else { return };
+    let (first, second) = (directory(), directory());
+    let pages = scaled(20_000);
+    let arguments = ["minor-faults", "--pages", &pages.to_string()];
+    let mut work = Work::start(&programs(), &arguments, Placement::default()).expect("it starts");
+    let pid = work.id().to_string();
+    let daemon = Daemon::start(&["--pid", &pid]);
+    let watches = [watch(&["--pid", &pid], first.path()), watch(&["--pid", &pid], second.path())];
+    let before = observer_tests::books::faults(work.id()).expect("it is there");
+    work.go().expect("it works");
+    let after = observer_tests::books::faults(work.id()).expect("it is there").since(before);
+    let labels = ["target=\"true\"", "minor"];
+    let scraped = daemon.scrape().count("observer_fault_latency_seconds_count", &labels);
+    assert_eq!(scraped, after.minor, "the daemon counts what the kernel counts");
+    let [one, other] = watches.map(|watch| {
+        let (summary, _) = watch.finish().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(summary.probes["fault"].parts["minor"].count, after.minor);
+        // The kernel's switch of run-time statistics is shared: it stays on while anybody wants it.
+        assert!(summary.observer.bpf_run_count > 0, "{:?}", summary.observer);
+        summary
+    });
+    assert_eq!(one.probes["fault"].count, other.probes["fault"].count);
+    // The end of the others changed nothing for the daemon.
+    let _ = daemon.served();
+    daemon.end();
+    work.end().expect("it ends");
+}

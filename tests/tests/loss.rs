@@ -1,0 +1,196 @@
+//! Far more records than the ring can hold: what was made is what was delivered and what was lost,
+//! to the last record, and the distributions do not care.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use observer::model::{Event, EventKind, RecordSummary, Summary};
+use observer::output::rundir::RunDir;
+use observer_tests::books::{self, Faults};
+use observer_tests::privileged;
+use observer_tests::results::Held;
+use observer_tests::trial::{FLOODED, directory, run_delay_ns, watched};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// What the kernel's books say of a process.
+#[derive(Debug)]
+struct Books {
+    run_delay_ns: BTreeMap<u32, u64>,
+    faults: Faults,
+}
+
+impl Books {
+    fn read(pid: u32) -> Self {
+        Self {
+            run_delay_ns: books::run_delay_ns(pid).expect("the workload is there"),
+            faults: books::faults(pid).expect("the workload is there"),
+        }
+    }
+
+    /// Run delay since `earlier`, of threads that are in both.
+    fn run_delay_since(&self, earlier: &Self) -> u64 {
+        self.run_delay_ns
+            .iter()
+            .map(|(tid, now)| now - earlier.run_delay_ns.get(tid).copied().unwrap_or_default())
+            .sum()
+    }
+}
+
+/// The ring is full after a tenth of this.
+const STOPPED: Duration = Duration::from_millis(30);
+
+struct Flood {
+    summary: Summary,
+    events: Vec<Event>,
+    counts: Value,
+    before: Books,
+    after: Books,
+}
+
+/// Runs a workload under an observer that cannot keep up with it: every now and then it is stopped
+/// for longer than the ring lasts.
+fn flood(arguments: &[&str]) -> Flood {
+    let directory = directory();
+    let (mut work, watch) = watched(arguments, &FLOODED, directory.path());
+    let before = Books::read(work.id());
+    let done = AtomicBool::new(false);
+    let counts = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for signal in [Signal::STOP, Signal::CONT] {
+                    watch.process.signal(signal);
+                    std::thread::sleep(STOPPED);
+                }
+            }
+        });
+        let counts = work.go();
+        done.store(true, Ordering::Relaxed);
+        counts
+    })
+    .expect("the workload works");
+    let after = Books::read(work.id());
+    let run = watch.run.clone();
+    let (summary, _) = watch.finish_with_loss().unwrap_or_else(|error| panic!("{error}"));
+    let events = RunDir::open(&run).and_then(|run| run.read_events()).expect("a trace");
+    let events = events.expect("a trace");
+    assert!(!events.truncated, "the trace is whole");
+    work.end().expect("the workload ends");
+    Flood { summary, events: events.rows, counts, before, after }
+}
+
+impl Flood {
+    fn records(&self, kind: &str) -> RecordSummary {
+        self.summary.records[kind]
+    }
+
+    /// Holds the numbers of a kind against each other: in the kernel's histogram, in the counters,
+    /// delivered, and found in the trace.
+    #[track_caller]
+    fn adds_up(&self, kind: &str) {
+        let RecordSummary { sent, delivered, lost } = self.records(kind);
+        let written = self.events.iter().filter(|event| event.kind.name() == kind).count() as u64;
+        println!("{kind}: {sent} sent, {delivered} delivered, {written} in the trace, {lost} lost");
+        assert_eq!(delivered, sent, "{kind}: what was sent was delivered");
+        assert_eq!(written, delivered, "{kind}: what was delivered is in the trace");
+        if let Some(probe) = self.summary.probes.get(kind) {
+            assert_eq!(probe.count, delivered + lost, "{kind}: produced = delivered + lost");
+        }
+        let by_kind = self.summary.loss.by_kind.get(kind).copied().unwrap_or_default();
+        assert_eq!(by_kind, lost, "{kind}: the loss is told");
+    }
+
+    fn number(&self, key: &str) -> u64 {
+        self.counts[key].as_u64().unwrap_or_else(|| panic!("{} has no {key}", self.counts))
+    }
+
+    fn part(&self, probe: &str, part: &str) -> u64 {
+        self.summary.probes[probe].parts.get(part).map_or(0, |part| part.count)
+    }
+
+    /// All kinds, and that nothing unexpected was lost.
+    #[track_caller]
+    fn everything_adds_up(&self) {
+        for kind in ["runqueue", "fault", "mm_syscall", "task"] {
+            self.adds_up(kind);
+        }
+        let lost: u64 = self.summary.records.values().map(|kind| kind.lost).sum();
+        assert_eq!(self.summary.loss.total, lost, "{:?}", self.summary.loss);
+        let floors = self.events.iter().filter(|event| matches!(event.kind, EventKind::Floor(_)));
+        assert_eq!(floors.count(), 0, "floors fixed by hand stay where they are");
+    }
+}
+
+/// Under the flood the distributions agree with the books as without it.
+impl Flood {
+    #[track_caller]
+    fn held(&self, probe: &str) -> Held {
+        Held::new("flood of records", probe, &self.summary)
+    }
+
+    #[track_caller]
+    fn faults_agree(&self, faults: &Faults) {
+        let found = self.part("fault", "minor");
+        self.held("fault").equal("minor", "/proc/PID/stat minflt", found, faults.minor, 0.01);
+    }
+
+    #[track_caller]
+    fn waits_agree(&self) {
+        let delay_ns = self.after.run_delay_since(&self.before);
+        let found = run_delay_ns(&self.summary);
+        self.held("runqueue").equal("sum_ns", "schedstat run delay", found, delay_ns, 0.02);
+    }
+}
+
+#[test]
+fn produced_is_delivered_and_lost_for_several_kinds_at_once() {
+    let Some(_guard) = privileged::ready("flood of all kinds") else { return };
+    let flood = flood(&["storm", "--rounds", "60000"]);
+    flood.everything_adds_up();
+    for kind in ["fault", "mm_syscall"] {
+        let RecordSummary { delivered, lost, .. } = flood.records(kind);
+        assert!(lost > 1_000 && delivered > 1_000, "{kind}: {delivered} and {lost}");
+    }
+    // The distributions are as exact as without the flood.
+    assert_eq!(flood.part("mm_syscall", "madvise"), flood.number("madvise"));
+    let faults = flood.after.faults.since(flood.before.faults);
+    assert!(faults.minor >= flood.number("minor_faults_at_least"), "{faults:?}");
+    flood.faults_agree(&faults);
+    flood.waits_agree();
+}
+
+#[test]
+fn produced_is_delivered_and_lost_for_memory_calls() {
+    let Some(_guard) = privileged::ready("flood of memory calls") else { return };
+    let flood = flood(&["memory-calls", "--rounds", "100000"]);
+    flood.everything_adds_up();
+    assert!(flood.records("mm_syscall").lost > 1_000, "{:?}", flood.records("mm_syscall"));
+    for call in ["mmap", "munmap", "mremap", "brk", "mprotect", "madvise"] {
+        assert!(flood.part("mm_syscall", call) >= flood.number(call), "{call}");
+    }
+    let made: u64 = ["mmap", "munmap", "mremap", "brk", "mprotect", "madvise"]
+        .into_iter()
+        .map(|call| flood.part("mm_syscall", call))
+        .sum();
+    let RecordSummary { delivered, lost, .. } = flood.records("mm_syscall");
+    assert_eq!(made, delivered + lost);
+}
+
+#[test]
+fn produced_is_delivered_and_lost_for_faults() {
+    let Some(_guard) = privileged::ready("flood of faults") else { return };
+    let flood = flood(&["minor-faults", "--pages", "300000"]);
+    flood.everything_adds_up();
+    assert!(flood.records("fault").lost > 1_000, "{:?}", flood.records("fault"));
+    let faults = flood.after.faults.since(flood.before.faults);
+    flood.faults_agree(&faults);
+}
+
+#[test]
+fn produced_is_delivered_and_lost_for_waits() {
+    let Some(_guard) = privileged::ready("flood of waits") else { return };
+    let flood = flood(&["ping-pong", "--rounds", "200000"]);
+    flood.everything_adds_up();
+    flood.waits_agree();
+}

@@ -1,0 +1,77 @@
+//! Every tier that this kernel offers, forced, against the same books as observer's own choice;
+//! and all tiers of a probe side by side on the same work.
+
+use std::process::Command;
+
+use observer_tests::exact;
+use observer_tests::privileged;
+use observer_tests::results::trap_held;
+use observer_tests::trial::{self, Trial, scaled_text};
+use serde_json::Value;
+
+/// One observer for each tier of `probe` that this kernel offers, the best one first.
+fn tiers(test: &'static str, probe: &str) -> Trial {
+    let output = Command::new(trial::programs().observer)
+        .args(["doctor", "--json"])
+        .output()
+        .expect("the doctor answers");
+    let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let probes = found["probes"].as_array().expect("probes");
+    let row = probes.iter().find(|row| row["probe"] == probe).expect("the probe");
+    let tiers = row["tiers"].as_array().expect("tiers").iter();
+    let offered: Vec<String> = tiers
+        .filter(|tier| tier["state"] != "not_offered")
+        .map(|tier| format!("{probe}={}", tier["tier"].as_str().expect("a name")))
+        .collect();
+    assert!(!offered.is_empty(), "{row}");
+    trap_held(test, probe, &format!("side by side: {}", offered.join(", ")));
+    Trial { test, tiers: offered.into_iter().map(Some).collect() }
+}
+
+#[test]
+fn all_tiers_of_runqueue_agree() {
+    let Some(_guard) = privileged::ready("tiers of runqueue") else { return };
+    let length = scaled_text(1500);
+    let contend = ["contend", "--threads", "4", "--ms", &length];
+    exact::run_delay(&tiers("tiers: threads that preempt each other", "runqueue"), &contend);
+    let rounds = scaled_text(20_000);
+    let ping_pong = ["ping-pong", "--rounds", &rounds];
+    exact::run_delay(&tiers("tiers: threads that wake each other", "runqueue"), &ping_pong);
+}
+
+#[test]
+fn all_tiers_of_fault_agree() {
+    let Some(_guard) = privileged::ready("tiers of fault") else { return };
+    exact::minor_faults(&tiers("tiers: minor faults", "fault"));
+    exact::major_faults(&tiers("tiers: major faults", "fault"));
+    // The probe of tasks has the same comparison; attaching takes an emulated CPU seconds.
+    if !trial::in_guest() {
+        exact::families(&tiers("tiers: children and new threads", "fault"));
+    }
+}
+
+#[test]
+fn all_tiers_of_reclaim_agree() {
+    let Some(_guard) = privileged::ready("tiers of reclaim") else { return };
+    exact::memcg_reclaim(&tiers("tiers: page cache in a tight cgroup", "reclaim"));
+}
+
+#[test]
+fn all_tiers_of_mm_syscall_agree() {
+    let Some(_guard) = privileged::ready("tiers of mm_syscall") else { return };
+    exact::memory_calls(&tiers("tiers: memory calls", "mm_syscall"));
+    exact::memory_call_time(&tiers("tiers: long memory calls", "mm_syscall"));
+}
+
+#[test]
+fn all_tiers_of_socket_agree() {
+    let Some(_guard) = privileged::ready("tiers of socket") else { return };
+    exact::sockets(&tiers("tiers: sockets", "socket"));
+    exact::descriptors(&tiers("tiers: no descriptor left", "socket"));
+}
+
+#[test]
+fn all_tiers_of_task_follow_families() {
+    let Some(_guard) = privileged::ready("tiers of task") else { return };
+    exact::families(&tiers("tiers: followed families", "task"));
+}

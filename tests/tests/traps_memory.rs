@@ -1,0 +1,178 @@
+//! Faults that are tried again, end in a signal, or have a reclaim inside.
+
+use observer::model::{Event, EventKind};
+use observer_tests::books;
+use observer_tests::cgroup::MemoryCgroup;
+use observer_tests::privileged;
+use observer_tests::process::Placement;
+use observer_tests::results::{Held, not_applicable, trap_held};
+use observer_tests::taskstats::{DelayAccounting, Taskstats};
+use observer_tests::trial::{self, Run, Trial, number, scaled_text};
+
+fn read(pid: u32) -> books::Faults {
+    books::faults(pid).expect("the workload is there")
+}
+
+#[test]
+fn a_fault_that_is_tried_again_counts_once() {
+    let Some(_guard) = privileged::ready("retried faults") else { return };
+    let trial = Trial::new("retried faults, and kills in a fault");
+    // SAFETY: takes no pointer.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+    if fd < 0 {
+        let error = std::io::Error::last_os_error();
+        return not_applicable(trial.test, "fault", "major", &format!("userfaultfd: {error}"));
+    }
+    // SAFETY: just opened, and nobody else's.
+    unsafe { libc::close(fd as i32) };
+    let directory = trial::directory();
+    let mut work = trial::start(&["userfault", "--pages", &scaled_text(500)], Placement::default());
+    let observed = trial.observe(&mut work, directory.path(), read);
+    let faults = observed.after.since(observed.before);
+    let retried = number(&observed.counts, "retried");
+    let majors = faults.major + faults.major_children;
+    assert!(faults.major + faults.minor >= retried, "{faults:?}");
+    trial.hold(
+        &observed,
+        "fault",
+        |held, run| {
+            let (minor, major) = (run.count("fault", "minor"), run.count("fault", "major"));
+            let all = faults.minor + faults.minor_children + majors;
+            let against = "/proc/PID/stat minflt + majflt";
+            held.equal("minor + major, retried", against, minor + major, all, 0.01);
+            // Where each mapping has a lock of its own (Linux 6.7), a fault that is served by
+            // userfaultfd is none that was tried again.
+            if majors > 0 {
+                held.equal("major, retried", "/proc/PID/stat majflt", major, majors, 0.01);
+            }
+        },
+        &[],
+    );
+    work.end().expect("the workload ends");
+}
+
+#[test]
+fn a_fault_that_ends_in_a_signal_is_not_a_page() {
+    let Some(_guard) = privileged::ready("faults that end in signals") else { return };
+    let trial = Trial::new("faults that end in signals");
+    let directory = trial::directory();
+    let file = directory.path().join("short");
+    let file = file.to_str().expect("a path in UTF-8");
+    let arguments = ["bad-faults", "--file", file, "--rounds", &scaled_text(500)];
+    let mut work = trial::start(&arguments, Placement::default());
+    let observed = trial.observe(&mut work, directory.path(), read);
+    let faults = observed.after.since(observed.before);
+    let all = faults.minor + faults.minor_children + faults.major + faults.major_children;
+    let (segv, bus) = (number(&observed.counts, "segv"), number(&observed.counts, "bus"));
+    assert!(segv > 0 && bus > 0 && all >= segv + bus, "{:?}", observed.counts);
+    trial.hold(
+        &observed,
+        "fault",
+        |held, run| {
+            let found = run.count("fault", "minor") + run.count("fault", "major");
+            held.at_least("minor + major", "/proc/PID/stat minflt + majflt", found, all, 0.01);
+            // memory.stat counts a fault that fails for want of a page (SIGBUS) as well, and so
+            // does the tier that ends faults there.
+            let against = "/proc/PID/stat minflt + majflt, and SIGBUS";
+            held.at_most("minor + major", against, found, all + bus, 0.01);
+        },
+        &[],
+    );
+    work.end().expect("the workload ends");
+}
+
+fn inside(inner: &Event, outer: &Event) -> bool {
+    inner.tid == outer.tid && outer.start() <= inner.start() && inner.end <= outer.end
+}
+
+/// Reclaims that lie wholly within one of `outer`, and reclaims that cross a border of one.
+fn nesting(reclaims: &[&Event], outer: &[&Event]) -> (usize, usize) {
+    let mut within = 0;
+    let mut across = 0;
+    for reclaim in reclaims {
+        let overlapping = |other: &&&Event| {
+            other.tid == reclaim.tid && other.start() < reclaim.end && reclaim.start() < other.end
+        };
+        let others: Vec<_> = outer.iter().filter(overlapping).collect();
+        within += others.iter().filter(|outer| inside(reclaim, outer)).count();
+        across += others.iter().filter(|outer| !inside(reclaim, outer)).count();
+    }
+    (within, across)
+}
+
+#[test]
+fn a_reclaim_inside_a_fault_inside_a_call_is_each_once() {
+    let Some(_guard) = privileged::ready("nested stalls") else { return };
+    let trial = Trial::new("reclaim inside a fault inside a call");
+    let directory = trial::directory();
+    let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
+    let taskstats = Taskstats::connect().expect("the kernel has taskstats");
+    let cgroup = MemoryCgroup::create(&trial::unique("nested")).expect("a cgroup can be made");
+    cgroup.limit(Some(16 << 20)).expect("a limit can be set");
+    let file = directory.path().join("sparse");
+    let file = file.to_str().expect("a path in UTF-8");
+    let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
+    let rounds = trial::scaled(1500).max(300).to_string();
+    let mut work = trial::start(&["nested", "--file", file, "--rounds", &rounds], place);
+    let observed = trial.observe(&mut work, directory.path(), |pid| {
+        (read(pid), taskstats.delays(pid).expect("the workload is there"))
+    });
+    let (before, after) = (&observed.before, &observed.after);
+    let booked = after.1.reclaim.since(before.1.reclaim);
+    let faults = after.0.since(before.0);
+    let calls = number(&observed.counts, "mmap");
+    // Pages that mmap(2) brings itself are no exceptions.
+    let exceptions = faults.minor - number(&observed.counts, "populated");
+    trial.hold(
+        &observed,
+        "reclaim",
+        |held, run| {
+            let found = run.probe("reclaim");
+            let against = "taskstats freepages_delay_total";
+            held.equal(
+                "sum_ns",
+                against,
+                found.sum_ns,
+                booked.total_ns,
+                trial::between_clocks(0.05),
+            );
+            let held = Held::new(trial.test, "fault", &run.summary);
+            let minor = run.count("fault", "minor");
+            // At the kernel's own function for faults those of mmap(2) are seen as well.
+            let tier = run.probe("fault").tier.as_deref().unwrap_or_default();
+            if ["fentry", "kprobe"].iter().any(|name| tier.starts_with(name)) {
+                held.equal("minor", "/proc/PID/stat minflt", minor, faults.minor, 0.02);
+            } else {
+                let against = "/proc/PID/stat minflt, less those of mmap(2)";
+                held.equal("minor", against, minor, exceptions, 0.02);
+            }
+            let held = Held::new(trial.test, "mm_syscall", &run.summary);
+            let found = run.count("mm_syscall", "mmap");
+            held.equal("mmap", "the caller's own count", found, calls, 0.01);
+            nested(&trial, run);
+        },
+        &[],
+    );
+    work.end().expect("the workload ends");
+}
+
+/// That a reclaim lies within what it delays, wholly: only then the innermost can have the time.
+fn nested(trial: &Trial, run: &Run) {
+    let events = run.events();
+    let of = |wanted: fn(&EventKind) -> bool| -> Vec<&Event> {
+        events.iter().filter(|event| wanted(&event.kind)).collect()
+    };
+    let reclaims = of(|kind| matches!(kind, EventKind::Reclaim { .. }));
+    let faults = of(|kind| matches!(kind, EventKind::Fault { .. }));
+    let calls = of(|kind| matches!(kind, EventKind::MmSyscall { .. }));
+    let (in_faults, across_faults) = nesting(&reclaims, &faults);
+    let (in_calls, across_calls) = nesting(&reclaims, &calls);
+    let what = format!(
+        "{} reclaims: {in_faults} inside faults, {in_calls} inside memory calls, {} across a border",
+        reclaims.len(),
+        across_faults + across_calls
+    );
+    assert_eq!(across_faults + across_calls, 0, "{what}");
+    assert!(in_faults > 0 && in_calls > 0, "both happened: {what}");
+    trap_held(trial.test, "reclaim", &what);
+}

@@ -1,0 +1,226 @@
+//! Tables that are too small for what happens: counted as loss by kind, never silent. And cgroups
+//! of either version as the host lays them out.
+
+use std::fs;
+use std::path::Path;
+
+use observer::host::cgroups::Cgroups;
+use observer_ebpf::wire::{CGROUP_SLOTS_MAX, SOCKET_SLOTS, TASK_SLOTS_MAX};
+use observer_tests::books::Flat;
+use observer_tests::cgroup::MemoryCgroup;
+use observer_tests::daemon::Daemon;
+use observer_tests::privileged;
+use observer_tests::process::Placement;
+use observer_tests::results::{Comparison, Held, Relation, not_applicable, trap_held};
+use observer_tests::trial::{self, Trial, number};
+
+const FAULTS: &str = "observer_fault_latency_seconds_count";
+
+#[test]
+fn cgroups_beyond_the_table_are_counted_together_and_said() {
+    let Some(_guard) = privileged::ready("many cgroups") else { return };
+    let test = "more cgroups than slots";
+    let daemon = Daemon::start(&[]);
+    let before = daemon.scrape();
+    let host = Flat::vmstat().expect("/proc/vmstat");
+    let count = 2 * CGROUP_SLOTS_MAX;
+    const PAGES: u64 = 200;
+    for index in 0..count {
+        let name = trial::unique(&format!("slot-{index}"));
+        let cgroup = MemoryCgroup::create(&name).expect("a cgroup can be made");
+        let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
+        let mut work = trial::start(&["minor-faults", "--pages", &PAGES.to_string()], place);
+        work.go().expect("the workload works");
+        work.end().expect("it ends");
+    }
+    let after = daemon.scrape();
+    let host = Flat::vmstat().expect("/proc/vmstat").since(&host);
+    let held = Held::of_tier(test, "fault", &after.tier("fault"));
+    let since = |labels: &[&str]| after.count(FAULTS, labels) - before.count(FAULTS, labels);
+    let lost = |metrics: &observer_tests::daemon::Metrics| {
+        metrics.count("observer_losses_total", &["cgroup_slot"])
+    };
+    assert!(lost(&after) > lost(&before), "it says that the table is full");
+    let own = u64::from(count) * PAGES;
+    held.at_least("minor, all cgroups", "the workloads' own count", since(&["minor"]), own, 0.0);
+    let pgfault = host.get("pgfault").expect("pgfault");
+    let all = since(&[]);
+    held.at_most("minor + major, host", "/proc/vmstat pgfault", all, pgfault, 0.01);
+    let other = since(&["cgroup=\"other\""]);
+    assert!(other > 0, "what has no slot is in the row of the others");
+    let losses = lost(&after) - lost(&before);
+    trap_held(test, "fault", &format!("{losses} counted as cgroup_slot, {other} faults as other"));
+    daemon.end();
+}
+
+#[test]
+fn sockets_beyond_the_table_are_counted_one_by_one() {
+    let Some(_guard) = privileged::ready("many sockets") else { return };
+    let trial = Trial::new("more sockets than slots");
+    let directory = trial::directory();
+    let count = u64::from(SOCKET_SLOTS) + 4000;
+    let arguments = ["many-sockets", "--count", &count.to_string()];
+    let mut work = trial::start(&arguments, Placement::default());
+    let observed = trial.observe(&mut work, directory.path(), |_| ());
+    let run = &observed.runs[0];
+    let held = Held::new(trial.test, "socket", &run.summary);
+    let counter = |name: &str| {
+        let found = run.probe("socket").counters.get(name).copied().unwrap_or_default();
+        u64::try_from(found).unwrap_or_default()
+    };
+    for name in ["created", "released"] {
+        held.equal(name, "the workload's own count", counter(name), count, 0.0);
+    }
+    let lost = run.lost("socket_slot");
+    assert!(lost >= 4000, "{lost} lost: {:?}", run.summary.loss);
+    let known = run.probe("socket").count + lost;
+    held.equal("lifetimes + losses", "the workload's own count", known, count, 0.0);
+    trap_held(trial.test, "socket", &format!("{lost} of {count} counted as socket_slot"));
+    work.end().expect("the workload ends");
+}
+
+/// `kernel.pid_max` for a while.
+struct PidMax(String);
+
+impl PidMax {
+    const FILE: &str = "/proc/sys/kernel/pid_max";
+
+    fn at_least(number: u32) -> Result<Self, String> {
+        let failed = |error: std::io::Error| format!("{}: {error}", Self::FILE);
+        let before = fs::read_to_string(Self::FILE).map_err(failed)?;
+        if before.trim().parse::<u32>().is_ok_and(|now| now < number) {
+            fs::write(Self::FILE, number.to_string()).map_err(failed)?;
+        }
+        Ok(Self(before))
+    }
+}
+
+impl Drop for PidMax {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(Self::FILE, self.0.trim()) {
+            eprintln!("cannot put {} back to {}: {error}", Self::FILE, self.0.trim());
+        }
+    }
+}
+
+#[test]
+fn threads_that_share_a_slot_lose_what_they_say_they_lose() {
+    let Some(_guard) = privileged::ready("shared slots") else { return };
+    let trial = Trial::new("threads that share a slot");
+    let pid_max = PidMax::at_least(3 * TASK_SLOTS_MAX);
+    if let Err(reason) = &pid_max {
+        return not_applicable(trial.test, "mm_syscall", "calls + losses", reason);
+    }
+    if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2) {
+        return not_applicable(trial.test, "mm_syscall", "calls + losses", "needs two CPUs");
+    }
+    let directory = trial::directory();
+    let rounds = trial::scaled(2000).max(500).to_string();
+    let mut work = trial::start(&["collide", "--rounds", &rounds], Placement::default());
+    let observed = trial.observe(&mut work, directory.path(), |_| ());
+    let run = &observed.runs[0];
+    let held = Held::new(trial.test, "mm_syscall", &run.summary);
+    let lost = run.lost("task_slot");
+    let counted = run.count("mm_syscall", "mmap") + run.count("mm_syscall", "munmap");
+    let calls = number(&observed.counts, "calls");
+    assert!(lost > 0, "they were in each other's way: {:?}", run.summary.loss);
+    let against = "the callers' own count";
+    held.at_most("calls", against, counted, calls, 0.01);
+    // Faults that are lost the same way are in the losses as well. Two CPUs that take over a slot
+    // at the same instant see one loss where there are two.
+    held.at_least("calls + losses", against, counted + lost, calls, 0.002);
+    trap_held(trial.test, "mm_syscall", &format!("{lost} of {calls} counted as task_slot"));
+    work.end().expect("the workload ends");
+}
+
+/// One workload in a cgroup, as the daemon's row of that cgroup has it.
+fn row_of_a_cgroup(test: &str) {
+    let cgroup = MemoryCgroup::create(&trial::unique("row")).expect("a cgroup can be made");
+    let name = cgroup.directory().file_name().expect("a name").to_string_lossy().into_owned();
+    let daemon = Daemon::start(&[]);
+    let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
+    let mut work = trial::start(&["minor-faults", "--pages", "5000"], place);
+    work.go().expect("the workload works");
+    let book = cgroup.stat().expect("memory.stat").get("pgfault").expect("pgfault");
+    let metrics = daemon.scrape();
+    let held = Held::of_tier(test, "fault", &metrics.tier("fault"));
+    let row = format!("cgroup=\"/{name}\"");
+    held.check(&Comparison {
+        metric: "minor + major of the cgroup",
+        against: &format!("memory.stat pgfault, version {}", cgroup.version()),
+        relation: Relation::Equal,
+        observed: metrics.count(FAULTS, &[&row]),
+        book,
+        tolerance: 0.02,
+        slack: MemoryCgroup::late_events(),
+    });
+    work.end().expect("the workload ends");
+    daemon.end();
+}
+
+#[test]
+fn a_cgroup_has_its_row_however_the_host_lays_cgroups_out() {
+    let Some(_guard) = privileged::ready("cgroup layout") else { return };
+    let layout = Cgroups::read().layout().name();
+    row_of_a_cgroup(&format!("cgroups, {layout}"));
+}
+
+/// A memory hierarchy of version 1, mounted for a while.
+struct VersionOne;
+
+impl VersionOne {
+    const PLACE: &str = "/tmp/observer-test-v1";
+
+    fn mount() -> Result<Self, String> {
+        let cgroups = Cgroups::read();
+        let Some(unified) = cgroups.unified_mount_point() else {
+            return Err("version 2 is not mounted".into());
+        };
+        let control = unified.join("cgroup.subtree_control");
+        // Controllers of version 2 in use cannot be moved.
+        let _ = fs::write(&control, "-memory");
+        let place = Path::new(Self::PLACE);
+        fs::create_dir_all(place).map_err(|error| error.to_string())?;
+        let mounted = rustix::mount::mount(
+            "observer-test",
+            place,
+            "cgroup",
+            rustix::mount::MountFlags::empty(),
+            Some(c"memory"),
+        );
+        match mounted {
+            Ok(()) => Ok(Self),
+            Err(error) => {
+                let _ = fs::write(&control, "+memory");
+                Err(format!("this kernel does not give version 1 the memory controller: {error}"))
+            }
+        }
+    }
+}
+
+impl Drop for VersionOne {
+    fn drop(&mut self) {
+        let flags = rustix::mount::UnmountFlags::empty();
+        if let Err(error) = rustix::mount::unmount(Self::PLACE, flags) {
+            eprintln!("{} stays mounted: {error}", Self::PLACE);
+        }
+    }
+}
+
+#[test]
+fn a_cgroup_of_version_1_has_its_row_beside_version_2() {
+    let Some(_guard) = privileged::ready("cgroup version 1") else { return };
+    let test = "cgroups, version 1 mounted beside version 2";
+    if Cgroups::read().memory_v1.is_some() {
+        let reason = "memory is on version 1 already: the other test is this one";
+        return not_applicable(test, "fault", "minor + major of the cgroup", reason);
+    }
+    if !trial::in_guest() {
+        let reason = "takes the memory controller from everybody: done in guests only";
+        return not_applicable(test, "fault", "minor + major of the cgroup", reason);
+    }
+    match VersionOne::mount() {
+        Ok(_mounted) => row_of_a_cgroup(test),
+        Err(reason) => not_applicable(test, "fault", "minor + major of the cgroup", &reason),
+    }
+}
