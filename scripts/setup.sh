@@ -5,7 +5,7 @@
 # usage: scripts/setup.sh [--check] [--with-tests] [--with-bench]
 #   --check       look at the host only: machine, kernel, BTF, lockdown; install nothing
 #   --with-tests  also what `cargo xtask test` uses
-#   --with-bench  also the observers that `cargo xtask bench` compares with
+#   --with-bench  also the observers that `cargo xtask bench` compares with, services and load generators
 set -euo pipefail
 
 PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -49,10 +49,13 @@ setup_linker
 if [ "$with_tests" = yes ]; then
     setup_bpf_clippy
     install_packages 'a load generator and a system call tracer: the tests compare with them' hey strace
+    install_packages 'other kernels are tested in virtual machines, made of these' \
+        qemu-system-x86 e2fsprogs iproute2 util-linux xz-utils
     install_idle 'real parts that the tests put observer beside' nginx-light prometheus
 fi
 if [ "$with_bench" = yes ]; then
-    install_packages 'observers that the benchmark compares with' bpftrace libbpf-tools
+    install_packages 'observers that the benchmark compares with, and load generators' bpftrace libbpf-tools wrk redis-tools
+    install_idle 'services that the benchmark puts observer beside' nginx-light redis-server
     # Not every distribution has it under this name; the benchmark leaves it out then.
     [ -z "$(package_candidate linux-perf)" ] || install_packages 'one more to compare with' linux-perf
 fi

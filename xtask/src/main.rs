@@ -3,11 +3,13 @@
 mod bench;
 mod demo;
 mod docs;
+mod exactness;
 mod project;
 mod rules;
 mod steps;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -37,8 +39,10 @@ enum Command {
     Test,
     /// Measure what observers cost per operation, interleaved in one run
     Bench(bench::Options),
+    /// Run the privileged tests on other kernels, in virtual machines
+    Vm(vm::Options),
     /// Write the generated pages of docs/ anew
-    Docs,
+    Docs(docs::Options),
     /// Check the rules of the house that a program can check
     Check,
 }
@@ -49,7 +53,8 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Test => test::run(),
         Command::Bench(options) => bench::run(&options),
-        Command::Docs => docs::run(),
+        Command::Vm(options) => vm::run(&options),
+        Command::Docs(options) => docs::run(&options),
         Command::Check => rules::run(),
     };
     match result {

@@ -4,7 +4,7 @@ use std::{
     env,
     ffi::{OsStr, OsString},
     path::{Path, PathBuf},
-    process::{Command, ExitCode, ExitStatus},
+    process::{Command, ExitCode, ExitStatus, Stdio},
 };
 
 /// What every project command ends with; the error is one line for the person.
@@ -88,6 +88,19 @@ pub(crate) fn must(command: &mut Command) -> Result<(), String> {
 /// Runs `command` with this terminal.
 pub(crate) fn status(command: &mut Command) -> Result<ExitStatus, String> {
     command.status().map_err(|error| format!("could not start {}: {error}", shown(command)))
+}
+
+/// Runs `command` and returns what it printed; what it complains of goes to this terminal.
+pub(crate) fn printed(command: &mut Command) -> Result<Vec<u8>, String> {
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|error| format!("could not start {}: {error}", shown(command)))?;
+    if output.status.success() {
+        Ok(output.stdout)
+    } else {
+        Err(format!("{} ended with {}", shown(command), output.status))
+    }
 }
 
 /// `command` as a person would type it.

@@ -19,10 +19,10 @@ pub(crate) struct Steps {
 }
 
 /// Sum of the `test result:` lines of one command.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: u64,
-    failed: u64,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
 }
 
 impl Steps {
@@ -39,8 +39,17 @@ impl Steps {
 
     /// Runs `command`, which prints cargo's or libtest's lines, and counts its tests.
     pub(crate) fn tests(&mut self, title: &str, command: &mut Command) -> bool {
+        self.counting(title, |counts| counted(command, counts))
+    }
+
+    /// Runs `work` under a heading; it counts its tests itself.
+    pub(crate) fn counting(
+        &mut self,
+        title: &str,
+        work: impl FnOnce(&mut Counts) -> Result<(), String>,
+    ) -> bool {
         let mut counts = Counts::default();
-        let result = timed(title, || counted(command, &mut counts));
+        let result = timed(title, || work(&mut counts));
         self.note(title, result, &counts)
     }
 
@@ -79,7 +88,7 @@ fn timed(title: &str, work: impl FnOnce() -> Result<(), String>) -> Result<(), S
     result
 }
 
-fn counted(command: &mut Command, counts: &mut Counts) -> Result<(), String> {
+pub(crate) fn counted(command: &mut Command, counts: &mut Counts) -> Result<(), String> {
     let name = shown(command);
     let mut child = command
         .stdin(Stdio::null())
@@ -101,7 +110,7 @@ fn counted(command: &mut Command, counts: &mut Counts) -> Result<(), String> {
 
 impl Counts {
     /// `test result: ok. 3 passed; 0 failed; 0 ignored; ...`; other lines are left alone.
-    fn add_line(&mut self, line: &str) {
+    pub(crate) fn add_line(&mut self, line: &str) {
         let Some(rest) = line.trim_start().strip_prefix("test result: ") else { return };
         let Some((_, numbers)) = rest.split_once(". ") else { return };
         for part in numbers.split(';') {

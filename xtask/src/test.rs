@@ -3,20 +3,22 @@
 use std::{
     ffi::OsStr,
     path::{Path, PathBuf},
-    process::{ExitCode, Stdio},
+    process::ExitCode,
     time::Instant,
 };
 
 use crate::{
+    exactness,
     project::{self, Outcome, as_root, cargo, root},
     rules,
     steps::Steps,
     toolchain::{bpf_cargo, setup_command},
+    vm,
 };
 
 /// The package whose tests load programs into the kernel and measure this machine: they run as
 /// root, and one at a time, or they would disturb each other.
-const PRIVILEGED_PACKAGE: &str = "observer-tests";
+pub(crate) const PRIVILEGED_PACKAGE: &str = "observer-tests";
 
 pub(crate) fn run() -> Outcome {
     let started = Instant::now();
@@ -56,17 +58,22 @@ fn tests(steps: &mut Steps) -> bool {
         programs = test_programs()?;
         Ok(())
     });
+    let results = vm::host_results();
+    steps.step("place for what the tests compare", || vm::prepare(&results));
     for program in &programs {
-        run_privileged(steps, program);
+        run_privileged(steps, program, &results);
     }
+    steps.counting("other kernels, in virtual machines", vm::every_change);
+    steps.step("docs/EXACTNESS.md", || exactness::check(&vm::results()));
     built
 }
 
-fn run_privileged(steps: &mut Steps, program: &TestProgram) {
+fn run_privileged(steps: &mut Steps, program: &TestProgram, results: &Path) {
     let title = format!("privileged tests: {}", program.name);
     let directory = root().join("tests");
-    let variables: [(&str, &OsStr); 2] = [
+    let variables: [(&str, &OsStr); 3] = [
         ("OBSERVER_TEST_PRIVILEGED", OsStr::new("1")),
+        (vm::RESULTS, results.as_os_str()),
         ("CARGO_MANIFEST_DIR", directory.as_os_str()),
     ];
     match as_root(&program.path, &variables) {
@@ -80,9 +87,11 @@ fn run_privileged(steps: &mut Steps, program: &TestProgram) {
     }
 }
 
-struct TestProgram {
-    name: String,
-    path: PathBuf,
+/// A program that holds tests.
+#[derive(Clone)]
+pub(crate) struct TestProgram {
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
 }
 
 /// Builds the privileged tests as this person (root would own the build directory otherwise) and
@@ -90,19 +99,16 @@ struct TestProgram {
 fn test_programs() -> Result<Vec<TestProgram>, String> {
     let mut command = cargo(["test", "--package", PRIVILEGED_PACKAGE, "--no-run"]);
     command.arg("--message-format=json-render-diagnostics");
-    let output = command
-        .stderr(Stdio::inherit())
-        .output()
-        .map_err(|error| format!("could not start {}: {error}", project::shown(&command)))?;
-    if !output.status.success() {
-        return Err(format!("{} ended with {}", project::shown(&command), output.status));
-    }
-    let programs: Vec<_> =
-        output.stdout.split(|byte| *byte == b'\n').filter_map(test_program).collect();
+    let programs = programs_of(&project::printed(&mut command)?);
     if programs.is_empty() {
         return Err(format!("package {PRIVILEGED_PACKAGE} has no test program"));
     }
     Ok(programs)
+}
+
+/// The test programs among what cargo says it built.
+pub(crate) fn programs_of(messages: &[u8]) -> Vec<TestProgram> {
+    messages.split(|byte| *byte == b'\n').filter_map(test_program).collect()
 }
 
 /// The test program that one line of cargo's messages tells of.

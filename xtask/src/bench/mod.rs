@@ -1,15 +1,23 @@
-//! What observers cost: added nanoseconds per operation over none, all measured in one run.
+//! What observers cost, side by side in one run: per operation of the kernel, on real services,
+//! their own use of the processor, and where in the programs it goes.
 //!
-//! A session is one observer on some operations: the bare operation, the same with the observer
-//! attached, and the bare one again. The added cost is the middle one less the mean of its two
-//! neighbours, so that a machine that drifts during the run does not count for or against anyone.
-//! Rounds begin with another observer each, so that none is always the first.
+//! Everything measured becomes a row (`rows.rs`), and the tables are made from rows alone.
 
+mod memory;
 mod observers;
+mod operations;
+mod own;
+mod programs;
+mod rows;
+mod services;
+mod statistics;
 mod table;
+mod tiers;
+mod workload;
 
 use std::{
-    path::PathBuf,
+    io,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
     thread,
     time::Duration,
@@ -18,186 +26,326 @@ use std::{
 use clap::{Args, ValueEnum};
 
 use self::{
-    observers::{Bystander, Running, Session, sessions},
-    table::Results,
+    observers::Bystander,
+    rows::{Row, Rows},
+    workload::{Operation, Workload},
 };
 use crate::{
-    project::{Outcome, built, cargo, is_root, must, shown},
+    project::{Outcome, built, cargo, is_root, must},
     toolchain,
 };
 
 #[derive(Args)]
 pub(crate) struct Options {
     /// How often everything is measured
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Only these operations
+    /// Only these parts
     #[arg(long, value_enum, value_delimiter = ',')]
-    only: Vec<Operation>,
+    only: Vec<Part>,
     /// Only these peers (runqlat, bpftrace, perf); without it, all that are installed
     #[arg(long, value_delimiter = ',')]
     peers: Option<Vec<String>>,
     /// Another observer program than the one built from this tree
     #[arg(long, value_name = "PATH")]
     observer: Option<PathBuf>,
-    /// Seconds an observer is given after it said that it is attached
-    #[arg(long, default_value_t = 2.0)]
-    settle: f64,
+    /// Length of one burst of one operation, milliseconds
+    #[arg(long, default_value_t = 150, value_parser = clap::value_parser!(u64).range(10..=10_000))]
+    burst_ms: u64,
+    /// How long memory is looked at, seconds
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(10..))]
+    memory_seconds: u64,
+    /// Append every measurement to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure nothing: print the tables of such a file again
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    tables: Option<PathBuf>,
 }
 
-/// An operation of the workload program, a row of the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub(crate) enum Operation {
+/// A part of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// Added nanoseconds of a context switch
     Switch,
+    /// Of a minor page fault
     Fault,
+    /// Of mmap and munmap
     Mmap,
+    /// Of madvise
     Madvise,
+    /// Of socket and close
     Socket,
+    /// Of a system call that no probe asks for
+    Getppid,
+    /// Throughput and p99 of nginx under wrk
+    Nginx,
+    /// The same of redis under redis-benchmark
+    Redis,
+    /// Observer's own use of the processor
+    Own,
+    /// Runs, run time and instructions of each BPF program
+    Programs,
+    /// Every tier of every probe that this kernel offers
+    Tiers,
+    /// How fast records reach user space
+    Drain,
+    /// Memory over a long run
+    Memory,
 }
 
-impl Operation {
-    /// Its name on the command line of the workload.
-    fn name(self) -> &'static str {
+impl Part {
+    const fn operation(self) -> Option<Operation> {
         match self {
-            Self::Switch => "switch",
-            Self::Fault => "fault",
-            Self::Mmap => "mmap",
-            Self::Madvise => "madvise",
-            Self::Socket => "socket",
-        }
-    }
-
-    /// Its name in the table.
-    fn title(self) -> &'static str {
-        match self {
-            Self::Switch => "context switch (wake-up and switch)",
-            Self::Fault => "minor page fault",
-            Self::Mmap => "mmap or munmap",
-            Self::Madvise => "madvise",
-            Self::Socket => "socket and close",
-        }
-    }
-
-    /// How many make a measurement of some 150 ms.
-    fn count(self) -> &'static str {
-        match self {
-            Self::Switch => "60000",
-            Self::Fault | Self::Mmap => "160000",
-            Self::Madvise => "600000",
-            Self::Socket => "60000",
+            Self::Switch => Some(Operation::Switch),
+            Self::Fault => Some(Operation::Fault),
+            Self::Mmap => Some(Operation::Mmap),
+            Self::Madvise => Some(Operation::Madvise),
+            Self::Socket => Some(Operation::Socket),
+            Self::Getppid => Some(Operation::Getppid),
+            Self::Nginx
+            | Self::Redis
+            | Self::Own
+            | Self::Programs
+            | Self::Tiers
+            | Self::Drain
+            | Self::Memory => None,
         }
     }
 }
 
-/// A measurement is the median of so many short ones.
-const REPEATS: usize = 3;
-
-struct Workload {
-    program: PathBuf,
-    cpu: String,
-}
-
-impl Workload {
-    fn measure(&self, operation: Operation) -> Result<f64, String> {
-        let mut values = Vec::with_capacity(REPEATS);
-        for _ in 0..REPEATS {
-            let mut command = Command::new(&self.program);
-            command.args([operation.name(), operation.count(), "--cpu", &self.cpu]);
-            let output = command
-                .output()
-                .map_err(|error| format!("could not start {}: {error}", shown(&command)))?;
-            let text = String::from_utf8_lossy(&output.stdout);
-            let value = text.trim().parse::<f64>().map_err(|_| {
-                let reason = String::from_utf8_lossy(&output.stderr);
-                format!("{} ended with {}: {}", shown(&command), output.status, reason.trim())
-            })?;
-            values.push(value);
-        }
-        Ok(table::median(&mut values))
-    }
-
-    fn measure_all(&self, operations: &[Operation]) -> Result<Vec<f64>, String> {
-        operations.iter().map(|operation| self.measure(*operation)).collect()
-    }
+/// What all parts need.
+struct Bench<'options> {
+    options: &'options Options,
+    parts: Vec<Part>,
+    observer: PathBuf,
+    release: PathBuf,
+    cpus: usize,
+    rows: Rows,
 }
 
 pub(crate) fn run(options: &Options) -> Outcome {
+    if let Some(path) = &options.tables {
+        println!("{}", markdown(&Rows::read(path)?));
+        return Ok(ExitCode::SUCCESS);
+    }
     toolchain::require(false, options.peers.is_none())?;
     if !is_root() {
         return Err("the benchmark attaches observers: run it as root".to_owned());
     }
     let release = built("release");
-    if options.observer.is_none() {
-        must(&mut cargo(["build", "--release", "--package", "observer", "--bins"]))?;
-    }
-    let work = ["build", "--release", "--package", "observer-tests", "--bins"];
-    must(&mut cargo(work))?;
-    let observer = options.observer.clone().unwrap_or_else(|| release.join("observer"));
-    let operations = if options.only.is_empty() {
-        Operation::value_variants().to_vec()
-    } else {
-        options.only.clone()
-    };
+    // In one go: by themselves they would be built with other features of their libraries.
+    let build = ["build", "--release", "--package", "observer", "--package", "observer-tests"];
+    must(cargo(build).arg("--bins"))?;
     let cpus = thread::available_parallelism().map_or(1, usize::from);
-    let workload = Workload { program: release.join("bench-work"), cpu: (cpus - 1).to_string() };
-    let bystander = Bystander::start()?;
-    let sessions = sessions(&observer, &bystander, &operations, options.peers.as_deref())?;
-
-    let mut results = Results::default();
-    for round in 0..options.rounds as usize {
-        for index in 0..sessions.len() {
-            let session = &sessions[(round + index) % sessions.len()];
-            eprintln!("round {} of {}: {}", round + 1, options.rounds, session.title());
-            if let Err(reason) = measure(session, &workload, options.settle, &mut results) {
-                // One that does not run, or saw nothing, cost nothing: such a number must not
-                // stand in the table.
-                eprintln!("    left out: {reason}");
-                results.left_out(session.observer, &reason);
-            }
+    leave_cpu(cpus)?;
+    let parts = match options.only.as_slice() {
+        [] => Part::value_variants().to_vec(),
+        only => only.to_vec(),
+    };
+    let mut bench = Bench {
+        options,
+        parts,
+        observer: options.observer.clone().unwrap_or_else(|| release.join("observer")),
+        release,
+        cpus,
+        rows: Rows::new(options.json.as_deref())?,
+    };
+    bench.rows.push(Row::Host { text: table::host() })?;
+    for part in Part::value_variants() {
+        if bench.parts.contains(part) {
+            bench.measure(*part)?;
         }
     }
-    print!("{}", results.markdown(&table::host()));
-    if options.observer.is_none() {
-        println!("\n{}", drain(&release.join("drain-bench"))?);
+    print!("{}", markdown(&bench.rows));
+    let complete = !bench.rows.iter().any(|row| matches!(row, Row::LeftOut { .. }));
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Leaves the last processor to the workloads: this process, and with it the observers it starts,
+/// stay on the others.
+fn leave_cpu(cpus: usize) -> Result<(), String> {
+    if cpus < 2 {
+        eprintln!("one processor only: observers' own threads count as added cost");
+        return Ok(());
     }
-    Ok(if results.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The drain, as a paragraph: records made as fast as one CPU can, drained on another.
-fn drain(program: &std::path::Path) -> Result<String, String> {
-    eprintln!("drain");
-    let output = Command::new(program).output().map_err(|error| format!("drain-bench: {error}"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let figures: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| format!("drain-bench: {error}: {text}"))?;
-    let number = |key: &str| figures[key].as_f64().unwrap_or(f64::NAN);
-    Ok(format!(
-        "Drain: {:.2} million records a second delivered and decoded, {} lost; the drain took \
-         {:.2} s of CPU time for {:.1} million records, so one CPU could drain {:.0} million a \
-         second.",
-        number("rate_hz") / 1e6,
-        number("lost"),
-        number("drain_cpu_seconds"),
-        number("delivered") / 1e6,
-        number("capacity_hz") / 1e6,
-    ))
-}
-
-fn measure(
-    session: &Session,
-    workload: &Workload,
-    settle_s: f64,
-    results: &mut Results,
-) -> Result<(), String> {
-    let before = workload.measure_all(&session.operations)?;
-    let running = Running::start(session)?;
-    thread::sleep(Duration::from_secs_f64(settle_s.clamp(0.0, 60.0)));
-    let with = workload.measure_all(&session.operations)?;
-    running.stop(session)?;
-    let after = workload.measure_all(&session.operations)?;
-    for (index, operation) in session.operations.iter().enumerate() {
-        let bare = f64::midpoint(before[index], after[index]);
-        results.add(*operation, session.observer, bare, with[index] - bare);
+    // SAFETY: a cpu_set_t is plain bits, and all zero is its empty value.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for cpu in 0..(cpus - 1).min(libc::CPU_SETSIZE as usize) {
+        // SAFETY: `cpu` lies within the set.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+    }
+    // SAFETY: the set is valid for its size, and 0 names this thread.
+    let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
+    if result < 0 {
+        return Err(format!("cannot leave a processor free: {}", io::Error::last_os_error()));
     }
     Ok(())
+}
+
+impl Bench<'_> {
+    fn program(&self, name: &str) -> PathBuf {
+        self.release.join(name)
+    }
+
+    /// The processor of the workloads; nothing else of this run is on it.
+    const fn cpu(&self) -> usize {
+        self.cpus - 1
+    }
+
+    fn workload(&self) -> Result<Workload, String> {
+        let burst = Duration::from_millis(self.options.burst_ms);
+        Workload::start(&self.program("bench-work"), self.cpu(), burst)
+    }
+
+    fn measure(&mut self, part: Part) -> Result<(), String> {
+        // Not for ratios of two short measurements: a third of the rounds is enough.
+        let few = self.options.rounds.div_ceil(3);
+        match part {
+            // One run measures all operations that were asked for: at the first of them.
+            _ if part.operation().is_some() => {
+                let first = self.parts.iter().find(|one| one.operation().is_some());
+                if first == Some(&part) { self.operations() } else { Ok(()) }
+            }
+            Part::Nginx => self.service(services::Kind::Nginx),
+            Part::Redis => self.service(services::Kind::Redis),
+            Part::Own => (0..few).try_for_each(|_| {
+                let mut workload = self.workload()?;
+                own::measure(&self.observer, &mut workload, &mut self.rows)
+            }),
+            Part::Programs => (0..few).try_for_each(|_| {
+                eprintln!("programs");
+                programs::measure(&self.program("bench-programs"), self.cpu(), &mut self.rows)
+            }),
+            Part::Memory => {
+                let mut workload = self.workload()?;
+                let seconds = self.options.memory_seconds;
+                memory::measure(&self.observer, &mut workload, seconds, &mut self.rows)
+            }
+            Part::Tiers => {
+                eprintln!("tiers");
+                let (rounds, cpu) = (self.options.rounds, self.cpu());
+                tiers::measure(&self.program("bench-tiers"), cpu, rounds, &mut self.rows)
+            }
+            _ => self.drain(),
+        }
+    }
+
+    fn service(&mut self, kind: services::Kind) -> Result<(), String> {
+        let bpftrace = observers::peers(self.options.peers.as_deref())?.contains(&"bpftrace");
+        let cpus = (self.cpu(), self.cpus);
+        let rounds = self.options.rounds as usize;
+        services::measure(kind, &self.observer, rounds, cpus, bpftrace, &mut self.rows)
+    }
+
+    fn operations(&mut self) -> Result<(), String> {
+        let operations: Vec<_> = self.parts.iter().filter_map(|part| part.operation()).collect();
+        if operations.is_empty() {
+            return Ok(());
+        }
+        let peers = observers::peers(self.options.peers.as_deref())?;
+        let bystander = Bystander::start()?;
+        let programs = self.program("bench-programs");
+        let sessions =
+            operations::sessions(&self.observer, &programs, &bystander, &operations, &peers)?;
+        for round in 0..self.options.rounds as usize {
+            // A new one each round: where its memory lies is part of what is averaged over.
+            let mut workload = self.workload()?;
+            for index in 0..sessions.len() {
+                let session = &sessions[(round + index) % sessions.len()];
+                eprintln!("round {} of {}: {}", round + 1, self.options.rounds, session.title());
+                operations::measure(session, &mut workload, &mut self.rows)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Records at ever higher rates, until some are lost.
+    fn drain(&mut self) -> Result<(), String> {
+        eprintln!("drain");
+        let figures = json_of(&self.program("drain-bench"), &[])?;
+        let number = |key: &str| figures[key].as_f64().unwrap_or(f64::NAN);
+        self.rows.push(Row::Drain {
+            sustained_hz: number("sustained_hz"),
+            until_loss: figures["until_loss"].as_bool().unwrap_or(false),
+            cpu_seconds_per_million: number("cpu_seconds_per_million"),
+            delivered: number("delivered"),
+            wakeups: number("wakeups"),
+        })
+    }
+}
+
+/// What a program prints, as JSON.
+fn json_of(program: &Path, arguments: &[&str]) -> Result<serde_json::Value, String> {
+    let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .map_err(|error| format!("{name}: {error}"))?;
+    serde_json::from_slice(&output.stdout).map_err(|error| {
+        format!("{name}: {error}: {}", String::from_utf8_lossy(&output.stderr).trim())
+    })
+}
+
+/// The tables of rows that guests told, which are kept in `path`.
+pub(crate) fn guests(lines: &[serde_json::Value], path: &Path) -> Result<String, String> {
+    let mut rows = Rows::new(Some(path))?;
+    for line in lines {
+        let row = serde_json::from_value(line.clone())
+            .map_err(|error| format!("not a row: {error}: {line}"))?;
+        rows.push(row)?;
+    }
+    Ok(tiers::markdown(&rows))
+}
+
+/// All tables.
+fn markdown(rows: &Rows) -> String {
+    let mut page = String::new();
+    let hosts = rows.iter().filter_map(|row| match row {
+        Row::Host { text } => Some(text.as_str()),
+        _ => None,
+    });
+    // Runs on one machine say the same.
+    let mut hosts: Vec<_> = hosts.collect();
+    hosts.dedup();
+    page.push_str(&format!("{}\n\n", hosts.join("; ")));
+    for part in [
+        operations::markdown,
+        services::markdown,
+        own::markdown,
+        programs::markdown,
+        memory::markdown,
+        tiers::markdown,
+    ] {
+        page.push_str(&part(rows));
+    }
+    for row in rows.iter() {
+        match row {
+            Row::Drain {
+                sustained_hz,
+                until_loss,
+                cpu_seconds_per_million,
+                delivered,
+                wakeups,
+            } => {
+                let end = if *until_loss {
+                    "a higher rate lost records"
+                } else {
+                    "no more could be made"
+                };
+                page.push_str(&format!(
+                    "\nDrain: {:.2} million records a second sustained without loss ({end}); \
+                     {cpu_seconds_per_million:.3} s of CPU time for a million records; {wakeups} \
+                     wake-ups for {:.1} million.\n",
+                    sustained_hz / 1e6,
+                    delivered / 1e6,
+                ));
+            }
+            Row::LeftOut { observer, reason } => {
+                page.push_str(&format!("\nLeft out once, {observer}: {reason}\n"));
+            }
+            _ => {}
+        }
+    }
+    page
 }
