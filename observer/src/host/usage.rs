@@ -27,11 +27,13 @@ pub fn own() -> Usage {
         libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
         usage.assume_init()
     };
+    let rss_bytes = rss_bytes();
     Usage {
         cpu_seconds: seconds(usage.ru_utime) + seconds(usage.ru_stime),
-        // Kilobytes on Linux.
-        max_rss_bytes: u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024,
-        rss_bytes: rss_bytes(),
+        // Kilobytes on Linux. The kernel brings its peak up to date only now and then, and with a
+        // counter of which each CPU may hold a part back: what is there now may be more.
+        max_rss_bytes: (u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024).max(rss_bytes),
+        rss_bytes,
     }
 }
 
@@ -60,5 +62,6 @@ mod tests {
         assert!(after.cpu_seconds > before.cpu_seconds);
         assert!(after.max_rss_bytes >= 64 << 20);
         assert!(after.rss_bytes >= 64 << 20, "{after:?}");
+        assert!(after.max_rss_bytes >= after.rss_bytes, "{after:?}");
     }
 }

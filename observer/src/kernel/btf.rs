@@ -3,7 +3,8 @@
 //! The format is Documentation/bpf/btf.rst of the kernel. Only what the loader asks for is
 //! decoded; the input may be a file somebody handed in, so nothing is trusted.
 
-use std::collections::HashMap;
+use std::ffi::CStr;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Read;
 use std::path::Path;
 
@@ -61,8 +62,9 @@ pub struct Btf {
     strings_end: usize,
     /// Byte offset of each type, by id (0 is void).
     types: Vec<usize>,
-    /// Ids by kind and name, for the kinds that are asked for.
-    by_name: HashMap<(u32, String), u32>,
+    /// Hash of kind and name with the id, sorted, of the kinds that are asked for. A table with the
+    /// names in it would take as long to make as all the rest of attaching.
+    names: Vec<(u64, u32)>,
 }
 
 impl Btf {
@@ -121,7 +123,7 @@ impl Btf {
         if type_end > data.len() || strings_end > data.len() {
             return Err(BtfError::Malformed("sections reach past the end"));
         }
-        let mut btf = Self { data, strings, strings_end, types: vec![0], by_name: HashMap::new() };
+        let mut btf = Self { data, strings, strings_end, types: vec![0], names: Vec::new() };
         let mut offset = type_start;
         while offset < type_end {
             let id = btf.types.len() as u32;
@@ -130,7 +132,8 @@ impl Btf {
                 && let Some(name) = btf.name_at(offset)
                 && !name.is_empty()
             {
-                btf.by_name.entry((kind, name)).or_insert(id);
+                let hash = hash(kind, name);
+                btf.names.push((hash, id));
             }
             btf.types.push(offset);
             let body = match kind {
@@ -146,6 +149,7 @@ impl Btf {
             };
             offset += 12 + body;
         }
+        btf.names.sort_unstable();
         Ok(btf)
     }
 
@@ -172,12 +176,12 @@ impl Btf {
     /// [`BtfError::Missing`] when the enum or the enumerator does not exist.
     pub fn enum_value(&self, name: &str, enumerator: &str) -> Result<u32, BtfError> {
         let missing = || BtfError::Missing(format!("enum {name}::{enumerator}"));
-        let id = self.by_name.get(&(KIND_ENUM, name.to_owned())).ok_or_else(missing)?;
-        let offset = *self.types.get(*id as usize).ok_or_else(missing)?;
+        let id = self.find(KIND_ENUM, name).ok_or_else(missing)?;
+        let offset = *self.types.get(id as usize).ok_or_else(missing)?;
         let (_, count) = self.info(offset).ok_or_else(missing)?;
         (0..count)
             .map(|index| offset + 12 + index * 8)
-            .find(|entry| self.name_at(*entry).as_deref() == Some(enumerator))
+            .find(|entry| self.name_at(*entry) == Some(enumerator.as_bytes()))
             .and_then(|entry| read_u32(&self.data, entry + 4))
             .ok_or_else(missing)
     }
@@ -205,12 +209,12 @@ impl Btf {
     /// Whether the kernel has a function of this name, and with how many parameters.
     #[must_use]
     pub fn function_parameters(&self, name: &str) -> Option<usize> {
-        let function = *self.by_name.get(&(KIND_FUNC, name.to_owned()))?;
+        let function = self.find(KIND_FUNC, name)?;
         Some(self.parameters(self.referenced(function)?)?.len())
     }
 
     fn tracepoint_parameters(&self, name: &str) -> Option<Vec<u32>> {
-        let typedef = *self.by_name.get(&(KIND_TYPEDEF, format!("btf_trace_{name}")))?;
+        let typedef = self.find(KIND_TYPEDEF, &format!("btf_trace_{name}"))?;
         let pointer = self.referenced(typedef)?;
         self.parameters(self.referenced(pointer)?)
     }
@@ -226,7 +230,7 @@ impl Btf {
     }
 
     fn struct_id(&self, name: &str) -> Option<u32> {
-        self.by_name.get(&(KIND_STRUCT, name.to_owned())).copied()
+        self.find(KIND_STRUCT, name)
     }
 
     /// Kind and number of entries.
@@ -235,11 +239,23 @@ impl Btf {
         Some((info >> 24 & 0x1f, (info & 0xffff) as usize))
     }
 
-    fn name_at(&self, offset: usize) -> Option<String> {
+    fn name_at(&self, offset: usize) -> Option<&[u8]> {
         let start = self.strings + read_u32(&self.data, offset)? as usize;
         let bytes = self.data.get(start..self.strings_end)?;
-        let end = bytes.iter().position(|byte| *byte == 0)?;
-        std::str::from_utf8(&bytes[..end]).ok().map(str::to_owned)
+        Some(CStr::from_bytes_until_nul(bytes).ok()?.to_bytes())
+    }
+
+    /// Id of the first type of this kind and name.
+    fn find(&self, kind: u32, name: &str) -> Option<u32> {
+        let hash = hash(kind, name.as_bytes());
+        let from = self.names.partition_point(|(other, _)| *other < hash);
+        let same_hash = self.names[from..].iter().take_while(|(other, _)| *other == hash);
+        let mut ids = same_hash.map(|(_, id)| *id);
+        ids.find(|id| {
+            let offset = self.types.get(*id as usize).copied().unwrap_or_default();
+            self.info(offset).is_some_and(|(found, _)| found == kind)
+                && self.name_at(offset) == Some(name.as_bytes())
+        })
     }
 
     /// The type a pointer, typedef or qualifier refers to.
@@ -281,7 +297,7 @@ impl Btf {
             let (bits, width) =
                 if has_bitfields { (raw & 0x00ff_ffff, raw >> 24) } else { (raw, 0) };
             let member_name = self.name_at(entry)?;
-            if member_name == name {
+            if member_name == name.as_bytes() {
                 return (width == 0).then_some((bits, member_type));
             }
             if member_name.is_empty()
@@ -292,6 +308,12 @@ impl Btf {
         }
         None
     }
+}
+
+fn hash(kind: u32, name: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (kind, name).hash(&mut hasher);
+    hasher.finish()
 }
 
 fn read_u32(data: &[u8], offset: usize) -> Option<u32> {

@@ -1,6 +1,7 @@
 //! What the running kernel offers, found out by trying.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use aya::maps::MapType;
 use aya::programs::{ProgramError, ProgramType};
@@ -96,12 +97,16 @@ fn tp_btf() -> Support {
 
 /// Whether programs can be put at the entry and exit of kernel functions.
 pub(super) fn fentry() -> Support {
-    match is_program_supported(ProgramType::Tracing) {
+    // Asked before anything is loaded and again for the tiers; to try takes reading all of the
+    // kernel's types.
+    static FOUND: OnceLock<Support> = OnceLock::new();
+    let find = || match is_program_supported(ProgramType::Tracing) {
         Ok(true) => Support::Yes,
         Ok(false) => Support::No("BPF trampolines are not supported here".into()),
         Err(ProgramError::SyscallError(error)) => from_io(error.call, &error.io_error),
         Err(error) => Support::Unknown(error.to_string()),
-    }
+    };
+    FOUND.get_or_init(find).clone()
 }
 
 /// Whether dynamic probes can be put in kernel functions.
