@@ -10,6 +10,10 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mun
 /// Size of a page on every machine the tests run on.
 pub const PAGE_BYTES: usize = 4096;
 
+/// Bytes of the memory calls that take long enough to be timed by two clocks; no other call of the
+/// workload is of this length.
+pub const LONG_CALL_BYTES: u64 = 512 * PAGE_BYTES as u64;
+
 /// A mapping of this process, unmapped when dropped.
 #[derive(Debug)]
 pub struct Mapping {

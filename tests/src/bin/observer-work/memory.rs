@@ -4,9 +4,9 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use observer_tests::mapping::{Mapping, PAGE_BYTES};
+use observer::clock::MonoNanos;
+use observer_tests::mapping::{LONG_CALL_BYTES, Mapping, PAGE_BYTES};
 use serde_json::json;
 
 use crate::stage::{report, wait_for_end, wait_for_go};
@@ -140,31 +140,33 @@ pub(crate) fn copy_on_write(pages: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Calls that take long, timed by their caller.
+/// Calls that take long enough for two clocks to agree on how long; the caller notes when each began
+/// and ended.
 pub(crate) fn long_calls(rounds: usize) -> io::Result<()> {
     use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
-    const LENGTH: usize = 512 * PAGE_BYTES;
-    let mut times = [Duration::ZERO; 3];
-    let timed = |time: &mut Duration, begin: Instant| *time += begin.elapsed();
+    const LENGTH: usize = LONG_CALL_BYTES as usize;
+    let mut calls: [Vec<[u64; 2]>; 3] = std::array::from_fn(|_| Vec::with_capacity(rounds));
+    let since = |begin: MonoNanos| [begin.0, MonoNanos::now().0];
     if wait_for_go()? {
         for _ in 0..rounds {
             let protection = ProtFlags::READ | ProtFlags::WRITE;
             let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
             // SAFETY: all of it happens to a mapping made here, which nobody else knows.
             unsafe {
-                let begin = Instant::now();
+                let begin = MonoNanos::now();
                 let base = mmap_anonymous(std::ptr::null_mut(), LENGTH, protection, flags)?;
-                timed(&mut times[0], begin);
-                let begin = Instant::now();
-                madvise(base, LENGTH / 2, Advice::LinuxDontNeed)?;
-                timed(&mut times[1], begin);
-                let begin = Instant::now();
+                calls[0].push(since(begin));
+                let begin = MonoNanos::now();
+                madvise(base, LENGTH, Advice::LinuxDontNeed)?;
+                calls[1].push(since(begin));
+                base.cast::<u8>().write_bytes(1, LENGTH);
+                let begin = MonoNanos::now();
                 munmap(base, LENGTH)?;
-                timed(&mut times[2], begin);
+                calls[2].push(since(begin));
             }
         }
-        let [mmap_ns, madvise_ns, munmap_ns] = times.map(|time| time.as_nanos() as u64);
-        report(&json!({ "mmap_ns": mmap_ns, "madvise_ns": madvise_ns, "munmap_ns": munmap_ns }))?;
+        let [mmap, madvise, munmap] = calls;
+        report(&json!({ "mmap": mmap, "madvise": madvise, "munmap": munmap }))?;
     }
     wait_for_end()
 }
