@@ -8,6 +8,7 @@ mod project;
 mod rules;
 mod steps;
 mod test;
+mod test_programs;
 mod toolchain;
 mod vm;
 

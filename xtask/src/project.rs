@@ -29,6 +29,26 @@ pub(crate) fn cargo<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(arguments: I) ->
     command
 }
 
+/// What the programs of the tests are built for.
+const TESTED: &str = "x86_64-unknown-linux-gnu";
+
+/// [`cargo`] for what the tests run: linked statically, so that one build serves this host and
+/// guests, which have no libraries. Without debug information: guests hold all of it in memory.
+pub(crate) fn test_cargo<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(arguments: I) -> Command {
+    let mut command = cargo(arguments);
+    command.env("CARGO_BUILD_TARGET", TESTED);
+    command.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    command.env_remove("CARGO_ENCODED_RUSTFLAGS");
+    command.env("CARGO_PROFILE_DEV_DEBUG", "0").env("CARGO_PROFILE_DEV_STRIP", "debuginfo");
+    command.env("CARGO_INCREMENTAL", "0");
+    command
+}
+
+/// Where [`test_cargo`] puts programs.
+pub(crate) fn tests_built() -> PathBuf {
+    built(&format!("{TESTED}/debug"))
+}
+
 /// Whether this process is root.
 pub(crate) fn is_root() -> bool {
     // SAFETY: geteuid takes no argument, touches no memory, and cannot fail.

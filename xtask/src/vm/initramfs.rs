@@ -173,14 +173,18 @@ fn libraries(text: &str) -> Vec<&Path> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test::TestProgram;
+    use crate::test_programs::TestProgram;
 
     #[test]
     fn a_guest_runs_the_tests_or_the_command_that_was_asked_for() {
         let programs = Programs {
             guest: "/t/observer-guest".into(),
             tools: Vec::new(),
-            tests: vec![TestProgram { name: "run".into(), path: "/t/run-1".into() }],
+            tests: vec![TestProgram {
+                name: "run".into(),
+                path: "/t/run-1".into(),
+                package: "/t".into(),
+            }],
             scratch: "/t/tmp".into(),
         };
         let filter = ["reclaim".to_owned()];
