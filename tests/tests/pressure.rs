@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use observer_tests::books::{self, Faults, Flat, Pressure};
+use observer_tests::exact::freed_pages;
 use observer_tests::privileged;
 use observer_tests::process::Placement;
 use observer_tests::results::{Held, not_applicable};
@@ -91,6 +92,12 @@ fn reclaim_for_the_whole_system_is_in_every_book() {
     held.equal("direct sum_ns", against, sum_ns, booked.total_ns, apart);
     let allocstall = host.sum("allocstall_").expect("allocstall");
     held.at_most("direct", "/proc/vmstat allocstall_*", count, allocstall, 0.0);
+    // Of all tasks: others reclaim as well where memory is that short.
+    for what in ["pgsteal_direct", "pgscan_direct"] {
+        let book = host.get(what).unwrap_or_else(|| panic!("/proc/vmstat has {what}"));
+        let against = format!("/proc/vmstat {what}");
+        held.at_most("freed pages", &against, freed_pages(run), book, 0.0);
+    }
     match (&before.pressure, &after.pressure) {
         (Ok(before), Ok(after)) => {
             // Of all tasks, by CPU: with two CPUs half of one task's time at least.

@@ -7,7 +7,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::{Error, Exit, Result};
 
-/// Raises `flag` on SIGINT, SIGTERM and SIGHUP, for as long as the process lives.
+/// Raises `flag` on SIGINT, SIGTERM and SIGHUP, for as long as the process lives, and wakes the
+/// calling thread if it is parked.
 ///
 /// # Errors
 /// When the system has no thread or signal handler to give.
@@ -26,7 +27,7 @@ pub(super) fn raise_on_interrupt(flag: &Arc<AtomicBool>) -> Result<()> {
             signal(SignalKind::hangup()).map_err(failed)?,
         )
     };
-    let flag = Arc::clone(flag);
+    let (flag, caller) = (Arc::clone(flag), std::thread::current());
     std::thread::Builder::new()
         .name("observer-signal".into())
         .spawn(move || {
@@ -38,6 +39,7 @@ pub(super) fn raise_on_interrupt(flag: &Arc<AtomicBool>) -> Result<()> {
                         _ = hangup.recv() => {}
                     }
                     flag.store(true, Ordering::Relaxed);
+                    caller.unpark();
                 }
             });
         })

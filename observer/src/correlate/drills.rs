@@ -99,7 +99,7 @@ fn a_healthy_run_has_nothing_to_explain() {
     let analysis = drill.analyse();
     assert_eq!(analysis.check().verdict.outcome, Outcome::NoSlowSamples);
     assert!(analysis.causes.is_empty());
-    assert!(analysis.samples.slow_count > 0 && analysis.worst.len() == 10);
+    assert!(analysis.samples.slow_count > 0);
 
     drill.slow = SlowSpec::Threshold(50 * MS);
     let analysis = drill.analyse();

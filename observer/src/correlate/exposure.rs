@@ -24,8 +24,6 @@ pub(super) struct Served {
 /// The samples of the run, split.
 #[derive(Debug, Default)]
 pub(super) struct Population {
-    /// Indices of the samples inside the window, shortest response first.
-    pub(super) ranked: Vec<usize>,
     /// Slow samples in order of start, at most [`MEASURED`].
     pub(super) slow: Vec<Served>,
     /// Typical samples in order of start, at most [`MEASURED`].
@@ -100,7 +98,6 @@ pub(super) fn population(
         precision_ns: ranked.iter().map(|index| samples[*index].precision_ns).max().unwrap_or(0),
         summary,
         slow_spans,
-        ranked,
     }
 }
 

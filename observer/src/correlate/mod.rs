@@ -28,16 +28,13 @@ use std::collections::BTreeMap;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 
-pub use worst::{OVERLAPS_KEPT, StallOverlap, WorstRequest, worst_requests};
+pub use worst::slowest;
 
 use crate::clock::MonoNanos;
 use crate::model::{Cause, CauseSummary, Sample, SamplesSummary, SlowSpec, Stall, Verdict};
 
 /// The same evidence gives the same answer.
 const SEED: u64 = 0x6f62_7365_7276_6572;
-
-/// Worst requests in an [`Analysis`].
-const WORST: usize = 10;
 
 /// What attribution works on.
 #[derive(Clone, Debug)]
@@ -126,8 +123,6 @@ pub struct Analysis {
     pub causes: Vec<CauseSummary>,
     /// Everything but `skipped`, which only the reader of the generator's output knows.
     pub samples: SamplesSummary,
-    /// The ten requests with the longest response times.
-    pub worst: Vec<WorstRequest>,
     /// Episodes the slow samples came in.
     pub episodes: u64,
     /// Input that took no part.
@@ -141,12 +136,6 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
     let mut ignored = Ignored::default();
     let population = exposure::population(evidence, &mut rng, &mut ignored);
     let timelines = timeline::flatten(evidence.stalls, evidence.window, &mut ignored);
-    let worst = worst::worst_of(
-        evidence.samples,
-        population.ranked.iter().copied(),
-        evidence.stalls,
-        WORST,
-    );
     let (verdict, causes, episodes) = match verdict::nothing_to_explain(evidence, &population) {
         Some(verdict) => (verdict, Vec::new(), 0),
         None => {
@@ -158,5 +147,5 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
     };
     let mut verdict = verdict;
     verdict.reasons.extend(verdict::notes(evidence, &population, &ignored));
-    Analysis { verdict, causes, samples: population.summary, worst, episodes, ignored }
+    Analysis { verdict, causes, samples: population.summary, episodes, ignored }
 }

@@ -6,13 +6,16 @@ use std::collections::BTreeMap;
 use super::answer::WorstRequest;
 use crate::aggregate::CauseRecorder;
 use crate::clock::MonoNanos;
-use crate::correlate::{self, OVERLAPS_KEPT};
+use crate::correlate::slowest;
 use crate::model::{Cause, EndReason, Event, RunInfo, Sample, Stall};
 
 /// Columns the time is cut into: what is closer than this is one mark.
 pub(super) const COLUMNS: usize = 900;
 /// Slow requests shown one by one.
 const WORST: usize = 10;
+/// Stalls kept for one request; the rest is counted. A request of seconds under reclaim overlaps
+/// tens of thousands of stalls, and nobody reads those.
+const OVERLAPS_KEPT: usize = 50;
 
 pub(super) struct Digest {
     start_ns: u64,
@@ -106,14 +109,12 @@ fn worst_requests(run: &RunInfo, samples: &[Sample]) -> Vec<WorstRequest> {
         .filter(|sample| sample.begin() >= run.start_ns && sample.end <= end)
         .cloned()
         .collect();
-    correlate::worst_requests(&watched, &[], WORST)
-        .into_iter()
-        .map(|worst| WorstRequest {
-            sample: watched[worst.sample].clone(),
-            stalls: Vec::new(),
-            omitted: 0,
-        })
-        .collect()
+    let row = |index: usize| WorstRequest {
+        sample: watched[index].clone(),
+        stalls: Vec::new(),
+        omitted: 0,
+    };
+    slowest(&watched, WORST).into_iter().map(row).collect()
 }
 
 #[cfg(test)]
@@ -149,17 +150,23 @@ mod tests {
             .collect();
         let mut digest = Digest::new(&run, &samples, 1e6);
         events.iter().for_each(|event| digest.add(event));
-        let stalls: Vec<Stall> = events.iter().filter_map(Stall::from_event).collect();
-        let whole = correlate::worst_requests(&samples, &stalls, WORST);
         let streamed = digest.worst();
-        assert_eq!(streamed.len(), whole.len());
-        for (streamed, whole) in streamed.iter().zip(&whole) {
-            assert_eq!(streamed.sample, samples[whole.sample]);
-            assert_eq!(streamed.omitted, whole.omitted);
-            let lengths: Vec<u64> = streamed.stalls.iter().map(|(_, ns)| *ns).collect();
-            let expected: Vec<u64> = whole.overlaps.iter().map(|stall| stall.overlap_ns).collect();
-            assert_eq!(lengths, expected);
+        assert_eq!(streamed.len(), samples.len());
+        for request in &streamed {
+            let overlap_ns = |stall: &Stall| {
+                stall.end.min(request.sample.end).since(stall.start.max(request.sample.start))
+            };
+            let stalls = events.iter().filter_map(Stall::from_event);
+            let mut all: Vec<u64> = stalls
+                .map(|stall| overlap_ns(&stall))
+                .filter(|overlap_ns| *overlap_ns > 0)
+                .collect();
+            all.sort_unstable_by_key(|overlap_ns| std::cmp::Reverse(*overlap_ns));
+            let kept: Vec<u64> = request.stalls.iter().map(|(_, ns)| *ns).collect();
+            assert_eq!(kept, all[..all.len().min(OVERLAPS_KEPT)]);
+            assert_eq!(request.omitted, (all.len() - kept.len()) as u64);
         }
+        assert!(streamed.iter().any(|request| request.omitted > 0), "more than are kept");
         assert_eq!(digest.recorder.count(Cause::FaultMinor), 1_000);
         assert!(digest.lanes[&Cause::FaultMinor].iter().sum::<f64>() > 0.0);
     }

@@ -126,8 +126,7 @@ pub fn serve(
             let sockets = SocketWatch::start(&kernel, &membership);
             let name = target_cgroup(&membership).unwrap_or_default();
             if let (Some(out), Some(spec)) = (&options.trace, &options.target) {
-                let (out, probes) = (out.clone(), &options.probes);
-                recording = Some(Recording::start(out, spec, probes, &membership, &mut kernel)?);
+                recording = Some(Recording::start(out, spec, &membership, &mut kernel)?);
             }
             Some(Watching { name, membership, sockets })
         }

@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 
 use observer_ebpf::wire::{Counts, RecordKind, Series};
 
+use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
 use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse};
 use crate::error::{Error, Exit, Result};
 use crate::loadgen::{IngestError, Ingested, RelAnchor, Window};
 use crate::model::{
-    Cause, EndReason, FloorSummary, Outcome, ProbeState, RecordSummary, RunInfo, SUMMARY_SCHEMA,
-    Sample, Stall, Summary, Verdict,
+    Cause, EndReason, FloorSummary, LossSummary, Outcome, ProbeState, RecordSummary, RunInfo,
+    SUMMARY_SCHEMA, Sample, Stall, Summary, Verdict,
 };
 use crate::output::rundir::RunDir;
 use crate::probe::PROBES;
 
+use super::journal::Journal;
 use super::{Captured, Session};
 
 /// What a run came to.
@@ -36,7 +38,7 @@ pub struct Finished {
 pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     let Session {
         options,
-        directory,
+        journal: Journal { directory, mut info, .. },
         membership,
         mut kernel,
         capture,
@@ -46,10 +48,7 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
         mut self_watch,
         mut hidden,
         baseline,
-        mut anchors,
         started,
-        mut info,
-        ..
     } = session;
     let end = MonoNanos::now();
     let scale = self_watch.scale();
@@ -64,7 +63,7 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     hidden.tick(&kernel, capture.counts());
     let mut captured = capture.finish();
     let counts = kernel.counts();
-    anchors.0.push(Anchor::take());
+    info.anchors.0.push(Anchor::take());
 
     let mut delta = last.delta(&baseline);
     delta.self_usage.bpf_run_time_ns =
@@ -80,16 +79,15 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     drop(kernel);
     let ingested = reader.map(|reader| {
         let ingest = reader.finish()?;
-        ingest.finish(&anchors, window, &seen)
+        ingest.finish(&info.anchors, window, &seen)
     });
     info.end_ns = end;
     info.end_reason = reason;
     info.command_exit = generator.as_ref().and_then(super::Generator::exit_code);
-    info.anchors = anchors;
     info.thread_names.extend(captured.thread_names.clone());
     info.thread_names.extend(late);
     let records = records(&counts, &captured);
-    info.loss = loss(&delta, &records, &captured);
+    info.loss = loss(delta.loss_summary(), &records, &captured);
     let floors = captured.floors.take().map(|log| log.finish(end, &hidden.hidden_ns()));
     let floors = floors.unwrap_or_default();
     delta.self_usage.drain_wakeups = captured.wakeups;
@@ -164,7 +162,7 @@ fn all_stalls(directory: &RunDir, captured: &mut Captured) -> Vec<Stall> {
 }
 
 /// Sent, delivered and lost by kind, since the programs were loaded.
-fn records(counts: &Counts, captured: &Captured) -> BTreeMap<String, RecordSummary> {
+pub(super) fn records(counts: &Counts, captured: &Captured) -> BTreeMap<String, RecordSummary> {
     let summary = |kind: RecordKind| RecordSummary {
         sent: counts.emitted[kind as usize],
         delivered: captured.delivered[kind as usize],
@@ -173,12 +171,12 @@ fn records(counts: &Counts, captured: &Captured) -> BTreeMap<String, RecordSumma
     RecordKind::ALL.into_iter().map(|kind| (kind.name().to_owned(), summary(kind))).collect()
 }
 
-fn loss(
-    delta: &crate::aggregate::Snapshot,
+/// What the kernel side lost, and what was lost behind it.
+pub(super) fn loss(
+    mut loss: LossSummary,
     records: &BTreeMap<String, RecordSummary>,
     captured: &Captured,
-) -> crate::model::LossSummary {
-    let mut loss = delta.loss_summary();
+) -> LossSummary {
     // Sent and never seen again: a fault of the drain itself. (What could not be decoded was
     // delivered, and is counted below.)
     let undecoded: u64 = captured
@@ -246,7 +244,7 @@ fn raised(floors: &BTreeMap<String, FloorSummary>) -> Vec<Hidden> {
 }
 
 /// What the analysis cannot know: that the samples were cut or unreadable, or the trace ended.
-fn judge_input(
+pub(super) fn judge_input(
     analysis: &mut Analysis,
     ingested: Option<&Ingested>,
     problem: Option<&IngestError>,
@@ -273,9 +271,9 @@ fn sentence(note: &str) -> String {
     format!("{first}{}.", chars.as_str().trim_end_matches('.'))
 }
 
-fn summarise(
+pub(super) fn summarise(
     analysis: Analysis,
-    delta: &crate::aggregate::Snapshot,
+    delta: &Snapshot,
     info: &RunInfo,
     ingested: Option<&Ingested>,
     captured: &Captured,

@@ -6,7 +6,8 @@ use crate::model::{Event, Sample, Stall};
 
 use super::capture::BATCHES;
 use super::drain::BATCH_EVENTS;
-use super::{ANCHORS_MAX, EVENTS_MAX, NAMES_MAX};
+use super::journal::ANCHORS_MAX;
+use super::{EVENTS_MAX, NAMES_MAX};
 use crate::clock::Anchor;
 
 /// The program, the kernel's BTF, the BPF object while it is loaded, stacks, and what the allocator

@@ -7,6 +7,7 @@ mod drain;
 mod finish;
 mod floor;
 mod floor_log;
+mod journal;
 pub mod memory;
 mod recording;
 mod recover;
@@ -22,7 +23,8 @@ pub use recover::{Recovered, recover};
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -35,12 +37,14 @@ use crate::error::{Error, Exit, Result};
 use crate::host::{cgroups::Cgroups, process, process::Process, system};
 use crate::kernel::{Kernel, LoadError, LoadOptions, TargetSet};
 use crate::loadgen::{Live, SamplesSource, SamplesSpec};
-use crate::model::{EndReason, RUN_SCHEMA, RunInfo, SlowSpec, Tgid, files};
+use crate::model::{EndReason, Event, RUN_SCHEMA, RunInfo, SlowSpec, Tgid, files};
 use crate::output::rundir::RunDir;
+use crate::output::trace::TraceWriter;
 use crate::probe::ProbeOptions;
 use crate::target::{Membership, TargetSpec};
 use command::Generator;
 use floor_log::HiddenWatch;
+use journal::Journal;
 use samples::SampleReader;
 use watch::{SelfWatch, SocketWatch};
 
@@ -88,22 +92,13 @@ const TARGET_ROW: &str = "target";
 /// Pause between two looks at everything: the target, the generator, the clock.
 const TICK: Duration = Duration::from_millis(50);
 /// The same while there is no generator to look at.
-const IDLE_TICK: Duration = Duration::from_millis(450);
+const IDLE_TICK: Duration = Duration::from_millis(900);
 /// A target without a process for so long is gone: longer than a record takes to be drained.
 const NEWS_TIME: Duration = Duration::from_millis(600);
-/// Pause between two clock anchors.
-const ANCHOR_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Pause between two times that run.json is brought up to date, unless writing it takes long.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Clock anchors kept; then every other one is dropped and they are taken half as often.
-const ANCHORS_MAX: usize = 8_192;
-
 /// Everything that lives while a run is under way.
 pub struct Session {
     options: RunOptions,
-    directory: RunDir,
+    journal: Journal,
     membership: Membership,
     kernel: Kernel,
     capture: Capture,
@@ -113,12 +108,7 @@ pub struct Session {
     self_watch: SelfWatch,
     hidden: HiddenWatch,
     baseline: Snapshot,
-    anchors: Anchors,
     started: Instant,
-    info: RunInfo,
-    /// When run.json was last written, and for how long that will do.
-    checked: Instant,
-    check_interval: Duration,
 }
 
 impl From<LoadError> for Error {
@@ -160,14 +150,7 @@ impl Session {
             kernel.set_floor_ns(*kind, *floor_ns);
         }
         mark_first(&mut membership, &kernel);
-        let directory = RunDir::create(options.out.as_deref())?;
-        let trace = match directory.create_events() {
-            Ok(trace) => trace,
-            Err(error) => {
-                directory.discard();
-                return Err(error);
-            }
-        };
+        let (directory, trace) = create_directory(options.out.as_deref())?;
         let ring = kernel.take_ring().ok_or_else(|| unexpected(&"the ring is taken"))?;
         let floors = Floors {
             set: kernel.floors(),
@@ -178,13 +161,19 @@ impl Session {
         let capture = Capture::start(ring, trace, floors).map_err(|error| unexpected(&error))?;
         let sockets = SocketWatch::start(&kernel, &membership);
         let baseline = kernel.snapshot(TARGET_ROW);
-        let start = MonoNanos::now();
-        let anchors = Anchors(vec![Anchor::take()]);
-        let info = describe(&options, &membership, &kernel, start, &anchors);
-        directory.write_run(&info)?;
+        let info = RunInfo {
+            command: options
+                .command
+                .iter()
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect(),
+            samples_format: options.samples.as_ref().map(ToString::to_string),
+            slow_rule: options.slow.to_string(),
+            ..describe(&options.target, &membership, &kernel)
+        };
         let mut session = Self {
+            journal: Journal::start(directory, info, &kernel)?,
             options,
-            directory,
             membership,
             kernel,
             capture,
@@ -194,11 +183,7 @@ impl Session {
             self_watch: SelfWatch::new(),
             hidden,
             baseline,
-            anchors,
             started: Instant::now(),
-            info,
-            checked: Instant::now(),
-            check_interval: CHECKPOINT_INTERVAL,
         };
         session.start_generator()?;
         Ok(Some(session))
@@ -210,10 +195,10 @@ impl Session {
             .samples
             .as_ref()
             .is_some_and(|spec| spec.source == SamplesSource::CommandOutput);
-        let out = self.directory.create_file(files::LOADGEN_OUT)?;
+        let out = self.journal.directory.create_file(files::LOADGEN_OUT)?;
         let mut output = None;
         if !self.options.command.is_empty() {
-            let err = self.directory.create_file(files::LOADGEN_ERR)?;
+            let err = self.journal.directory.create_file(files::LOADGEN_ERR)?;
             let mut generator = Generator::start(&self.options.command, from_command, &out, err)?;
             self.kernel.watch_generator(generator.pid());
             // Named by command, cgroup or port, the generator is not what is under test.
@@ -238,20 +223,11 @@ impl Session {
         stop: &AtomicBool,
         mut show: impl FnMut(&Progress),
     ) -> Result<EndReason> {
-        let mut anchored = Instant::now();
-        let mut anchor_interval = ANCHOR_INTERVAL;
         let mut gone_since = None;
         loop {
-            std::thread::sleep(self.tick());
+            // Not a sleep: a signal ends it at once, where it was this thread that asked for signals.
+            std::thread::park_timeout(self.tick(gone_since.is_some()));
             let elapsed = self.started.elapsed();
-            if anchored.elapsed() >= anchor_interval {
-                anchored = Instant::now();
-                self.anchors.0.push(Anchor::take());
-                if self.anchors.0.len() >= ANCHORS_MAX {
-                    self.anchors.thin_out();
-                    anchor_interval *= 2;
-                }
-            }
             for child in self.capture.births() {
                 self.membership.on_fork(child);
             }
@@ -260,7 +236,7 @@ impl Session {
                 gone_since = None;
             }
             self.self_watch.tick();
-            self.checkpoint();
+            self.journal.tick(&self.kernel, self.capture.counts());
             self.hidden.tick(&self.kernel, self.capture.counts());
             show(&self.progress(elapsed));
             if let Some(generator) = &mut self.generator
@@ -283,52 +259,36 @@ impl Session {
         }
     }
 
-    /// How long to sleep: a COMMAND's end is part of the result, other things can wait a little. The
-    /// end of the run is not overslept.
-    fn tick(&self) -> Duration {
-        let tick = if self.generator.is_some() { TICK } else { IDLE_TICK };
+    /// How long to sleep: a COMMAND's end is part of the result, other things can wait a little.
+    /// Neither the end of the run nor that of the run-time statistics is overslept.
+    fn tick(&self, target_is_gone: bool) -> Duration {
+        let tick = if self.generator.is_some() || target_is_gone { TICK } else { IDLE_TICK };
         let left =
             self.options.duration.map(|duration| duration.saturating_sub(self.started.elapsed()));
-        left.map_or(tick, |left| tick.min(left))
-    }
-
-    /// Writes run.json anew now and then, for whoever reads it should this process die: up to
-    /// `end_ns` everything is in the streams, and `loss` is what was lost until then.
-    fn checkpoint(&mut self) {
-        if self.checked.elapsed() < self.check_interval {
-            return;
-        }
-        self.checked = Instant::now();
-        let until = self.capture.counts().written_until_ns.load(Ordering::Relaxed);
-        if until <= self.info.start_ns.0 {
-            return;
-        }
-        self.info.end_ns = MonoNanos(until);
-        self.info.anchors.clone_from(&self.anchors);
-        let snapshot = Snapshot { lost: self.kernel.losses(), ..Snapshot::default() };
-        self.info.loss = snapshot.delta(&self.baseline).loss_summary();
-        // A full disk is told at the end; what was written before stays readable.
-        let _ = self.directory.write_run(&self.info);
-        self.check_interval = checkpoint_pause(self.checked.elapsed());
+        [left, self.self_watch.window_left()].into_iter().flatten().fold(tick, Duration::min)
     }
 
     fn progress(&self, elapsed: Duration) -> Progress {
-        let lost = self.kernel.records_lost();
-        self.capture.counts().lost.store(lost, Ordering::Relaxed);
+        let counts = self.capture.counts();
         Progress {
             elapsed,
             live: self.reader.as_ref().map(SampleReader::live),
-            events: self.capture.counts().events(),
-            lost,
+            events: counts.events(),
+            lost: counts.lost.load(Ordering::Relaxed),
         }
     }
 }
 
-/// Pause until the next checkpoint, after one that took so long: a thousandth of the time goes into
-/// them, and half a minute at most is missing from a run that is killed.
-fn checkpoint_pause(took: Duration) -> Duration {
-    const LONGEST: Duration = Duration::from_secs(30);
-    (took * 1000).clamp(CHECKPOINT_INTERVAL, LONGEST)
+/// A new run directory and its trace; nothing is left behind where one of them cannot be made.
+fn create_directory(out: Option<&Path>) -> Result<(RunDir, TraceWriter<Event, File>)> {
+    let directory = RunDir::create(out)?;
+    match directory.create_events() {
+        Ok(trace) => Ok((directory, trace)),
+        Err(error) => {
+            directory.discard();
+            Err(error)
+        }
+    }
 }
 
 fn unexpected(error: &dyn std::fmt::Display) -> Error {
@@ -385,34 +345,30 @@ fn mark(targets: &TargetSet, process: &Process) {
     }
 }
 
-fn describe(
-    options: &RunOptions,
-    membership: &Membership,
-    kernel: &Kernel,
-    start: MonoNanos,
-    anchors: &Anchors,
-) -> RunInfo {
+/// A run that begins now, of what is watched and how.
+fn describe(target: &TargetSpec, membership: &Membership, kernel: &Kernel) -> RunInfo {
     let uname = system::uname();
+    let start = MonoNanos::now();
     RunInfo {
         schema: RUN_SCHEMA,
         observer_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release: uname.release,
         machine: uname.machine,
         cpus: system::online_cpus().len() as u32,
-        target: options.target.to_string(),
+        target: target.to_string(),
         target_processes: membership
             .processes()
             .map(|process| (process.tgid.0, process.comm.clone()))
             .collect(),
         target_cgroup: target_cgroup(membership),
-        command: options.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        command: Vec::new(),
         command_exit: None,
-        samples_format: options.samples.as_ref().map(ToString::to_string),
-        slow_rule: options.slow.to_string(),
+        samples_format: None,
+        slow_rule: SlowSpec::default().to_string(),
         start_ns: start,
         end_ns: start,
         end_reason: EndReason::Running,
-        anchors: anchors.clone(),
+        anchors: Anchors(vec![Anchor::take()]),
         coverage: kernel.coverage(),
         floors_ns: kernel.floors_ns(),
         loss: crate::model::LossSummary::default(),

@@ -6,16 +6,15 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 
-use super::finish::quality;
+use super::Captured;
+use super::finish::{judge_input, quality, summarise};
 use super::floor_log::kinds_with_floor;
-use crate::aggregate::CauseRecorder;
-use crate::clock::MonoNanos;
+use crate::aggregate::{CauseRecorder, Snapshot};
 use crate::correlate::{Evidence, analyse};
 use crate::error::Result;
 use crate::loadgen::{Ingest, IngestError, Ingested, RelAnchor, SamplesSpec, Window};
 use crate::model::{
-    Cause, EventKind, FloorSummary, Outcome, RunInfo, SUMMARY_SCHEMA, Sample, SelfSummary,
-    SlowSpec, Stall, Summary, files,
+    EventKind, FloorSummary, Outcome, RunInfo, Sample, SlowSpec, Stall, Summary, files,
 };
 use crate::output::rundir::RunDir;
 
@@ -73,35 +72,25 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
         quality: quality(info, ingested.as_ref(), 0.0),
     };
     let mut analysis = analyse(&evidence);
-    let reasons = &mut analysis.verdict.reasons;
     if floors.values().any(|floor| floor.raised_for_ns > 0) {
         analysis.verdict.outcome = Outcome::Inconclusive;
         analysis.verdict.top_cause = None;
-        reasons.insert(0, "floors were raised, and what they hid died with the run".to_owned());
+        let reason = "Floors were raised, and what they hid died with the run.";
+        analysis.verdict.reasons.insert(0, reason.to_owned());
     }
-    if let Some(error) = problem {
-        reasons.insert(0, format!("the samples could not be used: {error}"));
-    }
-    reasons.push(format!(
-        "the run did not come to its end: this is worked out from what it had written of its \
-         first {:.1} s",
+    let captured = Captured { recorder, ..Captured::default() };
+    judge_input(&mut analysis, ingested.as_ref(), problem.as_ref(), &captured);
+    analysis.verdict.reasons.push(format!(
+        "The run did not come to its end: this is worked out from what it had written of its \
+         first {:.1} s.",
         info.end_ns.since(info.start_ns) as f64 / 1e9
     ));
-    for cause in &mut analysis.causes {
-        if Cause::STALLS.contains(&cause.cause) {
-            cause.stalls = recorder.count(cause.cause);
-        }
-    }
+    // Distributions were in the kernel.
+    let nothing = Snapshot::default();
     let summary = Summary {
-        schema: SUMMARY_SCHEMA,
-        verdict: analysis.verdict,
-        samples: analysis.samples,
-        causes: analysis.causes,
         probes: BTreeMap::new(),
-        loss: info.loss.clone(),
-        records: BTreeMap::new(),
         floors,
-        observer: SelfSummary::default(),
+        ..summarise(analysis, &nothing, info, ingested.as_ref(), &captured)
     };
     let samples = ingested.map(|ingested| ingested.samples).unwrap_or_default();
     Ok(Some(Recovered { summary, samples }))
@@ -129,7 +118,7 @@ fn samples(
         return Ok(None);
     }
     // The generator outlived the run, and its later requests were not watched.
-    let window = Window { start: info.start_ns, end: MonoNanos(info.end_ns.0) };
+    let window = Window { start: info.start_ns, end: info.end_ns };
     let seen = RelAnchor { spawned: None, first_connect: None, first_accept: None, exited: None };
     Ok(Some(ingest.finish(&info.anchors, window, &seen)))
 }

@@ -84,6 +84,11 @@ impl SelfWatch {
         }
     }
 
+    /// Until the statistics are to be switched off; `None` while they are not on.
+    pub(super) fn window_left(&self) -> Option<Duration> {
+        self.statistics.as_ref().map(|_| Self::WINDOW.saturating_sub(self.changed.elapsed()))
+    }
+
     /// Ends the measurement; by how much the sampled figures are to be multiplied.
     pub(super) fn scale(&mut self) -> f64 {
         if self.statistics.take().is_some() {

@@ -24,7 +24,8 @@ fn sum_ns(run: &Run) -> u64 {
 }
 
 /// Pages that the recorded reclaims freed.
-fn freed_pages(run: &Run) -> u64 {
+#[must_use]
+pub fn freed_pages(run: &Run) -> u64 {
     let pages = |kind: EventKind| match kind {
         EventKind::Reclaim { reclaimed_pages, .. } => reclaimed_pages,
         _ => 0,
@@ -132,8 +133,16 @@ fn freed(held: &Held, pages: u64, charged: &Flat, host: &Flat) {
         // Version 1 counts a large folio once.
         check(Relation::AtLeast, "memory.stat pgpgout", book);
     }
-    // Others may reclaim meanwhile.
-    if let (Some(anonymous), Some(file)) = (host.get("pgsteal_anon"), host.get("pgsteal_file")) {
-        check(Relation::AtMost, "/proc/vmstat pgsteal_anon + pgsteal_file", anonymous + file);
+    // Others may reclaim meanwhile; and what was freed was looked at first.
+    for what in ["pgsteal", "pgscan"] {
+        let (anonymous, file) =
+            (host.get(&format!("{what}_anon")), host.get(&format!("{what}_file")));
+        if let (Some(anonymous), Some(file)) = (anonymous, file) {
+            let against = format!("/proc/vmstat {what}_anon + {what}_file");
+            check(Relation::AtMost, &against, anonymous + file);
+        }
+    }
+    if let Some(book) = charged.get("pgscan_direct").or(charged.get("pgscan")) {
+        check(Relation::AtMost, "memory.stat pgscan_direct", book);
     }
 }

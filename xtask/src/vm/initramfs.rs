@@ -113,10 +113,8 @@ fn plan_json(modules: &[PathBuf], programs: &Programs, plan: &Plan<'_>) -> Value
             programs.tests.iter().map(|test| command(&test.name, &test.path, &arguments)).collect()
         }
         Some(line) => {
-            let mut words = line.split_ascii_whitespace();
-            let program = Path::new(BIN).join(words.next().unwrap_or_default());
-            let arguments: Vec<_> = words.map(str::to_owned).collect();
-            vec![command(line, &program, &arguments)]
+            let arguments = ["-c".to_owned(), line.to_owned()];
+            vec![command(line, &Path::new(BIN).join("sh"), &arguments)]
         }
     };
     json!({
@@ -197,8 +195,8 @@ mod tests {
         plan.exec = Some("observer doctor --json");
         let commands = plan_json(&[], &programs, &plan)["commands"].clone();
         assert_eq!(commands.as_array().map(Vec::len), Some(1));
-        assert_eq!(commands[0]["program"], "/usr/bin/observer");
-        assert_eq!(commands[0]["arguments"], json!(["doctor", "--json"]));
+        assert_eq!(commands[0]["program"], "/usr/bin/sh");
+        assert_eq!(commands[0]["arguments"], json!(["-c", "observer doctor --json"]));
     }
 
     #[test]

@@ -105,8 +105,8 @@ pub(crate) struct Options {
     /// Only this test program, more than once for several
     #[arg(long = "test", value_name = "NAME")]
     tests: Vec<String>,
-    /// Instead of the tests, run this in each guest and show what it prints; `observer` and the
-    /// tests' own programs are in its PATH
+    /// Instead of the tests, have `sh` run this in each guest and show what it prints; `observer` and
+    /// the tests' own programs are in its PATH
     #[arg(long, value_name = "COMMAND", conflicts_with = "tests")]
     exec: Option<String>,
     /// Memory of a guest, MiB

@@ -1,0 +1,90 @@
+//! run.json while a run is under way: the clock anchors, and up to when everything is in the streams
+//! and what was lost until then, for whoever reads it should this process die.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use observer_ebpf::wire::LOSS_SLOTS;
+
+use super::CaptureCounts;
+use crate::aggregate::Snapshot;
+use crate::clock::{Anchor, MonoNanos};
+use crate::error::Result;
+use crate::kernel::Kernel;
+use crate::model::{LossSummary, RunInfo};
+use crate::output::rundir::RunDir;
+
+/// Pause between two clock anchors.
+const ANCHOR_INTERVAL: Duration = Duration::from_secs(1);
+/// Clock anchors kept; then every other one is dropped and they are taken half as often.
+pub(super) const ANCHORS_MAX: usize = 8_192;
+/// Pause between two times that run.json is brought up to date, unless writing it takes long.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A run directory in the making, and what its run.json is to say.
+pub(super) struct Journal {
+    pub(super) directory: RunDir,
+    pub(super) info: RunInfo,
+    lost_before: [u64; LOSS_SLOTS],
+    anchored: Instant,
+    anchor_interval: Duration,
+    /// When run.json was last written, and for how long that will do.
+    checked: Instant,
+    check_interval: Duration,
+}
+
+impl Journal {
+    /// Writes run.json for the first time.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn start(directory: RunDir, info: RunInfo, kernel: &Kernel) -> Result<Self> {
+        directory.write_run(&info)?;
+        let now = Instant::now();
+        Ok(Self {
+            directory,
+            info,
+            lost_before: kernel.losses(),
+            anchored: now,
+            anchor_interval: ANCHOR_INTERVAL,
+            checked: now,
+            check_interval: CHECKPOINT_INTERVAL,
+        })
+    }
+
+    /// Call it at every turn of a loop: takes a clock anchor and writes run.json when it is time to.
+    pub(super) fn tick(&mut self, kernel: &Kernel, counts: &CaptureCounts) {
+        counts.lost.store(kernel.records_lost(), Ordering::Relaxed);
+        if self.anchored.elapsed() >= self.anchor_interval {
+            self.anchored = Instant::now();
+            self.info.anchors.0.push(Anchor::take());
+            if self.info.anchors.0.len() >= ANCHORS_MAX {
+                self.info.anchors.thin_out();
+                self.anchor_interval *= 2;
+            }
+        }
+        if self.checked.elapsed() >= self.check_interval {
+            self.checked = Instant::now();
+            let until = counts.written_until_ns.load(Ordering::Relaxed);
+            self.info.end_ns = MonoNanos(until.max(self.info.start_ns.0));
+            self.info.loss = self.loss(kernel);
+            // A full disk is told at the end; what was written before stays readable.
+            let _ = self.directory.write_run(&self.info);
+            self.check_interval = checkpoint_pause(self.checked.elapsed());
+        }
+    }
+
+    /// What was lost since the start.
+    pub(super) fn loss(&self, kernel: &Kernel) -> LossSummary {
+        let before = Snapshot { lost: self.lost_before, ..Snapshot::default() };
+        let now = Snapshot { lost: kernel.losses(), ..Snapshot::default() };
+        now.delta(&before).loss_summary()
+    }
+}
+
+/// Pause until the next checkpoint, after one that took so long: a thousandth of the time goes into
+/// them, and half a minute at most is missing from a run that is killed.
+fn checkpoint_pause(took: Duration) -> Duration {
+    const LONGEST: Duration = Duration::from_secs(30);
+    (took * 1000).clamp(CHECKPOINT_INTERVAL, LONGEST)
+}
