@@ -1,6 +1,6 @@
 //! The per-thread state tables.
 
-use observer_ebpf::wire::{LossKind, MemoryState, TaskState};
+use observer_ebpf::wire::{LossKind, MOVED_ASLEEP, MemoryState, TaskState, WAITS};
 
 use crate::{
     config, emit,
@@ -17,7 +17,8 @@ pub(crate) fn claim(tid: u32) -> Option<&'static mut TaskState> {
     // move on another CPU, which is ordered before the switch by the run-queue lock.
     let state = unsafe { &mut *state };
     if state.tid != tid {
-        if state.fault_ns | state.syscall_ns != 0 {
+        let waits = state.involuntary_switches & (WAITS | MOVED_ASLEEP);
+        if state.fault_ns | state.syscall_ns | waits != 0 {
             emit::lose(LossKind::TaskSlot);
         }
         state.tid = tid;
@@ -45,6 +46,7 @@ pub(crate) fn forget(tid: u32) {
     if let Some(state) = find(tid) {
         state.fault_ns = 0;
         state.syscall_ns = 0;
+        state.involuntary_switches = 0;
         state.tid = 0;
     }
 }

@@ -91,7 +91,9 @@ impl Anchor {
 pub struct Anchors(pub Vec<Anchor>);
 
 /// The wall clock jumped between two anchors by more than this: a step, not slew or noise.
-const STEP_NS: u128 = 1_000_000;
+const STEP_NS: u64 = 1_000_000;
+/// The wall clock is slewed by one part in so many at most (500 ppm, adjtimex(2)).
+const SLEW_PART: u64 = 2_000;
 
 impl Anchors {
     /// Puts a wall-clock time on the monotonic clock, with the offset that was valid then (the
@@ -99,21 +101,15 @@ impl Anchors {
     /// would be negative.
     #[must_use]
     pub fn to_monotonic(&self, wall: WallNanos) -> Option<MonoNanos> {
-        let after = self.0.partition_point(|anchor| anchor.wall_ns <= wall);
-        let anchor = self.0.get(after.saturating_sub(1))?;
-        Self::shift(wall, anchor)
+        self.to_monotonic_from_start(wall, wall)
     }
 
     /// The same for a generator that read the wall clock once, at its start, and counted
-    /// monotonically from there: the offset of the anchor nearest to `start` serves for all.
+    /// monotonically from there: the offset that was valid at `start` serves for all.
     #[must_use]
     pub fn to_monotonic_from_start(&self, wall: WallNanos, start: WallNanos) -> Option<MonoNanos> {
         let after = self.0.partition_point(|anchor| anchor.wall_ns <= start);
         let anchor = self.0.get(after.saturating_sub(1))?;
-        Self::shift(wall, anchor)
-    }
-
-    fn shift(wall: WallNanos, anchor: &Anchor) -> Option<MonoNanos> {
         u64::try_from(i128::from(wall.0) - anchor.offset_ns()).ok().map(MonoNanos)
     }
 
@@ -134,19 +130,53 @@ impl Anchors {
         });
     }
 
-    /// How often the wall clock stepped (by more than 1 ms) between two anchors.
+    /// How often the wall clock stepped between two anchors: by more than 1 ms, and more than it
+    /// may be slewed by in that time.
     #[must_use]
     pub fn steps(&self) -> usize {
-        self.0
-            .windows(2)
-            .filter(|pair| pair[0].offset_ns().abs_diff(pair[1].offset_ns()) > STEP_NS)
-            .count()
+        self.0.windows(2).filter(|pair| moved_ns(pair) > may_slew_ns(pair)).count()
     }
+
+    /// How far the wall clock was slewed between two anchors at most, nanoseconds: a time between
+    /// them is off by so much, for the offset of the earlier one serves for it.
+    #[must_use]
+    pub fn slew_ns(&self) -> u64 {
+        let pairs = self.0.windows(2).map(|pair| (moved_ns(pair), may_slew_ns(pair)));
+        pairs.filter(|(moved, most)| moved <= most).map(|(moved, _)| moved).max().unwrap_or(0)
+    }
+}
+
+/// By how much the offset of the wall clock changed between two anchors.
+fn moved_ns(pair: &[Anchor]) -> u64 {
+    let moved = pair[0].offset_ns().abs_diff(pair[1].offset_ns());
+    u64::try_from(moved).unwrap_or(u64::MAX)
+}
+
+/// The most that is no step.
+fn may_slew_ns(pair: &[Anchor]) -> u64 {
+    STEP_NS + pair[1].monotonic_ns.since(pair[0].monotonic_ns) / SLEW_PART
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slewing_is_no_step_however_long_it_goes_on_and_makes_times_uncertain() {
+        let second = 1_000_000_000;
+        let slewed = |pause: u64| {
+            let at =
+                |index: u64| anchor(index * pause, 7 * second + index * (pause + pause / 2_500));
+            Anchors((0..10).map(at).collect())
+        };
+        for pause in [second, 64 * second] {
+            assert_eq!((slewed(pause).steps(), slewed(pause).slew_ns()), (0, pause / 2_500));
+        }
+        let mut stepped = slewed(second);
+        stepped.0[5].wall_ns.0 += 2_000_000;
+        assert_eq!(stepped.steps(), 2, "there and back");
+        assert_eq!(stepped.slew_ns(), second / 2_500);
+    }
 
     fn anchor(monotonic: u64, wall: u64) -> Anchor {
         Anchor { monotonic_ns: MonoNanos(monotonic), wall_ns: WallNanos(wall), uncertainty_ns: 1 }
@@ -177,6 +207,6 @@ mod tests {
     fn an_anchor_reads_both_clocks_together() {
         let first = Anchor::take();
         let second = Anchor::take();
-        assert!(first.offset_ns().abs_diff(second.offset_ns()) < STEP_NS);
+        assert!(first.offset_ns().abs_diff(second.offset_ns()) < u128::from(STEP_NS));
     }
 }

@@ -17,7 +17,7 @@ pub enum Exit {
     Kernel = 4,
     /// The target does not exist, or nothing matches it.
     Target = 5,
-    /// The output directory exists or cannot be written.
+    /// The output cannot be written.
     Output = 6,
     /// COMMAND (the load generator) could not be started.
     Command = 7,
@@ -37,6 +37,8 @@ pub enum Exit {
     SamplesTruncated = 14,
     /// The disk is full; what was gathered until then is kept.
     DiskFull = 15,
+    /// The output directory exists already.
+    OutputExists = 16,
 }
 
 /// An error for the person: one line, and the exit code.

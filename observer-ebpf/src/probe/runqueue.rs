@@ -2,7 +2,7 @@
 
 use observer_ebpf::wire::{
     Counter, LossKind, MOVED_ASLEEP, RUNQUEUE_PREEMPTED, RecordKind, RunqueueRecord, Series,
-    TaskState,
+    TaskState, WAITS,
 };
 
 use crate::{
@@ -135,7 +135,7 @@ fn woken(arguments: Arguments) {
     let Some(state) = task::claim(woken.tid()) else { return };
     if state.run_delay_ns == 0 {
         state.run_delay_ns = now_ns();
-        state.involuntary_switches = 0;
+        state.involuntary_switches = WAITS;
     }
 }
 
@@ -153,8 +153,9 @@ fn switched_timed(arguments: Arguments) {
     if prev_tid != 0
         && let Some(state) = task::claim(prev_tid)
     {
-        state.run_delay_ns = if preempted || prev_state == 0 { now } else { 0 };
-        state.involuntary_switches = 1;
+        let waits = preempted || prev_state == 0;
+        state.run_delay_ns = if waits { now } else { 0 };
+        state.involuntary_switches = if waits { WAITS | 1 } else { 0 };
     }
 
     let next_tid = next.tid();
@@ -168,7 +169,8 @@ fn switched_timed(arguments: Arguments) {
     if since == 0 {
         return;
     }
+    let was_preempted = state.involuntary_switches != WAITS;
     state.run_delay_ns = 0;
-    let was_preempted = state.involuntary_switches != 0;
+    state.involuntary_switches = 0;
     arrived(prev, next, state, was_preempted, now.wrapping_sub(since));
 }

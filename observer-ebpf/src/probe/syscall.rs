@@ -170,6 +170,9 @@ const GO_ON: u32 = 1;
 fn mm_call_begun() {
     if let Some(state) = task::claim(Task::current().tid()) {
         state.syscall_ns = now_ns();
+        // Whoever makes a call is in no fault. One in the kernel that ended in EFAULT would leave its
+        // begin behind, for the next page that the kernel brings by itself (MAP_POPULATE).
+        state.fault_ns = 0;
     }
 }
 

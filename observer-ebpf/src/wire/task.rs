@@ -45,7 +45,8 @@ pub struct TaskState {
     /// keeps its own clock: when the thread became runnable, 0 when it does not wait.
     pub run_delay_ns: u64,
     /// The thread's involuntary context switches as of its last arrival; [`MOVED_ASLEEP`] may be
-    /// set. In the tier that keeps its own clock: 1 when the wait began by preemption.
+    /// set. In the tier that keeps its own clock: [`WAITS`] while it waits, with 1 added when the wait
+    /// began by preemption.
     pub involuntary_switches: u64,
     /// When the current page fault began, 0 outside one; [`FAULT_SEEN_MAJOR`] may be set.
     pub fault_ns: u64,
@@ -60,6 +61,10 @@ pub struct TaskState {
 /// Highest bit of [`TaskState::involuntary_switches`]: the thread was moved to another run queue
 /// in its sleep, and what the kernel books as its next wait is not one.
 pub const MOVED_ASLEEP: u64 = 1 << 63;
+
+/// Of [`TaskState::involuntary_switches`], in the tier that keeps its own clock: a wait is under way,
+/// and its begin is known here alone.
+pub const WAITS: u64 = 1 << 62;
 
 /// Lowest bit of [`TaskState::fault_ns`]: a major fault was counted since the begin.
 pub const FAULT_SEEN_MAJOR: u64 = 1;

@@ -112,6 +112,12 @@ impl Snapshot {
                 let count = self.counter(Counter::KswapdWakeups);
                 counters.insert("kswapd_wakeups".to_owned(), signed(count));
             }
+            "fault" => {
+                let count = self.counter(Counter::FaultsWithoutException);
+                if count > 0 {
+                    counters.insert("without_exception_all_tasks".to_owned(), signed(count));
+                }
+            }
             "runqueue" => {
                 let booked_ns = self.counter(Counter::TargetSleepBookedNs);
                 if booked_ns > 0 {

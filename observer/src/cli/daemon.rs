@@ -45,6 +45,7 @@ pub struct Args {
 /// # Errors
 /// When the kernel, the target or the address will not do.
 pub fn run(args: &Args, verbose: bool) -> Result<()> {
+    args.probes.check()?;
     let stop = Arc::new(AtomicBool::new(false));
     signals::raise_on_interrupt(&stop)?;
     let options = DaemonOptions {
@@ -56,6 +57,9 @@ pub fn run(args: &Args, verbose: bool) -> Result<()> {
     };
     if !args.listen.ip().is_loopback() {
         eprintln!("observer: {} is not loopback: anyone who reaches it can read", args.listen);
+    }
+    if let Some(target) = options.target.as_ref().filter(|_| options.wait) {
+        eprintln!("observer: waiting for {target} if it is not there yet");
     }
     serve(&options, &stop, |address, kernel| {
         for note in kernel.notes(verbose) {

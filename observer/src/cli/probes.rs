@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::error::{Error, Exit, Result};
 use crate::probe::{ForcedTier, PROBES, ProbeOptions, Selection};
 
 /// Options about the probes.
@@ -21,6 +22,21 @@ pub struct ProbeArgs {
 }
 
 impl ProbeArgs {
+    /// What clap cannot see: a tier of a probe that is left out.
+    ///
+    /// # Errors
+    /// When there is one.
+    pub fn check(&self) -> Result<()> {
+        let options = self.options();
+        match options.tiers.beside(options.selection) {
+            None => Ok(()),
+            Some(probe) => Err(Error::new(
+                Exit::Usage,
+                format!("--tier is for {probe}, which --probes leaves out: name it there as well"),
+            )),
+        }
+    }
+
     /// What was chosen; everything, in the best way, when nothing was.
     #[must_use]
     pub fn options(&self) -> ProbeOptions {

@@ -35,9 +35,10 @@ Ends when COMMAND exits, the duration is over, the target is gone, or at ^C, and
 complete run directory, which `observer report` prints again.
 
 Exit codes: 0 done, 2 wrong usage, 3 not root, 4 kernel, 5 no target, 6 output directory,
-7 COMMAND not found, 13 COMMAND failed, and of the samples: 8 unreadable, 9 empty, 10 another
-format, 11 another clock, 14 cut; 15 the disk is full. After 8 to 14 the run directory is
-complete all the same, after 15 as far as there was room.";
+16 it exists already, 7 COMMAND not found, 13 COMMAND failed, and of the samples: 8 unreadable,
+9 empty, 10 another format, 11 another clock, 14 cut; 15 the disk is full. After 8 to 14 the run
+directory is complete all the same (samples that cannot be read from the start begin no run), after
+15 as far as there was room.";
 
 /// Watches TARGET while COMMAND sends requests, and splits the latency of the slow ones into causes.
 #[derive(Clone, Debug, clap::Args)]
@@ -92,8 +93,9 @@ impl Args {
     /// What clap cannot see: samples that nobody would write.
     ///
     /// # Errors
-    /// When COMMAND is missing and its output was asked for.
+    /// When COMMAND is missing and its output was asked for, or a probe's tier and not the probe.
     pub fn check(&self) -> Result<()> {
+        self.probes.check()?;
         match &self.samples {
             Some(spec)
                 if spec.source == SamplesSource::CommandOutput && self.command.is_empty() =>
@@ -257,6 +259,9 @@ mod tests {
         assert!(all.contains("runqueue") && all.contains("socket"));
         let some = parse("--pid 1 --probes runqueue,fault").unwrap().probes.options().selection;
         assert!(some.contains("fault") && !some.contains("socket"));
+        let tier = parse("--pid 1 --probes runqueue --tier fault=tp_btf").unwrap();
+        assert_eq!(tier.check().unwrap_err().exit, Exit::Usage);
+        assert!(parse("--pid 1 --probes fault --tier fault=tp_btf").unwrap().check().is_ok());
         assert_eq!(parse("--pid 1 --probes x").unwrap_err(), ErrorKind::ValueValidation);
     }
 }

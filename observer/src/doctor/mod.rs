@@ -21,11 +21,19 @@ use crate::probe::ProbeOptions;
 #[must_use]
 pub fn examine(probes: &ProbeOptions) -> Report {
     let facts = Facts::gather(probes.btf.as_deref());
-    let checks = judge(&facts);
+    let mut checks = judge(&facts);
     if checks.iter().any(|check| check.blocks.is_some()) {
         return Report::new(checks, Vec::new());
     }
-    let Tried { probes, verifier_logs } = probes::try_all(probes);
+    let Tried { probes, verifier_logs, refused } = probes::try_all(probes);
+    checks.extend(refused.map(|value| Check {
+        id: "bpf",
+        state: State::Missing,
+        value,
+        means: "no program can be loaded".to_owned(),
+        todo: Some("run it outside of what forbids bpf(2), such as a container's filter".into()),
+        blocks: Some(Blocks::Permission),
+    }));
     let mut report = Report::new(checks, probes);
     report.verifier_logs = verifier_logs;
     report

@@ -30,6 +30,8 @@ pub(super) struct Tried {
     pub(super) probes: Vec<ProbeReport>,
     /// What the verifier said, by program.
     pub(super) verifier_logs: BTreeMap<String, String>,
+    /// Why the kernel refused all of it for want of a right, if it did.
+    pub(super) refused: Option<String>,
 }
 
 /// Attaches every probe asked for and detaches it again.
@@ -49,13 +51,15 @@ pub(super) fn try_all(probes: &ProbeOptions) -> Tried {
                 .verifier_logs()
                 .map(|(program, log)| (program.to_owned(), log.to_owned()))
                 .collect();
-            Tried { probes, verifier_logs }
+            Tried { probes, verifier_logs, refused: None }
         }
         Err(error) => {
             let coverage =
                 Coverage { state: ProbeState::Failed, tier: None, reason: Some(error.to_string()) };
             let report = |probe| report(probe, coverage.clone(), Vec::new());
-            Tried { probes: PROBES.into_iter().map(report).collect(), ..Tried::default() }
+            let refused = error.is_permission().then(|| error.to_string());
+            let probes = PROBES.into_iter().map(report).collect();
+            Tried { probes, refused, ..Tried::default() }
         }
     }
 }

@@ -75,6 +75,12 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// Whether it is for want of a right.
+    #[must_use]
+    pub const fn is_permission(&self) -> bool {
+        matches!(self, Self::Permission(_) | Self::Create { permission: true, .. })
+    }
+
     fn map(name: &'static str, reason: &dyn ToString) -> Self {
         Self::Map { name, reason: reason.to_string() }
     }

@@ -334,6 +334,7 @@ impl Kernel {
             let series = Box::new(std::array::from_fn(|series| self.distribution(slot, series)));
             cgroups.push(CgroupDistributions { name, target: is_target, series });
         }
+        let cgroups = one_row_a_name(cgroups);
         Snapshot {
             taken: MonoNanos::now(),
             cgroups,
@@ -376,6 +377,25 @@ impl Kernel {
         }
         total
     }
+}
+
+/// A cgroup that was removed and made again has another id and a slot of its own, and is the same to
+/// people: its rows are added up, or a scrape would have one series twice.
+fn one_row_a_name(cgroups: Vec<CgroupDistributions>) -> Vec<CgroupDistributions> {
+    let mut rows: Vec<CgroupDistributions> = Vec::with_capacity(cgroups.len());
+    for cgroup in cgroups {
+        let same =
+            |row: &&mut CgroupDistributions| row.name == cgroup.name && row.target == cgroup.target;
+        match rows.iter_mut().find(same) {
+            None => rows.push(cgroup),
+            Some(row) => {
+                for (sum, part) in row.series.iter_mut().zip(cgroup.series.iter()) {
+                    sum.merge(part);
+                }
+            }
+        }
+    }
+    rows
 }
 
 /// What the kernel keeps books of about programs.

@@ -27,7 +27,11 @@ impl Offered {
             fentry: supported(support::fentry()),
             kprobe: supported(support::kprobe()),
             perf_events: has(system::perf_event_paranoid().is_some(), "no perf events"),
-            tracefs: has(tracefs(), "tracefs is not mounted and cannot be"),
+            tracefs: has(tracefs(), "tracefs is not mounted and cannot be").and_then(|()| {
+                let calls = system::tracefs().map(|at| at.join("events/syscalls"));
+                let there = calls.is_some_and(|calls| calls.is_dir());
+                has(there, "this kernel has no tracepoints of system calls")
+            }),
             cgroup_v2: has(
                 loaded.cgroups.unified_mount_point().is_some(),
                 "cgroup v2 is not mounted",

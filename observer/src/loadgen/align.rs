@@ -39,6 +39,9 @@ pub struct Alignment {
     pub uncertainty_ns: u64,
 }
 
+/// Why a request that does not meet the run is skipped.
+pub const OUTSIDE_RUN: &str = "outside_run";
+
 /// Between hey's own `offset` and its connect(2), and rounding of the offset: both below 0.1 ms.
 const CONNECT_OFF_NS: u64 = 200_000;
 
@@ -96,7 +99,7 @@ pub(super) fn align(
                 (ClockKind::WallAtStart, Some(first)) => Map::WallFrom(anchors, WallNanos(first)),
                 _ => Map::Wall(anchors),
             };
-            (map, read.unwrap_or(0) + WALL_READ_NS)
+            (map, read.unwrap_or(0) + WALL_READ_NS + anchors.slew_ns())
         }
         ClockKind::Relative => {
             let zero = relative_zero(&sink, seen)?;
@@ -127,7 +130,7 @@ pub(super) fn align(
         return Err(IngestError::OtherClock { count, detail: outside.nearest() });
     }
     if outside.count() > 0 {
-        skipped.insert("outside_run".into(), outside.count());
+        skipped.insert(OUTSIDE_RUN.into(), outside.count());
     }
     samples.sort_by_key(Sample::begin);
     Ok((samples, Alignment { clock, uncertainty_ns }, notes))

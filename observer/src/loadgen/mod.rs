@@ -25,7 +25,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-pub use align::{Alignment, RelAnchor, Window};
+pub use align::{Alignment, OUTSIDE_RUN, RelAnchor, Window};
 pub use error::IngestError;
 pub use framing::{Framing, MAX_RECORD_BYTES};
 pub use ingest::{Ingest, Ingested, Live, MAX_SAMPLES};

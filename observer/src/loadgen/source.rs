@@ -1,7 +1,7 @@
 //! Reading a samples file while it grows: one that exists, one that COMMAND will write, or a FIFO.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,8 @@ const MOST_BYTES: u64 = 16 << 20;
 pub struct SamplesFile {
     path: PathBuf,
     opened: Option<Opened>,
+    /// Gets all that is read, as it came.
+    copy: Option<File>,
 }
 
 #[derive(Debug)]
@@ -36,9 +38,16 @@ impl SamplesFile {
     ///
     /// When it exists and cannot be read, or is neither a file nor a FIFO.
     pub fn follow(path: &Path) -> Result<Self, IngestError> {
-        let mut file = Self { path: path.to_owned(), opened: None };
+        let mut file = Self { path: path.to_owned(), opened: None, copy: None };
         file.open()?;
         Ok(file)
+    }
+
+    /// Keeps what is read from here on in `copy` as well, an empty file. Without room for it the
+    /// samples are read all the same.
+    #[must_use]
+    pub fn copied_to(self, copy: File) -> Self {
+        Self { copy: Some(copy), ..self }
     }
 
     fn unreadable(&self, error: impl std::fmt::Display) -> IngestError {
@@ -86,6 +95,9 @@ impl SamplesFile {
             self.opened = None;
             self.open()?;
             ingest.restart();
+            if let Some(copy) = &mut self.copy {
+                let _ = copy.set_len(0).and_then(|()| copy.rewind());
+            }
         }
         let Some(opened) = &mut self.opened else { return Ok(0) };
         let mut buffer = vec![0; READ_BYTES];
@@ -95,6 +107,9 @@ impl SamplesFile {
                 Ok(0) => break,
                 Ok(count) => {
                     ingest.feed(&buffer[..count]);
+                    if let Some(copy) = &mut self.copy {
+                        let _ = copy.write_all(&buffer[..count]);
+                    }
                     opened.position += count as u64;
                     total += count as u64;
                 }
@@ -125,8 +140,6 @@ impl SamplesFile {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
     use crate::loadgen::adapter;
 
@@ -134,6 +147,20 @@ mod tests {
 
     fn ingest() -> Ingest {
         Ingest::new(adapter("hey").unwrap())
+    }
+
+    #[test]
+    fn the_copy_holds_what_was_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, copy) = (dir.path().join("hey.csv"), dir.path().join("copy"));
+        std::fs::write(&path, format!("{HEADER}9.9,200,0\n8.8,200,0\n")).unwrap();
+        let source = SamplesFile::follow(&path).unwrap();
+        let mut source = source.copied_to(File::create(&copy).unwrap());
+        let mut ingest = ingest();
+        source.read(&mut ingest).unwrap();
+        std::fs::write(&path, format!("{HEADER}0.1,200,0\n")).unwrap();
+        while source.read(&mut ingest).unwrap() > 0 {}
+        assert_eq!(std::fs::read_to_string(&copy).unwrap(), format!("{HEADER}0.1,200,0\n"));
     }
 
     #[test]

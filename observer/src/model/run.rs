@@ -22,8 +22,10 @@ pub mod files {
     pub const EVENTS: &str = "events.arrows";
     /// Samples, Arrow IPC stream.
     pub const SAMPLES: &str = "samples.arrows";
-    /// The generator's standard output (or the samples it wrote), as it came.
+    /// COMMAND's standard output, or the samples that came by standard input, as it came.
     pub const LOADGEN_OUT: &str = "loadgen.out";
+    /// What was read of the samples file, as it came.
+    pub const LOADGEN_SAMPLES: &str = "loadgen.samples";
     /// The generator's standard error.
     pub const LOADGEN_ERR: &str = "loadgen.err";
 }

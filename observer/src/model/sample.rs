@@ -62,9 +62,9 @@ impl Default for SlowSpec {
 impl std::fmt::Display for SlowSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            // 0.999 * 100 has no short decimal form in binary; three decimals are what people write.
+            // 0.999 * 100 has no short decimal form in binary; nobody writes more decimals than these.
             Self::Quantile(q) => {
-                let text = format!("{:.3}", q * 100.0);
+                let text = format!("{:.9}", q * 100.0);
                 write!(f, "p{}", text.trim_end_matches('0').trim_end_matches('.'))
             }
             Self::Threshold(ns) if ns % 1_000_000 == 0 => write!(f, "{}ms", ns / 1_000_000),

@@ -63,7 +63,7 @@ impl RunDir {
     /// in the current directory.
     ///
     /// # Errors
-    /// [`Exit::Output`] when it exists already or cannot be made.
+    /// [`Exit::OutputExists`] when it exists already, [`Exit::Output`] when it cannot be made.
     pub fn create(out: Option<&Path>) -> Result<Self> {
         if let Some(out) = out {
             return Self::create_at(out);
@@ -106,7 +106,7 @@ impl RunDir {
         }
         fs::mkdirat(&parent_fd, name, Mode::RWXU).map_err(|errno| match errno {
             Errno::EXIST => Error::new(
-                Exit::Output,
+                Exit::OutputExists,
                 format!("{} exists and is never overwritten: choose another --out", out.display()),
             ),
             errno => {
@@ -130,7 +130,8 @@ impl RunDir {
 
     /// Removes a directory just made, in which nothing could be begun.
     pub fn discard(self) {
-        for name in [files::EVENTS, files::RUN, files::LOADGEN_OUT, files::LOADGEN_ERR] {
+        let loadgen = [files::LOADGEN_OUT, files::LOADGEN_ERR, files::LOADGEN_SAMPLES];
+        for name in [files::EVENTS, files::RUN].into_iter().chain(loadgen) {
             let _ = fs::unlinkat(&self.directory, name, AtFlags::empty());
         }
         // Fails when something else is in it, which is then not ours to remove.

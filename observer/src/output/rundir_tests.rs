@@ -47,11 +47,11 @@ fn nothing_that_exists_is_overwritten() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("run");
     let directory = RunDir::create(Some(&path)).unwrap();
-    let text = refusal(RunDir::create(Some(&path)), Exit::Output);
+    let text = refusal(RunDir::create(Some(&path)), Exit::OutputExists);
     assert!(text.contains("never overwritten") && text.contains("--out"), "{text}");
     let link = root.path().join("link");
     symlink("/nowhere", &link).unwrap();
-    refusal(RunDir::create(Some(&link)), Exit::Output);
+    refusal(RunDir::create(Some(&link)), Exit::OutputExists);
     directory.create_file(files::LOADGEN_OUT).unwrap();
     refusal(directory.create_file(files::LOADGEN_OUT), Exit::Output);
     // A link that somebody put where a file should go is not followed.

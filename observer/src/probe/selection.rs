@@ -91,6 +91,13 @@ impl FromStr for ForcedTier {
 pub struct ForcedTiers(Vec<ForcedTier>);
 
 impl ForcedTiers {
+    /// A probe that a tier is forced on and that is not asked for.
+    #[must_use]
+    pub fn beside(&self, selection: Selection) -> Option<&'static str> {
+        let names = self.0.iter().map(|forced| PROBES[forced.probe].name);
+        names.into_iter().find(|name| !selection.contains(name))
+    }
+
     /// The tier forced on the probe of this name.
     #[must_use]
     pub fn of(&self, name: &str) -> Option<&'static Tier> {

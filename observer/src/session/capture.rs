@@ -34,6 +34,9 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// worked out, and as much disk, at the cap. The floors rise so that it is not reached.
 pub const EVENTS_MAX: u64 = 4_000_000;
 
+/// Why an event beyond [`EVENTS_MAX`] is not kept.
+pub(super) const BEYOND_CAP: &str = "beyond_event_cap";
+
 /// What the capture gathered.
 #[derive(Default)]
 pub struct Captured {
@@ -56,6 +59,8 @@ pub struct Captured {
     pub(super) floors: Option<FloorLog>,
     /// Why the trace is incomplete, if it is.
     pub trace_error: Option<String>,
+    /// Why stalls that were written are not known any more, if that is so.
+    pub stalls_missing: Option<String>,
     /// The disk was full.
     pub disk_full: bool,
 }
@@ -158,7 +163,8 @@ fn keep(
                 let _ = born.try_send(event.tgid);
             }
             if kept >= EVENTS_MAX {
-                *captured.skipped.entry("beyond_event_cap").or_insert(0) += 1;
+                *captured.skipped.entry(BEYOND_CAP).or_insert(0) += 1;
+                counts.beyond_cap.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
             kept += 1;

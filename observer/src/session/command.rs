@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 
 use crate::clock::MonoNanos;
 use crate::error::{Error, Exit, Result};
@@ -74,6 +74,9 @@ impl Generator {
         let spawned = MonoNanos::now();
         let mut child = Command::new(&command[0]);
         child.args(&command[1..]).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::from(err));
+        // Of its own: what a shell in COMMAND starts is ended with it, and ^C at the terminal reaches
+        // it once, through `end`.
+        child.process_group(0);
         let observer = rustix::process::getpid();
         let die_along = move || {
             // Killed, observer cannot end it: nothing is to keep loading a service for nobody. (The
@@ -110,22 +113,30 @@ impl Generator {
         Ok(self.status.is_some())
     }
 
-    /// Ends it if it still runs: SIGINT, SIGTERM, SIGKILL, each with its time.
+    /// Ends it if it still runs, with all it started: SIGINT, SIGTERM, SIGKILL, each with its time.
     pub(super) fn end(&mut self) -> Result<()> {
+        if self.has_exited()? {
+            return Ok(());
+        }
+        let group = Pid::from_raw(self.child.id() as i32);
         for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
-            if self.has_exited()? {
-                return Ok(());
-            }
-            if let Some(pid) = Pid::from_raw(self.child.id() as i32) {
-                // Not waited for yet, so the id is still its own.
-                let _ = kill_process(pid, signal);
-            }
+            // The group has its id as long as anybody is in it, and none of ours fits otherwise: an
+            // id is not given out again while a group has it.
+            let Some(true) = group.map(|group| kill_process_group(group, signal).is_ok()) else {
+                break;
+            };
             let since = Instant::now();
-            while since.elapsed() < GRACE && !self.has_exited()? {
+            while since.elapsed() < GRACE && !(self.has_exited()? && self.group_is_gone()) {
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
-        Ok(())
+        self.has_exited().map(|_| ())
+    }
+
+    /// Nobody is left of what COMMAND started, but for those that left its process group.
+    fn group_is_gone(&self) -> bool {
+        let group = Pid::from_raw(self.child.id() as i32);
+        group.is_none_or(|group| test_kill_process_group(group).is_err())
     }
 
     /// Exit code, 128 + signal as a shell has it.

@@ -61,6 +61,16 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Watching {
+    /// Marks the target in the kernel, and counts its sockets.
+    fn begin(mut membership: Membership, kernel: &Kernel) -> Self {
+        mark_first(&mut membership, kernel);
+        let sockets = SocketWatch::start(kernel, &membership);
+        let name = target_cgroup(&membership).unwrap_or_default();
+        Self { name, membership, sockets }
+    }
+}
+
 impl Shared {
     fn snapshot(&mut self) -> Snapshot {
         let name = self.watching.as_ref().map_or("", |watching| &watching.name).to_owned();
@@ -69,9 +79,10 @@ impl Shared {
             // The row of a target there is not.
             snapshot.cgroups.retain(|cgroup| !cgroup.target);
         }
-        let watching = self.watching.as_ref();
-        snapshot.target_live_sockets =
-            watching.and_then(|watching| watching.sockets.live(&self.kernel.counts()));
+        snapshot.target_live_sockets = self
+            .watching
+            .as_mut()
+            .and_then(|watching| watching.sockets.live(&self.kernel, &watching.membership));
         snapshot.self_usage.rss_bound_bytes = super::memory::resident_bound_bytes();
         if let Some(recording) = &self.recording {
             snapshot.floor_changes = recording.floor_changes();
@@ -90,13 +101,7 @@ pub fn serve(
     listening: impl FnOnce(SocketAddr, &Kernel),
 ) -> Result<()> {
     crate::doctor::preflight(options.probes.btf.as_deref())?;
-    let membership = match &options.target {
-        None => None,
-        Some(spec) => {
-            let Some(membership) = find_target(spec, options.wait, stop)? else { return Ok(()) };
-            Some(membership)
-        }
-    };
+    let Some(membership) = first_target(options, stop)? else { return Ok(()) };
     // The port is taken before anything is attached: it is what most often cannot be had.
     let failed = |error: std::io::Error| {
         Error::new(
@@ -108,7 +113,7 @@ pub fn serve(
     listener.set_nonblocking(true).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let mut kernel = Kernel::attach(&LoadOptions {
-        has_target: membership.is_some(),
+        has_target: options.target.is_some(),
         ring_bytes: RING_BYTES,
         probes: options.probes.clone(),
     })?;
@@ -119,24 +124,19 @@ pub fn serve(
         }
     }
     let mut recording = None;
-    let watching = match membership {
-        None => None,
-        Some(mut membership) => {
-            mark_first(&mut membership, &kernel);
-            let sockets = SocketWatch::start(&kernel, &membership);
-            let name = target_cgroup(&membership).unwrap_or_default();
-            if let (Some(out), Some(spec)) = (&options.trace, &options.target) {
-                recording = Some(Recording::start(out, spec, &membership, &mut kernel)?);
-            }
-            Some(Watching { name, membership, sockets })
-        }
-    };
+    if let (Some(out), Some(spec), Some(membership)) =
+        (&options.trace, &options.target, &membership)
+    {
+        recording = Some(Recording::start(out, spec, membership, &mut kernel)?);
+    }
+    let watching = membership.map(|membership| Watching::begin(membership, &kernel));
     // Without a target nothing comes through the ring, and nobody has to be followed.
-    let ring = kernel.take_ring().filter(|_| watching.is_some());
-    let followed = watching.is_some();
+    let followed = options.target.clone();
+    let ring = kernel.take_ring().filter(|_| followed.is_some());
     listening(address, &kernel);
     let shared = Arc::new(Mutex::new(Shared { kernel, watching, recording }));
-    let threads = [ring.map(|ring| drain(ring, stop)), followed.then(|| follow(&shared, stop))];
+    let threads =
+        [ring.map(|ring| drain(ring, stop)), followed.map(|spec| follow(spec, &shared, stop))];
     let result = listen(listener, &shared, stop);
     stop.store(true, Ordering::Relaxed);
     for thread in threads.into_iter().flatten() {
@@ -145,6 +145,21 @@ pub fn serve(
     let mut shared = lock(&shared);
     let recorded = shared.recording.take().map(|recording| recording.finish(&shared.kernel));
     result.and(recorded.unwrap_or(Ok(())))
+}
+
+/// Who is the target now. With `wait` it may be nobody yet, and the metrics of the host are served
+/// until there is somebody; but a trace begins with its target, which is waited for here. `None`
+/// when `stop` was raised meanwhile.
+fn first_target(options: &DaemonOptions, stop: &AtomicBool) -> Result<Option<Option<Membership>>> {
+    let Some(spec) = &options.target else { return Ok(Some(None)) };
+    if options.trace.is_some() {
+        return Ok(find_target(spec, options.wait, stop)?.map(Some));
+    }
+    match Membership::new(spec) {
+        Ok(membership) => Ok(Some(Some(membership))),
+        Err(error) if options.wait && error.may_appear() => Ok(Some(None)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn listen(
@@ -191,19 +206,26 @@ fn drain(mut ring: Ring, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
     })
 }
 
-/// Keeps up with who belongs to the target.
-fn follow(shared: &Arc<Mutex<Shared>>, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
+/// Keeps up with who belongs to the target, once there is anybody.
+fn follow(spec: TargetSpec, shared: &Arc<Mutex<Shared>>, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
     let (shared, stop) = (Arc::clone(shared), Arc::clone(stop));
     std::thread::spawn(move || {
         while !stop.load(Ordering::Relaxed) {
             std::thread::sleep(FOLLOW_INTERVAL);
+            let waiting = lock(&shared).watching.is_none();
+            // Looked for without the lock: on a large host it takes a while.
+            let found = if waiting { Membership::new(&spec).ok() } else { None };
             let mut shared = lock(&shared);
             let Shared { kernel, watching, recording, .. } = &mut *shared;
+            if let Some(membership) = found {
+                *watching = Some(Watching::begin(membership, kernel));
+            }
             if let Some(watching) = watching {
                 if let Some(recording) = recording {
                     recording.tick(&mut watching.membership, kernel);
                 }
-                mark_joined(&mut watching.membership, kernel);
+                let changes = mark_joined(&mut watching.membership, kernel);
+                watching.sockets.note(&changes);
             }
         }
     })

@@ -45,6 +45,8 @@ pub struct CaptureCounts {
     pub written_until_ns: AtomicU64,
     /// Records lost so far, as told by whoever reads the kernel's counters.
     pub lost: AtomicU64,
+    /// Events delivered and not kept, for there are too many.
+    pub beyond_cap: AtomicU64,
 }
 
 impl CaptureCounts {

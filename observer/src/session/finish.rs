@@ -8,7 +8,7 @@ use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
 use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse};
 use crate::error::{Error, Exit, Result};
-use crate::loadgen::{IngestError, Ingested, RelAnchor, Window};
+use crate::loadgen::{IngestError, Ingested, OUTSIDE_RUN, RelAnchor, Window};
 use crate::model::{
     Cause, EndReason, FloorSummary, LossSummary, Outcome, ProbeState, RecordSummary, RunInfo,
     SUMMARY_SCHEMA, Sample, Stall, Summary, Verdict,
@@ -44,7 +44,7 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
         capture,
         mut generator,
         reader,
-        sockets,
+        mut sockets,
         mut self_watch,
         mut hidden,
         baseline,
@@ -54,7 +54,7 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     let scale = self_watch.scale();
     let late = super::thread_names(&membership);
     let mut last = kernel.snapshot(super::TARGET_ROW);
-    last.target_live_sockets = sockets.live(&kernel.counts());
+    last.target_live_sockets = sockets.live(&kernel, &membership);
     if let Some(generator) = &mut generator {
         generator.end()?;
     }
@@ -152,7 +152,7 @@ fn all_stalls(directory: &RunDir, captured: &mut Captured) -> Vec<Stall> {
     let read =
         directory.each_event(|events| stalls.extend(events.iter().filter_map(Stall::from_event)));
     if let Err(error) = read {
-        captured.trace_error.get_or_insert_with(|| error.to_string());
+        captured.stalls_missing = Some(error.to_string());
     }
     // What was not known to be in the file may be there all the same, as its last rows.
     let written: Option<Stall> = stalls.last().cloned();
@@ -225,8 +225,15 @@ pub(super) fn quality(
         unwatched,
         hidden: Vec::new(),
         observer_cpu_share,
-        skipped_samples: ingested.map_or(0, |ingested| ingested.skipped.values().sum()),
+        skipped_samples: ingested.map_or(0, unusable),
     }
+}
+
+/// Rows that tell nothing and might have been slow ones. A request from before or after the run is
+/// none of them: it was read, and the run says nothing about it.
+fn unusable(ingested: &Ingested) -> u64 {
+    let skipped = ingested.skipped.iter();
+    skipped.filter(|(reason, _)| *reason != OUTSIDE_RUN).map(|(_, count)| count).sum()
 }
 
 /// The kinds whose floor rose.
@@ -262,6 +269,12 @@ pub(super) fn judge_input(
     if let Some(error) = &captured.trace_error {
         reasons.push(format!("The trace of events is incomplete: {error}."));
     }
+    if let Some(error) = &captured.stalls_missing {
+        *outcome = Outcome::Inconclusive;
+        *top_cause = None;
+        reasons
+            .insert(0, format!("Stalls are missing, the trace could not be read back: {error}."));
+    }
 }
 
 fn sentence(note: &str) -> String {
@@ -284,7 +297,7 @@ pub(super) fn summarise(
         samples.intended_start_known = ingested.intended_start_known;
     }
     let ignored = [
-        ("outside_run", analysis.ignored.samples_outside_window),
+        (OUTSIDE_RUN, analysis.ignored.samples_outside_window),
         ("end_before_begin", analysis.ignored.samples_reversed),
     ];
     for (reason, count) in ignored.into_iter().filter(|(_, count)| *count > 0) {

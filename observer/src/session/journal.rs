@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use observer_ebpf::wire::LOSS_SLOTS;
 
 use super::CaptureCounts;
+use super::capture::BEYOND_CAP;
 use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
 use crate::error::Result;
@@ -68,6 +69,11 @@ impl Journal {
             let until = counts.written_until_ns.load(Ordering::Relaxed);
             self.info.end_ns = MonoNanos(until.max(self.info.start_ns.0));
             self.info.loss = self.loss(kernel);
+            let beyond_cap = counts.beyond_cap.load(Ordering::Relaxed);
+            if beyond_cap > 0 {
+                self.info.loss.total += beyond_cap;
+                self.info.loss.by_kind.insert(BEYOND_CAP.to_owned(), beyond_cap);
+            }
             // A full disk is told at the end; what was written before stays readable.
             let _ = self.directory.write_run(&self.info);
             self.check_interval = checkpoint_pause(self.checked.elapsed());

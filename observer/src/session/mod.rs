@@ -24,6 +24,7 @@ pub use recover::{Recovered, recover};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -41,7 +42,7 @@ use crate::model::{EndReason, Event, RUN_SCHEMA, RunInfo, SlowSpec, Tgid, files}
 use crate::output::rundir::RunDir;
 use crate::output::trace::TraceWriter;
 use crate::probe::ProbeOptions;
-use crate::target::{Membership, TargetSpec};
+use crate::target::{Changes, Membership, TargetSpec};
 use command::Generator;
 use floor_log::HiddenWatch;
 use journal::Journal;
@@ -113,15 +114,11 @@ pub struct Session {
 
 impl From<LoadError> for Error {
     fn from(error: LoadError) -> Self {
-        let exit = match error {
-            LoadError::Permission(_) => Exit::Permission,
-            // What to do stands there already.
-            LoadError::Create { permission, .. } => {
-                let exit = if permission { Exit::Permission } else { Exit::Kernel };
-                return Self::new(exit, error.to_string());
-            }
-            _ => Exit::Kernel,
-        };
+        let exit = if error.is_permission() { Exit::Permission } else { Exit::Kernel };
+        // What to do stands there already.
+        if matches!(error, LoadError::Create { .. }) {
+            return Self::new(exit, error.to_string());
+        }
         Self::new(exit, format!("{error}; `observer doctor` tells more"))
     }
 }
@@ -185,31 +182,40 @@ impl Session {
             baseline,
             started: Instant::now(),
         };
-        session.start_generator()?;
+        if let Err(error) = session.start_generator() {
+            drop(session.generator);
+            session.journal.directory.discard();
+            return Err(error);
+        }
         Ok(Some(session))
     }
 
     fn start_generator(&mut self) -> Result<()> {
-        let from_command = self
-            .options
-            .samples
-            .as_ref()
-            .is_some_and(|spec| spec.source == SamplesSource::CommandOutput);
-        let out = self.journal.directory.create_file(files::LOADGEN_OUT)?;
-        let mut output = None;
-        if !self.options.command.is_empty() {
-            let err = self.journal.directory.create_file(files::LOADGEN_ERR)?;
-            let mut generator = Generator::start(&self.options.command, from_command, &out, err)?;
-            self.kernel.watch_generator(generator.pid());
-            // Named by command, cgroup or port, the generator is not what is under test.
-            self.membership.exclude(Tgid(generator.pid()));
-            output = generator.take_output();
-            self.generator = Some(generator);
+        let directory = &self.journal.directory;
+        let samples = self.options.samples.as_ref();
+        let source = samples.map(|spec| &spec.source);
+        let from_command = source == Some(&SamplesSource::CommandOutput);
+        let out = directory.create_file(files::LOADGEN_OUT)?;
+        // Samples that are somewhere else are looked for before anything is sent.
+        if let Some(spec) = samples.filter(|_| !from_command) {
+            let copy = match spec.source {
+                SamplesSource::Path(_) => directory.create_file(files::LOADGEN_SAMPLES)?,
+                _ => out.try_clone().map_err(|error| unexpected(&error))?,
+            };
+            self.reader = Some(read_samples(spec, None, copy)?);
         }
-        if let Some(spec) = &self.options.samples {
-            let reader = SampleReader::start(spec, output, out)
-                .map_err(|error| error.at(&source_name(spec)))?;
-            self.reader = Some(reader);
+        if self.options.command.is_empty() {
+            return Ok(());
+        }
+        let err = directory.create_file(files::LOADGEN_ERR)?;
+        let mut generator = Generator::start(&self.options.command, from_command, &out, err)?;
+        self.kernel.watch_generator(generator.pid());
+        // Named by command, cgroup or port, the generator is not what is under test.
+        self.membership.exclude(Tgid(generator.pid()));
+        let output = generator.take_output();
+        self.generator = Some(generator);
+        if let Some(spec) = samples.filter(|_| from_command) {
+            self.reader = Some(read_samples(spec, output, out)?);
         }
         Ok(())
     }
@@ -231,7 +237,8 @@ impl Session {
             for child in self.capture.births() {
                 self.membership.on_fork(child);
             }
-            mark_joined(&mut self.membership, &self.kernel);
+            let changes = mark_joined(&mut self.membership, &self.kernel);
+            self.sockets.note(&changes);
             if !self.membership.all_gone() {
                 gone_since = None;
             }
@@ -304,6 +311,14 @@ fn find_target(spec: &TargetSpec, wait: bool, stop: &AtomicBool) -> Result<Optio
     Ok(Some(Membership::new(spec)?))
 }
 
+fn read_samples(
+    spec: &SamplesSpec,
+    command_output: Option<OwnedFd>,
+    copy: File,
+) -> Result<SampleReader> {
+    SampleReader::start(spec, command_output, copy).map_err(|error| error.at(&source_name(spec)))
+}
+
 /// How the source of the samples is called in a message.
 fn source_name(spec: &SamplesSpec) -> String {
     match &spec.source {
@@ -328,9 +343,11 @@ fn mark_first(membership: &mut Membership, kernel: &Kernel) {
 /// Tells the kernel side who has joined the target. Forks it follows by itself; this is for
 /// processes that join otherwise. Nor does it need to be told who left: it takes the mark away as
 /// the last thread exits, and from here the mark might be that of the next process with the id.
-fn mark_joined(membership: &mut Membership, kernel: &Kernel) {
+fn mark_joined(membership: &mut Membership, kernel: &Kernel) -> Changes {
     let targets = kernel.targets();
-    membership.poll().joined.iter().for_each(|process| mark(&targets, process));
+    let changes = membership.poll();
+    changes.joined.iter().for_each(|process| mark(&targets, process));
+    changes
 }
 
 /// Marks a process, unless the kernel side did already (from here the mark of an id's next life

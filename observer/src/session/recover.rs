@@ -12,9 +12,11 @@ use super::floor_log::kinds_with_floor;
 use crate::aggregate::{CauseRecorder, Snapshot};
 use crate::correlate::{Evidence, analyse};
 use crate::error::Result;
-use crate::loadgen::{Ingest, IngestError, Ingested, RelAnchor, SamplesSpec, Window};
+use crate::loadgen::{
+    Ingest, IngestError, Ingested, RelAnchor, SamplesSource, SamplesSpec, Window,
+};
 use crate::model::{
-    EventKind, FloorSummary, Outcome, RunInfo, Sample, SlowSpec, Stall, Summary, files,
+    EndReason, EventKind, FloorSummary, Outcome, RunInfo, Sample, SlowSpec, Stall, Summary, files,
 };
 use crate::output::rundir::RunDir;
 
@@ -80,11 +82,15 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
     }
     let captured = Captured { recorder, ..Captured::default() };
     judge_input(&mut analysis, ingested.as_ref(), problem.as_ref(), &captured);
-    analysis.verdict.reasons.push(format!(
-        "The run did not come to its end: this is worked out from what it had written of its \
-         first {:.1} s.",
-        info.end_ns.since(info.start_ns) as f64 / 1e9
-    ));
+    let seconds = info.end_ns.since(info.start_ns) as f64 / 1e9;
+    analysis.verdict.reasons.push(if info.end_reason == EndReason::Running {
+        format!(
+            "The run did not come to its end: this is worked out from what it had written of its \
+             first {seconds:.1} s."
+        )
+    } else {
+        format!("A trace of {seconds:.1} s, without an answer of its own.")
+    });
     // Distributions were in the kernel.
     let nothing = Snapshot::default();
     let summary = Summary {
@@ -103,7 +109,11 @@ fn samples(
 ) -> Result<Option<std::result::Result<Ingested, IngestError>>> {
     let spec = info.samples_format.as_deref().and_then(|text| text.parse::<SamplesSpec>().ok());
     let Some(spec) = spec else { return Ok(None) };
-    let Some(mut file) = directory.open_raw(files::LOADGEN_OUT)? else { return Ok(None) };
+    let name = match spec.source {
+        SamplesSource::Path(_) => files::LOADGEN_SAMPLES,
+        SamplesSource::CommandOutput | SamplesSource::Stdin => files::LOADGEN_OUT,
+    };
+    let Some(mut file) = directory.open_raw(name)? else { return Ok(None) };
     let mut ingest = Ingest::new(spec.adapter);
     let mut buffer = vec![0; 1 << 16];
     loop {

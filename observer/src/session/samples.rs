@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
@@ -16,6 +16,9 @@ use crate::loadgen::{Ingest, IngestError, Live, SamplesFile, SamplesSource, Samp
 
 /// Time between two looks at a file that may grow.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long is read on after the generator's end: for as much as a pipe and a busy host may hold up.
+const LAST_READ: Duration = Duration::from_secs(2);
 
 /// Reads one source on a thread of its own.
 pub(super) struct SampleReader {
@@ -38,7 +41,7 @@ enum Source {
 
 impl SampleReader {
     /// Starts reading. `command_output` is COMMAND's standard output, used when the samples come
-    /// from there. What is read from a pipe is copied to `copy`.
+    /// from there. What is read is copied to `copy`.
     ///
     /// # Errors
     /// When the source cannot be read.
@@ -57,7 +60,9 @@ impl SampleReader {
                 let stdin = std::io::stdin().as_fd().try_clone_to_owned().map_err(unreadable)?;
                 Source::Stream(File::from(stdin), copy)
             }
-            SamplesSource::Path(path) => Source::Followed(SamplesFile::follow(path)?),
+            SamplesSource::Path(path) => {
+                Source::Followed(SamplesFile::follow(path)?.copied_to(copy))
+            }
         };
         let stop = Arc::new(AtomicBool::new(false));
         let ingest = Arc::new(Mutex::new(Ingest::new(spec.adapter)));
@@ -109,14 +114,18 @@ fn read_stream(
     mut copy: File,
 ) -> Result<(), IngestError> {
     let mut buffer = vec![0; 1 << 16];
+    let mut stopped = None;
     loop {
         // Read before looking: what was there before the stop is then read for sure.
         let last = stop.load(Ordering::Relaxed);
-        if !readable(&stream) {
-            // Somebody else may hold COMMAND's output open; nothing more comes from COMMAND.
-            if last {
-                return Ok(());
-            }
+        let since = last.then(|| stopped.get_or_insert_with(Instant::now).elapsed());
+        let readable = readable(&stream);
+        // Somebody else may hold COMMAND's output open, and even write to it; nothing more comes
+        // from COMMAND.
+        if since.is_some_and(|since| !readable || since >= LAST_READ) {
+            return Ok(());
+        }
+        if !readable {
             continue;
         }
         match stream.read(&mut buffer) {

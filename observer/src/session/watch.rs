@@ -6,12 +6,15 @@ use observer_ebpf::wire::{Counter, Counts};
 
 use crate::host::sockets::{SocketCensus, ip_sockets_of};
 use crate::kernel::{Kernel, RunTimeStatistics};
-use crate::target::Membership;
+use crate::target::{Changes, Membership};
 
 /// Live IP sockets of the target: a census, and what the kernel side counted since.
 pub(super) struct SocketWatch {
     census: SocketCensus,
     since: i64,
+    /// A process of the target is gone. The kernel side is told before it closes its descriptors,
+    /// and counts no release of those that were there before the probe.
+    stale: bool,
 }
 
 /// Created and accepted minus released, of the target.
@@ -30,17 +33,25 @@ impl SocketWatch {
             let census = ip_sockets_of(membership.tgids());
             let after = balance(&kernel.counts());
             if before == after {
-                return Self { census, since: after };
+                return Self { census, since: after, stale: false };
             }
             before = after;
         }
-        Self { census: ip_sockets_of(membership.tgids()), since: before }
+        Self { census: ip_sockets_of(membership.tgids()), since: before, stale: false }
+    }
+
+    /// Takes note of who left the target.
+    pub(super) fn note(&mut self, changes: &Changes) {
+        self.stale |= !changes.left.is_empty();
     }
 
     /// How many there are now; `None` when the census could not see all of them.
-    pub(super) fn live(&self, counts: &Counts) -> Option<i64> {
+    pub(super) fn live(&mut self, kernel: &Kernel, membership: &Membership) -> Option<i64> {
+        if self.stale {
+            *self = Self::start(kernel, membership);
+        }
         let counted = self.census.sockets.len() as i64;
-        self.census.is_exact().then(|| counted + balance(counts) - self.since)
+        self.census.is_exact().then(|| counted + balance(&kernel.counts()) - self.since)
     }
 }
 

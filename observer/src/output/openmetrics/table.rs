@@ -229,6 +229,18 @@ pub static METRICS: &[Metric] = &[
         fill: |snapshot, family| family.counter([], snapshot.counter(Counter::KswapdWakeups)),
     },
     Metric {
+        name: "observer_faults_without_exception",
+        kind: Kind::Counter,
+        unit: None,
+        labels: &[],
+        help: "Pages the kernel brought for a task by itself (mmap with MAP_POPULATE, direct I/O), \
+               which have no latency of their own; counted by the tiers that end a fault where the \
+               memory cgroup counts it",
+        fill: |snapshot, family| {
+            family.counter([], snapshot.counter(Counter::FaultsWithoutException))
+        },
+    },
+    Metric {
         name: "observer_records_emitted",
         kind: Kind::Counter,
         unit: None,

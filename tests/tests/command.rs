@@ -1,0 +1,94 @@
+//! How COMMAND ends: with everything it started, and with its samples whole.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{fs, os::unix::process::CommandExt};
+
+use observer::model::{EndReason, RunInfo};
+use observer_tests::privileged;
+use observer_tests::process::{Placement, Running, Service};
+use observer_tests::trial::{directory, programs};
+use observer_tests::watch::read_run;
+use rustix::process::{Pid, Signal, kill_process_group};
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Command lines of all processes that contain `needle`.
+fn command_lines_with(needle: &str) -> Vec<String> {
+    let line = |path: PathBuf| fs::read(path.join("cmdline")).ok();
+    fs::read_dir("/proc")
+        .expect("/proc")
+        .flatten()
+        .filter_map(|entry| line(entry.path()))
+        .map(|line| String::from_utf8_lossy(&line).into_owned())
+        .filter(|line| line.contains(needle))
+        .collect()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+fn ended(process: &mut Running, run: &Path) -> RunInfo {
+    let status = process.wait(TIMEOUT).expect("it ends");
+    assert!(status.success(), "{status}");
+    read_run(run).expect("a whole run").1
+}
+
+#[test]
+fn a_command_behind_a_shell_ends_with_all_it_started() {
+    let Some(_guard) = privileged::ready("command behind a shell") else { return };
+    let service = Service::start(&programs().service, &[], Placement::default()).expect("service");
+    let directory = directory();
+    let (out, mark) = (directory.path().join("run"), directory.path().join("never"));
+    // Writes on and on, into the pipe that observer reads, and does not end with the shell.
+    let script = format!(
+        "{} load {}/ --rate 50 --duration 600s & cat {}; true",
+        text(&programs().observer),
+        service.url,
+        text(&mark)
+    );
+    let pid = service.process.id().to_string();
+    let mut command = Command::new(programs().observer);
+    command.args(["run", "--pid", &pid, "--duration", "2s", "--samples", "observer", "--out"]);
+    command.arg(&out).args(["--", "sh", "-c", &format!("{script}; wait")]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let begun = Instant::now();
+    let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
+    let info = ended(&mut observer, &out);
+    assert_eq!(info.end_reason, EndReason::Duration);
+    assert!(begun.elapsed() < TIMEOUT / 2, "{:?}", begun.elapsed());
+    let left = command_lines_with(&service.url);
+    assert!(left.is_empty(), "nobody loads the service any more: {left:?}");
+}
+
+#[test]
+fn an_interrupt_at_the_terminal_reaches_the_generator_once() {
+    let Some(_guard) = privileged::ready("interrupt at the terminal") else { return };
+    let service = Service::start(&programs().service, &[], Placement::default()).expect("service");
+    let directory = directory();
+    let out = directory.path().join("run");
+    let (pid, url) = (service.process.id().to_string(), format!("{}/sleep?ms=300", service.url));
+    let mut command = Command::new(programs().observer);
+    command.args(["run", "--pid", &pid, "--samples", "observer", "--out"]).arg(&out).arg("--");
+    command.arg(&programs().observer).args(["load", &url, "--rate", "100", "--duration", "600s"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // As a shell starts it at a terminal: ^C goes to the whole group.
+    command.process_group(0);
+    let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
+    let deadline = Instant::now() + TIMEOUT;
+    let rows = || fs::read_to_string(out.join("loadgen.out")).unwrap_or_default().lines().count();
+    while rows() < 100 {
+        assert!(Instant::now() < deadline, "the load begins");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let group = Pid::from_raw(observer.id() as i32).expect("a process");
+    kill_process_group(group, Signal::INT).expect("the group is there");
+    let info = ended(&mut observer, &out);
+    assert_eq!(info.end_reason, EndReason::Interrupted);
+    // Requests that were under way (some thirty) are waited for and written, and so is what the
+    // generator says of itself at its end.
+    let said = fs::read_to_string(out.join("loadgen.err")).expect("its words");
+    assert!(said.contains("interrupted before the end of the schedule"), "{said}");
+}
