@@ -158,7 +158,7 @@ fn an_output_directory_is_never_overwritten() {
     fs::create_dir(bad.out()).expect("a directory");
     fs::write(bad.out().join("run.json"), "mine").expect("a file");
     let finished = bad.run(&["--duration", "1s"]);
-    finished.assert_code(Exit::Output as u8);
+    finished.assert_code(Exit::OutputExists as u8);
     let kept = fs::read_to_string(bad.out().join("run.json")).expect("still there");
     assert_eq!((kept.as_str(), fs::read_dir(bad.out()).expect("a directory").count()), ("mine", 1));
 }

@@ -17,7 +17,7 @@ use observer_tests::daemon::Daemon;
 use observer_tests::http;
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Running, Service};
-use observer_tests::trial::{FLOODED, directory, programs, scaled, scaled_text, watched};
+use observer_tests::trial::{FLOODED, directory, programs, scaled, scaled_text, settle, watched};
 use observer_tests::watch::{Watch, Work, read_run};
 use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
@@ -410,6 +410,8 @@ fn two_observers_of_one_target_do_not_disturb_each_other() {
     let watches = [watch(&["--pid", &pid], first.path()), watch(&["--pid", &pid], second.path())];
     let before = observer_tests::books::faults(work.id()).expect("it is there");
     work.go().expect("it works");
+    // What it does between its last word and its sleep is in both.
+    settle(work.id());
     let after = observer_tests::books::faults(work.id()).expect("it is there").since(before);
     let labels = ["target=\"true\"", "minor"];
     let scraped = daemon.scrape().count("observer_fault_latency_seconds_count", &labels);

@@ -37,7 +37,7 @@ fn a_storm_raises_the_floor_and_its_end_lowers_it() {
     let (mut work, watch) = watched(&["storm", "--rounds", &rounds], &[], directory.path());
     work.go().expect("it works");
     // At rest: the floors come down again, a step a second or two.
-    std::thread::sleep(Duration::from_secs(20));
+    std::thread::sleep(Duration::from_secs(25));
     let run = watch.run.clone();
     let (summary, info) = watch.finish_with_loss().unwrap_or_else(|error| panic!("{error}"));
     work.end().expect("it ends");

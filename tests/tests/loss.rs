@@ -10,7 +10,7 @@ use observer::output::rundir::RunDir;
 use observer_tests::books::{self, Faults};
 use observer_tests::privileged;
 use observer_tests::results::Held;
-use observer_tests::trial::{FLOODED, directory, run_delay_ns, watched};
+use observer_tests::trial::{FLOODED, directory, nudge, run_delay_ns, settle, watched};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -55,6 +55,7 @@ fn flood(arguments: &[&str]) -> Flood {
     let directory = directory();
     let (mut work, watch) = watched(arguments, &FLOODED, directory.path());
     let before = Books::read(work.id());
+    nudge(work.id());
     let done = AtomicBool::new(false);
     let counts = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -70,6 +71,7 @@ fn flood(arguments: &[&str]) -> Flood {
         counts
     })
     .expect("the workload works");
+    settle(work.id());
     let after = Books::read(work.id());
     let run = watch.run.clone();
     let (summary, _) = watch.finish_with_loss().unwrap_or_else(|error| panic!("{error}"));

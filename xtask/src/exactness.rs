@@ -27,8 +27,9 @@ fixed number of events, that number is allowed besides, and so is the time betwe
 that reads a clock of its own (which is more than the waits themselves where these are short). `BOOK, side by side` compares two tiers that watched the same work at the
 same time.
 
-The numbers are those of one run, on shared machines and in emulated guests. Each run of the tests asserts every tolerance again,
-and that it compares nothing that this page does not have.
+The numbers are those of one run of all tests on all kernels, on shared machines and in emulated guests. With every change each
+kernel runs a part of them (`SLOW` in xtask/src/vm/mod.rs): what is compared has to be within its tolerance again, has to have its row
+here, and has to come by every tier that this page has.
 ";
 
 /// What a row of the page is about.
@@ -141,20 +142,19 @@ fn page(results: &[Value]) -> String {
     page
 }
 
-/// Lines of results that hold `key`, each once, with the kernels they come from.
+/// Lines of results that hold `key`, each once, with the kernels that said so.
 fn list(results: &[Value], key: &str, title: &str, about: &str) -> String {
-    let mut lines: BTreeMap<(String, String), (BTreeSet<String>, String)> = BTreeMap::new();
+    let mut lines: BTreeMap<(String, String, String), BTreeSet<String>> = BTreeMap::new();
     for result in results.iter().filter(|result| result[key].is_string()) {
         let metric = result["metric"].as_str().map(|metric| format!(", {metric}"));
         let what = format!("{}{}", text(result, "probe"), metric.unwrap_or_default());
-        let line = lines.entry((text(result, "test"), what)).or_default();
-        line.0.insert(kernel_name(&text(result, "kernel")));
-        line.1 = text(result, key);
+        let line = lines.entry((text(result, "test"), what, text(result, key))).or_default();
+        line.insert(kernel_name(&text(result, "kernel")));
     }
     let mut part = format!(
         "\n## {title}\n\n{about}\n\n| test | probe | kernels | |\n| --- | --- | --- | --- |\n"
     );
-    for ((test, what), (kernels, said)) in lines {
+    for ((test, what, said), kernels) in lines {
         let kernels = kernels.into_iter().collect::<Vec<_>>().join(", ");
         let _ = writeln!(part, "| {test} | {what} | {kernels} | {} |", said.replace('|', "\\|"));
     }
@@ -193,19 +193,47 @@ pub(crate) fn write(directory: &Path) -> Result<(), String> {
 }
 
 /// Whether the committed page has every row that the results in `directory` have, for the kernels
-/// it knows. The numbers differ from run to run; tolerances were asserted by the tests.
-pub(crate) fn check(directory: &Path) -> Result<(), String> {
+/// it knows, and the results every tier that the page has, unless one of `kernels` is not among them.
+/// The numbers differ from run to run; tolerances were asserted by the tests.
+pub(crate) fn check(directory: &Path, kernels: &[String]) -> Result<(), String> {
     let committed = fs::read_to_string(root().join(PAGE))
         .map_err(|error| format!("cannot read {PAGE}: {error}"))?;
-    let missing = missing(&committed, &read(directory)?);
+    let results = read(directory)?;
+    let missing = missing(&committed, &results);
+    let rows = rows(&results);
+    let ran = |kernel: &String| rows.keys().any(|key| key.kernel == *kernel);
+    let idle = if kernels.iter().all(ran) { idle_tiers(&committed, &rows) } else { Vec::new() };
     match missing.as_slice() {
-        [] => Ok(()),
+        [] if idle.is_empty() => Ok(()),
+        [] => Err(format!("no kernel offered these tiers any more: {}", idle.join(", "))),
         [first, ..] => Err(format!(
             "{PAGE} lacks {} rows that the tests compared, for one {first}; `cargo xtask docs` \
              writes it anew",
             missing.len()
         )),
     }
+}
+
+/// Tiers that the page has and nothing was compared by: `PROBE=TIER`.
+fn idle_tiers(committed: &str, rows: &BTreeMap<Key, Row>) -> Vec<String> {
+    let mut probe = "";
+    let mut known = BTreeSet::new();
+    for line in committed.lines() {
+        if let Some(title) = line.strip_prefix("## ") {
+            probe = title;
+        }
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        // Rows of comparisons have seven cells, between bars.
+        if let [_, metric, _, tier, _, _, _, _, _] = cells[..]
+            && metric != "metric"
+            && !metric.starts_with("---")
+        {
+            known.insert(format!("{probe}={tier}"));
+        }
+    }
+    let seen: BTreeSet<String> =
+        rows.keys().map(|key| format!("{}={}", key.probe, key.tier)).collect();
+    known.difference(&seen).cloned().collect()
 }
 
 fn missing(committed: &str, results: &[Value]) -> Vec<String> {
@@ -248,6 +276,14 @@ mod tests {
         let row = "| minor | = stat | tp_btf | 6.1-rt | 2 | 1 % | -0.40 % |";
         assert!(page.contains(row), "{page}");
         assert!(page.contains("| x | fault, major | 6.1 | no disk |"), "{page}");
+    }
+
+    #[test]
+    fn a_tier_that_nobody_took_is_told() {
+        let both = [result("minor", "tp_btf", 0.0, true), result("minor", "fentry", 0.0, true)];
+        let page = page(&both);
+        assert!(idle_tiers(&page, &rows(&both)).is_empty());
+        assert_eq!(idle_tiers(&page, &rows(&both[..1])), ["fault=fentry"]);
     }
 
     #[test]

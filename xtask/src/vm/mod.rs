@@ -13,7 +13,7 @@ mod programs;
 mod protocol;
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     sync::atomic::{AtomicUsize, Ordering},
@@ -297,7 +297,9 @@ impl Options {
             jobs: None,
             limit: GUEST_LIMIT_SECONDS,
             scale: GUEST_SCALE,
-            allow_missing: false,
+            // On a distribution without Debian's kernels the rest is worth having all the same, and
+            // the table says what is missing. CI has them.
+            allow_missing: env::var_os("CI").is_none(),
             bench: false,
             arguments: Vec::new(),
         }
