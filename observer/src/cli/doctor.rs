@@ -2,7 +2,7 @@
 
 use super::probes::ProbeArgs;
 use crate::doctor;
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, Result};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -33,14 +33,11 @@ pub struct Args {
 /// After printing, when `observer run` would not work here.
 pub fn run(args: &Args, verbose: bool) -> Result<()> {
     let report = doctor::examine(&args.probes.options());
-    let text = if args.json {
-        serde_json::to_string_pretty(&report)
-            .map_err(|error| Error::new(Exit::Failure, format!("cannot write JSON: {error}")))?
-            + "\n"
+    if args.json {
+        super::print_json(&report)?;
     } else {
-        report.text(verbose)
-    };
-    super::print(&text)?;
+        super::print(&report.text(verbose))?;
+    }
     match report.exit() {
         None => Ok(()),
         Some(exit) => {

@@ -112,6 +112,13 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Writes JSON to standard output, for programs.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::new(Exit::Failure, format!("cannot write JSON: {error}")))?;
+    print(&format!("{text}\n"))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;

@@ -56,7 +56,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         return print_json(&directory, summary.as_ref());
     }
-    print(&terminal::render(&answer, terminal::wants_colour()))
+    print_answer(&answer)
 }
 
 /// The answer that was left, or, for a run that did not get that far, the one that can be worked
@@ -77,26 +77,30 @@ fn answer(directory: &RunDir, all: bool) -> Result<(Option<Summary>, Option<Answ
     Ok((Some(summary), answer))
 }
 
-/// Writes `report.html` into the run directory.
-///
-/// # Errors
-/// When the run cannot be read back or the page cannot be written.
-pub fn write_html(directory: &RunDir) -> Result<()> {
-    let answer = Answer::load(directory)?;
-    directory.write(files::REPORT, html::render(&answer).as_bytes())
+/// All there is to tell of a run that has just ended: from its directory, and should that not be
+/// readable (the disk was full), from what is in memory. With `report.html` written into it, or why
+/// that was not possible.
+pub fn finished(finished: &Finished) -> (Answer, Result<()>) {
+    let directory = &finished.directory;
+    match Answer::load(directory) {
+        Ok(answer) => {
+            let page = directory.write(files::REPORT, html::render(&answer).as_bytes());
+            (answer, page)
+        }
+        Err(error) => {
+            let (info, summary) = (finished.info.clone(), finished.summary.clone());
+            let answer = Answer::new(directory.path(), info, Some(summary), Vec::new(), &[]);
+            (answer, Err(error))
+        }
+    }
 }
 
-/// Prints the answer of a run that has just ended, for people: from its directory, and should that
-/// not be readable (the disk was full), what is in memory.
+/// Prints an answer for people.
 ///
 /// # Errors
 /// When standard output cannot be written.
-pub fn print_finished(finished: &Finished) -> Result<()> {
-    let answer = Answer::load(&finished.directory).unwrap_or_else(|_| {
-        let (info, summary) = (finished.info.clone(), finished.summary.clone());
-        Answer::new(finished.directory.path(), info, Some(summary), Vec::new(), &[])
-    });
-    print(&terminal::render(&answer, terminal::wants_colour()))
+pub fn print_answer(answer: &Answer) -> Result<()> {
+    print(&terminal::render(answer, terminal::wants_colour()))
 }
 
 fn print_json(directory: &RunDir, summary: Option<&Summary>) -> Result<()> {
@@ -112,8 +116,5 @@ fn print_json(directory: &RunDir, summary: Option<&Summary>) -> Result<()> {
             ),
         ));
     };
-    let mut text = serde_json::to_string_pretty(summary)
-        .map_err(|error| Error::new(Exit::Failure, format!("cannot print the summary: {error}")))?;
-    text.push('\n');
-    print(&text)
+    super::print_json(summary)
 }

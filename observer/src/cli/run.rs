@@ -154,14 +154,11 @@ pub fn run(args: &Args, verbose: bool) -> Result<()> {
     let finished = session::finish(session, reason);
     bar.finish_and_clear();
     let finished = finished?;
-    let page = report::write_html(&finished.directory);
+    let (answer, page) = report::finished(&finished);
     if args.json {
-        let text = serde_json::to_string_pretty(&finished.summary).map_err(|error| {
-            Error::new(Exit::Failure, format!("cannot print the summary: {error}"))
-        })?;
-        super::print(&format!("{text}\n"))?;
+        super::print_json(&finished.summary)?;
     } else {
-        report::print_finished(&finished)?;
+        report::print_answer(&answer)?;
     }
     finished.complaint.map_or(page, Err)
 }

@@ -71,9 +71,10 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Asks the host and the kernel. `btf` is a file to be used instead of the kernel's own types.
+    /// Asks the host. `btf` is a file to be used instead of the kernel's own types, `support` what was
+    /// found of the kernel by trying.
     #[must_use]
-    pub fn gather(btf: Option<&Path>) -> Self {
+    pub fn gather(btf: Option<&Path>, support: KernelSupport) -> Self {
         let uname = system::uname();
         let cgroups = Cgroups::read();
         let status = process::status(Tgid(std::process::id())).unwrap_or_default();
@@ -96,7 +97,7 @@ impl Facts {
             resident_bound_bytes: memory::resident_bound_bytes(),
             bpf_jit: system::read_trimmed("/proc/sys/net/core/bpf_jit_enable")
                 .and_then(|text| text.parse().ok()),
-            support: KernelSupport::probe(),
+            support,
             perf_event_paranoid: system::perf_event_paranoid(),
             cgroup_layout: cgroups.layout(),
             memory_hierarchy: cgroups.memory().map(|hierarchy| hierarchy.mount_point.clone()),

@@ -287,7 +287,7 @@ fn hooks(facts: &Facts) -> Vec<Check> {
             "perf_event_programs",
             &support.perf_event,
             "the end of a page fault can be seen",
-            "page faults cannot be timed",
+            "page faults are timed by other hooks, where this kernel has any",
         ),
         hook(
             "cgroup_sock",
@@ -361,8 +361,9 @@ fn pid_max(facts: &Facts) -> Check {
         return ok("pid_max", value, "every thread has a slot of its own for its start times");
     }
     let means = format!(
-        "threads whose ids are equal modulo {TASK_SLOTS_MAX} share a slot; should two of them \
-         wait at once, one stall is counted as lost (task_slot)"
+        "threads whose ids are equal modulo {TASK_SLOTS_MAX} share a slot; should two of them be \
+         in a fault or a memory call at once, one stall is counted as lost (task_slot), and a wait \
+         that moved between CPUs meanwhile may count for its last part only"
     );
     ok("pid_max", value, means)
 }

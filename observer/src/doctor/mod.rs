@@ -15,12 +15,13 @@ use std::path::Path;
 use probes::Tried;
 
 use crate::error::{Error, Result};
+use crate::kernel::support::KernelSupport;
 use crate::probe::ProbeOptions;
 
 /// Looks at the host, and where programs can be loaded, attaches every probe for an instant.
 #[must_use]
 pub fn examine(probes: &ProbeOptions) -> Report {
-    let facts = Facts::gather(probes.btf.as_deref());
+    let facts = Facts::gather(probes.btf.as_deref(), KernelSupport::probe());
     let mut checks = judge(&facts);
     if checks.iter().any(|check| check.blocks.is_some()) {
         return Report::new(checks, Vec::new());
@@ -46,7 +47,8 @@ pub fn examine(probes: &ProbeOptions) -> Report {
 /// # Errors
 /// When a right or something in the kernel is missing.
 pub fn preflight(btf: Option<&Path>) -> Result<()> {
-    let report = Report::new(judge(&Facts::gather(btf)), Vec::new());
+    let facts = Facts::gather(btf, KernelSupport::required());
+    let report = Report::new(judge(&facts), Vec::new());
     match (report.exit(), report.blocked_by.first()) {
         (Some(exit), Some(why)) => {
             Err(Error::new(exit, format!("{why}; `observer doctor` says what to do")))

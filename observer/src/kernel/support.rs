@@ -52,6 +52,22 @@ impl KernelSupport {
     }
 }
 
+impl KernelSupport {
+    /// Tries only what nothing works without: the rest shows when it is attached.
+    #[must_use]
+    pub fn required() -> Self {
+        let untried = || Support::Unknown("not tried".into());
+        Self {
+            ring_buffer: ring_buffer(),
+            tp_btf: untried(),
+            fentry: untried(),
+            kprobe: untried(),
+            perf_event: untried(),
+            cgroup_sock: untried(),
+        }
+    }
+}
+
 fn from_io(call: &str, error: &std::io::Error) -> Support {
     let why = format!("{call}: {error}");
     // EPERM is what an unprivileged process gets for everything.
@@ -97,8 +113,7 @@ fn tp_btf() -> Support {
 
 /// Whether programs can be put at the entry and exit of kernel functions.
 pub(super) fn fentry() -> Support {
-    // Asked before anything is loaded and again for the tiers; to try takes reading all of the
-    // kernel's types.
+    // The doctor asks for it and for the tiers; to try takes reading all of the kernel's types.
     static FOUND: OnceLock<Support> = OnceLock::new();
     let find = || match is_program_supported(ProgramType::Tracing) {
         Ok(true) => Support::Yes,

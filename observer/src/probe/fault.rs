@@ -35,7 +35,8 @@ pub(super) const PROBE: Probe = Probe {
             other tiers begin at the x86 exception, and so include the wait for the lock of the \
             address space; faults that the kernel takes on behalf of a thread without an exception \
             (get_user_pages) are in /proc/PID/stat but have no begin there: they are counted apart. \
-            The memory-cgroup tracepoint exists since Linux 6.15. A perf event on every fault costs \
+            The memory-cgroup tracepoint exists since Linux 6.15; a fault that fails for want of a page \
+            (SIGBUS) passes it too. A perf event on every fault costs \
             more. The kernel watches a limited number of returns by kretprobe at a time.",
     tiers: &[
         Tier {

@@ -15,13 +15,13 @@ use crate::model::Tgid;
 
 /// Pause between two looks at `/proc` while the target runs.
 const SCAN_INTERVAL: Duration = Duration::from_millis(200);
-/// Pause between two looks while it is waited for.
-const WAIT_INTERVAL: Duration = Duration::from_millis(50);
 /// The same with `--pid`.
 const CHILDREN_INTERVAL: Duration = Duration::from_secs(1);
 /// The same while no process was born on the host: one that lives may still change its name, its
 /// cgroup or its port.
 const QUIET_INTERVAL: Duration = Duration::from_secs(2);
+/// Pause between two looks while it is waited for.
+const WAIT_INTERVAL: Duration = Duration::from_millis(50);
 /// A look may take at most one part in so many of a processor's time: a host with 100,000
 /// processes is looked at less often, rather than disturbed. (116 processes take about 1 ms.)
 const SCAN_SHARE: u32 = 300;
