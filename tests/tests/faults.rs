@@ -423,7 +423,7 @@ fn two_observers_of_one_target_do_not_disturb_each_other() {
     });
     assert_eq!(one.probes["fault"].count, other.probes["fault"].count);
     // The end of the others changed nothing for the daemon.
-    let _ = daemon.served();
+    let _ = daemon.scrape();
     daemon.end();
     work.end().expect("it ends");
 }
