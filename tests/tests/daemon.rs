@@ -1,13 +1,15 @@
 //! `observer daemon`: metrics for whoever scrapes it, and a clean end.
 
-use std::process::Command;
-use std::time::Duration;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use observer_tests::daemon::{Daemon, Metrics};
 use observer_tests::http;
 use observer_tests::privileged;
-use observer_tests::process::{Placement, Service};
-use observer_tests::trial::programs;
+use observer_tests::process::{Placement, Running, Service};
+use observer_tests::trial::{directory, in_guest, programs};
 
 const WAITS: &str = "observer_runqueue_latency_seconds_count";
 
@@ -84,5 +86,95 @@ fn only_the_probes_asked_for_are_attached() {
     }
     assert!(metrics.count(WAITS, &[]) > 0, "{text}");
     assert_eq!(metrics.count("observer_fault_latency_seconds_count", &[]), 0);
+    daemon.end();
+}
+
+const TO_INSTALL: &str = "`cargo xtask setup --with-tests` installs it";
+
+/// What `promtool` has against a page in Prometheus' own format; nothing, when all is well.
+fn complaints(page: &str, directory: &Path) -> String {
+    let file = directory.join("page");
+    fs::write(&file, page).expect("a file");
+    let mut command = Command::new("promtool");
+    command.args(["check", "metrics"]).stdin(File::open(&file).expect("the page"));
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("promtool cannot be run: {error}; {TO_INSTALL}"));
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    if output.status.success() { said.into_owned() } else { format!("{}: {said}", output.status) }
+}
+
+/// A Prometheus that scrapes one address every second.
+struct Prometheus {
+    process: Running,
+    port: u16,
+}
+
+impl Prometheus {
+    fn start(scraped: &str, directory: &Path) -> Self {
+        let configuration = directory.join("prometheus.yml");
+        let text = format!(
+            "global:\n  scrape_interval: 1s\nscrape_configs:\n  - job_name: observer\n    \
+             static_configs:\n      - targets: ['{scraped}']\n"
+        );
+        fs::write(&configuration, text).expect("a file");
+        let port = http::free_port().expect("a port");
+        let mut command = Command::new("prometheus");
+        command
+            .arg(format!("--config.file={}", configuration.display()))
+            .arg(format!("--storage.tsdb.path={}", directory.join("data").display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create_new(directory.join("log")).expect("a file"));
+        let process = Running::start(&mut command, Placement::default())
+            .unwrap_or_else(|error| panic!("{error}; {TO_INSTALL}"));
+        Self { process, port }
+    }
+
+    /// The one value of an expression; `None` while it has none.
+    fn value(&self, expression: &str) -> Option<f64> {
+        let answer = http::get(self.port, &format!("/api/v1/query?query={expression}"), "").ok()?;
+        let answer: serde_json::Value = serde_json::from_str(&answer.body).ok()?;
+        answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
+    }
+}
+
+#[test]
+fn a_real_prometheus_takes_what_a_real_daemon_serves() {
+    let Some(_guard) = privileged::ready("prometheus") else { return };
+    if in_guest() {
+        println!("prometheus: not here: guests have neither promtool nor prometheus");
+        return;
+    }
+    let (service, directory) = (service(), directory());
+    let daemon = Daemon::start(&["--port", &service.port.to_string()]);
+    for _ in 0..100 {
+        http::get(service.port, "/cpu?us=100", "").expect("an answer");
+    }
+    let answer = daemon.get("/metrics", "Accept: text/plain\r\n");
+    assert!(answer.headers.contains("content-type: text/plain"), "{}", answer.headers);
+    let before = Metrics::of(answer);
+    assert_eq!(complaints(before.text(), directory.path()), "", "{}", before.text());
+
+    let mut prometheus = Prometheus::start(&daemon.address(), directory.path());
+    let said = || fs::read_to_string(directory.path().join("log")).unwrap_or_default();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let sum = format!("sum({WAITS})");
+    let waits = loop {
+        let scraped = prometheus.value("up").filter(|up| *up > 0.0);
+        if let Some(waits) = scraped.and_then(|_| prometheus.value(&sum)) {
+            break waits as u64;
+        }
+        assert_eq!(prometheus.process.ended().expect("a status"), None, "{}", said());
+        assert!(Instant::now() < deadline, "it scrapes within a minute: {}", said());
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    let (least, most) = (before.count(WAITS, &[]), scrape(&daemon).count(WAITS, &[]));
+    assert!(least >= 100, "100 requests are at least 100 wake-ups: {least}");
+    assert!((least..=most).contains(&waits), "{waits} of {least} to {most}");
+    let said = said();
+    assert!(!said.contains("append failed") && !said.contains("Error on"), "{said}");
     daemon.end();
 }
