@@ -10,7 +10,7 @@ use observer_tests::privileged;
 use observer_tests::process::Placement;
 use observer_tests::results::{Held, not_applicable};
 use observer_tests::taskstats::{DelayAccounting, Delays, Taskstats};
-use observer_tests::trial::{self, Observed, Trial};
+use observer_tests::trial::{self, Observed, Run, Trial};
 
 struct Books {
     delays: Delays,
@@ -51,6 +51,16 @@ fn watched(trial: &Trial, arguments: &[&str]) -> Observed<Books> {
     observed
 }
 
+/// Before the work kswapd slept: what it did meanwhile, somebody woke it for.
+fn kswapd_was_seen(run: &Run, host: &Flat) {
+    let rounds = host.get("pageoutrun").expect("/proc/vmstat has pageoutrun");
+    let stalls = host.sum("allocstall_").expect("allocstall");
+    let woken = run.probe("reclaim").counters.get("kswapd_wakeups").copied().unwrap_or_default();
+    println!("kswapd: woken {woken} times, worked {rounds} times; {stalls} reclaimed directly");
+    assert!(rounds + stalls > 0, "memory of the whole system was short");
+    assert!(woken > 0, "kswapd worked {rounds} times, {stalls} reclaimed directly");
+}
+
 #[test]
 fn reclaim_for_the_whole_system_is_in_every_book() {
     let Some(_guard) = privileged::ready("global reclaim") else { return };
@@ -80,6 +90,7 @@ fn reclaim_for_the_whole_system_is_in_every_book() {
         let against = "taskstats swapin_delay_total";
         held.at_least("sum_ns", against, sum_ns, swapin.total_ns, trial::between_clocks(0.02));
     }
+    kswapd_was_seen(run, &host);
     if booked.count == 0 {
         let reason = "kswapd was fast enough: nobody reclaimed directly";
         return not_applicable(trial.test, "reclaim", "direct", reason);
