@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::http;
+use crate::http::{self, Answer};
 use crate::process::{Placement, Running};
 use crate::trial;
 
@@ -37,26 +37,28 @@ impl Daemon {
         Self { process, port }
     }
 
-    /// Everything it serves, once what happened until now is in it.
+    /// GETs a page of it, with these header lines.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[must_use]
+    pub fn get(&self, path: &str, headers: &str) -> Answer {
+        http::get(self.port, path, headers).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Everything it serves: each page is made of what the kernel has counted at that moment.
     ///
     /// # Panics
     /// When it does not answer.
     #[must_use]
     pub fn scrape(&self) -> Metrics {
-        // A snapshot may be a second or two old.
-        std::thread::sleep(Duration::from_millis(2500));
-        self.served()
+        Metrics::of(self.get("/metrics", ""))
     }
 
-    /// What it serves at this moment.
-    ///
-    /// # Panics
-    /// As for [`Self::scrape`].
+    /// Where it listens, for another program that scrapes it.
     #[must_use]
-    pub fn served(&self) -> Metrics {
-        let answer = http::get(self.port, "/metrics", "").expect("an answer");
-        assert_eq!(answer.status, 200);
-        Metrics(answer.body)
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// Its process, for tests that treat it badly.
@@ -67,11 +69,15 @@ impl Daemon {
     /// Ends it.
     ///
     /// # Panics
-    /// When it does not end well.
+    /// When it does not end well, or not soon.
     pub fn end(mut self) {
+        let sent = Instant::now();
         self.process.signal(Signal::TERM);
         let status = self.process.wait(Duration::from_secs(60)).expect("it ends");
         assert!(status.success(), "{status}");
+        // Each program that is detached waits for the kernel, which is long on an emulated CPU.
+        let soon = trial::in_guest() || sent.elapsed() < Duration::from_secs(3);
+        assert!(soon, "{:?}", sent.elapsed());
     }
 }
 
@@ -80,6 +86,22 @@ impl Daemon {
 pub struct Metrics(String);
 
 impl Metrics {
+    /// What came for a scrape.
+    ///
+    /// # Panics
+    /// When it was not served.
+    #[must_use]
+    pub fn of(answer: Answer) -> Self {
+        assert_eq!(answer.status, 200, "{answer:?}");
+        Self(answer.body)
+    }
+
+    /// All of it, as it came.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+
     /// Sum of a metric over the lines whose labels contain all of `labels`.
     #[must_use]
     pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {

@@ -17,6 +17,7 @@ pub mod results;
 pub mod scenario;
 pub mod schedule;
 pub mod taskstats;
+pub mod told;
 pub mod trial;
 pub mod watch;
 

@@ -10,19 +10,12 @@ use observer::error::Exit;
 use observer::model::{EndReason, Outcome};
 use observer_tests::command::{Finished, as_nobody, run};
 use observer_tests::privileged;
-use observer_tests::process::{Placement, Programs, Service};
+use observer_tests::process::{Placement, Service};
+use observer_tests::trial::{directory, programs};
 use observer_tests::watch::read_run;
 use tempfile::TempDir;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
-
-fn programs() -> Programs {
-    Programs::beside(Path::new(env!("CARGO_BIN_EXE_observer-work")))
-}
-
-fn directory() -> TempDir {
-    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory")
-}
 
 fn observer(arguments: &[&str]) -> Finished {
     run(Command::new(programs().observer).args(arguments), TIMEOUT)

@@ -1,113 +1,69 @@
 //! `observer daemon`: metrics for whoever scrapes it, and a clean end.
 
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use observer_tests::http::{self, free_port};
+use observer_tests::daemon::{Daemon, Metrics};
+use observer_tests::http;
 use observer_tests::privileged;
-use observer_tests::process::{Placement, Programs, Running, Service};
-use observer_tests::trial::in_guest;
-use rustix::process::Signal;
+use observer_tests::process::{Placement, Running, Service};
+use observer_tests::trial::{directory, in_guest, programs};
 
-const OPENMETRICS: &str = "Accept: application/openmetrics-text; version=1.0.0\r\n";
+const WAITS: &str = "observer_runqueue_latency_seconds_count";
 
-struct Daemon {
-    process: Running,
-    port: u16,
+fn service() -> Service {
+    Service::start(&programs().service, &[], Placement::default()).expect("a service")
 }
 
-impl Daemon {
-    fn start(target: &[&str]) -> Self {
-        let programs = Programs::beside(Path::new(env!("CARGO_BIN_EXE_observer-service")));
-        let port = free_port().expect("a port");
-        let mut command = Command::new(programs.observer);
-        command.args(["daemon", "--listen", &format!("127.0.0.1:{port}")]).args(target);
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-        let mut process = Running::start(&mut command, Placement::default()).expect("it starts");
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while http::get(port, "/healthz", "").map(|answer| answer.status) != Ok(200) {
-            assert_eq!(process.ended().expect("a status"), None, "the daemon stays");
-            assert!(Instant::now() < deadline, "the daemon is healthy within 30 s");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Self { process, port }
-    }
-
-    fn scrape(&self) -> String {
-        let answer = http::get(self.port, "/metrics", OPENMETRICS).expect("an answer");
-        assert_eq!(answer.status, 200);
-        assert!(answer.headers.contains("application/openmetrics-text"), "{}", answer.headers);
-        assert!(answer.body.ends_with("# EOF\n"), "{}", answer.body);
-        answer.body
-    }
-
-    /// Sum of a metric over its labels that contain `label`.
-    fn value(&self, name: &str, label: &str) -> f64 {
-        let text = self.scrape();
-        text.lines()
-            .filter(|line| line.starts_with(name) && line.contains(label))
-            .filter(|line| line[name.len()..].starts_with(['{', ' ']))
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum()
-    }
-
-    fn end(mut self) {
-        let sent = Instant::now();
-        self.process.signal(Signal::TERM);
-        let status = self.process.wait(Duration::from_secs(60)).expect("it ends");
-        assert!(status.success(), "{status}");
-        // Each program that is detached waits for the kernel, which is long on an emulated CPU.
-        assert!(in_guest() || sent.elapsed() < Duration::from_secs(3), "{:?}", sent.elapsed());
-    }
+/// What a client gets that understands OpenMetrics.
+fn scrape(daemon: &Daemon) -> Metrics {
+    let accept = "Accept: application/openmetrics-text; version=1.0.0\r\n";
+    let answer = daemon.get("/metrics", accept);
+    assert!(answer.headers.contains("application/openmetrics-text"), "{}", answer.headers);
+    let metrics = Metrics::of(answer);
+    assert!(metrics.text().ends_with("# EOF\n"), "{}", metrics.text());
+    metrics
 }
 
 #[test]
 fn the_daemon_serves_what_the_kernel_counts_and_stops_when_asked() {
     let Some(_guard) = privileged::ready("daemon") else { return };
-    let programs = Programs::beside(Path::new(env!("CARGO_BIN_EXE_observer-service")));
-    let service = Service::start(&programs.service, &[], Placement::default()).expect("a service");
+    let service = service();
     let daemon = Daemon::start(&["--port", &service.port.to_string()]);
-    let text = daemon.scrape();
+    let before = scrape(&daemon);
+    let text = before.text();
     for family in ["observer_runqueue_latency_seconds", "observer_fault_latency_seconds"] {
         assert!(text.contains(&format!("# TYPE {family} histogram")), "{family}: {text}");
     }
-    let waits = || daemon.value("observer_runqueue_latency_seconds_count", "");
-    let before = waits();
     for _ in 0..200 {
         http::get(service.port, "/", "").expect("an answer");
     }
-    // The daemon may serve a snapshot that is a second or two old.
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while waits() < before + 200.0 {
-        assert!(Instant::now() < deadline, "200 requests are at least 200 wake-ups: {before}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    let answer = http::get(daemon.port, "/no-such-page", "").expect("an answer");
-    assert_eq!(answer.status, 404);
+    let waits = scrape(&daemon).count(WAITS, &[]) - before.count(WAITS, &[]);
+    assert!(waits >= 200, "200 requests are at least 200 wake-ups: {waits}");
+    assert_eq!(daemon.get("/no-such-page", "").status, 404);
     daemon.end();
 }
 
 #[test]
 fn a_daemon_whose_target_is_gone_goes_on() {
     let Some(_guard) = privileged::ready("daemon without target") else { return };
-    let programs = Programs::beside(Path::new(env!("CARGO_BIN_EXE_observer-service")));
-    let service = Service::start(&programs.service, &[], Placement::default()).expect("a service");
+    let service = service();
     let mut daemon = Daemon::start(&["--pid", &service.process.id().to_string()]);
     drop(service);
     std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(daemon.process.ended().expect("a status"), None);
-    daemon.scrape();
+    assert_eq!(daemon.process().ended().expect("a status"), None);
+    let _ = scrape(&daemon);
     daemon.end();
 }
 
 #[test]
 fn a_port_that_is_taken_is_said_so() {
     let Some(_guard) = privileged::ready("taken port") else { return };
-    let programs = Programs::beside(Path::new(env!("CARGO_BIN_EXE_observer-service")));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address").to_string();
-    let mut command = Command::new(programs.observer);
+    let mut command = Command::new(programs().observer);
     command.args(["daemon", "--listen", &address]);
     let finished =
         observer_tests::command::run(&mut command, Duration::from_secs(30)).expect("it ends");
@@ -119,7 +75,8 @@ fn a_port_that_is_taken_is_said_so() {
 fn only_the_probes_asked_for_are_attached() {
     let Some(_guard) = privileged::ready("chosen probes") else { return };
     let daemon = Daemon::start(&["--probes", "runqueue"]);
-    let text = daemon.scrape();
+    let metrics = scrape(&daemon);
+    let text = metrics.text();
     let coverage = |probe: &str| {
         text.lines().find(|line| line.contains(&format!("probe=\"{probe}\",tier"))).unwrap_or("")
     };
@@ -127,7 +84,97 @@ fn only_the_probes_asked_for_are_attached() {
     for probe in ["task", "fault", "reclaim", "mm_syscall", "socket"] {
         assert!(coverage(probe).contains("state=\"not_asked\""), "{probe}: {text}");
     }
-    assert!(daemon.value("observer_runqueue_latency_seconds_count", "") > 0.0);
-    assert_eq!(daemon.value("observer_fault_latency_seconds_count", ""), 0.0);
+    assert!(metrics.count(WAITS, &[]) > 0, "{text}");
+    assert_eq!(metrics.count("observer_fault_latency_seconds_count", &[]), 0);
+    daemon.end();
+}
+
+const TO_INSTALL: &str = "`cargo xtask setup --with-tests` installs it";
+
+/// What `promtool` has against a page in Prometheus' own format; nothing, when all is well.
+fn complaints(page: &str, directory: &Path) -> String {
+    let file = directory.join("page");
+    fs::write(&file, page).expect("a file");
+    let mut command = Command::new("promtool");
+    command.args(["check", "metrics"]).stdin(File::open(&file).expect("the page"));
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("promtool cannot be run: {error}; {TO_INSTALL}"));
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    if output.status.success() { said.into_owned() } else { format!("{}: {said}", output.status) }
+}
+
+/// A Prometheus that scrapes one address every second.
+struct Prometheus {
+    process: Running,
+    port: u16,
+}
+
+impl Prometheus {
+    fn start(scraped: &str, directory: &Path) -> Self {
+        let configuration = directory.join("prometheus.yml");
+        let text = format!(
+            "global:\n  scrape_interval: 1s\nscrape_configs:\n  - job_name: observer\n    \
+             static_configs:\n      - targets: ['{scraped}']\n"
+        );
+        fs::write(&configuration, text).expect("a file");
+        let port = http::free_port().expect("a port");
+        let mut command = Command::new("prometheus");
+        command
+            .arg(format!("--config.file={}", configuration.display()))
+            .arg(format!("--storage.tsdb.path={}", directory.join("data").display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create_new(directory.join("log")).expect("a file"));
+        let process = Running::start(&mut command, Placement::default())
+            .unwrap_or_else(|error| panic!("{error}; {TO_INSTALL}"));
+        Self { process, port }
+    }
+
+    /// The one value of an expression; `None` while it has none.
+    fn value(&self, expression: &str) -> Option<f64> {
+        let answer = http::get(self.port, &format!("/api/v1/query?query={expression}"), "").ok()?;
+        let answer: serde_json::Value = serde_json::from_str(&answer.body).ok()?;
+        answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
+    }
+}
+
+#[test]
+fn a_real_prometheus_takes_what_a_real_daemon_serves() {
+    let Some(_guard) = privileged::ready("prometheus") else { return };
+    if in_guest() {
+        println!("prometheus: not here: guests have neither promtool nor prometheus");
+        return;
+    }
+    let (service, directory) = (service(), directory());
+    let daemon = Daemon::start(&["--port", &service.port.to_string()]);
+    for _ in 0..100 {
+        http::get(service.port, "/cpu?us=100", "").expect("an answer");
+    }
+    let answer = daemon.get("/metrics", "Accept: text/plain\r\n");
+    assert!(answer.headers.contains("content-type: text/plain"), "{}", answer.headers);
+    let before = Metrics::of(answer);
+    assert_eq!(complaints(before.text(), directory.path()), "", "{}", before.text());
+
+    let mut prometheus = Prometheus::start(&daemon.address(), directory.path());
+    let said = || fs::read_to_string(directory.path().join("log")).unwrap_or_default();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let sum = format!("sum({WAITS})");
+    let waits = loop {
+        let scraped = prometheus.value("up").filter(|up| *up > 0.0);
+        if let Some(waits) = scraped.and_then(|_| prometheus.value(&sum)) {
+            break waits as u64;
+        }
+        assert_eq!(prometheus.process.ended().expect("a status"), None, "{}", said());
+        assert!(Instant::now() < deadline, "it scrapes within a minute: {}", said());
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    let (least, most) = (before.count(WAITS, &[]), scrape(&daemon).count(WAITS, &[]));
+    assert!(least >= 100, "100 requests are at least 100 wake-ups: {least}");
+    assert!((least..=most).contains(&waits), "{waits} of {least} to {most}");
+    let said = said();
+    assert!(!said.contains("append failed") && !said.contains("Error on"), "{said}");
     daemon.end();
 }

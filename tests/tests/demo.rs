@@ -8,6 +8,7 @@ use observer_tests::books;
 use observer_tests::privileged;
 use observer_tests::process::Programs;
 use observer_tests::scenario::{Finding, Scenario, play};
+use observer_tests::trial;
 
 /// A generator that sends so late does not get the processor time it needs, and the answer is no
 /// longer the known one.
@@ -38,10 +39,9 @@ fn played(programs: &Programs, scenario: Scenario, at: &Path) -> Result<Finding,
 
 fn is_named(scenario: Scenario) {
     let Some(_guard) = privileged::ready(scenario.name()) else { return };
-    let programs = Programs::beside(Path::new(env!("CARGO_BIN_EXE_observer-service")));
+    let programs = trial::programs();
     let finding = (1..=ATTEMPTS).find_map(|attempt| {
-        let directory =
-            tempfile::TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        let directory = trial::directory();
         match played(&programs, scenario, directory.path()) {
             Ok(finding) => Some(finding),
             Err((said, true)) if attempt < ATTEMPTS => {

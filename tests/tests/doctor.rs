@@ -1,23 +1,10 @@
 //! `observer doctor` on the real kernel, with privileges and without.
 
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use observer_tests::process::Programs;
-
-fn privileged() -> bool {
-    let privileged = std::env::var_os("OBSERVER_TEST_PRIVILEGED").is_some();
-    if !privileged {
-        eprintln!("not run: needs root and OBSERVER_TEST_PRIVILEGED=1 (cargo xtask test)");
-    }
-    privileged
-}
-
-fn observer() -> PathBuf {
-    let this = std::env::current_exe().expect("test program");
-    Programs::beside(this.parent().unwrap_or(Path::new("."))).observer
-}
+use observer_tests::privileged;
+use observer_tests::trial::programs;
 
 fn json(output: &Output) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).expect("JSON")
@@ -25,10 +12,9 @@ fn json(output: &Output) -> serde_json::Value {
 
 #[test]
 fn with_privileges_the_exit_code_agrees_with_what_is_printed() {
-    if !privileged() {
-        return;
-    }
-    let output = Command::new(observer()).args(["doctor", "--json"]).output().expect("runs");
+    let Some(_guard) = privileged::ready("doctor with privileges") else { return };
+    let output =
+        Command::new(programs().observer).args(["doctor", "--json"]).output().expect("runs");
     let found = json(&output);
     assert_eq!(output.status.code().map(i64::from), found["exit_code"].as_i64());
     assert_eq!(found["run_would_work"], output.status.success());
@@ -52,13 +38,11 @@ fn with_privileges_the_exit_code_agrees_with_what_is_printed() {
 
 #[test]
 fn without_privileges_it_says_so_in_one_line_and_exits_with_3() {
-    if !privileged() {
-        return;
-    }
+    let Some(_guard) = privileged::ready("doctor without privileges") else { return };
     // The build directory may be closed to others: the program is copied out of it.
     let directory = tempfile::Builder::new().prefix("observer-doctor-").tempdir().expect("made");
     let copy = directory.path().join("observer");
-    std::fs::copy(observer(), &copy).expect("copied");
+    std::fs::copy(programs().observer, &copy).expect("copied");
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(directory.path(), open).expect("opened");
     let output = Command::new(&copy)
@@ -80,7 +64,7 @@ fn without_privileges_it_says_so_in_one_line_and_exits_with_3() {
 #[test]
 fn a_closed_or_full_standard_output_is_no_panic() {
     let run = |stdout: Stdio| {
-        let output = Command::new(observer())
+        let output = Command::new(programs().observer)
             .arg("doctor")
             .stdout(stdout)
             .stderr(Stdio::piped())

@@ -14,7 +14,8 @@ use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::command::run;
 use observer_tests::http;
 use observer_tests::privileged;
-use observer_tests::process::{Placement, Programs, Service};
+use observer_tests::process::{Placement, Service};
+use observer_tests::trial::{self, programs};
 use tempfile::TempDir;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -23,10 +24,6 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Instead of the 30 s or 1 m of an example.
 const SHORT: &str = "2s";
-
-fn programs() -> Programs {
-    Programs::beside(Path::new(env!("CARGO_BIN_EXE_observer-service")))
-}
 
 /// The examples of a help text. A comment stands after two or more spaces.
 fn examples(arguments: &[&str]) -> Vec<String> {
@@ -54,12 +51,12 @@ struct Host {
 
 impl Host {
     fn new() -> Self {
-        let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        let directory = trial::directory();
         let comm = format!("svc-{}", std::process::id());
         let program = directory.path().join(&comm);
         fs::copy(programs().service, &program).expect("a copy");
-        let cgroup = MemoryCgroup::create(&format!("observer-examples-{}", std::process::id()))
-            .expect("a cgroup can be made");
+        let cgroup =
+            MemoryCgroup::create(&trial::unique("examples")).expect("a cgroup can be made");
         let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
         let service =
             Service::start(&program, &[], place).unwrap_or_else(|error| panic!("{error}"));

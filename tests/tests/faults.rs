@@ -17,7 +17,9 @@ use observer_tests::daemon::Daemon;
 use observer_tests::http;
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Running, Service};
-use observer_tests::trial::{FLOODED, directory, programs, scaled, scaled_text, settle, watched};
+use observer_tests::trial::{
+    FLOODED, directory, programs, scaled, scaled_text, settle, unique, watched,
+};
 use observer_tests::watch::{Watch, Work, read_run};
 use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
@@ -350,8 +352,7 @@ fn a_disk_that_fills_up_ends_the_trace_and_not_the_answer() {
 fn a_map_that_cannot_be_made_is_named_with_what_to_do() {
     let Some(_guard) = privileged::ready("map refused") else { return };
     let (service, directory) = (service(), directory());
-    let name = format!("observer-maps-{}", std::process::id());
-    let cgroup = MemoryCgroup::create(&name).expect("a cgroup can be made");
+    let cgroup = MemoryCgroup::create(&unique("maps")).expect("a cgroup can be made");
     cgroup.limit(Some(300 << 20)).expect("a limit can be set");
     let (pid, out) = (service.process.id().to_string(), directory.path().join("run"));
     let log = directory.path().join("log");
@@ -425,7 +426,7 @@ fn two_observers_of_one_target_do_not_disturb_each_other() {
     });
     assert_eq!(one.probes["fault"].count, other.probes["fault"].count);
     // The end of the others changed nothing for the daemon.
-    let _ = daemon.served();
+    let _ = daemon.scrape();
     daemon.end();
     work.end().expect("it ends");
 }

@@ -81,7 +81,7 @@ fn the_floor_is_a_metric_of_the_daemon() {
     let trace = directory.path().join("trace");
     let pid = work.id().to_string();
     let daemon = Daemon::start(&["--pid", &pid, "--trace", trace.to_str().expect("UTF-8")]);
-    let sum = |name: &str| daemon.served().sum(name, &[]);
+    let sum = |name: &str| daemon.scrape().sum(name, &[]);
     let before = sum("observer_record_floor_seconds");
     assert!(before > 0.0, "floors are told");
     assert_eq!(sum("observer_record_floor_changes_total"), 0.0);

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use observer::model::{Cause, EndReason};
 use observer_tests::http;
 use observer_tests::privileged;
-use observer_tests::process::{Placement, Programs, Running};
+use observer_tests::process::{Placement, Running};
+use observer_tests::trial;
 use observer_tests::watch::read_run;
-use tempfile::TempDir;
 
 /// nginx with a configuration of its own, in the foreground.
 fn nginx(directory: &Path, port: u16) -> Running {
@@ -46,12 +46,11 @@ fn nginx(directory: &Path, port: u16) -> Running {
 #[test]
 fn hey_against_nginx() {
     let Some(_guard) = privileged::ready("hey and nginx") else { return };
-    let programs = Programs::beside(Path::new(env!("CARGO_BIN_EXE_observer-service")));
-    let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let directory = trial::directory();
     let port = http::free_port().expect("a port");
     let nginx = nginx(directory.path(), port);
     let out = directory.path().join("run");
-    let mut command = Command::new(&programs.observer);
+    let mut command = Command::new(trial::programs().observer);
     command.args(["run", "--port", &port.to_string(), "--samples", "hey", "--out"]).arg(&out);
     command.args(["--", "hey", "-z", "4s", "-c", "4", "-q", "50", "-o", "csv"]);
     command.arg(format!("http://127.0.0.1:{port}/"));

@@ -10,7 +10,7 @@ use observer_tests::privileged;
 use observer_tests::process::Placement;
 use observer_tests::results::{Held, not_applicable};
 use observer_tests::taskstats::{DelayAccounting, Delays, Taskstats};
-use observer_tests::trial::{self, Observed, Trial};
+use observer_tests::trial::{self, Observed, Run, Trial};
 
 struct Books {
     delays: Delays,
@@ -41,14 +41,26 @@ fn has_swap() -> bool {
     fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().count() > 1)
 }
 
-fn watched(trial: &Trial, arguments: &[&str]) -> Observed<Books> {
+/// Watches a workload; what came of it, and the pages that its recorded reclaims freed.
+fn watched(trial: &Trial, arguments: &[&str]) -> (Observed<Books>, u64) {
     let directory = trial::directory();
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
     let taskstats = Taskstats::connect().expect("the kernel has taskstats");
     let mut work = trial::start(arguments, Placement::default());
     let observed = trial.observe(&mut work, directory.path(), |pid| Books::read(pid, &taskstats));
     work.end().expect("the workload ends");
-    observed
+    let freed = freed_pages(&observed.runs[0]);
+    (observed, freed)
+}
+
+/// Before the work kswapd slept: what it did meanwhile, somebody woke it for.
+fn kswapd_was_seen(run: &Run, host: &Flat) {
+    let rounds = host.get("pageoutrun").expect("/proc/vmstat has pageoutrun");
+    let stalls = host.sum("allocstall_").expect("allocstall");
+    let woken = run.probe("reclaim").counters.get("kswapd_wakeups").copied().unwrap_or_default();
+    println!("kswapd: woken {woken} times, worked {rounds} times; {stalls} reclaimed directly");
+    assert!(rounds + stalls > 0, "memory of the whole system was short");
+    assert!(woken > 0, "kswapd worked {rounds} times, {stalls} reclaimed directly");
 }
 
 #[test]
@@ -61,7 +73,7 @@ fn reclaim_for_the_whole_system_is_in_every_book() {
     }
     // A little more than there is, so that about as much goes to swap and comes back.
     let mib = (available_bytes() >> 20) + 64;
-    let observed = watched(&trial, &["fill", "--mib", &mib.to_string(), "--rounds", "2"]);
+    let (observed, freed) = watched(&trial, &["fill", "--mib", &mib.to_string(), "--rounds", "2"]);
     let (before, after) = (&observed.before, &observed.after);
     let host = after.host.since(&before.host);
     let booked = after.delays.reclaim.since(before.delays.reclaim);
@@ -80,6 +92,7 @@ fn reclaim_for_the_whole_system_is_in_every_book() {
         let against = "taskstats swapin_delay_total";
         held.at_least("sum_ns", against, sum_ns, swapin.total_ns, trial::between_clocks(0.02));
     }
+    kswapd_was_seen(run, &host);
     if booked.count == 0 {
         let reason = "kswapd was fast enough: nobody reclaimed directly";
         return not_applicable(trial.test, "reclaim", "direct", reason);
@@ -96,7 +109,7 @@ fn reclaim_for_the_whole_system_is_in_every_book() {
     for what in ["pgsteal_direct", "pgscan_direct"] {
         let book = host.get(what).unwrap_or_else(|| panic!("/proc/vmstat has {what}"));
         let against = format!("/proc/vmstat {what}");
-        held.at_most("freed pages", &against, freed_pages(run), book, 0.0);
+        held.at_most("freed pages", &against, freed, book, 0.0);
     }
     match (&before.pressure, &after.pressure) {
         (Ok(before), Ok(after)) => {
@@ -151,7 +164,7 @@ fn compaction_for_huge_pages_is_that_of_delay_accounting() {
         return not_applicable(trial.test, "reclaim", "compaction", reason);
     }
     let mib = (available_bytes() >> 20) * 9 / 10;
-    let observed = watched(&trial, &["fragment", "--mib", &mib.to_string()]);
+    let (observed, _) = watched(&trial, &["fragment", "--mib", &mib.to_string()]);
     let (before, after) = (&observed.before, &observed.after);
     let host = after.host.since(&before.host);
     let run = &observed.runs[0];

@@ -11,20 +11,12 @@ use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::command::{Finished, as_nobody, give_to_nobody, run};
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Programs, Running, Service};
-use observer_tests::trial::in_guest;
+use observer_tests::trial::{directory, in_guest, programs, unique};
 use observer_tests::watch::{Watch, Work, read_run};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
-
-fn programs() -> Programs {
-    Programs::beside(Path::new(env!("CARGO_BIN_EXE_observer-work")))
-}
-
-fn directory() -> TempDir {
-    TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory")
-}
 
 fn service(placement: Placement<'_>) -> Service {
     Service::start(&programs().service, &[], placement).unwrap_or_else(|error| panic!("{error}"))
@@ -141,7 +133,7 @@ fn a_target_that_exits_ends_the_run() {
 #[test]
 fn a_target_is_found_by_each_of_its_names() {
     let Some(_guard) = privileged::ready("targets") else { return };
-    let name = format!("observer-target-{}", std::process::id());
+    let name = unique("target");
     let cgroup = MemoryCgroup::create(&name).expect("a cgroup can be made");
     let directory = directory();
     // A program of a name of its own: others may run the service too.

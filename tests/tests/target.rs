@@ -2,7 +2,7 @@
 //! users' sockets.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,21 +11,9 @@ use observer::host::{ip_sockets_of, network, process};
 use observer::model::Tgid;
 use observer::target::{Membership, TargetSpec};
 use observer_tests::cgroup::MemoryCgroup;
-use observer_tests::process::{Placement, Programs, Running, Service};
-
-/// Whether these tests may run; without privileges they say so and pass.
-fn privileged() -> bool {
-    let privileged = std::env::var_os("OBSERVER_TEST_PRIVILEGED").is_some();
-    if !privileged {
-        eprintln!("not run: needs root and OBSERVER_TEST_PRIVILEGED=1 (cargo xtask test)");
-    }
-    privileged
-}
-
-fn programs() -> Programs {
-    let this = std::env::current_exe().expect("test program");
-    Programs::beside(this.parent().unwrap_or(Path::new(".")))
-}
+use observer_tests::privileged;
+use observer_tests::process::{Placement, Running, Service};
+use observer_tests::trial::{programs, unique};
 
 fn sleeper(placement: Placement<'_>) -> Running {
     Running::start(Command::new("sleep").arg("60"), placement).expect("sleep starts")
@@ -41,15 +29,9 @@ fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-fn unique(name: &str) -> String {
-    format!("observer-test-{name}-{}", std::process::id())
-}
-
 #[test]
 fn a_cgroup_is_followed_with_what_is_moved_into_it() {
-    if !privileged() {
-        return;
-    }
+    let Some(_guard) = privileged::ready("followed cgroup") else { return };
     let cgroup = MemoryCgroup::create(&unique("cgroup")).expect("cgroup");
     let spec = TargetSpec::Cgroup(cgroup.directory().to_path_buf());
     assert!(Membership::new(&spec).is_err(), "nobody is in it yet");
@@ -81,9 +63,7 @@ fn a_cgroup_is_followed_with_what_is_moved_into_it() {
 
 #[test]
 fn a_cgroup_id_is_named_while_it_exists_and_afterwards() {
-    if !privileged() {
-        return;
-    }
+    let Some(_guard) = privileged::ready("cgroup names") else { return };
     let cgroups = Cgroups::read();
     let hierarchy = cgroups.memory().expect("memory hierarchy").clone();
     let cgroup = MemoryCgroup::create(&unique("names")).expect("cgroup");
@@ -100,9 +80,7 @@ fn a_cgroup_id_is_named_while_it_exists_and_afterwards() {
 
 #[test]
 fn a_listener_in_another_network_namespace_is_found() {
-    if !privileged() {
-        return;
-    }
+    let Some(_guard) = privileged::ready("network namespace") else { return };
     let service = programs().service;
     let script = format!("ip link set lo up && exec {}", service.display());
     let mut command = Command::new("unshare");
@@ -124,9 +102,7 @@ fn a_listener_in_another_network_namespace_is_found() {
 
 #[test]
 fn a_new_listener_on_the_port_joins() {
-    if !privileged() {
-        return;
-    }
+    let Some(_guard) = privileged::ready("new listener") else { return };
     let spec_of = |port| TargetSpec::Port(port);
     let first = Service::start(&programs().service, &[], Placement::default()).expect("service");
     let mut target = Membership::new(&spec_of(first.port)).expect("listener");
@@ -158,9 +134,7 @@ fn a_new_listener_on_the_port_joins() {
 
 #[test]
 fn a_process_in_a_pid_namespace_is_known_by_its_outer_id() {
-    if !privileged() {
-        return;
-    }
+    let Some(_guard) = privileged::ready("pid namespace") else { return };
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--kill-child", "sleep", "60"]);
     let running = Running::start(&mut command, Placement::default()).expect("unshare starts");
@@ -178,9 +152,7 @@ fn a_process_in_a_pid_namespace_is_known_by_its_outer_id() {
 
 #[test]
 fn sockets_of_another_process_are_counted_exactly() {
-    if !privileged() {
-        return;
-    }
+    let Some(_guard) = privileged::ready("sockets of another process") else { return };
     let service = Service::start(&programs().service, &[], Placement::default()).expect("service");
     let tgid = Tgid(service.process.id());
     let at_rest = ip_sockets_of([tgid]);

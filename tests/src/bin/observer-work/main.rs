@@ -10,6 +10,7 @@ mod files;
 mod memory;
 mod stage;
 mod tasks;
+mod told;
 mod traps;
 
 use std::io;
@@ -225,6 +226,21 @@ enum Work {
         #[arg(long)]
         mib: usize,
     },
+    /// Faults of this process and of the kernel, in memory that it tells of.
+    ToldFaults {
+        #[arg(long, default_value_t = 200)]
+        pages: usize,
+    },
+    /// Memory-management calls, good and bad, each told with its arguments and its result.
+    ToldCalls {
+        #[arg(long, default_value_t = 50)]
+        rounds: usize,
+    },
+    /// Sockets, each told with when it was made and closed.
+    ToldSockets {
+        #[arg(long, default_value_t = 100)]
+        ms: u64,
+    },
     /// What observer is given for a load generator: says that it was started, ends when told so.
     Hold {
         /// Made at once.
@@ -290,6 +306,9 @@ fn main() -> ExitCode {
         Work::ManySockets { count } => files::many_sockets(count),
         Work::Fill { mib, rounds } => memory::fill(mib, rounds),
         Work::Fragment { mib } => memory::fragment(mib),
+        Work::ToldFaults { pages } => told::faults(pages),
+        Work::ToldCalls { rounds } => told::calls(rounds),
+        Work::ToldSockets { ms } => told::sockets(Duration::from_millis(ms)),
         Work::Hold { started, stop } => hold(&started, &stop),
         Work::Reclaim { file, mib, rounds } => memory::reclaim(&file, mib, rounds),
     };

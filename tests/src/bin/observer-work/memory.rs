@@ -43,7 +43,8 @@ pub(crate) fn major_faults(path: &Path, pages: usize) -> io::Result<()> {
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
     if wait_for_go()? {
         mapping.read_every_page();
-        report(&json!({ "major_faults": pages }))?;
+        let (base, length_bytes) = (mapping.base() as u64, mapping.length_bytes());
+        report(&json!({ "major_faults": pages, "base": base, "length_bytes": length_bytes }))?;
     }
     wait_for_end()
 }

@@ -1,0 +1,66 @@
+//! What workloads tell of single calls, mappings and sockets, for single records to be held against.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+/// Memory that was touched page by page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Area {
+    /// Address of the first byte.
+    pub base: u64,
+    /// Its bytes.
+    pub length_bytes: u64,
+}
+
+/// Memory that two kinds of fault were taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Faults {
+    /// Written by the workload itself.
+    pub touched: Area,
+    /// Filled by the kernel, in a read(2).
+    pub read_into: Area,
+}
+
+/// One memory-management call, and what the kernel said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// Its name.
+    pub call: Cow<'static, str>,
+    /// Its first argument.
+    pub address: u64,
+    /// Bytes asked for.
+    pub length_bytes: u64,
+    /// Protection or advice.
+    pub argument: u32,
+    /// Return value, negative errno on failure.
+    pub result: i64,
+}
+
+/// Calls one after the other, and none besides them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Calls {
+    /// Before the first one, nanoseconds of the monotonic clock.
+    pub begin_ns: u64,
+    /// After the last one.
+    pub end_ns: u64,
+    /// All of them, in order.
+    pub calls: Vec<Call>,
+}
+
+/// A socket from when it was made to when it was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Socket {
+    /// `AF_INET` or `AF_INET6`.
+    pub family: u32,
+    /// `SOCK_STREAM` or `SOCK_DGRAM`.
+    pub socket_type: u32,
+    /// It came from accept(2).
+    pub accepted: bool,
+    /// It was there before the workload was told to go.
+    pub preexisting: bool,
+    /// The monotonic clock before and after it was made, nanoseconds.
+    pub made_ns: [u64; 2],
+    /// The same around its close.
+    pub closed_ns: [u64; 2],
+}

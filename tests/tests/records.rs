@@ -1,0 +1,217 @@
+//! What single records say, against what the workload knows of the stalls they are of.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+use observer::model::{Event, EventKind, MmCall, ReclaimScope};
+use observer_tests::cgroup::MemoryCgroup;
+use observer_tests::mapping::PAGE_BYTES;
+use observer_tests::privileged;
+use observer_tests::process::Placement;
+use observer_tests::told::{Area, Call, Calls, Faults, Socket};
+use observer_tests::trial::{self, Run, Trial, scaled_text};
+use serde::de::DeserializeOwned;
+
+/// Runs a workload under observer: what it told, and the records of its process.
+fn recorded<T: DeserializeOwned>(arguments: &[&str], options: &[&str]) -> (T, Vec<Event>) {
+    let directory = trial::directory();
+    let (mut work, watch) = trial::watched(arguments, options, directory.path());
+    let told = work.go().unwrap_or_else(|error| panic!("{error}"));
+    let place = watch.run.clone();
+    let (summary, info) = watch.finish().unwrap_or_else(|error| panic!("{error}"));
+    let events = of_process(&Run { summary, info, directory: place }, work.id());
+    work.end().expect("the workload ends");
+    (serde_json::from_value(told).expect("what it tells"), events)
+}
+
+/// Every fault is recorded, however short.
+const ALL_FAULTS: [&str; 2] = ["--floor", "fault=0ns"];
+/// The same of memory-management calls.
+const ALL_CALLS: [&str; 2] = ["--floor", "mm_syscall=0ns"];
+
+fn of_process(run: &Run, pid: u32) -> Vec<Event> {
+    run.events().into_iter().filter(|event| event.tgid.0 == pid).collect()
+}
+
+/// Faults in an area by page: whether each was major, and taken in the kernel.
+fn faults(events: &[Event], area: Area) -> BTreeMap<u64, Vec<(bool, bool)>> {
+    let mut pages: BTreeMap<u64, Vec<(bool, bool)>> = BTreeMap::new();
+    for event in events {
+        let EventKind::Fault { major, kernel_mode, address } = event.kind else { continue };
+        if (area.base..area.base + area.length_bytes).contains(&address) {
+            let page = (address - area.base) / PAGE_BYTES as u64;
+            pages.entry(page).or_default().push((major, kernel_mode));
+        }
+    }
+    pages
+}
+
+#[test]
+fn a_faults_record_has_its_page_and_who_touched_it() {
+    let Some(_guard) = privileged::ready("fault records") else { return };
+    let (told, events): (Faults, _) = recorded(&["told-faults", "--pages", "200"], &ALL_FAULTS);
+    for (area, kernel_mode) in [(told.touched, false), (told.read_into, true)] {
+        // Every page was touched for the first time, once.
+        let expected: BTreeMap<u64, Vec<_>> =
+            (0..200).map(|page| (page, vec![(false, kernel_mode)])).collect();
+        assert_eq!(faults(&events, area), expected, "{area:?}");
+    }
+}
+
+#[test]
+fn a_major_faults_record_has_its_page_of_the_file() {
+    let Some(_guard) = privileged::ready("major fault records") else { return };
+    let directory = trial::directory();
+    if !trial::on_disk(directory.path()) {
+        println!("major fault records: not here: no directory on a disk");
+        return;
+    }
+    let file = directory.path().join("pages");
+    let file = file.to_str().expect("a path in UTF-8");
+    let (area, events): (Area, _) =
+        recorded(&["major-faults", "--file", file, "--pages", "200"], &ALL_FAULTS);
+    let found = faults(&events, area);
+    // A page that stayed in the cache is no major fault, and comes with its neighbour's.
+    let major = found.values().filter(|faults| faults.contains(&(true, false))).count();
+    assert!(major > 190, "{found:?}");
+    let in_kernel = |&(_, kernel_mode): &(bool, bool)| kernel_mode;
+    assert!(!found.values().flatten().any(in_kernel), "{found:?}");
+}
+
+fn names_of_threads(pid: u32) -> BTreeMap<u32, String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the workload is there");
+    let name = |entry: fs::DirEntry| {
+        let name = fs::read_to_string(entry.path().join("comm")).ok()?;
+        Some((entry.file_name().to_str()?.parse().ok()?, name.trim_end().to_owned()))
+    };
+    tasks.flatten().filter_map(name).collect()
+}
+
+#[test]
+fn a_waits_record_names_the_thread_that_ran_instead() {
+    let Some(_guard) = privileged::ready("wait records") else { return };
+    let trial = Trial::new("what records of waits say");
+    let directory = trial::directory();
+    let arguments = ["contend", "--threads", "3", "--ms", &scaled_text(1000)];
+    let mut work = trial::start(&arguments, Placement::default());
+    let observed = trial.observe(&mut work, directory.path(), names_of_threads);
+    let names = &observed.after;
+    let (mut count, mut named) = (0, BTreeSet::new());
+    let (mut waited_ns, mut by_each_other_ns) = (0, 0);
+    for event in of_process(&observed.runs[0], work.id()) {
+        let EventKind::Runqueue { preempted, ran_tid, ran_tgid, ran_comm } = &event.kind else {
+            continue;
+        };
+        assert_ne!(*ran_tid, event.tid, "nobody waits for itself: {event:?}");
+        // Those that share the CPU were preempted by each other.
+        let works = |name: &String| name.starts_with("work-");
+        let shares = *preempted && names.get(&event.tid.0).is_some_and(works);
+        waited_ns += if shares { event.duration_ns } else { 0 };
+        if ran_tgid.0 == work.id() {
+            assert_eq!(names.get(&ran_tid.0), Some(ran_comm), "{event:?} of {names:?}");
+            by_each_other_ns += if shares { event.duration_ns } else { 0 };
+            count += 1;
+            named.insert(ran_comm.clone());
+        }
+    }
+    println!("{count} records name {named:?}: {by_each_other_ns} of {waited_ns} ns");
+    for name in ["work-0", "work-1", "work-2"] {
+        assert!(named.contains(name), "{name} ran while others waited: {named:?}");
+    }
+    // The host has threads of its own, which run in between.
+    assert!(by_each_other_ns > waited_ns / 2, "{by_each_other_ns} of {waited_ns} ns");
+    work.end().expect("the workload ends");
+}
+
+#[test]
+fn a_memory_calls_record_has_its_arguments_and_its_result() {
+    let Some(_guard) = privileged::ready("memory call records") else { return };
+    let (told, events): (Calls, _) = recorded(&["told-calls", "--rounds", "50"], &ALL_CALLS);
+    let call = |event: &Event| match event.kind {
+        EventKind::MmSyscall { call, address, length_bytes, result, argument }
+            if event.start().0 >= told.begin_ns && event.end.0 <= told.end_ns =>
+        {
+            Some(Call { call: call.name().into(), address, length_bytes, argument, result })
+        }
+        _ => None,
+    };
+    let mut events: Vec<&Event> = events.iter().collect();
+    events.sort_unstable_by_key(|event| event.start());
+    let found: Vec<Call> = events.into_iter().filter_map(call).collect();
+    // Not all at once: a list of hundreds helps nobody.
+    for (index, (found, told)) in found.iter().zip(&told.calls).enumerate() {
+        assert_eq!(found, told, "call {index}");
+    }
+    assert_eq!(found.len(), told.calls.len());
+    // That the workload did what this is about.
+    let results = |call: MmCall| -> BTreeSet<i64> {
+        let of_call = told.calls.iter().filter(|told| told.call == call.name());
+        of_call.map(|told| told.result).filter(|result| *result <= 0).collect()
+    };
+    let (invalid, nothing_there) = (-i64::from(libc::EINVAL), -i64::from(libc::ENOMEM));
+    assert_eq!(results(MmCall::Madvise), [invalid, nothing_there, 0].into());
+    assert_eq!(results(MmCall::Munmap), [invalid, 0].into());
+    assert_eq!(results(MmCall::Mmap), [invalid].into());
+}
+
+#[test]
+fn a_reclaims_record_has_its_order_its_flags_and_its_pages() {
+    let Some(_guard) = privileged::ready("reclaim records") else { return };
+    let trial = Trial::new("what records of reclaim say");
+    let directory = trial::directory();
+    let cgroup = MemoryCgroup::create(&trial::unique("records")).expect("a cgroup can be made");
+    cgroup.limit(Some(24 << 20)).expect("a limit can be set");
+    let file = directory.path().join("sparse");
+    let file = file.to_str().expect("a path in UTF-8");
+    let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
+    let mut work = trial::start(&["reclaim", "--file", file, "--rounds", "4"], place);
+    let observed = trial.observe(&mut work, directory.path(), |_| ());
+    let run = &observed.runs[0];
+    let mut count = 0;
+    let mut pages = 0;
+    for event in of_process(run, work.id()) {
+        let EventKind::Reclaim { scope, reclaimed_pages, order, gfp_flags } = event.kind else {
+            continue;
+        };
+        if scope != ReclaimScope::Memcg {
+            continue;
+        }
+        assert_eq!(event.tid.0, work.id(), "it has one thread");
+        // A limit is about pages, whatever was asked for (`try_to_free_mem_cgroup_pages`).
+        assert_eq!(order, 0, "{event:?}");
+        assert_ne!(gfp_flags, 0, "{event:?}");
+        count += 1;
+        pages += reclaimed_pages;
+    }
+    assert_eq!(count, run.count("reclaim", "memcg"), "there is no floor");
+    // Each round reads 64 MiB through 24 MiB.
+    let least = 4 * (64 - 24) * (1 << 20) / PAGE_BYTES as u64;
+    assert!(pages >= least, "{pages} pages in {count} records, of at least {least}");
+    work.end().expect("the workload ends");
+}
+
+#[test]
+fn a_sockets_record_has_its_kind_and_its_life() {
+    let Some(_guard) = privileged::ready("socket records") else { return };
+    let (told, events): (Vec<Socket>, _) = recorded(&["told-sockets", "--ms", "100"], &[]);
+    let released = |event: &&Event| matches!(event.kind, EventKind::SocketReleased { .. });
+    let released: Vec<&Event> = events.iter().filter(released).collect();
+    assert_eq!(released.len(), told.len(), "{released:?} of {told:?}");
+    for (event, told) in released.into_iter().zip(&told) {
+        let kind = EventKind::SocketReleased {
+            accepted: told.accepted,
+            preexisting: told.preexisting,
+            family: told.family,
+            socket_type: told.socket_type,
+        };
+        assert_eq!(event.kind, kind, "{told:?}");
+        let within = |[begin, end]: [u64; 2], instant: u64| begin <= instant && instant <= end;
+        assert!(within(told.closed_ns, event.end.0), "{event:?} of {told:?}");
+        if told.preexisting {
+            assert_eq!(event.duration_ns, 0, "nobody knows how old it is: {event:?}");
+        } else {
+            assert!(within(told.made_ns, event.start().0), "{event:?} of {told:?}");
+            assert!(event.duration_ns >= 100_000_000, "it was held so long: {event:?}");
+        }
+    }
+}
