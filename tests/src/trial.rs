@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use observer::model::{Event, RunInfo, Summary};
@@ -192,6 +193,26 @@ fn kept_in_place(tid: u32) -> Option<(Pid, CpuSet)> {
 #[must_use]
 pub fn unique(name: &str) -> String {
     format!("observer-test-{name}-{}", std::process::id())
+}
+
+/// The tiers of a probe that this kernel offers, the best one first, as `--tier` takes them.
+///
+/// # Panics
+/// When the doctor does not tell.
+#[must_use]
+pub fn offered_tiers(probe: &str) -> Vec<String> {
+    let mut doctor = Command::new(programs().observer);
+    let output = doctor.args(["doctor", "--json"]).output().expect("the doctor answers");
+    let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let probes = found["probes"].as_array().expect("probes");
+    let row = probes.iter().find(|row| row["probe"] == probe).expect("the probe");
+    let tiers = row["tiers"].as_array().expect("tiers").iter();
+    let offered: Vec<String> = tiers
+        .filter(|tier| tier["state"] != "not_offered")
+        .map(|tier| format!("{probe}={}", tier["tier"].as_str().expect("a name")))
+        .collect();
+    assert!(!offered.is_empty(), "{row}");
+    offered
 }
 
 /// A test, and the tiers its observers are told to use.

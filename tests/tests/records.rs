@@ -12,10 +12,26 @@ use observer_tests::told::{Area, Call, Calls, Faults, Socket};
 use observer_tests::trial::{self, Run, Trial, scaled_text};
 use serde::de::DeserializeOwned;
 
+/// The tiers that records of a probe come from, each to be tried. Attaching one takes an emulated
+/// CPU seconds: guests try observer's own choice only.
+fn tiers(probe: &str) -> Vec<Option<String>> {
+    if trial::in_guest() {
+        return vec![None];
+    }
+    trial::offered_tiers(probe).into_iter().map(Some).collect()
+}
+
 /// Runs a workload under observer: what it told, and the records of its process.
-fn recorded<T: DeserializeOwned>(arguments: &[&str], options: &[&str]) -> (T, Vec<Event>) {
+fn recorded<T: DeserializeOwned>(
+    arguments: &[&str],
+    options: &[&str],
+    tier: Option<&str>,
+) -> (T, Vec<Event>) {
+    println!("{arguments:?} by {tier:?}");
     let directory = trial::directory();
-    let (mut work, watch) = trial::watched(arguments, options, directory.path());
+    let mut options = options.to_vec();
+    options.extend(tier.iter().flat_map(|tier| ["--tier", tier]));
+    let (mut work, watch) = trial::watched(arguments, &options, directory.path());
     let told = work.go().unwrap_or_else(|error| panic!("{error}"));
     let place = watch.run.clone();
     let (summary, info) = watch.finish().unwrap_or_else(|error| panic!("{error}"));
@@ -49,12 +65,15 @@ fn faults(events: &[Event], area: Area) -> BTreeMap<u64, Vec<(bool, bool)>> {
 #[test]
 fn a_faults_record_has_its_page_and_who_touched_it() {
     let Some(_guard) = privileged::ready("fault records") else { return };
-    let (told, events): (Faults, _) = recorded(&["told-faults", "--pages", "200"], &ALL_FAULTS);
-    for (area, kernel_mode) in [(told.touched, false), (told.read_into, true)] {
-        // Every page was touched for the first time, once.
-        let expected: BTreeMap<u64, Vec<_>> =
-            (0..200).map(|page| (page, vec![(false, kernel_mode)])).collect();
-        assert_eq!(faults(&events, area), expected, "{area:?}");
+    for tier in tiers("fault") {
+        let arguments = ["told-faults", "--pages", "200"];
+        let (told, events): (Faults, _) = recorded(&arguments, &ALL_FAULTS, tier.as_deref());
+        for (area, kernel_mode) in [(told.touched, false), (told.read_into, true)] {
+            // Every page was touched for the first time, once.
+            let expected: BTreeMap<u64, Vec<_>> =
+                (0..200).map(|page| (page, vec![(false, kernel_mode)])).collect();
+            assert_eq!(faults(&events, area), expected, "{area:?}");
+        }
     }
 }
 
@@ -66,16 +85,18 @@ fn a_major_faults_record_has_its_page_of_the_file() {
         println!("major fault records: not here: no directory on a disk");
         return;
     }
-    let file = directory.path().join("pages");
-    let file = file.to_str().expect("a path in UTF-8");
-    let (area, events): (Area, _) =
-        recorded(&["major-faults", "--file", file, "--pages", "200"], &ALL_FAULTS);
-    let found = faults(&events, area);
-    // A page that stayed in the cache is no major fault, and comes with its neighbour's.
-    let major = found.values().filter(|faults| faults.contains(&(true, false))).count();
-    assert!(major > 190, "{found:?}");
-    let in_kernel = |&(_, kernel_mode): &(bool, bool)| kernel_mode;
-    assert!(!found.values().flatten().any(in_kernel), "{found:?}");
+    for (index, tier) in tiers("fault").into_iter().enumerate() {
+        let file = directory.path().join(format!("pages-{index}"));
+        let file = file.to_str().expect("a path in UTF-8");
+        let arguments = ["major-faults", "--file", file, "--pages", "200"];
+        let (area, events): (Area, _) = recorded(&arguments, &ALL_FAULTS, tier.as_deref());
+        let found = faults(&events, area);
+        // A page that stayed in the cache is no major fault, and comes with its neighbour's.
+        let major = found.values().filter(|faults| faults.contains(&(true, false))).count();
+        assert!(major > 190, "{found:?}");
+        let in_kernel = |&(_, kernel_mode): &(bool, bool)| kernel_mode;
+        assert!(!found.values().flatten().any(in_kernel), "{found:?}");
+    }
 }
 
 fn names_of_threads(pid: u32) -> BTreeMap<u32, String> {
@@ -87,18 +108,11 @@ fn names_of_threads(pid: u32) -> BTreeMap<u32, String> {
     tasks.flatten().filter_map(name).collect()
 }
 
-#[test]
-fn a_waits_record_names_the_thread_that_ran_instead() {
-    let Some(_guard) = privileged::ready("wait records") else { return };
-    let trial = Trial::new("what records of waits say");
-    let directory = trial::directory();
-    let arguments = ["contend", "--threads", "3", "--ms", &scaled_text(1000)];
-    let mut work = trial::start(&arguments, Placement::default());
-    let observed = trial.observe(&mut work, directory.path(), names_of_threads);
-    let names = &observed.after;
+/// The threads of `contend`, by their waits for the CPU that they share.
+fn waits_name_who_ran(run: &Run, pid: u32, names: &BTreeMap<u32, String>) {
     let (mut count, mut named) = (0, BTreeSet::new());
     let (mut waited_ns, mut by_each_other_ns) = (0, 0);
-    for event in of_process(&observed.runs[0], work.id()) {
+    for event in of_process(run, pid) {
         let EventKind::Runqueue { preempted, ran_tid, ran_tgid, ran_comm } = &event.kind else {
             continue;
         };
@@ -107,7 +121,7 @@ fn a_waits_record_names_the_thread_that_ran_instead() {
         let works = |name: &String| name.starts_with("work-");
         let shares = *preempted && names.get(&event.tid.0).is_some_and(works);
         waited_ns += if shares { event.duration_ns } else { 0 };
-        if ran_tgid.0 == work.id() {
+        if ran_tgid.0 == pid {
             assert_eq!(names.get(&ran_tid.0), Some(ran_comm), "{event:?} of {names:?}");
             by_each_other_ns += if shares { event.duration_ns } else { 0 };
             count += 1;
@@ -118,15 +132,26 @@ fn a_waits_record_names_the_thread_that_ran_instead() {
     for name in ["work-0", "work-1", "work-2"] {
         assert!(named.contains(name), "{name} ran while others waited: {named:?}");
     }
-    // The host has threads of its own, which run in between.
-    assert!(by_each_other_ns > waited_ns / 2, "{by_each_other_ns} of {waited_ns} ns");
-    work.end().expect("the workload ends");
+    // A record names the last one that ran, which on a busy host is often one of the host's own, for
+    // however short a time.
+    assert!(by_each_other_ns > waited_ns / 10, "{by_each_other_ns} of {waited_ns} ns");
 }
 
 #[test]
-fn a_memory_calls_record_has_its_arguments_and_its_result() {
-    let Some(_guard) = privileged::ready("memory call records") else { return };
-    let (told, events): (Calls, _) = recorded(&["told-calls", "--rounds", "50"], &ALL_CALLS);
+fn a_waits_record_names_the_thread_that_ran_instead() {
+    let Some(_guard) = privileged::ready("wait records") else { return };
+    let trial = Trial { test: "what records of waits say", tiers: tiers("runqueue") };
+    let directory = trial::directory();
+    let arguments = ["contend", "--threads", "3", "--ms", &scaled_text(1000)];
+    let mut work = trial::start(&arguments, Placement::default());
+    let observed = trial.observe(&mut work, directory.path(), names_of_threads);
+    for run in &observed.runs {
+        waits_name_who_ran(run, work.id(), &observed.after);
+    }
+    work.end().expect("the workload ends");
+}
+
+fn calls_are_those_told(told: &Calls, mut events: Vec<Event>) {
     let call = |event: &Event| match event.kind {
         EventKind::MmSyscall { call, address, length_bytes, result, argument }
             if event.start().0 >= told.begin_ns && event.end.0 <= told.end_ns =>
@@ -135,9 +160,8 @@ fn a_memory_calls_record_has_its_arguments_and_its_result() {
         }
         _ => None,
     };
-    let mut events: Vec<&Event> = events.iter().collect();
-    events.sort_unstable_by_key(|event| event.start());
-    let found: Vec<Call> = events.into_iter().filter_map(call).collect();
+    events.sort_unstable_by_key(Event::start);
+    let found: Vec<Call> = events.iter().filter_map(call).collect();
     // Not all at once: a list of hundreds helps nobody.
     for (index, (found, told)) in found.iter().zip(&told.calls).enumerate() {
         assert_eq!(found, told, "call {index}");
@@ -155,28 +179,26 @@ fn a_memory_calls_record_has_its_arguments_and_its_result() {
 }
 
 #[test]
-fn a_reclaims_record_has_its_order_its_flags_and_its_pages() {
-    let Some(_guard) = privileged::ready("reclaim records") else { return };
-    let trial = Trial::new("what records of reclaim say");
-    let directory = trial::directory();
-    let cgroup = MemoryCgroup::create(&trial::unique("records")).expect("a cgroup can be made");
-    cgroup.limit(Some(24 << 20)).expect("a limit can be set");
-    let file = directory.path().join("sparse");
-    let file = file.to_str().expect("a path in UTF-8");
-    let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
-    let mut work = trial::start(&["reclaim", "--file", file, "--rounds", "4"], place);
-    let observed = trial.observe(&mut work, directory.path(), |_| ());
-    let run = &observed.runs[0];
+fn a_memory_calls_record_has_its_arguments_and_its_result() {
+    let Some(_guard) = privileged::ready("memory call records") else { return };
+    for tier in tiers("mm_syscall") {
+        let arguments = ["told-calls", "--rounds", "50"];
+        let (told, events) = recorded(&arguments, &ALL_CALLS, tier.as_deref());
+        calls_are_those_told(&told, events);
+    }
+}
+
+fn reclaims_are_for_the_limit(run: &Run, pid: u32) {
     let mut count = 0;
     let mut pages = 0;
-    for event in of_process(run, work.id()) {
+    for event in of_process(run, pid) {
         let EventKind::Reclaim { scope, reclaimed_pages, order, gfp_flags } = event.kind else {
             continue;
         };
         if scope != ReclaimScope::Memcg {
             continue;
         }
-        assert_eq!(event.tid.0, work.id(), "it has one thread");
+        assert_eq!(event.tid.0, pid, "it has one thread");
         // A limit is about pages, whatever was asked for (`try_to_free_mem_cgroup_pages`).
         assert_eq!(order, 0, "{event:?}");
         assert_ne!(gfp_flags, 0, "{event:?}");
@@ -187,17 +209,31 @@ fn a_reclaims_record_has_its_order_its_flags_and_its_pages() {
     // Each round reads 64 MiB through 24 MiB.
     let least = 4 * (64 - 24) * (1 << 20) / PAGE_BYTES as u64;
     assert!(pages >= least, "{pages} pages in {count} records, of at least {least}");
-    work.end().expect("the workload ends");
 }
 
 #[test]
-fn a_sockets_record_has_its_kind_and_its_life() {
-    let Some(_guard) = privileged::ready("socket records") else { return };
-    let (told, events): (Vec<Socket>, _) = recorded(&["told-sockets", "--ms", "100"], &[]);
+fn a_reclaims_record_has_its_order_its_flags_and_its_pages() {
+    let Some(_guard) = privileged::ready("reclaim records") else { return };
+    let trial = Trial { test: "what records of reclaim say", tiers: tiers("reclaim") };
+    let directory = trial::directory();
+    let cgroup = MemoryCgroup::create(&trial::unique("records")).expect("a cgroup can be made");
+    cgroup.limit(Some(24 << 20)).expect("a limit can be set");
+    let file = directory.path().join("sparse");
+    let file = file.to_str().expect("a path in UTF-8");
+    let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
+    let mut work = trial::start(&["reclaim", "--file", file, "--rounds", "4"], place);
+    let observed = trial.observe(&mut work, directory.path(), |_| ());
+    for run in &observed.runs {
+        reclaims_are_for_the_limit(run, work.id());
+    }
+    work.end().expect("the workload ends");
+}
+
+fn sockets_are_those_told(told: &[Socket], events: &[Event]) {
     let released = |event: &&Event| matches!(event.kind, EventKind::SocketReleased { .. });
     let released: Vec<&Event> = events.iter().filter(released).collect();
     assert_eq!(released.len(), told.len(), "{released:?} of {told:?}");
-    for (event, told) in released.into_iter().zip(&told) {
+    for (event, told) in released.into_iter().zip(told) {
         let kind = EventKind::SocketReleased {
             accepted: told.accepted,
             preexisting: told.preexisting,
@@ -213,5 +249,15 @@ fn a_sockets_record_has_its_kind_and_its_life() {
             assert!(within(told.made_ns, event.start().0), "{event:?} of {told:?}");
             assert!(event.duration_ns >= 100_000_000, "it was held so long: {event:?}");
         }
+    }
+}
+
+#[test]
+fn a_sockets_record_has_its_kind_and_its_life() {
+    let Some(_guard) = privileged::ready("socket records") else { return };
+    for tier in tiers("socket") {
+        let arguments = ["told-sockets", "--ms", "100"];
+        let (told, events): (Vec<Socket>, _) = recorded(&arguments, &[], tier.as_deref());
+        sockets_are_those_told(&told, &events);
     }
 }

@@ -1,29 +1,14 @@
 //! Every tier that this kernel offers, forced, against the same books as observer's own choice;
 //! and all tiers of a probe side by side on the same work.
 
-use std::process::Command;
-
 use observer_tests::exact;
 use observer_tests::privileged;
 use observer_tests::results::trap_held;
 use observer_tests::trial::{self, Trial, scaled_text};
-use serde_json::Value;
 
 /// One observer for each tier of `probe` that this kernel offers, the best one first.
 fn tiers(test: &'static str, probe: &str) -> Trial {
-    let output = Command::new(trial::programs().observer)
-        .args(["doctor", "--json"])
-        .output()
-        .expect("the doctor answers");
-    let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let probes = found["probes"].as_array().expect("probes");
-    let row = probes.iter().find(|row| row["probe"] == probe).expect("the probe");
-    let tiers = row["tiers"].as_array().expect("tiers").iter();
-    let offered: Vec<String> = tiers
-        .filter(|tier| tier["state"] != "not_offered")
-        .map(|tier| format!("{probe}={}", tier["tier"].as_str().expect("a name")))
-        .collect();
-    assert!(!offered.is_empty(), "{row}");
+    let offered = trial::offered_tiers(probe);
     trap_held(test, probe, &format!("side by side: {}", offered.join(", ")));
     Trial { test, tiers: offered.into_iter().map(Some).collect() }
 }
