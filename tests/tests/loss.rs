@@ -10,7 +10,9 @@ use observer::output::rundir::RunDir;
 use observer_tests::books::{self, Faults};
 use observer_tests::privileged;
 use observer_tests::results::Held;
-use observer_tests::trial::{FLOODED, directory, nudge, run_delay_ns, settle, watched};
+use observer_tests::trial::{
+    FLOODED, directory, nudge, run_delay_ns, scaled_text, settle, watched,
+};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -148,7 +150,7 @@ impl Flood {
 #[test]
 fn produced_is_delivered_and_lost_for_several_kinds_at_once() {
     let Some(_guard) = privileged::ready("flood of all kinds") else { return };
-    let flood = flood(&["storm", "--rounds", "60000"]);
+    let flood = flood(&["storm", "--rounds", &scaled_text(60_000)]);
     flood.everything_adds_up();
     for kind in ["fault", "mm_syscall"] {
         let RecordSummary { delivered, lost, .. } = flood.records(kind);
@@ -165,7 +167,7 @@ fn produced_is_delivered_and_lost_for_several_kinds_at_once() {
 #[test]
 fn produced_is_delivered_and_lost_for_memory_calls() {
     let Some(_guard) = privileged::ready("flood of memory calls") else { return };
-    let flood = flood(&["memory-calls", "--rounds", "100000"]);
+    let flood = flood(&["memory-calls", "--rounds", &scaled_text(100_000)]);
     flood.everything_adds_up();
     assert!(flood.records("mm_syscall").lost > 1_000, "{:?}", flood.records("mm_syscall"));
     for call in ["mmap", "munmap", "mremap", "brk", "mprotect", "madvise"] {
@@ -182,7 +184,7 @@ fn produced_is_delivered_and_lost_for_memory_calls() {
 #[test]
 fn produced_is_delivered_and_lost_for_faults() {
     let Some(_guard) = privileged::ready("flood of faults") else { return };
-    let flood = flood(&["minor-faults", "--pages", "300000"]);
+    let flood = flood(&["minor-faults", "--pages", &scaled_text(200_000)]);
     flood.everything_adds_up();
     assert!(flood.records("fault").lost > 1_000, "{:?}", flood.records("fault"));
     let faults = flood.after.faults.since(flood.before.faults);
@@ -192,7 +194,7 @@ fn produced_is_delivered_and_lost_for_faults() {
 #[test]
 fn produced_is_delivered_and_lost_for_waits() {
     let Some(_guard) = privileged::ready("flood of waits") else { return };
-    let flood = flood(&["ping-pong", "--rounds", "200000"]);
+    let flood = flood(&["ping-pong", "--rounds", &scaled_text(200_000)]);
     flood.everything_adds_up();
     flood.waits_agree();
 }

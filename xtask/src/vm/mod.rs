@@ -43,11 +43,15 @@ const TESTS: &[&str] = &[
     "exactness",
     "books",
     "tiers",
+    "records",
     "traps_runqueue",
     "traps_tasks",
     "traps_memory",
     "traps_tables",
     "pressure",
+    "loss",
+    "choice",
+    "command",
     "doctor",
     "target",
     "run",
@@ -59,11 +63,15 @@ const TESTS: &[&str] = &[
 /// `cargo xtask vm` is asked.
 const SLOW: &[(&str, &[Kernel])] = &[
     ("tiers", &[Kernel::V6_1]),
+    ("records", &[Kernel::V6_12]),
     ("traps_runqueue", &[Kernel::V6_12]),
     ("traps_tasks", &[Kernel::V6_12]),
     ("traps_memory", &[Kernel::V6_1]),
     ("traps_tables", &[]),
     ("pressure", &[Kernel::V6_1]),
+    ("loss", &[]),
+    ("choice", &[]),
+    ("command", &[]),
     ("run", &[]),
 ];
 
