@@ -76,7 +76,7 @@ impl Daemon {
         let status = self.process.wait(Duration::from_secs(60)).expect("it ends");
         assert!(status.success(), "{status}");
         // Each program that is detached waits for the kernel, which is long on an emulated CPU.
-        let soon = trial::in_guest() || sent.elapsed() < Duration::from_secs(3);
+        let soon = trial::in_guest() || sent.elapsed() < Duration::from_secs(10);
         assert!(soon, "{:?}", sent.elapsed());
     }
 }

@@ -47,6 +47,36 @@ fn the_daemon_serves_what_the_kernel_counts_and_stops_when_asked() {
 }
 
 #[test]
+fn a_daemon_serves_while_its_target_is_waited_for() {
+    let Some(_guard) = privileged::ready("daemon that waits") else { return };
+    let directory = directory();
+    let name = format!("late-{}", std::process::id());
+    let late = directory.path().join(&name);
+    fs::copy(programs().service, &late).expect("a copy");
+    let daemon = Daemon::start(&["--comm", &name, "--wait"]);
+    let target = ["target=\"true\""];
+    let before = scrape(&daemon);
+    assert!(before.count(WAITS, &[]) > 0, "the host's are there");
+    assert!(!before.text().contains(target[0]), "{}", before.text());
+    let service = Service::start(&late, &[], Placement::default()).expect("a service");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while scrape(&daemon).count(WAITS, &target) < 50 {
+        assert!(Instant::now() < deadline, "the target is watched once it is there");
+        http::get(service.port, "/", "").expect("an answer");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Its listener at least.
+    assert!(scrape(&daemon).sum("observer_target_live_sockets", &[]) >= 1.0);
+    drop(service);
+    let left = || scrape(&daemon).sum("observer_target_live_sockets", &[]);
+    while left() > 0.0 {
+        assert!(Instant::now() < deadline, "{} sockets of a target that is gone", left());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    daemon.end();
+}
+
+#[test]
 fn a_daemon_whose_target_is_gone_goes_on() {
     let Some(_guard) = privileged::ready("daemon without target") else { return };
     let service = service();

@@ -237,6 +237,10 @@ fn the_trace_of_a_killed_run_is_readable_to_the_last_batch_and_answers() {
     assert_ne!(summary.verdict.outcome, Outcome::Attributed, "sleeping is nobody's fault");
     let told = |reason: &String| reason.contains("did not come to its end");
     assert!(summary.verdict.reasons.iter().any(told), "{:?}", summary.verdict);
+    // Requests after the last instant that is known to be whole tell nothing, and spoil nothing.
+    assert!(summary.samples.skipped.contains_key("outside_run"), "{:?}", summary.samples.skipped);
+    let spoilt = |reason: &String| reason.contains("could not be used");
+    assert!(!summary.verdict.reasons.iter().any(spoilt), "{:?}", summary.verdict);
     let report = observer_report(&out).stdout.to_lowercase();
     assert!(report.contains(&summary.verdict.outcome.name().replace('_', " ")), "{report}");
 }

@@ -127,7 +127,10 @@ fn a_target_that_exits_ends_the_run() {
     drop(service);
     let status = watch.process.wait(Duration::from_secs(10)).unwrap_or_else(|e| panic!("{e}"));
     assert!(status.success(), "{status}: {}", watch.printed());
-    assert_eq!(complete(&watch.run).1.end_reason, EndReason::TargetExit);
+    let (summary, info) = complete(&watch.run);
+    assert_eq!(info.end_reason, EndReason::TargetExit);
+    // The listener was there before the probe, and the kernel closed it with the process.
+    assert_eq!(summary.probes["socket"].counters["live"], 0, "{:?}", summary.probes["socket"]);
 }
 
 #[test]

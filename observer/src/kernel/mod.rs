@@ -432,3 +432,33 @@ fn fdinfo(fd: i32) -> String {
 fn fdinfo_field(info: &str, field: &str) -> u64 {
     info.lines().find_map(|line| line.strip_prefix(field)?.trim().parse().ok()).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_that_was_made_again_is_one_row() {
+        let row = |name: &str, target, durations: &[u64]| {
+            let mut histogram = Histogram::zeroed();
+            for duration_ns in durations {
+                histogram.sum_ns += duration_ns;
+                histogram.buckets[observer_ebpf::wire::bucket_index(*duration_ns)] += 1;
+            }
+            let mut series = Box::new(std::array::from_fn(|_| Distribution::default()));
+            series[0].add(&histogram);
+            CgroupDistributions { name: name.to_owned(), target, series }
+        };
+        let rows = one_row_a_name(vec![
+            row("/a", false, &[5, 7]),
+            row("/b", false, &[1]),
+            row("/a", true, &[9]),
+            row("/a", false, &[11]),
+        ]);
+        let found: Vec<_> = rows
+            .iter()
+            .map(|row| (row.name.as_str(), row.target, row.series[0].count(), row.series[0].sum_ns))
+            .collect();
+        assert_eq!(found, [("/a", false, 3, 23), ("/b", false, 1, 1), ("/a", true, 1, 9)]);
+    }
+}
