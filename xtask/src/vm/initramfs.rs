@@ -16,7 +16,7 @@ use crate::project::root;
 
 /// Programs of this host that the tests start.
 const HOST_PROGRAMS: &[&str] =
-    &["sh", "sleep", "strace", "unshare", "ip", "setpriv", "true", "cat", "printf"];
+    &["sh", "sleep", "strace", "unshare", "ip", "setpriv", "true", "cat", "printf", "mount"];
 
 /// Where they are put.
 const BIN: &str = "/usr/bin";
