@@ -156,8 +156,12 @@ fn produced_is_delivered_and_lost_for_several_kinds_at_once() {
         let RecordSummary { delivered, lost, .. } = flood.records(kind);
         assert!(lost > 1_000 && delivered > 1_000, "{kind}: {delivered} and {lost}");
     }
-    // The distributions are as exact as without the flood.
-    assert_eq!(flood.part("mm_syscall", "madvise"), flood.number("madvise"));
+    // The distributions are as exact as without the flood. With PREEMPT_RT threads are preempted in
+    // the middle of a program, and the kernel leaves out its runs for others meanwhile, which is told.
+    let missed = flood.summary.loss.by_kind.get("program_missed").copied().unwrap_or_default();
+    let (found, made) = (flood.part("mm_syscall", "madvise"), flood.number("madvise"));
+    println!("madvise: {found} of {made}, {missed} runs left out");
+    assert!(found <= made && found + missed >= made, "{found} of {made}, {missed} left out");
     let faults = flood.after.faults.since(flood.before.faults);
     assert!(faults.minor >= flood.number("minor_faults_at_least"), "{faults:?}");
     flood.faults_agree(&faults);

@@ -137,7 +137,8 @@ fn a_wake_up_of_a_running_thread_begins_no_wait() {
     let test = "wake-up of a running thread";
     if two_cpus(test) {
         let arguments = ["wake-running", "--rounds", &scaled_text(100_000)];
-        exact::run_delay(&books_and_own_clock(test), &arguments);
+        exact::run_delay(&Trial::new(test), &arguments);
+        exact::no_more_waits(&books_and_own_clock(test), &arguments);
     }
 }
 

@@ -10,5 +10,5 @@ mod sockets;
 pub use calls::{memory_call_time, memory_calls};
 pub use faults::{copied_pages, families, major_faults, minor_faults};
 pub use reclaim::{freed_pages, memcg_reclaim};
-pub use runqueue::{processor_time, run_delay, throttled};
+pub use runqueue::{no_more_waits, processor_time, run_delay, throttled};
 pub use sockets::{descriptors, sockets};
