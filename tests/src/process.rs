@@ -222,3 +222,18 @@ pub fn note_interrupts() {
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
+
+/// Command lines of all processes that contain `needle`; between the words of one is a NUL.
+///
+/// # Panics
+/// Without /proc.
+#[must_use]
+pub fn command_lines_with(needle: &str) -> Vec<String> {
+    let processes = std::fs::read_dir("/proc").expect("/proc");
+    processes
+        .flatten()
+        .filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).into_owned())
+        .filter(|line| line.contains(needle))
+        .collect()
+}

@@ -1,30 +1,18 @@
 //! How COMMAND ends: with everything it started, and with its samples whole.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, os::unix::process::CommandExt};
 
 use observer::model::{EndReason, RunInfo};
 use observer_tests::privileged;
-use observer_tests::process::{Placement, Running, Service};
+use observer_tests::process::{Placement, Running, Service, command_lines_with};
 use observer_tests::trial::{directory, programs};
 use observer_tests::watch::read_run;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Command lines of all processes that contain `needle`.
-fn command_lines_with(needle: &str) -> Vec<String> {
-    let line = |path: PathBuf| fs::read(path.join("cmdline")).ok();
-    fs::read_dir("/proc")
-        .expect("/proc")
-        .flatten()
-        .filter_map(|entry| line(entry.path()))
-        .map(|line| String::from_utf8_lossy(&line).into_owned())
-        .filter(|line| line.contains(needle))
-        .collect()
-}
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")

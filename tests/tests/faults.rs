@@ -16,7 +16,7 @@ use observer_tests::command::{Finished, run};
 use observer_tests::daemon::Daemon;
 use observer_tests::http;
 use observer_tests::privileged;
-use observer_tests::process::{Placement, Running, Service};
+use observer_tests::process::{Placement, Running, Service, command_lines_with};
 use observer_tests::trial::{
     FLOODED, directory, programs, scaled, scaled_text, settle, unique, watched,
 };
@@ -169,7 +169,7 @@ fn a_run_that_is_killed_at_any_moment_leaves_nothing_in_the_kernel() {
         assert_gone(&held);
         // COMMAND does not outlive it: a generator would load the service for nobody.
         let deadline = Instant::now() + Duration::from_secs(10);
-        while command_lines().iter().any(|line| line.contains(text(&stop))) {
+        while !command_lines_with(text(&stop)).is_empty() {
             assert!(Instant::now() < deadline, "COMMAND ends with observer");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -188,16 +188,6 @@ fn observer_report(out: &Path) -> Finished {
     let finished = observer(&["report", text(out)]);
     finished.assert_code(0);
     finished
-}
-
-fn command_lines() -> Vec<String> {
-    let line = |path: PathBuf| fs::read(path.join("cmdline")).ok();
-    fs::read_dir("/proc")
-        .expect("/proc")
-        .flatten()
-        .filter_map(|entry| line(entry.path()))
-        .map(|line| String::from_utf8_lossy(&line).into_owned())
-        .collect()
 }
 
 #[test]

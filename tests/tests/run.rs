@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use observer::model::{EndReason, Outcome, ProbeState, RunInfo, Summary};
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::command::{Finished, as_nobody, give_to_nobody, run};
 use observer_tests::privileged;
-use observer_tests::process::{Placement, Programs, Running, Service};
+use observer_tests::process::{Placement, Programs, Running, Service, command_lines_with};
 use observer_tests::trial::{directory, in_guest, programs, unique};
 use observer_tests::watch::{Watch, Work, read_run};
 use rustix::process::Signal;
@@ -88,20 +88,10 @@ fn ended_by(signal: Signal) {
     // The command waits for a file in this directory; nobody is left who does.
     let needle = directory.path().to_string_lossy().into_owned();
     let deadline = Instant::now() + Duration::from_secs(2);
-    while command_lines().iter().any(|line| line.contains(&needle)) {
+    while !command_lines_with(&needle).is_empty() {
         assert!(Instant::now() < deadline, "the command was ended with the run");
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-fn command_lines() -> Vec<String> {
-    let processes = fs::read_dir("/proc").expect("/proc");
-    let line = |path: PathBuf| fs::read(path.join("cmdline")).ok();
-    processes
-        .flatten()
-        .filter_map(|entry| line(entry.path()))
-        .map(|line| String::from_utf8_lossy(&line).into_owned())
-        .collect()
 }
 
 #[test]
