@@ -79,8 +79,8 @@ impl Scenario {
     #[must_use]
     pub const fn expected(self) -> Option<Cause> {
         match self {
-            Self::Reclaim => Some(Cause::ReclaimMemcg),
-            Self::Hog => Some(Cause::Runqueue),
+            Self::Reclaim => Some(Cause::RECLAIM_MEMCG),
+            Self::Hog => Some(Cause::RUNQUEUE),
             Self::Sleep => None,
         }
     }
@@ -487,10 +487,10 @@ impl Finding {
                 self.slow
             ));
         }
-        let expected = self.scenario.expected().map_or(Cause::Unexplained.name(), Cause::name);
+        let expected = self.scenario.expected().map_or(Cause::UNEXPLAINED.name(), Cause::name);
         lines.push(format!("expected: {expected}"));
         let found = verdict.top_cause.map_or(verdict.outcome.name(), Cause::name);
-        let cause = verdict.top_cause.unwrap_or(Cause::Unexplained);
+        let cause = verdict.top_cause.unwrap_or(Cause::UNEXPLAINED);
         let share = self.summary.causes.iter().find(|summary| summary.cause == cause);
         lines.push(match share {
             Some(cause) => format!(

@@ -74,7 +74,7 @@ fn hey_against_nginx() {
     assert!((150.0..250.0).contains(&samples.rate_hz), "{samples:?}");
     // A busy host may delay nginx; nothing else can have been the matter.
     let cause = summary.verdict.top_cause;
-    assert!(matches!(cause, None | Some(Cause::Runqueue)), "{:?}", summary.verdict);
+    assert!(matches!(cause, None | Some(Cause::RUNQUEUE)), "{:?}", summary.verdict);
     // One wake-up of a worker may serve several connections.
     assert!(summary.probes["runqueue"].count > rows / 20, "{:?}", summary.probes["runqueue"]);
     assert!(finished.stdout.contains("coordinated omission"), "{finished:#?}");

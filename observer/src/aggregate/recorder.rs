@@ -92,17 +92,17 @@ mod tests {
     fn percentiles_keep_three_digits_and_outliers_are_counted() {
         let mut recorder = CauseRecorder::default();
         for ns in 1..=1_000u64 {
-            recorder.record(Cause::Runqueue, ns * 1_000);
+            recorder.record(Cause::RUNQUEUE, ns * 1_000);
         }
-        let summary = recorder.summary(Cause::Runqueue).expect("recorded");
+        let summary = recorder.summary(Cause::RUNQUEUE).expect("recorded");
         assert_eq!((summary.count, summary.max_ns), (1_000, 1_000_000));
         assert!(summary.p50_ns.abs_diff(500_000) < 1_000, "{}", summary.p50_ns);
         assert!(summary.p99_ns.abs_diff(990_000) < 1_000, "{}", summary.p99_ns);
         assert_eq!(recorder.clamped(), 0);
-        recorder.record(Cause::Runqueue, HIGHEST_NS * 2);
+        recorder.record(Cause::RUNQUEUE, HIGHEST_NS * 2);
         assert_eq!(recorder.clamped(), 1);
-        assert_eq!(recorder.summary(Cause::Runqueue).map(|s| s.max_ns), Some(HIGHEST_NS * 2));
-        assert_eq!(recorder.summary(Cause::Compaction), None);
+        assert_eq!(recorder.summary(Cause::RUNQUEUE).map(|s| s.max_ns), Some(HIGHEST_NS * 2));
+        assert_eq!(recorder.summary(Cause::COMPACTION), None);
     }
 
     #[test]
@@ -123,7 +123,7 @@ mod tests {
             gfp_flags: 0,
         }));
         recorder.record_event(&event(EventKind::Exec { comm: "x".into() }));
-        assert_eq!(recorder.count(Cause::ReclaimMemcg), 1);
+        assert_eq!(recorder.count(Cause::RECLAIM_MEMCG), 1);
         assert_eq!(recorder.summaries().len(), 1);
     }
 }

@@ -20,7 +20,7 @@ pub(super) fn parse_floor(text: &str) -> Result<(RecordKind, u64), String> {
         .ok_or_else(|| format!("{text:?} is not KIND=TIME, like runqueue=20us"))?;
     // A floor on what has no length would hide all of it.
     let has_length =
-        |kind: &RecordKind| probe::of_kind(*kind).is_some_and(|probe| !probe.causes.is_empty());
+        |kind: &RecordKind| probe::of_kind(*kind).is_some_and(probe::Probe::sees_stalls);
     let kind = RecordKind::ALL
         .into_iter()
         .filter(has_length)

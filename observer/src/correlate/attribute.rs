@@ -29,8 +29,7 @@ pub(super) struct Found {
 
 /// One cause on its own.
 struct Candidate {
-    /// Index into [`Cause::STALLS`].
-    rank: usize,
+    cause: Cause,
     share: f64,
     ci95: [f64; 2],
     coincidence: Coincidence,
@@ -71,30 +70,30 @@ pub(super) fn attribute(
     let begins = episodes(&population.slow_spans, window_ns, block_ns);
     let shifted = Shifted::new(&population.slow, &population.typical, &begins, window_ns, rng);
 
-    let mut candidates: Vec<Candidate> = (0..Cause::STALLS.len())
-        .filter(|rank| timelines.stalls[*rank] > 0)
-        .filter_map(|rank| alone(&groups, &timelines.by_cause[rank], &shifted, rank, rng))
+    let mut candidates: Vec<Candidate> = Cause::all()
+        .filter(|cause| timelines.stalls(*cause) > 0)
+        .filter_map(|cause| alone(&groups, timelines.of(cause), &shifted, cause, rng))
         .collect();
     let generator = generator(&groups, rng);
-    let together = resolve(&groups, &timelines.by_cause, &mut candidates, rng);
+    let together = resolve(&groups, timelines, &mut candidates, rng);
 
     let excess_ns = population.excess_ns();
     let mut causes: Vec<CauseSummary> = candidates
         .iter()
         .map(|candidate| CauseSummary {
-            cause: Cause::STALLS[candidate.rank],
+            cause: candidate.cause,
             share: candidate.share.clamp(0.0, 1.0),
             ci95: candidate.ci95.map(|bound| bound.clamp(0.0, 1.0)),
             p_value: Some(candidate.coincidence.placed),
             contribution_ns: candidate.share.clamp(0.0, 1.0) * excess_ns,
-            stalls: timelines.stalls[candidate.rank],
+            stalls: timelines.stalls(candidate.cause),
             named: candidate.named,
         })
         .chain(generator)
         .collect();
     causes.sort_by(|a, b| b.share.total_cmp(&a.share).then(a.cause.cmp(&b.cause)));
     let generator_named =
-        causes.iter().any(|cause| cause.named && cause.cause == Cause::LoadGenerator);
+        causes.iter().any(|cause| cause.named && cause.cause == Cause::LOAD_GENERATOR);
     let named: f64 = causes.iter().filter(|cause| cause.named).map(|cause| cause.share).sum();
     let rest = (1.0 - named).clamp(0.0, 1.0);
     let rest_of = |shares: &Shares| {
@@ -103,7 +102,7 @@ pub(super) fn attribute(
         (1.0 - stalls - lateness).clamp(0.0, 1.0)
     };
     causes.push(CauseSummary {
-        cause: Cause::Unexplained,
+        cause: Cause::UNEXPLAINED,
         share: rest,
         ci95: interval95(together.iter().map(rest_of).collect()),
         p_value: None,
@@ -120,7 +119,7 @@ fn alone(
     groups: &Groups<'_>,
     timeline: &Timeline,
     shifted: &Shifted,
-    rank: usize,
+    cause: Cause,
     rng: &mut Xoshiro256PlusPlus,
 ) -> Option<Candidate> {
     let duties = [timeline.duty()];
@@ -132,7 +131,7 @@ fn alone(
     let named = nameable(share, ci95)
         && coincidence.placed < MOST_P
         && coincidence.shifted < MOST_SHIFTED_P;
-    Some(Candidate { rank, share, ci95, coincidence, named })
+    Some(Candidate { cause, share, ci95, coincidence, named })
 }
 
 /// The part of late sends.
@@ -146,7 +145,7 @@ fn generator(groups: &Groups<'_>, rng: &mut Xoshiro256PlusPlus) -> Option<CauseS
     let ci95 = interval95(blocks.resample(&[], rng).iter().map(|s| s.lateness).collect());
     let p_value = lateness_p_value(slow, typical, rng);
     Some(CauseSummary {
-        cause: Cause::LoadGenerator,
+        cause: Cause::LOAD_GENERATOR,
         share: share.clamp(0.0, 1.0),
         ci95: ci95.map(|bound| bound.clamp(0.0, 1.0)),
         p_value: Some(p_value),
@@ -160,7 +159,7 @@ fn generator(groups: &Groups<'_>, rng: &mut Xoshiro256PlusPlus) -> Option<CauseS
 /// be named. Returns the resamples of the named ones together.
 fn resolve(
     groups: &Groups<'_>,
-    by_cause: &[Timeline],
+    timelines: &Timelines,
     candidates: &mut [Candidate],
     rng: &mut Xoshiro256PlusPlus,
 ) -> Vec<Shares> {
@@ -168,7 +167,7 @@ fn resolve(
         let named: Vec<usize> =
             (0..candidates.len()).filter(|index| candidates[*index].named).collect();
         let whole: Vec<&Timeline> =
-            named.iter().map(|index| &by_cause[candidates[*index].rank]).collect();
+            named.iter().map(|index| timelines.of(candidates[*index].cause)).collect();
         let parts = split(&whole);
         let parts: Vec<&Timeline> = parts.iter().collect();
         let duties: Vec<f64> = parts.iter().map(|part| part.duty()).collect();
@@ -195,11 +194,11 @@ const AMBIGUOUS_SHARE: f64 = 0.25;
 const AMBIGUOUS_P: f64 = 0.1;
 
 fn ambiguous(candidate: &Candidate) -> Option<String> {
-    let Candidate { rank, share, ci95, coincidence, named } = candidate;
+    let Candidate { cause, share, ci95, coincidence, named } = candidate;
     if *named || *share < AMBIGUOUS_SHARE || coincidence.placed > AMBIGUOUS_P {
         return None;
     }
-    let name = Cause::STALLS[*rank].name();
+    let name = cause.name();
     Some(if coincidence.placed < MOST_P && coincidence.shifted >= MOST_SHIFTED_P {
         format!(
             "{name} overlaps the slow requests, but shifting all its stalls in time overlaps them \

@@ -152,7 +152,7 @@ impl Analysis {
         let named: f64 = self.causes.iter().filter(|c| c.named).map(|c| c.share).sum();
         assert!(named <= 1.0 + 1e-9, "{self:#?}");
         if let Some((last, rest)) = self.causes.split_last() {
-            assert_eq!(last.cause, Cause::Unexplained);
+            assert_eq!(last.cause, Cause::UNEXPLAINED);
             assert!(rest.is_sorted_by(|a, b| a.share >= b.share), "{self:#?}");
         }
         let top = self.causes.iter().find(|cause| cause.named).map(|cause| cause.cause);

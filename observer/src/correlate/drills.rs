@@ -12,7 +12,7 @@ fn squeezed(seed: u64, begins: impl FnOnce(&mut Drill) -> Vec<u64>) -> Drill {
     let mut drill = Drill::new(seed, 10);
     for begin in begins(&mut drill) {
         let length = drill.rng.random_range(200 * MS..SQUEEZE);
-        drill.squeeze(Cause::ReclaimMemcg, begin, begin + length);
+        drill.squeeze(Cause::RECLAIM_MEMCG, begin, begin + length);
     }
     drill
 }
@@ -24,8 +24,8 @@ fn one_cause_is_found_in_a_short_run_with_few_squeezes() {
         drill.plain_load(400);
         let analysis = drill.analyse();
         analysis.check();
-        assert_eq!(analysis.verdict.top_cause, Some(Cause::ReclaimMemcg), "{seed}: {analysis:#?}");
-        let cause = analysis.of(Cause::ReclaimMemcg);
+        assert_eq!(analysis.verdict.top_cause, Some(Cause::RECLAIM_MEMCG), "{seed}: {analysis:#?}");
+        let cause = analysis.of(Cause::RECLAIM_MEMCG);
         assert!(cause.share > 0.85, "seed {seed}: {analysis:#?}");
         assert!(cause.ci95[0] > 0.6 && cause.p_value < Some(0.01));
         assert!(cause.stalls > 100);
@@ -39,7 +39,7 @@ fn a_strictly_periodic_schedule_is_found() {
         drill.plain_load(400);
         let analysis = drill.analyse();
         analysis.check();
-        assert_eq!(analysis.verdict.top_cause, Some(Cause::ReclaimMemcg), "{seed}: {analysis:#?}");
+        assert_eq!(analysis.verdict.top_cause, Some(Cause::RECLAIM_MEMCG), "{seed}: {analysis:#?}");
     }
 }
 
@@ -47,13 +47,13 @@ fn a_strictly_periodic_schedule_is_found() {
 fn whole_stalls_are_found_with_their_full_share() {
     let mut drill = Drill::new(1, 30);
     for begin in drill.jittered(12, 40 * MS) {
-        drill.culprit(Cause::Runqueue, 7, begin, begin + 40 * MS);
+        drill.culprit(Cause::RUNQUEUE, 7, begin, begin + 40 * MS);
     }
     drill.plain_load(500);
     let analysis = drill.analyse();
-    let share = analysis.check().of(Cause::Runqueue).share;
+    let share = analysis.check().of(Cause::RUNQUEUE).share;
     assert!(share > 0.95, "{analysis:#?}");
-    assert_eq!(analysis.of(Cause::Runqueue).stalls, 12);
+    assert_eq!(analysis.of(Cause::RUNQUEUE).stalls, 12);
     assert_eq!(analysis, drill.analyse(), "the same evidence gives the same answer");
 }
 
@@ -63,7 +63,7 @@ fn the_true_share_is_recovered_when_others_are_slow_for_another_reason() {
         let mut drill = Drill::new(seed, 60);
         drill.slow = SlowSpec::Threshold(5 * MS);
         for begin in drill.jittered(150, 20 * MS) {
-            drill.culprit(Cause::ReclaimDirect, 1, begin, begin + 20 * MS);
+            drill.culprit(Cause::RECLAIM_DIRECT, 1, begin, begin + 20 * MS);
         }
         // As many slow handlers as requests in stalls, about as slow.
         let slow = |_, rng: &mut Xoshiro256PlusPlus| {
@@ -78,14 +78,14 @@ fn the_true_share_is_recovered_when_others_are_slow_for_another_reason() {
             .map(|ns| ns as f64)
             .sum();
         let analysis = drill.analyse();
-        let share = analysis.check().of(Cause::ReclaimDirect).share;
+        let share = analysis.check().of(Cause::RECLAIM_DIRECT).share;
         // The handlers' work is known; the rest of the excess is the stalls'.
         let excess =
             by_handler - analysis.samples.slow_count as f64 * analysis.samples.typical_mean_ns;
         let handlers = drill.samples.len() as f64 * 0.05 * 10.0 * MS as f64;
         let truth = 1.0 - handlers / excess;
         assert!((share - truth).abs() < 0.08, "seed {seed}: {share} for {truth}");
-        assert_eq!(analysis.verdict.top_cause, Some(Cause::ReclaimDirect));
+        assert_eq!(analysis.verdict.top_cause, Some(Cause::RECLAIM_DIRECT));
     }
 }
 
@@ -93,7 +93,7 @@ fn the_true_share_is_recovered_when_others_are_slow_for_another_reason() {
 fn a_healthy_run_has_nothing_to_explain() {
     let mut drill = Drill::new(1, 10);
     for begin in drill.jittered(100, MS) {
-        drill.innocent(Cause::Runqueue, 1, begin, begin + 100_000);
+        drill.innocent(Cause::RUNQUEUE, 1, begin, begin + 100_000);
     }
     drill.plain_load(500);
     let analysis = drill.analyse();
@@ -115,8 +115,8 @@ fn a_sleeping_handler_is_nobodys_fault() {
         // Noise that is always there.
         for _ in 0..4_000 {
             let begin = drill.rng.random_range(0..drill.window_ns);
-            drill.innocent(Cause::Runqueue, 1, begin, begin + 100_000);
-            drill.innocent(Cause::FaultMinor, 2, begin + 300_000, begin + 310_000);
+            drill.innocent(Cause::RUNQUEUE, 1, begin, begin + 100_000);
+            drill.innocent(Cause::FAULT_MINOR, 2, begin + 300_000, begin + 310_000);
         }
         let sleep = |_, rng: &mut Xoshiro256PlusPlus| {
             if rng.random_bool(0.02) { 30 * MS } else { 0 }
@@ -124,7 +124,7 @@ fn a_sleeping_handler_is_nobodys_fault() {
         drill.load(300, |_, _| 0, sleep);
         let analysis = drill.analyse();
         assert_eq!(analysis.check().verdict.outcome, Outcome::Unexplained, "{seed}: {analysis:#?}");
-        assert_eq!(analysis.of(Cause::Unexplained).share, 1.0);
+        assert_eq!(analysis.of(Cause::UNEXPLAINED).share, 1.0);
     }
 }
 
@@ -146,7 +146,7 @@ fn coincidence_with_scattered_slow_requests_is_not_named() {
         for _ in 0..60 {
             let begin = drill.rng.random_range(0..drill.window_ns);
             let length = drill.rng.random_range(MS..80 * MS);
-            drill.innocent(Cause::ReclaimMemcg, 1, begin, begin + length);
+            drill.innocent(Cause::RECLAIM_MEMCG, 1, begin, begin + length);
         }
         let slow = |_, rng: &mut Xoshiro256PlusPlus| {
             if rng.random_bool(0.01) { rng.random_range(10 * MS..50 * MS) } else { 0 }
@@ -163,7 +163,7 @@ fn coincidence_with_episodes_is_not_named() {
             drill.freeze(begin, begin + SQUEEZE);
         }
         for begin in drill.jittered(8, SQUEEZE) {
-            drill.innocent(Cause::Runqueue, 1, begin, begin + SQUEEZE);
+            drill.innocent(Cause::RUNQUEUE, 1, begin, begin + SQUEEZE);
         }
         drill.plain_load(200);
     });
@@ -179,7 +179,7 @@ fn an_innocent_cause_of_the_same_period_is_hardly_ever_named() {
         for i in 0..10 {
             drill.freeze(i * 2 * SECOND + 500 * MS, i * 2 * SECOND + 800 * MS);
             let begin = (i * 2 * SECOND + phase) % drill.window_ns;
-            drill.innocent(Cause::Runqueue, 1, begin, begin + SQUEEZE);
+            drill.innocent(Cause::RUNQUEUE, 1, begin, begin + SQUEEZE);
         }
         drill.plain_load(200);
     });
@@ -190,68 +190,68 @@ fn an_innocent_cause_of_the_same_period_is_hardly_ever_named() {
 fn nested_causes_go_to_the_innermost() {
     let mut drill = Drill::new(1, 30);
     for begin in drill.jittered(12, 40 * MS) {
-        drill.innocent(Cause::MmSyscall, 1, begin, begin + 40 * MS);
-        drill.innocent(Cause::FaultMinor, 1, begin + MS, begin + 39 * MS);
-        drill.culprit(Cause::ReclaimMemcg, 1, begin + 2 * MS, begin + 38 * MS);
+        drill.innocent(Cause::MM_SYSCALL, 1, begin, begin + 40 * MS);
+        drill.innocent(Cause::FAULT_MINOR, 1, begin + MS, begin + 39 * MS);
+        drill.culprit(Cause::RECLAIM_MEMCG, 1, begin + 2 * MS, begin + 38 * MS);
     }
     drill.plain_load(500);
     let analysis = drill.analyse();
-    assert_eq!(analysis.check().verdict.top_cause, Some(Cause::ReclaimMemcg));
-    assert!(analysis.of(Cause::ReclaimMemcg).share > 0.85, "{analysis:#?}");
-    assert!(!analysis.of(Cause::FaultMinor).named && !analysis.of(Cause::MmSyscall).named);
+    assert_eq!(analysis.check().verdict.top_cause, Some(Cause::RECLAIM_MEMCG));
+    assert!(analysis.of(Cause::RECLAIM_MEMCG).share > 0.85, "{analysis:#?}");
+    assert!(!analysis.of(Cause::FAULT_MINOR).named && !analysis.of(Cause::MM_SYSCALL).named);
 }
 
 #[test]
 fn causes_of_two_threads_share_what_they_cover_together() {
     let mut drill = Drill::new(1, 30);
     for begin in drill.jittered(12, 40 * MS) {
-        drill.culprit(Cause::ReclaimMemcg, 1, begin, begin + 40 * MS);
-        drill.innocent(Cause::Runqueue, 2, begin, begin + 40 * MS);
+        drill.culprit(Cause::RECLAIM_MEMCG, 1, begin, begin + 40 * MS);
+        drill.innocent(Cause::RUNQUEUE, 2, begin, begin + 40 * MS);
     }
     // A third thread always in faults is no competitor.
     for i in 0..3_000 {
-        drill.innocent(Cause::FaultMinor, 3, i * 10 * MS, i * 10 * MS + 9 * MS);
+        drill.innocent(Cause::FAULT_MINOR, 3, i * 10 * MS, i * 10 * MS + 9 * MS);
     }
     drill.plain_load(500);
     let analysis = drill.analyse();
     analysis.check();
-    let reclaim = analysis.of(Cause::ReclaimMemcg);
-    let runqueue = analysis.of(Cause::Runqueue);
+    let reclaim = analysis.of(Cause::RECLAIM_MEMCG);
+    let runqueue = analysis.of(Cause::RUNQUEUE);
     assert!(reclaim.named && runqueue.named, "{analysis:#?}");
     assert!((reclaim.share - 0.5).abs() < 0.05 && (runqueue.share - 0.5).abs() < 0.05);
-    assert!(!analysis.of(Cause::FaultMinor).named, "{analysis:#?}");
-    assert!(analysis.of(Cause::Unexplained).share < 0.1);
+    assert!(!analysis.of(Cause::FAULT_MINOR).named, "{analysis:#?}");
+    assert!(analysis.of(Cause::UNEXPLAINED).share < 0.1);
 }
 
 #[test]
 fn two_causes_at_different_times_each_get_their_part() {
     let mut drill = Drill::new(3, 60);
     for (i, begin) in drill.jittered(40, 40 * MS).into_iter().enumerate() {
-        let cause = if i % 4 == 0 { Cause::Runqueue } else { Cause::Compaction };
+        let cause = if i % 4 == 0 { Cause::RUNQUEUE } else { Cause::COMPACTION };
         drill.culprit(cause, 1, begin, begin + 40 * MS);
     }
     drill.plain_load(500);
     let analysis = drill.analyse();
-    assert_eq!(analysis.check().verdict.top_cause, Some(Cause::Compaction), "{analysis:#?}");
-    assert!((analysis.of(Cause::Compaction).share - 0.75).abs() < 0.15, "{analysis:#?}");
-    assert!(analysis.of(Cause::Runqueue).named, "{analysis:#?}");
+    assert_eq!(analysis.check().verdict.top_cause, Some(Cause::COMPACTION), "{analysis:#?}");
+    assert!((analysis.of(Cause::COMPACTION).share - 0.75).abs() < 0.15, "{analysis:#?}");
+    assert!(analysis.of(Cause::RUNQUEUE).named, "{analysis:#?}");
 }
 
 #[test]
 fn stalls_across_both_ends_of_the_run_are_clipped() {
     let mut drill = Drill::new(1, 20);
     let last = drill.window_ns;
-    drill.culprit(Cause::Runqueue, 1, 0, 30 * MS);
+    drill.culprit(Cause::RUNQUEUE, 1, 0, 30 * MS);
     drill.stalls[0].start = MonoNanos(drill.stalls[0].start.0 - SECOND);
     for begin in [3 * SECOND, 7_100 * MS, 8_900 * MS, 13_333 * MS, 17_777 * MS] {
-        drill.culprit(Cause::Runqueue, 1, begin, begin + 40 * MS);
+        drill.culprit(Cause::RUNQUEUE, 1, begin, begin + 40 * MS);
     }
-    drill.innocent(Cause::Runqueue, 1, last - 20 * MS, last + 5 * SECOND);
+    drill.innocent(Cause::RUNQUEUE, 1, last - 20 * MS, last + 5 * SECOND);
     drill.plain_load(500);
     let analysis = drill.analyse();
-    assert_eq!(analysis.check().verdict.top_cause, Some(Cause::Runqueue), "{analysis:#?}");
-    assert!(analysis.of(Cause::Runqueue).share > 0.9, "{analysis:#?}");
-    assert_eq!(analysis.of(Cause::Runqueue).stalls, 7);
+    assert_eq!(analysis.check().verdict.top_cause, Some(Cause::RUNQUEUE), "{analysis:#?}");
+    assert!(analysis.of(Cause::RUNQUEUE).share > 0.9, "{analysis:#?}");
+    assert_eq!(analysis.of(Cause::RUNQUEUE).stalls, 7);
 }
 
 #[test]
@@ -260,7 +260,7 @@ fn late_sends_are_the_generators_even_where_stalls_cover_them() {
     let begins = drill.jittered(8, 60 * MS);
     for begin in &begins {
         // Ends when the late requests are sent: it covers lateness only.
-        drill.innocent(Cause::Runqueue, 1, *begin, begin + 50 * MS);
+        drill.innocent(Cause::RUNQUEUE, 1, *begin, begin + 50 * MS);
     }
     let late = move |at: u64, _: &mut Xoshiro256PlusPlus| {
         begins
@@ -270,16 +270,16 @@ fn late_sends_are_the_generators_even_where_stalls_cover_them() {
     };
     drill.load(500, late, |_, _| 0);
     let analysis = drill.analyse();
-    assert_eq!(analysis.check().verdict.top_cause, Some(Cause::LoadGenerator), "{analysis:#?}");
-    assert!(analysis.of(Cause::LoadGenerator).share > 0.95, "{analysis:#?}");
-    assert!(!analysis.of(Cause::Runqueue).named, "{analysis:#?}");
+    assert_eq!(analysis.check().verdict.top_cause, Some(Cause::LOAD_GENERATOR), "{analysis:#?}");
+    assert!(analysis.of(Cause::LOAD_GENERATOR).share > 0.95, "{analysis:#?}");
+    assert!(!analysis.of(Cause::RUNQUEUE).named, "{analysis:#?}");
     assert!(analysis.samples.lateness_ns.max > 30 * MS);
 
     for sample in &mut drill.samples {
         sample.intended_start = None;
     }
     let blind = drill.analyse();
-    assert!(blind.causes.iter().all(|cause| cause.cause != Cause::LoadGenerator));
+    assert!(blind.causes.iter().all(|cause| cause.cause != Cause::LOAD_GENERATOR));
     assert!(blind.verdict.reasons.iter().any(|r| r.contains("coordinated omission")));
     assert!(!blind.samples.intended_start_known);
 }
@@ -288,14 +288,14 @@ fn late_sends_are_the_generators_even_where_stalls_cover_them() {
 fn too_few_episodes_or_slow_samples_are_inconclusive() {
     let mut drill = Drill::new(1, 10);
     for begin in [2_345 * MS, 7_890 * MS] {
-        drill.culprit(Cause::Runqueue, 1, begin, begin + 100 * MS);
+        drill.culprit(Cause::RUNQUEUE, 1, begin, begin + 100 * MS);
     }
     drill.plain_load(400);
     let analysis = drill.analyse();
     assert_eq!(analysis.check().verdict.outcome, Outcome::Inconclusive);
     assert_eq!(analysis.episodes, 2);
     assert!(analysis.verdict.reasons[0].contains("2 episodes"), "{:?}", analysis.verdict);
-    assert!(analysis.of(Cause::Runqueue).share > 0.8);
+    assert!(analysis.of(Cause::RUNQUEUE).share > 0.8);
 
     drill.samples.truncate(300);
     drill.samples[5].end = MonoNanos(drill.samples[5].end.0 + 70 * MS);
@@ -359,7 +359,7 @@ fn an_unwatched_cause_matters_where_nothing_else_explains() {
         drill
             .quality
             .unwatched
-            .push(Unwatched { cause: Cause::FaultMajor, reason: "no perf events".to_owned() });
+            .push(Unwatched { cause: Cause::FAULT_MAJOR, reason: "no perf events".to_owned() });
     };
     let named = spoilt(unwatch);
     assert_eq!(named.verdict.outcome, Outcome::Attributed);
@@ -401,7 +401,7 @@ fn what_raised_floors_hid_matters_where_it_may_be_the_cause() {
     drill.plain_load(400);
     drill.quality.hidden = hidden(60 * SECOND);
     let verdict = drill.analyse().verdict;
-    assert_eq!(verdict.top_cause, Some(Cause::ReclaimMemcg), "{verdict:?}");
+    assert_eq!(verdict.top_cause, Some(Cause::RECLAIM_MEMCG), "{verdict:?}");
 }
 
 #[test]
@@ -409,14 +409,14 @@ fn a_run_where_most_requests_are_slow_compares_with_the_others() {
     let mut drill = Drill::new(9, 20);
     drill.slow = SlowSpec::Threshold(5 * MS);
     for begin in drill.jittered(40, 300 * MS) {
-        drill.culprit(Cause::ReclaimDirect, 1, begin, begin + 300 * MS);
+        drill.culprit(Cause::RECLAIM_DIRECT, 1, begin, begin + 300 * MS);
     }
     drill.plain_load(300);
     let analysis = drill.analyse();
     analysis.check();
     assert!(analysis.samples.slow_count * 2 > analysis.samples.count);
-    assert_eq!(analysis.verdict.top_cause, Some(Cause::ReclaimDirect), "{analysis:#?}");
-    assert!(analysis.of(Cause::ReclaimDirect).share > 0.9, "{analysis:#?}");
+    assert_eq!(analysis.verdict.top_cause, Some(Cause::RECLAIM_DIRECT), "{analysis:#?}");
+    assert!(analysis.of(Cause::RECLAIM_DIRECT).share > 0.9, "{analysis:#?}");
 
     drill.slow = SlowSpec::Threshold(100_000);
     let all = drill.analyse();
@@ -427,7 +427,7 @@ fn a_run_where_most_requests_are_slow_compares_with_the_others() {
 fn empty_and_senseless_input_is_answered() {
     let mut drill = Drill::new(1, 10);
     assert_eq!(drill.analyse().check().verdict.outcome, Outcome::NoSlowSamples);
-    drill.culprit(Cause::Runqueue, 1, 0, MS);
+    drill.culprit(Cause::RUNQUEUE, 1, 0, MS);
     assert_eq!(drill.analyse().check().verdict.outcome, Outcome::NoSlowSamples);
     drill.quality.skipped_samples = 3;
     assert_eq!(drill.analyse().check().verdict.outcome, Outcome::Inconclusive);
@@ -442,8 +442,8 @@ fn empty_and_senseless_input_is_answered() {
     assert_eq!(outside.samples.count, 0);
 
     drill.plain_load(400);
-    drill.innocent(Cause::Runqueue, 1, 9, 3);
-    drill.innocent(Cause::LoadGenerator, 1, 3, 9);
+    drill.innocent(Cause::RUNQUEUE, 1, 9, 3);
+    drill.innocent(Cause::LOAD_GENERATOR, 1, 3, 9);
     for quantile in [f64::NAN, -1.0, 0.0, 1.0, 7.0] {
         drill.slow = SlowSpec::Quantile(quantile);
         let analysis = drill.analyse();

@@ -1,7 +1,7 @@
 //! Attribution: splits the latency of the slow requests into causes and an honest rest.
 //!
 //! [`analyse`] is pure and deterministic. In short: stalls become disjoint intervals per cause
-//! (`timeline`: innermost of a thread wins, threads united), each sample's exposure to each
+//! (`timeline`: the innermost of a thread has it, threads united), each sample's exposure to each
 //! cause is measured (`exposure`), exposure becomes a share of the excess latency (`share`),
 //! random shifts say how likely coincidence is (`shift`), blocks of time drawn again say how
 //! exact the share is (`bootstrap`), and `verdict` decides whether the evidence allows an
@@ -107,7 +107,7 @@ pub struct Ignored {
     pub stalls_outside_window: u64,
     /// Stalls of no length, or that end before they begin.
     pub stalls_empty_or_reversed: u64,
-    /// Stalls whose cause is none of [`Cause::STALLS`].
+    /// Stalls whose cause is no stall of this version.
     pub stalls_without_kernel_cause: u64,
 }
 

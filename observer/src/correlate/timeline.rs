@@ -1,17 +1,12 @@
 //! Stalls as disjoint intervals of the window, with prefix sums: how much of any interval a cause
 //! covers is two binary searches away.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
 use super::Ignored;
 use crate::clock::MonoNanos;
-use crate::model::{Cause, Stall};
-
-/// Causes that come from stalls.
-pub(super) const CAUSES: usize = Cause::STALLS.len();
-
-/// Position of a cause in [`Cause::STALLS`].
-pub(super) fn rank(cause: Cause) -> Option<usize> {
-    Cause::STALLS.iter().position(|other| *other == cause)
-}
+use crate::model::{CAUSES, Cause, Stall};
 
 /// A half-open interval, nanoseconds since the start of the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,83 +96,107 @@ impl Timeline {
     }
 }
 
-/// Timelines of all causes, in the order of [`Cause::STALLS`].
+/// Timelines of all causes.
 #[derive(Debug)]
 pub(super) struct Timelines {
-    pub(super) by_cause: Vec<Timeline>,
-    /// Stalls of each cause that reach into the window.
-    pub(super) stalls: [u64; CAUSES],
+    /// In the order of [`CAUSES`].
+    by_cause: Vec<Timeline>,
+    stalls: Vec<u64>,
 }
 
+impl Timelines {
+    /// When a cause of this version was at work.
+    pub(super) fn of(&self, cause: Cause) -> &Timeline {
+        &self.by_cause[cause.index()]
+    }
+
+    /// Its stalls that reach into the window.
+    pub(super) fn stalls(&self, cause: Cause) -> u64 {
+        self.stalls.get(cause.index()).copied().unwrap_or(0)
+    }
+}
+
+/// A stall in absolute time: which of two began last must not depend on the window.
+#[derive(Clone, Copy)]
 struct ThreadStall {
+    start: u64,
+    end: u64,
     tid: u32,
-    span: Span,
-    rank: u8,
+    cause: Cause,
 }
 
-/// Clips stalls to the window, lets the innermost win on each thread, and unites the threads.
+/// Clips stalls to the window, gives each instant of a thread to its innermost stall, and unites
+/// the threads.
 pub(super) fn flatten(
     stalls: &[Stall],
     window: (MonoNanos, MonoNanos),
     ignored: &mut Ignored,
 ) -> Timelines {
     let length_ns = window.1.since(window.0);
-    let mut counts = [0; CAUSES];
-    let mut clipped: Vec<ThreadStall> = Vec::with_capacity(stalls.len());
+    let mut counts = vec![0; CAUSES.len()];
+    let mut inside: Vec<ThreadStall> = Vec::with_capacity(stalls.len());
     for stall in stalls {
-        let Some(rank) = rank(stall.cause) else {
+        let cause = stall.cause;
+        if !cause.is_stall() {
             ignored.stalls_without_kernel_cause += 1;
             continue;
-        };
+        }
         if stall.end <= stall.start {
             ignored.stalls_empty_or_reversed += 1;
             continue;
         }
-        let start = stall.start.since(window.0);
-        let end = stall.end.since(window.0).min(length_ns);
-        if start >= end {
+        if stall.start.since(window.0) >= stall.end.since(window.0).min(length_ns) {
             ignored.stalls_outside_window += 1;
             continue;
         }
-        counts[rank] += 1;
-        clipped.push(ThreadStall { tid: stall.tid.0, span: Span { start, end }, rank: rank as u8 });
+        counts[cause.index()] += 1;
+        let (start, end) = (stall.start.0, stall.end.0);
+        inside.push(ThreadStall { start, end, tid: stall.tid.0, cause });
     }
-    clipped.sort_unstable_by_key(|stall| (stall.tid, stall.span.start));
-    let mut pieces: Vec<Vec<Span>> = vec![Vec::new(); CAUSES];
-    for thread in clipped.chunk_by(|a, b| a.tid == b.tid) {
-        innermost(thread, &mut pieces);
+    inside.sort_unstable_by_key(|stall| (stall.tid, stall.start));
+    let mut pieces: Vec<Vec<Span>> = vec![Vec::new(); CAUSES.len()];
+    for thread in inside.chunk_by(|a, b| a.tid == b.tid) {
+        innermost(thread, |cause, start, end| {
+            let start = MonoNanos(start).since(window.0);
+            let end = MonoNanos(end).since(window.0).min(length_ns);
+            let pieces = &mut pieces[cause.index()];
+            match pieces.last_mut() {
+                _ if start >= end => {}
+                // No gap: one piece, so that memory stays linear in the stalls.
+                Some(last) if last.end == start => last.end = end,
+                _ => pieces.push(Span { start, end }),
+            }
+        });
     }
-    drop(clipped);
+    drop(inside);
     let by_cause = pieces.into_iter().map(|spans| Timeline::union(spans, length_ns)).collect();
     Timelines { by_cause, stalls: counts }
 }
 
-/// Sweeps one thread's stalls (sorted by start); at each instant the highest rank has it.
-fn innermost(thread: &[ThreadStall], pieces: &mut [Vec<Span>]) {
-    let mut active_until = [0u64; CAUSES];
+/// Sweeps one thread's stalls (sorted by start) and hands over who has which interval: of the
+/// stalls open at an instant the one that began last, whatever its cause; of several that began
+/// together the one that ends first.
+fn innermost(thread: &[ThreadStall], mut each: impl FnMut(Cause, u64, u64)) {
+    let mut open: BinaryHeap<(u64, Reverse<u64>, Reverse<Cause>)> = BinaryHeap::new();
+    let mut upcoming = thread.iter().peekable();
     let mut now = 0;
-    let mut next = 0;
     loop {
-        while let Some(stall) = thread.get(next).filter(|stall| stall.span.start <= now) {
-            let until = &mut active_until[usize::from(stall.rank)];
-            *until = (*until).max(stall.span.end);
-            next += 1;
+        while let Some(stall) = upcoming.next_if(|stall| stall.start <= now) {
+            open.push((stall.start, Reverse(stall.end), Reverse(stall.cause)));
         }
-        let upcoming = thread.get(next).map(|stall| stall.span.start);
-        let Some(winner) = (0..CAUSES).rev().find(|rank| active_until[*rank] > now) else {
-            match upcoming {
-                Some(start) => now = start,
-                None => return,
+        let next = upcoming.peek().map(|stall| stall.start);
+        match (open.peek(), next) {
+            (Some((_, Reverse(end), _)), _) if *end <= now => {
+                open.pop();
             }
-            continue;
-        };
-        let end = upcoming.map_or(active_until[winner], |start| start.min(active_until[winner]));
-        match pieces[winner].last_mut() {
-            // Same thread, no gap: one piece, so that memory stays linear in the stalls.
-            Some(last) if last.end == now => last.end = end,
-            _ => pieces[winner].push(Span { start: now, end }),
+            (Some((_, Reverse(end), Reverse(cause))), next) => {
+                let until = next.map_or(*end, |start| start.min(*end));
+                each(*cause, now, until);
+                now = until;
+            }
+            (None, Some(start)) => now = start,
+            (None, None) => return,
         }
-        now = end;
     }
 }
 
@@ -228,22 +247,22 @@ mod tests {
     }
 
     fn of(lines: &Timelines, cause: Cause) -> Vec<(u64, u64)> {
-        let line = &lines.by_cause[rank(cause).expect("a stall cause")];
+        let line = lines.of(cause);
         line.starts.iter().copied().zip(line.ends.iter().copied()).collect()
     }
 
     #[test]
-    fn the_innermost_stall_of_a_thread_wins() {
+    fn the_stall_that_began_last_has_the_instant() {
         let (lines, _) = flat(&[
-            stall(1, Cause::Runqueue, 1_300, 1_350),
-            stall(1, Cause::MmSyscall, 1_100, 1_600),
-            stall(1, Cause::ReclaimMemcg, 1_250, 1_400),
-            stall(1, Cause::FaultMinor, 1_200, 1_500),
+            stall(1, Cause::RUNQUEUE, 1_300, 1_350),
+            stall(1, Cause::MM_SYSCALL, 1_100, 1_600),
+            stall(1, Cause::RECLAIM_MEMCG, 1_250, 1_400),
+            stall(1, Cause::FAULT_MINOR, 1_200, 1_500),
         ]);
-        assert_eq!(of(&lines, Cause::MmSyscall), [(100, 200), (500, 600)]);
-        assert_eq!(of(&lines, Cause::FaultMinor), [(200, 250), (400, 500)]);
-        assert_eq!(of(&lines, Cause::ReclaimMemcg), [(250, 300), (350, 400)]);
-        assert_eq!(of(&lines, Cause::Runqueue), [(300, 350)]);
+        assert_eq!(of(&lines, Cause::MM_SYSCALL), [(100, 200), (500, 600)]);
+        assert_eq!(of(&lines, Cause::FAULT_MINOR), [(200, 250), (400, 500)]);
+        assert_eq!(of(&lines, Cause::RECLAIM_MEMCG), [(250, 300), (350, 400)]);
+        assert_eq!(of(&lines, Cause::RUNQUEUE), [(300, 350)]);
         let total: f64 = lines.by_cause.iter().map(|line| line.total).sum();
         assert_eq!(total, 500.0);
     }
@@ -251,17 +270,17 @@ mod tests {
     #[test]
     fn threads_unite_and_stalls_are_clipped() {
         let (lines, ignored) = flat(&[
-            stall(1, Cause::Runqueue, 900, 1_100),
-            stall(2, Cause::Runqueue, 1_050, 1_200),
-            stall(3, Cause::Runqueue, 1_900, 9_000),
-            stall(3, Cause::Runqueue, 1_400, 1_400),
-            stall(3, Cause::Runqueue, 1_500, 1_400),
-            stall(3, Cause::Runqueue, 100, 1_000),
-            stall(3, Cause::Runqueue, 2_000, 2_100),
-            stall(3, Cause::LoadGenerator, 1_000, 1_100),
+            stall(1, Cause::RUNQUEUE, 900, 1_100),
+            stall(2, Cause::RUNQUEUE, 1_050, 1_200),
+            stall(3, Cause::RUNQUEUE, 1_900, 9_000),
+            stall(3, Cause::RUNQUEUE, 1_400, 1_400),
+            stall(3, Cause::RUNQUEUE, 1_500, 1_400),
+            stall(3, Cause::RUNQUEUE, 100, 1_000),
+            stall(3, Cause::RUNQUEUE, 2_000, 2_100),
+            stall(3, Cause::LOAD_GENERATOR, 1_000, 1_100),
         ]);
-        assert_eq!(of(&lines, Cause::Runqueue), [(0, 200), (900, 1_000)]);
-        assert_eq!(lines.stalls[rank(Cause::Runqueue).expect("rank")], 3);
+        assert_eq!(of(&lines, Cause::RUNQUEUE), [(0, 200), (900, 1_000)]);
+        assert_eq!(lines.stalls(Cause::RUNQUEUE), 3);
         assert_eq!(ignored.stalls_empty_or_reversed, 2);
         assert_eq!(ignored.stalls_outside_window, 2);
         assert_eq!(ignored.stalls_without_kernel_cause, 1);
@@ -297,3 +316,7 @@ mod tests {
         assert!(split(&[]).is_empty());
     }
 }
+
+#[cfg(test)]
+#[path = "nesting_tests.rs"]
+mod nesting;

@@ -159,7 +159,7 @@ pub(super) fn decide(
             percent(cause.share),
             cause.ci95[0] * 100.0,
             cause.ci95[1] * 100.0,
-            cause.cause.explanation()
+            cause.cause.info().sentence
         )
     };
     let mut reasons: Vec<String> =
@@ -215,22 +215,22 @@ fn quality(evidence: &Evidence<'_>, population: &Population, timelines: &Timelin
 
 /// A sentence if so many records of the kind were lost that it matters.
 fn loss(kind: &str, lost: u64, target_waits: u64, timelines: &Timelines) -> Option<String> {
+    let all: Vec<Cause>;
     let causes: &[Cause] = match kind {
-        "runqueue" | IN_DOUBT => &[Cause::Runqueue],
-        "fault" => &[Cause::FaultMinor, Cause::FaultMajor],
-        "reclaim" => &[Cause::ReclaimDirect, Cause::ReclaimMemcg],
-        "compaction" => &[Cause::Compaction],
-        "mm_syscall" => &[Cause::MmSyscall],
+        "runqueue" | IN_DOUBT => &[Cause::RUNQUEUE],
+        "fault" => &[Cause::FAULT_MINOR, Cause::FAULT_MAJOR],
+        "reclaim" => &[Cause::RECLAIM_DIRECT, Cause::RECLAIM_MEMCG],
+        "compaction" => &[Cause::COMPACTION],
+        "mm_syscall" => &[Cause::MM_SYSCALL],
         // These stall nobody.
         "socket" | "fd_failure" | "task" | "thread_name" => return None,
         // An unknown loss may be one of anything.
-        _ => &Cause::STALLS,
+        _ => {
+            all = Cause::all().filter(|cause| cause.is_stall()).collect();
+            &all
+        }
     };
-    let seen: u64 = causes
-        .iter()
-        .filter_map(|cause| super::timeline::rank(*cause))
-        .map(|rank| timelines.stalls[rank])
-        .sum();
+    let seen: u64 = causes.iter().map(|cause| timelines.stalls(*cause)).sum();
     let (seen, limit) = match kind {
         IN_DOUBT => (seen.max(target_waits), MOST_IN_DOUBT),
         _ => (seen, MOST_LOST),

@@ -1,125 +1,292 @@
-//! Causes: why a thread, or a request, could not go on.
+//! Causes, as data: why a thread could not continue, or why a request was slow. One row each; every
+//! output takes its names, sentences, advice and colours from the rows.
 
-use serde::{Deserialize, Serialize};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::{Event, EventKind, ReclaimScope, Tgid, Tid};
-use crate::clock::MonoNanos;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The fixed names used in every output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Cause {
-    /// Runnable, but another thread had the CPU.
-    Runqueue,
-    /// Reclaiming memory because the whole host was short of it.
-    ReclaimDirect,
-    /// Reclaiming memory because a memory cgroup was at its limit.
-    ReclaimMemcg,
-    /// Compacting memory to find a large page.
-    Compaction,
-    /// A minor page fault.
-    FaultMinor,
-    /// A major page fault: the page came from a device.
-    FaultMajor,
-    /// Inside mmap, munmap, mremap, brk, mprotect or madvise.
-    MmSyscall,
-    /// The load generator sent the request late.
-    LoadGenerator,
-    /// No watched cause carries this part.
-    Unexplained,
+/// What sort of time a cause stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CauseKind {
+    /// A thread of the target had work and could not continue.
+    Stall,
+    /// The target's own work or waiting.
+    OwnWork,
+    /// Something outside the target's host or process, such as the load generator.
+    Outside,
+    /// What no watched cause explains.
+    Rest,
+}
+
+/// What is known about a cause.
+#[derive(Clone, Copy, Debug)]
+pub struct CauseInfo {
+    /// The name in every output.
+    pub id: &'static str,
+    /// The same for people, a few words.
+    pub title: &'static str,
+    /// Continues "Requests were slow because".
+    pub sentence: &'static str,
+    /// What to do about it.
+    pub advice: &'static str,
+    /// The probe that sees its stalls.
+    pub probe: Option<&'static str>,
+    /// Colour in all pictures, `#rrggbb`.
+    pub color: &'static str,
+    /// Sort of time.
+    pub kind: CauseKind,
+}
+
+/// A cause: a row of [`CAUSES`], or an id read from a file that another version wrote.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Cause(u16);
+
+macro_rules! causes {
+    ($($constant:ident { $($field:ident: $value:expr),+ $(,)? })+) => {
+        /// All causes of this version. The order is that of the outputs; of two stalls of a thread
+        /// that begin and end together, the one that comes first here counts as the inner one.
+        pub static CAUSES: &[CauseInfo] = &[$(CauseInfo { $($field: $value),+ }),+];
+
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+        #[repr(u16)]
+        enum Row { $($constant),+ }
+
+        impl Cause {
+            $(
+                #[doc = concat!("The row `", stringify!($constant), "` of [`CAUSES`].")]
+                pub const $constant: Self = Self(Row::$constant as u16);
+            )+
+        }
+    };
+}
+
+causes! {
+    RUNQUEUE {
+        id: "runqueue",
+        title: "Waiting for a CPU",
+        sentence: "threads were ready to run, but another thread had the CPU",
+        advice: "Give the service more CPU time: move or limit the threads that ran instead (see \
+                 the slowest requests), pin the service to CPUs of its own, or add CPUs.",
+        probe: Some("runqueue"),
+        color: "#2471a3",
+        kind: CauseKind::Stall,
+    }
+    RECLAIM_DIRECT {
+        id: "reclaim_direct",
+        title: "Reclaiming host memory",
+        sentence: "threads had to free memory themselves because the host was short of it",
+        advice: "Leave more memory free on the host: limit what other processes use, raise \
+                 vm.watermark_scale_factor so that kswapd starts earlier, or add memory.",
+        probe: Some("reclaim"),
+        color: "#b9770e",
+        kind: CauseKind::Stall,
+    }
+    RECLAIM_MEMCG {
+        id: "reclaim_memcg",
+        title: "Reclaiming cgroup memory",
+        sentence: "threads had to free memory themselves because their memory cgroup was at its \
+                   limit",
+        advice: "Raise memory.high and memory.max of the service's cgroup, or make the service \
+                 use less memory, page cache included.",
+        probe: Some("reclaim"),
+        color: "#c0392b",
+        kind: CauseKind::Stall,
+    }
+    COMPACTION {
+        id: "compaction",
+        title: "Compacting memory",
+        sentence: "threads had to compact memory to find a large free block",
+        advice: "Write `defer` or `madvise` to /sys/kernel/mm/transparent_hugepage/defrag, or \
+                 leave more memory free.",
+        probe: Some("reclaim"),
+        color: "#7d3c98",
+        kind: CauseKind::Stall,
+    }
+    FAULT_MINOR {
+        id: "fault_minor",
+        title: "Minor page faults",
+        sentence: "threads touched pages that were not mapped yet",
+        advice: "Touch the memory before the load begins (MAP_POPULATE or a warm-up), and let the \
+                 allocator keep memory instead of returning it to the kernel.",
+        probe: Some("fault"),
+        color: "#148f77",
+        kind: CauseKind::Stall,
+    }
+    FAULT_MAJOR {
+        id: "fault_major",
+        title: "Major page faults",
+        sentence: "threads waited for pages to be read from a device",
+        advice: "Keep the service's pages in memory: read its files before the load begins, lock \
+                 them with mlock, set memory.swap.max to 0, or add memory.",
+        probe: Some("fault"),
+        color: "#1e8449",
+        kind: CauseKind::Stall,
+    }
+    MM_SYSCALL {
+        id: "mm_syscall",
+        title: "Memory-mapping system calls",
+        sentence: "threads were inside mmap, munmap, mremap, brk, mprotect or madvise",
+        advice: "Make these calls less often: raise the allocator's limits for returning memory \
+                 (M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in glibc, decay times in jemalloc).",
+        probe: Some("mm_syscall"),
+        color: "#ca6f1e",
+        kind: CauseKind::Stall,
+    }
+    LOAD_GENERATOR {
+        id: "load_generator",
+        title: "Load generator",
+        sentence: "the load generator fell behind its schedule",
+        advice: "Run the load generator on another host or on CPUs of its own, or lower its rate.",
+        probe: None,
+        color: "#566573",
+        kind: CauseKind::Outside,
+    }
+    UNEXPLAINED {
+        id: "unexplained",
+        title: "Unexplained",
+        sentence: "no watched cause accounts for this part",
+        advice: "Look at what observer does not watch: locks, block I/O, the network, the \
+                 service's own work, and the services that it calls.",
+        probe: None,
+        color: "#aab2bb",
+        kind: CauseKind::Rest,
+    }
+}
+
+/// Ids of other versions kept apart; any more share one row, so that no file can use up memory.
+const UNKNOWN_MAX: usize = 1_000;
+/// Characters kept of an id that was read from a file.
+const ID_CHARACTERS: usize = 64;
+
+/// Causes that were read from files and are not in [`CAUSES`].
+fn unknown() -> &'static Mutex<Vec<&'static CauseInfo>> {
+    static UNKNOWN: OnceLock<Mutex<Vec<&'static CauseInfo>>> = OnceLock::new();
+    UNKNOWN.get_or_init(Mutex::default)
 }
 
 impl Cause {
-    /// Causes that come from stalls of the target's threads, innermost last: where two overlap on
-    /// one thread, the later one in this list wins. A thread that waits for a CPU inside a
-    /// reclaim is waiting for the CPU; a reclaim inside a fault inside a system call is reclaim.
-    pub const STALLS: [Self; 7] = [
-        Self::MmSyscall,
-        Self::FaultMinor,
-        Self::FaultMajor,
-        Self::ReclaimDirect,
-        Self::ReclaimMemcg,
-        Self::Compaction,
-        Self::Runqueue,
-    ];
-
-    /// The name used in every output.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Runqueue => "runqueue",
-            Self::ReclaimDirect => "reclaim_direct",
-            Self::ReclaimMemcg => "reclaim_memcg",
-            Self::Compaction => "compaction",
-            Self::FaultMinor => "fault_minor",
-            Self::FaultMajor => "fault_major",
-            Self::MmSyscall => "mm_syscall",
-            Self::LoadGenerator => "load_generator",
-            Self::Unexplained => "unexplained",
-        }
+    /// All causes of this version.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..CAUSES.len() as u16).map(Self)
     }
 
-    /// One sentence for people: what it means when a request was slow because of this.
+    /// The cause of this id. An id that this version does not know becomes a cause that has no more
+    /// than its name; characters that no id has are replaced.
     #[must_use]
-    pub const fn explanation(self) -> &'static str {
-        match self {
-            Self::Runqueue => "threads were ready to run but another thread had the CPU",
-            Self::ReclaimDirect => {
-                "threads had to free memory themselves: the host was short of it"
-            }
-            Self::ReclaimMemcg => {
-                "threads had to free memory themselves: their memory cgroup was at its limit"
-            }
-            Self::Compaction => "threads had to compact memory to find a large free block",
-            Self::FaultMinor => "threads mapped pages that were not mapped yet",
-            Self::FaultMajor => "threads waited for pages to be read from a device",
-            Self::MmSyscall => "threads were inside mmap, munmap, mremap, brk, mprotect or madvise",
-            Self::LoadGenerator => "the load generator itself sent late",
-            Self::Unexplained => "no watched cause carries this part",
+    pub fn from_id(id: &str) -> Self {
+        if let Some(known) = CAUSES.iter().position(|info| info.id == id) {
+            return Self(known as u16);
         }
+        let plain = |c: char| if c.is_ascii_alphanumeric() || "_-.:".contains(c) { c } else { '?' };
+        let mut id: String = id.chars().take(ID_CHARACTERS).map(plain).collect();
+        let mut rows = unknown().lock().unwrap_or_else(PoisonError::into_inner);
+        if rows.len() >= UNKNOWN_MAX {
+            "unknown".clone_into(&mut id);
+        }
+        let row = rows.iter().position(|info| info.id == id).unwrap_or_else(|| {
+            let id: &'static str = id.leak();
+            rows.push(Box::leak(Box::new(CauseInfo {
+                id,
+                title: id,
+                sentence: "of a cause that this version of observer does not know",
+                advice: "Read the result with the version of observer that wrote it.",
+                probe: None,
+                color: "#808b96",
+                kind: CauseKind::Outside,
+            })));
+            rows.len() - 1
+        });
+        Self((CAUSES.len() + row) as u16)
+    }
+
+    /// Its row.
+    #[must_use]
+    pub fn info(self) -> &'static CauseInfo {
+        let index = self.index();
+        if let Some(info) = CAUSES.get(index) {
+            return info;
+        }
+        let rows = unknown().lock().unwrap_or_else(PoisonError::into_inner);
+        rows.get(index - CAUSES.len()).copied().unwrap_or(&CAUSES[Self::UNEXPLAINED.index()])
+    }
+
+    /// The name in every output.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.info().id
+    }
+
+    /// Position of its row in [`CAUSES`]; beyond the end for a cause of another version.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// A thread of the target had work and could not continue.
+    #[must_use]
+    pub fn is_stall(self) -> bool {
+        self.info().kind == CauseKind::Stall
+    }
+
+    /// The part that no watched cause explains.
+    #[must_use]
+    pub fn is_rest(self) -> bool {
+        self.info().kind == CauseKind::Rest
     }
 }
 
-/// An interval `[start, end)` in which a thread that had work could not go on.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Stall {
-    /// First instant of the stall.
-    pub start: MonoNanos,
-    /// First instant after it.
-    pub end: MonoNanos,
-    /// The stalled thread.
-    pub tid: Tid,
-    /// Its process.
-    pub tgid: Tgid,
-    /// Why.
-    pub cause: Cause,
+impl std::fmt::Debug for Cause {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(self.name())
+    }
 }
 
-impl Stall {
-    /// The stall an event stands for; `None` for events that stall nobody (sockets, forks).
-    #[must_use]
-    pub fn from_event(event: &Event) -> Option<Self> {
-        let cause = match event.kind {
-            EventKind::Runqueue { .. } => Cause::Runqueue,
-            EventKind::Fault { major: false, .. } => Cause::FaultMinor,
-            EventKind::Fault { major: true, .. } => Cause::FaultMajor,
-            EventKind::Reclaim { scope: ReclaimScope::Direct, .. } => Cause::ReclaimDirect,
-            EventKind::Reclaim { scope: ReclaimScope::Memcg, .. } => Cause::ReclaimMemcg,
-            EventKind::Compaction { .. } => Cause::Compaction,
-            EventKind::MmSyscall { .. } => Cause::MmSyscall,
-            EventKind::SocketReleased { .. }
-            | EventKind::FdFailure { .. }
-            | EventKind::Fork { .. }
-            | EventKind::Exec { .. }
-            | EventKind::Exit { .. }
-            | EventKind::Floor(_) => return None,
-        };
-        Some(Self { start: event.start(), end: event.end, tid: event.tid, tgid: event.tgid, cause })
+impl Serialize for Cause {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Cause {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let id = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        Ok(Self::from_id(&id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn rows_are_whole_and_have_ids_of_their_own() {
+        let ids: BTreeSet<&str> = CAUSES.iter().map(|info| info.id).collect();
+        assert_eq!(ids.len(), CAUSES.len());
+        let colors: BTreeSet<&str> = CAUSES.iter().map(|info| info.color).collect();
+        assert_eq!(colors.len(), CAUSES.len(), "two causes of one colour look the same");
+        for (info, cause) in CAUSES.iter().zip(Cause::all()) {
+            assert_eq!(cause, Cause::from_id(info.id));
+            assert!(info.id.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{}", info.id);
+            let hex = info.color.strip_prefix('#').expect("a colour");
+            assert!(hex.len() == 6 && u32::from_str_radix(hex, 16).is_ok(), "{}", info.color);
+            assert!(info.advice.ends_with('.') && !info.sentence.ends_with('.'), "{}", info.id);
+            assert_eq!(info.kind == CauseKind::Stall, info.probe.is_some(), "{}", info.id);
+        }
+        assert_eq!(CAUSES.iter().filter(|info| info.kind == CauseKind::Rest).count(), 1);
     }
 
-    /// Length in nanoseconds.
-    #[must_use]
-    pub const fn duration_ns(&self) -> u64 {
-        self.end.since(self.start)
+    #[test]
+    fn an_id_of_another_version_keeps_its_name() {
+        let text = serde_json::to_string(&Cause::MM_SYSCALL).expect("text");
+        assert_eq!(text, "\"mm_syscall\"");
+        let later: Cause = serde_json::from_str("\"lock_wait\"").expect("any id");
+        assert_eq!(later.name(), "lock_wait");
+        assert_eq!(later, Cause::from_id("lock_wait"));
+        assert_ne!(later, Cause::from_id("block_io"));
+        assert!(!later.is_stall() && !later.is_rest());
+        assert_eq!(Cause::from_id("<b>\u{1b}[2J").name(), "?b???2J");
+        assert_eq!(Cause::from_id(&"x".repeat(999)).name().len(), ID_CHARACTERS);
     }
 }

@@ -4,10 +4,12 @@ mod cause;
 mod event;
 mod run;
 mod sample;
+mod stall;
 mod summary;
 
 pub use cause::*;
 pub use event::*;
 pub use run::*;
 pub use sample::*;
+pub use stall::*;
 pub use summary::*;

@@ -345,8 +345,8 @@ fn ends_early(name: &str) -> String {
 }
 
 fn attributed(summary: &Summary, slow: &str) -> String {
-    let top = summary.verdict.top_cause.unwrap_or(Cause::Unexplained);
-    let mut sentence = format!("Requests were slow because {}.", top.explanation());
+    let top = summary.verdict.top_cause.unwrap_or(Cause::UNEXPLAINED);
+    let mut sentence = format!("Requests were slow because {}.", top.info().sentence);
     let row = summary.causes.iter().find(|row| row.cause == top);
     if let Some(CauseSummary { share, ci95: [low, high], .. }) = row {
         sentence += &format!(

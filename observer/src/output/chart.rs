@@ -18,24 +18,8 @@ const SHORTEST_NS: f64 = 1e6;
 /// Causes shown, those with the most stalled time first.
 const LANES: usize = 5;
 
-/// The colour of a cause, in all pictures.
-#[must_use]
-pub const fn colour(cause: Cause) -> &'static str {
-    match cause {
-        Cause::Runqueue => "#2471a3",
-        Cause::ReclaimDirect => "#b9770e",
-        Cause::ReclaimMemcg => "#c0392b",
-        Cause::Compaction => "#7d3c98",
-        Cause::FaultMinor => "#148f77",
-        Cause::FaultMajor => "#1e8449",
-        Cause::MmSyscall => "#ca6f1e",
-        Cause::LoadGenerator => "#566573",
-        Cause::Unexplained => "#aab2bb",
-    }
-}
-
 fn rgb(cause: Cause) -> RGBColor {
-    let text = colour(cause);
+    let text = cause.info().color;
     let part = |at: usize| text.get(at..at + 2).and_then(|hex| u8::from_str_radix(hex, 16).ok());
     RGBColor(part(1).unwrap_or(0), part(3).unwrap_or(0), part(5).unwrap_or(0))
 }

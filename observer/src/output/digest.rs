@@ -167,7 +167,7 @@ mod tests {
             assert_eq!(request.omitted, (all.len() - kept.len()) as u64);
         }
         assert!(streamed.iter().any(|request| request.omitted > 0), "more than are kept");
-        assert_eq!(digest.recorder.count(Cause::FaultMinor), 1_000);
-        assert!(digest.lanes[&Cause::FaultMinor].iter().sum::<f64>() > 0.0);
+        assert_eq!(digest.recorder.count(Cause::FAULT_MINOR), 1_000);
+        assert!(digest.lanes[&Cause::FAULT_MINOR].iter().sum::<f64>() > 0.0);
     }
 }

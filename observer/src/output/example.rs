@@ -165,7 +165,7 @@ pub(crate) fn attributed() -> Summary {
         cause,
         share,
         ci95: [low, high],
-        p_value: (cause != Cause::Unexplained).then_some(if named { 0.001 } else { 0.4 }),
+        p_value: (!cause.is_rest()).then_some(if named { 0.001 } else { 0.4 }),
         contribution_ns: share * 40e6,
         stalls: 99,
         named,
@@ -194,7 +194,7 @@ pub(crate) fn attributed() -> Summary {
         schema: SUMMARY_SCHEMA,
         verdict: Verdict {
             outcome: Outcome::Attributed,
-            top_cause: Some(Cause::ReclaimMemcg),
+            top_cause: Some(Cause::RECLAIM_MEMCG),
             reasons: vec![
                 "reclaim_memcg carries 71 % of the excess (95 % interval 64 % to 78 %)".into(),
             ],
@@ -226,10 +226,10 @@ pub(crate) fn attributed() -> Summary {
             typical_mean_ns: 1_200_000.0,
         },
         causes: vec![
-            cause(Cause::ReclaimMemcg, 0.71, 0.64, 0.78, true),
-            cause(Cause::Runqueue, 0.08, 0.02, 0.12, true),
-            cause(Cause::MmSyscall, 0.01, -0.01, 0.02, false),
-            cause(Cause::Unexplained, 0.20, 0.13, 0.28, false),
+            cause(Cause::RECLAIM_MEMCG, 0.71, 0.64, 0.78, true),
+            cause(Cause::RUNQUEUE, 0.08, 0.02, 0.12, true),
+            cause(Cause::MM_SYSCALL, 0.01, -0.01, 0.02, false),
+            cause(Cause::UNEXPLAINED, 0.20, 0.13, 0.28, false),
         ],
         probes,
         loss: LossSummary::default(),

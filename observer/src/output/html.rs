@@ -7,7 +7,7 @@ use super::answer::{Answer, WorstRequest};
 use super::chart;
 use super::terminal::{counters, more, request_line};
 use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
-use crate::model::{Cause, CauseSummary, Outcome, ProbeState, Summary};
+use crate::model::{CauseSummary, Outcome, ProbeState, Summary};
 
 /// Overlapping stalls shown for one request.
 const STALLS_SHOWN: usize = 12;
@@ -135,7 +135,7 @@ fn causes(page: &mut String, summary: &Summary) {
         .map(|row| {
             let CauseSummary { cause, share, ci95: [low, high], p_value, .. } = row;
             let named = row.named && conclusive;
-            let colour = chart::colour(*cause);
+            let colour = cause.info().color;
             let bar = format!(
                 "<span class=\"bar\"><span style=\"width:{:.1}%;background:{colour}\"></span>\
                  <i style=\"left:{:.1}%;width:{:.1}%\"></i></span>",
@@ -143,15 +143,15 @@ fn causes(page: &mut String, summary: &Summary) {
                 low.clamp(0.0, 1.0) * 100.0,
                 (high.clamp(0.0, 1.0) - low.clamp(0.0, 1.0)).max(0.0) * 100.0,
             );
-            let verdict = match cause {
-                Cause::Unexplained => "",
-                _ if named => "named",
-                _ => "not named",
+            let verdict = match named {
+                _ if cause.is_rest() => "",
+                true => "named",
+                false => "not named",
             };
             let name = format!(
                 "<b>{}</b> <small>{verdict}</small><br><small>{}</small>",
                 cause.name(),
-                escape(cause.explanation())
+                escape(cause.info().sentence)
             );
             vec![
                 name,
@@ -159,7 +159,7 @@ fn causes(page: &mut String, summary: &Summary) {
                 format!("{} to {}", percent(*low), percent(*high)),
                 p_value.map_or_else(|| "–".to_owned(), |p| format!("{p:.3}")),
                 duration(row.contribution_ns),
-                if *cause == Cause::Unexplained { "–".to_owned() } else { count(row.stalls) },
+                if cause.is_rest() { "–".to_owned() } else { count(row.stalls) },
                 bar,
             ]
         })

@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::answer::{Answer, NOTHING_LOST, WorstRequest};
 use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
-use crate::model::{Cause, CauseSummary, Outcome, ProbeState, ProbeSummary, Summary};
+use crate::model::{CauseSummary, Outcome, ProbeState, ProbeSummary, Summary};
 
 /// Overlapping stalls shown for one request.
 const STALLS_SHOWN: usize = 5;
@@ -155,10 +155,10 @@ fn causes(text: &mut String, summary: &Summary, paint: Paint) {
         .iter()
         .map(|row| {
             let CauseSummary { cause, share, ci95: [low, high], p_value, .. } = row;
-            let verdict = match (cause, row.named && conclusive) {
-                (Cause::Unexplained, _) => "",
-                (_, true) => "named",
-                (_, false) => "not named",
+            let verdict = match row.named && conclusive {
+                _ if cause.is_rest() => "",
+                true => "named",
+                false => "not named",
             };
             vec![
                 cause.name().to_owned(),
@@ -166,7 +166,7 @@ fn causes(text: &mut String, summary: &Summary, paint: Paint) {
                 format!("{} to {}", percent(*low), percent(*high)),
                 p_value.map_or_else(|| "-".to_owned(), |p| format!("{p:.3}")),
                 duration(row.contribution_ns),
-                if *cause == Cause::Unexplained { "-".to_owned() } else { count(row.stalls) },
+                if cause.is_rest() { "-".to_owned() } else { count(row.stalls) },
                 verdict.to_owned(),
             ]
         })

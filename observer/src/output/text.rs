@@ -1,6 +1,6 @@
 //! Numbers and names in words: what the outputs for people share.
 
-use crate::model::{Cause, Event, EventKind, FloorChange, MmCall, RunInfo, Tid};
+use crate::model::{Event, EventKind, FloorChange, MmCall, RunInfo, Tid};
 
 /// A duration with three significant digits: `41.2 ms`.
 #[must_use]
@@ -180,7 +180,7 @@ pub fn detail(kind: &EventKind) -> String {
 #[must_use]
 pub fn cause(event: &Event) -> &'static str {
     crate::model::Stall::from_event(event)
-        .map_or_else(|| event.kind.name(), |stall| Cause::name(stall.cause))
+        .map_or_else(|| event.kind.name(), |stall| stall.cause.name())
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
-//! docs/PROBES.md, from the table.
+//! docs/PROBES.md and docs/CAUSES.md, from the tables.
 
 use std::fmt::Write;
 
 use super::{PROBES, Probe};
+use crate::model::{CAUSES, CauseKind};
 
 /// The page, as Markdown.
 #[must_use]
@@ -19,7 +20,7 @@ pub fn probes_markdown() -> String {
     );
     for probe in PROBES {
         let causes: Vec<String> =
-            probe.causes.iter().map(|cause| format!("`{}`", cause.name())).collect();
+            probe.causes().map(|cause| format!("`{}`", cause.name())).collect();
         let causes = if causes.is_empty() { "–".to_owned() } else { causes.join(", ") };
         let _ = writeln!(
             page,
@@ -31,6 +32,35 @@ pub fn probes_markdown() -> String {
     }
     for probe in PROBES {
         describe(&mut page, probe);
+    }
+    page
+}
+
+/// The page about causes, as Markdown.
+#[must_use]
+pub fn causes_markdown() -> String {
+    let mut page = String::from(
+        "# Causes\n\n<!-- Generated from the table in observer/src/model/cause.rs; `cargo xtask \
+         docs` rewrites it. -->\n\nThe latency of the slow requests is split into these causes. \
+         A *stall* is an interval in which a thread of the target had work and could not continue; \
+         where stalls of one thread overlap, each instant belongs to the one that began last, so \
+         that nothing is counted twice.\n",
+    );
+    for info in CAUSES {
+        let kind = match info.kind {
+            CauseKind::Stall => "stall",
+            CauseKind::OwnWork => "the service's own work",
+            CauseKind::Outside => "outside the service",
+            CauseKind::Rest => "the rest",
+        };
+        let probe = info.probe.map_or_else(String::new, |probe| {
+            format!(", seen by the probe [`{probe}`](PROBES.md#{probe})")
+        });
+        let _ = write!(
+            page,
+            "\n## {}\n\n{} ({kind}{probe}). Requests were slow because {}.\n\nWhat to do: {}\n",
+            info.id, info.title, info.sentence, info.advice
+        );
     }
     page
 }
@@ -66,10 +96,23 @@ fn describe(page: &mut String, probe: &Probe) {
 mod tests {
     #[test]
     fn docs_probes_is_current() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/PROBES.md");
-        let page = super::probes_markdown();
+        current(
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/PROBES.md"),
+            &super::probes_markdown(),
+        );
+    }
+
+    #[test]
+    fn docs_causes_is_current() {
+        current(
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/CAUSES.md"),
+            &super::causes_markdown(),
+        );
+    }
+
+    fn current(path: &str, page: &str) {
         if std::env::var_os("OBSERVER_UPDATE_DOCS").is_some() {
-            std::fs::write(path, &page).unwrap();
+            std::fs::write(path, page).unwrap();
         }
         let committed = std::fs::read_to_string(path).unwrap_or_default();
         assert_eq!(committed, page, "run `cargo xtask docs` to rewrite it");

@@ -3,7 +3,7 @@
 use observer_ebpf::wire::{FAULT_KERNEL, FAULT_MAJOR, FaultRecord, Header, RecordKind};
 
 use super::{Attach, Need, Probe, Program, Tier, read};
-use crate::model::{Cause, EventKind};
+use crate::model::EventKind;
 
 const USER: &str = "faults in user mode";
 const KERNEL: &str = "faults in kernel mode";
@@ -104,7 +104,6 @@ pub(super) const PROBE: Probe = Probe {
         },
     ],
     records: &[RecordKind::Fault],
-    causes: &[Cause::FaultMinor, Cause::FaultMajor],
     floor_ns: 3_000,
     decode,
 };

@@ -3,7 +3,7 @@
 use observer_ebpf::wire::{Header, MmSyscallRecord, RecordKind, Series};
 
 use super::{Attach, Need, Probe, Program, Tier, read};
-use crate::model::{Cause, EventKind, MmCall};
+use crate::model::{EventKind, MmCall};
 
 /// Shared with the socket probe.
 pub(super) const SYS_EXIT: Program =
@@ -107,7 +107,6 @@ pub(super) const PROBE: Probe = Probe {
         },
     ],
     records: &[RecordKind::MmSyscall],
-    causes: &[Cause::MmSyscall],
     floor_ns: 3_000,
     decode,
 };

@@ -31,12 +31,24 @@ pub struct Probe {
     pub tiers: &'static [Tier],
     /// Records it sends.
     pub records: &'static [RecordKind],
-    /// Causes its stalls are booked under.
-    pub causes: &'static [Cause],
     /// Stalls of the target below this are counted, not sent, nanoseconds.
     pub floor_ns: u64,
     /// Turns one of its records into an event; `None` when the bytes do not fit the layout.
     pub decode: fn(&Header, &[u8]) -> Option<EventKind>,
+}
+
+impl Probe {
+    /// Causes whose stalls it sees: the rows of [`crate::model::CAUSES`] that name it.
+    pub fn causes(&self) -> impl Iterator<Item = Cause> + use<> {
+        let name = self.name;
+        Cause::all().filter(move |cause| cause.info().probe == Some(name))
+    }
+
+    /// It sees stalls, not only counts or names.
+    #[must_use]
+    pub fn sees_stalls(&self) -> bool {
+        self.causes().next().is_some()
+    }
 }
 
 /// All probes, in the order they are attached: first what follows the target.
@@ -111,6 +123,14 @@ mod tests {
             kind: kind as u16,
             flags,
             cpu: 1,
+        }
+    }
+
+    #[test]
+    fn the_probe_of_every_cause_exists() {
+        for cause in Cause::all().filter(|cause| cause.is_stall()) {
+            let sees = |probe: &&Probe| probe.causes().any(|seen| seen == cause);
+            assert_eq!(PROBES.iter().copied().filter(sees).count(), 1, "{cause:?}");
         }
     }
 

@@ -3,7 +3,7 @@
 use observer_ebpf::wire::{CompactionRecord, Header, RECLAIM_MEMCG, ReclaimRecord, RecordKind};
 
 use super::{Attach, Need, Probe, Program, Tier, read};
-use crate::model::{Cause, EventKind, ReclaimScope};
+use crate::model::{EventKind, ReclaimScope};
 
 /// The programs at the tracepoints of reclaim and compaction: suffix of their names, kind of hook.
 macro_rules! tracepoints {
@@ -46,7 +46,6 @@ pub(super) const PROBE: Probe = Probe {
         },
     ],
     records: &[RecordKind::Reclaim, RecordKind::Compaction],
-    causes: &[Cause::ReclaimDirect, Cause::ReclaimMemcg, Cause::Compaction],
     floor_ns: 0,
     decode,
 };

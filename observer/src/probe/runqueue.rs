@@ -3,7 +3,7 @@
 use observer_ebpf::wire::{Header, RUNQUEUE_PREEMPTED, RecordKind, RunqueueRecord};
 
 use super::{Attach, Need, Probe, Program, Tier, comm, read};
-use crate::model::{Cause, EventKind, Tgid, Tid};
+use crate::model::{EventKind, Tgid, Tid};
 
 const SWITCH: &str = "waits for a CPU";
 const WAKEUP: &str = "waits after a wake-up";
@@ -93,7 +93,6 @@ pub(super) const PROBE: Probe = Probe {
         },
     ],
     records: &[RecordKind::Runqueue],
-    causes: &[Cause::Runqueue],
     floor_ns: 5_000,
     decode,
 };

@@ -98,7 +98,6 @@ pub(super) const PROBE: Probe = Probe {
         },
     ],
     records: &[RecordKind::Socket, RecordKind::FdFailure],
-    causes: &[],
     floor_ns: 0,
     decode,
 };

@@ -48,7 +48,6 @@ pub(super) const PROBE: Probe = Probe {
         },
     ],
     records: &[RecordKind::Task],
-    causes: &[],
     floor_ns: 0,
     decode,
 };

@@ -10,7 +10,7 @@ use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse};
 use crate::error::{Error, Exit, Result};
 use crate::loadgen::{IngestError, Ingested, OUTSIDE_RUN, RelAnchor, Window};
 use crate::model::{
-    Cause, EndReason, FloorSummary, LossSummary, Outcome, ProbeState, RecordSummary, RunInfo,
+    EndReason, FloorSummary, LossSummary, Outcome, ProbeState, RecordSummary, RunInfo,
     SUMMARY_SCHEMA, Sample, Stall, Summary, Verdict,
 };
 use crate::output::rundir::RunDir;
@@ -213,8 +213,7 @@ pub(super) fn quality(
             continue;
         }
         let reason = coverage.reason.clone().unwrap_or_default();
-        unwatched
-            .extend(probe.causes.iter().map(|&cause| Unwatched { cause, reason: reason.clone() }));
+        unwatched.extend(probe.causes().map(|cause| Unwatched { cause, reason: reason.clone() }));
     }
     Quality {
         lost_records: info.loss.by_kind.clone(),
@@ -305,17 +304,16 @@ pub(super) fn summarise(
     }
     let mut causes = analysis.causes;
     for cause in &mut causes {
-        if Cause::STALLS.contains(&cause.cause) {
+        if cause.cause.is_stall() {
             cause.stalls = captured.recorder.count(cause.cause);
         }
     }
     let mut probes = delta.probe_summaries();
-    for probe in PROBES.iter().filter(|probe| !probe.causes.is_empty()) {
+    for probe in PROBES.iter().filter(|probe| probe.sees_stalls()) {
         let Some(summary) = probes.get_mut(probe.name) else { continue };
         let recorded_ns: u64 = probe
-            .causes
-            .iter()
-            .filter_map(|&cause| captured.recorder.summary(cause))
+            .causes()
+            .filter_map(|cause| captured.recorder.summary(cause))
             .map(|distribution| distribution.sum_ns)
             .sum();
         summary.unrecorded_ns = summary.sum_ns.saturating_sub(recorded_ns);

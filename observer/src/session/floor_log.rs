@@ -10,13 +10,11 @@ use crate::aggregate::PROBE_SERIES;
 use crate::clock::MonoNanos;
 use crate::kernel::{FloorSet, Kernel};
 use crate::model::{FloorChange, FloorSummary};
-use crate::probe;
+use crate::probe::{self, Probe};
 
 /// Kinds of record that may have a floor: those with a length.
 pub(super) fn kinds_with_floor() -> impl Iterator<Item = RecordKind> {
-    RecordKind::ALL
-        .into_iter()
-        .filter(|kind| probe::of_kind(*kind).is_some_and(|probe| !probe.causes.is_empty()))
+    RecordKind::ALL.into_iter().filter(|kind| probe::of_kind(*kind).is_some_and(Probe::sees_stalls))
 }
 
 /// The floors of a run.

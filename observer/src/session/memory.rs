@@ -18,8 +18,8 @@ const EVENT_HEAP_BYTES: usize = 32;
 /// A name with its node in the table.
 const NAME_BYTES: usize = 96;
 /// Working out the answer takes this per stall beside the stall itself: the stall clipped (24),
-/// its pieces (32), and the timelines twice (64).
-const ANALYSIS_BYTES: usize = 120;
+/// its place among those open (24), its pieces (32), and the timelines twice (64).
+const ANALYSIS_BYTES: usize = 144;
 
 /// Bytes, at most.
 #[must_use]
