@@ -10,6 +10,7 @@ use observer_ebpf::wire::{
 
 use crate::{
     atomic, config,
+    kernel::Task,
     maps::{CONFIG, COUNTS, RING, TARGETS},
 };
 
@@ -27,10 +28,19 @@ macro_rules! bump {
     };
 }
 
-/// Counts a loss that is not a full ring.
+/// Counts a loss that is not a full ring, and once more if it is the target's.
 #[inline(always)]
-pub(crate) fn lose(kind: LossKind) {
+pub(crate) fn lose(kind: LossKind, is_target: bool) {
     bump!(lost[KIND_SLOTS + kind as usize]);
+    if is_target {
+        bump!(lost_target[kind as usize]);
+    }
+}
+
+/// [`lose`] of something that concerns this task.
+#[inline(always)]
+pub(crate) fn lose_of(kind: LossKind, task: Task) {
+    lose(kind, config::has_target() != 0 && is_target(task.tgid()));
 }
 
 /// Adds one to a counter.

@@ -401,7 +401,13 @@ impl Run {
         run_delay_ns(&self.summary)
     }
 
-    /// What was lost of this kind.
+    /// What the target lost of this kind.
+    #[must_use]
+    pub fn target_lost(&self, kind: &str) -> u64 {
+        self.summary.loss.target_by_kind.get(kind).copied().unwrap_or_default()
+    }
+
+    /// What the whole host lost of this kind.
     #[must_use]
     pub fn lost(&self, kind: &str) -> u64 {
         self.summary.loss.by_kind.get(kind).copied().unwrap_or_default()

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use observer::model::{Event, EventKind, RecordSummary, Summary};
 use observer::output::rundir::RunDir;
+use observer_ebpf::wire::SOCKET_SLOTS;
 use observer_tests::books::{self, Faults};
 use observer_tests::privileged;
-use observer_tests::results::Held;
+use observer_tests::process::Placement;
+use observer_tests::results::{Held, trap_held};
 use observer_tests::trial::{
-    FLOODED, directory, nudge, run_delay_ns, scaled_text, settle, watched,
+    self, FLOODED, Trial, directory, nudge, run_delay_ns, scaled_text, settle, watched,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -103,6 +105,8 @@ impl Flood {
         }
         let by_kind = self.summary.loss.by_kind.get(kind).copied().unwrap_or_default();
         assert_eq!(by_kind, lost, "{kind}: the loss is told");
+        let of_target = self.summary.loss.target_by_kind.get(kind).copied().unwrap_or_default();
+        assert_eq!(of_target, lost, "{kind}: records are the target's");
     }
 
     fn number(&self, key: &str) -> u64 {
@@ -201,4 +205,43 @@ fn produced_is_delivered_and_lost_for_waits() {
     let flood = flood(&["ping-pong", "--rounds", &scaled_text(200_000)]);
     flood.everything_adds_up();
     flood.waits_agree();
+}
+
+/// Other processes fill the socket table and are moved between CPUs in their sleep. Their losses are
+/// counted, and the target's own are none of them.
+#[test]
+fn what_other_processes_lose_is_not_the_targets_loss() {
+    let Some(_guard) = privileged::ready("losses of others") else { return };
+    let trial = Trial::new("losses of other processes");
+    let directory = directory();
+    let sockets = (u64::from(SOCKET_SLOTS) + 4000).to_string();
+    let mut others: Vec<_> =
+        [&["many-sockets", "--count", &sockets][..], &["moved-asleep", "--rounds", "40"]]
+            .map(|arguments| trial::start(arguments, Placement::default()))
+            .into();
+    let mut work = trial::start(&["minor-faults", "--pages", "1000"], Placement::default());
+    let mut first = true;
+    let observed = trial.observe(&mut work, directory.path(), |_| {
+        if std::mem::take(&mut first) {
+            others.iter_mut().for_each(|other| drop(other.go().expect("the others work")));
+        }
+    });
+    let run = &observed.runs[0];
+    let loss = &run.summary.loss;
+    assert!(run.lost("socket_slot") >= 4000, "{loss:?}");
+    assert_eq!(run.target_lost("socket_slot"), 0, "{loss:?}");
+    // The target sleeps as well, and may be moved meanwhile; its time then says so.
+    let kind = "sleep_booked_as_wait";
+    let (all, targets) = (run.lost(kind), run.target_lost(kind));
+    let slept_ns = trial::sleep_booked_as_wait_ns(&run.summary);
+    assert!(targets > 0 || slept_ns == 0, "{slept_ns} ns in no sleep: {loss:?}");
+    // Delayed dequeue came with Linux 6.12.
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    if books::kernel_version() >= (6, 12) && cpus > 1 {
+        assert!(all > targets, "none of 40 moves was in time: {loss:?}");
+    }
+    trap_held(trial.test, "socket", &format!("{loss:?}"));
+    for work in others.into_iter().chain([work]) {
+        work.end().expect("it ends");
+    }
 }

@@ -115,7 +115,7 @@ fn a_sleep_that_the_kernel_books_as_a_wait_is_none() {
     assert_eq!(number(&observed.counts, "moves"), 40);
     let booked = books::schedstat_since(&observed.after, &observed.before);
     let run = &observed.runs[0];
-    let sleeps = run.lost("sleep_booked_as_wait");
+    let sleeps = run.target_lost("sleep_booked_as_wait");
     let slept_ns = trial::sleep_booked_as_wait_ns(&run.summary);
     let held = Held::new(trial.test, PROBE, &run.summary);
     let against = "schedstat run delay";

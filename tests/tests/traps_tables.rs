@@ -71,7 +71,7 @@ fn sockets_beyond_the_table_are_counted_one_by_one() {
     for name in ["created", "released"] {
         held.equal(name, "the workload's own count", counter(name), count, 0.0);
     }
-    let lost = run.lost("socket_slot");
+    let lost = run.target_lost("socket_slot");
     assert!(lost >= 4000, "{lost} lost: {:?}", run.summary.loss);
     let known = run.probe("socket").count + lost;
     held.equal("lifetimes + losses", "the workload's own count", known, count, 0.0);

@@ -107,7 +107,7 @@ fn handler_left(result: u32) {
     let current = Task::current();
     let begun = task::find(current.tid()).filter(|state| state.fault_ns != 0);
     let Some(state) = begun else {
-        emit::lose(LossKind::EndWithoutBegin);
+        emit::lose_of(LossKind::EndWithoutBegin, current);
         return;
     };
     if result & config::vm_fault_retry() != 0 {
@@ -187,7 +187,7 @@ fn perf_end(major: bool) {
     let current = Task::current();
     match task::find(current.tid()) {
         Some(state) if state.fault_ns != 0 => end(current, state, major),
-        _ => emit::lose(LossKind::EndWithoutBegin),
+        _ => emit::lose_of(LossKind::EndWithoutBegin, current),
     }
 }
 

@@ -51,12 +51,12 @@ fn reclaim_done(arguments: Arguments, series: Series, flags: u16) {
     let current = Task::current();
     let tid = current.tid();
     let Some(state) = task::find_memory(tid) else {
-        emit::lose(LossKind::EndWithoutBegin);
+        emit::lose_of(LossKind::EndWithoutBegin, current);
         return;
     };
     let since = state.reclaim_ns;
     if since == 0 {
-        emit::lose(LossKind::EndWithoutBegin);
+        emit::lose_of(LossKind::EndWithoutBegin, current);
         return;
     }
     state.reclaim_ns = 0;
@@ -104,7 +104,7 @@ fn compaction_done(arguments: Arguments) {
             since
         }
         _ => {
-            emit::lose(LossKind::EndWithoutBegin);
+            emit::lose_of(LossKind::EndWithoutBegin, current);
             return;
         }
     };

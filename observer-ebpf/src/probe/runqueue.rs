@@ -79,8 +79,9 @@ fn switched(arguments: Arguments) {
         _ => 0,
     };
     if moved_asleep {
-        emit::lose(LossKind::SleepBookedAsWait);
-        if emit::is_target(next.tgid()) {
+        let is_target = emit::is_target(next.tgid());
+        emit::lose(LossKind::SleepBookedAsWait, is_target);
+        if is_target {
             emit::count_by(Counter::TargetSleepBookedNs, duration_ns);
         }
         return;

@@ -153,7 +153,7 @@ fn insert(new: SocketEntry) {
             return;
         }
     }
-    emit::lose(LossKind::SocketSlot);
+    emit::lose(LossKind::SocketSlot, new.flags & SOCKET_ENTRY_TARGET != 0);
 }
 
 #[inline(always)]

@@ -102,7 +102,8 @@ descriptor_returns! {
 #[kprobe]
 fn mm_call_kprobe(ctx: ProbeContext) {
     let Some(registers) = ctx.arg::<u64>(0) else { return };
-    let tid = Task::current().tid();
+    let current = Task::current();
+    let tid = current.tid();
     // The arguments are gone when the function returns.
     if let Some(memory) = task::claim_memory(tid) {
         memory.registers = registers;
@@ -110,7 +111,7 @@ fn mm_call_kprobe(ctx: ProbeContext) {
     if let Some(state) = task::claim(tid) {
         // The kernel watches a limited number of returns at a time, and misses the others.
         if state.syscall_ns != 0 {
-            emit::lose(LossKind::BeginWithoutEnd);
+            emit::lose_of(LossKind::BeginWithoutEnd, current);
         }
         state.syscall_ns = now_ns();
     }
@@ -181,8 +182,9 @@ fn any_call_begun(arguments: Arguments) {
     if !is_mm_call(arguments.word::<1>()) {
         return;
     }
-    if Task::current().in_compat_syscall() {
-        emit::lose(LossKind::CompatSyscall);
+    let current = Task::current();
+    if current.in_compat_syscall() {
+        emit::lose_of(LossKind::CompatSyscall, current);
         return;
     }
     mm_call_begun();

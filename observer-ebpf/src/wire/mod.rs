@@ -167,10 +167,19 @@ impl LossKind {
             Self::ProgramMissed => "program_missed",
         }
     }
+
+    /// Whether the programs know whose loss it is. Otherwise all of it may be the target's.
+    #[must_use]
+    pub const fn owner_is_known(self) -> bool {
+        !matches!(self, Self::ProgramMissed)
+    }
 }
 
+/// Slots reserved for the counters by [`LossKind`].
+pub const LOSS_KIND_SLOTS: usize = 16;
+
 /// Entries of [`Counts::lost`].
-pub const LOSS_SLOTS: usize = KIND_SLOTS + 16;
+pub const LOSS_SLOTS: usize = KIND_SLOTS + LOSS_KIND_SLOTS;
 
 /// Entries of [`Counts::emitted`].
 pub const EMITTED_SLOTS: usize = KIND_SLOTS;
@@ -184,6 +193,9 @@ pub struct Counts {
     /// Records that found the ring full, by [`RecordKind`]; from [`KIND_SLOTS`] on, by
     /// [`LossKind`].
     pub lost: [u64; LOSS_SLOTS],
+    /// The part of the losses by [`LossKind`] that concerns tasks of the target. (Records exist for
+    /// the target alone, so that a full ring always loses the target's.)
+    pub lost_target: [u64; LOSS_KIND_SLOTS],
     /// By [`Counter`].
     pub counters: [u64; COUNTER_SLOTS],
 }

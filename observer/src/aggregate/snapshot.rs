@@ -32,8 +32,12 @@ pub struct Snapshot {
     pub cgroups: Vec<CgroupDistributions>,
     /// Indexed by [`Counter`].
     pub counters: [u64; COUNTER_SLOTS],
-    /// Indexed as [`LossKind`] tells: ring losses by record kind, then the rest.
+    /// Losses of the whole host, indexed as [`LossKind`] tells: ring losses by record kind, then the
+    /// rest.
     pub lost: [u64; LOSS_SLOTS],
+    /// The target's part of them: at most this much where the programs cannot know
+    /// ([`LossKind::owner_is_known`]).
+    pub lost_target: [u64; LOSS_SLOTS],
     /// Records submitted, by record kind.
     pub emitted: [u64; EMITTED_SLOTS],
     /// Floors in force, nanoseconds by record kind; `u64::MAX` where no record is sent.
@@ -55,6 +59,7 @@ impl Default for Snapshot {
             cgroups: Vec::new(),
             counters: [0; COUNTER_SLOTS],
             lost: [0; LOSS_SLOTS],
+            lost_target: [0; LOSS_SLOTS],
             emitted: [0; EMITTED_SLOTS],
             floors_ns: [u64::MAX; KIND_SLOTS],
             floor_changes: [0; KIND_SLOTS],
@@ -93,6 +98,7 @@ impl Snapshot {
             cgroups,
             counters: subtract(&self.counters, &earlier.counters),
             lost: subtract(&self.lost, &earlier.lost),
+            lost_target: subtract(&self.lost_target, &earlier.lost_target),
             emitted: subtract(&self.emitted, &earlier.emitted),
             floors_ns: self.floors_ns,
             floor_changes: subtract(&self.floor_changes, &earlier.floor_changes),
@@ -160,31 +166,37 @@ impl Snapshot {
         self.lost[kind as usize]
     }
 
-    /// Other losses of a kind.
+    /// Other losses of a kind, whole host.
     #[must_use]
     pub const fn other_lost(&self, kind: LossKind) -> u64 {
         self.lost[KIND_SLOTS + kind as usize]
+    }
+
+    /// The target's part of the same, or what it is at most.
+    #[must_use]
+    pub const fn target_lost(&self, kind: LossKind) -> u64 {
+        self.lost_target[KIND_SLOTS + kind as usize]
     }
 
     /// Everything lost. `total` is the records that could not be delivered; what was lost
     /// otherwise (a begin that was not seen, a full table) is in `by_kind` alone.
     #[must_use]
     pub fn loss_summary(&self) -> LossSummary {
-        let mut summary = LossSummary::default();
-        for kind in RecordKind::ALL {
-            let count = self.ring_lost(kind);
-            if count > 0 {
-                summary.total = summary.total.saturating_add(count);
-                summary.by_kind.insert(kind.name().to_owned(), count);
-            }
+        let records = RecordKind::ALL.map(|kind| (kind as usize, kind.name()));
+        let others = LossKind::ALL.map(|kind| (KIND_SLOTS + kind as usize, kind.name()));
+        let by_kind = |lost: &[u64; LOSS_SLOTS]| {
+            let all = records.iter().chain(&others);
+            all.filter(|(index, _)| lost[*index] > 0)
+                .map(|(index, name)| ((*name).to_owned(), lost[*index]))
+                .collect()
+        };
+        LossSummary {
+            total: RecordKind::ALL
+                .into_iter()
+                .fold(0, |total, kind| total.saturating_add(self.ring_lost(kind))),
+            by_kind: by_kind(&self.lost),
+            target_by_kind: by_kind(&self.lost_target),
         }
-        for kind in LossKind::ALL {
-            let count = self.other_lost(kind);
-            if count > 0 {
-                summary.by_kind.insert(kind.name().to_owned(), count);
-            }
-        }
-        summary
     }
 }
 
@@ -236,10 +248,14 @@ mod tests {
         snapshot.lost[RecordKind::Runqueue as usize] = 2;
         snapshot.lost[RecordKind::Fault as usize] = 3;
         snapshot.lost[KIND_SLOTS + LossKind::EndWithoutBegin as usize] = 40;
+        snapshot.lost_target[RecordKind::Fault as usize] = 3;
+        snapshot.lost_target[KIND_SLOTS + LossKind::EndWithoutBegin as usize] = 1;
         let loss = snapshot.loss_summary();
         assert_eq!(loss.total, 5);
         let named: Vec<_> = loss.by_kind.iter().map(|(name, n)| (name.as_str(), *n)).collect();
         assert_eq!(named, [("end_without_begin", 40), ("fault", 3), ("runqueue", 2)]);
+        let target: Vec<_> = loss.target_by_kind.iter().map(|(name, n)| (&**name, *n)).collect();
+        assert_eq!(target, [("end_without_begin", 1), ("fault", 3)]);
     }
 
     #[test]

@@ -61,6 +61,7 @@ pub struct Kernel {
     names: Option<CgroupNames>,
     shape: Shape,
     map_bytes: u64,
+    has_target: bool,
 }
 
 /// Coverage of a probe that was left out.
@@ -149,6 +150,7 @@ impl Kernel {
             names: cgroups.memory().cloned().map(CgroupNames::new),
             shape,
             map_bytes,
+            has_target: options.has_target,
         })
     }
 
@@ -264,17 +266,24 @@ impl Kernel {
         self.map_bytes
     }
 
-    /// All losses so far, indexed as [`Counts::lost`]: what the programs counted, and the runs of
-    /// them that the kernel left out, for which it is asked program by program.
+    /// A snapshot of the losses so far and of nothing else: what the programs counted, and the runs
+    /// of them that the kernel left out, for which it is asked program by program.
     #[must_use]
-    pub fn losses(&self) -> [u64; LOSS_SLOTS] {
-        Self::all_losses(&self.counts(), &self.program_books())
+    pub fn losses(&self) -> Snapshot {
+        let [lost, lost_target] = self.all_losses(&self.counts(), &self.program_books());
+        Snapshot { lost, lost_target, ..Snapshot::default() }
     }
 
-    fn all_losses(counts: &Counts, programs: &ProgramBooks) -> [u64; LOSS_SLOTS] {
-        let mut losses = counts.lost;
-        losses[KIND_SLOTS + LossKind::ProgramMissed as usize] = programs.missed;
-        losses
+    /// Losses of the host and of the target, indexed as [`Counts::lost`].
+    fn all_losses(&self, counts: &Counts, programs: &ProgramBooks) -> [[u64; LOSS_SLOTS]; 2] {
+        const MISSED: usize = KIND_SLOTS + LossKind::ProgramMissed as usize;
+        let mut lost = counts.lost;
+        lost[MISSED] = programs.missed;
+        // Records exist for the target alone. For which task a program was left out nobody knows.
+        let mut of_target = lost;
+        of_target[KIND_SLOTS..].copy_from_slice(&counts.lost_target);
+        of_target[MISSED] = if self.has_target { programs.missed } else { 0 };
+        [lost, of_target]
     }
 
     /// All counters, summed over the CPUs. No system call is made for them.
@@ -315,6 +324,7 @@ impl Kernel {
     pub fn snapshot(&mut self, target_name: &str) -> Snapshot {
         let programs = self.program_books();
         let counts = self.counts();
+        let [lost, lost_target] = self.all_losses(&counts, &programs);
         let mut cgroups = Vec::new();
         for slot in 0..self.shape.cgroup_slots {
             let id = self.cgroup_ids.get(slot);
@@ -339,7 +349,8 @@ impl Kernel {
             taken: MonoNanos::now(),
             cgroups,
             counters: counts.counters,
-            lost: Self::all_losses(&counts, &programs),
+            lost,
+            lost_target,
             emitted: counts.emitted,
             floors_ns: std::array::from_fn(|kind| self.config.get(kind)),
             floor_changes: [0; KIND_SLOTS],

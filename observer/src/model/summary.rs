@@ -206,8 +206,21 @@ pub struct DistributionSummary {
 pub struct LossSummary {
     /// Records that could not be delivered.
     pub total: u64,
-    /// By kind: ring losses under the record kind's name, other losses under their own.
+    /// By kind, whole host: ring losses under the record kind's name, other losses under their own.
     pub by_kind: BTreeMap<String, u64>,
+    /// The part of them that concerns the target. All of `program_missed`, since the kernel does not
+    /// say for which task it left a program out.
+    #[serde(default)]
+    pub target_by_kind: BTreeMap<String, u64>,
+}
+
+impl LossSummary {
+    /// Adds a loss of records or names, which exist for the target alone.
+    pub fn add_of_target(&mut self, kind: &str, count: u64) {
+        for by_kind in [&mut self.by_kind, &mut self.target_by_kind] {
+            *by_kind.entry(kind.to_owned()).or_default() += count;
+        }
+    }
 }
 
 /// The records of one kind, over the life of the probes: `sent + lost` were made.

@@ -188,15 +188,15 @@ pub(super) fn loss(
     let missing = missing.saturating_sub(undecoded);
     if missing > 0 {
         loss.total += missing;
-        loss.by_kind.insert("undelivered".to_owned(), missing);
+        loss.add_of_target("undelivered", missing);
     }
     for (reason, count) in &captured.skipped {
         loss.total += count;
-        loss.by_kind.insert((*reason).to_owned(), *count);
+        loss.add_of_target(reason, *count);
     }
     // No record, and no total: the ten worst requests then tell threads by their id alone.
     if captured.names_dropped > 0 {
-        loss.by_kind.insert("thread_name".to_owned(), captured.names_dropped);
+        loss.add_of_target("thread_name", captured.names_dropped);
     }
     loss
 }

@@ -4,8 +4,6 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use observer_ebpf::wire::LOSS_SLOTS;
-
 use super::CaptureCounts;
 use super::capture::BEYOND_CAP;
 use crate::aggregate::Snapshot;
@@ -26,7 +24,8 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct Journal {
     pub(super) directory: RunDir,
     pub(super) info: RunInfo,
-    lost_before: [u64; LOSS_SLOTS],
+    /// Losses as of the start.
+    before: Snapshot,
     anchored: Instant,
     anchor_interval: Duration,
     /// When run.json was last written, and for how long that will do.
@@ -45,7 +44,7 @@ impl Journal {
         Ok(Self {
             directory,
             info,
-            lost_before: kernel.losses(),
+            before: kernel.losses(),
             anchored: now,
             anchor_interval: ANCHOR_INTERVAL,
             checked: now,
@@ -72,7 +71,7 @@ impl Journal {
             let beyond_cap = counts.beyond_cap.load(Ordering::Relaxed);
             if beyond_cap > 0 {
                 self.info.loss.total += beyond_cap;
-                self.info.loss.by_kind.insert(BEYOND_CAP.to_owned(), beyond_cap);
+                self.info.loss.add_of_target(BEYOND_CAP, beyond_cap);
             }
             // A full disk is told at the end; what was written before stays readable.
             let _ = self.directory.write_run(&self.info);
@@ -82,9 +81,7 @@ impl Journal {
 
     /// What was lost since the start.
     pub(super) fn loss(&self, kernel: &Kernel) -> LossSummary {
-        let before = Snapshot { lost: self.lost_before, ..Snapshot::default() };
-        let now = Snapshot { lost: kernel.losses(), ..Snapshot::default() };
-        now.delta(&before).loss_summary()
+        kernel.losses().delta(&self.before).loss_summary()
     }
 }
 

@@ -268,12 +268,19 @@ pub static METRICS: &[Metric] = &[
         name: "observer_losses",
         kind: Kind::Counter,
         unit: None,
-        labels: &["kind"],
-        help: "Stalls or sockets that could not be counted where they belong, by reason",
+        labels: &["kind", "scope"],
+        help: "Events dropped or misattributed, by reason: of the target, of all other tasks (host), or of a task the kernel does not name (unknown)",
         fill: |snapshot, family| {
-            LossKind::ALL
-                .into_iter()
-                .try_for_each(|kind| family.counter([kind.name()], snapshot.other_lost(kind)))
+            for kind in LossKind::ALL {
+                let (lost, target) = (snapshot.other_lost(kind), snapshot.target_lost(kind));
+                if kind.owner_is_known() {
+                    family.counter([kind.name(), "target"], target)?;
+                    family.counter([kind.name(), "host"], lost.saturating_sub(target))?;
+                } else {
+                    family.counter([kind.name(), "unknown"], lost)?;
+                }
+            }
+            Ok(())
         },
     },
     Metric {
