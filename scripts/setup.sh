@@ -50,7 +50,7 @@ if [ "$with_tests" = yes ]; then
     setup_bpf_clippy
     install_packages 'a load generator and a system call tracer: the tests compare with them' hey strace
     install_packages 'other kernels are tested in virtual machines, made of these' \
-        qemu-system-x86 e2fsprogs iproute2 util-linux xz-utils
+        qemu-system-x86 e2fsprogs iproute2 kmod util-linux xz-utils
     install_idle 'real parts that the tests put observer beside' nginx-light prometheus
 fi
 if [ "$with_bench" = yes ]; then

@@ -1,33 +1,33 @@
 //! `cargo xtask demo`: from a fresh clone to an answer about slow requests.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use crate::{
-    project::{Outcome, as_root, built, cargo, must, status},
+use xtask_common::{
+    project::{Outcome, as_root, built, cargo, must, passed_on},
     toolchain,
 };
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// What is done to the service
+    /// What slows the service down
     #[arg(long, value_enum, default_value_t = Scenario::Reclaim)]
     scenario: Scenario,
-    /// Where the run directories go (must not exist)
+    /// Output directory of the runs; must not exist
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Scenario {
-    /// Its memory cgroup is squeezed: requests stall in reclaim
+    /// A memory cgroup that is too small: requests stall in reclaim
     Reclaim,
-    /// A CPU hog is pinned beside it: requests wait to run
+    /// A CPU hog pinned to the same CPU: requests wait to run
     Hog,
-    /// It sleeps in its handler: no kernel cause is to be named
+    /// A handler that sleeps: observer must not report a kernel cause
     Sleep,
-    /// One after the other
+    /// All of them, one after the other
     All,
 }
 
@@ -45,7 +45,5 @@ pub(crate) fn run(options: &Options) -> Outcome {
     if let Some(out) = &options.out {
         demo.arg("--out").arg(out);
     }
-    let status = status(&mut demo)?;
-    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-    Ok(ExitCode::from(code))
+    passed_on(&mut demo)
 }

@@ -1,4 +1,4 @@
-//! Rules of the house that a program can check: a written rule that nobody checks rots.
+//! Rules of the house that a program can check: a rule that is only written down is soon broken.
 
 use std::{
     env, fs,
@@ -6,12 +6,12 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use crate::project::{Outcome, root};
+use xtask_common::project::{Outcome, root};
 
-/// A longer file is two files.
+/// A longer file must be split.
 const LINES_MAX: usize = 550;
 
-/// What must not be left behind. Written in two parts, so that this file passes itself.
+/// Marks of unfinished work. Written in two parts, so that this file passes itself.
 const MARKS: &[&str] = &[
     concat!("to", "do!("),
     concat!("unimple", "mented!("),
@@ -21,38 +21,43 @@ const MARKS: &[&str] = &[
     concat!("dbg", "!("),
 ];
 
-/// Directories that belong to a person, wherever the clone lies.
+/// Home directories.
 const PERSONAL: &[&str] = &[concat!("/ho", "me/"), concat!("/ro", "ot/"), concat!("/Us", "ers/")];
 
-/// First directories that every Linux host has; any other one that this clone lies under is a
-/// fact about this machine.
+/// Top directories that every Linux host has. If this clone is in another one, its name must not
+/// occur in any file.
 const EVERYWHERE: &[&str] = &[
     "bin", "boot", "dev", "etc", "lib", "media", "mnt", "opt", "proc", "run", "srv", "sys", "tmp",
     "usr", "var",
 ];
 
 pub(crate) fn run() -> Outcome {
-    check(&root())?;
+    let findings = check(&root())?;
+    for finding in &findings {
+        println!("{finding}");
+    }
+    verdict(&findings)?;
     println!("the rules of the house hold");
     Ok(ExitCode::SUCCESS)
 }
 
-/// Checks every file that git knows or would add; prints one line per finding.
-pub(crate) fn check(root: &Path) -> Result<(), String> {
+/// Checks every file that git knows or would add; returns one line for each finding.
+pub(crate) fn check(root: &Path) -> Result<Vec<String>, String> {
     let forbidden = forbidden_paths(root);
     let mut findings = Vec::new();
-    let files = files(root)?;
-    for file in &files {
-        // Not text, or deleted and not yet committed: neither has lines to judge.
+    for file in &files(root)? {
+        // Files that are not text, or were deleted and are not yet committed, have no lines to check.
         let Ok(text) = fs::read_to_string(root.join(file)) else { continue };
         findings.extend(judge(file, &text, &forbidden));
         if is(file, &["md"]) {
             findings.extend(dead_links(root, file, &text));
         }
     }
-    for finding in &findings {
-        println!("    {finding}");
-    }
+    Ok(findings)
+}
+
+/// The error that findings are.
+pub(crate) fn verdict(findings: &[String]) -> Result<(), String> {
     match findings.len() {
         0 => Ok(()),
         1 => Err("1 finding".to_owned()),

@@ -1,125 +1,157 @@
-//! Steps of a longer command: a heading, the output as it comes, the time taken, and a count of the
-//! tests at the end.
+//! Steps of a longer command: a heading, the output, the time, and a table at the end.
 
 use std::{
-    io::{self, BufRead, BufReader, Write},
-    process::{Command, Stdio},
+    fmt::Write as _,
+    io::{self, Write as _},
+    process::Command,
+    sync::Mutex,
+    thread,
     time::Instant,
 };
 
-use crate::project::shown;
+use xtask_common::counts::{Counts, captured, counted};
 
-/// What the steps so far came to.
+/// The steps so far.
 #[derive(Default)]
 pub(crate) struct Steps {
-    passed: u64,
-    failed: u64,
-    /// Titles of the steps that failed.
-    broken: Vec<String>,
+    done: Vec<Done>,
 }
 
-/// Sum of the `test result:` lines of one command.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) passed: u64,
-    pub(crate) failed: u64,
+struct Done {
+    title: String,
+    seconds: f64,
+    counts: Counts,
+    failed: bool,
+}
+
+/// Output and tests of a step. A step that runs alone prints as it goes; one that runs beside others
+/// keeps its output until it ends, because the lines would mix.
+#[derive(Default)]
+pub(crate) struct Log {
+    kept: Option<String>,
+    counts: Counts,
+}
+
+type Work<'a> = Box<dyn FnOnce(&mut Log) -> Result<(), String> + Send + 'a>;
+
+/// A step that may run beside others.
+pub(crate) struct Step<'a> {
+    title: String,
+    work: Work<'a>,
+}
+
+impl Log {
+    /// Prints a line.
+    pub(crate) fn line(&mut self, line: &str) {
+        match &mut self.kept {
+            Some(text) => {
+                text.push_str(line);
+                text.push('\n');
+            }
+            None => println!("{line}"),
+        }
+    }
+
+    /// Runs a command and counts its tests; its failure is the error.
+    pub(crate) fn run(&mut self, command: &mut Command) -> Result<(), String> {
+        match &mut self.kept {
+            Some(text) => captured(command, &mut self.counts, text),
+            None => counted(command, &mut self.counts),
+        }
+    }
+}
+
+impl<'a> Step<'a> {
+    pub(crate) fn new(
+        title: impl Into<String>,
+        work: impl FnOnce(&mut Log) -> Result<(), String> + Send + 'a,
+    ) -> Self {
+        Self { title: title.into(), work: Box::new(work) }
+    }
+
+    /// A step that is one command.
+    pub(crate) fn command(title: impl Into<String>, mut command: Command) -> Self {
+        Self::new(title, move |log| log.run(&mut command))
+    }
 }
 
 impl Steps {
-    /// Runs `work` under a heading; it returns whether it went well.
-    pub(crate) fn step(&mut self, title: &str, work: impl FnOnce() -> Result<(), String>) -> bool {
-        let result = timed(title, work);
-        self.note(title, result, &Counts::default())
+    /// Runs a step alone; returns whether it succeeded.
+    pub(crate) fn run(&mut self, step: Step<'_>) -> bool {
+        println!("\n==> {}", step.title);
+        // Commands write to the same file by themselves: the heading must come first.
+        let _ = io::stdout().flush();
+        let mut log = Log::default();
+        let started = Instant::now();
+        let result = (step.work)(&mut log);
+        self.note(step.title, started, &log, &result)
     }
 
-    /// Runs `command` under a heading.
-    pub(crate) fn command(&mut self, title: &str, command: &mut Command) -> bool {
-        self.step(title, || crate::project::must(command))
-    }
-
-    /// Runs `command`, which prints cargo's or libtest's lines, and counts its tests.
-    pub(crate) fn tests(&mut self, title: &str, command: &mut Command) -> bool {
-        self.counting(title, |counts| counted(command, counts))
-    }
-
-    /// Runs `work` under a heading; it counts its tests itself.
-    pub(crate) fn counting(
-        &mut self,
-        title: &str,
-        work: impl FnOnce(&mut Counts) -> Result<(), String>,
-    ) -> bool {
-        let mut counts = Counts::default();
-        let result = timed(title, || work(&mut counts));
-        self.note(title, result, &counts)
-    }
-
-    fn note(&mut self, title: &str, result: Result<(), String>, counts: &Counts) -> bool {
-        self.passed += counts.passed;
-        self.failed += counts.failed;
-        let Err(message) = result else { return true };
-        println!("    FAILED: {message}");
-        // A step that failed without a failed test (a lint, a crash of the test program) counts as
-        // one, so that the last line never says "0 failed" of a run that failed.
-        if counts.failed == 0 {
-            self.failed += 1;
-        }
-        self.broken.push(title.to_owned());
-        false
-    }
-
-    /// The last lines; true when nothing failed.
-    pub(crate) fn finish(self, started: Instant) -> bool {
-        println!("\n==> summary ({:.0} s)", started.elapsed().as_secs_f64());
-        for title in &self.broken {
-            println!("    failed step: {title}");
-        }
-        println!("{} passed, {} failed", self.passed, self.failed);
-        self.failed == 0
-    }
-}
-
-fn timed(title: &str, work: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
-    println!("\n==> {title}");
-    // Children write to the same descriptor by themselves: the heading must come first.
-    let _ = io::stdout().flush();
-    let started = Instant::now();
-    let result = work();
-    println!("    {:.1} s", started.elapsed().as_secs_f64());
-    result
-}
-
-pub(crate) fn counted(command: &mut Command, counts: &mut Counts) -> Result<(), String> {
-    let name = shown(command);
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("could not start {name}: {error}"))?;
-    let Some(output) = child.stdout.take() else {
-        return Err(format!("{name} has no output to read"));
-    };
-    for line in BufReader::new(output).split(b'\n') {
-        let line = line.map_err(|error| format!("output of {name}: {error}"))?;
-        let line = String::from_utf8_lossy(&line);
-        println!("{line}");
-        counts.add_line(&line);
-    }
-    let status = child.wait().map_err(|error| format!("{name}: {error}"))?;
-    if status.success() { Ok(()) } else { Err(format!("{name} ended with {status}")) }
-}
-
-impl Counts {
-    /// `test result: ok. 3 passed; 0 failed; 0 ignored; ...`; other lines are left alone.
-    pub(crate) fn add_line(&mut self, line: &str) {
-        let Some(rest) = line.trim_start().strip_prefix("test result: ") else { return };
-        let Some((_, numbers)) = rest.split_once(". ") else { return };
-        for part in numbers.split(';') {
-            match part.trim().split_once(' ') {
-                Some((count, "passed")) => self.passed += count.parse().unwrap_or(0),
-                Some((count, "failed")) => self.failed += count.parse().unwrap_or(0),
-                _ => {}
+    /// Runs lanes side by side, the steps of each lane one after the other. A step that fails does not
+    /// stop the steps after it.
+    pub(crate) fn side_by_side(&mut self, lanes: Vec<Vec<Step<'_>>>) {
+        let titles: Vec<_> = lanes.iter().flatten().map(|step| step.title.as_str()).collect();
+        println!("\n==> side by side, each printed when it ends: {}", titles.join(", "));
+        let steps = Mutex::new(self);
+        thread::scope(|scope| {
+            for lane in lanes {
+                scope.spawn(|| {
+                    for step in lane {
+                        let mut log = Log { kept: Some(String::new()), ..Log::default() };
+                        let started = Instant::now();
+                        let result = (step.work)(&mut log);
+                        let mut steps =
+                            steps.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                        println!("\n==> {}", step.title);
+                        print!("{}", log.kept.as_deref().unwrap_or_default());
+                        steps.note(step.title, started, &log, &result);
+                    }
+                });
             }
+        });
+    }
+
+    fn note(
+        &mut self,
+        title: String,
+        started: Instant,
+        log: &Log,
+        result: &Result<(), String>,
+    ) -> bool {
+        let seconds = started.elapsed().as_secs_f64();
+        println!("    {seconds:.1} s");
+        let mut counts = log.counts;
+        if let Err(message) = result {
+            println!("    FAILED: {message}");
+            // A step that failed without a failed test (a lint, a crash of a test program) counts as
+            // one failure, so that the last line never says "0 failed" of a run that failed.
+            counts.failed = counts.failed.max(1);
         }
+        let _ = io::stdout().flush();
+        self.done.push(Done { title, seconds, counts, failed: result.is_err() });
+        result.is_ok()
+    }
+
+    /// Prints the last lines; returns whether everything succeeded.
+    pub(crate) fn finish(&self, started: Instant) -> bool {
+        let (text, failed) = self.summary(started.elapsed().as_secs_f64());
+        print!("{text}");
+        failed == 0
+    }
+
+    fn summary(&self, seconds: f64) -> (String, u64) {
+        let mut text = String::from("\n==> summary\n\n seconds  passed  failed  step\n");
+        let mut sum = Counts::default();
+        for done in &self.done {
+            sum.add(&done.counts);
+            let Counts { passed, failed } = done.counts;
+            let mark = if done.failed { "  <- FAILED" } else { "" };
+            let Done { title, seconds, .. } = done;
+            let _ = writeln!(text, "{seconds:>8.1}  {passed:>6}  {failed:>6}  {title}{mark}");
+        }
+        let _ = writeln!(text, "{seconds:>8.1}  in all; some steps ran side by side\n");
+        let _ = writeln!(text, "{} passed, {} failed", sum.passed, sum.failed);
+        (text, sum.failed)
     }
 }
 
@@ -127,30 +159,54 @@ impl Counts {
 mod tests {
     use super::*;
 
-    #[test]
-    fn counts_sum_result_lines_only() {
-        let mut counts = Counts::default();
-        for line in [
-            "test wire::sizes ... ok",
-            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 3 filtered out; finished in 0.01s",
-            "test result: FAILED. 4 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
-            "99 passed; nothing of ours",
-        ] {
-            counts.add_line(line);
-        }
-        assert_eq!(counts, Counts { passed: 16, failed: 2 });
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
     }
 
     #[test]
     fn crash_of_a_test_program_is_a_failure() {
         let mut steps = Steps::default();
-        let mut crash = Command::new("sh");
-        crash.args(["-c", "echo 'test result: ok. 1 passed; 0 failed'; kill -SEGV $$"]);
-        assert!(!steps.tests("crash", &mut crash));
-        assert!(!steps.step("lint", || Err("bad".to_owned())));
-        assert!(steps.step("fine", || Ok(())));
-        assert_eq!((steps.passed, steps.failed), (1, 2));
-        assert_eq!(steps.broken, ["crash", "lint"]);
+        let crash = shell("echo 'test result: ok. 1 passed; 0 failed'; kill -SEGV $$");
+        assert!(!steps.run(Step::command("crash", crash)));
+        assert!(!steps.run(Step::new("lint", |_| Err("bad".to_owned()))));
+        assert!(steps.run(Step::new("fine", |_| Ok(()))));
+        let (text, failed) = steps.summary(1.0);
+        assert_eq!(failed, 2);
+        assert!(text.ends_with("\n1 passed, 2 failed\n"), "{text}");
+        assert_eq!(text.matches("<- FAILED").count(), 2, "{text}");
         assert!(!steps.finish(Instant::now()));
+    }
+
+    #[test]
+    fn lanes_run_at_the_same_time_and_each_in_its_order() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let mut steps = Steps::default();
+        let order = Mutex::new(Vec::new());
+        let push = &|name: &'static str| order.lock().expect("no panic").push(name);
+        steps.side_by_side(vec![
+            vec![
+                // It ends only if the other lane runs meanwhile.
+                Step::new("waits", move |_| {
+                    receiver.recv().map_err(|error| error.to_string())?;
+                    push("waits");
+                    Ok(())
+                }),
+                Step::new("after a failure", |_| Err("bad".to_owned())),
+                Step::new("last", move |log| {
+                    push("last");
+                    log.run(&mut shell("echo 'test result: ok. 2 passed; 0 failed' >&2"))
+                }),
+            ],
+            vec![Step::new("answers", move |log| {
+                log.line("a line");
+                sender.send(()).map_err(|error| error.to_string())
+            })],
+        ]);
+        assert_eq!(order.into_inner().expect("no panic"), ["waits", "last"]);
+        let (text, failed) = steps.summary(0.0);
+        assert_eq!(failed, 1, "{text}");
+        assert!(text.contains("2 passed, 1 failed"), "{text}");
     }
 }

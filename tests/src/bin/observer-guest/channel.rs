@@ -1,4 +1,4 @@
-//! The second serial port: one JSON object a line, read by xtask/src/vm/protocol.rs. The first
+//! The second serial port: one JSON object a line, read by xtask/vm/src/protocol.rs. The first
 //! port is the kernel's.
 
 use std::fs::{File, OpenOptions};
