@@ -16,7 +16,12 @@ use xtask_common::{
 };
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Project commands of observer", version)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Project commands of observer",
+    version
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

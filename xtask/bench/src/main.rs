@@ -37,7 +37,7 @@ use self::{
 
 /// Measure the cost of observer and other tools per operation, interleaved in one run
 #[derive(Parser)]
-#[command(name = "cargo xtask bench", version)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench", version)]
 struct Options {
     /// Number of times that everything is measured
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]

@@ -29,7 +29,7 @@ The output of each guest is in target/vm/logs, the results of its tests in targe
 
 /// Run the privileged tests on other kernels, in virtual machines
 #[derive(Parser)]
-#[command(name = "cargo xtask vm", version, after_help = EXAMPLES)]
+#[command(name = "cargo xtask vm", bin_name = "cargo xtask vm", version, after_help = EXAMPLES)]
 pub(crate) struct Options {
     /// Kernel to test; repeat for several [default: all]
     #[arg(long = "kernel", value_enum, value_name = "KERNEL", hide_default_value = true)]
