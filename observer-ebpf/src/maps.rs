@@ -1,4 +1,5 @@
-//! All maps. Sizes marked "loader" are set at load time.
+//! All maps. Sizes marked "loader" are set at load time. State that outlives an event can be mapped
+//! by user space, which clears it before a detached probe is attached again.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -16,11 +17,12 @@ pub(crate) static RING: RingBuf = RingBuf::with_byte_size(1 << 23, 0);
 
 /// State per thread (loader).
 #[map]
-pub(crate) static TASKS: Array<TaskState> = Array::with_max_entries(TASK_SLOTS_MAX, 0);
+pub(crate) static TASKS: Array<TaskState> = Array::with_max_entries(TASK_SLOTS_MAX, BPF_F_MMAPABLE);
 
 /// Reclaim and compaction per thread (loader).
 #[map]
-pub(crate) static MEMORY: Array<MemoryState> = Array::with_max_entries(TASK_SLOTS_MAX, 0);
+pub(crate) static MEMORY: Array<MemoryState> =
+    Array::with_max_entries(TASK_SLOTS_MAX, BPF_F_MMAPABLE);
 
 /// Histograms: CPU-major, then cgroup slot, then series (loader). A plain array indexed by CPU
 /// instead of a per-CPU map, so that user space maps it and reads without system calls.
@@ -39,7 +41,8 @@ pub(crate) static TARGETS: Array<u64> = Array::with_max_entries(PID_MAX_LIMIT / 
 
 /// Live IP sockets.
 #[map]
-pub(crate) static SOCKETS: Array<SocketEntry> = Array::with_max_entries(SOCKET_SLOTS, 0);
+pub(crate) static SOCKETS: Array<SocketEntry> =
+    Array::with_max_entries(SOCKET_SLOTS, BPF_F_MMAPABLE);
 
 /// Counters by CPU (loader). A plain array, as for the histograms; and while somebody reads a map
 /// through the system call, the kernel leaves out classic tracepoints and kprobes on that CPU

@@ -273,7 +273,12 @@ mod tests {
         snapshot.emitted[RecordKind::Fault as usize] = 4;
         snapshot.coverage.insert(
             "fault".into(),
-            Coverage { state: ProbeState::Attached, tier: Some("perf_event".into()), reason: None },
+            Coverage {
+                state: ProbeState::Attached,
+                tier: Some("perf_event".into()),
+                reason: None,
+                detached: None,
+            },
         );
         let probes = snapshot.probe_summaries();
         let fault = &probes["fault"];

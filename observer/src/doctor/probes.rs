@@ -20,7 +20,7 @@ fn tiers(choice: &Choice) -> Vec<TierReport> {
 }
 
 fn report(probe: &Probe, coverage: Coverage, tiers: Vec<TierReport>) -> ProbeReport {
-    let Coverage { state, tier, reason } = coverage;
+    let Coverage { state, tier, reason, .. } = coverage;
     ProbeReport { probe: probe.name.into(), tier, state, reason, tiers }
 }
 
@@ -54,8 +54,12 @@ pub(super) fn try_all(probes: &ProbeOptions) -> Tried {
             Tried { probes, verifier_logs, refused: None }
         }
         Err(error) => {
-            let coverage =
-                Coverage { state: ProbeState::Failed, tier: None, reason: Some(error.to_string()) };
+            let coverage = Coverage {
+                state: ProbeState::Failed,
+                tier: None,
+                reason: Some(error.to_string()),
+                detached: None,
+            };
             let report = |probe| report(probe, coverage.clone(), Vec::new());
             let refused = error.is_permission().then(|| error.to_string());
             let probes = PROBES.into_iter().map(report).collect();

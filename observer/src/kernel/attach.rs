@@ -1,16 +1,16 @@
 //! Attaching the programs, each by itself: one that this kernel refuses is a line of coverage.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 
-use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
+use aya::programs::perf_event::SoftwareEvent;
 use aya::programs::{
-    BtfTracePoint, CgroupAttachMode, CgroupSock, FEntry, FExit, KProbe, PerfEvent,
-    Program as AyaProgram, ProgramError, RawTracePoint, TracePoint,
+    BtfTracePoint, CgroupSock, FEntry, FExit, KProbe, PerfEvent, Program as AyaProgram,
+    ProgramError, RawTracePoint, TracePoint,
 };
 
 use observer_ebpf::wire::CallExit;
 
+use super::links::Site;
 use super::load::{LoadError, LoadOptions, Loaded};
 use super::offers::{Offered, function, tracepoint};
 use crate::host::system;
@@ -155,6 +155,7 @@ pub(super) fn descriptor_calls_at(socket: Option<&Choice>, states: &ProgramState
 
 /// Unloads a program with its links.
 fn detach(loaded: &mut Loaded, name: &str) {
+    loaded.links.forget(name);
     // It fails only where nothing is loaded.
     let _ = match loaded.ebpf.program_mut(name) {
         Some(AyaProgram::FEntry(program)) => program.unload(),
@@ -210,87 +211,63 @@ impl From<ProgramError> for AttachError {
 
 fn try_attach(loaded: &mut Loaded, program: &Program) -> Result<(), AttachError> {
     let handle = loaded.ebpf.program_mut(program.name).ok_or(AttachError::Missing)?;
-    match program.attach {
+    let sites = match program.attach {
         Attach::Fentry(function) => {
             let own_btf = own_btf(loaded.own_btf.as_ref())?;
-            let handle: &mut FEntry = handle.try_into()?;
-            handle.load(function, own_btf)?;
-            handle.attach()?;
+            <&mut FEntry>::try_from(&mut *handle)?.load(function, own_btf)?;
+            vec![Site::Own]
         }
         Attach::Fexit(function) => {
             let own_btf = own_btf(loaded.own_btf.as_ref())?;
-            let handle: &mut FExit = handle.try_into()?;
-            handle.load(function, own_btf)?;
-            handle.attach()?;
+            <&mut FExit>::try_from(&mut *handle)?.load(function, own_btf)?;
+            vec![Site::Own]
         }
         Attach::TpBtf(tracepoint, _) => {
             let own_btf = own_btf(loaded.own_btf.as_ref())?;
-            let handle: &mut BtfTracePoint = handle.try_into()?;
-            handle.load(tracepoint, own_btf)?;
-            handle.attach()?;
+            <&mut BtfTracePoint>::try_from(&mut *handle)?.load(tracepoint, own_btf)?;
+            vec![Site::Own]
         }
         Attach::RawTracepoint(tracepoint, _) => {
-            let handle: &mut RawTracePoint = handle.try_into()?;
-            handle.load()?;
-            handle.attach(tracepoint)?;
+            <&mut RawTracePoint>::try_from(&mut *handle)?.load()?;
+            vec![Site::RawTracepoint(tracepoint)]
         }
         Attach::Kprobe(functions) | Attach::Kretprobe(functions) => {
-            let handle: &mut KProbe = handle.try_into()?;
-            handle.load()?;
+            <&mut KProbe>::try_from(&mut *handle)?.load()?;
             // A kernel without one of several system calls has no function of it either.
-            for name in functions.iter().filter(|name| function(&loaded.btf, name).is_ok()) {
-                handle.attach(name, 0)?;
-            }
+            let there = functions.iter().filter(|name| function(&loaded.btf, name).is_ok());
+            there.map(|name| Site::Function(name)).collect()
         }
         Attach::Syscalls(_, prefix, calls) => {
-            let handle: &mut TracePoint = handle.try_into()?;
-            handle.load()?;
-            for call in calls {
-                let name = format!("{prefix}_{call}");
-                // A kernel without the system call has no tracepoint of it either.
-                if system::tracefs()
-                    .is_some_and(|at| at.join("events/syscalls").join(&name).exists())
-                {
-                    handle.attach("syscalls", &name)?;
-                }
-            }
+            <&mut TracePoint>::try_from(&mut *handle)?.load()?;
+            // A kernel without the system call has no tracepoint of it either.
+            let is_there = |name: &String| {
+                system::tracefs().is_some_and(|at| at.join("events/syscalls").join(name).exists())
+            };
+            let names = calls.iter().map(|call| format!("{prefix}_{call}"));
+            names.filter(is_there).map(Site::Syscall).collect()
         }
-        Attach::PerfMinorFaults => every_cpu(handle, SoftwareEvent::PageFaultsMin)?,
-        Attach::PerfMajorFaults => every_cpu(handle, SoftwareEvent::PageFaultsMaj)?,
+        Attach::PerfMinorFaults => {
+            <&mut PerfEvent>::try_from(&mut *handle)?.load()?;
+            vec![Site::EveryCpu(SoftwareEvent::PageFaultsMin)]
+        }
+        Attach::PerfMajorFaults => {
+            <&mut PerfEvent>::try_from(&mut *handle)?.load()?;
+            vec![Site::EveryCpu(SoftwareEvent::PageFaultsMaj)]
+        }
         Attach::CgroupSockCreate | Attach::CgroupSockRelease => {
             let root = loaded
                 .cgroups
                 .unified_mount_point()
                 .ok_or_else(|| AttachError::Unsupported("cgroup v2 is not mounted".into()))?;
-            let root = File::open(root).map_err(|error| {
-                AttachError::Unsupported(format!("cannot open {}: {error}", root.display()))
-            })?;
-            let handle: &mut CgroupSock = handle.try_into()?;
-            handle.load()?;
-            // A link always lets others attach too; asking for it by flag is an error.
-            handle.attach(root, CgroupAttachMode::Single)?;
+            <&mut CgroupSock>::try_from(&mut *handle)?.load()?;
+            vec![Site::Cgroup(root.to_owned())]
         }
-    }
-    Ok(())
+    };
+    Ok(loaded.links.add(handle, program.name, sites)?)
 }
 
 fn own_btf<'a>(own: Result<&'a aya::Btf, &String>) -> Result<&'a aya::Btf, AttachError> {
     own.map_err(|reason| AttachError::Unsupported(reason.clone()))
-}
-
-/// One event per online CPU, sampling every single fault.
-fn every_cpu(handle: &mut AyaProgram, event: SoftwareEvent) -> Result<(), AttachError> {
-    let handle: &mut PerfEvent = handle.try_into()?;
-    handle.load()?;
-    for cpu in system::online_cpus() {
-        handle.attach(
-            PerfEventConfig::Software(event),
-            PerfEventScope::AllProcessesOneCpu { cpu },
-            SamplePolicy::Period(1),
-            false,
-        )?;
-    }
-    Ok(())
 }
 
 fn failed(program: &Program, error: &ProgramError) -> ProgramState {
@@ -324,7 +301,7 @@ pub fn coverage(choice: &Choice, states: &ProgramStates) -> Coverage {
             })
             .collect();
         let reason = Some(reasons.join("; "));
-        return Coverage { state: ProbeState::Unsupported, tier: None, reason };
+        return Coverage { state: ProbeState::Unsupported, tier: None, reason, detached: None };
     };
     let mut attached = false;
     let mut reasons: Vec<String> = Vec::new();
@@ -356,6 +333,7 @@ pub fn coverage(choice: &Choice, states: &ProgramStates) -> Coverage {
         state,
         tier: attached.then(|| tier.name.to_owned()),
         reason: (!reasons.is_empty()).then(|| reasons.join("; ")),
+        detached: None,
     }
 }
 

@@ -9,6 +9,7 @@ use observer_ebpf::wire::{
 };
 
 use super::btf::{Btf, BtfError};
+use super::links::Links;
 use super::mapped::MappedWords;
 use super::offsets::offsets;
 use super::plan::{self, MapPlan};
@@ -127,6 +128,7 @@ impl LoadOptions {
 /// The loaded object: maps exist, no program is attached yet.
 pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
+    pub(super) links: Links,
     pub(super) btf: Btf,
     /// The kernel's own types, by which the verifier types arguments; `Err` is why there are none.
     pub(super) own_btf: Result<aya::Btf, String>,
@@ -215,6 +217,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     let ring = take(&mut ebpf, "RING")?;
     let loaded = Loaded {
         ebpf,
+        links: Links::default(),
         btf,
         own_btf,
         cgroups,

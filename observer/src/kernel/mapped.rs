@@ -26,7 +26,14 @@ impl MappedWords {
     /// # Errors
     /// When the kernel refuses (the map was not created mappable, or is smaller).
     pub(super) fn new(fd: impl AsFd, entries: usize, value_bytes: usize) -> std::io::Result<Self> {
-        let used = entries * value_bytes;
+        Self::part(fd, 0, entries * value_bytes)
+    }
+
+    /// Maps `used` bytes from a multiple of the page size on.
+    ///
+    /// # Errors
+    /// As for [`MappedWords::new`].
+    pub(super) fn part(fd: impl AsFd, from_bytes: usize, used: usize) -> std::io::Result<Self> {
         let page = rustix::param::page_size();
         let bytes = used.div_ceil(page) * page;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
@@ -37,7 +44,7 @@ impl MappedWords {
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED,
                 fd,
-                0,
+                from_bytes as u64,
             )
         }?;
         let words = NonNull::new(address.cast()).ok_or(std::io::ErrorKind::OutOfMemory)?;
@@ -47,7 +54,7 @@ impl MappedWords {
     /// The words of the map, in order.
     #[must_use]
     pub(super) fn words(&self) -> &[AtomicU64] {
-        // SAFETY: mapped for `bytes >= length * 8` in `new`, unmapped in `drop` only.
+        // SAFETY: mapped for `bytes >= length * 8` in `part`, unmapped in `drop` only.
         unsafe { std::slice::from_raw_parts(self.words.as_ptr(), self.length) }
     }
 
@@ -67,7 +74,7 @@ impl MappedWords {
 
 impl Drop for MappedWords {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new` with this size; no reference outlives `self`. A failure would
+        // SAFETY: mapped in `part` with this size; no reference outlives `self`. A failure would
         // leave the mapping behind, nothing worse.
         let _ = unsafe { munmap(self.words.as_ptr().cast(), self.bytes) };
     }

@@ -2,6 +2,8 @@
 
 mod attach;
 mod btf;
+mod links;
+mod live;
 mod load;
 mod mapped;
 mod offers;
@@ -25,6 +27,7 @@ use observer_ebpf::wire::{
 
 pub use attach::{Choice, ProgramState, ProgramStates, coverage};
 pub use btf::{Btf, BtfError, KERNEL_BTF};
+pub use live::LiveError;
 pub use load::{LoadError, LoadOptions, RING_BYTES};
 pub use plan::{MapPlan, plan};
 pub use profile::ProgramProfile;
@@ -48,8 +51,11 @@ const DESCRIPTOR_CALLS_AT: usize = offset_of!(Config, descriptor_calls_at) / 8;
 /// The attached programs. Dropping it detaches and frees everything; so does the death of the
 /// process, since nothing is pinned.
 pub struct Kernel {
-    /// Owns programs and links.
+    /// Links go before the programs they belong to.
+    links: links::Links,
+    /// Owns the programs.
     ebpf: aya::Ebpf,
+    pauses: live::Pauses,
     choices: Choices,
     states: ProgramStates,
     histograms: MappedWords,
@@ -66,7 +72,12 @@ pub struct Kernel {
 
 /// Coverage of a probe that was left out.
 fn not_asked() -> Coverage {
-    Coverage { state: ProbeState::NotAsked, tier: None, reason: Some(NOT_ASKED_FOR.to_owned()) }
+    Coverage {
+        state: ProbeState::NotAsked,
+        tier: None,
+        reason: Some(NOT_ASKED_FOR.to_owned()),
+        detached: None,
+    }
 }
 
 /// Marks processes as target, from any thread.
@@ -123,6 +134,7 @@ impl Kernel {
         let mut loaded = load::load(options)?;
         let (choices, states) = attach::attach_probes(&mut loaded, options)?;
         let Loaded {
+            links,
             ebpf,
             cgroups,
             histograms,
@@ -138,7 +150,9 @@ impl Kernel {
         let calls_at = attach::descriptor_calls_at(choices.get("socket"), &states);
         config.set(DESCRIPTOR_CALLS_AT, calls_at as u64);
         Ok(Self {
+            links,
             ebpf,
+            pauses: live::Pauses::new(),
             choices,
             states,
             histograms,
@@ -167,7 +181,7 @@ impl Kernel {
     #[must_use]
     pub fn notes(&self, verbose: bool) -> Vec<String> {
         let mut notes = Vec::new();
-        for (probe, Coverage { state, tier, reason }) in self.coverage() {
+        for (probe, Coverage { state, tier, reason, .. }) in self.coverage() {
             let reason = reason.unwrap_or_default();
             match (state, tier) {
                 (ProbeState::NotAsked, _) => {}
@@ -189,7 +203,13 @@ impl Kernel {
     #[must_use]
     pub fn coverage(&self) -> BTreeMap<String, Coverage> {
         let of = |name: &str| match self.choices.get(name) {
-            Some(choice) => coverage(choice, &self.states),
+            Some(choice) => {
+                let coverage = coverage(choice, &self.states);
+                match self.detached(name) {
+                    Some(detached) => coverage.with_pauses(detached, MonoNanos::now()),
+                    None => coverage,
+                }
+            }
             None => not_asked(),
         };
         PROBES.iter().map(|probe| (probe.name.to_owned(), of(probe.name))).collect()

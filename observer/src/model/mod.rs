@@ -1,6 +1,7 @@
 //! The words of the product as types: events, stalls, causes, samples, and what a run leaves.
 
 mod cause;
+mod detached;
 mod event;
 mod run;
 mod sample;
@@ -8,6 +9,7 @@ mod stall;
 mod summary;
 
 pub use cause::*;
+pub use detached::*;
 pub use event::*;
 pub use run::*;
 pub use sample::*;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LossSummary, ProbeState};
+use super::{Detached, LossSummary, ProbeState};
 use crate::clock::{Anchors, MonoNanos};
 
 /// Version of the `run.json` schema.
@@ -39,6 +39,9 @@ pub struct Coverage {
     pub tier: Option<String>,
     /// Why it is not (wholly) attached, or not by a better tier that the kernel seemed to offer.
     pub reason: Option<String>,
+    /// When it was detached while the run went on; `None` when it never was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detached: Option<Detached>,
 }
 
 /// How a run ended.

@@ -16,11 +16,13 @@ pub(crate) fn run() -> RunInfo {
         state: ProbeState::Attached,
         tier: Some(tier.to_owned()),
         reason: None,
+        detached: None,
     };
     let partial = Coverage {
         state: ProbeState::Partial,
         tier: Some("cgroup_sock".to_owned()),
         reason: Some("accept: this kernel has no fexit".to_owned()),
+        detached: None,
     };
     let names = [(100, "service"), (101, "worker-1"), (102, HOSTILE)];
     RunInfo {

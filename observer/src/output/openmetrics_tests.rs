@@ -32,7 +32,9 @@ pub(crate) fn snapshot() -> Snapshot {
     snapshot.lost_target[KIND_SLOTS + LossKind::TaskSlot as usize] = 2;
     for (probe, state) in [("runqueue", ProbeState::Attached), ("fault", ProbeState::Failed)] {
         let tier = (state == ProbeState::Attached).then(|| "tp_btf".to_owned());
-        snapshot.coverage.insert(probe.into(), Coverage { state, tier, reason: None });
+        snapshot
+            .coverage
+            .insert(probe.into(), Coverage { state, tier, reason: None, detached: None });
     }
     snapshot
 }

@@ -1,0 +1,152 @@
+//! Links between programs and the places where they run, apart from the programs: a link can go and
+//! come back while its program stays loaded.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
+
+use aya::Ebpf;
+use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
+use aya::programs::{CgroupAttachMode, Program as AyaProgram, ProgramError};
+
+use crate::host::system;
+
+/// Where a loaded program is linked to.
+#[derive(Clone, Debug)]
+pub(super) enum Site {
+    /// The hook that the program was loaded for (fentry, fexit, tp_btf).
+    Own,
+    /// A raw tracepoint.
+    RawTracepoint(&'static str),
+    /// A function of the kernel.
+    Function(&'static str),
+    /// A tracepoint `syscalls:NAME`.
+    Syscall(String),
+    /// A software event on every CPU that is online.
+    EveryCpu(SoftwareEvent),
+    /// A cgroup and all below it.
+    Cgroup(PathBuf),
+}
+
+/// The kernel refused a link; why.
+#[derive(Debug)]
+pub(super) struct LinkError(pub(super) String);
+
+/// A link of any kind: dropping it detaches.
+trait Link: Send {}
+
+impl<T: Send> Link for T {}
+
+/// One program's places, and its links to them while it is attached.
+#[derive(Default)]
+struct Linked {
+    sites: Vec<Site>,
+    links: Vec<Box<dyn Link>>,
+}
+
+/// All links, by program.
+#[derive(Default)]
+pub(super) struct Links(BTreeMap<&'static str, Linked>);
+
+impl Links {
+    /// Links a program to its places for the first time.
+    ///
+    /// # Errors
+    /// When the kernel refuses one of them; the links made before stay until [`Links::forget`].
+    pub(super) fn add(
+        &mut self,
+        program: &mut AyaProgram,
+        name: &'static str,
+        sites: Vec<Site>,
+    ) -> Result<(), ProgramError> {
+        let linked = self.0.entry(name).or_default();
+        linked.sites = sites;
+        linked.link(program)
+    }
+
+    /// Drops the links of a program; its places stay known.
+    pub(super) fn detach(&mut self, name: &str) {
+        if let Some(linked) = self.0.get_mut(name) {
+            linked.links.clear();
+        }
+    }
+
+    /// Links a program to its places again, unless it is linked.
+    ///
+    /// # Errors
+    /// When the kernel refuses one of them; none is left then.
+    pub(super) fn attach(&mut self, ebpf: &mut Ebpf, name: &str) -> Result<(), LinkError> {
+        let missing = || LinkError("it was never attached".to_owned());
+        let linked = self.0.get_mut(name).ok_or_else(missing)?;
+        if !linked.links.is_empty() {
+            return Ok(());
+        }
+        let program = ebpf.program_mut(name).ok_or_else(missing)?;
+        linked.link(program).map_err(|error| {
+            linked.links.clear();
+            LinkError(error.to_string())
+        })
+    }
+
+    /// Drops a program's links and places.
+    pub(super) fn forget(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+}
+
+impl Linked {
+    fn link(&mut self, program: &mut AyaProgram) -> Result<(), ProgramError> {
+        for site in &self.sites {
+            link(program, site, &mut self.links)?;
+        }
+        Ok(())
+    }
+}
+
+fn link(
+    program: &mut AyaProgram,
+    site: &Site,
+    links: &mut Vec<Box<dyn Link>>,
+) -> Result<(), ProgramError> {
+    // The link is taken out of the program, which would drop it with itself only.
+    macro_rules! take {
+        ($program:expr, $link:expr) => {{
+            let link = $link?;
+            links.push(Box::new($program.take_link(link)?));
+        }};
+    }
+    match (program, site) {
+        (AyaProgram::FEntry(program), Site::Own) => take!(program, program.attach()),
+        (AyaProgram::FExit(program), Site::Own) => take!(program, program.attach()),
+        (AyaProgram::BtfTracePoint(program), Site::Own) => take!(program, program.attach()),
+        (AyaProgram::RawTracePoint(program), Site::RawTracepoint(name)) => {
+            take!(program, program.attach(name));
+        }
+        (AyaProgram::KProbe(program), Site::Function(name)) => {
+            take!(program, program.attach(name, 0));
+        }
+        (AyaProgram::TracePoint(program), Site::Syscall(name)) => {
+            take!(program, program.attach("syscalls", name));
+        }
+        (AyaProgram::PerfEvent(program), Site::EveryCpu(event)) => {
+            // Every single one is sampled.
+            for cpu in system::online_cpus() {
+                let (config, scope) =
+                    (PerfEventConfig::Software(*event), PerfEventScope::AllProcessesOneCpu { cpu });
+                take!(program, program.attach(config, scope, SamplePolicy::Period(1), false));
+            }
+        }
+        (AyaProgram::CgroupSock(program), Site::Cgroup(root)) => {
+            let root = File::open(root).map_err(|error| {
+                ProgramError::IOError(std::io::Error::new(
+                    error.kind(),
+                    format!("cannot open {}: {error}", root.display()),
+                ))
+            })?;
+            // A link always lets others attach too; asking for it by flag is an error.
+            take!(program, program.attach(root, CgroupAttachMode::Single));
+        }
+        _ => return Err(ProgramError::UnexpectedProgramType),
+    }
+    Ok(())
+}

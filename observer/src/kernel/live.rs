@@ -1,0 +1,239 @@
+//! Detaching a probe while everything runs, and attaching it again.
+//!
+//! A detached program stays loaded; only its links go. A program that several probes name goes with
+//! the last attached one of them. Whatever the programs remember of a thread or socket is forgotten
+//! before they are attached again: a begin from before the pause must not meet an end from after it.
+
+use std::collections::BTreeMap;
+use std::mem::offset_of;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use aya::maps::Map;
+use observer_ebpf::wire::{MemoryState, RecordKind, SOCKET_SLOTS, SocketEntry, TaskState};
+use rustix::thread::{MembarrierCommand, membarrier};
+
+use super::links::LinkError;
+use super::mapped::MappedWords;
+use super::{Kernel, ProgramState, attach};
+use crate::clock::MonoNanos;
+use crate::model::Detached;
+use crate::probe::{PROBES, Probe, Program};
+
+/// Why a probe could not be detached or attached again.
+#[derive(Debug, thiserror::Error)]
+pub enum LiveError {
+    /// No program of it is attached.
+    #[error("probe {0} has no program attached, so there is nothing to detach")]
+    NotAttached(String),
+    /// What follows the target has to stay.
+    #[error("probe {0} follows the target's processes; the other probes need it")]
+    FollowsTarget(&'static str),
+    /// Its programs cannot forget what they saw before.
+    #[error("cannot clear the state in BPF map {map}: {reason}")]
+    State {
+        /// The map.
+        map: &'static str,
+        /// What the kernel said.
+        reason: String,
+    },
+    /// The kernel refused a link that it had made before.
+    #[error("cannot attach program {program} again: {reason}")]
+    Link {
+        /// The program.
+        program: &'static str,
+        /// What the kernel said.
+        reason: String,
+    },
+}
+
+/// Words of a map's values that hold the begin of something.
+struct Remembered {
+    map: &'static str,
+    value_bytes: usize,
+    words: &'static [usize],
+}
+
+const fn task_words(words: &'static [usize]) -> Remembered {
+    Remembered { map: "TASKS", value_bytes: size_of::<TaskState>(), words }
+}
+
+const fn memory_words(words: &'static [usize]) -> Remembered {
+    Remembered { map: "MEMORY", value_bytes: size_of::<MemoryState>(), words }
+}
+
+/// What the programs that send records of this kind remember between a begin and its end.
+fn remembered(kind: RecordKind) -> Option<Remembered> {
+    Some(match kind {
+        RecordKind::Runqueue => task_words(&[
+            offset_of!(TaskState, run_delay_ns) / 8,
+            offset_of!(TaskState, involuntary_switches) / 8,
+        ]),
+        RecordKind::Fault => task_words(&[
+            offset_of!(TaskState, fault_ns) / 8,
+            offset_of!(TaskState, fault_booked_ns) / 8,
+        ]),
+        RecordKind::MmSyscall => task_words(&[offset_of!(TaskState, syscall_ns) / 8]),
+        RecordKind::Reclaim => memory_words(&[offset_of!(MemoryState, reclaim_ns) / 8]),
+        RecordKind::Compaction => memory_words(&[offset_of!(MemoryState, compaction_ns) / 8]),
+        RecordKind::Socket => Remembered {
+            map: "SOCKETS",
+            value_bytes: size_of::<SocketEntry>(),
+            words: &[offset_of!(SocketEntry, sock) / 8],
+        },
+        RecordKind::FdFailure | RecordKind::Task => return None,
+    })
+}
+
+/// The probes that are detached now, and all pauses so far, by probe.
+pub(super) type Pauses = BTreeMap<&'static str, Detached>;
+
+impl Kernel {
+    /// Detaches a probe, for a reason that its coverage then tells. Its histograms stay as they are,
+    /// and its programs stay loaded.
+    ///
+    /// # Errors
+    /// When it is not attached, or follows the target.
+    pub fn detach(&mut self, name: &str, reason: &str) -> Result<(), LiveError> {
+        let probe = self.watching(name)?;
+        if probe.records.contains(&RecordKind::Task) {
+            return Err(LiveError::FollowsTarget(probe.name));
+        }
+        let pause = self.pauses.entry(probe.name).or_default();
+        pause.begin(MonoNanos::now(), reason);
+        // Begins first: what has begun may still end.
+        for program in self.programs_of(probe) {
+            if !self.is_needed(program) {
+                self.links.detach(program.name);
+            }
+        }
+        self.tell_who_books_descriptor_calls();
+        Ok(())
+    }
+
+    /// Attaches a detached probe again. One that is attached stays as it is.
+    ///
+    /// # Errors
+    /// When the kernel refuses now what it allowed before; the probe is then detached as before.
+    pub fn attach_again(&mut self, name: &str) -> Result<(), LiveError> {
+        let Some(probe) = PROBES.into_iter().find(|probe| probe.name == name) else {
+            return Err(LiveError::NotAttached(name.to_owned()));
+        };
+        if !self.is_detached(probe) {
+            return Ok(());
+        }
+        self.forget_begins(probe)?;
+        let programs = self.programs_of(probe);
+        for program in &programs {
+            if let Err(LinkError(reason)) = self.links.attach(&mut self.ebpf, program.name) {
+                let unneeded = programs.iter().filter(|program| !self.is_needed(program));
+                for program in unneeded.map(|program| program.name).collect::<Vec<_>>() {
+                    self.links.detach(program);
+                }
+                return Err(LiveError::Link { program: program.name, reason });
+            }
+        }
+        if let Some(pause) = self.pauses.get_mut(probe.name) {
+            pause.end(MonoNanos::now());
+        }
+        self.tell_who_books_descriptor_calls();
+        Ok(())
+    }
+
+    /// Whether any program of the probe runs now.
+    #[must_use]
+    pub fn is_attached(&self, name: &str) -> bool {
+        self.watching(name).is_ok()
+    }
+
+    /// When the probe was detached, and for how long; `None` when it never was.
+    #[must_use]
+    pub fn detached(&self, name: &str) -> Option<&Detached> {
+        self.pauses.get(name)
+    }
+
+    /// The probe of this name, if it is attached now.
+    fn watching(&self, name: &str) -> Result<&'static Probe, LiveError> {
+        let not = || LiveError::NotAttached(name.to_owned());
+        let probe = PROBES.into_iter().find(|probe| probe.name == name).ok_or_else(not)?;
+        if self.programs_of(probe).is_empty() || self.is_detached(probe) {
+            return Err(not());
+        }
+        Ok(probe)
+    }
+
+    fn is_detached(&self, probe: &Probe) -> bool {
+        self.pauses.get(probe.name).is_some_and(Detached::is_under_way)
+    }
+
+    /// The programs of the probe's tier that the kernel took, begins before ends.
+    pub(super) fn programs_of(&self, probe: &Probe) -> Vec<&'static Program> {
+        let tier = self.choices.get(probe.name).and_then(|choice| choice.tier);
+        let programs = tier.map_or(&[][..], |tier| tier.programs).iter();
+        let taken =
+            |program: &&Program| self.states.get(program.name) == Some(&ProgramState::Attached);
+        programs.filter(taken).collect()
+    }
+
+    /// Whether a probe that is attached names this program.
+    fn is_needed(&self, program: &Program) -> bool {
+        let attached = PROBES.into_iter().filter(|probe| !self.is_detached(probe));
+        attached.flat_map(|probe| self.programs_of(probe)).any(|other| other.name == program.name)
+    }
+
+    /// Which program notes accepted sockets and failures is a matter of which probes are attached.
+    fn tell_who_books_descriptor_calls(&self) {
+        let socket = PROBES.into_iter().find(|probe| probe.records.contains(&RecordKind::Socket));
+        let calls_at = match socket {
+            Some(probe) if self.is_detached(probe) => observer_ebpf::wire::CallExit::None,
+            _ => attach::descriptor_calls_at(self.choices.get("socket"), &self.states),
+        };
+        self.config.set(super::DESCRIPTOR_CALLS_AT, calls_at as u64);
+    }
+
+    /// Zeroes what the probe's programs remember, once none of them can be running any more.
+    fn forget_begins(&self, probe: &Probe) -> Result<(), LiveError> {
+        wait_for_running_programs();
+        for remembered in probe.records.iter().filter_map(|kind| remembered(*kind)) {
+            let failed = |reason: String| LiveError::State { map: remembered.map, reason };
+            let entries = match remembered.map {
+                "SOCKETS" => SOCKET_SLOTS,
+                _ => self.shape.task_slots,
+            };
+            let Some(Map::Array(map)) = self.ebpf.map(remembered.map) else {
+                return Err(failed("missing in the object".to_owned()));
+            };
+            zero(map.fd(), entries as usize, &remembered)
+                .map_err(|error| failed(error.to_string()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Zeroes some words of every value, through a mapping of a part of the map at a time: mapped whole
+/// it would count as resident memory.
+fn zero(fd: impl AsFd, entries: usize, remembered: &Remembered) -> std::io::Result<()> {
+    const PART_BYTES: usize = 1 << 20;
+    let value_words = remembered.value_bytes / 8;
+    let all_bytes = entries * remembered.value_bytes;
+    for from_bytes in (0..all_bytes).step_by(PART_BYTES) {
+        let length = PART_BYTES.min(all_bytes - from_bytes);
+        let part = MappedWords::part(fd.as_fd(), from_bytes, length)?;
+        for (index, word) in part.words().iter().enumerate() {
+            if remembered.words.contains(&((from_bytes / 8 + index) % value_words)) {
+                word.store(0, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Programs run with preemption off or under RCU, so an RCU grace period outlasts every run that
+/// began before their links went. The global membarrier is one (`synchronize_rcu`,
+/// kernel/sched/membarrier.c).
+fn wait_for_running_programs() {
+    if membarrier(MembarrierCommand::Global).is_err() {
+        // Refused with CONFIG_NO_HZ_FULL CPUs. Far longer than a program can run.
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,200 @@
+//! Probes that are detached while everything runs, and attached again.
+
+use std::time::{Duration, Instant};
+
+use observer::kernel::{Kernel, LoadOptions};
+use observer::model::ProbeState;
+use observer::probe::ProbeOptions;
+use observer_ebpf::wire::Series;
+use observer_tests::books;
+use observer_tests::privileged;
+use observer_tests::process::Placement;
+use observer_tests::trial::{number, programs, scaled_text, settle};
+use observer_tests::watch::Work;
+use rustix::process::{Pid, Signal, kill_process};
+
+const REASON: &str = "the test says so";
+const PAUSE: Duration = Duration::from_secs(1);
+
+fn attach(probes: &str) -> Kernel {
+    let selection = probes.parse().expect("names of probes");
+    let probes = ProbeOptions { selection, ..ProbeOptions::default() };
+    let options = LoadOptions { has_target: true, ring_bytes: 1 << 20, probes };
+    Kernel::attach(&options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn start(arguments: &[&str]) -> Work {
+    let work = Work::start(&programs(), arguments, Placement::default());
+    let work = work.unwrap_or_else(|error| panic!("{error}"));
+    settle(work.id());
+    work
+}
+
+fn signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("a process id");
+    kill_process(pid, signal).expect("the workload is there");
+}
+
+/// Stops all threads of a workload, outside of any fault or system call.
+fn stop(pid: u32) {
+    signal(pid, Signal::STOP);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let stopped =
+        || books::thread_states(pid).is_ok_and(|states| states.iter().all(|state| *state == 'T'));
+    while !stopped() {
+        assert!(Instant::now() < deadline, "the workload stops");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Count and longest of some series of the target.
+fn counted(kernel: &mut Kernel, series: &[Series]) -> (u64, u64, Duration) {
+    let snapshot = kernel.snapshot("target");
+    let of = series.iter().map(|series| snapshot.target_distribution(*series));
+    of.fold((0, 0, Duration::ZERO), |(count, sum_ns, longest), one| {
+        let longest = longest.max(Duration::from_nanos(one.max_ns));
+        (count + one.count(), sum_ns + one.sum_ns, longest)
+    })
+}
+
+const FAULTS: [Series; 4] = [
+    Series::FaultMinorUser,
+    Series::FaultMinorKernel,
+    Series::FaultMajorUser,
+    Series::FaultMajorKernel,
+];
+
+fn faults(pid: u32) -> u64 {
+    let faults = books::faults(pid).expect("the workload is there");
+    faults.minor + faults.major
+}
+
+#[track_caller]
+fn equal(what: &str, observed: u64, kernel: u64) {
+    println!("{what}: observed {observed}, the kernel counted {kernel}");
+    assert!(observed.abs_diff(kernel) * 100 <= kernel, "{what}: {observed}, not {kernel}");
+}
+
+#[test]
+fn faults_are_counted_while_attached_and_none_spans_a_pause() {
+    let Some(_guard) = privileged::ready("detached faults") else { return };
+    let mut kernel = attach("fault");
+    let mut work = start(&["storm", "--rounds", "100000000"]);
+    let pid = work.id();
+    kernel.targets().set(pid, true);
+    let mut before = faults(pid);
+    let mut expected = 0;
+    work.begin().expect("it works");
+    for round in 0..3 {
+        std::thread::sleep(Duration::from_millis(500));
+        // At rest, so that the kernel's counters can be read at the instant of the change.
+        stop(pid);
+        let at_detach = faults(pid);
+        expected += at_detach - before;
+        kernel.detach("fault", REASON).expect("it was attached");
+        assert!(!kernel.is_attached("fault"));
+        signal(pid, Signal::CONT);
+        std::thread::sleep(Duration::from_millis(300));
+        stop(pid);
+        before = faults(pid);
+        assert!(before > at_detach, "it goes on meanwhile");
+        equal(&format!("faults, pause {round}"), counted(&mut kernel, &FAULTS).0, expected);
+        kernel.attach_again("fault").expect("it was attached before");
+        assert!(kernel.is_attached("fault"));
+        signal(pid, Signal::CONT);
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    stop(pid);
+    expected += faults(pid) - before;
+    equal("faults in the end", counted(&mut kernel, &FAULTS).0, expected);
+    let coverage = kernel.coverage().remove("fault").expect("a line of it");
+    assert_eq!(coverage.state, ProbeState::Partial, "{coverage:?}");
+    let detached = coverage.detached.expect("it was detached");
+    assert_eq!((detached.times, detached.pauses.len()), (3, 3), "{detached:?}");
+    assert!(coverage.reason.is_some_and(|reason| reason.contains(REASON)));
+    signal(pid, Signal::CONT);
+}
+
+#[test]
+fn nothing_that_began_before_a_pause_ends_after_it() {
+    let Some(_guard) = privileged::ready("detached in the middle") else { return };
+    let mut kernel = attach("fault,mm_syscall,reclaim,runqueue,socket");
+    let mut work = start(&["storm", "--rounds", "100000000"]);
+    kernel.targets().set(work.id(), true);
+    work.begin().expect("it works");
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(300));
+        for probe in ["fault", "mm_syscall", "reclaim", "socket"] {
+            kernel.detach(probe, REASON).expect("it was attached");
+        }
+        std::thread::sleep(PAUSE);
+        for probe in ["socket", "reclaim", "mm_syscall", "fault"] {
+            kernel.attach_again(probe).expect("it was attached before");
+        }
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let series =
+        [&FAULTS[..], &[Series::Mmap, Series::Munmap, Series::Madvise, Series::SocketLifetime]];
+    let (count, _, longest) = counted(&mut kernel, &series.concat());
+    assert!(count > 0);
+    assert!(longest < PAUSE, "{longest:?} is longer than it was attached at a time");
+}
+
+#[test]
+fn the_wait_of_a_pause_is_not_booked_after_it() {
+    let Some(_guard) = privileged::ready("detached runqueue") else { return };
+    const WAITS: [Series; 2] = [Series::RunqueueWakeup, Series::RunqueuePreempt];
+    let mut kernel = attach("runqueue");
+    let mut work = start(&["contend", "--threads", "4", "--ms", "4000"]);
+    let pid = work.id();
+    kernel.targets().set(pid, true);
+    let waited = || -> u64 { books::run_delay_ns(pid).expect("it is there").values().sum() };
+    work.begin().expect("it works");
+    std::thread::sleep(PAUSE);
+    kernel.detach("runqueue", REASON).expect("it was attached");
+    let at_detach = waited();
+    std::thread::sleep(PAUSE);
+    let at_attach = waited();
+    let before = counted(&mut kernel, &WAITS).1;
+    kernel.attach_again("runqueue").expect("it was attached before");
+    std::thread::sleep(PAUSE);
+    let (after, end) = (counted(&mut kernel, &WAITS).1, waited());
+    let (paused, observed, kernels) = (at_attach - at_detach, after - before, end - at_attach);
+    println!("{paused} ns waited in the pause; after it {observed} ns observed, {kernels} ns real");
+    // At both ends each of the three threads that wait may be in the middle of its wait.
+    assert!(paused > 0 && observed > 0);
+    assert!(observed < kernels + paused / 2, "{observed} of {kernels}, {paused} in the pause");
+    assert!(observed + paused / 2 > kernels, "{observed} of {kernels}, {paused} in the pause");
+    drop(work);
+}
+
+#[test]
+fn a_program_that_two_probes_share_goes_with_the_second() {
+    let Some(_guard) = privileged::ready("detached sharers") else { return };
+    const CALLS: [Series; 2] = [Series::Mprotect, Series::Madvise];
+    let mut kernel = attach("mm_syscall,socket");
+    let mut expected = 0;
+    let mut calls = |kernel: &mut Kernel, attached: bool| {
+        let mut work = start(&["memory-calls", "--rounds", &scaled_text(200)]);
+        kernel.targets().set(work.id(), true);
+        let counts = work.go().expect("it works");
+        kernel.targets().set(work.id(), false);
+        if attached {
+            expected += number(&counts, "mprotect") + number(&counts, "madvise");
+        }
+        assert_eq!(counted(kernel, &CALLS).0, expected, "attached: {attached}");
+        work.end().expect("it ends");
+    };
+    calls(&mut kernel, true);
+    kernel.detach("socket", REASON).expect("it was attached");
+    calls(&mut kernel, true);
+    kernel.detach("mm_syscall", REASON).expect("it was attached");
+    calls(&mut kernel, false);
+    kernel.attach_again("socket").expect("it was attached before");
+    calls(&mut kernel, false);
+    kernel.attach_again("mm_syscall").expect("it was attached before");
+    calls(&mut kernel, true);
+    assert!(kernel.detach("task", REASON).is_err(), "the others need what follows the target");
+    assert!(kernel.detach("fault", REASON).is_err(), "it was not asked for");
+    assert!(kernel.attach_again("nothing").is_err());
+}
