@@ -10,9 +10,8 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mun
 /// Size of a page on every machine the tests run on.
 pub const PAGE_BYTES: usize = 4096;
 
-/// Bytes of the memory calls that take long enough to be timed by two clocks; no other call of the
-/// workload is of this length.
-pub const LONG_CALL_BYTES: u64 = 512 * PAGE_BYTES as u64;
+/// How many times as long as an empty call the memory calls are at least that two clocks time.
+pub const LONG_CALL_FACTOR: u64 = 50;
 
 /// A mapping of this process, unmapped when dropped.
 #[derive(Debug)]

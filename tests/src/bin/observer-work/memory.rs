@@ -6,8 +6,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use observer::clock::MonoNanos;
-use observer_tests::mapping::{LONG_CALL_BYTES, Mapping, PAGE_BYTES};
-use serde_json::json;
+use observer_tests::mapping::{LONG_CALL_FACTOR, Mapping, PAGE_BYTES};
+use serde_json::{Value, json};
 
 use crate::stage::{report, wait_for_end, wait_for_go};
 
@@ -141,33 +141,163 @@ pub(crate) fn copy_on_write(pages: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Calls that take long enough for two clocks to agree on how long; the caller notes when each began
-/// and ended.
-pub(crate) fn long_calls(rounds: usize) -> io::Result<()> {
-    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
-    const LENGTH: usize = LONG_CALL_BYTES as usize;
-    let mut calls: [Vec<[u64; 2]>; 3] = std::array::from_fn(|_| Vec::with_capacity(rounds));
-    let since = |begin: MonoNanos| [begin.0, MonoNanos::now().0];
-    if wait_for_go()? {
-        for _ in 0..rounds {
-            let protection = ProtFlags::READ | ProtFlags::WRITE;
-            let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
-            // SAFETY: all of it happens to a mapping made here, which nobody else knows.
+/// A huge page of zeroes would make a long call a short one.
+fn no_huge_pages_at_all() -> io::Result<()> {
+    // SAFETY: takes no pointer.
+    match unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// One call: when it began and ended, by the caller's own clock.
+type Timed = [u64; 2];
+
+fn timed<T>(call: impl FnOnce() -> T) -> (T, Timed) {
+    let begin = MonoNanos::now();
+    let result = call();
+    (result, [begin.0, MonoNanos::now().0])
+}
+
+/// The three long calls, by index.
+const MMAP: usize = 0;
+const MADVISE: usize = 1;
+const MUNMAP: usize = 2;
+const KINDS: usize = 3;
+
+/// Times of the three long calls, and of empty calls of the same system calls.
+#[derive(Default)]
+struct CallTimes {
+    long: [Vec<Timed>; KINDS],
+    empty: [Vec<Timed>; KINDS],
+    /// Of all calls of each kind, those of tried rounds too.
+    total_ns: [u64; 3],
+}
+
+impl CallTimes {
+    fn with_room(rounds: usize) -> Self {
+        let room = || std::array::from_fn(|_| Vec::with_capacity(rounds));
+        Self { long: room(), empty: room(), total_ns: [0; 3] }
+    }
+
+    /// One round with mappings of so many bytes. Their pages are all the page of zeroes: the calls
+    /// take long, and the caches stay about as warm as an empty call leaves them.
+    fn round(&mut self, lengths: [usize; 3]) -> io::Result<()> {
+        use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+        let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
+        let map = |bytes: usize| {
+            let map = || {
+                // SAFETY: the kernel picks the place, so nothing mapped is replaced.
+                unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::READ, flags) }
+            };
+            timed(map)
+        };
+        self.empty(MMAP, || map(0).1);
+        for (kind, bytes) in lengths.into_iter().enumerate() {
+            let (base, time) = map(bytes);
+            let base = base?;
+            if kind == MMAP {
+                self.long(MMAP, time);
+            } else {
+                self.add(MMAP, time);
+            }
+            // SAFETY: advises on, and unmaps, the mapping made above, which nobody else knows.
             unsafe {
-                let begin = MonoNanos::now();
-                let base = mmap_anonymous(std::ptr::null_mut(), LENGTH, protection, flags)?;
-                calls[0].push(since(begin));
-                let begin = MonoNanos::now();
-                madvise(base, LENGTH, Advice::LinuxDontNeed)?;
-                calls[1].push(since(begin));
-                base.cast::<u8>().write_bytes(1, LENGTH);
-                let begin = MonoNanos::now();
-                munmap(base, LENGTH)?;
-                calls[2].push(since(begin));
+                if kind == MADVISE {
+                    self.empty(MADVISE, || timed(|| madvise(base, 0, Advice::LinuxDontNeed)).1);
+                    let (advised, time) = timed(|| madvise(base, bytes, Advice::LinuxDontNeed));
+                    advised?;
+                    self.long(MADVISE, time);
+                }
+                if kind == MUNMAP {
+                    self.empty(MUNMAP, || timed(|| munmap(base, 0)).1);
+                }
+                let (unmapped, time) = timed(|| munmap(base, bytes));
+                unmapped?;
+                if kind == MUNMAP {
+                    self.long(MUNMAP, time);
+                } else {
+                    self.add(MUNMAP, time);
+                }
             }
         }
-        let [mmap, madvise, munmap] = calls;
-        report(&json!({ "mmap": mmap, "madvise": madvise, "munmap": munmap }))?;
+        Ok(())
+    }
+
+    fn add(&mut self, kind: usize, [begin, end]: Timed) {
+        self.total_ns[kind] += end - begin;
+    }
+
+    fn long(&mut self, kind: usize, time: Timed) {
+        self.add(kind, time);
+        self.long[kind].push(time);
+    }
+
+    /// Empty calls fail at once or do nothing, and pass the same entry, the same exit and the same
+    /// BPF programs as long ones. The first one warms the caches for the second one, as that does
+    /// for the long call that follows.
+    fn empty(&mut self, kind: usize, mut call: impl FnMut() -> Timed) {
+        let time = call();
+        self.add(kind, time);
+        let time = call();
+        self.add(kind, time);
+        self.empty[kind].push(time);
+    }
+
+    /// Whether a kind of long call takes so many times as long as its empty call.
+    fn empty_fits(&self, kind: usize, times: u64) -> bool {
+        let median = |calls: &[Timed]| {
+            let mut lengths: Vec<u64> = calls.iter().map(|[begin, end]| end - begin).collect();
+            lengths.sort_unstable();
+            lengths.get(lengths.len() / 2).copied().unwrap_or_default()
+        };
+        median(&self.long[kind]) >= times * median(&self.empty[kind])
+    }
+}
+
+/// Calls that are long in comparison with an empty call, whatever the CPU and the programs attached:
+/// only then does a comparison of two clocks say something. The caller reports when each call began
+/// and ended.
+pub(crate) fn long_calls(rounds: usize) -> io::Result<()> {
+    const SHORTEST_PAGES: usize = 512;
+    const LONGEST_PAGES: usize = 512 << 8;
+    const TRIED_ROUNDS: usize = 9;
+    no_huge_pages_at_all()?;
+    let mut times = CallTimes::with_room(rounds);
+    let mut tried = CallTimes::with_room(TRIED_ROUNDS);
+    if wait_for_go()? {
+        // Records are told apart by their lengths: no two kinds have the same, and no tried round.
+        let lengths = |pages: [usize; 3], more: usize| {
+            [MMAP, MADVISE, MUNMAP].map(|kind| (pages[kind] + kind + more) * PAGE_BYTES)
+        };
+        let mut pages = [SHORTEST_PAGES; 3];
+        loop {
+            tried.long.iter_mut().chain(&mut tried.empty).for_each(Vec::clear);
+            for _ in 0..TRIED_ROUNDS {
+                tried.round(lengths(pages, KINDS))?;
+            }
+            let short = |kind: &usize| {
+                // With room to spare, so that those that count are long enough as well.
+                !tried.empty_fits(*kind, 2 * LONG_CALL_FACTOR) && pages[*kind] < LONGEST_PAGES
+            };
+            let short: Vec<usize> = [MMAP, MADVISE, MUNMAP].into_iter().filter(short).collect();
+            if short.is_empty() {
+                break;
+            }
+            short.iter().for_each(|kind| pages[*kind] *= 2);
+        }
+        let lengths = lengths(pages, 0);
+        times.total_ns = tried.total_ns;
+        for _ in 0..rounds {
+            times.round(lengths)?;
+        }
+        let by_kind = |[mmap, madvise, munmap]: [Value; 3]| json!({ "mmap": mmap, "madvise": madvise, "munmap": munmap });
+        report(&json!({
+            "length_bytes": by_kind(lengths.map(Value::from)),
+            "long": by_kind(times.long.map(|calls| json!(calls))),
+            "empty": by_kind(times.empty.map(|calls| json!(calls))),
+            "total_ns": by_kind(times.total_ns.map(Value::from)),
+        }))?;
     }
     wait_for_end()
 }
