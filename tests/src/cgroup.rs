@@ -9,7 +9,7 @@ use observer::clock::MonoNanos;
 use observer::host::cgroups::Cgroups;
 
 use crate::Result;
-use crate::books::{Flat, Pressure};
+use crate::kernel_counters::{Flat, Pressure};
 
 /// A memory cgroup, removed when dropped (its processes must be gone by then).
 #[derive(Debug)]

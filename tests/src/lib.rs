@@ -1,21 +1,21 @@
 //! What the tests and the demo share: starting services and workloads, doing them harm on a
 //! schedule, running observer on them, and reading the kernel's own books.
 
-pub mod books;
 pub mod bpf;
 pub mod cgroup;
 pub mod clone;
 pub mod command;
 pub mod daemon;
+pub mod episodes;
 pub mod exact;
 pub mod http;
+pub mod kernel_counters;
 pub mod mapping;
 pub mod poll;
 pub mod privileged;
 pub mod process;
 pub mod results;
 pub mod scenario;
-pub mod schedule;
 pub mod taskstats;
 pub mod told;
 pub mod trial;

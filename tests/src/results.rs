@@ -130,7 +130,7 @@ impl Held {
     /// # Panics
     /// When they are not, or the book is empty.
     #[track_caller]
-    pub fn equal_to_the_dead(&self, metric: &str, against: &str, observed: u64, book: u64) {
+    pub fn equal_to_ended(&self, metric: &str, against: &str, observed: u64, book: u64) {
         const TOLERANCE: f64 = 0.03;
         if trial::in_guest() {
             let tolerance = trial::between_clocks(TOLERANCE);
@@ -192,10 +192,10 @@ pub fn not_applicable(test: &str, probe: &str, metric: &str, reason: &str) {
 }
 
 /// Writes down what a trap did that is no comparison of numbers (it is asserted where it is seen).
-pub fn trap_held(test: &str, probe: &str, what: &str) {
+pub fn case_held(test: &str, probe: &str, what: &str) {
     println!("{test}: {probe}: {what}");
     write_down(&json!({
-        "kernel": kernel(), "test": test, "probe": probe, "trap": what, "passed": true,
+        "kernel": kernel(), "test": test, "probe": probe, "case": what, "passed": true,
     }));
 }
 

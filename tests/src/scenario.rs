@@ -19,8 +19,8 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::Result;
 use crate::cgroup::MemoryCgroup;
+use crate::episodes::{Episode, plan};
 use crate::process::{Placement, Programs, Running, Service, interrupted};
-use crate::schedule::{Episode, plan};
 
 /// How long the load lasts.
 const LOAD: Duration = Duration::from_secs(20);

@@ -210,7 +210,7 @@ impl Taskstats {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn of_the_dead() -> Result<Exits> {
+    pub fn of_ended_tasks() -> Result<Exits> {
         let connection = Self::connect()?;
         let bytes: libc::c_int = 32 << 20;
         // SAFETY: the value is as long as said.

@@ -12,7 +12,7 @@ use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::books::{self, SchedStat};
+use crate::kernel_counters::{self, SchedStat};
 use crate::process::{Placement, Programs};
 use crate::results::Held;
 use crate::watch::{Watch, Work};
@@ -115,8 +115,8 @@ pub fn settle(pid: u32) {
     while still < 3 && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
         // A thread may end between being listed and being read.
-        let now = books::schedstat(pid).ok();
-        let asleep = books::thread_states(pid).is_ok_and(|states| !states.contains(&'R'));
+        let now = kernel_counters::schedstat(pid).ok();
+        let asleep = kernel_counters::thread_states(pid).is_ok_and(|states| !states.contains(&'R'));
         still = if asleep && now.is_some() && now == before { still + 1 } else { 0 };
         before = now;
     }
@@ -156,7 +156,7 @@ pub fn watched(arguments: &[&str], options: &[&str], directory: &Path) -> (Work,
 /// # Panics
 /// When one of them does not run.
 pub fn nudge(pid: u32) {
-    let arrivals = || books::schedstat(pid).expect("the workload is there");
+    let arrivals = || kernel_counters::schedstat(pid).expect("the workload is there");
     let before = arrivals();
     // A wait that must end on the CPU where it began has one part.
     let places: Vec<(Pid, CpuSet)> = before.keys().filter_map(|tid| kept_in_place(*tid)).collect();

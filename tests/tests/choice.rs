@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use observer_tests::process::Placement;
 use observer_tests::results::Held;
 use observer_tests::trial::{self, Run, Trial};
-use observer_tests::{books, privileged};
+use observer_tests::{kernel_counters, privileged};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde_json::Value;
 
@@ -113,7 +113,7 @@ fn without_the_kernels_own_types_everything_is_counted_all_the_same() {
     let target = ["--pid".to_owned(), work.id().to_string(), "--btf".into(), file.into()];
     let trial = Trial::new("types from a file");
     let observed = trial.observe_target(&target, &mut work, directory.path(), |pid| {
-        books::faults(pid).expect("the workload is there")
+        kernel_counters::faults(pid).expect("the workload is there")
     });
     let faults = observed.after.since(observed.before);
     assert!(faults.minor >= trial::number(&observed.counts, "minor_faults"), "{faults:?}");

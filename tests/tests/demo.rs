@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use observer_tests::books;
+use observer_tests::kernel_counters;
 use observer_tests::privileged;
 use observer_tests::process::Programs;
 use observer_tests::scenario::{Finding, Scenario, play};
@@ -20,10 +20,10 @@ const ATTEMPTS: usize = 3;
 
 /// Plays it once; what went wrong, and whether the host was too busy.
 fn played(programs: &Programs, scenario: Scenario, at: &Path) -> Result<Finding, (String, bool)> {
-    let (before, begun) = (books::stolen(), Instant::now());
+    let (before, begun) = (kernel_counters::stolen(), Instant::now());
     let log = at.join("log");
     let played = play(programs, scenario, &at.join("run"), Some(&log));
-    let stolen = (books::stolen() - before).as_secs_f64()
+    let stolen = (kernel_counters::stolen() - before).as_secs_f64()
         / begun.elapsed().as_secs_f64()
         / std::thread::available_parallelism().map_or(1.0, |cpus| cpus.get() as f64);
     let late_p99 = played.as_ref().map_or(Duration::ZERO, |finding| {

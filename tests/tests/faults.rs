@@ -403,11 +403,12 @@ fn two_observers_of_one_target_do_not_disturb_each_other() {
     let pid = work.id().to_string();
     let daemon = Daemon::start(&["--pid", &pid]);
     let watches = [watch(&["--pid", &pid], first.path()), watch(&["--pid", &pid], second.path())];
-    let before = observer_tests::books::faults(work.id()).expect("it is there");
+    let before = observer_tests::kernel_counters::faults(work.id()).expect("it is there");
     work.go().expect("it works");
     // What it does between its last word and its sleep is in both.
     settle(work.id());
-    let after = observer_tests::books::faults(work.id()).expect("it is there").since(before);
+    let after =
+        observer_tests::kernel_counters::faults(work.id()).expect("it is there").since(before);
     let labels = ["target=\"true\"", "minor"];
     let scraped = daemon.scrape().count("observer_fault_latency_seconds_count", &labels);
     assert_eq!(scraped, after.minor, "the daemon counts what the kernel counts");

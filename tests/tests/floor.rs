@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use observer::model::{EventKind, FloorChange, FloorReason};
 use observer::output::rundir::RunDir;
-use observer_tests::books;
 use observer_tests::daemon::Daemon;
+use observer_tests::kernel_counters;
 use observer_tests::privileged;
 use observer_tests::process::Placement;
 use observer_tests::trial::{directory, programs, scaled_text, watched};
@@ -112,7 +112,7 @@ fn voluntary_switches(pid: u32, name: &str) -> u64 {
         };
         (field("Name:")? == name).then(|| field("voluntary_ctxt_switches:")?.parse().ok())?
     };
-    let threads = books::threads(pid).expect("observer runs");
+    let threads = kernel_counters::threads(pid).expect("observer runs");
     threads.into_iter().find_map(of_thread).unwrap_or_else(|| panic!("no thread {name}"))
 }
 

@@ -6,7 +6,7 @@ use observer::kernel::{Kernel, LoadOptions};
 use observer::model::ProbeState;
 use observer::probe::ProbeOptions;
 use observer_ebpf::wire::Series;
-use observer_tests::books;
+use observer_tests::kernel_counters;
 use observer_tests::privileged;
 use observer_tests::process::Placement;
 use observer_tests::trial::{number, programs, scaled_text, settle};
@@ -40,7 +40,7 @@ fn stop(pid: u32) {
     signal(pid, Signal::STOP);
     let deadline = Instant::now() + Duration::from_secs(30);
     let stopped =
-        || books::thread_states(pid).is_ok_and(|states| states.iter().all(|state| *state == 'T'));
+        || kernel_counters::thread_states(pid).is_ok_and(|states| states.iter().all(|state| *state == 'T'));
     while !stopped() {
         assert!(Instant::now() < deadline, "the workload stops");
         std::thread::sleep(Duration::from_millis(2));
@@ -65,7 +65,7 @@ const FAULTS: [Series; 4] = [
 ];
 
 fn faults(pid: u32) -> u64 {
-    let faults = books::faults(pid).expect("the workload is there");
+    let faults = kernel_counters::faults(pid).expect("the workload is there");
     faults.minor + faults.major
 }
 
@@ -148,7 +148,7 @@ fn the_wait_of_a_pause_is_not_booked_after_it() {
     let mut work = start(&["contend", "--threads", "4", "--ms", "4000"]);
     let pid = work.id();
     kernel.targets().set(pid, true);
-    let waited = || -> u64 { books::run_delay_ns(pid).expect("it is there").values().sum() };
+    let waited = || -> u64 { kernel_counters::run_delay_ns(pid).expect("it is there").values().sum() };
     work.begin().expect("it works");
     std::thread::sleep(PAUSE);
     kernel.detach("runqueue", REASON).expect("it was attached");

@@ -8,10 +8,10 @@ use std::time::Duration;
 use observer::model::{Event, EventKind, RecordSummary, Summary};
 use observer::output::rundir::RunDir;
 use observer_ebpf::wire::SOCKET_SLOTS;
-use observer_tests::books::{self, Faults};
+use observer_tests::kernel_counters::{self, Faults};
 use observer_tests::privileged;
 use observer_tests::process::Placement;
-use observer_tests::results::{Held, trap_held};
+use observer_tests::results::{Held, case_held};
 use observer_tests::trial::{
     self, FLOODED, Trial, directory, nudge, run_delay_ns, scaled_text, settle, watched,
 };
@@ -20,16 +20,16 @@ use serde_json::Value;
 
 /// What the kernel's books say of a process.
 #[derive(Debug)]
-struct Books {
+struct KernelCounters {
     run_delay_ns: BTreeMap<u32, u64>,
     faults: Faults,
 }
 
-impl Books {
+impl KernelCounters {
     fn read(pid: u32) -> Self {
         Self {
-            run_delay_ns: books::run_delay_ns(pid).expect("the workload is there"),
-            faults: books::faults(pid).expect("the workload is there"),
+            run_delay_ns: kernel_counters::run_delay_ns(pid).expect("the workload is there"),
+            faults: kernel_counters::faults(pid).expect("the workload is there"),
         }
     }
 
@@ -49,8 +49,8 @@ struct Flood {
     summary: Summary,
     events: Vec<Event>,
     counts: Value,
-    before: Books,
-    after: Books,
+    before: KernelCounters,
+    after: KernelCounters,
 }
 
 /// Runs a workload under an observer that cannot keep up with it: every now and then it is stopped
@@ -58,7 +58,7 @@ struct Flood {
 fn flood(arguments: &[&str]) -> Flood {
     let directory = directory();
     let (mut work, watch) = watched(arguments, &FLOODED, directory.path());
-    let before = Books::read(work.id());
+    let before = KernelCounters::read(work.id());
     nudge(work.id());
     let done = AtomicBool::new(false);
     let counts = std::thread::scope(|scope| {
@@ -76,7 +76,7 @@ fn flood(arguments: &[&str]) -> Flood {
     })
     .expect("the workload works");
     settle(work.id());
-    let after = Books::read(work.id());
+    let after = KernelCounters::read(work.id());
     let run = watch.run.clone();
     let (summary, _) = watch.finish_with_loss().unwrap_or_else(|error| panic!("{error}"));
     let events = RunDir::open(&run).and_then(|run| run.read_events()).expect("a trace");
@@ -237,10 +237,10 @@ fn what_other_processes_lose_is_not_the_targets_loss() {
     assert!(targets > 0 || slept_ns == 0, "{slept_ns} ns in no sleep: {loss:?}");
     // Delayed dequeue came with Linux 6.12.
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    if books::kernel_version() >= (6, 12) && cpus > 1 {
+    if kernel_counters::kernel_version() >= (6, 12) && cpus > 1 {
         assert!(all > targets, "none of 40 moves was in time: {loss:?}");
     }
-    trap_held(trial.test, "socket", &format!("{loss:?}"));
+    case_held(trial.test, "socket", &format!("{loss:?}"));
     for work in others.into_iter().chain([work]) {
         work.end().expect("it ends");
     }

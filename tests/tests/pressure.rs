@@ -4,26 +4,26 @@
 use std::fs;
 use std::path::Path;
 
-use observer_tests::books::{self, Faults, Flat, Pressure};
 use observer_tests::exact::freed_pages;
+use observer_tests::kernel_counters::{self, Faults, Flat, Pressure};
 use observer_tests::privileged;
 use observer_tests::process::Placement;
 use observer_tests::results::{Held, not_applicable};
 use observer_tests::taskstats::{DelayAccounting, Delays, Taskstats};
 use observer_tests::trial::{self, Observed, Run, Trial};
 
-struct Books {
+struct KernelCounters {
     delays: Delays,
     faults: Faults,
     host: Flat,
     pressure: Result<Pressure, String>,
 }
 
-impl Books {
+impl KernelCounters {
     fn read(pid: u32, taskstats: &Taskstats) -> Self {
         Self {
             delays: taskstats.delays(pid).expect("the workload is there"),
-            faults: books::faults(pid).expect("the workload is there"),
+            faults: kernel_counters::faults(pid).expect("the workload is there"),
             host: Flat::vmstat().expect("/proc/vmstat"),
             pressure: Pressure::read(Path::new("/proc/pressure/memory")),
         }
@@ -42,12 +42,13 @@ fn has_swap() -> bool {
 }
 
 /// Watches a workload; what came of it, and the pages that its recorded reclaims freed.
-fn watched(trial: &Trial, arguments: &[&str]) -> (Observed<Books>, u64) {
+fn watched(trial: &Trial, arguments: &[&str]) -> (Observed<KernelCounters>, u64) {
     let directory = trial::directory();
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
     let taskstats = Taskstats::connect().expect("the kernel has taskstats");
     let mut work = trial::start(arguments, Placement::default());
-    let observed = trial.observe(&mut work, directory.path(), |pid| Books::read(pid, &taskstats));
+    let observed =
+        trial.observe(&mut work, directory.path(), |pid| KernelCounters::read(pid, &taskstats));
     work.end().expect("the workload ends");
     let freed = freed_pages(&observed.runs[0]);
     (observed, freed)

@@ -3,13 +3,13 @@
 
 use observer_tests::exact;
 use observer_tests::privileged;
-use observer_tests::results::trap_held;
+use observer_tests::results::case_held;
 use observer_tests::trial::{self, Trial, scaled_text};
 
 /// One observer for each tier of `probe` that this kernel offers, the best one first.
 fn tiers(test: &'static str, probe: &str) -> Trial {
     let offered = trial::offered_tiers(probe);
-    trap_held(test, probe, &format!("side by side: {}", offered.join(", ")));
+    case_held(test, probe, &format!("side by side: {}", offered.join(", ")));
     Trial { test, tiers: offered.into_iter().map(Some).collect() }
 }
 

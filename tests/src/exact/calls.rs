@@ -13,7 +13,7 @@ use perf_event_open::event::tp::Tracepoint;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::books::{self, Calls};
+use crate::kernel_counters::{self, Calls};
 use crate::mapping::LONG_CALL_FACTOR;
 use crate::process::{Placement, Running};
 use crate::results::{Held, not_applicable};
@@ -54,7 +54,7 @@ impl Strace {
         self.process.signal(Signal::INT);
         self.process.wait(Duration::from_secs(60)).expect("strace ends");
         let table = fs::read_to_string(&self.table).expect("strace wrote its table");
-        books::strace_counts(&table).expect("a table of strace")
+        kernel_counters::strace_counts(&table).expect("a table of strace")
     }
 }
 

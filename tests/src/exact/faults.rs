@@ -4,8 +4,8 @@ use perf_event_open::config::{Cpu, Opts, Proc};
 use perf_event_open::count::Counter;
 use perf_event_open::event::sw::Software;
 
-use crate::books::{self, Faults, Flat};
 use crate::cgroup::MemoryCgroup;
+use crate::kernel_counters::{self, Faults, Flat};
 use crate::process::Placement;
 use crate::results::{Comparison, Held, Relation, not_applicable};
 use crate::taskstats::{DelayAccounting, Delays, Taskstats};
@@ -35,16 +35,16 @@ fn lazy(held: &Held, metric: &str, against: &str, observed: u64, book: u64) {
 }
 
 /// Every book on the faults of one thread, at one instant.
-struct Books {
+struct KernelCounters {
     faults: Faults,
     delays: Delays,
     cgroup: Flat,
 }
 
-impl Books {
+impl KernelCounters {
     fn read(pid: u32, taskstats: &Taskstats, cgroup: &MemoryCgroup) -> Self {
         Self {
-            faults: books::faults(pid).expect("the workload is there"),
+            faults: kernel_counters::faults(pid).expect("the workload is there"),
             delays: taskstats.delays(pid).expect("the workload is there"),
             cgroup: cgroup.stat().expect("memory.stat"),
         }
@@ -66,7 +66,7 @@ pub fn minor_faults(trial: &Trial) {
             .expect("a software event can be counted");
     let observed = trial.observe(&mut work, directory.path(), |pid| {
         event.enable().expect("the event can be counted");
-        Books::read(pid, &taskstats, &cgroup)
+        KernelCounters::read(pid, &taskstats, &cgroup)
     });
     let event = event.stat().expect("the event can be read").count;
     let (before, after) = (&observed.before, &observed.after);
@@ -111,8 +111,8 @@ pub fn major_faults(trial: &Trial) {
     let pages = trial::scaled(1000).max(200);
     let mut work =
         trial::start(&["major-faults", "--file", file, "--pages", &pages.to_string()], place);
-    let observed =
-        trial.observe(&mut work, directory.path(), |pid| Books::read(pid, &taskstats, &cgroup));
+    let observed = trial
+        .observe(&mut work, directory.path(), |pid| KernelCounters::read(pid, &taskstats, &cgroup));
     let (before, after) = (&observed.before, &observed.after);
     let faults = after.faults.since(before.faults);
     assert!(faults.major * 10 >= pages * 9, "the pages came from the disk: {faults:?}");
@@ -142,7 +142,7 @@ pub fn families(trial: &Trial) {
     let arguments = ["churn", "--threads", &threads, "--processes", &processes, "--pages", &pages];
     let mut work = trial::start(&arguments, Placement::default());
     let observed = trial.observe(&mut work, directory.path(), |pid| {
-        books::faults(pid).expect("the workload is there")
+        kernel_counters::faults(pid).expect("the workload is there")
     });
     let faults = observed.after.since(observed.before);
     let kernel = faults.minor + faults.minor_children;
@@ -170,7 +170,7 @@ pub fn copied_pages(trial: &Trial) {
     let mut work = trial::start(&["copy-on-write", "--pages", &pages], Placement::default());
     let observed = trial.observe(&mut work, directory.path(), |pid| {
         let delays = taskstats.delays(pid).expect("the workload is there");
-        (delays, books::faults(pid).expect("the workload is there"))
+        (delays, kernel_counters::faults(pid).expect("the workload is there"))
     });
     let (before, after) = (&observed.before.0, &observed.after.0);
     let (Some(before), Some(after)) = (before.wpcopy, after.wpcopy) else {

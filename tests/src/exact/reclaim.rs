@@ -2,8 +2,8 @@
 
 use observer::model::EventKind;
 
-use crate::books::{Flat, Pressure};
 use crate::cgroup::{MemoryCgroup, UnifiedCgroup};
+use crate::kernel_counters::{Flat, Pressure};
 use crate::process::Placement;
 use crate::results::{Comparison, Held, Relation, not_applicable};
 use crate::taskstats::{DelayAccounting, Delays, Taskstats};
@@ -33,7 +33,7 @@ pub fn freed_pages(run: &Run) -> u64 {
     run.events().into_iter().map(|event| pages(event.kind)).sum()
 }
 
-struct Books {
+struct KernelCounters {
     delays: Delays,
     cgroup: Flat,
     host: Flat,
@@ -67,7 +67,7 @@ pub fn memcg_reclaim(trial: &Trial) {
     };
     let rounds = scaled_text(16);
     let mut work = trial::start(&["reclaim", "--file", file, "--rounds", &rounds], place);
-    let observed = trial.observe(&mut work, directory.path(), |pid| Books {
+    let observed = trial.observe(&mut work, directory.path(), |pid| KernelCounters {
         delays: taskstats.delays(pid).expect("the workload has one thread, and it is there"),
         cgroup: cgroup.stat().expect("memory.stat"),
         host: Flat::vmstat().expect("/proc/vmstat"),

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::books::{self, Flat, Pressure, SchedStat};
 use crate::cgroup::{CpuCgroup, UnifiedCgroup};
+use crate::kernel_counters::{self, Flat, Pressure, SchedStat};
 use crate::process::Placement;
 use crate::results::{Comparison, Relation, not_applicable};
 use crate::trial::{self, Metric, Run, Trial, number, scaled_text};
@@ -59,9 +59,9 @@ pub fn run_delay(trial: &Trial, arguments: &[&str]) {
     let directory = trial::directory();
     let mut work = trial::start(arguments, Placement::default());
     let observed = trial.observe(&mut work, directory.path(), |pid| {
-        books::schedstat(pid).expect("the workload is there")
+        kernel_counters::schedstat(pid).expect("the workload is there")
     });
-    let book = books::schedstat_since(&observed.after, &observed.before);
+    let book = kernel_counters::schedstat_since(&observed.after, &observed.before);
     // Clocks of their own are read before and behind the scheduler's, with the programs of all
     // observers between: next to waits of a microsecond that is no rounding.
     let short = book.delay_ns / book.arrivals.max(1) < SHORT_NS;
@@ -104,9 +104,9 @@ pub fn no_more_waits(trial: &Trial, arguments: &[&str]) {
     let directory = trial::directory();
     let mut work = trial::start(arguments, Placement::default());
     let observed = trial.observe(&mut work, directory.path(), |pid| {
-        books::schedstat(pid).expect("the workload is there")
+        kernel_counters::schedstat(pid).expect("the workload is there")
     });
-    let book = books::schedstat_since(&observed.after, &observed.before);
+    let book = kernel_counters::schedstat_since(&observed.after, &observed.before);
     let slack = book.arrivals * CLOCKS_APART_NS;
     trial.hold(
         &observed,
@@ -153,14 +153,19 @@ pub fn processor_time(trial: &Trial) {
     let observed = trial.observe(&mut work, directory.path(), |pid| {
         let stat: Flat = cgroup.cpu_stat().expect("cpu.stat");
         let pressure: Result<Pressure, String> = cgroup.pressure("cpu");
-        (stat, pressure, books::schedstat(pid).expect("the workload is there"), books::stolen())
+        (
+            stat,
+            pressure,
+            kernel_counters::schedstat(pid).expect("the workload is there"),
+            kernel_counters::stolen(),
+        )
     });
     // A tick more than was booked, of what the hypervisor took from the CPU: the threads neither ran
     // then nor waited for each other.
     let stolen = observed.after.3.saturating_sub(observed.before.3) + Duration::from_millis(10);
     let stolen_ns = u64::try_from(stolen.as_nanos()).expect("a short run");
     let ran_us = observed.after.0.since(&observed.before.0).get("usage_usec").expect("usage_usec");
-    let schedstat = books::schedstat_since(&observed.after.2, &observed.before.2);
+    let schedstat = kernel_counters::schedstat_since(&observed.after.2, &observed.before.2);
     let there_ns = number(&observed.counts, "there_ns");
     trial.hold(
         &observed,
@@ -221,10 +226,10 @@ pub fn throttled(trial: &Trial) {
     cgroup.limit(10_000, 50_000).expect("the kernel takes the limit");
     let observed = trial.observe(&mut work, directory.path(), |pid| {
         let throttled_ns = cgroup.throttled_ns().expect("cpu.stat");
-        (throttled_ns, books::schedstat(pid).expect("the workload is there"))
+        (throttled_ns, kernel_counters::schedstat(pid).expect("the workload is there"))
     });
     let throttled_ns = observed.after.0 - observed.before.0;
-    let schedstat = books::schedstat_since(&observed.after.1, &observed.before.1);
+    let schedstat = kernel_counters::schedstat_since(&observed.after.1, &observed.before.1);
     assert!(throttled_ns > schedstat.ran_ns, "the limit works: {throttled_ns} ns, {schedstat:?}");
     trial.hold(
         &observed,

@@ -1,6 +1,6 @@
 //! `socket` against /proc/PID/fd, strace and the workload's own counts.
 
-use crate::books;
+use crate::kernel_counters;
 use crate::process::Placement;
 use crate::trial::{self, Run, Trial, number, scaled_text};
 
@@ -20,7 +20,7 @@ pub fn sockets(trial: &Trial) {
     let mut work = trial::start(&["sockets", "--pairs", &scaled_text(50)], Placement::default());
     let strace = Strace::attach(trial, "socket", work.id(), directory.path());
     let observed = trial.observe(&mut work, directory.path(), |pid| {
-        books::socket_descriptors(pid).expect("the workload is there") as u64
+        kernel_counters::socket_descriptors(pid).expect("the workload is there") as u64
     });
     let strace = strace.map(Strace::counts);
     let held_open = observed.after;

@@ -168,7 +168,7 @@ fn key_of(object: &Value) -> Option<(Key, String)> {
         let said = reason.as_str().unwrap_or_default().to_owned();
         return Some((Key::NotCompared { test, probe, metric: field("metric") }, said));
     }
-    let said = object.get("trap").or_else(|| object.get("checked"))?;
+    let said = object.get("case").or_else(|| object.get("checked"))?;
     Some((Key::Checked { test, probe }, said.as_str().unwrap_or_default().to_owned()))
 }
 

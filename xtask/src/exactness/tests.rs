@@ -32,8 +32,8 @@ fn a_row_has_the_worst_error_of_each_kernel() {
         on("6.18.44-custom", result("minor", "perf_event", 0.0)),
         json!({"kernel": "6.1.0", "test": "x", "probe": "fault", "metric": "major",
                "not_applicable": "no disk"}),
-        json!({"kernel": "6.1.0", "test": "y", "probe": "fault", "trap": "3 of 3", "passed": true}),
-        json!({"kernel": "6.12.1", "test": "y", "probe": "fault", "trap": "2 of 2", "passed": true}),
+        json!({"kernel": "6.1.0", "test": "y", "probe": "fault", "case": "3 of 3", "passed": true}),
+        json!({"kernel": "6.12.1", "test": "y", "probe": "fault", "case": "2 of 2", "passed": true}),
     ]));
     assert!(
         page.contains("| metric | compared with | tier | allowed | 6.1-rt | 6.12 | 6.18 |"),
@@ -56,7 +56,7 @@ fn a_file_of_data_is_read_as_it_was_written() {
     let written = data(&[
         result("minor", "tp_btf", 0.001),
         repeated,
-        json!({"kernel": "6.1.0", "test": "y", "probe": "fault", "trap": "3 of 3", "passed": true}),
+        json!({"kernel": "6.1.0", "test": "y", "probe": "fault", "case": "3 of 3", "passed": true}),
         json!({"kernel": "6.1.0", "test": "x", "probe": "fault", "metric": "major",
                "not_applicable": "no disk"}),
     ]);

@@ -11,7 +11,7 @@ mod memory;
 mod stage;
 mod tasks;
 mod told;
-mod traps;
+mod waits;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -283,14 +283,14 @@ fn main() -> ExitCode {
             cpu::contend(threads, Duration::from_millis(ms), (!anywhere).then_some(cpu))
         }
         Work::Waker { fifo, rounds, hold_us } => {
-            traps::waker(&fifo, rounds, Duration::from_micros(hold_us))
+            waits::waker(&fifo, rounds, Duration::from_micros(hold_us))
         }
-        Work::Woken { fifo, rounds } => traps::woken(&fifo, rounds),
-        Work::Migrate { ms } => traps::migrate(Duration::from_millis(ms)),
-        Work::MovedAsleep { rounds, ms } => traps::moved_asleep(rounds, Duration::from_millis(ms)),
-        Work::WakeRunning { rounds } => traps::wake_running(rounds),
-        Work::Sleepers { threads, rounds } => traps::sleepers(threads, rounds),
-        Work::Dying { rounds } => traps::dying(rounds),
+        Work::Woken { fifo, rounds } => waits::woken(&fifo, rounds),
+        Work::Migrate { ms } => waits::migrate(Duration::from_millis(ms)),
+        Work::MovedAsleep { rounds, ms } => waits::moved_asleep(rounds, Duration::from_millis(ms)),
+        Work::WakeRunning { rounds } => waits::wake_running(rounds),
+        Work::Sleepers { threads, rounds } => waits::sleepers(threads, rounds),
+        Work::Dying { rounds } => waits::dying(rounds),
         Work::ExecThreads { ms } => tasks::exec_threads(Duration::from_millis(ms)),
         Work::Reborn { pid, rounds, pages } => tasks::reborn(pid, rounds, pages),
         Work::Inside { pages, ms } => tasks::inside(pages, Duration::from_millis(ms)),

@@ -6,12 +6,12 @@ use std::path::Path;
 
 use observer::host::cgroups::Cgroups;
 use observer_ebpf::wire::{CGROUP_SLOTS_MAX, SOCKET_SLOTS, TASK_SLOTS_MAX};
-use observer_tests::books::Flat;
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::daemon::Daemon;
+use observer_tests::kernel_counters::Flat;
 use observer_tests::privileged;
 use observer_tests::process::Placement;
-use observer_tests::results::{Comparison, Held, Relation, not_applicable, trap_held};
+use observer_tests::results::{Comparison, Held, Relation, case_held, not_applicable};
 use observer_tests::trial::{self, Trial, number};
 
 const FAULTS: &str = "observer_fault_latency_seconds_count";
@@ -49,7 +49,7 @@ fn cgroups_beyond_the_table_are_counted_together_and_said() {
     let other = since(&["cgroup=\"other\""]);
     assert!(other > 0, "what has no slot is in the row of the others");
     let losses = lost(&after) - lost(&before);
-    trap_held(test, "fault", &format!("{losses} counted as cgroup_slot, {other} faults as other"));
+    case_held(test, "fault", &format!("{losses} counted as cgroup_slot, {other} faults as other"));
     daemon.end();
 }
 
@@ -75,7 +75,7 @@ fn sockets_beyond_the_table_are_counted_one_by_one() {
     assert!(lost >= 4000, "{lost} lost: {:?}", run.summary.loss);
     let known = run.probe("socket").count + lost;
     held.equal("lifetimes + losses", "the workload's own count", known, count, 0.0);
-    trap_held(trial.test, "socket", &format!("{lost} of {count} counted as socket_slot"));
+    case_held(trial.test, "socket", &format!("{lost} of {count} counted as socket_slot"));
     work.end().expect("the workload ends");
 }
 
@@ -129,7 +129,7 @@ fn threads_that_share_a_slot_lose_what_they_say_they_lose() {
     // Faults that are lost the same way are in the losses as well. Two CPUs that take over a slot
     // at the same instant see one loss where there are two.
     held.at_least("calls + losses", against, counted + lost, calls, 0.002);
-    trap_held(trial.test, "mm_syscall", &format!("{lost} of {calls} counted as task_slot"));
+    case_held(trial.test, "mm_syscall", &format!("{lost} of {calls} counted as task_slot"));
     work.end().expect("the workload ends");
 }
 

@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use observer_tests::books::{self, SchedStat};
+use observer_tests::kernel_counters::{self, SchedStat};
 use observer_tests::privileged;
 use observer_tests::process::Placement;
-use observer_tests::results::{Held, not_applicable, trap_held};
+use observer_tests::results::{Held, case_held, not_applicable};
 use observer_tests::taskstats::{Delay, DelayAccounting, Taskstats};
 use observer_tests::trial::{self, Run, Trial, number, scaled_text};
 use observer_tests::{exact, watch::Work};
@@ -29,10 +29,10 @@ fn books_and_own_clock(test: &'static str) -> Trial {
 }
 
 fn stat(work: &Work) -> std::collections::BTreeMap<u32, SchedStat> {
-    books::schedstat(work.id()).expect("the workload is there")
+    kernel_counters::schedstat(work.id()).expect("the workload is there")
 }
 
-/// Whether the second CPU is there, as some traps need; says so where it is not.
+/// Whether the second CPU is there, which some cases need; reports the case as not applicable where it is not.
 fn two_cpus(test: &str) -> bool {
     let two = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
     if !two {
@@ -75,7 +75,7 @@ fn a_wait_belongs_to_the_woken_and_not_to_the_waker() {
     trial::settle(waker.id());
     let after = [stat(&woken), stat(&waker)];
     let [waited, held_up] =
-        [0, 1].map(|index| books::schedstat_since(&after[index], &before[index]));
+        [0, 1].map(|index| kernel_counters::schedstat_since(&after[index], &before[index]));
     assert!(
         waited.delay_ns.abs_diff(held_up.delay_ns) * 20 > waited.delay_ns.max(held_up.delay_ns),
         "the two can be told apart: woken {waited:?}, waker {held_up:?}"
@@ -110,19 +110,19 @@ fn a_sleep_that_the_kernel_books_as_a_wait_is_none() {
     let arguments = ["moved-asleep", "--rounds", "40", "--ms", &ASLEEP_MS.to_string()];
     let mut work = trial::start(&arguments, Placement::default());
     let observed = trial.observe(&mut work, directory.path(), |pid| {
-        books::schedstat(pid).expect("the workload is there")
+        kernel_counters::schedstat(pid).expect("the workload is there")
     });
     assert_eq!(number(&observed.counts, "moves"), 40);
-    let booked = books::schedstat_since(&observed.after, &observed.before);
+    let booked = kernel_counters::schedstat_since(&observed.after, &observed.before);
     let run = &observed.runs[0];
     let sleeps = run.target_lost("sleep_booked_as_wait");
     let slept_ns = trial::sleep_booked_as_wait_ns(&run.summary);
     let held = Held::new(trial.test, PROBE, &run.summary);
     let against = "schedstat run delay";
     held.equal("sum_ns + sleeps", against, run.run_delay_ns(), booked.delay_ns, TOLERANCE);
-    trap_held(trial.test, PROBE, &format!("{sleeps} sleeps of {slept_ns} ns in the run delay"));
+    case_held(trial.test, PROBE, &format!("{sleeps} sleeps of {slept_ns} ns in the run delay"));
     // Delayed dequeue came with Linux 6.12.
-    if books::kernel_version() >= (6, 12) {
+    if kernel_counters::kernel_version() >= (6, 12) {
         assert!(sleeps > 0, "none of 40 moves was in time");
         assert!(slept_ns > sleeps * ASLEEP_MS * 500_000, "{sleeps} sleeps in {slept_ns} ns");
     } else {
@@ -155,9 +155,9 @@ fn dead(exits: &observer_tests::taskstats::Exits, counts: &Value, key: &str) -> 
     let mut sum = Delay::default();
     for tid in tids {
         let tid = u32::try_from(tid.as_u64().expect("a thread")).expect("a thread");
-        let books = exits.of(tid).expect("the kernel sent everything");
-        assert_eq!(books.len(), 1, "thread {tid} ended once");
-        sum = sum.and(books[0].cpu);
+        let ends = exits.of(tid).expect("the kernel sent everything");
+        assert_eq!(ends.len(), 1, "thread {tid} ended once");
+        sum = sum.and(ends[0].cpu);
     }
     (sum, tids.len())
 }
@@ -168,12 +168,12 @@ fn threads_that_end_while_they_or_others_wait_take_their_waits_along() {
     let trial = Trial::new("end while waiting");
     let directory = trial::directory();
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
-    let exits = Taskstats::of_the_dead().expect("the kernel sends the books of the dead");
+    let exits = Taskstats::of_ended_tasks().expect("the kernel sends the counters of ended tasks");
     let mut work = trial::start(&["dying", "--rounds", &scaled_text(20)], Placement::default());
     let observed = trial.observe(&mut work, directory.path(), |pid| {
-        books::schedstat(pid).expect("the workload is there")
+        kernel_counters::schedstat(pid).expect("the workload is there")
     });
-    let own = books::schedstat_since(&observed.after, &observed.before);
+    let own = kernel_counters::schedstat_since(&observed.after, &observed.before);
     let (ended, threads) = dead(&exits, &observed.counts, "tids");
     let (killed, processes) = dead(&exits, &observed.counts, "killed");
     println!("{threads} threads ended: {ended:?}, {processes} processes were killed: {killed:?}");
@@ -184,9 +184,9 @@ fn threads_that_end_while_they_or_others_wait_take_their_waits_along() {
         |held, run| {
             let against = "schedstat, and taskstats of the dead";
             let sum_ns = own.delay_ns + all.total_ns;
-            held.equal_to_the_dead("sum_ns", against, run.run_delay_ns(), sum_ns);
+            held.equal_to_ended("sum_ns", against, run.run_delay_ns(), sum_ns);
             let arrivals = own.arrivals + all.count;
-            held.equal_to_the_dead("count", against, run.probe(PROBE).count, arrivals);
+            held.equal_to_ended("count", against, run.probe(PROBE).count, arrivals);
         },
         &[],
     );
@@ -224,11 +224,11 @@ fn a_cpu_that_goes_and_comes_back_loses_no_wait() {
         }
     }
     let counts = work.counts().expect("the workload works");
-    let book = books::schedstat_since(&stat(&work), &before);
+    let book = kernel_counters::schedstat_since(&stat(&work), &before);
     let runs = trial.finish(watches);
     let held = Held::new(test, PROBE, &runs[0].summary);
     hold(&held, &runs[0], book.delay_ns, book.arrivals, "schedstat");
     assert!(number(&counts, "threads") == 4 && switched == 6);
-    trap_held(test, PROBE, "CPU 1 went and came back three times");
+    case_held(test, PROBE, "CPU 1 went and came back three times");
     work.end().expect("the workload ends");
 }

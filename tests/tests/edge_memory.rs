@@ -1,16 +1,16 @@
 //! Faults that are tried again, end in a signal, or have a reclaim inside.
 
 use observer::model::{Event, EventKind};
-use observer_tests::books;
 use observer_tests::cgroup::MemoryCgroup;
+use observer_tests::kernel_counters;
 use observer_tests::privileged;
 use observer_tests::process::Placement;
-use observer_tests::results::{Held, not_applicable, trap_held};
+use observer_tests::results::{Held, case_held, not_applicable};
 use observer_tests::taskstats::{DelayAccounting, Taskstats};
 use observer_tests::trial::{self, Run, Trial, number, scaled_text};
 
-fn read(pid: u32) -> books::Faults {
-    books::faults(pid).expect("the workload is there")
+fn read(pid: u32) -> kernel_counters::Faults {
+    kernel_counters::faults(pid).expect("the workload is there")
 }
 
 #[test]
@@ -174,5 +174,5 @@ fn nested(trial: &Trial, run: &Run) {
     );
     assert_eq!(across_faults + across_calls, 0, "{what}");
     assert!(in_faults > 0 && in_calls > 0, "both happened: {what}");
-    trap_held(trial.test, "reclaim", &what);
+    case_held(trial.test, "reclaim", &what);
 }

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use observer_tests::books::{self, SchedStat};
 use observer_tests::cgroup::MemoryCgroup;
+use observer_tests::kernel_counters::{self, SchedStat};
 use observer_tests::privileged;
 use observer_tests::process::Placement;
 use observer_tests::results::Held;
@@ -12,12 +12,12 @@ use observer_tests::taskstats::{Delay, DelayAccounting, Exits, Taskstats};
 use observer_tests::trial::{self, Trial, number, scaled_text};
 
 /// What one process has, of its own and of its children.
-fn read(pid: u32) -> (BTreeMap<u32, SchedStat>, books::Faults) {
-    let schedstat = books::schedstat(pid).expect("the workload is there");
-    (schedstat, books::faults(pid).expect("the workload is there"))
+fn read(pid: u32) -> (BTreeMap<u32, SchedStat>, kernel_counters::Faults) {
+    let schedstat = kernel_counters::schedstat(pid).expect("the workload is there");
+    (schedstat, kernel_counters::faults(pid).expect("the workload is there"))
 }
 
-fn minor(before: &books::Faults, after: &books::Faults) -> u64 {
+fn minor(before: &kernel_counters::Faults, after: &kernel_counters::Faults) -> u64 {
     let faults = after.since(*before);
     faults.minor + faults.minor_children
 }
@@ -35,7 +35,7 @@ fn an_id_that_is_used_again_begins_anew() {
     let trial = Trial::new("pid reuse");
     let directory = trial::directory();
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
-    let exits = Taskstats::of_the_dead().expect("the kernel sends the books of the dead");
+    let exits = Taskstats::of_ended_tasks().expect("the kernel sends the counters of ended tasks");
     let place = Placement { cpu: Some(0), ..Placement::default() };
     let rounds = trial::scaled(40).max(5);
     let mut work = trial::start(&["reborn", "--rounds", &rounds.to_string()], place);
@@ -62,7 +62,7 @@ fn an_id_that_is_used_again_begins_anew() {
     let against = "/proc/PID/stat minflt + cminflt";
     held.equal("minor, children too", against, runs[0].count("fault", "minor"), faults, 0.01);
 
-    let own = books::schedstat_since(&after.0, &before.0);
+    let own = kernel_counters::schedstat_since(&after.0, &before.0);
     let lives = lives(&exits, pid);
     assert_eq!(before_stranger as u64, rounds, "each life ended before the stranger's");
     let all = lives[..before_stranger].iter().fold(Delay::default(), |sum, life| sum.and(*life));
@@ -71,8 +71,8 @@ fn an_id_that_is_used_again_begins_anew() {
     let found = runs[0].probe("runqueue");
     let against = "schedstat and taskstats of every life";
     let sum_ns = own.delay_ns + all.total_ns;
-    held.equal_to_the_dead("sum_ns", against, runs[0].run_delay_ns(), sum_ns);
-    held.equal_to_the_dead("count", against, found.count, own.arrivals + all.count);
+    held.equal_to_ended("sum_ns", against, runs[0].run_delay_ns(), sum_ns);
+    held.equal_to_ended("count", against, found.count, own.arrivals + all.count);
     work.end().expect("the workload ends");
 }
 
@@ -82,7 +82,7 @@ fn a_thread_that_executes_a_program_takes_the_id_of_the_first() {
     let trial = Trial::new("exec of several threads");
     let directory = trial::directory();
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
-    let exits = Taskstats::of_the_dead().expect("the kernel sends the books of the dead");
+    let exits = Taskstats::of_ended_tasks().expect("the kernel sends the counters of ended tasks");
     let arguments = ["exec-threads", "--ms", &scaled_text(300)];
     let mut work = trial::start(&arguments, Placement::default());
     let observed = trial.observe(&mut work, directory.path(), read);
@@ -109,7 +109,7 @@ fn a_thread_that_executes_a_program_takes_the_id_of_the_first() {
         "runqueue",
         |held, run| {
             let against = "schedstat across exec, and taskstats of the dead";
-            held.equal_to_the_dead("sum_ns", against, run.run_delay_ns(), own.delay_ns);
+            held.equal_to_ended("sum_ns", against, run.run_delay_ns(), own.delay_ns);
             let held = Held::new(trial.test, "fault", &run.summary);
             let found = run.count("fault", "minor");
             held.equal("minor", "/proc/PID/stat minflt", found, faults, 0.01);
@@ -124,7 +124,7 @@ fn namespaces(test: &'static str, place: Placement<'_>, target: impl Fn(u32) -> 
     let trial = Trial::new(test);
     let directory = trial::directory();
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
-    let exits = Taskstats::of_the_dead().expect("the kernel sends the books of the dead");
+    let exits = Taskstats::of_ended_tasks().expect("the kernel sends the counters of ended tasks");
     let arguments = ["inside", "--pages", &scaled_text(2000), "--ms", &scaled_text(200)];
     let mut work = trial::start(&arguments, place);
     let target = target(work.id());
@@ -132,7 +132,7 @@ fn namespaces(test: &'static str, place: Placement<'_>, target: impl Fn(u32) -> 
     let (before, after) = (&observed.before, &observed.after);
     let faults = minor(&before.1, &after.1);
     assert!(faults >= number(&observed.counts, "minor_faults_at_least"), "{faults}");
-    let own = books::schedstat_since(&after.0, &before.0);
+    let own = kernel_counters::schedstat_since(&after.0, &before.0);
     let pids = observed.counts["pids"].as_array().expect("processes").clone();
     let inner = pids.iter().map(|pid| lives(&exits, pid.as_u64().expect("a pid")));
     let inner = inner.flatten().fold(Delay::default(), Delay::and);
@@ -146,7 +146,7 @@ fn namespaces(test: &'static str, place: Placement<'_>, target: impl Fn(u32) -> 
             let found = run.run_delay_ns();
             let against = "schedstat, and taskstats of those inside";
             // Those inside waited a little before observer came.
-            held.equal_to_the_dead("sum_ns", against, found, own.delay_ns + inner.total_ns);
+            held.equal_to_ended("sum_ns", against, found, own.delay_ns + inner.total_ns);
         },
         &[],
     );

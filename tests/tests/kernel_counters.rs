@@ -1,8 +1,8 @@
 //! The readers of the kernel's books against each other: a wrong reader would make the exactness
 //! tests prove nothing.
 
-use observer_tests::books;
 use observer_tests::cgroup::MemoryCgroup;
+use observer_tests::kernel_counters;
 use observer_tests::privileged;
 use observer_tests::process::Placement;
 use observer_tests::taskstats::{DelayAccounting, Taskstats};
@@ -18,7 +18,7 @@ fn taskstats_and_schedstat_tell_the_same_run_delay() {
     let counts = work.go().expect("the workload works");
     // Both books are read of threads that sleep: a run between the readings is in one of them only.
     trial::settle(work.id());
-    let delays = books::schedstat(work.id()).expect("the workload is there");
+    let delays = kernel_counters::schedstat(work.id()).expect("the workload is there");
     assert_eq!(delays.len(), 4);
     for (tid, book) in &delays {
         let stats = taskstats.delays(*tid).expect("the thread is there");
@@ -61,7 +61,7 @@ fn a_workload_in_a_tight_cgroup_reclaims_and_survives() {
 fn the_books_of_a_thread_that_ended_are_sent() {
     let Some(_guard) = privileged::ready("books of the dead") else { return };
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
-    let exits = Taskstats::of_the_dead().expect("the kernel sends them");
+    let exits = Taskstats::of_ended_tasks().expect("the kernel sends them");
     let mut work = trial::start(&["minor-faults", "--pages", "700"], Placement::default());
     work.go().expect("the workload works");
     let tid = work.id();
