@@ -16,6 +16,7 @@ pub mod host;
 pub mod kernel;
 pub mod load;
 pub mod loadgen;
+pub mod log;
 pub mod model;
 pub mod output;
 pub mod probe;

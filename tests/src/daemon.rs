@@ -28,13 +28,21 @@ impl Daemon {
         command.args(["daemon", "--listen", &format!("127.0.0.1:{port}")]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut process = Running::start(&mut command, Placement::default()).expect("it starts");
+        Self::wait_until_healthy(&mut process, port);
+        Self { process, port }
+    }
+
+    /// Waits until a daemon answers on this port.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn wait_until_healthy(process: &mut Running, port: u16) {
         let deadline = Instant::now() + Duration::from_secs(120);
         while http::get(port, "/healthz", "").map(|answer| answer.status) != Ok(200) {
             assert_eq!(process.ended().expect("a status"), None, "the daemon stays");
             assert!(Instant::now() < deadline, "the daemon is healthy");
             std::thread::sleep(Duration::from_millis(50));
         }
-        Self { process, port }
     }
 
     /// GETs a page of it, with these header lines.

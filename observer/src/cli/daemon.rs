@@ -8,7 +8,8 @@ use std::sync::atomic::AtomicBool;
 use super::probes::ProbeArgs;
 use super::signals;
 use crate::error::Result;
-use crate::session::{DaemonOptions, serve};
+use crate::log::NOTICE;
+use crate::session::{DaemonOptions, log_coverage, serve};
 use crate::target::TargetArgs;
 
 const EXAMPLES: &str = "\
@@ -44,7 +45,7 @@ pub struct Args {
 ///
 /// # Errors
 /// When the kernel, the target or the address will not do.
-pub fn run(args: &Args, verbose: bool) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     args.probes.check()?;
     let stop = Arc::new(AtomicBool::new(false));
     signals::raise_on_interrupt(&stop)?;
@@ -56,16 +57,17 @@ pub fn run(args: &Args, verbose: bool) -> Result<()> {
         trace: args.trace.clone(),
     };
     if !args.listen.ip().is_loopback() {
-        eprintln!("observer: {} is not loopback: anyone who reaches it can read", args.listen);
+        tracing::warn!(
+            "{} is not a loopback address: anyone who can reach it can read the metrics",
+            args.listen
+        );
     }
     if let Some(target) = options.target.as_ref().filter(|_| options.wait) {
-        eprintln!("observer: waiting for {target} if it is not there yet");
+        tracing::info!(target: NOTICE, "waiting for {target} if it is not running yet");
     }
     serve(&options, &stop, |address, kernel| {
-        for note in kernel.notes(verbose) {
-            eprintln!("observer: {note}");
-        }
-        eprintln!("observer: serving http://{address}/metrics");
+        log_coverage(kernel);
+        tracing::info!(target: NOTICE, "serving http://{address}/metrics");
     })
 }
 

@@ -232,7 +232,7 @@ fn raise_file_limit() {
 /// Only where it does not mix with the rows.
 fn progress_bar(args: &Args, config: &Config) -> Option<ProgressBar> {
     let rows_on_terminal = args.out == Output::Stdout && std::io::stdout().is_terminal();
-    if rows_on_terminal || !std::io::stderr().is_terminal() {
+    if rows_on_terminal || !crate::log::shows_progress() {
         return None;
     }
     let bar = ProgressBar::new_spinner();

@@ -4,6 +4,7 @@ pub mod daemon;
 pub mod doctor;
 pub mod duration;
 pub mod load;
+mod log;
 pub mod probes;
 mod records;
 pub mod report;
@@ -13,6 +14,7 @@ mod signals;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
+use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 use clap::{Parser, Subcommand};
 
 use crate::error::{Error, Exit, Result};
@@ -39,9 +41,9 @@ Examples:
     arg_required_else_help = true
 )]
 struct Cli {
-    /// Say more about what is done and why
-    #[arg(short, long, global = true, display_order = 900)]
-    verbose: bool,
+    /// What is logged.
+    #[command(flatten)]
+    log: log::LogArgs,
     #[command(subcommand)]
     command: Command,
 }
@@ -68,14 +70,20 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version come this way too, to standard output and with code 0.
+            if error.kind() != DisplayHelpOnMissingArgumentOrSubcommand && error.use_stderr() {
+                let _ = write!(io::stderr(), "observer: ");
+            }
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8));
         }
     };
-    match dispatch(cli) {
+    crate::log::start(cli.log.verbosity(), cli.log.log_format);
+    let result = dispatch(cli);
+    crate::log::finish();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&error);
+            crate::log::failure(&error.to_string());
             ExitCode::from(error.exit as u8)
         }
     }
@@ -83,18 +91,12 @@ pub fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> Result<()> {
     match cli.command {
-        Command::Run(args) => run::run(&args, cli.verbose),
-        Command::Daemon(args) => daemon::run(&args, cli.verbose),
+        Command::Run(args) => run::run(&args),
+        Command::Daemon(args) => daemon::run(&args),
         Command::Load(args) => load::run(args),
         Command::Report(args) => report::run(&args),
-        Command::Doctor(args) => doctor::run(&args, cli.verbose),
+        Command::Doctor(args) => doctor::run(&args, cli.log.verbosity().is_verbose()),
     }
-}
-
-/// One line to standard error, whatever the message holds; a closed one is nobody's loss.
-fn complain(error: &Error) {
-    let message = error.to_string().replace(['\n', '\r'], " ");
-    let _ = writeln!(io::stderr(), "observer: {message}");
 }
 
 /// Writes to standard output. A reader that has gone away (`observer report x | head`) is no

@@ -1,7 +1,6 @@
 //! `observer run`: the main job on the command line.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,6 +15,7 @@ use super::records::{parse_floor, parse_ring_bytes};
 use super::{report, signals};
 use crate::error::{Error, Exit, Result};
 use crate::loadgen::{ADAPTERS, SamplesSource, SamplesSpec};
+use crate::log::{self, NOTICE};
 use crate::model::SlowSpec;
 use crate::session::{self, Progress, RunOptions, Session};
 use crate::target::TargetArgs;
@@ -136,22 +136,24 @@ impl Args {
 ///
 /// # Errors
 /// See the exit codes of the help text.
-pub fn run(args: &Args, verbose: bool) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     args.check()?;
     let options = args.options()?;
     let stop = Arc::new(AtomicBool::new(false));
     signals::raise_on_interrupt(&stop)?;
     if options.wait {
-        eprintln!("observer: waiting for {}", options.target);
+        tracing::info!(target: NOTICE, "waiting for {}", options.target);
     }
     let Some(mut session) = Session::start(options, &stop)? else {
         return Err(Error::new(Exit::Target, "interrupted while waiting for the target"));
     };
-    session.note(verbose);
+    session.log_coverage();
     let bar = progress_bar(args.duration);
+    log::set_progress(Some(bar.clone()));
     let reason = session.follow(&stop, |progress| show(&bar, progress))?;
     bar.set_message("working out the answer");
     let finished = session::finish(session, reason);
+    log::set_progress(None);
     bar.finish_and_clear();
     let finished = finished?;
     let (answer, page) = report::finished(&finished);
@@ -164,7 +166,7 @@ pub fn run(args: &Args, verbose: bool) -> Result<()> {
 }
 
 fn progress_bar(duration: Option<Duration>) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
+    if !log::shows_progress() {
         return ProgressBar::hidden();
     }
     let (bar, template) = match duration {

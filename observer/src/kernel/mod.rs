@@ -176,29 +176,6 @@ impl Kernel {
         })
     }
 
-    /// Lines for people: what is not watched, and when `verbose`, everything that is, with the
-    /// verifier's own words where it refused.
-    #[must_use]
-    pub fn notes(&self, verbose: bool) -> Vec<String> {
-        let mut notes = Vec::new();
-        for (probe, Coverage { state, tier, reason, .. }) in self.coverage() {
-            let reason = reason.unwrap_or_default();
-            match (state, tier) {
-                (ProbeState::NotAsked, _) => {}
-                (ProbeState::Attached, Some(tier)) if verbose => {
-                    let reason = if reason.is_empty() { reason } else { format!(", {reason}") };
-                    notes.push(format!("probe {probe}: attached ({tier}){reason}"));
-                }
-                (ProbeState::Attached, _) => {}
-                _ => notes.push(format!("probe {probe} is not complete: {reason}")),
-            }
-        }
-        if verbose {
-            notes.extend(self.verifier_logs().map(|(program, log)| format!("{program}:\n{log}")));
-        }
-        notes
-    }
-
     /// Coverage of every probe.
     #[must_use]
     pub fn coverage(&self) -> BTreeMap<String, Coverage> {

@@ -59,8 +59,11 @@ pub async fn serve(
                         drop(slot);
                     });
                 }
-                // Out of descriptors, most likely: try again once some may have been closed.
-                Err(_) => sleep(Duration::from_millis(100)).await,
+                Err(error) => {
+                    tracing::warn!("cannot accept a connection: {error}");
+                    // Most likely out of descriptors: try again once some may have been closed.
+                    sleep(Duration::from_millis(100)).await;
+                }
             }
         }
     };

@@ -17,6 +17,7 @@ use super::{find_target, mark_first, mark_joined, target_cgroup};
 use crate::aggregate::Snapshot;
 use crate::error::{Error, Exit, Result};
 use crate::kernel::{Kernel, LoadOptions, RING_BYTES, Ring};
+use crate::log::NOTICE;
 use crate::output::http;
 use crate::probe::ProbeOptions;
 use crate::target::{Membership, TargetSpec};
@@ -218,6 +219,7 @@ fn follow(spec: TargetSpec, shared: &Arc<Mutex<Shared>>, stop: &Arc<AtomicBool>)
             let mut shared = lock(&shared);
             let Shared { kernel, watching, recording, .. } = &mut *shared;
             if let Some(membership) = found {
+                tracing::info!(target: NOTICE, "target {}", membership.describe());
                 *watching = Some(Watching::begin(membership, kernel));
             }
             if let Some(watching) = watching {

@@ -73,8 +73,10 @@ impl Journal {
                 self.info.loss.total += beyond_cap;
                 self.info.loss.add_of_target(BEYOND_CAP, beyond_cap);
             }
-            // A full disk is told at the end; what was written before stays readable.
-            let _ = self.directory.write_run(&self.info);
+            // What was written before stays readable, and a full disk is reported at the end.
+            if let Err(error) = self.directory.write_run(&self.info) {
+                tracing::warn!("cannot update run.json: {error}");
+            }
             self.check_interval = checkpoint_pause(self.checked.elapsed());
         }
     }

@@ -38,7 +38,9 @@ use crate::error::{Error, Exit, Result};
 use crate::host::{cgroups::Cgroups, process, process::Process, system};
 use crate::kernel::{Kernel, LoadError, LoadOptions, TargetSet};
 use crate::loadgen::{Live, SamplesSource, SamplesSpec};
-use crate::model::{EndReason, Event, RUN_SCHEMA, RunInfo, SlowSpec, Tgid, files};
+use crate::model::{
+    Coverage, EndReason, Event, ProbeState, RUN_SCHEMA, RunInfo, SlowSpec, Tgid, files,
+};
 use crate::output::rundir::RunDir;
 use crate::output::trace::TraceWriter;
 use crate::probe::ProbeOptions;
@@ -346,7 +348,10 @@ fn mark_first(membership: &mut Membership, kernel: &Kernel) {
 fn mark_joined(membership: &mut Membership, kernel: &Kernel) -> Changes {
     let targets = kernel.targets();
     let changes = membership.poll();
-    changes.joined.iter().for_each(|process| mark(&targets, process));
+    for process in &changes.joined {
+        tracing::debug!("process {} ({}) joined the target", process.tgid.0, process.comm);
+        mark(&targets, process);
+    }
     changes
 }
 
@@ -409,13 +414,30 @@ fn thread_names(membership: &Membership) -> BTreeMap<u32, String> {
 }
 
 impl Session {
-    /// Says on standard error what is not watched, and with `verbose` everything that is.
-    pub fn note(&self, verbose: bool) {
-        for note in self.kernel.notes(verbose) {
-            eprintln!("observer: {note}");
+    /// Logs which probes are attached, and the target.
+    pub fn log_coverage(&self) {
+        log_coverage(&self.kernel);
+        tracing::info!("target {}", self.membership.describe());
+    }
+}
+
+/// Logs which probes are attached; those that are not, or not completely, as warnings.
+pub fn log_coverage(kernel: &Kernel) {
+    for (probe, Coverage { state, tier, reason }) in kernel.coverage() {
+        let reason = reason.unwrap_or_default();
+        match (state, tier) {
+            (ProbeState::NotAsked, _) => {}
+            (ProbeState::Attached, Some(tier)) if reason.is_empty() => {
+                tracing::info!("probe {probe}: attached ({tier})");
+            }
+            (ProbeState::Attached, Some(tier)) => {
+                tracing::info!("probe {probe}: attached ({tier}), {reason}");
+            }
+            (ProbeState::Attached, None) => {}
+            _ => tracing::warn!("probe {probe} is not complete: {reason}"),
         }
-        if verbose {
-            eprintln!("observer: target {}", self.membership.describe());
-        }
+    }
+    for (program, log) in kernel.verifier_logs() {
+        tracing::info!("the verifier rejected {program}:\n{log}");
     }
 }
