@@ -22,3 +22,4 @@ pub mod output;
 pub mod probe;
 pub mod session;
 pub mod target;
+pub mod text;

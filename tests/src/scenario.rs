@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use observer::clock::MonoNanos;
 use observer::host::{network, system};
-use observer::model::{Cause, CauseSummary, Outcome, Sample, Summary, Tgid};
+use observer::model::{Cause, CauseSummary, Outcome, Reason, Sample, Summary, Tgid};
 use observer::output::rundir::RunDir;
 use rustix::process::Signal;
 use rustix::thread::{CpuSet, sched_setaffinity};
@@ -430,10 +430,9 @@ impl Finding {
                 other => Err(format!(
                     "expected unexplained, found {} ({})",
                     other.name(),
-                    verdict.top_cause.map_or_else(
-                        || verdict.reasons.join("; "),
-                        |cause| cause.name().to_owned()
-                    )
+                    verdict
+                        .top_cause
+                        .map_or_else(|| told(&verdict.reasons), |cause| cause.name().to_owned())
                 )),
             };
         };
@@ -453,7 +452,7 @@ impl Finding {
                 expected.name(),
                 verdict.outcome.name(),
                 verdict.top_cause.map_or_else(String::new, |cause| format!(" to {}", cause.name())),
-                verdict.reasons.join("; ")
+                told(&verdict.reasons)
             ));
         }
         match self.expected_cause() {
@@ -504,4 +503,9 @@ impl Finding {
         lines.push(format!("run directory: {}", self.run.display()));
         lines
     }
+}
+
+fn told(reasons: &[Reason]) -> String {
+    let texts: Vec<&str> = reasons.iter().map(|reason| reason.text.as_str()).collect();
+    texts.join(" ")
 }

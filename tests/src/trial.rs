@@ -404,7 +404,7 @@ impl Run {
     /// What the target lost of this kind.
     #[must_use]
     pub fn target_lost(&self, kind: &str) -> u64 {
-        self.summary.loss.target_by_kind.get(kind).copied().unwrap_or_default()
+        self.summary.loss.of_target().get(kind).copied().unwrap_or_default()
     }
 
     /// What the whole host lost of this kind.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use observer::model::{EventKind, Outcome, Summary};
+use observer::model::{EventKind, Outcome, Reason, Summary};
 use observer::output::rundir::RunDir;
 use observer_tests::bpf::{self, Object};
 use observer_tests::cgroup::MemoryCgroup;
@@ -108,7 +108,7 @@ fn a_run_that_lost_records_gives_no_verdict() {
     let (summary, _) = read_run(&out).expect("a whole run");
     assert!(summary.loss.total > 0, "{:?}", summary.loss);
     assert_eq!(summary.verdict.outcome, Outcome::Inconclusive, "{:?}", summary.verdict);
-    let lost = |reason: &String| reason.contains("records were lost");
+    let lost = |reason: &Reason| reason.code == "records_lost";
     assert!(summary.verdict.reasons.iter().any(lost), "{:?}", summary.verdict);
     assert!(summary.verdict.top_cause.is_none() && summary.causes.iter().all(|cause| !cause.named));
 }
@@ -225,11 +225,11 @@ fn the_trace_of_a_killed_run_is_readable_to_the_last_batch_and_answers() {
     assert!(summary.samples.count > 200, "{:?}", summary.samples);
     assert!(summary.samples.slow_count > 5, "{:?}", summary.samples);
     assert_ne!(summary.verdict.outcome, Outcome::Attributed, "sleeping is nobody's fault");
-    let told = |reason: &String| reason.contains("did not come to its end");
+    let told = |reason: &Reason| reason.code == "recovered";
     assert!(summary.verdict.reasons.iter().any(told), "{:?}", summary.verdict);
     // Requests after the last instant that is known to be whole tell nothing, and spoil nothing.
     assert!(summary.samples.skipped.contains_key("outside_run"), "{:?}", summary.samples.skipped);
-    let spoilt = |reason: &String| reason.contains("could not be used");
+    let spoilt = |reason: &Reason| reason.code == "samples_skipped";
     assert!(!summary.verdict.reasons.iter().any(spoilt), "{:?}", summary.verdict);
     let report = observer_report(&out).stdout.to_lowercase();
     assert!(report.contains(&summary.verdict.outcome.name().replace('_', " ")), "{report}");

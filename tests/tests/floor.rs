@@ -68,7 +68,10 @@ fn a_storm_raises_the_floor_and_its_end_lowers_it() {
     let unrecorded: u64 = summary.probes.values().map(|probe| probe.unrecorded_ns).sum();
     assert!(hidden > 0 && hidden <= unrecorded, "{hidden} of {unrecorded}");
     let text = Command::new(programs().observer).arg("report").arg(&run).output().expect("report");
-    assert!(String::from_utf8_lossy(&text.stdout).contains("Floor raised:"), "{text:?}");
+    assert!(
+        String::from_utf8_lossy(&text.stdout).contains("Recording threshold raised:"),
+        "{text:?}"
+    );
 }
 
 #[test]

@@ -105,7 +105,7 @@ impl Flood {
         }
         let by_kind = self.summary.loss.by_kind.get(kind).copied().unwrap_or_default();
         assert_eq!(by_kind, lost, "{kind}: the loss is told");
-        let of_target = self.summary.loss.target_by_kind.get(kind).copied().unwrap_or_default();
+        let of_target = self.summary.loss.of_target().get(kind).copied().unwrap_or_default();
         assert_eq!(of_target, lost, "{kind}: records are the target's");
     }
 

@@ -7,7 +7,8 @@ use super::exposure::{Population, exposures};
 use super::share::Shares;
 use super::shift::{Coincidence, Shifted, episodes, lateness_p_value};
 use super::timeline::{Timeline, Timelines, split};
-use crate::model::{Cause, CauseSummary};
+use crate::model::{Cause, CauseSummary, Reason};
+use crate::text::percent;
 
 /// A cause with a smaller share is not named, however sure it is: it would not be worth fixing.
 pub(super) const LEAST_SHARE: f64 = 0.05;
@@ -23,8 +24,8 @@ pub(super) struct Found {
     /// As in [`super::Analysis::causes`]; `named` by the statistics alone.
     pub(super) causes: Vec<CauseSummary>,
     pub(super) episodes: u64,
-    /// Causes that could carry much, but the evidence cannot tell: one sentence each.
-    pub(super) ambiguous: Vec<String>,
+    /// Causes that may account for much, but are not statistically significant.
+    pub(super) ambiguous: Vec<Reason>,
 }
 
 /// One cause on its own.
@@ -193,26 +194,32 @@ const AMBIGUOUS_SHARE: f64 = 0.25;
 /// Coincidence is likely above this p-value.
 const AMBIGUOUS_P: f64 = 0.1;
 
-fn ambiguous(candidate: &Candidate) -> Option<String> {
+fn ambiguous(candidate: &Candidate) -> Option<Reason> {
     let Candidate { cause, share, ci95, coincidence, named } = candidate;
     if *named || *share < AMBIGUOUS_SHARE || coincidence.placed > AMBIGUOUS_P {
         return None;
     }
     let name = cause.name();
+    let numbers = serde_json::json!({
+        "cause": cause, "share": share, "ci95": ci95, "p_placed": coincidence.placed,
+        "p_shifted": coincidence.shifted,
+    });
     Some(if coincidence.placed < MOST_P && coincidence.shifted >= MOST_SHIFTED_P {
-        format!(
-            "{name} overlaps the slow requests, but shifting all its stalls in time overlaps them \
-             as much in {:.0} % of the cases: both may merely recur with the same period",
-            coincidence.shifted * 100.0
-        )
+        let text = format!(
+            "{name} overlaps the slow requests, but its stalls shifted in time overlap them as \
+             much in {} of the cases: both may merely recur with the same period.",
+            percent(coincidence.shifted)
+        );
+        Reason::new("same_period", text, numbers)
     } else {
-        format!(
-            "{name} may carry {:.0} % of the excess latency, but the evidence is thin (95 % \
-             interval {:.0} to {:.0} %, p = {:.3}): a longer run would tell",
-            share * 100.0,
-            ci95[0].clamp(0.0, 1.0) * 100.0,
-            ci95[1].clamp(0.0, 1.0) * 100.0,
+        let text = format!(
+            "{name} may account for {} of the extra latency, but that is not statistically \
+             significant (95 % interval {} to {}, p = {:.3}). Run longer.",
+            percent(*share),
+            percent(ci95[0].clamp(0.0, 1.0)),
+            percent(ci95[1].clamp(0.0, 1.0)),
             coincidence.placed
-        )
+        );
+        Reason::new("thin_evidence", text, numbers)
     })
 }

@@ -5,12 +5,12 @@ use rand::{RngExt, SeedableRng};
 
 use super::{Analysis, Evidence, Quality, analyse};
 use crate::clock::MonoNanos;
-use crate::model::{Cause, CauseSummary, Sample, SlowSpec, Stall, Tgid, Tid};
+use crate::model::{Cause, CauseSummary, REASON_CODES, Sample, SlowSpec, Stall, Tgid, Tid};
 
 pub(super) const MS: u64 = 1_000_000;
 pub(super) const SECOND: u64 = 1_000 * MS;
 /// Monotonic time at the start of the window.
-const ORIGIN: u64 = 5_000 * SECOND;
+pub(super) const ORIGIN: u64 = 5_000 * SECOND;
 
 pub(super) struct Drill {
     pub(super) rng: Xoshiro256PlusPlus,
@@ -158,7 +158,10 @@ impl Analysis {
         let top = self.causes.iter().find(|cause| cause.named).map(|cause| cause.cause);
         assert_eq!(self.verdict.top_cause, top, "{self:#?}");
         assert!(!self.verdict.reasons.is_empty());
-        assert!(self.verdict.reasons.iter().all(|reason| !reason.contains('\n')));
+        assert!(self.verdict.reasons.iter().all(|reason| {
+            let known = REASON_CODES.iter().any(|(code, _)| *code == reason.code);
+            known && reason.evidence.is_object() && !reason.text.contains('\n')
+        }));
         self
     }
 }

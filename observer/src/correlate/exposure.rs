@@ -4,6 +4,7 @@ use hdrhistogram::Histogram;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::index;
 
+use super::loss::Losses;
 use super::timeline::Timeline;
 use super::{Evidence, Ignored};
 use crate::model::{LatencySummary, Sample, SamplesSummary, SlowSpec};
@@ -45,6 +46,7 @@ impl Population {
 /// Sorts out the samples: those inside the window, the slow ones, the typical ones.
 pub(super) fn population(
     evidence: &Evidence<'_>,
+    losses: &Losses,
     rng: &mut Xoshiro256PlusPlus,
     ignored: &mut Ignored,
 ) -> Population {
@@ -53,12 +55,17 @@ pub(super) fn population(
     ranked.sort_unstable_by_key(|index| (samples[*index].response_ns(), *index));
     let slow_from = first_slow(samples, &ranked, evidence.slow);
     let (rest, slow) = ranked.split_at(slow_from);
-    let typical = typical(samples, &ranked, rest, slow.len());
+    let mut typical = typical(samples, &ranked, rest, slow.len());
+    let whole = |index: &usize| !losses.spoil(&samples[*index]);
+    typical.retain(whole);
+    let (all_slow, slow) = (slow, slow.iter().copied().filter(whole).collect::<Vec<_>>());
+    let slow = slow.as_slice();
 
     let mut summary = summarise(samples, &ranked);
     summary.slow_rule = evidence.slow.to_string();
     summary.slow_count = slow.len() as u64;
-    summary.slow_threshold_ns = slow.first().map_or_else(
+    summary.slow_left_out = (all_slow.len() - slow.len()) as u64;
+    summary.slow_threshold_ns = all_slow.first().map_or_else(
         || match evidence.slow {
             SlowSpec::Threshold(ns) => ns,
             SlowSpec::Quantile(_) => summary.latency_ns.max,

@@ -17,6 +17,9 @@ mod drill;
 #[cfg(test)]
 mod drills;
 mod exposure;
+mod loss;
+#[cfg(test)]
+mod loss_drills;
 mod share;
 mod shift;
 mod timeline;
@@ -31,7 +34,10 @@ use rand::rngs::Xoshiro256PlusPlus;
 pub use worst::slowest;
 
 use crate::clock::MonoNanos;
-use crate::model::{Cause, CauseSummary, Sample, SamplesSummary, SlowSpec, Stall, Verdict};
+use crate::model::{
+    Cause, CauseSummary, LossSpan, Outcome, RuledOut, Sample, SamplesSummary, SlowSpec, Stall,
+    Verdict,
+};
 
 /// The same evidence gives the same answer.
 const SEED: u64 = 0x6f62_7365_7276_6572;
@@ -54,8 +60,11 @@ pub struct Evidence<'a> {
 /// How good the evidence is.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Quality {
-    /// Lost records by kind, as in [`crate::model::LossSummary::by_kind`].
-    pub lost_records: BTreeMap<String, u64>,
+    /// The target's losses by kind ([`crate::model::LossSummary::of_target`]).
+    pub lost_of_target: BTreeMap<String, u64>,
+    /// When they happened, where that is known. A kind whose spans sum to less than its loss may
+    /// have been lost at any moment.
+    pub loss_spans: Vec<LossSpan>,
     /// Waits of the target for a CPU, recorded or not; 0 where that is not known.
     pub target_waits: u64,
     /// How far the samples' clock and the kernel's may be apart, nanoseconds.
@@ -68,7 +77,7 @@ pub struct Quality {
     pub unwatched: Vec<Unwatched>,
     /// Kinds of record whose floor rose during the run.
     pub hidden: Vec<Hidden>,
-    /// Part of the host's CPU time that the observer used, 0 to 1.
+    /// Part of the host's CPU time that observer used, 0 to 1.
     pub observer_cpu_share: f64,
     /// Rows of the generator's output that could not be used.
     pub skipped_samples: u64,
@@ -121,6 +130,8 @@ pub struct Analysis {
     /// 1; the share of a cause that is not named is an estimate within the rest. Empty when there
     /// is nothing to explain or nothing to compare.
     pub causes: Vec<CauseSummary>,
+    /// Causes that were watched and can have no part; empty unless the answer is conclusive.
+    pub ruled_out: Vec<RuledOut>,
     /// Everything but `skipped`, which only the reader of the generator's output knows.
     pub samples: SamplesSummary,
     /// Episodes the slow samples came in.
@@ -134,18 +145,24 @@ pub struct Analysis {
 pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(SEED);
     let mut ignored = Ignored::default();
-    let population = exposure::population(evidence, &mut rng, &mut ignored);
     let timelines = timeline::flatten(evidence.stalls, evidence.window, &mut ignored);
-    let (verdict, causes, episodes) = match verdict::nothing_to_explain(evidence, &population) {
-        Some(verdict) => (verdict, Vec::new(), 0),
+    let losses = loss::judge(evidence, &timelines);
+    let population = exposure::population(evidence, &losses, &mut rng, &mut ignored);
+    let mut found = attribute::Found::default();
+    let mut ruled_out = Vec::new();
+    let mut verdict = match verdict::nothing_to_explain(evidence, &population, &losses) {
+        Some(verdict) => verdict,
         None => {
             let window_ns = evidence.window.1.since(evidence.window.0);
-            let mut found = attribute::attribute(&population, &timelines, window_ns, &mut rng);
-            let verdict = verdict::decide(evidence, &population, &timelines, &mut found);
-            (verdict, found.causes, found.episodes)
+            found = attribute::attribute(&population, &timelines, window_ns, &mut rng);
+            let verdict = verdict::decide(evidence, &population, &losses, &mut found);
+            if matches!(verdict.outcome, Outcome::Attributed | Outcome::Unexplained) {
+                ruled_out = verdict::ruled_out(evidence, &timelines, &losses, &found);
+            }
+            verdict
         }
     };
-    let mut verdict = verdict;
     verdict.reasons.extend(verdict::notes(evidence, &population, &ignored));
-    Analysis { verdict, causes, samples: population.summary, episodes, ignored }
+    let attribute::Found { causes, episodes, .. } = found;
+    Analysis { verdict, causes, ruled_out, samples: population.summary, episodes, ignored }
 }

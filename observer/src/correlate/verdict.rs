@@ -1,12 +1,14 @@
 //! Whether the evidence allows an answer, and which.
 
-use observer_ebpf::wire::LossKind;
+use serde_json::json;
 
-use super::attribute::Found;
+use super::attribute::{Found, LEAST_SHARE};
 use super::exposure::Population;
+use super::loss::Losses;
 use super::timeline::Timelines;
-use super::{Evidence, Ignored};
-use crate::model::{Cause, CauseSummary, Outcome, SlowSpec, Verdict};
+use super::{Evidence, Ignored, Unwatched};
+use crate::model::{Cause, CauseSummary, Outcome, Reason, RuledOut, SlowSpec, Verdict};
+use crate::text::{count, duration, percent};
 
 /// Slow samples needed for an answer.
 const LEAST_SLOW: u64 = 5;
@@ -14,241 +16,283 @@ const LEAST_SLOW: u64 = 5;
 const LEAST_EPISODES: u64 = 3;
 /// Typical samples needed to say what is typical.
 const LEAST_TYPICAL: usize = 5;
-/// Above a quantile there are always samples. Less excess than this, or than the typical
+/// Above a quantile there are always samples. Less extra latency than this, or than the typical
 /// response itself (a mean tail within twice the typical), is how healthy services look.
 const HEALTHY_EXCESS_NS: f64 = 500_000.0;
-/// More records of a kind lost than this share: the missing ones may be the ones that matter.
-const MOST_LOST: f64 = 0.001;
-/// Waits whose begin the kernel has wrong. They are held against all waits of the target, since they
-/// are of any length, and more of them may be missing, since they are ordinary wake-ups: a full ring
-/// loses whatever comes at the worst moment.
-const IN_DOUBT: &str = LossKind::SleepBookedAsWait.name();
-/// Part of the waits that may be such.
-const MOST_IN_DOUBT: f64 = 0.05;
-/// Stalls hidden by raised floors, as a share of the excess latency, above which they may be a
+/// More of the slow samples left out than this: the others may not be like them.
+const MOST_LEFT_OUT: f64 = 0.5;
+/// Stalls hidden by raised thresholds, as a share of the extra latency, above which they may be a
 /// cause: as much as a cause must have to be named.
-const MOST_HIDDEN: f64 = 0.05;
+const MOST_HIDDEN: f64 = LEAST_SHARE;
 /// Clock error tolerated, as a share of the mean slow response.
 const MOST_CLOCK_ERROR: f64 = 0.2;
-/// Share of the host's CPU above which the observer may itself be the cause.
+/// Share of the host's CPU above which observer may itself be the cause.
 const MOST_OWN_CPU: f64 = 0.05;
 /// Rows skipped, as a share of all: the unreadable ones may be the slow ones.
 const MOST_SKIPPED: f64 = 0.01;
 /// Failed requests, as a share of all, above which latency is not the problem.
 const MOST_FAILED: f64 = 0.1;
 
-fn verdict(outcome: Outcome, reason: impl Into<String>) -> Verdict {
-    Verdict { outcome, top_cause: None, reasons: vec![reason.into()] }
-}
-
-/// Nanoseconds with a unit people read.
-fn human(ns: f64) -> String {
-    match ns {
-        ns if ns >= 1e9 => format!("{:.2} s", ns / 1e9),
-        ns if ns >= 1e7 => format!("{:.0} ms", ns / 1e6),
-        ns if ns >= 1e6 => format!("{:.1} ms", ns / 1e6),
-        ns => format!("{:.0} us", ns / 1e3),
-    }
-}
-
-fn percent(share: f64) -> String {
-    let percent = share * 100.0;
-    if percent < 1.0 && percent > 0.0 {
-        format!("{percent:.2} %")
-    } else {
-        format!("{percent:.0} %")
-    }
+const fn verdict(outcome: Outcome, reasons: Vec<Reason>) -> Verdict {
+    Verdict { outcome, top_cause: None, reasons }
 }
 
 /// The answer where attribution has nothing to work on: no samples, none slow, none typical.
 pub(super) fn nothing_to_explain(
     evidence: &Evidence<'_>,
     population: &Population,
+    losses: &Losses,
 ) -> Option<Verdict> {
     let summary = &population.summary;
     let skipped = evidence.quality.skipped_samples;
     let rows = evidence.samples.len() as u64 + skipped;
-    if rows == 0 {
-        return Some(verdict(Outcome::NoSlowSamples, "there are no samples"));
-    }
-    if summary.count == 0 {
-        let reason = format!("none of the {rows} samples can be used: they lie outside the run");
-        let unreadable = format!("none of the {rows} samples can be used: {skipped} unreadable");
-        let reason = if skipped == rows { unreadable } else { reason };
-        return Some(verdict(Outcome::Inconclusive, reason));
-    }
-    if skipped as f64 > rows as f64 * MOST_SKIPPED {
-        let reason = format!(
-            "{skipped} of {rows} samples ({}) could not be used: they may be the slow ones",
-            percent(skipped as f64 / rows as f64)
+    let used = count(summary.count);
+    let slow = evidence.slow;
+    let (outcome, code, text, numbers) = if rows == 0 {
+        let text = "There are no samples of a load generator.".to_owned();
+        (Outcome::NoSlowSamples, "no_samples", text, json!({}))
+    } else if summary.count == 0 {
+        let why = if skipped == rows { "could be read" } else { "lies within the run" };
+        let text = format!("None of the {} samples can be used: none {why}.", count(rows));
+        let numbers = json!({"rows": rows, "unreadable": skipped});
+        (Outcome::Inconclusive, "samples_unusable", text, numbers)
+    } else if skipped as f64 > rows as f64 * MOST_SKIPPED {
+        let share = skipped as f64 / rows as f64;
+        let text = format!(
+            "{} of {} samples ({}) could not be used; they may be the slow ones.",
+            count(skipped),
+            count(rows),
+            percent(share)
         );
-        return Some(verdict(Outcome::Inconclusive, reason));
-    }
-    if summary.slow_count == 0 {
-        let slowest = human(summary.latency_ns.max as f64);
-        let reason = match evidence.slow {
+        let numbers = json!({"rows": rows, "skipped": skipped, "limit": MOST_SKIPPED});
+        (Outcome::Inconclusive, "samples_skipped", text, numbers)
+    } else if summary.slow_count + summary.slow_left_out == 0 {
+        let slowest = duration(summary.latency_ns.max as f64);
+        let text = match slow {
             SlowSpec::Threshold(_) => format!(
-                "no request of {} took longer than {}; the slowest took {slowest}",
-                summary.count, evidence.slow
+                "None of {used} requests took longer than {slow}; the slowest took {slowest}."
             ),
-            SlowSpec::Quantile(_) => format!(
-                "no request of {} is above {}: the slowest took {slowest}",
-                summary.count, evidence.slow
-            ),
+            SlowSpec::Quantile(_) => {
+                format!("None of {used} requests is above {slow}; the slowest took {slowest}.")
+            }
         };
-        return Some(verdict(Outcome::NoSlowSamples, reason));
-    }
-    if population.typical.len() < LEAST_TYPICAL {
-        let reason = format!(
-            "{} of {} requests are slow and {} of the successful others are typical: too few to \
-             compare with",
-            summary.slow_count,
-            summary.count,
-            population.typical.len()
+        let numbers = json!({"count": summary.count, "max_ns": summary.latency_ns.max});
+        (Outcome::NoSlowSamples, "none_slow", text, numbers)
+    } else if population.typical.len() < LEAST_TYPICAL && losses.any_placed() {
+        let kinds = losses.placed.join(", ");
+        let text = format!(
+            "Records of the target were lost during most of the run ({kinds}); too few requests \
+             remain."
         );
-        return Some(verdict(Outcome::Inconclusive, reason));
-    }
-    let healthy = HEALTHY_EXCESS_NS.max(summary.typical_mean_ns);
-    if matches!(evidence.slow, SlowSpec::Quantile(_)) && population.excess_ns() < healthy {
-        let reason = format!(
-            "requests above {} took {} on average, typical ones {}: no problem to explain",
-            evidence.slow,
-            human(summary.slow_mean_ns),
-            human(summary.typical_mean_ns)
+        let numbers = json!({"kinds": losses.placed, "slow": summary.slow_count});
+        (Outcome::Inconclusive, "records_lost", text, numbers)
+    } else if population.typical.len() < LEAST_TYPICAL {
+        let typical = population.typical.len();
+        let text = format!(
+            "{} of {used} requests are slow, and only {typical} of the successful others are \
+             typical; that is too few to compare with. Raise --slow.",
+            count(summary.slow_count + summary.slow_left_out),
         );
-        return Some(verdict(Outcome::NoSlowSamples, reason));
-    }
-    None
+        let numbers =
+            json!({"slow": summary.slow_count, "typical": typical, "least": LEAST_TYPICAL});
+        (Outcome::Inconclusive, "few_typical", text, numbers)
+    } else {
+        let healthy = HEALTHY_EXCESS_NS.max(summary.typical_mean_ns);
+        let quantile = matches!(slow, SlowSpec::Quantile(_));
+        if !quantile || summary.slow_count == 0 || population.excess_ns() >= healthy {
+            return None;
+        }
+        let text = format!(
+            "Requests above {slow} took {} on average and typical ones {}; there is no latency \
+             problem to explain.",
+            duration(summary.slow_mean_ns),
+            duration(summary.typical_mean_ns)
+        );
+        let numbers = json!({
+            "slow_mean_ns": summary.slow_mean_ns, "typical_mean_ns": summary.typical_mean_ns,
+            "limit_ns": healthy,
+        });
+        (Outcome::NoSlowSamples, "healthy", text, numbers)
+    };
+    Some(verdict(outcome, vec![Reason::new(code, text, numbers)]))
 }
 
 /// The answer to what was found. An inconclusive run names no cause.
 pub(super) fn decide(
     evidence: &Evidence<'_>,
     population: &Population,
-    timelines: &Timelines,
+    losses: &Losses,
     found: &mut Found,
 ) -> Verdict {
-    let mut problems = quality(evidence, population, timelines);
+    let mut problems = losses.unplaced.clone();
+    problems.extend(quality(evidence, population));
     problems.extend(too_few(evidence, population, found));
     let top_cause = found.causes.iter().find(|cause| cause.named).map(|cause| cause.cause);
     problems.extend(hidden(evidence, population, found));
+    let unwatched = |part| evidence.quality.unwatched.iter().map(move |one| not_watched(one, part));
     if top_cause.is_none() {
         problems.append(&mut found.ambiguous);
-        problems.extend(evidence.quality.unwatched.iter().map(|unwatched| {
-            format!("{} was not watched: {}", unwatched.cause.name(), unwatched.reason)
-        }));
+        problems.extend(unwatched(""));
     }
+    let left_out = left_out(population, losses);
     if !problems.is_empty() {
         for cause in &mut found.causes {
             cause.named = false;
         }
-        return Verdict { outcome: Outcome::Inconclusive, top_cause: None, reasons: problems };
+        problems.extend(left_out);
+        return verdict(Outcome::Inconclusive, problems);
     }
-    let excess = human(population.excess_ns());
+    let excess_ns = population.excess_ns();
+    let excess = duration(excess_ns);
     if top_cause.is_none() {
-        let reason = format!(
-            "no watched cause carries the {excess} that slow requests took longer than typical ones"
+        let text = format!(
+            "No watched cause accounts for the {excess} that slow requests took longer than \
+             typical ones."
         );
-        return verdict(Outcome::Unexplained, reason);
+        let mut reasons =
+            vec![Reason::new("nothing_found", text, json!({"extra_latency_ns": excess_ns}))];
+        reasons.extend(left_out);
+        return verdict(Outcome::Unexplained, reasons);
     }
-    let sentence = |cause: &CauseSummary| {
-        format!(
-            "{} carries {} (95 % interval {:.0} to {:.0} %) of the {excess} that slow requests \
-             took longer than typical ones: {}",
-            cause.cause.name(),
-            percent(cause.share),
-            cause.ci95[0] * 100.0,
-            cause.ci95[1] * 100.0,
-            cause.cause.info().sentence
-        )
-    };
-    let mut reasons: Vec<String> =
-        found.causes.iter().filter(|cause| cause.named).map(sentence).collect();
-    reasons.extend(evidence.quality.unwatched.iter().map(|unwatched| {
-        format!(
-            "{} was not watched and may be part of the rest: {}",
-            unwatched.cause.name(),
-            unwatched.reason
-        )
-    }));
+    let named = found.causes.iter().filter(|cause| cause.named);
+    let mut reasons: Vec<Reason> = named.map(|cause| accounts_for(cause, &excess)).collect();
+    reasons.extend(unwatched(" It may be part of the rest."));
+    reasons.extend(left_out);
     Verdict { outcome: Outcome::Attributed, top_cause, reasons }
 }
 
+fn accounts_for(row: &CauseSummary, excess: &str) -> Reason {
+    let CauseSummary { cause, share, ci95, p_value, contribution_ns, stalls, .. } = row;
+    let text = format!(
+        "{} accounts for {} (95 % interval {} to {}) of the {excess} that slow requests took \
+         longer than typical ones: {}.",
+        cause.name(),
+        percent(*share),
+        percent(ci95[0]),
+        percent(ci95[1]),
+        cause.info().sentence
+    );
+    let numbers = json!({
+        "cause": cause, "share": share, "ci95": ci95, "p_value": p_value,
+        "contribution_ns": contribution_ns, "stalls": stalls,
+    });
+    Reason::new("cause_named", text, numbers)
+}
+
+fn not_watched(unwatched: &Unwatched, part: &str) -> Reason {
+    let Unwatched { cause, reason } = unwatched;
+    let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    Reason::new(
+        "not_watched",
+        format!("{} was not watched{why}.{part}", cause.name()),
+        json!({"cause": cause, "reason": reason}),
+    )
+}
+
+/// Causes that were watched and can have no part in a conclusive answer.
+pub(super) fn ruled_out(
+    evidence: &Evidence<'_>,
+    timelines: &Timelines,
+    losses: &Losses,
+    found: &Found,
+) -> Vec<RuledOut> {
+    let quality = &evidence.quality;
+    let in_doubt = |cause: Cause| {
+        let record = cause.info().record;
+        quality.unwatched.iter().any(|unwatched| unwatched.cause == cause)
+            || quality.hidden.iter().any(|hidden| Some(hidden.kind.as_str()) == record)
+            || losses.placed.iter().any(|kind| crate::model::hidden_causes(kind).contains(&cause))
+    };
+    let watched = Cause::all().filter(|cause| cause.is_stall() && !in_doubt(*cause));
+    watched
+        .filter_map(|cause| {
+            let stalls = timelines.stalls(cause);
+            let row = found.causes.iter().find(|row| row.cause == cause);
+            let (share, ci95) = row.map_or((0.0, [0.0; 2]), |row| (row.share, row.ci95));
+            let named = row.is_some_and(|row| row.named);
+            let name = cause.name();
+            let reason = if stalls == 0 {
+                let text = format!("No stall of {name} was recorded during the run.");
+                Reason::new("no_stalls", text, json!({"stalls": 0}))
+            } else if row.is_some() && !named && ci95[1] < LEAST_SHARE {
+                let bound = percent(ci95[1]);
+                let text = format!("{name} accounts for {bound} of the extra latency at most.");
+                let numbers = json!({"ci95": ci95, "limit": LEAST_SHARE});
+                Reason::new("share_bounded", text, numbers)
+            } else {
+                return None;
+            };
+            Some(RuledOut { cause, share, ci95, stalls, reason })
+        })
+        .collect()
+}
+
+/// Slow requests that were left out because of a loss.
+fn left_out(population: &Population, losses: &Losses) -> Option<Reason> {
+    let summary = &population.summary;
+    let (left_out, slow) = (summary.slow_left_out, summary.slow_count + summary.slow_left_out);
+    losses.any_placed().then(|| {
+        let kinds = losses.placed.join(", ");
+        let text = format!(
+            "{} of {} slow requests were left out because records of the target were lost while \
+             they ran ({kinds}).",
+            count(left_out),
+            count(slow)
+        );
+        let numbers = json!({"left_out": left_out, "slow": slow, "kinds": losses.placed});
+        Reason::new("seconds_left_out", text, numbers)
+    })
+}
+
 /// Reasons why the evidence as a whole cannot be trusted.
-fn quality(evidence: &Evidence<'_>, population: &Population, timelines: &Timelines) -> Vec<String> {
+fn quality(evidence: &Evidence<'_>, population: &Population) -> Vec<Reason> {
     let quality = &evidence.quality;
     let summary = &population.summary;
-    let mut problems: Vec<String> = quality
-        .lost_records
-        .iter()
-        .filter_map(|(kind, lost)| loss(kind, *lost, quality.target_waits, timelines))
-        .collect();
+    let mut problems = Vec::new();
     if quality.samples_on_wall_clock && quality.wall_clock_steps > 0 {
-        problems.push(format!(
-            "the wall clock stepped {} times during the run, and the samples' times came over it",
-            quality.wall_clock_steps
-        ));
+        let steps = quality.wall_clock_steps;
+        let text = format!(
+            "The wall clock stepped {steps} times during the run, and the samples have wall-clock \
+             times. Stop the clock from being set during a run."
+        );
+        problems.push(Reason::new("clock_stepped", text, json!({"steps": steps})));
     }
     let error_ns = quality.clock_uncertainty_ns.saturating_add(population.precision_ns) as f64;
     if error_ns > summary.slow_mean_ns * MOST_CLOCK_ERROR {
-        problems.push(format!(
-            "the samples' times are exact to {} only, slow requests took {} on average",
-            human(error_ns),
-            human(summary.slow_mean_ns)
-        ));
+        let text = format!(
+            "The samples' times are exact to {} only, and slow requests took {} on average.",
+            duration(error_ns),
+            duration(summary.slow_mean_ns)
+        );
+        let numbers = json!({"error_ns": error_ns, "slow_mean_ns": summary.slow_mean_ns});
+        problems.push(Reason::new("clock_inexact", text, numbers));
     }
     if quality.observer_cpu_share > MOST_OWN_CPU {
-        problems.push(format!(
-            "the observer itself used {} of the host's CPU time (limit {})",
-            percent(quality.observer_cpu_share),
+        let share = quality.observer_cpu_share;
+        let text = format!(
+            "observer itself used {} of the host's CPU time (limit {}). Watch less with --probes.",
+            percent(share),
             percent(MOST_OWN_CPU)
-        ));
+        );
+        let numbers = json!({"share": share, "limit": MOST_OWN_CPU});
+        problems.push(Reason::new("observer_cpu", text, numbers));
     }
     if summary.errors as f64 > summary.count as f64 * MOST_FAILED {
-        problems.push(format!(
-            "{} of {} requests failed: their latency says little",
-            summary.errors, summary.count
-        ));
+        let text = format!(
+            "{} of {} requests failed; fix that before looking at latency.",
+            count(summary.errors),
+            count(summary.count)
+        );
+        let numbers = json!({"failed": summary.errors, "count": summary.count});
+        problems.push(Reason::new("requests_failed", text, numbers));
     }
     problems
 }
 
-/// A sentence if so many records of the kind were lost that it matters.
-fn loss(kind: &str, lost: u64, target_waits: u64, timelines: &Timelines) -> Option<String> {
-    let all: Vec<Cause>;
-    let causes: &[Cause] = match kind {
-        "runqueue" | IN_DOUBT => &[Cause::RUNQUEUE],
-        "fault" => &[Cause::FAULT_MINOR, Cause::FAULT_MAJOR],
-        "reclaim" => &[Cause::RECLAIM_DIRECT, Cause::RECLAIM_MEMCG],
-        "compaction" => &[Cause::COMPACTION],
-        "mm_syscall" => &[Cause::MM_SYSCALL],
-        // These stall nobody.
-        "socket" | "fd_failure" | "task" | "thread_name" => return None,
-        // An unknown loss may be one of anything.
-        _ => {
-            all = Cause::all().filter(|cause| cause.is_stall()).collect();
-            &all
-        }
-    };
-    let seen: u64 = causes.iter().map(|cause| timelines.stalls(*cause)).sum();
-    let (seen, limit) = match kind {
-        IN_DOUBT => (seen.max(target_waits), MOST_IN_DOUBT),
-        _ => (seen, MOST_LOST),
-    };
-    let share = lost as f64 / lost.saturating_add(seen).max(1) as f64;
-    (share > limit).then(|| {
-        format!(
-            "{lost} {kind} records were lost ({} of them, limit {})",
-            percent(share),
-            percent(limit)
-        )
-    })
-}
-
-/// What was too short to be recorded while floors were raised cannot be placed. Should all of it
-/// lie in the slow requests, and be more than the largest named cause (or, without one, more than a
-/// cause must have to be named), then the answer might be another one.
-fn hidden(evidence: &Evidence<'_>, population: &Population, found: &Found) -> Option<String> {
+/// What was too short to be recorded while thresholds were raised cannot be placed. Should all of
+/// it lie in the slow requests, and be more than the largest named cause (or, without one, more than
+/// a cause must have to be named), then the answer might be another one.
+fn hidden(evidence: &Evidence<'_>, population: &Population, found: &Found) -> Option<Reason> {
     let hidden = &evidence.quality.hidden;
     let hidden_ns: u64 = hidden.iter().map(|kind| kind.hidden_ns).sum();
     let excess_ns = population.excess_ns() * population.summary.slow_count as f64;
@@ -256,7 +300,7 @@ fn hidden(evidence: &Evidence<'_>, population: &Population, found: &Found) -> Op
     let (largest, all) = named.fold((0.0_f64, 0.0), |(largest, all), cause| {
         (largest.max(cause.share), all + cause.share)
     });
-    // What is carried by named causes cannot be carried by hidden stalls as well.
+    // What named causes account for cannot be due to hidden stalls as well.
     let share = (hidden_ns as f64 / excess_ns.max(1.0)).min(1.0 - all);
     if share <= largest.max(MOST_HIDDEN) {
         return None;
@@ -267,35 +311,51 @@ fn hidden(evidence: &Evidence<'_>, population: &Population, found: &Found) -> Op
             format!(
                 "{} (up to {}, for {})",
                 kind.kind,
-                human(kind.floor_ns as f64),
-                human(kind.raised_for_ns as f64)
+                duration(kind.floor_ns as f64),
+                duration(kind.raised_for_ns as f64)
             )
         })
         .collect();
-    Some(format!(
-        "there were so many records that their floors rose: {}; the {} of shorter stalls that went \
-         unrecorded may carry {} of the excess latency",
+    let text = format!(
+        "There were so many records that recording thresholds rose: {}. The {} of shorter stalls \
+         that went unrecorded may account for {} of the extra latency.",
         kinds.join(", "),
-        human(hidden_ns as f64),
+        duration(hidden_ns as f64),
         percent(share)
-    ))
+    );
+    let kinds: Vec<&str> = hidden.iter().map(|kind| kind.kind.as_str()).collect();
+    let numbers = json!({"kinds": kinds, "hidden_ns": hidden_ns, "share": share});
+    Some(Reason::new("thresholds_raised", text, numbers))
 }
 
-fn too_few(evidence: &Evidence<'_>, population: &Population, found: &Found) -> Option<String> {
+fn too_few(evidence: &Evidence<'_>, population: &Population, found: &Found) -> Option<Reason> {
     let summary = &population.summary;
-    if summary.slow_count < LEAST_SLOW {
-        return Some(format!(
-            "{} of {} requests are slow (rule {}), an answer needs {LEAST_SLOW}: a longer run or \
-             a lower limit gives more",
-            summary.slow_count, summary.count, evidence.slow
-        ));
+    let (slow, left_out) = (summary.slow_count, summary.slow_left_out);
+    let numbers = |least: u64| {
+        json!({
+            "slow": slow, "left_out": left_out, "count": summary.count,
+            "episodes": found.episodes, "least": least,
+        })
+    };
+    if slow < LEAST_SLOW || left_out as f64 > (slow + left_out) as f64 * MOST_LEFT_OUT {
+        let usable = if left_out > 0 { " that can be used" } else { "" };
+        let text = format!(
+            "Only {slow} slow requests{usable} of {} (rule: {}); at least {} are needed. Run \
+             longer or lower --slow.",
+            count(summary.count),
+            evidence.slow,
+            LEAST_SLOW.max(left_out)
+        );
+        return Some(Reason::new("few_slow", text, numbers(LEAST_SLOW)));
     }
     (found.episodes < LEAST_EPISODES).then(|| {
-        format!(
-            "the {} slow requests came in {} episodes, an answer needs {LEAST_EPISODES}: fewer \
-             may coincide with anything",
-            summary.slow_count, found.episodes
-        )
+        let text = format!(
+            "The {} slow requests came in only {} separate episodes; at least {LEAST_EPISODES} are \
+             needed to rule out coincidence. Run longer.",
+            count(slow),
+            found.episodes
+        );
+        Reason::new("few_episodes", text, numbers(LEAST_EPISODES))
     })
 }
 
@@ -304,30 +364,30 @@ pub(super) fn notes(
     evidence: &Evidence<'_>,
     population: &Population,
     ignored: &Ignored,
-) -> Vec<String> {
+) -> Vec<Reason> {
     let mut notes = Vec::new();
     if population.summary.count > 0 && !population.summary.intended_start_known {
-        notes.push(
-            "the generator does not say when requests should have been sent: latencies are open \
-             to coordinated omission"
-                .to_owned(),
+        let text = "The load generator does not say when requests should have been sent, so that \
+                    latencies are open to coordinated omission.";
+        notes.push(Reason::new("intended_start_unknown", text, json!({})));
+    }
+    let (outside, reversed) = (ignored.samples_outside_window, ignored.samples_reversed);
+    if outside + reversed > 0 && population.summary.count > 0 {
+        let samples = evidence.samples.len();
+        let text = format!(
+            "{} of {} samples were ignored ({} outside the run, {} that end before they begin).",
+            count(outside + reversed),
+            count(samples as u64),
+            count(outside),
+            count(reversed)
         );
+        let numbers = json!({"samples": samples, "outside_run": outside, "reversed": reversed});
+        notes.push(Reason::new("samples_left_out", text, numbers));
     }
-    let left_out = ignored.samples_outside_window + ignored.samples_reversed;
-    if left_out > 0 && population.summary.count > 0 {
-        notes.push(format!(
-            "{left_out} of {} samples were left out: {} not within the run, {} end before they \
-             begin",
-            evidence.samples.len(),
-            ignored.samples_outside_window,
-            ignored.samples_reversed
-        ));
-    }
-    if ignored.stalls_empty_or_reversed > 0 {
-        notes.push(format!(
-            "{} stalls of no length were left out",
-            ignored.stalls_empty_or_reversed
-        ));
+    let stalls = ignored.stalls_empty_or_reversed;
+    if stalls > 0 {
+        let text = format!("{} stalls without a length were ignored.", count(stalls));
+        notes.push(Reason::new("stalls_left_out", text, json!({"stalls": stalls})));
     }
     notes
 }

@@ -31,6 +31,8 @@ pub struct CauseInfo {
     pub advice: &'static str,
     /// The probe that sees its stalls.
     pub probe: Option<&'static str>,
+    /// The kind of record that its stalls are sent as.
+    pub record: Option<&'static str>,
     /// Colour in all pictures, `#rrggbb`.
     pub color: &'static str,
     /// Sort of time.
@@ -68,6 +70,7 @@ causes! {
         advice: "Give the service more CPU time: move or limit the threads that ran instead (see \
                  the slowest requests), pin the service to CPUs of its own, or add CPUs.",
         probe: Some("runqueue"),
+        record: Some("runqueue"),
         color: "#2471a3",
         kind: CauseKind::Stall,
     }
@@ -78,6 +81,7 @@ causes! {
         advice: "Leave more memory free on the host: limit what other processes use, raise \
                  vm.watermark_scale_factor so that kswapd starts earlier, or add memory.",
         probe: Some("reclaim"),
+        record: Some("reclaim"),
         color: "#b9770e",
         kind: CauseKind::Stall,
     }
@@ -89,6 +93,7 @@ causes! {
         advice: "Raise memory.high and memory.max of the service's cgroup, or make the service \
                  use less memory, page cache included.",
         probe: Some("reclaim"),
+        record: Some("reclaim"),
         color: "#c0392b",
         kind: CauseKind::Stall,
     }
@@ -99,6 +104,7 @@ causes! {
         advice: "Write `defer` or `madvise` to /sys/kernel/mm/transparent_hugepage/defrag, or \
                  leave more memory free.",
         probe: Some("reclaim"),
+        record: Some("compaction"),
         color: "#7d3c98",
         kind: CauseKind::Stall,
     }
@@ -109,6 +115,7 @@ causes! {
         advice: "Touch the memory before the load begins (MAP_POPULATE or a warm-up), and let the \
                  allocator keep memory instead of returning it to the kernel.",
         probe: Some("fault"),
+        record: Some("fault"),
         color: "#148f77",
         kind: CauseKind::Stall,
     }
@@ -119,6 +126,7 @@ causes! {
         advice: "Keep the service's pages in memory: read its files before the load begins, lock \
                  them with mlock, set memory.swap.max to 0, or add memory.",
         probe: Some("fault"),
+        record: Some("fault"),
         color: "#1e8449",
         kind: CauseKind::Stall,
     }
@@ -129,6 +137,7 @@ causes! {
         advice: "Make these calls less often: raise the allocator's limits for returning memory \
                  (M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in glibc, decay times in jemalloc).",
         probe: Some("mm_syscall"),
+        record: Some("mm_syscall"),
         color: "#ca6f1e",
         kind: CauseKind::Stall,
     }
@@ -138,6 +147,7 @@ causes! {
         sentence: "the load generator fell behind its schedule",
         advice: "Run the load generator on another host or on CPUs of its own, or lower its rate.",
         probe: None,
+        record: None,
         color: "#566573",
         kind: CauseKind::Outside,
     }
@@ -148,6 +158,7 @@ causes! {
         advice: "Look at what observer does not watch: locks, block I/O, the network, the \
                  service's own work, and the services that it calls.",
         probe: None,
+        record: None,
         color: "#aab2bb",
         kind: CauseKind::Rest,
     }
@@ -191,6 +202,7 @@ impl Cause {
                 sentence: "of a cause that this version of observer does not know",
                 advice: "Read the result with the version of observer that wrote it.",
                 probe: None,
+                record: None,
                 color: "#808b96",
                 kind: CauseKind::Outside,
             })));
@@ -273,6 +285,7 @@ mod tests {
             assert!(hex.len() == 6 && u32::from_str_radix(hex, 16).is_ok(), "{}", info.color);
             assert!(info.advice.ends_with('.') && !info.sentence.ends_with('.'), "{}", info.id);
             assert_eq!(info.kind == CauseKind::Stall, info.probe.is_some(), "{}", info.id);
+            assert_eq!(info.probe.is_some(), info.record.is_some(), "{}", info.id);
         }
         assert_eq!(CAUSES.iter().filter(|info| info.kind == CauseKind::Rest).count(), 1);
     }

@@ -3,6 +3,8 @@
 mod cause;
 mod detached;
 mod event;
+mod loss;
+mod reason;
 mod run;
 mod sample;
 mod stall;
@@ -11,6 +13,8 @@ mod summary;
 pub use cause::*;
 pub use detached::*;
 pub use event::*;
+pub use loss::*;
+pub use reason::*;
 pub use run::*;
 pub use sample::*;
 pub use stall::*;

@@ -1,14 +1,15 @@
-//! `summary.json`: the answer, for programs. Schema 1.
+//! `summary.json`: the answer, for programs. Schema 2; files of schema 1 can be read.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, FloorChange, FloorReason};
+use super::{Cause, FloorChange, FloorReason, Reason};
 use crate::clock::MonoNanos;
 
-/// Version of the `summary.json` schema. Keys may be added within a version, never renamed.
-pub const SUMMARY_SCHEMA: u32 = 1;
+/// Version of the `summary.json` schema. Keys may be added within a version, never renamed. Since 2,
+/// reasons have a code and evidence, and causes may have any name.
+pub const SUMMARY_SCHEMA: u32 = 2;
 
 /// What can be said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +17,7 @@ pub const SUMMARY_SCHEMA: u32 = 1;
 pub enum Outcome {
     /// At least one cause is named; the largest is the top cause.
     Attributed,
-    /// The evidence is good and no watched cause carries the excess.
+    /// The evidence is good, and no watched cause accounts for the extra latency.
     Unexplained,
     /// The evidence does not allow an answer; the reasons say why.
     Inconclusive,
@@ -45,8 +46,8 @@ pub struct Verdict {
     pub outcome: Outcome,
     /// Largest named cause; only with `attributed`.
     pub top_cause: Option<Cause>,
-    /// Why the outcome is what it is, one sentence each.
-    pub reasons: Vec<String>,
+    /// Why the outcome is what it is.
+    pub reasons: Vec<Reason>,
 }
 
 /// Response-time percentiles, nanoseconds (hdrhistogram, three significant digits).
@@ -89,6 +90,10 @@ pub struct SamplesSummary {
     /// Slow samples.
     #[serde(default)]
     pub slow_count: u64,
+    /// Slow samples beside those that were left out, because records that may matter were lost
+    /// while they ran.
+    #[serde(default)]
+    pub slow_left_out: u64,
     /// Smallest response time that counts as slow.
     #[serde(default)]
     pub slow_threshold_ns: u64,
@@ -100,7 +105,7 @@ pub struct SamplesSummary {
     pub typical_mean_ns: f64,
 }
 
-/// Part of the slow samples' excess latency that one cause carries.
+/// The part of the slow samples' extra latency that one cause accounts for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CauseSummary {
     /// Cause.
@@ -118,6 +123,21 @@ pub struct CauseSummary {
     /// Whether the evidence suffices to name it.
     #[serde(default)]
     pub named: bool,
+}
+
+/// A cause that was watched, measured, and excluded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RuledOut {
+    /// Cause.
+    pub cause: Cause,
+    /// Measured share of the extra latency of the slow samples, 0 to 1.
+    pub share: f64,
+    /// 95 % interval of the share.
+    pub ci95: [f64; 2],
+    /// Stalls of this cause during the run.
+    pub stalls: u64,
+    /// Why it is excluded.
+    pub reason: Reason,
 }
 
 /// How a probe got into this kernel.
@@ -208,16 +228,17 @@ pub struct LossSummary {
     pub total: u64,
     /// By kind, whole host: ring losses under the record kind's name, other losses under their own.
     pub by_kind: BTreeMap<String, u64>,
-    /// The part of them that concerns the target. All of `program_missed`, since the kernel does not
-    /// say for which task it left a program out.
-    #[serde(default)]
-    pub target_by_kind: BTreeMap<String, u64>,
+    /// The part of them that concerns the target; `None` in runs of older versions. All of
+    /// `program_missed`, since the kernel does not say for which task it skipped a program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_by_kind: Option<BTreeMap<String, u64>>,
 }
 
 impl LossSummary {
     /// Adds a loss of records or names, which exist for the target alone.
     pub fn add_of_target(&mut self, kind: &str, count: u64) {
-        for by_kind in [&mut self.by_kind, &mut self.target_by_kind] {
+        let of_target = self.target_by_kind.get_or_insert_default();
+        for by_kind in [&mut self.by_kind, of_target] {
             *by_kind.entry(kind.to_owned()).or_default() += count;
         }
     }
@@ -348,6 +369,9 @@ pub struct Summary {
     pub samples: SamplesSummary,
     /// Causes, largest share first, the unexplained rest last.
     pub causes: Vec<CauseSummary>,
+    /// Causes that were watched, measured, and excluded. Empty unless the run is conclusive.
+    #[serde(default)]
+    pub ruled_out: Vec<RuledOut>,
     /// Probes by name.
     pub probes: BTreeMap<String, ProbeSummary>,
     /// Losses.

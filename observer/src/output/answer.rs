@@ -15,6 +15,9 @@ use crate::model::{
 use crate::output::rundir::RunDir;
 use crate::output::trace::Loaded;
 
+/// From this share on, a part of the extra latency is the larger part.
+const HALF: f64 = 0.5;
+
 /// What [`Answer::loss`] says of a run without loss.
 pub const NOTHING_LOST: &str = "nothing";
 
@@ -76,7 +79,7 @@ impl Answer {
         let mut notes = Vec::new();
         if run.end_reason == EndReason::Running {
             notes.push(
-                "the run has not ended, or its observer died: what follows is what was written"
+                "the run has not ended, or its observer died: this report has what was written"
                     .to_owned(),
             );
         }
@@ -173,12 +176,12 @@ impl Answer {
     #[must_use]
     pub fn verdict(&self) -> String {
         let Some(summary) = &self.summary else {
-            return "This run has no answer: it ended before one was worked out.".to_owned();
+            return "This run has no result: it ended before one was worked out.".to_owned();
         };
         let samples = &summary.samples;
         let slow = || {
             format!(
-                "{} slow requests ({} and more; on average {} against a typical {})",
+                "{} slow requests (≥ {}; mean {}, typical {})",
                 text::count(samples.slow_count),
                 text::duration(samples.slow_threshold_ns as f64),
                 text::duration(samples.slow_mean_ns),
@@ -187,36 +190,44 @@ impl Answer {
         };
         match summary.verdict.outcome {
             Outcome::Attributed => attributed(summary, &slow()),
-            Outcome::Unexplained => format!(
-                "No watched cause explains the {}. Their time went elsewhere: into the service's \
-                 own work, or something that is not watched.",
-                slow()
-            ),
+            Outcome::Unexplained => {
+                format!("No watched cause accounts for the extra latency of {}.", slow())
+            }
             Outcome::Inconclusive => {
-                "No answer can be given from this run. Why, and what to do, stands below."
-                    .to_owned()
+                "This run is inconclusive: the evidence does not allow an answer.".to_owned()
             }
             Outcome::NoSlowSamples if samples.count == 0 => {
-                "There are no samples of a load generator: the distributions below are all there \
-                 is to tell."
-                    .to_owned()
+                "There are no request samples; this report has kernel statistics only.".to_owned()
             }
             Outcome::NoSlowSamples => format!(
-                "A healthy run: the slowest requests need no explanation (p99 {}, median {}).",
+                "No latency problem found (p99 {}, median {}).",
                 text::duration(samples.latency_ns.p99 as f64),
                 text::duration(samples.latency_ns.p50 as f64),
             ),
         }
     }
 
+    /// What to do about the causes that are named, or about what no cause accounts for.
+    #[must_use]
+    pub fn advice(&self) -> Vec<String> {
+        let Some(summary) = &self.summary else { return Vec::new() };
+        let wanted = |row: &&CauseSummary| match summary.verdict.outcome {
+            Outcome::Attributed => row.named || row.cause.is_rest() && row.share >= HALF,
+            Outcome::Unexplained => row.cause.is_rest(),
+            Outcome::Inconclusive | Outcome::NoSlowSamples => false,
+        };
+        let rows = summary.causes.iter().filter(wanted);
+        rows.map(|row| format!("{}: {}", row.cause.name(), row.cause.info().advice)).collect()
+    }
+
     /// The outcome in a word or two, as a heading.
     #[must_use]
     pub fn headline(&self) -> String {
-        let Some(summary) = &self.summary else { return "no answer".to_owned() };
+        let Some(summary) = &self.summary else { return "no result".to_owned() };
         match (summary.verdict.outcome, summary.verdict.top_cause) {
             (Outcome::Attributed, Some(cause)) => format!("attributed to {}", cause.name()),
             (Outcome::NoSlowSamples, _) if summary.samples.count == 0 => "no samples".to_owned(),
-            (Outcome::NoSlowSamples, _) => "no slow samples".to_owned(),
+            (Outcome::NoSlowSamples, _) => "no latency problem found".to_owned(),
             (outcome, _) => outcome.name().to_owned(),
         }
     }
@@ -260,7 +271,7 @@ impl Answer {
         let loss = self.summary.as_ref().map_or(&self.run.loss, |summary| &summary.loss);
         if loss.total == 0 && loss.by_kind.values().all(|count| *count == 0) {
             return if self.summary.is_none() && self.run.end_reason == EndReason::Running {
-                "not known: the run did not come to its end".to_owned()
+                "not known: the run did not end".to_owned()
             } else {
                 NOTHING_LOST.to_owned()
             };
@@ -271,7 +282,7 @@ impl Answer {
             .filter(|(_, count)| **count > 0)
             .map(|(kind, count)| format!("{} {}", text::clean(kind, 40), text::count(*count)))
             .collect();
-        format!("{} records undelivered; by kind: {}", text::count(loss.total), kinds.join(", "))
+        format!("{} records; by kind: {}", text::count(loss.total), kinds.join(", "))
     }
 
     /// Floors that rose for a while, a line each: what was hidden by them is not in the
@@ -292,8 +303,8 @@ impl Answer {
                     .map(FloorReason::name)
                     .collect();
                 format!(
-                    "{}: from {} up to {} for {} of the run, first at {} ({}); now {}; {} of \
-                     shorter stalls went unrecorded",
+                    "{}: from {} up to {} for {} of the run, first at {} (reason: {}); at the end \
+                     {}; {} of shorter stalls went unrecorded",
                     text::clean(kind, 40),
                     text::duration(start_ns as f64),
                     text::duration(floor.highest_ns as f64),
@@ -319,38 +330,48 @@ impl Answer {
         }
         if !samples.intended_start_known {
             warnings.push(
-                "the generator does not say when requests should have been sent: requests that a \
-                 pause held back may be missing from the latencies (coordinated omission)"
+                "the load generator does not say when requests should have been sent: requests that \
+                 a stall held back may be missing from the latencies (coordinated omission)"
                     .to_owned(),
             );
         }
         let late = samples.lateness_ns;
         if late.p99 > 1_000_000 {
             warnings.push(format!(
-                "the generator sent late itself: p99 {}, at most {}",
+                "the load generator fell behind its schedule: p99 {}, maximum {}",
                 text::duration(late.p99 as f64),
                 text::duration(late.max as f64)
             ));
         }
         for (reason, count) in samples.skipped.iter().filter(|(_, count)| **count > 0) {
             let reason = text::clean(reason, 80).replace('_', " ");
-            warnings.push(format!("{} rows were not used: {reason}", text::count(*count)));
+            warnings.push(format!("{} rows were ignored: {reason}", text::count(*count)));
         }
         warnings
     }
 }
 
 fn ends_early(name: &str) -> String {
-    format!("{name} ends early: its last moments are missing")
+    format!("{name} ends early; its last moments are missing")
 }
 
+/// The headline claims no more than the shares: where the rest is the larger part, it says so.
 fn attributed(summary: &Summary, slow: &str) -> String {
     let top = summary.verdict.top_cause.unwrap_or(Cause::UNEXPLAINED);
-    let mut sentence = format!("Requests were slow because {}.", top.info().sentence);
+    let rest = summary.causes.iter().find(|row| row.cause.is_rest()).map_or(0.0, |row| row.share);
+    let mut sentence = if rest >= HALF {
+        format!(
+            "Most of the extra latency ({}) is unexplained. Requests were slow in part because {}.",
+            text::percent(rest),
+            top.info().sentence
+        )
+    } else {
+        format!("Requests were slow because {}.", top.info().sentence)
+    };
     let row = summary.causes.iter().find(|row| row.cause == top);
     if let Some(CauseSummary { share, ci95: [low, high], .. }) = row {
         sentence += &format!(
-            " {} carries {} (95 % interval {} to {}) of the extra latency of {slow}.",
+            " {} accounts for {} (95 % interval {} to {}) of the extra latency of {slow}.",
             top.name(),
             text::percent(*share),
             text::percent(*low),

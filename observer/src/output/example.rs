@@ -197,9 +197,11 @@ pub(crate) fn attributed() -> Summary {
         verdict: Verdict {
             outcome: Outcome::Attributed,
             top_cause: Some(Cause::RECLAIM_MEMCG),
-            reasons: vec![
-                "reclaim_memcg carries 71 % of the excess (95 % interval 64 % to 78 %)".into(),
-            ],
+            reasons: vec![Reason::new(
+                "cause_named",
+                "reclaim_memcg accounts for 71 % of it (95 % interval 64 % to 78 %).",
+                serde_json::json!({"cause": "reclaim_memcg", "share": 0.71}),
+            )],
         },
         samples: SamplesSummary {
             count: 3_000,
@@ -223,6 +225,7 @@ pub(crate) fn attributed() -> Summary {
             skipped: BTreeMap::new(),
             slow_rule: "p99".into(),
             slow_count: 30,
+            slow_left_out: 0,
             slow_threshold_ns: 47_000_000,
             slow_mean_ns: 48_200_000.0,
             typical_mean_ns: 1_200_000.0,
@@ -233,6 +236,7 @@ pub(crate) fn attributed() -> Summary {
             cause(Cause::MM_SYSCALL, 0.01, -0.01, 0.02, false),
             cause(Cause::UNEXPLAINED, 0.20, 0.13, 0.28, false),
         ],
+        ruled_out: Vec::new(),
         probes,
         loss: LossSummary::default(),
         records: BTreeMap::new(),
@@ -256,9 +260,17 @@ pub(crate) fn with_outcome(outcome: Outcome, reasons: &[&str]) -> Summary {
     summary.verdict = Verdict {
         outcome,
         top_cause: None,
-        reasons: reasons.iter().map(|reason| (*reason).to_owned()).collect(),
+        reasons: reasons
+            .iter()
+            .map(|text| Reason::new("records_lost", *text, serde_json::json!({})))
+            .collect(),
     };
-    summary.causes.iter_mut().for_each(|cause| cause.named = false);
+    for row in &mut summary.causes {
+        row.named = false;
+        if row.cause.is_rest() {
+            row.share = 1.0;
+        }
+    }
     summary
 }
 

@@ -54,8 +54,8 @@ pub fn render(answer: &Answer) -> String {
         let _ = writeln!(
             page,
             "<section><h2>The run over time</h2><figure>{svg}<figcaption>Each dot is a request; \
-             slow ones are large and red. Below, one row a cause: the darker, the more of that \
-             moment the target's threads were stalled by it.</figcaption></figure></section>"
+             slow ones are large and red. Below, one row per cause: the darker, the larger the \
+             part of that moment in which it stalled threads of the target.</figcaption></figure></section>"
         );
     }
     if let Some(summary) = &answer.summary {
@@ -94,8 +94,10 @@ fn verdict(page: &mut String, answer: &Answer) {
         escape(first),
         escape(rest)
     );
-    let reasons = answer.summary.iter().flat_map(|summary| summary.verdict.reasons.clone());
-    list(page, "reasons", reasons);
+    let reasons = answer.summary.iter().flat_map(|summary| &summary.verdict.reasons);
+    list(page, "reasons", reasons.map(|reason| reason.text.clone()));
+    let advice = answer.advice().into_iter();
+    list(page, "advice", advice.map(|advice| format!("What to do about {advice}")));
     list(page, "warnings", answer.notes.iter().cloned());
     page.push_str("</header>\n");
 }
@@ -125,9 +127,9 @@ fn causes(page: &mut String, summary: &Summary) {
         return;
     }
     let conclusive = summary.verdict.outcome != Outcome::Inconclusive;
-    page.push_str("<section><h2>Where the extra latency of the slow requests came from</h2>\n");
+    page.push_str("<section><h2>Causes of the extra latency of the slow requests</h2>\n");
     if !conclusive {
-        page.push_str("<p class=\"warn\">Not to be relied on: the run is inconclusive.</p>\n");
+        page.push_str("<p class=\"warn\">The run is inconclusive; do not rely on these.</p>\n");
     }
     let rows: Vec<_> = summary
         .causes
@@ -146,7 +148,7 @@ fn causes(page: &mut String, summary: &Summary) {
             let verdict = match named {
                 _ if cause.is_rest() => "",
                 true => "named",
-                false => "not named",
+                false => "not significant",
             };
             let name = format!(
                 "<b>{}</b> <small>{verdict}</small><br><small>{}</small>",
@@ -174,7 +176,7 @@ fn requests(page: &mut String, answer: &Answer, summary: &Summary) {
     if samples.count == 0 {
         return;
     }
-    page.push_str("<section><h2>Requests, as the load generator saw them</h2><dl class=\"tiles\">");
+    page.push_str("<section><h2>Requests, measured by the load generator</h2><dl class=\"tiles\">");
     let latency = samples.latency_ns;
     for (name, value) in [
         ("requests", count(samples.count)),
@@ -195,8 +197,8 @@ fn requests(page: &mut String, answer: &Answer, summary: &Summary) {
 
 fn probes(page: &mut String, summary: &Summary) {
     page.push_str(
-        "<section><h2>What the target went through</h2>\
-         <p class=\"sub\">Every event, counted in the kernel.</p>\n",
+        "<section><h2>Kernel events of the target</h2>\
+         <p class=\"sub\">Complete counts.</p>\n",
     );
     let mut rows = Vec::new();
     for (name, probe) in &summary.probes {
@@ -226,7 +228,7 @@ fn probes(page: &mut String, summary: &Summary) {
             ));
         }
     }
-    let header = ["probe", "count", "total", "p50", "p99", "max", "target's records"];
+    let header = ["probe", "count", "total", "p50", "p99", "max", "records"];
     table(page, &header, 6, &rows);
     list(page, "counters", summary.probes.iter().filter_map(counters));
     page.push_str("</section>\n");
@@ -237,8 +239,8 @@ fn recorded(page: &mut String, answer: &Answer) {
         return;
     }
     page.push_str(
-        "<section><h2>The target's own stalls</h2>\
-         <p class=\"sub\">One by one, from their records.</p>\n",
+        "<section><h2>Recorded stalls of the target</h2>\
+         <p class=\"sub\">Stalls above the recording threshold.</p>\n",
     );
     let rows: Vec<_> = answer
         .recorded
@@ -259,7 +261,7 @@ fn worst(page: &mut String, answer: &Answer) {
         return;
     }
     page.push_str(
-        "<section><h2>The slowest requests and what overlapped them</h2>\
+        "<section><h2>The slowest requests and the stalls during them</h2>\
          <p class=\"sub\">Times from the start of the run.</p>\n",
     );
     for (index, request) in answer.worst.iter().enumerate() {
@@ -274,7 +276,7 @@ fn worst(page: &mut String, answer: &Answer) {
 
 fn overlaps(page: &mut String, answer: &Answer, request: &WorstRequest) {
     if request.stalls.is_empty() {
-        page.push_str("<p class=\"sub\">No stall of the target overlapped it.</p>\n");
+        page.push_str("<p class=\"sub\">No stall of the target during it.</p>\n");
         return;
     }
     let rows: Vec<_> = request
@@ -300,7 +302,7 @@ fn overlaps(page: &mut String, answer: &Answer, request: &WorstRequest) {
 
 fn about(page: &mut String, answer: &Answer) {
     let run = &answer.run;
-    page.push_str("<section><h2>How far this can be trusted</h2>\n");
+    page.push_str("<section><h2>Data quality</h2>\n");
     let rows: Vec<_> = run
         .coverage
         .iter()
@@ -321,8 +323,8 @@ fn about(page: &mut String, answer: &Answer) {
     let kernel = format!("{} {}, {} CPUs", run.kernel_release, run.machine, run.cpus);
     let rows = [
         ("Lost", answer.loss()),
-        ("Floors raised", answer.raised_floors().join("; ")),
-        ("Observer used", answer.cost().unwrap_or_default()),
+        ("Recording thresholds raised", answer.raised_floors().join("; ")),
+        ("observer used", answer.cost().unwrap_or_default()),
         ("Target", run.target.clone()),
         ("Load generator", command),
         ("Length", if answer.length_ns() == 0 { String::new() } else { length }),

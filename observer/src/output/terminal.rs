@@ -65,10 +65,13 @@ pub fn render(answer: &Answer, colour: bool) -> String {
     let lost = if lost == NOTHING_LOST { lost } else { paint.warning(&lost) };
     line(&mut text, &format!("{} {lost}", paint.heading("Lost:")));
     for floor in answer.raised_floors() {
-        line(&mut text, &format!("{} {}", paint.heading("Floor raised:"), paint.warning(&floor)));
+        line(
+            &mut text,
+            &format!("{} {}", paint.heading("Recording threshold raised:"), paint.warning(&floor)),
+        );
     }
     if let Some(cost) = answer.cost() {
-        line(&mut text, &format!("{} {cost}", paint.heading("Observer used:")));
+        line(&mut text, &format!("{} {cost}", paint.heading("observer used:")));
     }
     let path = answer.path.display().to_string();
     line(&mut text, &format!("{} {}", paint.heading("Run directory:"), clean(&path, 4_096)));
@@ -87,7 +90,10 @@ fn verdict(text: &mut String, answer: &Answer, paint: Paint) {
     wrapped(text, &answer.verdict(), "");
     let reasons = answer.summary.iter().flat_map(|summary| &summary.verdict.reasons);
     for reason in reasons {
-        wrapped(text, &clean(reason, 400), "  - ");
+        wrapped(text, &clean(&reason.text, 600), "  - ");
+    }
+    for advice in answer.advice() {
+        wrapped(text, &format!("What to do about {advice}"), "  > ");
     }
     for note in &answer.notes {
         wrapped(text, &paint.warning(&clean(note, 400)), "  ! ");
@@ -145,9 +151,9 @@ fn causes(text: &mut String, summary: &Summary, paint: Paint) {
     }
     let conclusive = summary.verdict.outcome != Outcome::Inconclusive;
     let title = if conclusive {
-        "Where the extra latency of the slow requests came from"
+        "Causes of the extra latency of the slow requests"
     } else {
-        "Where the extra latency may have come from (not to be relied on)"
+        "Possible causes of the extra latency (inconclusive; do not rely on them)"
     };
     line(text, &paint.heading(title));
     let rows = summary
@@ -158,7 +164,7 @@ fn causes(text: &mut String, summary: &Summary, paint: Paint) {
             let verdict = match row.named && conclusive {
                 _ if cause.is_rest() => "",
                 true => "named",
-                false => "not named",
+                false => "not significant",
             };
             vec![
                 cause.name().to_owned(),
@@ -180,7 +186,7 @@ fn requests(text: &mut String, answer: &Answer, summary: &Summary, paint: Paint)
     if samples.count == 0 {
         return;
     }
-    line(text, &paint.heading("Requests, as the load generator saw them"));
+    line(text, &paint.heading("Requests, measured by the load generator"));
     let latency = samples.latency_ns;
     line(
         text,
@@ -203,7 +209,7 @@ fn requests(text: &mut String, answer: &Answer, summary: &Summary, paint: Paint)
 }
 
 fn probes(text: &mut String, summary: &Summary, paint: Paint) {
-    line(text, &paint.heading("What the target went through (every event, counted in the kernel)"));
+    line(text, &paint.heading("Kernel events of the target (complete counts)"));
     let mut rows = Vec::new();
     for (name, probe) in &summary.probes {
         if !matches!(probe.state, ProbeState::Attached | ProbeState::Partial) {
@@ -230,7 +236,7 @@ fn probes(text: &mut String, summary: &Summary, paint: Paint) {
             rows.push(row);
         }
     }
-    let header = ["probe", "count", "total", "p50", "p99", "max", "target's records"];
+    let header = ["probe", "count", "total", "p50", "p99", "max", "records"];
     table(text, &header, rows, &[1, 2, 3, 4, 5, 6]);
     let counters: Vec<_> = summary.probes.iter().filter_map(counters).collect();
     if !counters.is_empty() {
@@ -250,7 +256,7 @@ pub(super) fn counters((name, probe): (&String, &ProbeSummary)) -> Option<String
         .collect();
     if probe.unrecorded_ns > 0 {
         let time = duration(probe.unrecorded_ns as f64);
-        facts.push(format!("{time} in stalls too short for records, not in the attribution"));
+        facts.push(format!("{time} in stalls below the recording threshold, not attributed"));
     }
     (!facts.is_empty()).then(|| format!("{}: {}", clean(name, 20), facts.join(", ")))
 }
@@ -259,7 +265,7 @@ fn recorded(text: &mut String, answer: &Answer, paint: Paint) {
     if answer.recorded.is_empty() {
         return;
     }
-    line(text, &paint.heading("The target's own stalls, one by one (from their records)"));
+    line(text, &paint.heading("Recorded stalls of the target"));
     let rows = answer
         .recorded
         .iter()
@@ -280,7 +286,7 @@ fn worst(text: &mut String, answer: &Answer, paint: Paint) {
     line(
         text,
         &paint.heading(
-            "The slowest requests and what overlapped them (times from the start of the run)",
+            "The slowest requests and the stalls during them (times from the start of the run)",
         ),
     );
     for request in &answer.worst {
@@ -311,7 +317,7 @@ fn worst(text: &mut String, answer: &Answer, paint: Paint) {
 
 fn stall_rows(text: &mut String, rows: Vec<Vec<String>>) {
     if rows.is_empty() {
-        line(text, "      no stall of the target overlapped it");
+        line(text, "      no stall of the target during it");
         return;
     }
     let mut table = Table::new();
@@ -371,7 +377,7 @@ pub(super) fn more(request: &WorstRequest, shown: usize) -> Option<String> {
 }
 
 fn coverage(text: &mut String, answer: &Answer, paint: Paint) {
-    line(text, &paint.heading("Coverage"));
+    line(text, &paint.heading("Probes"));
     for (name, coverage) in &answer.run.coverage {
         let mut row = format!("  {}: {}", clean(name, 20), coverage.state.name());
         if let Some(tier) = &coverage.tier {

@@ -1,86 +1,7 @@
-//! Numbers and names in words: what the outputs for people share.
+//! Numbers and names in words, of a run.
 
 use crate::model::{Event, EventKind, FloorChange, MmCall, RunInfo, Tid};
-
-/// A duration with three significant digits: `41.2 ms`.
-#[must_use]
-pub fn duration(ns: f64) -> String {
-    let (value, unit) = match ns.abs() {
-        small if small < 999.5 => return format!("{ns:.0} ns"),
-        micro if micro < 999.5e3 => (ns / 1e3, "µs"),
-        milli if milli < 999.5e6 => (ns / 1e6, "ms"),
-        _ => (ns / 1e9, "s"),
-    };
-    let digits = match value.abs() {
-        below if below < 9.995 => 2,
-        below if below < 99.95 => 1,
-        _ => 0,
-    };
-    format!("{value:.digits$} {unit}")
-}
-
-/// An instant of the run, to the microsecond: `9.603421 s`.
-#[must_use]
-pub fn instant(offset_ns: f64) -> String {
-    format!("{:.6} s", offset_ns / 1e9)
-}
-
-/// A whole number with separators: `1,234,567`.
-#[must_use]
-pub fn count(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// A size: `4 MiB`, `1.5 GiB`, `300 B`.
-#[must_use]
-pub fn bytes(size: u64) -> String {
-    let mut value = size as f64;
-    let mut unit = "B";
-    for larger in ["KiB", "MiB", "GiB", "TiB"] {
-        if value < 1024.0 {
-            break;
-        }
-        value /= 1024.0;
-        unit = larger;
-    }
-    let digits = usize::from(value.fract() > 0.04 && value < 100.0);
-    format!("{value:.digits$} {unit}")
-}
-
-/// A share: `71 %`, `0.4 %`.
-#[must_use]
-pub fn percent(share: f64) -> String {
-    let value = share * 100.0;
-    let digits = usize::from(value.abs() < 9.95 && value != 0.0);
-    let text = format!("{value:.digits$} %");
-    // A negative share that rounds to nothing would read "-0.0 %".
-    if text.trim_start_matches('-').starts_with("0.0 ") { "0 %".to_owned() } else { text }
-}
-
-/// Text of unknown origin, safe to print: control and direction-changing characters, with which a
-/// thread's name could rewrite the terminal or the line, become `?`; long text is cut.
-#[must_use]
-pub fn clean(text: &str, longest: usize) -> String {
-    let harmless = |c: char| {
-        !c.is_control()
-            && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
-    };
-    let mut characters = text.chars();
-    let mut cleaned: String =
-        characters.by_ref().take(longest).map(|c| if harmless(c) { c } else { '?' }).collect();
-    if characters.next().is_some() {
-        cleaned.push('…');
-    }
-    cleaned
-}
+pub use crate::text::{bytes, clean, count, duration, instant, percent};
 
 /// A thread by name and id: `worker-1 (101)`.
 #[must_use]
@@ -186,38 +107,6 @@ pub fn cause(event: &Event) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_read_well() {
-        for (ns, text) in [
-            (0.0, "0 ns"),
-            (999.0, "999 ns"),
-            (999.6, "1.00 µs"),
-            (41_200_000.0, "41.2 ms"),
-            (999_600_000.0, "1.00 s"),
-            (123_000.0, "123 µs"),
-        ] {
-            assert_eq!(duration(ns), text);
-        }
-        assert_eq!(instant(9_603_421_999.0), "9.603422 s");
-        assert_eq!(count(0), "0");
-        assert_eq!(count(1_234_567), "1,234,567");
-        assert_eq!(count(123), "123");
-        assert_eq!(bytes(4 << 20), "4 MiB");
-        assert_eq!(bytes(1_536), "1.5 KiB");
-        assert_eq!(bytes(17), "17 B");
-        assert_eq!(percent(0.71), "71 %");
-        assert_eq!(percent(0.004), "0.4 %");
-        assert_eq!(percent(-0.0001), "0 %");
-        assert_eq!(percent(0.0), "0 %");
-    }
-
-    #[test]
-    fn hostile_text_cannot_steer_a_terminal() {
-        assert_eq!(clean("a\u{1b}[2Jb\nc\u{202e}d", 50), "a?[2Jb?c?d");
-        assert_eq!(clean("abcdef", 3), "abc…");
-        assert_eq!(clean("hög", 3), "hög");
-    }
 
     #[test]
     fn details_name_what_the_numbers_mean() {

@@ -10,13 +10,15 @@ use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse};
 use crate::error::{Error, Exit, Result};
 use crate::loadgen::{IngestError, Ingested, OUTSIDE_RUN, RelAnchor, Window};
 use crate::model::{
-    EndReason, FloorSummary, LossSummary, Outcome, ProbeState, RecordSummary, RunInfo,
+    EndReason, FloorSummary, LossSummary, Outcome, ProbeState, Reason, RecordSummary, RunInfo,
     SUMMARY_SCHEMA, Sample, Stall, Summary, Verdict,
 };
 use crate::output::rundir::RunDir;
 use crate::probe::PROBES;
 
 use super::journal::Journal;
+use serde_json::json;
+
 use super::{Captured, Session};
 
 /// What a run came to.
@@ -216,7 +218,8 @@ pub(super) fn quality(
         unwatched.extend(probe.causes().map(|cause| Unwatched { cause, reason: reason.clone() }));
     }
     Quality {
-        lost_records: info.loss.by_kind.clone(),
+        lost_of_target: info.loss.of_target(),
+        loss_spans: Vec::new(),
         target_waits: 0,
         clock_uncertainty_ns: ingested.map_or(0, |ingested| ingested.uncertainty_ns),
         wall_clock_steps: info.anchors.steps(),
@@ -260,19 +263,22 @@ pub(super) fn judge_input(
     if let Some(error) = problem {
         *outcome = Outcome::Inconclusive;
         *top_cause = None;
-        reasons.insert(0, format!("The samples could not be used: {error}."));
+        let text = format!("The samples could not be used: {error}.");
+        reasons.insert(0, Reason::new("samples_error", text, json!({})));
     }
     if let Some(ingested) = ingested {
-        reasons.extend(ingested.notes.iter().map(|note| sentence(note)));
+        let note = |note: &String| Reason::new("samples_note", sentence(note), json!({}));
+        reasons.extend(ingested.notes.iter().map(note));
     }
     if let Some(error) = &captured.trace_error {
-        reasons.push(format!("The trace of events is incomplete: {error}."));
+        let text = format!("The trace of events is incomplete: {error}.");
+        reasons.push(Reason::new("trace_incomplete", text, json!({})));
     }
     if let Some(error) = &captured.stalls_missing {
         *outcome = Outcome::Inconclusive;
         *top_cause = None;
-        reasons
-            .insert(0, format!("Stalls are missing, the trace could not be read back: {error}."));
+        let text = format!("Stalls are missing because the trace could not be read back: {error}.");
+        reasons.insert(0, Reason::new("stalls_missing", text, json!({})));
     }
 }
 
@@ -323,6 +329,7 @@ pub(super) fn summarise(
         verdict: analysis.verdict,
         samples,
         causes,
+        ruled_out: analysis.ruled_out,
         probes,
         loss: info.loss.clone(),
         records: BTreeMap::new(),

@@ -16,7 +16,8 @@ use crate::loadgen::{
     Ingest, IngestError, Ingested, RelAnchor, SamplesSource, SamplesSpec, Window,
 };
 use crate::model::{
-    EndReason, EventKind, FloorSummary, Outcome, RunInfo, Sample, SlowSpec, Stall, Summary, files,
+    EndReason, EventKind, FloorSummary, Outcome, Reason, RunInfo, Sample, SlowSpec, Stall, Summary,
+    files,
 };
 use crate::output::rundir::RunDir;
 
@@ -77,20 +78,24 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
     if floors.values().any(|floor| floor.raised_for_ns > 0) {
         analysis.verdict.outcome = Outcome::Inconclusive;
         analysis.verdict.top_cause = None;
-        let reason = "Floors were raised, and what they hid died with the run.";
-        analysis.verdict.reasons.insert(0, reason.to_owned());
+        let text = "Recording thresholds were raised, and what they hid is not known: the run did \
+                    not come to its end.";
+        let reason = Reason::new("thresholds_raised", text, serde_json::json!({}));
+        analysis.verdict.reasons.insert(0, reason);
     }
     let captured = Captured { recorder, ..Captured::default() };
     judge_input(&mut analysis, ingested.as_ref(), problem.as_ref(), &captured);
     let seconds = info.end_ns.since(info.start_ns) as f64 / 1e9;
-    analysis.verdict.reasons.push(if info.end_reason == EndReason::Running {
+    let text = if info.end_reason == EndReason::Running {
         format!(
             "The run did not come to its end: this is worked out from what it had written of its \
              first {seconds:.1} s."
         )
     } else {
-        format!("A trace of {seconds:.1} s, without an answer of its own.")
-    });
+        format!("This is a trace of {seconds:.1} s, without an answer of its own.")
+    };
+    let numbers = serde_json::json!({"seconds": seconds});
+    analysis.verdict.reasons.push(Reason::new("recovered", text, numbers));
     // Distributions were in the kernel.
     let nothing = Snapshot::default();
     let summary = Summary {

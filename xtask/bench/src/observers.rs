@@ -135,7 +135,7 @@ pub(crate) fn run(observer: &Path, name: &str, target: u32) -> Session {
         operations: Vec::new(),
         command: words(&[&program, "-v", "run", "--pid", &target, "--out", "run"]),
         ready: "observer: target",
-        seen: "What the target went through",
+        seen: "Kernel events of the target",
         settle: OWN_SETTLE,
     }
 }
