@@ -89,7 +89,7 @@ fn a_crashed_run_is_reported_with_what_there_is() {
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     for wanted in [
-        "NO ANSWER",
+        "NO RESULT",
         "its observer died",
         "events.arrows ends early",
         "at 0.010000 s took 50.0 ms",

@@ -39,8 +39,10 @@ fn signal(pid: u32, signal: Signal) {
 fn stop(pid: u32) {
     signal(pid, Signal::STOP);
     let deadline = Instant::now() + Duration::from_secs(30);
-    let stopped =
-        || kernel_counters::thread_states(pid).is_ok_and(|states| states.iter().all(|state| *state == 'T'));
+    let stopped = || {
+        kernel_counters::thread_states(pid)
+            .is_ok_and(|states| states.iter().all(|state| *state == 'T'))
+    };
     while !stopped() {
         assert!(Instant::now() < deadline, "the workload stops");
         std::thread::sleep(Duration::from_millis(2));
@@ -148,7 +150,8 @@ fn the_wait_of_a_pause_is_not_booked_after_it() {
     let mut work = start(&["contend", "--threads", "4", "--ms", "4000"]);
     let pid = work.id();
     kernel.targets().set(pid, true);
-    let waited = || -> u64 { kernel_counters::run_delay_ns(pid).expect("it is there").values().sum() };
+    let waited =
+        || -> u64 { kernel_counters::run_delay_ns(pid).expect("it is there").values().sum() };
     work.begin().expect("it works");
     std::thread::sleep(PAUSE);
     kernel.detach("runqueue", REASON).expect("it was attached");

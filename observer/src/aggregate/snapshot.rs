@@ -254,7 +254,8 @@ mod tests {
         assert_eq!(loss.total, 5);
         let named: Vec<_> = loss.by_kind.iter().map(|(name, n)| (name.as_str(), *n)).collect();
         assert_eq!(named, [("end_without_begin", 40), ("fault", 3), ("runqueue", 2)]);
-        let target: Vec<_> = loss.target_by_kind.iter().flatten().map(|(name, n)| (&**name, *n)).collect();
+        let target: Vec<_> =
+            loss.target_by_kind.iter().flatten().map(|(name, n)| (&**name, *n)).collect();
         assert_eq!(target, [("end_without_begin", 1), ("fault", 3)]);
     }
 

@@ -423,7 +423,7 @@ impl Session {
 
 /// Logs which probes are attached; those that are not, or not completely, as warnings.
 pub fn log_coverage(kernel: &Kernel) {
-    for (probe, Coverage { state, tier, reason }) in kernel.coverage() {
+    for (probe, Coverage { state, tier, reason, .. }) in kernel.coverage() {
         let reason = reason.unwrap_or_default();
         match (state, tier) {
             (ProbeState::NotAsked, _) => {}
