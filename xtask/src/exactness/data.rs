@@ -56,7 +56,7 @@ pub(super) struct Cell {
 pub(super) struct Data(pub(super) BTreeMap<Key, BTreeMap<String, Cell>>);
 
 /// `6.1.0-51-rt-amd64` is `6.1-rt`: builds and machines are not distinguished.
-fn kernel_name(release: &str) -> String {
+pub(super) fn kernel_name(release: &str) -> String {
     let mut numbers = release.split(['.', '-']);
     let (major, minor) = (numbers.next().unwrap_or("?"), numbers.next().unwrap_or("?"));
     let real_time = if release.split('-').any(|part| part == "rt") { "-rt" } else { "" };

@@ -90,15 +90,22 @@ fn newer_results_replace_those_of_the_same_test_and_kernel() {
 
 #[test]
 fn a_tier_is_missed_only_where_its_test_ran() {
+    let idle = |known: &Data, found: &Data| idle_tiers(known, found, "6.1-rt");
     let both = data(&[result("minor", "tp_btf", 0.0), result("minor", "fentry", 0.0)]);
-    assert!(idle_tiers(&both, &both).is_empty());
+    assert!(idle(&both, &both).is_empty());
     let one = data(&[result("minor", "tp_btf", 0.0)]);
-    assert_eq!(idle_tiers(&both, &one), ["6.1-rt: fault=fentry"]);
+    assert_eq!(idle(&both, &one), ["6.1-rt: fault=fentry"]);
     let mut another_test = result("minor", "tp_btf", 0.0);
     another_test["test"] = json!("major faults");
-    assert!(idle_tiers(&both, &data(&[another_test])).is_empty());
+    let another_test = data(&[another_test]);
+    assert!(idle(&both, &another_test).is_empty());
     let another_kernel = data(&[on("6.12.1", result("minor", "tp_btf", 0.0))]);
-    assert!(idle_tiers(&both, &another_kernel).is_empty());
+    assert!(idle(&both, &another_kernel).is_empty());
+
+    let mut old = both;
+    old.0.values_mut().flat_map(|cells| cells.values_mut()).for_each(|cell| cell.tests.clear());
+    assert_eq!(idle(&old, &another_test), ["6.1-rt: fault=fentry"]);
+    assert!(idle_tiers(&old, &another_test, "6.18").is_empty(), "not the host's");
 }
 
 #[test]
