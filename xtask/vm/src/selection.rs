@@ -4,23 +4,26 @@ use xtask_common::{kernel::Kernel, test_programs::TestProgram};
 
 /// Privileged test programs that need more than a guest has: other programs of the host, or more than
 /// an emulated CPU.
-const NOT_IN_GUESTS: &[&str] = &["cli", "demo", "examples", "faults", "floor", "generators"];
+const NOT_IN_GUESTS: &[&str] =
+    &["cli", "demo", "examples", "faults", "floor", "generators", "logging"];
 
-/// Programs that take long on an emulated CPU, and the kernels that run them in `cargo xtask test`.
-/// The shares take about the same time on each kernel, and together they have every tier and what a
-/// host often lacks.
-const SLOW: &[(&str, &[Kernel])] = &[
+const EVERY: &[Kernel] = &[Kernel::V6_1, Kernel::V6_12, Kernel::V6_1Rt, Kernel::V6_12Rt];
+
+/// The programs that guests run in `cargo xtask test`, and the kernels that run them. Programs that
+/// take long on an emulated CPU run on one kernel, so that the shares take about the same time. All
+/// others run with a plain `cargo xtask vm`.
+const SHARE: &[(&str, &[Kernel])] = &[
+    ("exactness", EVERY),
+    ("kernel_counters", EVERY),
+    ("doctor", EVERY),
+    ("target", EVERY),
+    ("daemon", EVERY),
     ("tiers", &[Kernel::V6_1]),
+    ("edge_memory", &[Kernel::V6_1]),
+    ("pressure", &[Kernel::V6_1]),
     ("records", &[Kernel::V6_12]),
     ("edge_runqueue", &[Kernel::V6_12]),
     ("edge_tasks", &[Kernel::V6_12]),
-    ("edge_memory", &[Kernel::V6_1]),
-    ("edge_tables", &[]),
-    ("pressure", &[Kernel::V6_1]),
-    ("loss", &[]),
-    ("choice", &[]),
-    ("command", &[]),
-    ("run", &[]),
 ];
 
 /// The privileged test programs of these names; all that can run in a guest where none is named.
@@ -39,8 +42,7 @@ pub(crate) fn tests(built: &[TestProgram], names: &[String]) -> Result<Vec<TestP
 
 /// Whether a kernel runs this program in `cargo xtask test`.
 pub(crate) fn in_share(kernel: Kernel, name: &str) -> bool {
-    let slow = SLOW.iter().find(|(slow, _)| *slow == name);
-    slow.is_none_or(|(_, kernels)| kernels.contains(&kernel))
+    SHARE.iter().any(|(shared, kernels)| *shared == name && kernels.contains(&kernel))
 }
 
 #[cfg(test)]
@@ -51,8 +53,8 @@ mod tests {
 
     #[test]
     fn programs_that_are_treated_apart_exist() {
-        let slow = SLOW.iter().map(|(name, _)| name);
-        for name in NOT_IN_GUESTS.iter().chain(slow) {
+        let shared = SHARE.iter().map(|(name, _)| name);
+        for name in NOT_IN_GUESTS.iter().chain(shared) {
             let path = root().join("tests/tests").join(name).with_extension("rs");
             assert!(path.is_file(), "{} is not there", path.display());
         }
@@ -83,8 +85,12 @@ mod tests {
     }
 
     #[test]
-    fn a_program_is_in_every_share_unless_it_is_slow() {
-        assert!(in_share(Kernel::V6_12Rt, "exactness"));
+    fn every_kernel_has_a_share_and_new_programs_are_in_none() {
+        use clap::ValueEnum;
+        assert_eq!(EVERY, Kernel::value_variants());
+        for kernel in EVERY {
+            assert!(in_share(*kernel, "exactness") && !in_share(*kernel, "new"));
+        }
         assert!(in_share(Kernel::V6_1, "tiers") && !in_share(Kernel::V6_12, "tiers"));
     }
 }
