@@ -33,6 +33,13 @@ globals! {
     /// types.
     KERNEL_BTF: kernel_btf = 1;
 
+    /// 1 when the programs on `sched_switch` are to measure waits for a CPU.
+    SWITCH_RUNQUEUE: switch_runqueue = 0;
+    /// 1 when the programs at the exit of all system calls are to measure memory-management calls.
+    SYS_EXIT_MM: sys_exit_mm = 0;
+    /// 1 when they are to count accepted sockets and descriptor exhaustion.
+    SYS_EXIT_DESCRIPTORS: sys_exit_descriptors = 0;
+
     /// `task_struct::pid`.
     OFF_TASK_PID: off_task_pid = 0;
     /// `task_struct::tgid`.

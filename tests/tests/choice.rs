@@ -1,8 +1,11 @@
 //! The choice of a tier: forced, refused, and made without the kernel's own types.
 
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Output};
 
+use observer::kernel::{KERNEL_BTF, Kernel, LoadOptions, RING_BYTES};
+use observer::probe::{ForcedTier, ProbeOptions};
 use observer_tests::process::Placement;
 use observer_tests::results::Held;
 use observer_tests::trial::{self, Run, Trial};
@@ -97,7 +100,7 @@ fn without_the_kernels_own_types_everything_is_counted_all_the_same() {
     let Some(_guard) = privileged::ready("no types of its own") else { return };
     let directory = trial::directory();
     let file = directory.path().join("types");
-    std::fs::copy("/sys/kernel/btf/vmlinux", &file).expect("this kernel's types");
+    std::fs::copy(KERNEL_BTF, &file).expect("this kernel's types");
     let file = file.to_str().expect("a name");
     let (found, output) = doctor(&["--btf", file]);
     assert!(output.status.success(), "{found:#}");
@@ -154,9 +157,132 @@ fn a_refused_program_is_a_line_of_coverage() {
     assert!(incomplete > 0, "no number of descriptors left a probe incomplete");
 }
 
+/// This kernel's types, with every member and value of this name renamed.
+fn types_without(name: &str) -> Vec<u8> {
+    let mut types = std::fs::read(KERNEL_BTF).expect("this kernel's types");
+    let text = format!("\0{name}\0").into_bytes();
+    let at = types.windows(text.len()).position(|found| found == text).expect("a name");
+    types[at + 1] = b'~';
+    types
+}
+
+/// Observer under types that stand in for the kernel's own.
+fn with_types(types: &Path, arguments: &[&str]) -> Output {
+    let shell = format!("mount --bind \"$0\" {KERNEL_BTF} && exec \"$@\"");
+    Command::new("unshare")
+        .args(["--mount", "sh", "-c", &shell])
+        .arg(types)
+        .arg(trial::programs().observer)
+        .args(arguments)
+        .output()
+        .expect("unshare starts")
+}
+
+/// A tier, named as for `--tier`; a probe alone stands for all of its tiers.
+const READERS: [(&str, &[&str]); 10] = [
+    ("run_delay", &["runqueue=tp_btf", "runqueue=raw_tracepoint"]),
+    ("__state", &["runqueue=tp_btf_pair", "runqueue=raw_tracepoint_pair"]),
+    ("comm", &["task", "runqueue"]),
+    ("live", &["task"]),
+    ("flags", &["reclaim"]),
+    ("kn", &["runqueue", "fault", "reclaim", "mm_syscall", "socket"]),
+    ("PGMAJFAULT", &["fault=tp_btf", "fault=raw_tracepoint"]),
+    ("private_data", &["socket"]),
+    (
+        "status",
+        &[
+            "mm_syscall=tracepoint",
+            "mm_syscall=tp_btf",
+            "mm_syscall=raw_tracepoint",
+            "socket=tp_btf",
+            "socket=raw_tracepoint",
+        ],
+    ),
+    ("orig_ax", &["mm_syscall", "socket=tp_btf", "socket=raw_tracepoint"]),
+];
+
+#[test]
+fn a_member_that_is_missing_costs_the_tiers_that_read_it() {
+    let Some(_guard) = privileged::ready("missing members") else { return };
+    let directory = trial::directory();
+    let types = directory.path().join("types");
+    for (name, readers) in READERS {
+        std::fs::write(&types, types_without(name)).expect("written");
+        let output = with_types(&types, &["doctor", "--json"]);
+        let found: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("{name}: {}", said(&output)));
+        for probe in probes(&found) {
+            let probe_name = probe["probe"].as_str().expect("a name");
+            let mut left = 0;
+            for tier in probe["tiers"].as_array().expect("tiers") {
+                let tier_name = format!("{probe_name}={}", tier["tier"].as_str().expect("a name"));
+                let reads = readers.contains(&probe_name) || readers.contains(&&*tier_name);
+                let why = tier["why"].as_str().expect("a reason");
+                let not_offered = tier["state"] == "not_offered";
+                assert!(not_offered || !reads, "{name}: {tier_name} is taken or offered");
+                // A tier that this kernel does not offer anyhow has another reason.
+                let says = [" member ", " value ", "."]
+                    .iter()
+                    .any(|before| why.contains(&format!("{before}{name}")));
+                assert!(!says || reads && not_offered, "{name}: {tier_name}: {why}");
+                left += u32::from(!not_offered);
+            }
+            let state = if left > 0 { "attached" } else { "unsupported" };
+            assert_eq!(probe["state"], state, "{name}: {probe:#}");
+            let reason = probe["reason"].as_str().unwrap_or_default();
+            let said = reason.contains(" has no member ") || reason.contains(" has no value ");
+            assert_eq!(said, left == 0, "{name}: {probe_name}: {reason}");
+        }
+        // With one reader's own tiers gone, at least one of them must have said so.
+        assert!(found.to_string().contains(name), "{name}: {found:#}");
+    }
+}
+
+#[test]
+fn a_member_that_every_program_reads_is_an_error_in_one_line() {
+    let Some(_guard) = privileged::ready("no thread ids") else { return };
+    let directory = trial::directory();
+    let types = directory.path().join("types");
+    std::fs::write(&types, types_without("tgid")).expect("written");
+    let out = directory.path().join("run");
+    let run = ["run", "--pid", "1", "--duration", "1s", "--out", out.to_str().expect("a name")];
+    let output = with_types(&types, &run);
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+    assert_eq!(said(&output).lines().count(), 1, "{}", said(&output));
+    assert!(said(&output).contains("struct task_struct has no member tgid"), "{}", said(&output));
+}
+
+/// Instructions of the program at the exit of all system calls, when these probes are asked for.
+fn exit_instructions(probes: &str) -> u32 {
+    let tiers = ["mm_syscall=tp_btf", "socket=tp_btf"];
+    let probes = ProbeOptions {
+        selection: probes.parse().expect("probes"),
+        tiers: tiers.iter().map(|tier| tier.parse::<ForcedTier>().expect("a tier")).collect(),
+        btf: None,
+    };
+    let options = LoadOptions { has_target: true, ring_bytes: RING_BYTES, probes };
+    let kernel = Kernel::attach(&options).unwrap_or_else(|error| panic!("{error}"));
+    let profile = kernel.profile();
+    let exit = profile.iter().find(|program| program.name == "sys_exit");
+    exit.expect("it is attached").translated_bytes / 8
+}
+
+#[test]
+fn a_shared_program_has_the_parts_that_are_asked_for() {
+    let Some(_guard) = privileged::ready("parts of shared programs") else { return };
+    let [both, calls, sockets] =
+        ["mm_syscall,socket", "mm_syscall", "socket"].map(exit_instructions);
+    println!(
+        "instructions at the exit of all calls: {both}, {calls} for mm_syscall, {sockets} for socket"
+    );
+    // Each is shorter by the part of the other, and what they share is there once.
+    assert!(calls < both && sockets < both, "{both}, {calls}, {sockets}");
+    assert!(calls + sockets > both, "{both}, {calls}, {sockets}");
+}
+
 /// This kernel's types, with a member of `sched_info` moved far behind the end of its struct.
 fn types_with_a_member_moved() -> Vec<u8> {
-    let mut types = std::fs::read("/sys/kernel/btf/vmlinux").expect("this kernel's types");
+    let mut types = std::fs::read(KERNEL_BTF).expect("this kernel's types");
     let word = |types: &[u8], at: usize| {
         u32::from_le_bytes(types[at..at + 4].try_into().expect("four bytes")) as usize
     };
@@ -188,16 +314,7 @@ fn a_program_that_the_verifier_refuses_is_one_line_and_its_own_words_at_verbose(
     let directory = trial::directory();
     let types = directory.path().join("types");
     std::fs::write(&types, types_with_a_member_moved()).expect("written");
-    let there = |arguments: &[&str]| {
-        let shell = "mount --bind \"$0\" /sys/kernel/btf/vmlinux && exec \"$@\"";
-        Command::new("unshare")
-            .args(["--mount", "sh", "-c", shell])
-            .arg(&types)
-            .arg(trial::programs().observer)
-            .args(arguments)
-            .output()
-            .expect("unshare starts")
-    };
+    let there = |arguments: &[&str]| with_types(&types, arguments);
     let says = "access beyond struct task_struct";
 
     // The next tier is taken, and what became of the better one is told, in one line.

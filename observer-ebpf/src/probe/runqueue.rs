@@ -34,16 +34,24 @@ fn switching(arguments: Arguments) -> (Task, Task) {
     }
 }
 
-/// A context switch, with the kernel's own run delay.
-///
-/// The scheduler books the wait of `next` (`sched_info_arrive`, kernel/sched/stats.h) just after
-/// this tracepoint, from the same two numbers that are read here: no second program at wake-up,
-/// no clock to read, and the sums are the kernel's own to the nanosecond. A wait that was moved to
-/// another CPU was booked in parts; what was added to the run delay since the thread's last
-/// arrival is the other parts.
+/// A context switch: each part that is asked for.
 #[inline(always)]
 fn switched(arguments: Arguments) {
     let (prev, next) = switching(arguments);
+    if config::switch_runqueue() != 0 {
+        waited(prev, next);
+    }
+}
+
+/// The wait of `next`, with the kernel's own run delay.
+///
+/// The scheduler adds the wait of `next` to its run delay (`sched_info_arrive`,
+/// kernel/sched/stats.h) just after this tracepoint, from the same two numbers that are read here: no
+/// second program at wake-up, no clock to read, and the sums are the kernel's own to the nanosecond.
+/// A wait that was moved to another CPU was added in parts; what was added to the run delay since the
+/// thread's last arrival is the other parts.
+#[inline(always)]
+fn waited(prev: Task, next: Task) {
     let tid = next.tid();
     // The idle task is always runnable and waits for nobody.
     if tid == 0 {

@@ -20,7 +20,7 @@ use observer_ebpf::wire::{
 
 use super::socket;
 use crate::{
-    emit, histogram,
+    config, emit, histogram,
     kernel::{Arguments, Registers, Task, now_ns},
     maps::CONFIG,
     task,
@@ -195,14 +195,15 @@ fn any_call_done(arguments: Arguments) {
     let registers = arguments.registers::<0>();
     let result = arguments.word::<1>() as i64;
     let number = registers.number();
-    if is_mm_call(number) {
+    if config::sys_exit_mm() != 0 && is_mm_call(number) {
         mm_call_done(registers, number, result);
         return;
     }
     // Most calls leave here, before anything is read.
     let call = match number {
-        ACCEPT | ACCEPT4 => FdSyscall::Accept,
         CONNECT => FdSyscall::Connect,
+        _ if config::sys_exit_descriptors() == 0 => return,
+        ACCEPT | ACCEPT4 => FdSyscall::Accept,
         _ if !is_exhaustion(result) => return,
         SOCKET | SOCKETPAIR => FdSyscall::Socket,
         OPEN | OPENAT | OPENAT2 | CREAT => FdSyscall::Open,
@@ -211,7 +212,12 @@ fn any_call_done(arguments: Arguments) {
     let here = if arguments.is_typed() { CallExit::Typed } else { CallExit::Raw };
     let is_booked_here =
         emit::settings().is_some_and(|settings| settings.descriptor_calls_at == here as u64);
-    if is_booked_here && !Task::current().in_compat_syscall() {
+    if !is_booked_here || Task::current().in_compat_syscall() {
+        return;
+    }
+    if config::sys_exit_descriptors() == 0 {
+        connect_done(result);
+    } else {
         descriptor_call_done(call, result);
     }
 }
@@ -226,10 +232,25 @@ const fn is_exhaustion(result: i64) -> bool {
 fn descriptor_call_done(call: FdSyscall, result: i64) {
     if is_exhaustion(result) {
         exhausted(call, -result as u32);
-    } else if matches!(call, FdSyscall::Connect) && (result == 0 || result == EINPROGRESS) {
-        generator_connected(Task::current().tgid());
+    } else if matches!(call, FdSyscall::Connect) {
+        connect_done(result);
     } else if matches!(call, FdSyscall::Accept) && result >= 0 {
         socket::accepted(Task::current().tgid(), result as u32);
+    }
+}
+
+/// Notes the load generator's first connect(2).
+#[inline(always)]
+fn connect_done(result: i64) {
+    if result != 0 && result != EINPROGRESS {
+        return;
+    }
+    let tgid = Task::current().tgid();
+    let Some(config) = CONFIG.get_ptr_mut(0) else { return };
+    // SAFETY: a map value; two threads that race here write times a few microseconds apart.
+    let config = unsafe { &mut *config };
+    if config.generator_tgid == u64::from(tgid) && config.generator_connected_ns == 0 {
+        config.generator_connected_ns = now_ns();
     }
 }
 
@@ -276,17 +297,6 @@ fn mm_call_done(registers: Registers, number: u64, result: i64) {
                 argument,
             },
         );
-    }
-}
-
-/// Notes the load generator's first connect(2).
-#[inline(always)]
-fn generator_connected(tgid: u32) {
-    let Some(config) = CONFIG.get_ptr_mut(0) else { return };
-    // SAFETY: a map value; two threads that race here write times a few microseconds apart.
-    let config = unsafe { &mut *config };
-    if config.generator_tgid == u64::from(tgid) && config.generator_connected_ns == 0 {
-        config.generator_connected_ns = now_ns();
     }
 }
 

@@ -26,7 +26,7 @@ pub fn examine(probes: &ProbeOptions) -> Report {
     if checks.iter().any(|check| check.blocks.is_some()) {
         return Report::new(checks, Vec::new());
     }
-    let Tried { probes, verifier_logs, refused } = probes::try_all(probes);
+    let Tried { probes, verifier_logs, programs, refused } = probes::try_all(probes);
     checks.extend(refused.map(|value| Check {
         id: "bpf",
         state: State::Missing,
@@ -37,6 +37,7 @@ pub fn examine(probes: &ProbeOptions) -> Report {
     }));
     let mut report = Report::new(checks, probes);
     report.verifier_logs = verifier_logs;
+    report.programs = programs;
     report
 }
 

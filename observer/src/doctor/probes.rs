@@ -24,12 +24,17 @@ fn report(probe: &Probe, coverage: Coverage, tiers: Vec<TierReport>) -> ProbeRep
     ProbeReport { probe: probe.name.into(), tier, state, reason, tiers }
 }
 
+/// `struct bpf_insn` (include/uapi/linux/bpf.h).
+const INSTRUCTION_BYTES: u32 = 8;
+
 /// What the doctor learns by trying.
 #[derive(Debug, Default)]
 pub(super) struct Tried {
     pub(super) probes: Vec<ProbeReport>,
     /// What the verifier said, by program.
     pub(super) verifier_logs: BTreeMap<String, String>,
+    /// Instructions of each attached program after verification.
+    pub(super) programs: BTreeMap<String, u32>,
     /// Why the kernel refused all of it for want of a right, if it did.
     pub(super) refused: Option<String>,
 }
@@ -51,7 +56,12 @@ pub(super) fn try_all(probes: &ProbeOptions) -> Tried {
                 .verifier_logs()
                 .map(|(program, log)| (program.to_owned(), log.to_owned()))
                 .collect();
-            Tried { probes, verifier_logs, refused: None }
+            let programs = kernel
+                .profile()
+                .into_iter()
+                .map(|program| (program.name, program.translated_bytes / INSTRUCTION_BYTES))
+                .collect();
+            Tried { probes, verifier_logs, programs, refused: None }
         }
         Err(error) => {
             let coverage = Coverage {

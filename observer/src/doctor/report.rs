@@ -120,6 +120,9 @@ pub struct Report {
     /// What the kernel's verifier said of the programs it refused, by program.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub verifier_logs: BTreeMap<String, String>,
+    /// Instructions of each attached program after verification, which removes the parts of shared
+    /// programs that no probe asked for.
+    pub programs: BTreeMap<String, u32>,
 }
 
 impl Report {
@@ -151,6 +154,7 @@ impl Report {
             checks,
             probes,
             verifier_logs: BTreeMap::new(),
+            programs: BTreeMap::new(),
         }
     }
 

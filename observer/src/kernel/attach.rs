@@ -66,7 +66,7 @@ pub(super) fn attach_probes(
     let mut choices = Choices::new();
     let selection = options.selection();
     for probe in PROBES.iter().filter(|probe| selection.contains(probe.name)) {
-        let offers = offered.tiers(&loaded.btf, probe);
+        let offers = offered.tiers(&loaded.btf, &loaded.offsets, probe);
         let mut choice = Choice { tier: None, offers, refused: Vec::new() };
         if let Some(forced) = options.probes.tiers.of(probe.name) {
             let offer = choice.offers.iter().find(|(tier, _)| *tier == forced);

@@ -32,7 +32,7 @@ pub enum BtfError {
         reason: String,
     },
     /// A struct member, enum value or type this kernel does not have.
-    #[error("this kernel's BTF has no {0}")]
+    #[error("{0}")]
     Missing(String),
 }
 
@@ -159,8 +159,9 @@ impl Btf {
     /// # Errors
     /// [`BtfError::Missing`] when the struct or a member does not exist or is a bit field.
     pub fn offset_of(&self, structure: &str, path: &str) -> Result<u32, BtfError> {
-        let missing = || BtfError::Missing(format!("{structure}::{path}"));
-        let mut id = self.struct_id(structure).ok_or_else(missing)?;
+        let missing = || BtfError::Missing(format!("struct {structure} has no member {path}"));
+        let no_struct = || BtfError::Missing(format!("there is no struct {structure}"));
+        let mut id = self.struct_id(structure).ok_or_else(no_struct)?;
         let mut bits = 0;
         for member in path.split('.') {
             let (offset, member_type) = self.member(id, member, 0).ok_or_else(missing)?;
@@ -175,7 +176,7 @@ impl Btf {
     /// # Errors
     /// [`BtfError::Missing`] when the enum or the enumerator does not exist.
     pub fn enum_value(&self, name: &str, enumerator: &str) -> Result<u32, BtfError> {
-        let missing = || BtfError::Missing(format!("enum {name}::{enumerator}"));
+        let missing = || BtfError::Missing(format!("enum {name} has no value {enumerator}"));
         let id = self.find(KIND_ENUM, name).ok_or_else(missing)?;
         let offset = *self.types.get(id as usize).ok_or_else(missing)?;
         let (_, count) = self.info(offset).ok_or_else(missing)?;

@@ -1,5 +1,6 @@
 //! Loading the BPF object: sizes and offsets for this kernel, then each program by itself.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 
 use aya::maps::{Map, MapData, RingBuf};
@@ -11,10 +12,10 @@ use observer_ebpf::wire::{
 use super::btf::{Btf, BtfError};
 use super::links::Links;
 use super::mapped::MappedWords;
-use super::offsets::offsets;
+use super::offsets::Offsets;
 use super::plan::{self, MapPlan};
 use crate::host::{cgroups::Cgroups, system};
-use crate::probe::{self, ProbeOptions, Selection};
+use crate::probe::{self, PROBES, ProbeOptions, Selection};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer-bpf"));
 
@@ -33,6 +34,11 @@ pub enum LoadError {
     /// No usable BTF.
     #[error(transparent)]
     Btf(#[from] BtfError),
+    /// The types lack what every program reads.
+    #[error(
+        "cannot use the kernel's types: {0}; --btf FILE names a file with those of this kernel"
+    )]
+    Members(String),
     /// aya could not create the maps.
     #[error("cannot create the BPF maps: {0}")]
     Object(#[from] Box<aya::EbpfError>),
@@ -130,6 +136,7 @@ pub(super) struct Loaded {
     pub(super) ebpf: Ebpf,
     pub(super) links: Links,
     pub(super) btf: Btf,
+    pub(super) offsets: Offsets,
     /// The kernel's own types, by which the verifier types arguments; `Err` is why there are none.
     pub(super) own_btf: Result<aya::Btf, String>,
     pub(super) cgroups: Cgroups,
@@ -179,7 +186,10 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     };
     let cgroups = Cgroups::read();
     let shape = Shape::of_host();
-    let mut globals = offsets(&btf, cgroups.memory_v1.is_some())?;
+    let offsets = Offsets::of(&btf, cgroups.memory_v1.is_some())
+        .map_err(|error| LoadError::Members(error.to_string()))?;
+    let mut globals = offsets.globals.clone();
+    globals.extend(parts(options, &offsets));
     globals.push(("TASK_MASK", shape.task_slots - 1));
     globals.push(("CGROUP_MASK", shape.cgroup_slots as u32 - 1));
     globals.push(("HISTOGRAM_CPUS", shape.cpus as u32));
@@ -219,6 +229,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         ebpf,
         links: Links::default(),
         btf,
+        offsets,
         own_btf,
         cgroups,
         histograms,
@@ -233,6 +244,25 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     };
     loaded.set_defaults(options.ring_bytes);
     Ok(loaded)
+}
+
+/// The globals that switch parts of shared programs on, with whether they are asked for: by a probe
+/// that may come to be attached by a tier with that part.
+fn parts(options: &LoadOptions, offsets: &Offsets) -> Vec<(&'static str, u32)> {
+    let selection = options.selection();
+    let mut parts = BTreeMap::new();
+    for probe in PROBES {
+        let forced = options.probes.tiers.of(probe.name);
+        for tier in probe.tiers {
+            let possible = selection.contains(probe.name)
+                && forced.is_none_or(|forced| forced == tier)
+                && offsets.have(tier.reads).is_ok();
+            for part in tier.programs.iter().filter_map(|program| program.part) {
+                *parts.entry(part).or_insert(0) |= u32::from(possible);
+            }
+        }
+    }
+    parts.into_iter().collect()
 }
 
 impl Loaded {

@@ -4,6 +4,7 @@ use rustix::mount::MountFlags;
 
 use super::btf::Btf;
 use super::load::Loaded;
+use super::offsets::Offsets;
 use super::support::{self, Support};
 use crate::host::system;
 use crate::probe::{Need, Probe, Tier};
@@ -43,6 +44,7 @@ impl Offered {
     pub(super) fn tiers(
         &self,
         btf: &Btf,
+        offsets: &Offsets,
         probe: &Probe,
     ) -> Vec<(&'static Tier, Result<(), String>)> {
         let meets = |need: &Need| match need {
@@ -54,11 +56,11 @@ impl Offered {
             Need::CgroupV2 => self.cgroup_v2.clone(),
             Need::Tracepoint(name) => tracepoint(btf, name, 0),
             Need::Function(name) => function(btf, name),
-            Need::Member(structure, path) => {
-                btf.offset_of(structure, path).map(|_| ()).map_err(|error| error.to_string())
-            }
         };
-        probe.tiers.iter().map(|tier| (tier, tier.needs.iter().try_for_each(meets))).collect()
+        let offer = |tier: &Tier| {
+            tier.needs.iter().try_for_each(meets).and_then(|()| offsets.have(tier.reads))
+        };
+        probe.tiers.iter().map(|tier| (tier, offer(tier))).collect()
     }
 }
 

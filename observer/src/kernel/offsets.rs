@@ -1,44 +1,44 @@
 //! The globals the programs are specialised with: struct offsets of this kernel.
 
+use std::collections::BTreeMap;
+
 use super::btf::{Btf, BtfError};
+use crate::probe::Members;
 
-/// Name of the global, struct, member path.
-const OFFSETS: &[(&str, &str, &str)] = &[
-    ("OFF_TASK_PID", "task_struct", "pid"),
-    ("OFF_TASK_TGID", "task_struct", "tgid"),
-    ("OFF_TASK_FLAGS", "task_struct", "flags"),
-    ("OFF_TASK_COMM", "task_struct", "comm"),
-    ("OFF_TASK_SIGNAL", "task_struct", "signal"),
-    ("OFF_SIGNAL_LIVE", "signal_struct", "live"),
-    ("OFF_TASK_CGROUPS", "task_struct", "cgroups"),
-    ("OFF_TASK_FILES", "task_struct", "files"),
-    ("OFF_TASK_STATUS", "task_struct", "thread_info.status"),
-    ("OFF_CSS_SET_DFL_CGRP", "css_set", "dfl_cgrp"),
-    ("OFF_CSS_CGROUP", "cgroup_subsys_state", "cgroup"),
-    ("OFF_CGROUP_KN", "cgroup", "kn"),
-    ("OFF_KN_ID", "kernfs_node", "id"),
-    ("OFF_FILES_FDT", "files_struct", "fdt"),
-    ("OFF_FDT_FD", "fdtable", "fd"),
-    ("OFF_FILE_PRIVATE", "file", "private_data"),
-    ("OFF_SOCKET_SK", "socket", "sk"),
-    ("OFF_SOCK_FAMILY", "sock", "__sk_common.skc_family"),
-    ("OFF_SOCK_TYPE", "sock", "sk_type"),
-    ("OFF_REGS_NUMBER", "pt_regs", "orig_ax"),
-    ("OFF_REGS_ARG0", "pt_regs", "di"),
-    ("OFF_REGS_ARG1", "pt_regs", "si"),
-    ("OFF_REGS_ARG2", "pt_regs", "dx"),
+/// Group, name of the global, struct, member path.
+const MEMBERS: &[(Members, &str, &str, &str)] = &[
+    (Members::Ids, "OFF_TASK_PID", "task_struct", "pid"),
+    (Members::Ids, "OFF_TASK_TGID", "task_struct", "tgid"),
+    (Members::Comm, "OFF_TASK_COMM", "task_struct", "comm"),
+    (Members::LiveThreads, "OFF_TASK_SIGNAL", "task_struct", "signal"),
+    (Members::LiveThreads, "OFF_SIGNAL_LIVE", "signal_struct", "live"),
+    (Members::TaskFlags, "OFF_TASK_FLAGS", "task_struct", "flags"),
+    (Members::Cgroup, "OFF_TASK_CGROUPS", "task_struct", "cgroups"),
+    (Members::Cgroup, "OFF_CGROUP_KN", "cgroup", "kn"),
+    (Members::Cgroup, "OFF_KN_ID", "kernfs_node", "id"),
+    (Members::RunDelay, "OFF_TASK_RUN_DELAY", "task_struct", "sched_info.run_delay"),
+    (Members::RunDelay, "OFF_TASK_LAST_QUEUED", "task_struct", "sched_info.last_queued"),
+    (Members::RunDelay, "OFF_TASK_NIVCSW", "task_struct", "nivcsw"),
+    (Members::RunDelay, "OFF_TASK_CFS_RQ", "task_struct", "se.cfs_rq"),
+    (Members::RunDelay, "OFF_CFS_RQ_RQ", "cfs_rq", "rq"),
+    (Members::RunDelay, "OFF_RQ_CLOCK", "rq", "clock"),
+    (Members::Descriptors, "OFF_TASK_FILES", "task_struct", "files"),
+    (Members::Descriptors, "OFF_FILES_FDT", "files_struct", "fdt"),
+    (Members::Descriptors, "OFF_FDT_FD", "fdtable", "fd"),
+    (Members::Descriptors, "OFF_FILE_PRIVATE", "file", "private_data"),
+    (Members::Descriptors, "OFF_SOCKET_SK", "socket", "sk"),
+    (Members::Descriptors, "OFF_SOCK_FAMILY", "sock", "__sk_common.skc_family"),
+    (Members::Descriptors, "OFF_SOCK_TYPE", "sock", "sk_type"),
+    (Members::CallAbi, "OFF_TASK_STATUS", "task_struct", "thread_info.status"),
+    (Members::Registers, "OFF_REGS_NUMBER", "pt_regs", "orig_ax"),
+    (Members::Registers, "OFF_REGS_ARG0", "pt_regs", "di"),
+    (Members::Registers, "OFF_REGS_ARG1", "pt_regs", "si"),
+    (Members::Registers, "OFF_REGS_ARG2", "pt_regs", "dx"),
 ];
 
-/// The same for tiers that are not taken where one of them is missing.
-const OPTIONAL: &[(&str, &str, &str)] = &[
-    ("OFF_TASK_RUN_DELAY", "task_struct", "sched_info.run_delay"),
-    ("OFF_TASK_LAST_QUEUED", "task_struct", "sched_info.last_queued"),
-    ("OFF_TASK_NIVCSW", "task_struct", "nivcsw"),
-    ("OFF_TASK_SCHED_DELAYED", "task_struct", "se.sched_delayed"),
-    ("OFF_TASK_CFS_RQ", "task_struct", "se.cfs_rq"),
-    ("OFF_CFS_RQ_RQ", "cfs_rq", "rq"),
-    ("OFF_RQ_CLOCK", "rq", "clock"),
-];
+/// Members by which the programs know that the kernel does something at all: 0 where it does not.
+const OPTIONAL: &[(&str, &str, &str)] =
+    &[("OFF_TASK_SCHED_DELAYED", "task_struct", "se.sched_delayed")];
 
 /// Name of the global, enum, enumerator, and what it is where BTF has no such enum: flags that were
 /// macros before they were enumerators (include/linux/mm_types.h).
@@ -75,44 +75,87 @@ fn signatures(btf: &Btf) -> [(&'static str, u32); 4] {
     ]
 }
 
-/// Every global that comes from BTF, with its value.
-///
-/// # Errors
-/// When this kernel lacks a struct, a member or the memory controller the programs read.
-pub(super) fn offsets(btf: &Btf, cgroup_v1: bool) -> Result<Vec<(&'static str, u32)>, BtfError> {
-    let mut values = Vec::with_capacity(OFFSETS.len() + 2);
-    for (global, structure, path) in OFFSETS {
-        values.push((*global, btf.offset_of(structure, path)?));
+/// What the kernel's types say, for the programs.
+#[derive(Debug, Default)]
+pub(super) struct Offsets {
+    /// Every global that comes from them, with its value.
+    pub(super) globals: Vec<(&'static str, u32)>,
+    /// Groups of which something is missing, and what.
+    missing: BTreeMap<Members, String>,
+}
+
+impl Offsets {
+    /// Looks everything up.
+    ///
+    /// # Errors
+    /// When something is missing that every program reads.
+    pub(super) fn of(btf: &Btf, cgroup_v1: bool) -> Result<Self, BtfError> {
+        let mut offsets = Self::default();
+        for (members, global, structure, path) in MEMBERS {
+            let offset = btf.offset_of(structure, path);
+            if *members == Members::Ids {
+                offset.as_ref().map_err(|error| BtfError::Missing(error.to_string()))?;
+            }
+            offsets.add(*members, global, offset);
+        }
+        for (global, structure, path) in OPTIONAL {
+            offsets.globals.push((global, btf.offset_of(structure, path).unwrap_or(0)));
+        }
+        for (global, enumerator) in
+            [("VM_EVENT_PGFAULT", "PGFAULT"), ("VM_EVENT_PGMAJFAULT", "PGMAJFAULT")]
+        {
+            let value = btf.enum_value("vm_event_item", enumerator);
+            offsets.add(Members::FaultEvents, global, value);
+        }
+        for (global, name, enumerator, otherwise) in FLAGS {
+            let value = btf.enum_value(name, enumerator).unwrap_or(*otherwise);
+            offsets.globals.push((global, value));
+        }
+        let fault_errors = FAULT_ERRORS.map(|(enumerator, otherwise)| {
+            btf.enum_value("vm_fault_reason", enumerator).unwrap_or(otherwise)
+        });
+        let fault_errors = fault_errors.into_iter().fold(0, |all, one| all | one);
+        offsets.globals.push(("VM_FAULT_ERROR", fault_errors));
+        // `state` until Linux 5.13.
+        let state = btf.offset_of("task_struct", "__state");
+        let state = state.or_else(|error| btf.offset_of("task_struct", "state").or(Err(error)));
+        offsets.add(Members::State, "OFF_TASK_STATE", state);
+        offsets.globals.extend(signatures(btf));
+        offsets.add_cgroup(btf, cgroup_v1);
+        Ok(offsets)
     }
-    for (global, structure, path) in OPTIONAL {
-        values.push((*global, btf.offset_of(structure, path).unwrap_or(0)));
+
+    /// The way from a task to its cgroup: of the v1 memory hierarchy, or of v2.
+    fn add_cgroup(&mut self, btf: &Btf, cgroup_v1: bool) {
+        self.globals.push(("CGROUP_V1", u32::from(cgroup_v1)));
+        let unused = Ok(0);
+        let (unified, memory, cgroup) = if cgroup_v1 {
+            // An array of pointers indexed by the controller's number, which depends on the
+            // configuration. Without the memory controller there is no v1 memory hierarchy either.
+            let memory = btf.offset_of("css_set", "subsys").and_then(|array| {
+                Ok(array + 8 * btf.enum_value("cgroup_subsys_id", "memory_cgrp_id")?)
+            });
+            (unused, memory, btf.offset_of("cgroup_subsys_state", "cgroup"))
+        } else {
+            (btf.offset_of("css_set", "dfl_cgrp"), Ok(0), unused)
+        };
+        self.add(Members::Cgroup, "OFF_CSS_SET_DFL_CGRP", unified);
+        self.add(Members::Cgroup, "OFF_CSS_SET_MEMORY", memory);
+        self.add(Members::Cgroup, "OFF_CSS_CGROUP", cgroup);
     }
-    for (global, enumerator) in
-        [("VM_EVENT_PGFAULT", "PGFAULT"), ("VM_EVENT_PGMAJFAULT", "PGMAJFAULT")]
-    {
-        values.push((global, btf.enum_value("vm_event_item", enumerator)?));
+
+    fn add(&mut self, members: Members, global: &'static str, value: Result<u32, BtfError>) {
+        if let Err(error) = &value {
+            self.missing.entry(members).or_insert_with(|| error.to_string());
+        }
+        self.globals.push((global, value.unwrap_or(0)));
     }
-    for (global, name, enumerator, otherwise) in FLAGS {
-        values.push((*global, btf.enum_value(name, enumerator).unwrap_or(*otherwise)));
+
+    /// Whether all members of these groups are there; else what is missing first.
+    pub(super) fn have(&self, groups: &[Members]) -> Result<(), String> {
+        match groups.iter().find_map(|group| self.missing.get(group)) {
+            Some(missing) => Err(missing.clone()),
+            None => Ok(()),
+        }
     }
-    let fault_errors = FAULT_ERRORS.map(|(enumerator, otherwise)| {
-        btf.enum_value("vm_fault_reason", enumerator).unwrap_or(otherwise)
-    });
-    values.push(("VM_FAULT_ERROR", fault_errors.into_iter().fold(0, |all, one| all | one)));
-    // `state` until Linux 5.13.
-    let state =
-        btf.offset_of("task_struct", "__state").or_else(|_| btf.offset_of("task_struct", "state"));
-    values.push(("OFF_TASK_STATE", state?));
-    values.extend(signatures(btf));
-    values.push(("CGROUP_V1", u32::from(cgroup_v1)));
-    // An array of pointers indexed by the controller's number, which depends on the
-    // configuration. Without the memory controller there is no v1 memory hierarchy either.
-    let memory = if cgroup_v1 {
-        btf.offset_of("css_set", "subsys")?
-            + 8 * btf.enum_value("cgroup_subsys_id", "memory_cgrp_id")?
-    } else {
-        0
-    };
-    values.push(("OFF_CSS_SET_MEMORY", memory));
-    Ok(values)
 }

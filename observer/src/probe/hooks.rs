@@ -74,11 +74,19 @@ pub struct Program {
     pub gives: &'static str,
     /// The member of a struct of the kernel that makes it necessary; `None` when it always is.
     pub only_with: Option<(&'static str, &'static str)>,
+    /// The part of a shared program that this probe needs: the name of the global that switches it
+    /// on. Parts that no probe asks for are removed by the verifier.
+    pub part: Option<&'static str>,
 }
 
 impl Program {
     pub(super) const fn new(name: &'static str, attach: Attach, gives: &'static str) -> Self {
-        Self { name, attach, gives, only_with: None }
+        Self { name, attach, gives, only_with: None, part: None }
+    }
+
+    /// The same, of which the probe needs this part.
+    pub(super) const fn part(self, global: &'static str) -> Self {
+        Self { part: Some(global), ..self }
     }
 
     /// The same, for kernels whose struct has this member.
@@ -106,8 +114,34 @@ pub enum Need {
     Tracepoint(&'static str),
     /// A function of this name.
     Function(&'static str),
-    /// A member of a struct.
-    Member(&'static str, &'static str),
+}
+
+/// Members of the kernel's structs (and values of its enums) that are read together. Which ones they
+/// are is in `kernel/offsets.rs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Members {
+    /// Thread id and process id. Every program reads them.
+    Ids,
+    /// The command name.
+    Comm,
+    /// How many threads of the process are left.
+    LiveThreads,
+    /// What tells kernel threads from others.
+    TaskFlags,
+    /// From a task to the id of its cgroup.
+    Cgroup,
+    /// The scheduler's run delay, its clock, and the count of preemptions.
+    RunDelay,
+    /// Whether the task can run.
+    State,
+    /// From a descriptor to its IP socket.
+    Descriptors,
+    /// Which ABI the system call came through.
+    CallAbi,
+    /// Number and arguments of the system call.
+    Registers,
+    /// Numbers of the events by which memory cgroups count faults.
+    FaultEvents,
 }
 
 /// One way to attach a probe.
@@ -120,6 +154,8 @@ pub struct Tier {
     pub about: &'static str,
     /// What the kernel must have for it.
     pub needs: &'static [Need],
+    /// What its programs read of the kernel's structs, beside [`Members::Ids`].
+    pub reads: &'static [Members],
     /// What it attaches, begins before ends. Programs that several probes name exist once.
     pub programs: &'static [Program],
 }

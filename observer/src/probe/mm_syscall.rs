@@ -2,16 +2,19 @@
 
 use observer_ebpf::wire::{Header, MmSyscallRecord, RecordKind, Series};
 
-use super::{Attach, Need, Probe, Program, Tier, read};
+use super::{Attach, Members, Need, Probe, Program, Tier, read};
 use crate::model::{EventKind, MmCall};
 
-/// Shared with the socket probe.
+/// Shared with the socket probe: without the part of either.
 pub(super) const SYS_EXIT: Program =
     Program::new("sys_exit", Attach::TpBtf("sys_exit", 2), RESULTS);
 
-/// Shared with the socket probe.
+/// The same, read by helper calls.
 pub(super) const SYS_EXIT_RAW: Program =
     Program::new("sys_exit_raw", Attach::RawTracepoint("sys_exit", 2), RESULTS);
+
+/// The part of the programs at the exit of all calls that these calls need.
+const CALLS: &str = "SYS_EXIT_MM";
 
 const BEGINS: &str = "begins of system calls";
 const RESULTS: &str = "results of system calls";
@@ -49,6 +52,7 @@ pub(super) const PROBE: Probe = Probe {
             name: "fentry",
             about: "entry and return of the calls themselves",
             needs: &[Need::OwnBtf, Need::Fentry, Need::Function(FUNCTIONS[0])],
+            reads: &[Members::Cgroup, Members::Registers],
             programs: &[
                 enter("mmap_enter", 0),
                 leave("mmap_leave", 0),
@@ -68,6 +72,7 @@ pub(super) const PROBE: Probe = Probe {
             name: "tracepoint",
             about: "entry by the tracepoints of the watched calls, exit by that of all calls",
             needs: &[Need::OwnBtf, Need::Tracefs],
+            reads: &[Members::Cgroup, Members::Registers, Members::CallAbi],
             programs: &[
                 Program::new(
                     "syscalls_enter",
@@ -78,28 +83,34 @@ pub(super) const PROBE: Probe = Probe {
                     ),
                     BEGINS,
                 ),
-                SYS_EXIT,
+                SYS_EXIT.part(CALLS),
             ],
         },
         Tier {
             name: "tp_btf",
             about: "entry and exit of all calls",
             needs: &[Need::OwnBtf],
-            programs: &[Program::new("sys_enter", Attach::TpBtf("sys_enter", 2), BEGINS), SYS_EXIT],
+            reads: &[Members::Cgroup, Members::Registers, Members::CallAbi],
+            programs: &[
+                Program::new("sys_enter", Attach::TpBtf("sys_enter", 2), BEGINS),
+                SYS_EXIT.part(CALLS),
+            ],
         },
         Tier {
             name: "raw_tracepoint",
             about: "entry and exit of all calls, registers read by helper calls",
             needs: &[],
+            reads: &[Members::Cgroup, Members::Registers, Members::CallAbi],
             programs: &[
                 Program::new("sys_enter_raw", Attach::RawTracepoint("sys_enter", 2), BEGINS),
-                SYS_EXIT_RAW,
+                SYS_EXIT_RAW.part(CALLS),
             ],
         },
         Tier {
             name: "kprobe",
             about: "entry and return of the calls themselves, through kprobes",
             needs: &[Need::Kprobe, Need::Function(FUNCTIONS[0])],
+            reads: &[Members::Cgroup, Members::Registers],
             programs: &[
                 Program::new("mm_call_kprobe", Attach::Kprobe(&FUNCTIONS), BEGINS),
                 Program::new("mm_call_kretprobe", Attach::Kretprobe(&FUNCTIONS), RESULTS),

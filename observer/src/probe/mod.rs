@@ -14,7 +14,7 @@ mod task;
 use observer_ebpf::wire::{Header, RecordKind};
 
 use crate::model::{Cause, Event, EventKind};
-pub use hooks::{Attach, Need, Program, Tier};
+pub use hooks::{Attach, Members, Need, Program, Tier};
 pub use selection::{ForcedTier, ForcedTiers, NOT_ASKED_FOR, ProbeOptions, Selection};
 
 /// One probe.

@@ -2,7 +2,7 @@
 
 use observer_ebpf::wire::{CompactionRecord, Header, RECLAIM_MEMCG, ReclaimRecord, RecordKind};
 
-use super::{Attach, Need, Probe, Program, Tier, read};
+use super::{Attach, Members, Need, Probe, Program, Tier, read};
 use crate::model::{EventKind, ReclaimScope};
 
 /// The programs at the tracepoints of reclaim and compaction: suffix of their names, kind of hook.
@@ -36,12 +36,14 @@ pub(super) const PROBE: Probe = Probe {
             name: "tp_btf",
             about: "BTF-typed tracepoints",
             needs: &[Need::OwnBtf],
+            reads: &[Members::Cgroup, Members::TaskFlags],
             programs: tracepoints!("", TpBtf),
         },
         Tier {
             name: "raw_tracepoint",
             about: "raw tracepoints, tasks read by helper calls",
             needs: &[],
+            reads: &[Members::Cgroup, Members::TaskFlags],
             programs: tracepoints!("_raw", RawTracepoint),
         },
     ],

@@ -2,7 +2,7 @@
 
 use observer_ebpf::wire::{Header, RUNQUEUE_PREEMPTED, RecordKind, RunqueueRecord};
 
-use super::{Attach, Need, Probe, Program, Tier, comm, read};
+use super::{Attach, Members, Need, Probe, Program, Tier, comm, read};
 use crate::model::{EventKind, Tgid, Tid};
 
 const SWITCH: &str = "waits for a CPU";
@@ -10,13 +10,12 @@ const WAKEUP: &str = "waits after a wake-up";
 const WAKEUP_NEW: &str = "first waits of new threads";
 
 /// Run-delay accounting (CONFIG_SCHED_INFO) and the clock it is kept in.
-const RUN_DELAY: [Need; 5] = [
-    Need::Member("task_struct", "sched_info.run_delay"),
-    Need::Member("task_struct", "sched_info.last_queued"),
-    Need::Member("task_struct", "se.cfs_rq"),
-    Need::Member("cfs_rq", "rq"),
-    Need::Member("rq", "clock"),
-];
+const RUN_DELAY: &[Members] = &[Members::Comm, Members::Cgroup, Members::RunDelay];
+/// What begin times of observer's own need.
+const OWN_CLOCK: &[Members] = &[Members::Comm, Members::Cgroup, Members::State];
+
+/// The part of the programs on `sched_switch` that waits need.
+const WAITS: &str = "SWITCH_RUNQUEUE";
 
 /// Threads that are moved asleep, whose waits the kernel books wrongly since it has delayed dequeue
 /// (Linux 6.12).
@@ -40,24 +39,18 @@ pub(super) const PROBE: Probe = Probe {
         Tier {
             name: "tp_btf",
             about: "the scheduler's own run delay, read at the switch",
-            needs: &[
-                Need::OwnBtf,
-                Need::Tracepoint("sched_switch"),
-                RUN_DELAY[0],
-                RUN_DELAY[1],
-                RUN_DELAY[2],
-                RUN_DELAY[3],
-                RUN_DELAY[4],
-            ],
+            needs: &[Need::OwnBtf, Need::Tracepoint("sched_switch")],
+            reads: RUN_DELAY,
             programs: &[
                 moved("sched_migrate_task", Attach::TpBtf("sched_migrate_task", 1)),
-                Program::new("sched_switch", Attach::TpBtf("sched_switch", 3), SWITCH),
+                Program::new("sched_switch", Attach::TpBtf("sched_switch", 3), SWITCH).part(WAITS),
             ],
         },
         Tier {
             name: "tp_btf_pair",
             about: "begin times kept by observer, from wake-up and switch",
             needs: &[Need::OwnBtf, Need::Tracepoint("sched_switch")],
+            reads: OWN_CLOCK,
             programs: &[
                 Program::new("sched_wakeup", Attach::TpBtf("sched_wakeup", 1), WAKEUP),
                 Program::new("sched_wakeup_new", Attach::TpBtf("sched_wakeup_new", 1), WAKEUP_NEW),
@@ -67,16 +60,19 @@ pub(super) const PROBE: Probe = Probe {
         Tier {
             name: "raw_tracepoint",
             about: "the scheduler's own run delay, read by helper calls",
-            needs: &RUN_DELAY,
+            needs: &[],
+            reads: RUN_DELAY,
             programs: &[
                 moved("sched_migrate_task_raw", Attach::RawTracepoint("sched_migrate_task", 1)),
-                Program::new("sched_switch_raw", Attach::RawTracepoint("sched_switch", 3), SWITCH),
+                Program::new("sched_switch_raw", Attach::RawTracepoint("sched_switch", 3), SWITCH)
+                    .part(WAITS),
             ],
         },
         Tier {
             name: "raw_tracepoint_pair",
             about: "begin times kept by observer, tasks read by helper calls",
             needs: &[],
+            reads: OWN_CLOCK,
             programs: &[
                 Program::new("sched_wakeup_raw", Attach::RawTracepoint("sched_wakeup", 1), WAKEUP),
                 Program::new(

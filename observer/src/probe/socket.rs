@@ -5,13 +5,22 @@ use observer_ebpf::wire::{
     SocketRecord,
 };
 
-use super::{Attach, Need, Probe, Program, Tier, mm_syscall, read};
+use super::{Attach, Members, Need, Probe, Program, Tier, mm_syscall, read};
 use crate::model::EventKind;
 
 const CREATE: Program =
     Program::new("inet_sock_create", Attach::CgroupSockCreate, "created sockets");
 const RELEASE: Program =
     Program::new("inet_sock_release", Attach::CgroupSockRelease, "released sockets and lifetimes");
+
+/// The part of the programs at the exit of all calls that accepted sockets and failures need.
+const DESCRIPTORS: &str = "SYS_EXIT_DESCRIPTORS";
+
+/// What programs at the calls themselves read.
+const AT_CALLS: &[Members] = &[Members::Cgroup, Members::Descriptors];
+/// What programs at the exit of all calls read.
+const AT_EXIT: &[Members] =
+    &[Members::Cgroup, Members::Descriptors, Members::Registers, Members::CallAbi];
 
 const ACCEPTED: &str = "accepted sockets, and failures of accept";
 const FAILURES: &str = "failures for want of descriptors or memory";
@@ -36,6 +45,7 @@ pub(super) const PROBE: Probe = Probe {
                 Need::Fentry,
                 Need::Function("__x64_sys_accept4"),
             ],
+            reads: AT_CALLS,
             programs: &[
                 CREATE,
                 leave("accept_leave", "__x64_sys_accept", ACCEPTED),
@@ -54,18 +64,21 @@ pub(super) const PROBE: Probe = Probe {
             name: "tp_btf",
             about: "cgroup hooks, and the exit of all system calls",
             needs: &[Need::CgroupV2, Need::OwnBtf],
-            programs: &[CREATE, mm_syscall::SYS_EXIT, RELEASE],
+            reads: AT_EXIT,
+            programs: &[CREATE, mm_syscall::SYS_EXIT.part(DESCRIPTORS), RELEASE],
         },
         Tier {
             name: "raw_tracepoint",
             about: "cgroup hooks, and the exit of all system calls, read by helper calls",
             needs: &[Need::CgroupV2],
-            programs: &[CREATE, mm_syscall::SYS_EXIT_RAW, RELEASE],
+            reads: AT_EXIT,
+            programs: &[CREATE, mm_syscall::SYS_EXIT_RAW.part(DESCRIPTORS), RELEASE],
         },
         Tier {
             name: "kprobe",
             about: "cgroup hooks, and the return of the calls themselves, through kprobes",
             needs: &[Need::CgroupV2, Need::Kprobe, Need::Function("__x64_sys_accept4")],
+            reads: AT_CALLS,
             programs: &[
                 CREATE,
                 Program::new(

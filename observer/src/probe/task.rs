@@ -2,7 +2,7 @@
 
 use observer_ebpf::wire::{Header, RecordKind, TASK_EXEC, TASK_FORK, TaskRecord};
 
-use super::{Attach, Need, Probe, Program, Tier, comm, read};
+use super::{Attach, Members, Need, Probe, Program, Tier, comm, read};
 use crate::model::{EventKind, Tid};
 
 const FORK: &str = "children of the target";
@@ -18,6 +18,7 @@ pub(super) const PROBE: Probe = Probe {
             name: "tp_btf",
             about: "BTF-typed tracepoints",
             needs: &[Need::OwnBtf],
+            reads: &[Members::Comm, Members::LiveThreads],
             programs: &[
                 Program::new("sched_process_fork", Attach::TpBtf("sched_process_fork", 2), FORK),
                 Program::new("sched_process_exec", Attach::TpBtf("sched_process_exec", 3), EXEC),
@@ -28,6 +29,7 @@ pub(super) const PROBE: Probe = Probe {
             name: "raw_tracepoint",
             about: "raw tracepoints, tasks read by helper calls",
             needs: &[],
+            reads: &[Members::Comm, Members::LiveThreads],
             programs: &[
                 Program::new(
                     "sched_process_fork_raw",
