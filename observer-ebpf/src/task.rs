@@ -19,7 +19,7 @@ pub(crate) fn claim(tid: u32) -> Option<&'static mut TaskState> {
     if state.tid != tid {
         let waits = state.involuntary_switches & (WAITS | MOVED_ASLEEP);
         if state.fault_ns | state.syscall_ns | waits != 0 {
-            // Of which process the owner was is not kept: it may have been the target.
+            // The process of the former owner is not kept: it may have been the target.
             emit::lose(LossKind::TaskSlot, config::has_target() != 0);
         }
         state.tid = tid;
@@ -60,7 +60,7 @@ pub(crate) fn claim_memory(tid: u32) -> Option<&'static mut MemoryState> {
     let state = unsafe { &mut *state };
     if state.tid != tid {
         if state.reclaim_ns | state.compaction_ns != 0 {
-            // Of which process the owner was is not kept: it may have been the target.
+            // The process of the former owner is not kept: it may have been the target.
             emit::lose(LossKind::TaskSlot, config::has_target() != 0);
         }
         state.tid = tid;

@@ -171,7 +171,9 @@ impl LossKind {
     /// Whether the programs know whose loss it is. Otherwise all of it may be the target's.
     #[must_use]
     pub const fn owner_is_known(self) -> bool {
-        !matches!(self, Self::ProgramMissed)
+        // The kernel does not say for which task it left a program out, and the table of threads
+        // does not keep the process of an entry's former owner.
+        !matches!(self, Self::ProgramMissed | Self::TaskSlot)
     }
 }
 

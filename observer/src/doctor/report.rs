@@ -122,7 +122,7 @@ pub struct Report {
     pub verifier_logs: BTreeMap<String, String>,
     /// Instructions of each attached program after verification, which removes the parts of shared
     /// programs that no probe asked for.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub programs: BTreeMap<String, u32>,
 }
 

@@ -28,8 +28,8 @@ pub(crate) fn snapshot() -> Snapshot {
     snapshot.counters[Counter::TargetFdFailures as usize + 4] = 2;
     snapshot.emitted[RecordKind::Reclaim as usize] = 11;
     snapshot.lost[RecordKind::Fault as usize] = 1;
-    snapshot.lost[KIND_SLOTS + LossKind::TaskSlot as usize] = 7;
-    snapshot.lost_target[KIND_SLOTS + LossKind::TaskSlot as usize] = 2;
+    snapshot.lost[KIND_SLOTS + LossKind::EndWithoutBegin as usize] = 7;
+    snapshot.lost_target[KIND_SLOTS + LossKind::EndWithoutBegin as usize] = 2;
     for (probe, state) in [("runqueue", ProbeState::Attached), ("fault", ProbeState::Failed)] {
         let tier = (state == ProbeState::Attached).then(|| "tp_btf".to_owned());
         snapshot
@@ -51,8 +51,8 @@ fn every_number_is_under_its_name() {
         ("observer_kswapd_wakeups_total", "7"),
         ("observer_records_emitted_total{kind=\"reclaim\"}", "11"),
         ("observer_records_lost_total{kind=\"fault\"}", "1"),
-        ("observer_losses_total{kind=\"task_slot\",scope=\"host\"}", "5"),
-        ("observer_losses_total{kind=\"task_slot\",scope=\"target\"}", "2"),
+        ("observer_losses_total{kind=\"end_without_begin\",scope=\"host\"}", "5"),
+        ("observer_losses_total{kind=\"end_without_begin\",scope=\"target\"}", "2"),
         ("observer_target_fd_failures_total{call=\"accept\",errno=\"EMFILE\"}", "2"),
         ("observer_fd_failures_total{call=\"accept\",errno=\"EMFILE\"}", "0"),
         ("observer_target_live_sockets", "3"),

@@ -269,7 +269,7 @@ pub static METRICS: &[Metric] = &[
         kind: Kind::Counter,
         unit: None,
         labels: &["kind", "scope"],
-        help: "Events dropped or misattributed, by reason: of the target, of all other tasks (host), or of a task the kernel does not name (unknown)",
+        help: "Events dropped or misattributed, by reason: of the target, of all other tasks (host), or of an unknown task (unknown)",
         fill: |snapshot, family| {
             for kind in LossKind::ALL {
                 let (lost, target) = (snapshot.other_lost(kind), snapshot.target_lost(kind));
