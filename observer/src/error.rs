@@ -1,21 +1,21 @@
-//! What the person at the terminal is told when something cannot go on: one line (what failed, on
-//! what, what to do) and an exit code that means something.
+//! Errors of the command line: one line (what failed, on what, what to do) and a documented exit
+//! code.
 
 use std::fmt;
 
-/// Exit codes of the program. 0 is success, 1 an unexpected failure, 2 wrong usage (clap's).
+/// Exit codes of the program. 0 is success; clap uses 2 as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
     /// Something unexpected failed.
     Failure = 1,
-    /// The command line makes no sense.
+    /// The command line is invalid.
     Usage = 2,
     /// Not root, or a capability is missing.
     Permission = 3,
-    /// The kernel lacks what is needed (no BTF, lockdown, ring buffer).
+    /// The kernel lacks a required feature (BTF, ring buffer), or lockdown forbids it.
     Kernel = 4,
-    /// The target does not exist, or nothing matches it.
+    /// The target does not exist, or no process matches it.
     Target = 5,
     /// The output cannot be written.
     Output = 6,
@@ -23,28 +23,28 @@ pub enum Exit {
     Command = 7,
     /// The samples file cannot be read.
     SamplesUnreadable = 8,
-    /// The samples file holds no sample.
+    /// The samples are empty.
     SamplesEmpty = 9,
-    /// The samples are of another format than the one named.
+    /// The samples have another format than the one named.
     SamplesFormat = 10,
-    /// The samples lie on another clock: none falls into the run.
+    /// No sample falls into the run: the samples use another clock.
     SamplesClock = 11,
     /// A run directory cannot be read.
     RunUnreadable = 12,
-    /// COMMAND ended with a failure; the run itself is complete.
+    /// COMMAND failed; the run itself is complete.
     CommandFailed = 13,
-    /// The samples end in the middle of a line; what was whole was used, the run is complete.
+    /// The samples end in the middle of a line; the complete lines were used, and the run is complete.
     SamplesTruncated = 14,
-    /// The disk is full; what was gathered until then is kept.
+    /// The disk is full; everything written until then is kept.
     DiskFull = 15,
-    /// The output directory exists already.
+    /// The output directory already exists.
     OutputExists = 16,
 }
 
-/// An error for the person: one line, and the exit code.
+/// An error for the user: one line, and the exit code.
 #[derive(Debug)]
 pub struct Error {
-    /// What the process ends with.
+    /// Exit code of the process.
     pub exit: Exit,
     message: String,
 }

@@ -1,10 +1,10 @@
-//! observer: tells which kernel pause made the slow requests of a load test slow.
+//! observer: finds out which kernel stalls slow down requests in a load test.
 //!
-//! The flow is one way: BPF programs fill a ring and in-kernel histograms ([`kernel`]), records
-//! are decoded into events ([`probe`], [`model`]), events become stalls and distributions
-//! ([`aggregate`]), a load generator's samples are put on the kernel's clock ([`loadgen`],
-//! [`clock`]) and [`correlate`] splits the latency of the slow ones into causes; [`output`] writes
-//! what was found. [`session`] wires it all, [`cli`] calls it.
+//! Data flows in one direction. BPF programs fill a ring and in-kernel histograms ([`kernel`]).
+//! Records are decoded into events ([`probe`], [`model`]), and events become stalls and distributions
+//! ([`aggregate`]). A load generator's samples are converted to the kernel's clock ([`loadgen`],
+//! [`clock`]). [`correlate`] splits the latency of the slow samples into causes, and [`output`] writes
+//! the results. [`session`] connects these parts, and [`cli`] calls it.
 
 pub mod aggregate;
 pub mod cli;

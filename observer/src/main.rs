@@ -1,4 +1,4 @@
-//! The `observer` program: parse, run, exit code.
+//! The `observer` program: parses the command line, runs it, and returns the exit code.
 
 use std::process::ExitCode;
 

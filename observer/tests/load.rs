@@ -115,7 +115,7 @@ fn every_failure_has_its_exit_code_and_one_line() {
         (vec![&refused, "--rate", "20", "--duration", "200ms"], 5, "is the service running?"),
         (vec![&url, "--rate", "1", "--out", existing], 6, "never overwritten"),
         (vec![&url, "--rate", "1", "--out", "/no/such/dir/x"], 6, "/no/such/dir/x"),
-        (vec![&url, "--rate", "1", "--out", &nobody], 6, "does anybody listen there?"),
+        (vec![&url, "--rate", "1", "--out", &nobody], 6, "is anything listening there?"),
     ] {
         let output = run(&args);
         let text = String::from_utf8(output.stderr).unwrap();

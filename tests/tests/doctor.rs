@@ -55,7 +55,7 @@ fn without_privileges_it_says_so_in_one_line_and_exits_with_3() {
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{complaint}");
     assert_eq!(complaint.lines().count(), 1, "{complaint}");
-    assert!(complaint.starts_with("observer: error: `observer run` would not work here: "));
+    assert!(complaint.starts_with("observer: error: `observer run` does not work on this host: "));
     let found = json(&output);
     assert_eq!(found["run_would_work"], false);
     assert_eq!(found["probes"], serde_json::json!([]), "nothing was tried");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::probes::ProbeArgs;
+use super::probe_args::ProbeArgs;
 use super::signals;
 use crate::error::Result;
 use crate::log::NOTICE;
@@ -15,28 +15,28 @@ use crate::target::TargetArgs;
 const EXAMPLES: &str = "\
 Examples:
   observer daemon
-      All tasks of the host, per cgroup, on http://127.0.0.1:9808/metrics.
+      Serve histograms of all tasks, per cgroup, on http://127.0.0.1:9808/metrics.
   observer daemon --comm nginx --wait
-      And nginx by itself, from the moment it starts.
+      Also watch nginx separately, from the moment it starts.
   observer daemon --listen [::1]:9900 --cgroup /system.slice/nginx.service
-      Elsewhere, with a cgroup by itself.
+      Listen on another address, and watch a cgroup separately.
 
-SIGTERM ends it cleanly. The metrics are described in docs/METRICS.md.";
+SIGTERM stops the daemon cleanly. docs/METRICS.md describes the metrics.";
 
-/// Serves the distributions of all pauses as OpenMetrics, until SIGTERM or ^C.
+/// Serve histograms of all kernel stalls as OpenMetrics, until SIGTERM or ^C.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Address and port to serve on; anybody who reaches it can read the metrics
+    /// Address and port to listen on; anyone who can reach it can read the metrics
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9808")]
     pub listen: SocketAddr,
-    /// Who is watched closely, if anybody.
+    /// The target, if there is one.
     #[command(flatten)]
     pub target: TargetArgs,
-    /// Also keep the target's stalls one by one, in a new directory that `observer report` reads
+    /// Also write each stall of the target to this new directory, which `observer report` reads
     #[arg(long, value_name = "DIR", requires = "target")]
     pub trace: Option<PathBuf>,
-    /// Which probes.
+    /// The probes.
     #[command(flatten)]
     pub probes: ProbeArgs,
 }

@@ -1,36 +1,38 @@
 //! `observer doctor`.
 
-use super::probes::ProbeArgs;
+use super::probe_args::ProbeArgs;
 use crate::doctor;
 use crate::error::{Error, Result};
 
 const EXAMPLES: &str = "\
 Examples:
-  observer doctor           what works here, and what to do about the rest
-  observer doctor -v        with what each line means, and every tier of every probe
+  observer doctor           show what works on this host, and how to fix the rest
+  observer doctor -v        also explain each line, and list all tiers of every probe
   observer doctor --tier fault=perf_event
-                            whether a probe could be attached in that way
-  observer doctor --json    for programs
+                            check whether a probe can be attached by this tier
+  observer doctor --json    print the findings as JSON
 
-Exit code: 0 when `observer run` would work, 3 when a right is missing, 4 when the kernel lacks
-something.";
+Exit codes:
+  0   `observer run` works on this host
+  3   not root, or a capability is missing
+  4   the kernel lacks a required feature";
 
-/// Arguments of `observer doctor`.
+/// Show what this kernel supports, and whether `observer run` works on this host.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Print the findings as JSON
     #[arg(long)]
     json: bool,
-    /// Which probes, and how.
+    /// The probes, and how to attach them.
     #[command(flatten)]
     probes: ProbeArgs,
 }
 
-/// Looks at the host and prints what was found.
+/// Examines the host and prints the findings.
 ///
 /// # Errors
-/// After printing, when `observer run` would not work here.
+/// After printing, when `observer run` does not work on this host.
 pub fn run(args: &Args, verbose: bool) -> Result<()> {
     let report = doctor::examine(&args.probes.options());
     if args.json {
@@ -42,7 +44,7 @@ pub fn run(args: &Args, verbose: bool) -> Result<()> {
         None => Ok(()),
         Some(exit) => {
             let why = report.blocked_by.join("; ");
-            Err(Error::new(exit, format!("`observer run` would not work here: {why}")))
+            Err(Error::new(exit, format!("`observer run` does not work on this host: {why}")))
         }
     }
 }

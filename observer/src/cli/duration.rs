@@ -1,4 +1,4 @@
-//! Durations and thresholds as people write them.
+//! Parses durations and thresholds.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ const UNITS: [(&str, u64); 6] = [
 /// The longest: a month. Sums of two stay far from every overflow.
 const MAX_NS: u64 = 30 * 24 * 3_600_000_000_000;
 
-/// Parses `500ms`, `30s`, `1.5s`, `2m`, `1m30s`. A number without a unit is refused: tools differ
-/// in what they mean by it.
+/// Parses `500ms`, `30s`, `1.5s`, `2m`, `1m30s`. A number without a unit is rejected, because tools
+/// disagree about its meaning.
 ///
 /// # Errors
 /// With what is wrong, for clap to print.
@@ -41,11 +41,10 @@ pub fn parse(text: &str) -> Result<Duration, String> {
             return Err(format!("{text:?} has no unit: write {number}s for seconds"));
         }
         let Some((_, unit_ns)) = UNITS.iter().find(|(name, _)| *name == unit) else {
-            return Err(format!("{unit:?} is no unit of time: use us, ms, s, m or h"));
+            return Err(format!("{unit:?} is not a unit of time: use us, ms, s, m or h"));
         };
-        let part = decimal(number, *unit_ns).ok_or_else(|| {
-            format!("{number:?} is not a number, or more than fits in a duration")
-        })?;
+        let part = decimal(number, *unit_ns)
+            .ok_or_else(|| format!("{number:?} is not a number, or is too large for a duration"))?;
         total_ns = total_ns.checked_add(part).filter(|ns| *ns <= MAX_NS).ok_or_else(too_long)?;
         rest = after;
     }
@@ -68,7 +67,7 @@ fn decimal(number: &str, unit_ns: u64) -> Option<u64> {
     Some(total)
 }
 
-/// The same, longer than nothing.
+/// Parses a duration that is longer than zero.
 ///
 /// # Errors
 /// With what is wrong, for clap to print.

@@ -24,47 +24,51 @@ Examples:
   observer load http://127.0.0.1:8080/ --rate 200 --arrivals poisson --duration 1m > samples.jsonl
   observer load http://127.0.0.1:8080/ --rate 50 --method HEAD --header 'X-Run: 7' > run7.jsonl
 
-One JSON line per request goes to --out while it runs; the figures at the end go to standard error.
-The lines are read by `observer run --samples observer`; docs/SAMPLE_FORMAT.md describes them.
+During the run, one JSON line per request is written to --out; at the end, a summary is printed to
+standard error. `observer run --samples observer-load` reads the lines; docs/SAMPLE_FORMAT.md describes
+them.
 
-Exit codes: 0 done (failed requests are rows, not a failure of the program), 2 wrong usage,
-5 no request got an answer, 6 the output exists or cannot be written.";
+Exit codes:
+  0   success; failed requests are recorded and do not change the exit code
+  2   invalid command line
+  5   no request got an answer
+  6   the output exists or cannot be written";
 
-/// Sends requests by schedule, whatever the server does, and writes one line per request.
+/// Send HTTP requests at a fixed rate, however slowly the server answers, and write one line per request.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// What to request, like http://HOST:PORT/PATH (plain HTTP/1.1)
+    /// URL to request, like http://HOST:PORT/PATH (plain HTTP/1.1)
     pub url: String,
     /// Requests per second
     #[arg(long, value_name = "N", value_parser = parse_rate)]
     pub rate: f64,
-    /// How long requests are sent (30s, 500ms, 2m)
+    /// How long to send requests (30s, 500ms, 2m)
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_positive)]
     pub duration: Duration,
-    /// Connections opened ahead and kept; when all are busy, more are opened
+    /// Connections to open in advance and keep; if all are busy, more are opened
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub connections: usize,
-    /// Most connections at one time; a request beyond them becomes a row with an error
+    /// Maximum concurrent connections; further requests are recorded as errors
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = parse_max_connections)]
     pub max_connections: usize,
-    /// How requests are spread in time
+    /// Distribution of the requests over time
     #[arg(long, value_enum, default_value_t = Arrivals::Constant)]
     pub arrivals: Arrivals,
-    /// Seed of poisson arrivals; the same seed sends at the same times
+    /// Seed of poisson arrivals; the same seed gives the same times
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// Where the lines go: - (standard output), a new FILE, an existing FIFO, or unix:PATH (a
+    /// Where to write the lines: - (standard output), a new FILE, an existing FIFO, or unix:PATH (a
     /// listening Unix socket)
     #[arg(long, value_name = "WHERE", default_value = "-")]
     pub out: Output,
     /// Request method
     #[arg(long, default_value = "GET")]
     pub method: Method,
-    /// Header, `Name: value`; may be given again
+    /// Request header, `Name: value`; may be repeated
     #[arg(long, value_name = "K:V", value_parser = parse_header)]
     pub header: Vec<(HeaderName, HeaderValue)>,
-    /// For one request, connecting included
+    /// Timeout of one request, including the connection set-up
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_positive)]
     pub timeout: Duration,
 }
@@ -72,19 +76,19 @@ pub struct Args {
 fn parse_rate(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate.is_finite() && rate > 0.0 && rate <= 1e6 => Ok(rate),
-        _ => Err("a number above 0, at most 1000000".into()),
+        _ => Err("must be a number above 0 and at most 1000000".into()),
     }
 }
 
 fn parse_max_connections(text: &str) -> std::result::Result<usize, String> {
     match text.parse::<usize>() {
         Ok(count) if (1..=60_000).contains(&count) => Ok(count),
-        _ => Err("a number from 1 to 60000".into()),
+        _ => Err("must be a number from 1 to 60000".into()),
     }
 }
 
 fn parse_header(text: &str) -> std::result::Result<(HeaderName, HeaderValue), String> {
-    let (name, value) = text.split_once(':').ok_or("no colon: write 'Name: value'")?;
+    let (name, value) = text.split_once(':').ok_or("there is no colon: write 'Name: value'")?;
     let name = HeaderName::from_str(name.trim()).map_err(|error| error.to_string())?;
     let value = HeaderValue::from_str(value.trim()).map_err(|error| error.to_string())?;
     Ok((name, value))
@@ -99,7 +103,7 @@ fn parse_header(text: &str) -> std::result::Result<(HeaderName, HeaderValue), St
 pub fn run(args: Args) -> Result<()> {
     let stop = Stop::default();
     let config = config(&args)?;
-    // Only now: an address that cannot be used must not leave an empty file behind.
+    // Opened after the address was checked: a wrong address must not leave an empty file behind.
     let out = open_output(&args.out)?;
     catch_signals(&stop);
     raise_file_limit();
@@ -131,20 +135,20 @@ fn config(args: &Args) -> Result<Config> {
     match uri.scheme_str() {
         Some("http") => {}
         Some("https") => {
-            return Err(usage("https is not supported, plain HTTP only: use an http:// address"));
+            return Err(usage("https is not supported: use an http:// address"));
         }
-        _ => return Err(usage("write the address as http://HOST[:PORT]/PATH")),
+        _ => return Err(usage("not a URL of the form http://HOST[:PORT]/PATH")),
     }
-    let authority = uri.authority().ok_or_else(|| usage("the address has no host"))?;
+    let authority = uri.authority().ok_or_else(|| usage("the URL has no host"))?;
     if authority.as_str().contains('@') {
-        return Err(usage("a user name in the address is not supported: use --header"));
+        return Err(usage("a user name in the URL is not supported: use --header"));
     }
     let host = authority.host();
     let address = resolve(host, authority.port_u16().unwrap_or(80)).map_err(|error| {
         Error::new(Exit::Target, format!("{host}: cannot be resolved: {error}"))
     })?;
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    // A query right behind the host has no path of its own to be sent with.
+    // A query that directly follows the host needs a path.
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     let path = Uri::from_str(&path).map_err(|error| usage(&format!("not a path: {error}")))?;
     let mut headers = HeaderMap::new();
@@ -187,9 +191,11 @@ fn open_output(out: &Output) -> Result<Box<dyn Write + Send>> {
     out.open().map_err(|error| {
         let what = match (out, error.kind()) {
             (Output::File(_), std::io::ErrorKind::AlreadyExists) => {
-                "exists and is never overwritten: name another file".into()
+                "already exists and is never overwritten: use another file".into()
             }
-            (Output::Unix(_), _) => format!("cannot connect ({error}): does anybody listen there?"),
+            (Output::Unix(_), _) => {
+                format!("cannot connect ({error}): is anything listening there?")
+            }
             _ => format!("cannot be written: {error}"),
         };
         Error::new(Exit::Output, format!("{out}: {what}"))
@@ -204,7 +210,7 @@ extern "C" fn on_signal(_: libc::c_int) {
     }
 }
 
-/// The first SIGINT or SIGTERM ends the schedule, a second one the process.
+/// The first SIGINT or SIGTERM ends the schedule, the second one ends the process.
 fn catch_signals(stop: &Stop) {
     if STOP.set(stop.flag()).is_err() {
         return;
@@ -221,15 +227,15 @@ fn catch_signals(stop: &Stop) {
     }
 }
 
-/// Every connection is a file; the usual soft limit of 1024 is for programs that use select(2).
+/// Every connection needs a descriptor; the usual soft limit of 1024 exists for select(2).
 fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    // Where it cannot be raised, connections fail with `no_file_descriptor`, and are counted.
+    // If it cannot be raised, connections fail with `no_file_descriptor` and are counted.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// Only where it does not mix with the rows.
+/// None where it would mix with the rows.
 fn progress_bar(args: &Args, config: &Config) -> Option<ProgressBar> {
     let rows_on_terminal = args.out == Output::Stdout && std::io::stdout().is_terminal();
     if rows_on_terminal || !crate::log::shows_progress() {
@@ -259,12 +265,12 @@ fn kinds(report: &Report) -> String {
     kinds.join(", ")
 }
 
-/// The figures for people.
+/// Writes the human-readable summary.
 fn summarize(config: &Config, report: &Report, out: &mut impl Write) {
     let totals = &report.totals;
     let ms = |ns: u64| ns as f64 / 1e6;
     let mut lines = vec![format!(
-        "sent {} requests at {:.1}/s (asked for {} {}), {} ok, {} errors, {} connections at most",
+        "sent {} requests at {:.1}/s (requested: {} {}), {} ok, {} errors, at most {} connections",
         totals.sent,
         totals.rate_hz(),
         config.rate_hz,
@@ -276,7 +282,7 @@ fn summarize(config: &Config, report: &Report, out: &mut impl Write) {
     let histograms = [
         ("latency (from the intended start)", &totals.response),
         ("latency (from the actual start)", &totals.service),
-        ("own lateness (actual - intended)", &totals.lateness),
+        ("lateness (actual - intended start)", &totals.lateness),
     ];
     for (name, histogram) in histograms.into_iter().filter(|(_, histogram)| !histogram.is_empty()) {
         lines.push(format!(
@@ -292,11 +298,11 @@ fn summarize(config: &Config, report: &Report, out: &mut impl Write) {
         lines.push(format!("errors: {}", kinds(report)));
     }
     if report.ahead_failed > 0 {
-        lines.push(format!("{} connections could not be opened ahead", report.ahead_failed));
+        lines.push(format!("{} connections could not be opened in advance", report.ahead_failed));
     }
     if report.rows_lost > 0 {
         lines.push(format!(
-            "{} rows were lost: the output was not read fast enough",
+            "{} rows were lost: the reader of the output was too slow",
             report.rows_lost
         ));
     }

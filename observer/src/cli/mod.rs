@@ -1,11 +1,11 @@
-//! The command line: one subcommand a file, each with its `Args` and a `run`.
+//! The command line: one file per subcommand, each with its `Args` and a `run`.
 
 pub mod daemon;
 pub mod doctor;
 pub mod duration;
 pub mod load;
 mod log;
-pub mod probes;
+pub mod probe_args;
 mod records;
 pub mod report;
 pub mod run;
@@ -21,16 +21,16 @@ use crate::error::{Error, Exit, Result};
 
 const EXAMPLES: &str = "\
 Examples:
-  observer run --port 8080 --samples observer -- observer load http://127.0.0.1:8080/ --rate 500
-      The main job: load a service and learn which pause made its slow requests slow.
+  observer run --port 8080 --samples observer-load -- observer load http://127.0.0.1:8080/ --rate 500
+      The main use: load a service and find out which kernel stalls slow down its requests.
   observer doctor
-      Whether this host will do, and what to do about what is missing.
+      Check whether observer works on this host, and what to do about missing features.
   observer load http://127.0.0.1:8080/ --rate 1000 --duration 30s --out samples.jsonl
-      Load by schedule; one line per request.
+      Send requests at a fixed rate, and write one line per request.
 
-`observer COMMAND --help` has more.";
+See `observer COMMAND --help` for more examples.";
 
-/// Tells which kernel pause made the slow requests of a load test slow.
+/// Find out which kernel stalls slow down requests in a load test.
 #[derive(Debug, Parser)]
 #[command(
     name = "observer",
@@ -51,15 +51,15 @@ struct Cli {
 /// The subcommands, in the order of the help.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Watch a target while a load test runs, and say which pause made the slow requests slow
+    /// Watch a target during a load test, and report which kernel stalls slowed down its requests
     Run(run::Args),
-    /// Send requests by schedule and write one line per request
+    /// Send HTTP requests at a fixed rate, and write one line per request
     Load(load::Args),
-    /// Print the answer of a run again, from its directory
+    /// Print the report of a run again, from its directory
     Report(report::Args),
-    /// Serve the distributions of all pauses as OpenMetrics
+    /// Serve histograms of all kernel stalls as OpenMetrics
     Daemon(daemon::Args),
-    /// See what this kernel offers, and whether `observer run` would work here
+    /// Show what this kernel supports, and whether `observer run` works on this host
     Doctor(doctor::Args),
 }
 
@@ -99,8 +99,8 @@ fn dispatch(cli: Cli) -> Result<()> {
     }
 }
 
-/// Writes to standard output. A reader that has gone away (`observer report x | head`) is no
-/// error: what it wanted, it has.
+/// Writes to standard output. A reader that has closed the pipe (`observer report x | head`) is not an
+/// error.
 ///
 /// # Errors
 /// When standard output cannot be written for another reason.

@@ -1,4 +1,4 @@
-//! What people may say about the records: their floors, and the ring that carries them.
+//! Options about the records: their floors, and the size of the ring.
 
 use observer_ebpf::wire::RecordKind;
 
@@ -18,7 +18,7 @@ pub(super) fn parse_floor(text: &str) -> Result<(RecordKind, u64), String> {
     let (name, floor) = text
         .split_once('=')
         .ok_or_else(|| format!("{text:?} is not KIND=TIME, like runqueue=20us"))?;
-    // A floor on what has no length would hide all of it.
+    // A floor on a kind without a length would hide all of its records.
     let has_length =
         |kind: &RecordKind| probe::of_kind(*kind).is_some_and(probe::Probe::sees_stalls);
     let kind = RecordKind::ALL
@@ -31,7 +31,10 @@ pub(super) fn parse_floor(text: &str) -> Result<(RecordKind, u64), String> {
                 .filter(|kind| has_length(kind))
                 .map(|kind| kind.name())
                 .collect();
-            format!("{name:?} is no kind of record with a floor: use {}", known.join(", "))
+            format!(
+                "{name:?} is not a kind of record with a minimum duration: use {}",
+                known.join(", ")
+            )
         })?;
     let floor = duration::parse(floor)?;
     Ok((kind, u64::try_from(floor.as_nanos()).unwrap_or(u64::MAX)))

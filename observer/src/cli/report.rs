@@ -1,4 +1,4 @@
-//! `observer report`: the answer of a run again, from its directory alone.
+//! `observer report`: prints the report of a run from its directory alone.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -15,25 +15,25 @@ use crate::session::{Finished, Recovered, recover};
 const EXAMPLES: &str = "\
 Examples:
   observer report observer-run-20260131-120000
-      The answer again, for people.
+      Print the report again, as text.
   observer report observer-run-20260131-120000 --json
-      summary.json, for programs.
+      Print summary.json, for programs.
   observer report observer-run-20260131-120000 --html answer.html
-      The text, and a page for a browser as well.
+      Print the text, and write a web page as well.
 
-Needs no root: whoever may read the run directory may see the report.";
+Does not need root, only read access to the run directory.";
 
-/// Arguments of `observer report`.
+/// Print the report of a run again, from its directory.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Directory that `observer run` left
+    /// Run directory that `observer run` created
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// Print summary.json instead of the text for people
+    /// Print summary.json instead of human-readable text
     #[arg(long)]
     json: bool,
-    /// Write the answer as a self-contained web page to FILE as well
+    /// Also write a self-contained web page to FILE
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 }
@@ -110,8 +110,8 @@ fn print_json(directory: &RunDir, summary: Option<&Summary>) -> Result<()> {
         return Err(Error::new(
             Exit::RunUnreadable,
             format!(
-                "{} has no answer: the run ended within its first moments; without --json the \
-                 report shows what there is",
+                "{} has no result: the run ended before observer saved one. Without --json, the \
+                 report shows what was saved",
                 directory.path().display()
             ),
         ));

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use observer_ebpf::wire::RecordKind;
 
 use super::duration::{parse_positive, parse_slow};
-use super::probes::ProbeArgs;
+use super::probe_args::ProbeArgs;
 use super::records::{parse_floor, parse_ring_bytes};
 use super::{report, signals};
 use crate::error::{Error, Exit, Result};
@@ -22,60 +22,72 @@ use crate::target::TargetArgs;
 
 const EXAMPLES: &str = "\
 Examples:
-  observer run --port 8080 --samples observer -- observer load http://127.0.0.1:8080/ --rate 500
-      Watch whoever listens on port 8080 under load, and say what made the slow requests slow.
+  observer run --port 8080 --samples observer-load -- observer load http://127.0.0.1:8080/ --rate 500
+      Watch whichever process listens on port 8080 while observer load sends requests to it.
   observer run --comm nginx --slow 50ms --samples hey -- hey -z 30s -c 20 -o csv http://127.0.0.1/
-      The same with hey; every request above 50 ms is slow.
+      The same with hey. Requests above 50 ms count as slow.
   observer run --cgroup /system.slice/nginx.service --samples vegeta-json:load.json --duration 1m
-      Samples from a file that a generator elsewhere writes meanwhile.
+      Read the samples from a file that another generator writes during the run.
   observer run --exe /usr/sbin/nginx --wait --duration 30s
-      No generator: the distributions of all pauses, from the moment nginx starts.
+      Without a load generator: histograms of all stalls, from the moment nginx starts.
 
-Ends when COMMAND exits, the duration is over, the target is gone, or at ^C, and always leaves a
-complete run directory, which `observer report` prints again.
+The run ends when COMMAND exits, when the duration is over, when the target has exited, or at ^C. It
+always leaves a complete run directory, which `observer report` prints again.
 
-Exit codes: 0 done, 2 wrong usage, 3 not root, 4 kernel, 5 no target, 6 output directory,
-16 it exists already, 7 COMMAND not found, 13 COMMAND failed, and of the samples: 8 unreadable,
-9 empty, 10 another format, 11 another clock, 14 cut; 15 the disk is full. After 8 to 14 the run
-directory is complete all the same (samples that cannot be read from the start begin no run), after
-15 as far as there was room.";
+Exit codes:
+  0   success
+  2   invalid command line
+  3   not root, or a capability is missing
+  4   the kernel lacks a required feature
+  5   the target does not exist, or no process matches it
+  6   the output directory cannot be written
+  7   COMMAND could not be started
+  8   the samples cannot be read
+  9   the samples are empty
+  10  the samples have another format
+  11  no sample falls into the run: the samples use another clock
+  13  COMMAND failed
+  14  the samples end in the middle of a line
+  15  the disk is full
+  16  the output directory already exists
 
-/// Watches TARGET while COMMAND sends requests, and splits the latency of the slow ones into causes.
+After codes 9 to 14 the run directory is complete; after 8 too, unless the samples could not be opened
+at the start; after 15 as far as there was space.";
+
+/// Watch TARGET while COMMAND sends requests, and split the latency of slow requests into causes.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES, mut_group("target", |group| group.required(true)))]
 pub struct Args {
-    /// Who is watched.
+    /// The target.
     #[command(flatten)]
     pub target: TargetArgs,
     #[arg(long, value_name = "FORMAT[:PATH]", help = samples_help())]
     /// The load generator's samples.
     pub samples: Option<SamplesSpec>,
-    /// End after this time (500ms, 30s, 1m30s); without it, the run lasts as long as COMMAND or
-    /// the target
+    /// End the run after this time (500ms, 30s, 1m30s) [default: when COMMAND or the target exits]
     #[arg(long, value_name = "TIME", value_parser = parse_positive)]
     pub duration: Option<Duration>,
-    /// Which requests are slow: above a percentile (p99, p99.9) or a time (50ms)
+    /// Requests above this percentile (p99, p99.9) or this time (50ms) count as slow
     #[arg(long, value_name = "p99|50ms", default_value = "p99", value_parser = parse_slow)]
     pub slow: SlowSpec,
-    /// Which probes.
+    /// The probes.
     #[command(flatten)]
     pub probes: ProbeArgs,
-    /// Directory to make for the results; one that exists is never overwritten [default: a new
-    /// one in the current directory]
+    /// Output directory; must not exist [default: a new one in the current directory]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Send records of this kind from this length on, whatever the load (runqueue=0us, fault=20us;
-    /// kinds: runqueue, fault, reclaim, compaction, mm_syscall). Floors not fixed rise by
-    /// themselves while there are too many records
+    /// Fixed minimum duration to record for this kind (runqueue=0us, fault=20us; kinds: runqueue,
+    /// fault, reclaim, compaction, mm_syscall). Without it, observer raises the minimum while there
+    /// are too many records
     #[arg(long, value_name = "KIND=TIME", value_parser = parse_floor)]
     pub floor: Vec<(RecordKind, u64)>,
-    /// Size of the ring that carries records to observer, a power of two (64K to 1G)
+    /// Size of the ring buffer for records, a power of two (64K to 1G)
     #[arg(long, value_name = "SIZE", default_value = "8M", value_parser = parse_ring_bytes)]
     pub ring_bytes: u32,
     /// Print summary.json to standard output
     #[arg(long)]
     pub json: bool,
-    /// The load generator, started once every probe is attached
+    /// The load generator; observer starts it when all probes are attached
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
@@ -84,16 +96,17 @@ fn samples_help() -> String {
     let formats: Vec<&str> = ADAPTERS.iter().map(|adapter| adapter.name).collect();
     format!(
         "Read samples in this format ({}) from COMMAND's standard output, from the file PATH, or \
-         from standard input (PATH -)",
+         from standard input (if PATH is -)",
         formats.join(", ")
     )
 }
 
 impl Args {
-    /// What clap cannot see: samples that nobody would write.
+    /// Checks what clap cannot check.
     ///
     /// # Errors
-    /// When COMMAND is missing and its output was asked for, or a probe's tier and not the probe.
+    /// When the samples come from COMMAND's output and there is no COMMAND, or when there is a tier for
+    /// a probe that is not selected.
     pub fn check(&self) -> Result<()> {
         self.probes.check()?;
         match &self.samples {
@@ -101,8 +114,8 @@ impl Args {
                 if spec.source == SamplesSource::CommandOutput && self.command.is_empty() =>
             {
                 let message = format!(
-                    "--samples {spec} reads COMMAND's output, and there is no COMMAND: add it \
-                     after --, or write --samples {spec}:PATH"
+                    "--samples {spec} reads the output of COMMAND, but there is no COMMAND: add it \
+                     after --, or use --samples {spec}:PATH"
                 );
                 Err(Error::new(Exit::Usage, message))
             }
@@ -114,7 +127,7 @@ impl Args {
         let Some(target) = self.target.spec() else {
             return Err(Error::new(
                 Exit::Usage,
-                "no target: name one with --pid, --comm, --exe, --cgroup or --port",
+                "no target: specify one with --pid, --comm, --exe, --cgroup or --port",
             ));
         };
         Ok(RunOptions {
@@ -151,7 +164,7 @@ pub fn run(args: &Args) -> Result<()> {
     let bar = progress_bar(args.duration);
     log::set_progress(Some(bar.clone()));
     let reason = session.follow(&stop, |progress| show(&bar, progress))?;
-    bar.set_message("working out the answer");
+    bar.set_message("analysing the run");
     let finished = session::finish(session, reason);
     log::set_progress(None);
     bar.finish_and_clear();

@@ -1,4 +1,4 @@
-//! ^C and SIGTERM raise a flag; what is under way then ends in order.
+//! ^C and SIGTERM set a flag, and the current work then ends in order.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,14 +11,14 @@ use crate::error::{Error, Exit, Result};
 /// calling thread if it is parked.
 ///
 /// # Errors
-/// When the system has no thread or signal handler to give.
+/// When the system provides no thread or signal handler.
 pub(super) fn raise_on_interrupt(flag: &Arc<AtomicBool>) -> Result<()> {
     let failed = |error: std::io::Error| {
         Error::new(Exit::Failure, format!("cannot handle signals: {error}"))
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
-    // Registered before this returns: a signal from here on is not lost.
+    // Registered before this function returns, so that no later signal is lost.
     let (mut interrupt, mut terminate, mut hangup) = {
         let _context = runtime.enter();
         (

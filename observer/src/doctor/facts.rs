@@ -1,4 +1,4 @@
-//! What the judgement rests on, gathered.
+//! Gathers the facts that the doctor judges.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use crate::session::memory;
 /// `PROC_PID_INIT_INO` (include/linux/proc_ns.h): the inode of the initial pid namespace.
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-/// Everything the judgement rests on.
+/// Everything that the doctor judges.
 #[derive(Clone, Debug)]
 pub struct Facts {
     /// `uname -r`.
@@ -22,29 +22,29 @@ pub struct Facts {
     pub machine: String,
     /// CPUs online.
     pub cpus_online: usize,
-    /// CPUs that can be.
+    /// CPUs that could be online.
     pub cpus_possible: usize,
     /// Size of the kernel's BTF, or of the file used instead.
     pub btf_bytes: Option<u64>,
-    /// That file.
+    /// The BTF file, if one is used instead of the kernel's.
     pub btf_file: Option<PathBuf>,
     /// Effective user id.
     pub euid: u32,
     /// Effective capabilities, a bit each.
     pub capabilities: u64,
-    /// In the initial pid namespace, whose ids the kernel's records carry.
+    /// Whether this is the initial pid namespace, whose ids the kernel's records contain.
     pub initial_pid_namespace: bool,
     /// Lockdown.
     pub lockdown: Lockdown,
     /// Locked-memory limit; `None` is unlimited.
     pub memlock_bytes: Option<u64>,
-    /// Maps that will be made, and the kernel memory each will take.
+    /// The maps, and the kernel memory that each will take.
     pub maps: Vec<MapPlan>,
-    /// Most memory that observer itself may come to use.
+    /// Upper bound of observer's resident memory.
     pub resident_bound_bytes: u64,
     /// `net.core.bpf_jit_enable`.
     pub bpf_jit: Option<u64>,
-    /// What the kernel offers.
+    /// What the kernel supports.
     pub support: KernelSupport,
     /// `kernel.perf_event_paranoid`.
     pub perf_event_paranoid: Option<i64>,
@@ -71,8 +71,8 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Asks the host. `btf` is a file to be used instead of the kernel's own types, `support` what was
-    /// found of the kernel by trying.
+    /// Examines the host. `btf` is a file to use instead of the kernel's own types; `support` is what
+    /// was found by trying.
     #[must_use]
     pub fn gather(btf: Option<&Path>, support: KernelSupport) -> Self {
         let uname = system::uname();

@@ -1,10 +1,10 @@
-//! Whether observer would work on this host, and how well: facts gathered from the host and the
-//! kernel ([`Facts`]), judged by pure functions, and printed.
+//! Checks whether observer works on this host, and how well: gathers facts about the host and the
+//! kernel ([`Facts`]), judges them by pure functions, and reports the findings.
 
 mod facts;
 mod judge;
-mod probes;
 mod report;
+mod try_attach;
 
 pub use facts::Facts;
 pub use judge::judge;
@@ -12,13 +12,13 @@ pub use report::{Blocks, Check, ProbeReport, Report, State, TierReport, TierStat
 
 use std::path::Path;
 
-use probes::Tried;
+use try_attach::Tried;
 
 use crate::error::{Error, Result};
 use crate::kernel::support::KernelSupport;
 use crate::probe::ProbeOptions;
 
-/// Looks at the host, and where programs can be loaded, attaches every probe for an instant.
+/// Examines the host and, if programs can be loaded, attaches every probe for a moment.
 #[must_use]
 pub fn examine(probes: &ProbeOptions) -> Report {
     let facts = Facts::gather(probes.btf.as_deref(), KernelSupport::probe());
@@ -26,13 +26,13 @@ pub fn examine(probes: &ProbeOptions) -> Report {
     if checks.iter().any(|check| check.blocks.is_some()) {
         return Report::new(checks, Vec::new());
     }
-    let Tried { probes, verifier_logs, programs, refused } = probes::try_all(probes);
+    let Tried { probes, verifier_logs, programs, refused } = try_attach::try_all(probes);
     checks.extend(refused.map(|value| Check {
         id: "bpf",
         state: State::Missing,
         value,
-        means: "no program can be loaded".to_owned(),
-        todo: Some("run it outside of what forbids bpf(2), such as a container's filter".into()),
+        means: "the kernel loads no BPF program".to_owned(),
+        todo: Some("run observer outside of whatever forbids bpf(2), such as the filter of a container".into()),
         blocks: Some(Blocks::Permission),
     }));
     let mut report = Report::new(checks, probes);
@@ -41,18 +41,17 @@ pub fn examine(probes: &ProbeOptions) -> Report {
     report
 }
 
-/// The part of the doctor that `run` and `daemon` begin with: the first thing that makes them
-/// impossible here, as an error with the exit code the doctor would end with. `btf` is a file to
-/// be used instead of the kernel's own types.
+/// The checks with which `run` and `daemon` begin. Returns the first problem that prevents them, with
+/// the exit code of the doctor. `btf` is a file to use instead of the kernel's own types.
 ///
 /// # Errors
-/// When a right or something in the kernel is missing.
+/// When a privilege or a kernel feature is missing.
 pub fn preflight(btf: Option<&Path>) -> Result<()> {
     let facts = Facts::gather(btf, KernelSupport::required());
     let report = Report::new(judge(&facts), Vec::new());
     match (report.exit(), report.blocked_by.first()) {
         (Some(exit), Some(why)) => {
-            Err(Error::new(exit, format!("{why}; `observer doctor` says what to do")))
+            Err(Error::new(exit, format!("{why}; `observer doctor` shows what to do")))
         }
         _ => Ok(()),
     }

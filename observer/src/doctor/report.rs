@@ -1,4 +1,4 @@
-//! What the doctor says.
+//! The findings of the doctor, as text and JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -11,17 +11,17 @@ use crate::model::ProbeState;
 /// Version of the JSON form. Keys may be added within a version, never renamed.
 const DOCTOR_SCHEMA: u32 = 1;
 
-/// How it stands with one thing.
+/// State of one check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// As it should be, or of no importance.
+    /// Good, or not important.
     Ok,
-    /// Works, with less detail or at a higher cost.
+    /// Works with less detail or at a higher cost.
     Limited,
-    /// Not there.
+    /// Not available.
     Missing,
-    /// Cannot be told.
+    /// Cannot be determined.
     Unknown,
 }
 
@@ -36,22 +36,22 @@ impl State {
     }
 }
 
-/// Why `observer run` would not work.
+/// Why `observer run` does not work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Blocks {
-    /// For want of a right.
+    /// A privilege is missing.
     Permission,
-    /// For want of something in the kernel.
+    /// The kernel lacks a required feature.
     Kernel,
 }
 
-/// One thing looked at.
+/// One check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// Stable name.
     pub id: &'static str,
-    /// How it stands.
+    /// Its state.
     pub state: State,
     /// What was found.
     pub value: String,
@@ -60,20 +60,20 @@ pub struct Check {
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub todo: Option<String>,
-    /// `observer run` cannot work because of this.
+    /// Why this prevents `observer run`, if it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocks: Option<Blocks>,
 }
 
-/// How it stands with one tier of a probe.
+/// State of one tier of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TierState {
-    /// The one the probe takes.
+    /// The probe uses it.
     Taken,
-    /// To be had (`--tier` forces it), and worse than the one taken.
+    /// Available (`--tier` forces it), but worse than the one in use.
     Offered,
-    /// Not to be had.
+    /// Not available.
     NotOffered,
 }
 
@@ -82,22 +82,22 @@ pub enum TierState {
 pub struct TierReport {
     /// Its name.
     pub tier: String,
-    /// Whether it is to be had.
+    /// Whether it is available.
     pub state: TierState,
-    /// How it works, or why it is not to be had.
+    /// How it works, or why it is not available.
     pub why: String,
 }
 
-/// What one probe would do on this kernel.
+/// How one probe works on this kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ProbeReport {
     /// Name.
     pub probe: String,
-    /// Tier it takes.
+    /// Tier it uses.
     pub tier: Option<String>,
     /// Whether it works.
     pub state: ProbeState,
-    /// Why it does not (wholly) work.
+    /// Why it does not work, or only partly.
     pub reason: Option<String>,
     /// All its tiers, the best first.
     pub tiers: Vec<TierReport>,
@@ -107,17 +107,17 @@ pub struct ProbeReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
     schema: u32,
-    /// Whether `observer run` would work.
+    /// Whether `observer run` works.
     pub run_would_work: bool,
-    /// Exit code of `observer doctor` (and of `observer run`, if it would not work).
+    /// Exit code of `observer doctor` (and of `observer run`, if it does not work).
     pub exit_code: u8,
-    /// Why it would not work; empty when it would.
+    /// Why it does not work; empty if it does.
     pub blocked_by: Vec<String>,
     /// Host and kernel.
     pub checks: Vec<Check>,
     /// Probes.
     pub probes: Vec<ProbeReport>,
-    /// What the kernel's verifier said of the programs it refused, by program.
+    /// Messages of the kernel's verifier about rejected programs, by program.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub verifier_logs: BTreeMap<String, String>,
     /// Instructions of each attached program after verification, which removes the parts of shared
@@ -127,8 +127,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Draws the conclusion. Missing rights come before missing kernel features: without them the
-    /// kernel cannot be asked.
+    /// Draws the conclusion. Missing privileges come before missing kernel features, which cannot be
+    /// determined without privileges.
     #[must_use]
     pub fn new(checks: Vec<Check>, probes: Vec<ProbeReport>) -> Self {
         let mut blocks: Vec<(Blocks, String)> = checks
@@ -138,7 +138,7 @@ impl Report {
         let works =
             |probe: &ProbeReport| matches!(probe.state, ProbeState::Attached | ProbeState::Partial);
         if blocks.is_empty() && !probes.is_empty() && !probes.iter().any(works) {
-            let why = probes[0].reason.as_deref().unwrap_or("none can be attached");
+            let why = probes[0].reason.as_deref().unwrap_or("no probe can be attached");
             blocks.push((Blocks::Kernel, format!("probes: {why}")));
         }
         blocks.sort();
@@ -159,7 +159,7 @@ impl Report {
         }
     }
 
-    /// The exit code, if `observer run` would not work.
+    /// The exit code, if `observer run` does not work.
     #[must_use]
     pub const fn exit(&self) -> Option<Exit> {
         match self.exit_code {
@@ -169,8 +169,7 @@ impl Report {
         }
     }
 
-    /// For people. What a line means is said where something can be done about it, and everywhere
-    /// when `verbose`.
+    /// Human-readable text. It explains the lines that are not ok, and all lines when `verbose`.
     #[must_use]
     pub fn text(&self, verbose: bool) -> String {
         let mut out = String::new();
@@ -187,16 +186,16 @@ impl Report {
         }
         self.write_probes(&mut out, verbose);
         for (program, log) in self.verifier_logs.iter().filter(|_| verbose) {
-            let _ = write!(out, "\nthe verifier of {program}\n");
+            let _ = write!(out, "\nverifier log of {program}\n");
             for line in log.lines() {
                 let _ = writeln!(out, "{:<8} {line}", "");
             }
         }
         out.push('\n');
         if self.run_would_work {
-            out.push_str("`observer run` would work on this host.\n");
+            out.push_str("`observer run` works on this host.\n");
         } else {
-            out.push_str("`observer run` would not work on this host:\n");
+            out.push_str("`observer run` does not work on this host:\n");
             for why in &self.blocked_by {
                 let _ = writeln!(out, "  {why}");
             }
@@ -209,7 +208,7 @@ impl Report {
         if !self.probes.is_empty() {
             out.push_str("\nprobes\n");
         }
-        // What keeps all of them from working is said once.
+        // A reason that applies to all probes is printed once.
         let mut said = None;
         for probe in &self.probes {
             let state = match probe.state {
@@ -225,16 +224,16 @@ impl Report {
                 let _ = writeln!(out, "{:<8} {:<width$}  {reason}", "", "");
                 said = Some(reason);
             }
-            // Without -v only what explains the choice: the better tiers.
+            // Without -v only the better tiers, which explain the choice.
             for tier in &probe.tiers {
                 if tier.state == TierState::Taken && !verbose {
                     break;
                 }
                 let (name, why) = (&tier.tier, &tier.why);
                 let how = match tier.state {
-                    TierState::Taken => "takes",
-                    TierState::Offered => "could take",
-                    TierState::NotOffered => "not",
+                    TierState::Taken => "uses",
+                    TierState::Offered => "could use",
+                    TierState::NotOffered => "cannot use",
                 };
                 let _ = writeln!(out, "{:<8} {:<width$}  {how} {name}: {why}", "", "");
             }
@@ -298,16 +297,16 @@ missing  broken  v
 
 probes
 ok       runqueue  tp_btf
-                   not fentry: refused
+                   cannot use fentry: refused
 
-`observer run` would not work on this host:
+`observer run` does not work on this host:
   broken: v
 "
         );
         let verbose = report.text(true);
         assert!(verbose.starts_with("ok       fine    v\n                 m\n"));
-        assert!(verbose.contains("takes tp_btf: typed\n"), "{verbose}");
-        assert!(verbose.contains("could take raw: untyped\n"), "{verbose}");
+        assert!(verbose.contains("uses tp_btf: typed\n"), "{verbose}");
+        assert!(verbose.contains("could use raw: untyped\n"), "{verbose}");
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(
             json,

@@ -1,19 +1,19 @@
-//! A small open-loop HTTP/1.1 load generator: it sends by schedule whatever the server does.
+//! A small open-loop HTTP/1.1 load generator: it sends by schedule, however slow the server is.
 //!
-//! A pacer thread computes when each request is due from the schedule alone and sleeps on the
-//! monotonic clock until then; each request is a task of its own, which nothing of another request
-//! can hold up. What is measured is defined in docs/SAMPLE_FORMAT.md:
+//! A pacer thread computes from the schedule alone when each request is due, and sleeps on the
+//! monotonic clock until then. Each request is a separate task, so that no request delays another.
+//! docs/SAMPLE_FORMAT.md defines what is measured:
 //!
 //! - *intended start*: from the schedule;
-//! - *actual start*: the request's task begins to run: from then on it waits for nothing but the
-//!   connection and the server, so a slow server never makes a request late;
-//! - *lateness*, actual minus intended start, is the generator's own: the pacer woke late, or its
-//!   threads were waiting for a CPU;
+//! - *actual start*: the request's task begins to run. From then on it waits only for the connection
+//!   and the server, so that a slow server never makes a request late;
+//! - *lateness*, actual minus intended start, is caused by the generator: the pacer woke late, or its
+//!   threads waited for a CPU;
 //! - *latency*: from the actual start to the last byte of the answer.
 
+mod arrivals;
 mod client;
 mod output;
-mod schedule;
 mod write;
 
 #[cfg(test)]
@@ -31,16 +31,16 @@ use rustix::time::{ClockId, Timespec};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
+pub use arrivals::{Arrivals, Schedule};
 pub use client::RequestSpec;
 pub use output::Output;
-pub use schedule::{Arrivals, Schedule};
 pub use write::Totals;
 
 use client::Pool;
 use write::{Finished, Progress, RowSender, Writer};
 
 use crate::clock::MonoNanos;
-use crate::loadgen::observer::{
+use crate::loadgen::observer_load::{
     ClockName, FORMAT, Header, Quantiles, ScheduleInfo, UNIT, VERSION, boot_id,
 };
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use super::client::Done;
-use crate::loadgen::observer::{EndLine, EndSummary, Header, Quantiles, Row, is_success};
+use crate::loadgen::observer_load::{EndLine, EndSummary, Header, Quantiles, Row, is_success};
 
 /// Rows between the requests and the writer. When the reader of the output stops reading, this
 /// many are held before rows are lost (counted): the schedule never waits for the output.

@@ -15,31 +15,30 @@ pub struct Window {
     pub end: MonoNanos,
 }
 
-/// What was seen of the generator from outside: needed for the generators that count from an
-/// instant they do not write down. Everything is optional; the more is known, the smaller the
-/// uncertainty.
+/// What observer saw of the generator from outside. Generators whose times count from an unknown zero
+/// need it. Everything is optional; the more is known, the smaller the uncertainty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RelAnchor {
     /// Just before the generator was spawned.
     pub spawned: Option<MonoNanos>,
     /// Its first connect(2) (or first send): the best anchor.
     pub first_connect: Option<MonoNanos>,
-    /// The target's first accept(2) after the spawn: good, unless something else connected first.
+    /// The target's first accept(2) after the spawn: good unless another client connected first.
     pub first_accept: Option<MonoNanos>,
     /// When its end was noticed.
     pub exited: Option<MonoNanos>,
 }
 
-/// How the samples came onto the kernel's clock.
+/// How the samples were converted to the kernel's clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alignment {
-    /// What the generator's times counted from.
+    /// Zero of the generator's times.
     pub clock: ClockKind,
-    /// How far a sample's times may be off, without their own resolution.
+    /// Possible error of a sample's times, without their own resolution.
     pub uncertainty_ns: u64,
 }
 
-/// Why a request that does not meet the run is skipped.
+/// Reason for skipping a request that is outside the run.
 pub const OUTSIDE_RUN: &str = "outside_run";
 
 /// Between hey's own `offset` and its connect(2), and rounding of the offset: both below 0.1 ms.
@@ -89,8 +88,8 @@ pub(super) fn align(
         ClockKind::WallPerEvent | ClockKind::WallAtStart => {
             if anchors.steps() > 0 {
                 notes.push(format!(
-                    "the wall clock stepped {} times during the run: samples near a step may be \
-                     misplaced",
+                    "the wall clock stepped {} times during the run: samples near a step may have \
+                     wrong times",
                     anchors.steps()
                 ));
             }
@@ -153,7 +152,7 @@ fn convert(row: RawRow, map: &Map, precision_ns: u64) -> Option<Sample> {
     })
 }
 
-/// Rows that do not meet the window.
+/// Rows outside the window.
 #[derive(Default)]
 struct Outside {
     before: u64,
@@ -189,7 +188,7 @@ impl Outside {
             (_, Some(after)) => {
                 format!("the nearest was sent {:.3} s after it", seconds(after))
             }
-            _ => "their times are before this host's boot".into(),
+            _ => "their times are before the boot of this host".into(),
         }
     }
 }
@@ -231,7 +230,7 @@ fn relative_zero(sink: &Sink, seen: &RelAnchor) -> Result<Zero, IngestError> {
         Zero {
             at: time(connect) - offset,
             uncertainty_ns: off + CONNECT_OFF_NS,
-            note: "times placed by the generator's first connect".into(),
+            note: "times aligned by the generator's first connect(2)".into(),
         }
     });
     let by_accept = seen.first_accept.map(|accept| {
@@ -239,7 +238,8 @@ fn relative_zero(sink: &Sink, seen: &RelAnchor) -> Result<Zero, IngestError> {
         Zero {
             at: time(accept) - offset,
             uncertainty_ns: off + ACCEPT_OFF_NS,
-            note: "times placed by the target's first accept after the generator's start".into(),
+            note: "times aligned by the target's first accept(2) after the generator's start"
+                .into(),
         }
     });
     let seen_any = by_connect.is_some() || by_accept.is_some();
@@ -252,7 +252,7 @@ fn relative_zero(sink: &Sink, seen: &RelAnchor) -> Result<Zero, IngestError> {
         return Err(IngestError::NoAnchor);
     };
     let contradicted =
-        if seen_any { " (the connection that was seen was not the generator's first)" } else { "" };
+        if seen_any { " (the observed connection was not the generator's first)" } else { "" };
     let low = lower + i128::from(least);
     // The bound by the exit may be tighter than what is typical.
     let high = (lower + i128::from(most)).min(upper.unwrap_or(i128::MAX)).max(low);
@@ -262,8 +262,8 @@ fn relative_zero(sink: &Sink, seen: &RelAnchor) -> Result<Zero, IngestError> {
         at: low + half,
         uncertainty_ns,
         note: format!(
-            "times placed by the generator's start plus what it typically needs, {:.1} ms: they \
-             may be off by {:.1} ms{contradicted}",
+            "times aligned by the generator's process start plus {:.1} ms, which it typically \
+             needs: the error may be {:.1} ms{contradicted}",
             (low + half - lower) as f64 / 1e6,
             uncertainty_ns as f64 / 1e6
         ),

@@ -1,24 +1,24 @@
-//! What can be wrong with samples, and what the person is told.
+//! What can be wrong with samples, and the messages about it.
 
 use crate::error::{Error, Exit};
 
-/// Why there are no samples to work with.
+/// Why there are no usable samples.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IngestError {
     /// Nothing was written.
-    #[error("no samples: nothing was written")]
+    #[error("no samples: the generator wrote nothing")]
     Empty,
     /// A header or an end mark, but no request.
-    #[error("no samples: a header and no request ({hint})")]
+    #[error("no samples: there is a header but no request ({hint})")]
     HeaderOnly {
-        /// What that means for this generator.
+        /// What this means for the generator.
         hint: &'static str,
     },
     /// The stream ends inside its first record.
-    #[error("the samples end in the middle of the first record: nothing whole to use")]
+    #[error("the samples end in the middle of the first record: there is no complete record")]
     Truncated,
     /// Not the format that was named.
-    #[error("the samples are not {expected}: {detail}{}", suggestion(*.looks_like))]
+    #[error("not {expected} sample format: {detail}{}", suggestion(*.looks_like))]
     WrongFormat {
         /// The adapter that was asked for.
         expected: &'static str,
@@ -28,7 +28,7 @@ pub enum IngestError {
         looks_like: Option<&'static str>,
     },
     /// The format, in a version this program does not know.
-    #[error("the samples are version {found} of the format, this program reads version {known}")]
+    #[error("the samples have version {found} of the format; this program reads version {known}")]
     Version {
         /// In the header.
         found: u64,
@@ -37,8 +37,8 @@ pub enum IngestError {
     },
     /// The monotonic clock of another boot, or another host.
     #[error(
-        "the samples' monotonic clock is of another host or boot (boot id {found}, here {here}): \
-         write them here, or on clock \"realtime\""
+        "the samples use the monotonic clock of another host or boot (boot id {found}, here \
+         {here}): write them on this host, or with clock \"realtime\""
     )]
     OtherBoot {
         /// In the header.
@@ -46,8 +46,8 @@ pub enum IngestError {
         /// Of this host.
         here: String,
     },
-    /// The times do not meet the run.
-    #[error("the samples lie on another clock: none of {count} falls into the run ({detail})")]
+    /// No sample is within the run.
+    #[error("the samples use another clock: none of {count} is within the run ({detail})")]
     OtherClock {
         /// Samples read.
         count: u64,
@@ -56,8 +56,8 @@ pub enum IngestError {
     },
     /// A relative clock, and nothing seen of the generator's start.
     #[error(
-        "the samples count from the generator's own start, which was not seen: let observer start \
-         the generator (-- COMMAND)"
+        "the samples count from the start of the generator, which observer did not see: let \
+         observer start the generator (-- COMMAND)"
     )]
     NoAnchor,
     /// The source cannot be read.
@@ -66,11 +66,11 @@ pub enum IngestError {
 }
 
 fn suggestion(adapter: Option<&'static str>) -> String {
-    adapter.map_or_else(String::new, |name| format!("; it looks like --samples {name}"))
+    adapter.map_or_else(String::new, |name| format!("; it looks like {name}: try --samples {name}"))
 }
 
 impl IngestError {
-    /// The exit code it stands for.
+    /// The exit code for this error.
     #[must_use]
     pub const fn exit(&self) -> Exit {
         match self {
@@ -82,7 +82,7 @@ impl IngestError {
         }
     }
 
-    /// As the one line for the person; `source` is the file, or `COMMAND's output`.
+    /// The one-line message; `source` is the file, or `COMMAND's output`.
     #[must_use]
     pub fn at(&self, source: &str) -> Error {
         Error::new(self.exit(), format!("{source}: {self}"))

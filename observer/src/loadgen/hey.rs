@@ -1,15 +1,16 @@
 //! `hey -o csv`, as of 0.1.4 (requester/print.go): written at the end, offsets from hey's own
-//! process start, 0.1 ms resolution, failed requests left out.
+//! process start, 0.1 ms resolution, without failed requests.
 
 use super::{
     Adapter, AdapterInfo, ClockKind, FirstDial, Framing, IngestError, IntendedStart, RawRow, Sink,
     observer::is_success,
 };
 
-/// The adapter's row.
+/// The row of this adapter.
 pub(super) static INFO: AdapterInfo = AdapterInfo {
     name: "hey",
-    doc: "`hey -o csv URL`: written when hey ends; failed requests are not in it",
+    aliases: &[],
+    doc: "`hey -o csv URL`: written when hey ends; hey omits failed requests",
     clock: ClockKind::Relative,
     intended_start: IntendedStart::Unknown,
     framing: Framing::Csv,
@@ -39,7 +40,7 @@ fn looks_like(head: &[u8]) -> bool {
     Columns::of(first.split(',')).is_some()
 }
 
-/// Where each value is: found by name, so that another column order is no misreading.
+/// Position of each value. Columns are found by name, so that another order is not misread.
 #[derive(Clone, Copy, Debug)]
 struct Columns {
     latency: usize,
@@ -144,16 +145,16 @@ impl Adapter for Hey {
     fn finish(&mut self, sink: &mut Sink) {
         sink.precision_ns = PRECISION_NS;
         sink.zero_after_spawn_ns = Some(ZERO_AFTER_SPAWN_NS);
-        sink.empty_hint = "hey leaves failed requests out of its CSV: run it without -o csv to see \
+        sink.empty_hint = "hey omits failed requests from its CSV: run it without -o csv to see \
                            the errors";
         sink.notes.push(
-            "hey writes times in steps of 0.1 ms, leaves failed requests out, and sends nothing \
-             while an answer is slow: errors and part of the slow time are not in these samples"
+            "hey writes times in steps of 0.1 ms, omits failed requests, and sends nothing while \
+             it waits for a slow answer: these samples lack errors and part of the slow time"
                 .into(),
         );
         if sink.rows.len() >= HEY_MAX_ROWS {
             sink.notes
-                .push(format!("hey keeps {HEY_MAX_ROWS} rows at most: later requests are missing"));
+                .push(format!("hey keeps at most {HEY_MAX_ROWS} rows: later requests are missing"));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! From the generator's bytes to samples: what a session holds while the generator runs.
+//! Turns the generator's bytes into samples. A session holds an [`Ingest`] while the generator runs.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use crate::model::Sample;
 /// second.
 pub const MAX_SAMPLES: usize = 4_000_000;
 
-/// Beginning of the stream, kept to tell what a stream of another format looks like.
+/// Length of the beginning of the stream, kept to recognise a stream of another format.
 const HEAD_BYTES: usize = 4 << 10;
 
 /// Latencies above this are recorded as this in the live percentiles.
@@ -36,7 +36,7 @@ pub struct Live {
     pub p99_ns: u64,
 }
 
-/// What a generator's output came to.
+/// The result of reading a generator's output.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ingested {
     /// On the kernel's clock, by begin.
@@ -45,12 +45,12 @@ pub struct Ingested {
     pub skipped: BTreeMap<String, u64>,
     /// How far the samples' times may be off, without their own resolution.
     pub uncertainty_ns: u64,
-    /// What a person should know, one sentence each.
+    /// Notes for the user, one sentence each.
     pub notes: Vec<String>,
-    /// The stream ended inside a record, or without the end mark its format has: rows may be
-    /// missing. What was whole is in `samples`.
+    /// The stream ended inside a record, or without the end mark of its format, so rows may be
+    /// missing. `samples` has the complete ones.
     pub truncated: bool,
-    /// The times passed over the wall clock.
+    /// The times were converted from the wall clock.
     pub over_wall_clock: bool,
     /// Every sample has an intended start.
     pub intended_start_known: bool,
@@ -58,7 +58,7 @@ pub struct Ingested {
     pub alignment: Alignment,
 }
 
-/// Reads one generator's output, piece by piece.
+/// Reads one generator's output in pieces.
 pub struct Ingest {
     info: &'static AdapterInfo,
     adapter: Box<dyn Adapter>,
@@ -119,11 +119,12 @@ impl Ingest {
         }
     }
 
-    /// Forgets everything: the stream begins anew.
+    /// Forgets everything: the stream starts again.
     pub fn restart(&mut self) {
         *self = Self::new(self.info);
         self.sink.notes.push(
-            "the samples file was replaced during the run: what it held before is not used".into(),
+            "the samples file was replaced during the run: observer ignored its earlier content"
+                .into(),
         );
     }
 
@@ -215,8 +216,8 @@ impl Ingest {
         }
         if cut {
             self.sink.notes.push(format!(
-                "the samples end in the middle of a record ({} bytes left over): what was whole \
-                 is used",
+                "the samples end in the middle of a record ({} bytes left over): observer used \
+                 the complete records",
                 self.rest
             ));
             self.sink.skip("truncated_record");

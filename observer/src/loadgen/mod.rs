@@ -1,10 +1,10 @@
 //! The load generator's samples: adapters that read what generators write, and the alignment that
 //! puts their times on the kernel's clock.
 //!
-//! An adapter is one file with one [`AdapterInfo`] and one row in [`ADAPTERS`]. It is handed whole
-//! records as they come (live or from a file, the same code) and yields [`RawRow`]s on the clock
-//! its generator used. [`Ingest`] is what a session holds: it cuts the byte stream into records,
-//! feeds the adapter, keeps count of everything that could not be used, and at the end aligns the
+//! An adapter is one file with one [`AdapterInfo`] and one row in [`ADAPTERS`]. It receives complete
+//! records as they arrive (by the same code from a live stream and from a file) and returns
+//! [`RawRow`]s on the generator's clock. A session holds an [`Ingest`]: it splits the byte stream into
+//! records, passes them to the adapter, counts everything that cannot be used, and finally aligns the
 //! rows with the clock anchors of the run.
 
 mod align;
@@ -12,8 +12,9 @@ mod error;
 mod framing;
 mod hey;
 mod ingest;
-pub mod observer;
-mod schedule;
+mod intended_start;
+pub mod observer_load;
+
 mod source;
 mod spec;
 mod vegeta;
@@ -32,27 +33,27 @@ pub use ingest::{Ingest, Ingested, Live, MAX_SAMPLES};
 pub use source::SamplesFile;
 pub use spec::{SamplesSource, SamplesSpec};
 
-/// Every adapter, in the order shown to people.
+/// Every adapter, in the order in which the help lists them.
 pub static ADAPTERS: &[&AdapterInfo] =
-    &[&observer::INFO, &hey::INFO, &vegeta_csv::INFO, &vegeta_json::INFO];
+    &[&observer_load::INFO, &hey::INFO, &vegeta_csv::INFO, &vegeta_json::INFO];
 
-/// The adapter of this name.
+/// The adapter with this name or alias.
 #[must_use]
 pub fn adapter(name: &str) -> Option<&'static AdapterInfo> {
-    ADAPTERS.iter().copied().find(|info| info.name == name)
+    ADAPTERS.iter().copied().find(|info| info.name == name || info.aliases.contains(&name))
 }
 
-/// What the times in a generator's rows count from.
+/// The zero of the times in a generator's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClockKind {
     /// `CLOCK_MONOTONIC` of this host: no conversion.
     Monotonic,
-    /// The wall clock, read anew for each row: a step of it is in the rows.
+    /// The wall clock, read for each row: the rows contain its steps.
     WallPerEvent,
-    /// The wall clock read once at the start, monotonic from there: a step of it is not in the
-    /// rows.
+    /// The wall clock read once at the start, monotonic from there: the rows do not contain its
+    /// steps.
     WallAtStart,
-    /// Monotonic from an instant that is not in the output: needs a [`RelAnchor`].
+    /// Monotonic, from a time that the output does not contain: needs a [`RelAnchor`].
     Relative,
 }
 
@@ -68,35 +69,37 @@ impl ClockKind {
         }
     }
 
-    /// Whether the rows pass over the wall clock on their way to the kernel's.
+    /// Whether the rows are converted from the wall clock to the kernel's clock.
     #[must_use]
     pub const fn is_wall(self) -> bool {
         matches!(self, Self::WallPerEvent | Self::WallAtStart)
     }
 }
 
-/// Whether a generator's rows say when a request was meant to be sent.
+/// Whether a generator's rows contain the time at which a request should have been sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IntendedStart {
     /// In every row.
     Recorded,
     /// Computed from the request numbers when the rate was constant, else unknown.
     Derived,
-    /// Never: the samples are open to coordinated omission.
+    /// Never: the samples may suffer from coordinated omission.
     Unknown,
 }
 
 /// One row of [`ADAPTERS`].
 pub struct AdapterInfo {
-    /// What people write after `--samples`.
+    /// What users write after `--samples`.
     pub name: &'static str,
+    /// Older names, which keep working.
+    pub aliases: &'static [&'static str],
     /// One line: how to make the generator write it.
     pub doc: &'static str,
-    /// What the times count from, unless the data says otherwise.
+    /// The clock of the times, unless the data names another one.
     pub clock: ClockKind,
     /// Whether coordinated omission can be corrected.
     pub intended_start: IntendedStart,
-    /// How records are told apart.
+    /// How the stream is split into records.
     pub framing: Framing,
     /// Whether the first bytes of a stream look like this format.
     pub looks_like: fn(&[u8]) -> bool,
@@ -115,7 +118,7 @@ pub trait Adapter: Send {
     /// Takes a block of whole records (lines, line ends included).
     fn records(&mut self, block: &[u8], sink: &mut Sink);
 
-    /// After the last record: derives what needs all rows and leaves notes.
+    /// Called after the last record: derives values that need all rows, and adds notes.
     fn finish(&mut self, sink: &mut Sink);
 
     /// The clock, where the data itself names it.
@@ -143,8 +146,8 @@ pub struct RawRow {
     pub ok: bool,
 }
 
-/// Longest error text kept of one row: texts repeat for every failed request, and some generators
-/// put whole answers into them.
+/// Longest error text kept for one row: every failed request repeats it, and some generators include
+/// the whole answer.
 pub const MAX_ERROR_BYTES: usize = 256;
 
 impl RawRow {
@@ -161,26 +164,26 @@ impl RawRow {
     }
 }
 
-/// Where an adapter puts what it reads.
+/// Receives what an adapter reads.
 #[derive(Debug, Default)]
 pub struct Sink {
     /// Rows, in the order they came.
     pub rows: Vec<RawRow>,
-    /// Records that gave no row, by reason.
+    /// Records that did not become rows, by reason.
     pub skipped: BTreeMap<&'static str, u64>,
-    /// Things a person should know about the samples, one sentence each.
+    /// Notes about the samples for the user, one sentence each.
     pub notes: Vec<String>,
-    /// The generator's own end mark is missing: rows may be missing.
+    /// The end mark of the format is missing, so rows may be missing.
     pub unfinished: bool,
     /// Resolution of the times; 1 unless the adapter sets it.
     pub precision_ns: u64,
     /// A relative clock: offset and dial time of the first request that opened a connection.
     pub first_dial: Option<FirstDial>,
-    /// A relative clock: how long after its spawn a generator's zero comes, at least and at most.
+    /// A relative clock: the shortest and longest time from the start of the process to its zero.
     pub zero_after_spawn_ns: Option<(u64, u64)>,
     /// What a header without a request means.
     pub empty_hint: &'static str,
-    /// Nothing that follows can be used.
+    /// An error after which nothing can be used.
     pub fatal: Option<IngestError>,
     /// Lines that belong to the format without being a request (headers, end marks).
     pub structural: u64,
@@ -218,7 +221,7 @@ impl Sink {
         self.rows.push(row);
     }
 
-    /// Counts a record that gives no row.
+    /// Counts a record that does not become a row.
     pub fn skip(&mut self, reason: &'static str) {
         *self.skipped.entry(reason).or_default() += 1;
     }

@@ -36,7 +36,7 @@ impl SamplesFile {
     ///
     /// # Errors
     ///
-    /// When it exists and cannot be read, or is neither a file nor a FIFO.
+    /// When it exists and cannot be read, or is it is neither a file nor a FIFO.
     pub fn follow(path: &Path) -> Result<Self, IngestError> {
         let mut file = Self { path: path.to_owned(), opened: None, copy: None };
         file.open()?;
@@ -66,7 +66,7 @@ impl SamplesFile {
         let meta = file.metadata().map_err(|error| self.unreadable(error))?;
         let fifo = meta.file_type().is_fifo();
         if !fifo && !meta.is_file() {
-            return Err(self.unreadable("neither a file nor a FIFO"));
+            return Err(self.unreadable("it is neither a file nor a FIFO"));
         }
         self.opened = Some(Opened { file, fifo, inode: meta.ino(), position: 0 });
         Ok(())
@@ -134,7 +134,7 @@ impl SamplesFile {
     ///
     /// When there never was a file.
     pub fn finish(&self) -> Result<(), IngestError> {
-        if self.exists() { Ok(()) } else { Err(self.unreadable("no such file was written")) }
+        if self.exists() { Ok(()) } else { Err(self.unreadable("the file does not exist")) }
     }
 }
 

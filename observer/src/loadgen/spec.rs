@@ -12,7 +12,7 @@ pub enum SamplesSource {
     CommandOutput,
     /// Standard input.
     Stdin,
-    /// A file that exists or that COMMAND will write, or a FIFO.
+    /// A file that exists or that COMMAND will create, or a FIFO.
     Path(PathBuf),
 }
 
@@ -35,11 +35,11 @@ impl FromStr for SamplesSpec {
         };
         let adapter = adapter(name).ok_or_else(|| {
             let names: Vec<_> = ADAPTERS.iter().map(|info| info.name).collect();
-            format!("unknown format {name:?}; one of: {}", names.join(", "))
+            format!("unknown format {name:?}; known formats: {}", names.join(", "))
         })?;
         let source = match path {
             None => SamplesSource::CommandOutput,
-            Some("") => return Err(format!("no path after {name}:")),
+            Some("") => return Err(format!("{name}: needs a path after the colon")),
             Some("-") => SamplesSource::Stdin,
             Some(path) => SamplesSource::Path(PathBuf::from(path)),
         };
@@ -65,7 +65,8 @@ mod tests {
     fn a_spec_names_a_format_and_a_source() {
         let parse = |text: &str| text.parse::<SamplesSpec>();
         assert_eq!(parse("hey").unwrap().source, SamplesSource::CommandOutput);
-        assert_eq!(parse("observer:-").unwrap().source, SamplesSource::Stdin);
+        assert_eq!(parse("observer-load:-").unwrap().source, SamplesSource::Stdin);
+        assert_eq!(parse("observer:a").unwrap().to_string(), "observer-load:a", "an older name");
         let spec = parse("vegeta-csv:/tmp/a:b.csv").unwrap();
         assert_eq!(spec.adapter.name, "vegeta-csv");
         assert_eq!(spec.source, SamplesSource::Path("/tmp/a:b.csv".into()));

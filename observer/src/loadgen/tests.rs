@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::observer::{
+use super::observer_load::{
     ClockName, EndLine, EndSummary, FORMAT, Header, Quantiles, Row, UNIT, VERSION, boot_id,
 };
 use super::*;

@@ -2,7 +2,7 @@
 //! once and monotonic from there, the start when a worker picked the request up, no intended
 //! start, and one fake row when `-lazy` targets run out.
 
-use super::{RawRow, Sink, observer::is_success, schedule};
+use super::{RawRow, Sink, intended_start, observer_load::is_success};
 
 /// Error text of the row that stands for no request.
 const NO_TARGETS: &str = "no targets to attack";
@@ -35,19 +35,19 @@ pub(super) fn push(hit: Hit, sink: &mut Sink) {
 
 /// Derives intended starts where the rate was constant, and says what was done.
 pub(super) fn finish(sink: &mut Sink) {
-    sink.empty_hint = "vegeta attack ended before its first result";
+    sink.empty_hint = "vegeta attack ended before its first request";
     if sink.rows.is_empty() {
         return;
     }
-    sink.notes.push(match schedule::derive_constant(&mut sink.rows) {
+    sink.notes.push(match intended_start::derive_constant(&mut sink.rows) {
         Ok(rate) => format!(
-            "vegeta writes no intended start; computed from the request numbers at {rate} requests \
+            "vegeta writes no intended start: observer computed it from the request numbers, at {rate} requests \
              per {}",
             rate.unit()
         ),
         Err(why) => format!(
-            "vegeta writes no intended start and it could not be computed ({why}): the samples are \
-             open to coordinated omission"
+            "vegeta writes no intended start, and observer could not compute it ({why}): the \
+             samples may suffer from coordinated omission"
         ),
     });
 }

@@ -3,9 +3,10 @@
 use super::vegeta::{self, Hit};
 use super::{Adapter, AdapterInfo, ClockKind, Framing, IntendedStart, Sink};
 
-/// The adapter's row.
+/// The row of this adapter.
 pub(super) static INFO: AdapterInfo = AdapterInfo {
     name: "vegeta-csv",
+    aliases: &[],
     doc: "`vegeta attack -max-body 0 ... | vegeta encode -to csv`",
     clock: ClockKind::WallAtStart,
     intended_start: IntendedStart::Derived,

@@ -7,9 +7,10 @@ use time::format_description::well_known::Rfc3339;
 use super::vegeta::{self, Hit};
 use super::{Adapter, AdapterInfo, ClockKind, Framing, IntendedStart, Sink};
 
-/// The adapter's row.
+/// The row of this adapter.
 pub(super) static INFO: AdapterInfo = AdapterInfo {
     name: "vegeta-json",
+    aliases: &[],
     doc: "`vegeta attack -max-body 0 ... | vegeta encode -to json`",
     clock: ClockKind::WallAtStart,
     intended_start: IntendedStart::Derived,

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use clap::Parser;
-use observer::cli::probes::ProbeArgs;
+use observer::cli::probe_args::ProbeArgs;
 use observer::kernel::{Kernel, LoadOptions, ProgramProfile, RING_BYTES, RunTimeStatistics};
 
 /// Profiles the BPF programs, one JSON array of rows on standard output.

@@ -1,4 +1,4 @@
-//! What each probe would do on this kernel: by attaching it.
+//! Finds out how each probe works on this kernel, by attaching it.
 
 use std::collections::BTreeMap;
 
@@ -27,19 +27,19 @@ fn report(probe: &Probe, coverage: Coverage, tiers: Vec<TierReport>) -> ProbeRep
 /// `struct bpf_insn` (include/uapi/linux/bpf.h).
 const INSTRUCTION_BYTES: u32 = 8;
 
-/// What the doctor learns by trying.
+/// The results of trying.
 #[derive(Debug, Default)]
 pub(super) struct Tried {
     pub(super) probes: Vec<ProbeReport>,
-    /// What the verifier said, by program.
+    /// Messages of the verifier, by program.
     pub(super) verifier_logs: BTreeMap<String, String>,
     /// Instructions of each attached program after verification.
     pub(super) programs: BTreeMap<String, u32>,
-    /// Why the kernel refused all of it for want of a right, if it did.
+    /// Why the kernel refused everything, if a privilege was missing.
     pub(super) refused: Option<String>,
 }
 
-/// Attaches every probe asked for and detaches it again.
+/// Attaches every selected probe and detaches it again.
 pub(super) fn try_all(probes: &ProbeOptions) -> Tried {
     let options = LoadOptions { has_target: true, ring_bytes: RING_BYTES, probes: probes.clone() };
     match Kernel::attach(&options) {

@@ -1,20 +1,21 @@
-//! The line format of `observer load`, for any tool to write: docs/SAMPLE_FORMAT.md.
+//! The line format of `observer load`, which any tool can write: docs/SAMPLE_FORMAT.md.
 //!
-//! The types here are what both sides use: the generator writes them, the adapter reads them.
+//! Both sides use the types here: the generator writes them, the adapter reads them.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Adapter, AdapterInfo, ClockKind, Framing, IngestError, IntendedStart, RawRow, Sink};
 
-/// The adapter's row.
+/// The row of this adapter.
 pub static INFO: AdapterInfo = AdapterInfo {
-    name: "observer",
+    name: "observer-load",
+    aliases: &["observer"],
     doc: "JSON lines of `observer load`, or of any tool that writes docs/SAMPLE_FORMAT.md",
     clock: ClockKind::Monotonic,
     intended_start: IntendedStart::Recorded,
     framing: Framing::Lines,
     looks_like,
-    start: || Box::<Observer>::default(),
+    start: || Box::<ObserverLoad>::default(),
 };
 
 /// `format` of the header line.
@@ -26,7 +27,7 @@ pub const VERSION: u64 = 1;
 /// The only `unit`.
 pub const UNIT: &str = "ns";
 
-/// What the times of the rows are.
+/// The clock of the times in the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ClockName {
@@ -36,7 +37,7 @@ pub enum ClockName {
     Realtime,
 }
 
-/// The schedule requests were sent by.
+/// The schedule by which requests were sent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScheduleInfo {
     /// `constant` or `poisson`.
@@ -45,7 +46,7 @@ pub struct ScheduleInfo {
     pub rate_hz: f64,
     /// How long requests are sent.
     pub duration_ns: u64,
-    /// Where the schedule begins, on the header's clock.
+    /// When the schedule begins, on the header's clock.
     pub start_ns: u64,
     /// Seed of random arrivals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,7 +84,7 @@ pub struct Row {
     /// Number in the schedule, from 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
-    /// When the schedule wanted it sent.
+    /// When the schedule wanted the request to be sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intended_start_ns: Option<u64>,
     /// When it was sent.
@@ -136,13 +137,13 @@ pub struct EndLine {
     pub summary: EndSummary,
 }
 
-/// Whether a status is a success: what vegeta and most others take for one.
+/// Whether a status is a success, by the same rule as vegeta and most other generators.
 #[must_use]
 pub const fn is_success(status: u16) -> bool {
     status >= 200 && status < 400
 }
 
-/// This host's boot id; the monotonic clock means nothing beyond it.
+/// This host's boot id; the monotonic clock has no meaning in another boot.
 #[must_use]
 pub fn boot_id() -> Option<String> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -157,14 +158,14 @@ fn looks_like(head: &[u8]) -> bool {
 
 /// The adapter.
 #[derive(Debug, Default)]
-struct Observer {
+struct ObserverLoad {
     header: Option<Header>,
     end: Option<EndSummary>,
     rows: u64,
     foreign: bool,
 }
 
-impl Observer {
+impl ObserverLoad {
     fn line(&mut self, line: &[u8], sink: &mut Sink) {
         if self.header.is_none() {
             self.first(line, sink);
@@ -189,7 +190,7 @@ impl Observer {
             sink.structural += 1;
             self.end = Some(end.summary);
         } else if serde_json::from_slice::<Header>(line).is_ok() {
-            // Two outputs behind each other may be on two clocks.
+            // Two concatenated outputs may be on two clocks.
             sink.skip("second_header");
             self.foreign = true;
         } else {
@@ -206,18 +207,18 @@ impl Observer {
         let header = match serde_json::from_slice::<Header>(line) {
             Ok(header) if header.format == FORMAT => header,
             Ok(header) => {
-                sink.fatal = Some(wrong(format!("the header names format {:?}", header.format)));
+                sink.fatal = Some(wrong(format!("the header says format {:?}", header.format)));
                 return;
             }
             Err(_) => {
-                sink.fatal = Some(wrong("the first line is not its header line".into()));
+                sink.fatal = Some(wrong("the first line is not a header".into()));
                 return;
             }
         };
         sink.fatal = if header.version != VERSION {
             Some(IngestError::Version { found: header.version, known: VERSION })
         } else if header.unit != UNIT {
-            Some(wrong(format!("the unit is {:?}, only {UNIT:?} exists", header.unit)))
+            Some(wrong(format!("the unit is {:?}; only {UNIT:?} is supported", header.unit)))
         } else if header.clock == ClockName::Monotonic {
             match (&header.boot_id, boot_id()) {
                 (None, _) => Some(wrong("clock \"monotonic\" needs a boot_id".into())),
@@ -234,7 +235,7 @@ impl Observer {
     }
 }
 
-impl Adapter for Observer {
+impl Adapter for ObserverLoad {
     fn records(&mut self, block: &[u8], sink: &mut Sink) {
         for line in block.split(|byte| *byte == b'\n') {
             if sink.fatal.is_some() {
@@ -256,7 +257,7 @@ impl Adapter for Observer {
             None => {
                 sink.unfinished = true;
                 sink.notes.push(
-                    "the samples have no summary line: the generator did not end cleanly, rows \
+                    "the samples have no summary line: the generator did not end normally, and rows \
                      may be missing"
                         .into(),
                 );
@@ -271,7 +272,9 @@ impl Adapter for Observer {
                     sink.skipped.insert("lost_by_generator", end.rows_lost);
                 }
                 if end.interrupted {
-                    sink.notes.push("the generator was interrupted before its end".into());
+                    sink.notes.push(
+                        "the generator was interrupted before the end of its schedule".into(),
+                    );
                 }
             }
         }

@@ -1,9 +1,9 @@
-//! When requests are due. Nothing in here knows about the server.
+//! When requests are due, independently of the server.
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// How requests are spread in time.
+/// Distribution of the requests over time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Arrivals {
     /// One every 1/rate seconds.

@@ -1,4 +1,4 @@
-//! Which probes are attached: options that several subcommands share.
+//! Options about the probes, which several subcommands share.
 
 use std::path::PathBuf;
 
@@ -11,33 +11,35 @@ pub struct ProbeArgs {
     #[arg(long, value_name = "NAME,...", help = probes_help())]
     /// The probes to attach.
     pub probes: Option<Selection>,
-    /// Attach a probe by this tier instead of the best one (fault=perf_event); `observer doctor`
-    /// lists them
+    /// Attach a probe by this tier instead of the best one (fault=perf_event); `observer doctor -v`
+    /// lists the tiers
     #[arg(long, value_name = "PROBE=TIER")]
     pub tier: Vec<ForcedTier>,
-    /// BTF of the running kernel, for one that was built without: raw, or vmlinux with debug
-    /// information. Tiers that need the kernel's own are then not taken
+    /// BTF file for a kernel without BTF of its own: raw BTF, or vmlinux with debug information.
+    /// Tiers that need the kernel's own BTF are then not available
     #[arg(long, value_name = "FILE")]
     pub btf: Option<PathBuf>,
 }
 
 impl ProbeArgs {
-    /// What clap cannot see: a tier of a probe that is left out.
+    /// Checks what clap cannot check.
     ///
     /// # Errors
-    /// When there is one.
+    /// When there is a tier for a probe that is not selected.
     pub fn check(&self) -> Result<()> {
         let options = self.options();
         match options.tiers.beside(options.selection) {
             None => Ok(()),
             Some(probe) => Err(Error::new(
                 Exit::Usage,
-                format!("--tier is for {probe}, which --probes leaves out: name it there as well"),
+                format!(
+                    "--tier names the probe {probe}, which --probes does not select: add it to --probes"
+                ),
             )),
         }
     }
 
-    /// What was chosen; everything, in the best way, when nothing was.
+    /// The chosen probes and tiers; by default all probes, each by its best tier.
     #[must_use]
     pub fn options(&self) -> ProbeOptions {
         ProbeOptions {
@@ -51,7 +53,8 @@ impl ProbeArgs {
 fn probes_help() -> String {
     let names: Vec<_> = PROBES.iter().map(|probe| probe.name).collect();
     format!(
-        "Attach these probes only ({}); what follows a target is attached with any [default: all]",
+        "Attach only these probes ({}); the probe that follows the target is always attached \
+         [default: all]",
         names.join(", ")
     )
 }

@@ -1,4 +1,5 @@
-//! Intended starts for generators that number their requests but do not write when each was due.
+//! Computes intended starts for generators that number their requests but do not write when each was
+//! due.
 
 use super::RawRow;
 
@@ -57,8 +58,8 @@ impl std::fmt::Display for Rate {
     }
 }
 
-/// Sets every row's intended start if the rows' numbers and starts show a constant rate; otherwise
-/// leaves the rows alone and says why.
+/// Sets the intended start of every row if the numbers and starts of the rows show a constant rate.
+/// Otherwise it changes no row and returns the reason.
 pub(super) fn derive_constant(rows: &mut [RawRow]) -> Result<Rate, &'static str> {
     let mut points: Vec<(u64, u64)> =
         rows.iter().filter_map(|row| Some((row.seq?, row.start_ns))).collect();
@@ -70,7 +71,7 @@ pub(super) fn derive_constant(rows: &mut [RawRow]) -> Result<Rate, &'static str>
     }
     points.sort_unstable();
     if points.windows(2).any(|pair| pair[0].0 == pair[1].0) {
-        return Err("request numbers repeat: several attacks in one stream");
+        return Err("request numbers repeat: there are several attacks in one stream");
     }
     let (first_seq, origin_ns) = points[0];
     let relative: Vec<(f64, f64)> = points
@@ -80,7 +81,7 @@ pub(super) fn derive_constant(rows: &mut [RawRow]) -> Result<Rate, &'static str>
         })
         .collect();
 
-    // Half a run apart, the median of the slopes shrugs off a stall and the burst after it.
+    // Points half a run apart: a stall and the burst after it do not change the median slope.
     let half = relative.len() / 2;
     let mut slopes: Vec<f64> = relative[..relative.len() - half]
         .iter()

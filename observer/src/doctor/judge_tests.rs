@@ -1,0 +1,119 @@
+use super::*;
+use crate::doctor::Report;
+use crate::kernel::support::KernelSupport;
+
+fn healthy() -> Facts {
+    Facts {
+        release: "6.18.1".into(),
+        machine: "x86_64".into(),
+        cpus_online: 2,
+        cpus_possible: 2,
+        btf_bytes: Some(5_500_000),
+        btf_file: None,
+        euid: 0,
+        capabilities: 0x1ff_ffff_ffff,
+        initial_pid_namespace: true,
+        lockdown: Lockdown::Integrity,
+        memlock_bytes: Some(8 << 20),
+        maps: crate::kernel::plan(8 << 20),
+        resident_bound_bytes: 1 << 30,
+        bpf_jit: Some(1),
+        support: KernelSupport {
+            ring_buffer: Support::Yes,
+            tp_btf: Support::Yes,
+            fentry: Support::No("refused".into()),
+            kprobe: Support::No("not built".into()),
+            perf_event: Support::Yes,
+            cgroup_sock: Support::Yes,
+        },
+        perf_event_paranoid: Some(2),
+        cgroup_layout: Layout::Hybrid,
+        memory_hierarchy: Some("/sys/fs/cgroup/memory".into()),
+        unified_mount_point: Some("/sys/fs/cgroup/unified".into()),
+        clock_source: Some("tsc".into()),
+        pid_max: 32_768,
+        tracefs: None,
+        delay_accounting: Some(false),
+        swap_bytes: Some(0),
+        transparent_hugepages: Some("madvise".into()),
+        pressure_stall_information: true,
+    }
+}
+
+fn state(checks: &[Check], id: &str) -> State {
+    checks.iter().find(|check| check.id == id).unwrap().state
+}
+
+fn exit(facts: &Facts) -> u8 {
+    Report::new(judge(facts), Vec::new()).exit_code
+}
+
+#[test]
+fn a_host_without_fentry_and_kprobes_will_do() {
+    let checks = judge(&healthy());
+    assert_eq!(exit(&healthy()), 0);
+    let not_ok: Vec<&str> = checks.iter().filter(|c| c.state != State::Ok).map(|c| c.id).collect();
+    assert_eq!(not_ok, ["fentry", "kprobe"]);
+}
+
+#[test]
+fn rights_are_told_capability_by_capability() {
+    let none = Facts { euid: 1000, capabilities: 0, ..healthy() };
+    assert_eq!(exit(&none), 3);
+    let checks = judge(&none);
+    let line = checks.iter().find(|check| check.id == "privileges").unwrap();
+    assert!(line.value.starts_with("user 1000 without CAP_BPF, CAP_PERFMON"), "{}", line.value);
+    assert!(!line.value.contains("CAP_SYS_RESOURCE"), "not needed on 6.18");
+
+    let narrow = (1 << 39) | (1 << 38) | (1 << 12) | (1 << 19);
+    assert_eq!(exit(&Facts { euid: 1000, capabilities: narrow, ..healthy() }), 0);
+    let old = Facts { capabilities: narrow, release: "5.10.0-8-amd64".into(), ..healthy() };
+    assert_eq!(exit(&old), 3, "needs CAP_SYS_RESOURCE before 5.11");
+    let admin = (1 << CAP_SYS_ADMIN) | (1 << 19);
+    assert_eq!(exit(&Facts { capabilities: admin, ..old }), 0);
+}
+
+#[test]
+fn what_the_kernel_lacks_is_another_exit_code() {
+    assert_eq!(exit(&Facts { btf_bytes: None, ..healthy() }), 4);
+    assert_eq!(exit(&Facts { lockdown: Lockdown::Confidentiality, ..healthy() }), 4);
+    let mut no_ring = healthy();
+    no_ring.support.ring_buffer = Support::No("old".into());
+    assert_eq!(exit(&no_ring), 4);
+    // Not being allowed to try is no lack of the kernel's.
+    no_ring.support.ring_buffer = Support::Unknown("not root".into());
+    assert_eq!(exit(&no_ring), 0);
+    assert_eq!(exit(&Facts { initial_pid_namespace: false, ..healthy() }), 3);
+}
+
+#[test]
+fn costs_and_gaps_are_limits_with_a_remedy() {
+    let facts = Facts {
+        clock_source: Some("hpet".into()),
+        bpf_jit: Some(0),
+        cgroup_layout: Layout::V1,
+        unified_mount_point: None,
+        machine: "aarch64".into(),
+        ..healthy()
+    };
+    let checks = judge(&facts);
+    for id in ["clock_source", "bpf_jit", "cgroups", "kernel"] {
+        assert_eq!(state(&checks, id), State::Limited, "{id}");
+    }
+    for id in ["clock_source", "bpf_jit", "cgroups"] {
+        assert!(checks.iter().any(|check| check.id == id && check.todo.is_some()), "{id}");
+    }
+    assert_eq!(exit(&facts), 0);
+    let old = Facts { release: "5.10.0".into(), ..healthy() };
+    assert_eq!(state(&judge(&old), "memory_lock"), State::Limited);
+    assert_eq!(state(&judge(&healthy()), "memory_lock"), State::Ok);
+}
+
+#[test]
+fn every_line_has_its_own_name() {
+    let checks = judge(&healthy());
+    let mut ids: Vec<&str> = checks.iter().map(|check| check.id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), checks.len());
+}
