@@ -103,7 +103,7 @@ fn a_crashed_run_is_reported_with_what_there_is() {
     assert!(!said.contains('\u{1b}'), "no colours into a pipe");
     assert!(fs::read_to_string(html).expect("page").ends_with("</html>\n"));
     refused(&[run, "--html", html], 6, "never overwritten");
-    refused(&[run, "--json"], 12, "within its first moments");
+    refused(&[run, "--json"], 12, "before observer saved one");
 }
 
 #[test]

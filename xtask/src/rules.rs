@@ -31,6 +31,32 @@ const EVERYWHERE: &[&str] = &[
     "usr", "var",
 ];
 
+/// Phrases that a reader has to decode, and what to write instead.
+const UNPLAIN: &[(&str, &str)] = &[
+    ("books", "counters, or ground truth"),
+    ("to be had", "available"),
+    ("held against", "compared with"),
+    ("line of coverage", "reported as unsupported"),
+    ("had better", "must, or should"),
+    ("the want of", "the lack of"),
+    ("for want of", "because ... is missing"),
+    ("as far as anybody", "as far as known"),
+];
+
+/// Files in plain English: what users read, and the code that talks to them.
+const PLAIN: &[&str] = &[
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/ARCHITECTURE.md",
+    "docs/OVERHEAD.md",
+    "docs/SAMPLE_FORMAT.md",
+    "observer/src/cli/",
+    "observer/src/doctor/",
+    "observer/src/load/",
+    "observer/src/loadgen/",
+    "observer/src/log/",
+];
+
 pub(crate) fn run() -> Outcome {
     let findings = check(&root())?;
     for finding in &findings {
@@ -105,8 +131,13 @@ fn judge(file: &str, text: &str, forbidden: &[String]) -> Vec<String> {
     if code && lines > LINES_MAX {
         findings.push(format!("{file}: {lines} lines, more than {LINES_MAX}; split it"));
     }
+    let plain = PLAIN.iter().any(|path| file.starts_with(path));
     for (index, line) in text.lines().enumerate() {
         let number = index + 1;
+        let unplain = UNPLAIN.iter().filter(|(phrase, _)| plain && line.contains(phrase));
+        findings.extend(unplain.map(|(phrase, better)| {
+            format!("{file}:{number}: \"{phrase}\" is not plain English: write {better}")
+        }));
         if code && let Some(mark) = MARKS.iter().find(|mark| line.contains(**mark)) {
             findings.push(format!("{file}:{number}: left-over mark {mark}"));
         }
@@ -164,6 +195,16 @@ mod tests {
         assert!(
             judged("a.md", "see https://example.org/elsewhere/ and $HOME/elsewhere/").is_empty()
         );
+    }
+
+    #[test]
+    fn phrases_to_decode_are_found_where_users_read() {
+        for (phrase, better) in UNPLAIN {
+            let found = judged("README.md", &format!("This is\n{phrase} here.\n"));
+            assert_eq!(found.len(), 1, "{phrase}");
+            assert!(found[0].starts_with("README.md:2: ") && found[0].ends_with(better));
+            assert!(judged("observer/src/model/mod.rs", phrase).is_empty());
+        }
     }
 
     #[test]

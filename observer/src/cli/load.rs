@@ -135,7 +135,7 @@ fn config(args: &Args) -> Result<Config> {
     match uri.scheme_str() {
         Some("http") => {}
         Some("https") => {
-            return Err(usage("https is not supported: use an http:// address"));
+            return Err(usage("https is not supported, plain HTTP only: use an http:// URL"));
         }
         _ => return Err(usage("not a URL of the form http://HOST[:PORT]/PATH")),
     }

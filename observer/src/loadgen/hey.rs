@@ -3,7 +3,7 @@
 
 use super::{
     Adapter, AdapterInfo, ClockKind, FirstDial, Framing, IngestError, IntendedStart, RawRow, Sink,
-    observer::is_success,
+    observer_load::is_success,
 };
 
 /// The row of this adapter.

@@ -195,7 +195,7 @@ fn hey_keeps_error_answers_and_says_that_failures_are_missing() {
     let ingested = run.ingest("hey", &fixture("hey-503.csv")).unwrap();
     assert_eq!(ingested.samples.len(), 40);
     assert!(ingested.samples.iter().all(|sample| !sample.ok && sample.status == Some(503)));
-    assert!(ingested.notes.iter().any(|note| note.contains("leaves failed requests out")));
+    assert!(ingested.notes.iter().any(|note| note.contains("omits failed requests")));
     let error = run.ingest("hey", &fixture("hey-refused.csv")).unwrap_err();
     assert_eq!(error.exit(), Exit::SamplesEmpty);
     assert!(error.to_string().contains("without -o csv"), "{error}");
@@ -388,7 +388,7 @@ fn nothing_and_a_header_alone_are_told_apart() {
 fn every_format_is_told_from_every_other() {
     let here = stream(START).into_bytes();
     let streams = [
-        ("observer", here),
+        ("observer-load", here),
         ("hey", fixture("hey.csv")),
         ("vegeta-csv", fixture("vegeta.csv")),
         ("vegeta-csv", fixture("vegeta-err.csv")),
@@ -399,7 +399,7 @@ fn every_format_is_told_from_every_other() {
             let error = Run::here(START).ingest(info.name, bytes).unwrap_err();
             assert_eq!(error.exit(), Exit::SamplesFormat, "{actual} as {}", info.name);
             let text = error.to_string();
-            assert!(text.ends_with(&format!("looks like --samples {actual}")), "{text}");
+            assert!(text.ends_with(&format!("try --samples {actual}")), "{text}");
         }
     }
     let error = Run::here(START).ingest("hey", b"<html>\n<body>\n").unwrap_err();
