@@ -21,7 +21,7 @@ use crate::error::{Error, Exit, Result};
 
 const EXAMPLES: &str = "\
 Examples:
-  observer run --port 8080 --samples observer-load -- observer load http://127.0.0.1:8080/ --rate 500
+  observer run --port 8080 --samples observer-load -- observer load http://127.0.0.1:8080 --rate 500
       The main use: load a service and find out which kernel stalls slow down its requests.
   observer doctor
       Check whether observer works on this host, and what to do about missing features.

@@ -22,7 +22,7 @@ use crate::target::TargetArgs;
 
 const EXAMPLES: &str = "\
 Examples:
-  observer run --port 8080 --samples observer-load -- observer load http://127.0.0.1:8080/ --rate 500
+  observer run --port 8080 --samples observer-load -- observer load http://127.0.0.1:8080 --rate 500
       Watch whichever process listens on port 8080 while observer load sends requests to it.
   observer run --comm nginx --slow 50ms --samples hey -- hey -z 30s -c 20 -o csv http://127.0.0.1/
       The same with hey. Requests above 50 ms count as slow.
