@@ -128,6 +128,15 @@ impl Ingest {
         );
     }
 
+    /// Nothing read yet, of a run that was recorded on the boot `boot_id`: on this host or another,
+    /// today or before. `None` when the run does not say.
+    #[must_use]
+    pub fn of_run(info: &'static AdapterInfo, boot_id: Option<String>) -> Self {
+        let mut ingest = Self::new(info);
+        ingest.sink.boot_id = boot_id;
+        ingest
+    }
+
     /// Takes the next piece, of any size.
     pub fn feed(&mut self, chunk: &[u8]) {
         self.bytes += chunk.len() as u64;

@@ -187,6 +187,9 @@ pub struct Sink {
     pub fatal: Option<IngestError>,
     /// Lines that belong to the format without being a request (headers, end marks).
     pub structural: u64,
+    /// The boot of the host under test, with which a monotonic clock is compared; `None` when it is
+    /// not known.
+    pub boot_id: Option<String>,
 }
 
 /// The earliest request that opened a connection, on a relative clock.
@@ -202,7 +205,7 @@ pub struct FirstDial {
 
 impl Sink {
     fn new() -> Self {
-        Self { precision_ns: 1, ..Self::default() }
+        Self { precision_ns: 1, boot_id: observer::boot_id(), ..Self::default() }
     }
 
     /// Takes a row; beyond [`MAX_SAMPLES`] it is only counted.

@@ -220,7 +220,7 @@ impl ObserverLoad {
         } else if header.unit != UNIT {
             Some(wrong(format!("the unit is {:?}; only {UNIT:?} is supported", header.unit)))
         } else if header.clock == ClockName::Monotonic {
-            match (&header.boot_id, boot_id()) {
+            match (&header.boot_id, sink.boot_id.clone()) {
                 (None, _) => Some(wrong("clock \"monotonic\" needs a boot_id".into())),
                 (Some(found), Some(here)) if *found != here => {
                     Some(IngestError::OtherBoot { found: found.clone(), here })

@@ -69,6 +69,10 @@ pub struct RunInfo {
     pub observer_version: String,
     /// `uname -r`.
     pub kernel_release: String,
+    /// `/proc/sys/kernel/random/boot_id`: all times of `CLOCK_MONOTONIC` are of this boot. Runs of
+    /// 0.1.0 do not have it.
+    #[serde(default)]
+    pub boot_id: Option<String>,
     /// `uname -m`.
     pub machine: String,
     /// CPUs online.

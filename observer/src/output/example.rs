@@ -29,6 +29,7 @@ pub(crate) fn run() -> RunInfo {
         schema: RUN_SCHEMA,
         observer_version: "0.1.0".into(),
         kernel_release: "6.12.0".into(),
+        boot_id: None,
         machine: "x86_64".into(),
         cpus: 2,
         target: "--comm service".into(),

@@ -375,6 +375,7 @@ fn describe(target: &TargetSpec, membership: &Membership, kernel: &Kernel) -> Ru
         schema: RUN_SCHEMA,
         observer_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release: uname.release,
+        boot_id: crate::loadgen::observer::boot_id(),
         machine: uname.machine,
         cpus: system::online_cpus().len() as u32,
         target: target.to_string(),

@@ -119,7 +119,7 @@ fn samples(
         SamplesSource::CommandOutput | SamplesSource::Stdin => files::LOADGEN_OUT,
     };
     let Some(mut file) = directory.open_raw(name)? else { return Ok(None) };
-    let mut ingest = Ingest::new(spec.adapter);
+    let mut ingest = Ingest::of_run(spec.adapter, info.boot_id.clone());
     let mut buffer = vec![0; 1 << 16];
     loop {
         match file.read(&mut buffer) {

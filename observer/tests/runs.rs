@@ -1,0 +1,83 @@
+//! Run directories that released versions left: every later version reads them and comes to the
+//! same answer.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::Value;
+
+/// A fixture that this version reads.
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/runs")).join(name)
+}
+
+/// What `observer report` prints of it.
+fn report(name: &str, arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_observer"))
+        .arg("report")
+        .arg(fixture(name))
+        .args(arguments)
+        .output()
+        .expect("observer starts");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{name}: {error}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn has(text: &str, wanted: &[&str]) {
+    for wanted in wanted {
+        assert!(text.contains(wanted), "{wanted:?} is missing in\n{text}");
+    }
+}
+
+#[test]
+fn a_run_of_0_1_0_keeps_its_answer() {
+    let name = "0.1.0-nginx";
+    has(
+        &report(name, &[]),
+        &[
+            "ATTRIBUTED TO RUNQUEUE",
+            // The stalls and the requests come from the streams, not from summary.json.
+            "runqueue       218   420 ms  18.6 µs  29.3 ms  29.8 ms",
+            "fault_minor      4  15.6 µs  3.62 µs  4.25 µs  4.25 µs",
+            "at 2.438383 s took 30.4 ms, status 200, request 255, sent 77.2 µs late",
+            "woken; ran instead: python3 (17151)",
+        ],
+    );
+    let left: Value = serde_json::from_slice(
+        &std::fs::read(fixture(name).join("summary.json")).expect("summary.json"),
+    )
+    .expect("JSON");
+    let printed: Value = serde_json::from_str(&report(name, &["--json"])).expect("JSON");
+    assert_eq!(printed["verdict"]["outcome"], left["verdict"]["outcome"]);
+    assert_eq!(printed["verdict"]["top_cause"], left["verdict"]["top_cause"]);
+    for (printed, left) in [("causes", "share"), ("causes", "contribution_ns")]
+        .map(|(list, key)| (&printed[list][0][key], &left[list][0][key]))
+    {
+        assert_eq!(printed, left);
+    }
+    assert_eq!(printed["samples"]["count"], left["samples"]["count"]);
+    assert_eq!(printed["probes"]["runqueue"]["sum_ns"], left["probes"]["runqueue"]["sum_ns"]);
+}
+
+#[test]
+fn a_run_of_0_1_0_that_was_killed_is_worked_out_again() {
+    let name = "0.1.0-nginx-killed";
+    has(
+        &report(name, &[]),
+        &[
+            "ATTRIBUTED TO RUNQUEUE",
+            "The run did not come to its end",
+            "events.arrows ends early",
+            "433 at 112.9/s, 0 failed",
+            "runqueue    401  349 ms  25.8 µs  27.1 ms  32.6 ms",
+        ],
+    );
+    let printed: Value = serde_json::from_str(&report(name, &["--json"])).expect("JSON");
+    let top = &printed["causes"][0];
+    assert_eq!((&printed["samples"]["count"], &top["cause"]), (&433.into(), &"runqueue".into()));
+    // 205 stalls until the last instant that run.json vouches for; the interval is 0.1.0's own.
+    assert_eq!(top["stalls"], 205);
+    let share = top["share"].as_f64().expect("a share");
+    assert!((0.12..=0.89).contains(&share), "{share}");
+}
