@@ -5,8 +5,10 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use observer::clock::MonoNanos;
-use observer::model::{Event, EventKind, ReclaimScope, RunInfo, Sample, Tgid, Tid};
+use observer::model::{RunInfo, Sample};
 use observer::output::rundir::RunDir;
+use observer::probe::decode;
+use observer_ebpf::wire::{Header, RECLAIM_MEMCG, ReclaimRecord, RecordKind};
 
 fn report(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_observer"))
@@ -47,21 +49,23 @@ fn crashed(path: &Path) {
     let directory = RunDir::create(Some(path)).expect("directory");
     directory.write_run(&run_info()).expect("run.json");
     let mut events = directory.create_events().expect("events");
-    let reclaim = Event {
-        end: MonoNanos(1_050_000_000),
-        duration_ns: 30_000_000,
-        tid: Tid(8),
-        tgid: Tgid(7),
-        cpu: 0,
-        kind: EventKind::Reclaim {
-            scope: ReclaimScope::Memcg,
-            reclaimed_pages: 64,
-            order: 0,
-            gfp_flags: 0,
+    let reclaim = ReclaimRecord {
+        header: Header {
+            end_ns: 1_050_000_000,
+            duration_ns: 30_000_000,
+            tid: 8,
+            tgid: 7,
+            kind: RecordKind::Reclaim as u16,
+            flags: RECLAIM_MEMCG,
+            cpu: 0,
         },
+        reclaimed_pages: 64,
+        gfp_flags: 0,
+        order: 0,
     };
+    let reclaim = decode(bytemuck::bytes_of(&reclaim)).expect("event");
     events.append(&reclaim).expect("event");
-    events.flush().expect("flush");
+    events.flush(reclaim.end).expect("flush");
     drop(events);
     let mut samples = directory.create_samples().expect("samples");
     let sample = Sample {
@@ -91,7 +95,7 @@ fn a_crashed_run_is_reported_with_what_there_is() {
     for wanted in [
         "NO RESULT",
         "its observer died",
-        "events.arrows ends early",
+        "reclaim.arrows ends early",
         "at 0.010000 s took 50.0 ms",
         "worker (8)",
         "reclaim_memcg",
@@ -145,7 +149,7 @@ fn a_damaged_trace_does_not_hide_the_rest() {
     let root = tempfile::tempdir().expect("directory");
     let path = root.path().join("run");
     crashed(&path);
-    fs::write(path.join("events.arrows"), "not arrow at all").expect("events");
+    fs::write(path.join("reclaim.arrows"), "not arrow at all").expect("events");
     let output = report(&[path.to_str().expect("path")]);
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));

@@ -64,3 +64,35 @@ pub struct Socket {
     /// The same around its close.
     pub closed_ns: [u64; 2],
 }
+
+/// The memory-management system calls that observer watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MmCall {
+    /// mmap(2)
+    Mmap,
+    /// munmap(2)
+    Munmap,
+    /// mremap(2)
+    Mremap,
+    /// brk(2)
+    Brk,
+    /// mprotect(2)
+    Mprotect,
+    /// madvise(2)
+    Madvise,
+}
+
+impl MmCall {
+    /// The system call's name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mmap => "mmap",
+            Self::Munmap => "munmap",
+            Self::Mremap => "mremap",
+            Self::Brk => "brk",
+            Self::Mprotect => "mprotect",
+            Self::Madvise => "madvise",
+        }
+    }
+}

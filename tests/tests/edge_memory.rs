@@ -1,6 +1,6 @@
 //! Faults that are tried again, end in a signal, or have a reclaim inside.
 
-use observer::model::{Event, EventKind};
+use observer::model::Event;
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::kernel_counters;
 use observer_tests::privileged;
@@ -159,12 +159,10 @@ fn a_reclaim_inside_a_fault_inside_a_call_is_each_once() {
 /// That a reclaim lies within what it delays, wholly: only then the innermost can have the time.
 fn nested(trial: &Trial, run: &Run) {
     let events = run.events();
-    let of = |wanted: fn(&EventKind) -> bool| -> Vec<&Event> {
-        events.iter().filter(|event| wanted(&event.kind)).collect()
+    let of = |kind: &str| -> Vec<&Event> {
+        events.iter().filter(|event| event.name() == kind).collect()
     };
-    let reclaims = of(|kind| matches!(kind, EventKind::Reclaim { .. }));
-    let faults = of(|kind| matches!(kind, EventKind::Fault { .. }));
-    let calls = of(|kind| matches!(kind, EventKind::MmSyscall { .. }));
+    let (reclaims, faults, calls) = (of("reclaim"), of("fault"), of("mm_syscall"));
     let (in_faults, across_faults) = nesting(&reclaims, &faults);
     let (in_calls, across_calls) = nesting(&reclaims, &calls);
     let what = format!(

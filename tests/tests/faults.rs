@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use observer::model::{EventKind, Outcome, Reason, Summary};
+use observer::model::{Outcome, Reason, Summary, Value as Field};
 use observer::output::rundir::RunDir;
 use observer_tests::bpf::{self, Object};
 use observer_tests::cgroup::MemoryCgroup;
@@ -67,12 +67,13 @@ fn a_drain_that_stood_still_is_counted_and_the_run_goes_on() {
         let records = summary.records[kind];
         println!("{kind}: {records:?}, {counts}");
         assert_eq!(records.sent, records.delivered, "{kind}");
-        let written = events.iter().filter(|event| event.kind.name() == kind).count() as u64;
+        let written = events.iter().filter(|event| event.name() == kind).count() as u64;
         assert_eq!(written, records.delivered, "{kind}");
     }
     assert!(summary.records["fault"].lost > 0, "a stopped drain takes nothing");
     assert_eq!(summary.loss.by_kind["fault"], summary.records["fault"].lost);
-    let exits = events.iter().filter(|event| matches!(event.kind, EventKind::Exit { .. }));
+    let exits =
+        events.iter().filter(|event| event.value("task") == Some(Field::Text("exit".into())));
     assert!(exits.filter(|event| event.end > resumed).count() > 0, "it drains again: {info:?}");
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use observer::model::{EventKind, FloorChange, FloorReason};
+use observer::model::{FloorChange, FloorReason};
 use observer::output::rundir::RunDir;
 use observer_tests::daemon::Daemon;
 use observer_tests::kernel_counters;
@@ -20,13 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 fn changes(run: &std::path::Path) -> Vec<FloorChange> {
     let events = RunDir::open(run).and_then(|run| run.read_events()).expect("a trace");
     let events = events.expect("a trace").rows;
-    events
-        .into_iter()
-        .filter_map(|event| match event.kind {
-            EventKind::Floor(change) => Some(change),
-            _ => None,
-        })
-        .collect()
+    events.iter().filter_map(FloorChange::from_event).collect()
 }
 
 #[test]

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use observer::model::{Event, EventKind, RecordSummary, Summary};
+use observer::model::{
+    Event, FloorChange, LossScope, LossSecond, RecordSummary, Summary, loss_name,
+};
 use observer::output::rundir::RunDir;
 use observer_ebpf::wire::SOCKET_SLOTS;
 use observer_tests::kernel_counters::{self, Faults};
@@ -95,11 +97,13 @@ impl Flood {
     /// delivered, and found in the trace.
     #[track_caller]
     fn adds_up(&self, kind: &str) {
-        let RecordSummary { sent, delivered, lost } = self.records(kind);
-        let written = self.events.iter().filter(|event| event.kind.name() == kind).count() as u64;
+        let RecordSummary { sent, delivered, lost, sampled_out, .. } = self.records(kind);
+        let written = self.events.iter().filter(|event| event.name() == kind).count() as u64;
         println!("{kind}: {sent} sent, {delivered} delivered, {written} in the trace, {lost} lost");
         assert_eq!(delivered, sent, "{kind}: what was sent was delivered");
-        assert_eq!(written, delivered, "{kind}: what was delivered is in the trace");
+        assert_eq!(written + sampled_out, delivered, "{kind}: what was delivered is in the trace");
+        let by_second = self.lost_by_second(kind);
+        assert_eq!(by_second, lost, "{kind}: the seconds of the trace add up to the loss");
         if let Some(probe) = self.summary.probes.get(kind) {
             assert_eq!(probe.count, delivered + lost, "{kind}: produced = delivered + lost");
         }
@@ -107,6 +111,15 @@ impl Flood {
         assert_eq!(by_kind, lost, "{kind}: the loss is told");
         let of_target = self.summary.loss.of_target().get(kind).copied().unwrap_or_default();
         assert_eq!(of_target, lost, "{kind}: records are the target's");
+    }
+
+    /// What the trace says was lost of a kind, second by second.
+    fn lost_by_second(&self, kind: &str) -> u64 {
+        let of_kind = |loss: &LossSecond| {
+            loss.scope == LossScope::Target && loss_name(loss.loss) == Some(kind)
+        };
+        let losses = self.events.iter().filter_map(LossSecond::from_event).filter(of_kind);
+        losses.map(|loss| loss.count).sum()
     }
 
     fn number(&self, key: &str) -> u64 {
@@ -125,7 +138,7 @@ impl Flood {
         }
         let lost: u64 = self.summary.records.values().map(|kind| kind.lost).sum();
         assert_eq!(self.summary.loss.total, lost, "{:?}", self.summary.loss);
-        let floors = self.events.iter().filter(|event| matches!(event.kind, EventKind::Floor(_)));
+        let floors = self.events.iter().filter(|event| FloorChange::from_event(event).is_some());
         assert_eq!(floors.count(), 0, "floors fixed by hand stay where they are");
     }
 }

@@ -3,12 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use observer::model::{Event, EventKind, MmCall, ReclaimScope};
+use observer::model::{Event, Value};
+use observer_ebpf::wire::{
+    FAULT_KERNEL, FAULT_MAJOR, FaultRecord, MmSyscallRecord, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED,
+    ReclaimRecord, RunqueueRecord, SOCKET_ACCEPTED, SOCKET_PREEXISTING, SocketRecord,
+};
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::mapping::PAGE_BYTES;
 use observer_tests::privileged;
 use observer_tests::process::Placement;
-use observer_tests::told::{Area, Call, Calls, Faults, Socket};
+use observer_tests::told::{Area, Call, Calls, Faults, MmCall, Socket};
 use observer_tests::trial::{self, Run, Trial, scaled_text};
 use serde::de::DeserializeOwned;
 
@@ -53,7 +57,9 @@ fn of_process(run: &Run, pid: u32) -> Vec<Event> {
 fn faults(events: &[Event], area: Area) -> BTreeMap<u64, Vec<(bool, bool)>> {
     let mut pages: BTreeMap<u64, Vec<(bool, bool)>> = BTreeMap::new();
     for event in events {
-        let EventKind::Fault { major, kernel_mode, address } = event.kind else { continue };
+        let Some(FaultRecord { header, address }) = event.record() else { continue };
+        let (major, kernel_mode) =
+            (header.flags & FAULT_MAJOR != 0, header.flags & FAULT_KERNEL != 0);
         if (area.base..area.base + area.length_bytes).contains(&address) {
             let page = (address - area.base) / PAGE_BYTES as u64;
             pages.entry(page).or_default().push((major, kernel_mode));
@@ -113,16 +119,19 @@ fn waits_name_who_ran(run: &Run, pid: u32, names: &BTreeMap<u32, String>) {
     let (mut count, mut named) = (0, BTreeSet::new());
     let (mut waited_ns, mut by_each_other_ns) = (0, 0);
     for event in of_process(run, pid) {
-        let EventKind::Runqueue { preempted, ran_tid, ran_tgid, ran_comm } = &event.kind else {
-            continue;
+        let Some(RunqueueRecord { ran_tid, ran_tgid, .. }) = event.record() else { continue };
+        let preempted = event.flags & RUNQUEUE_PREEMPTED != 0;
+        let ran_comm = match event.value("ran_comm") {
+            Some(Value::Text(name)) => name.into_owned(),
+            other => panic!("a name, not {other:?}"),
         };
-        assert_ne!(*ran_tid, event.tid, "nobody waits for itself: {event:?}");
+        assert_ne!(ran_tid, event.tid.0, "nobody waits for itself: {event:?}");
         // Those that share the CPU were preempted by each other.
         let works = |name: &String| name.starts_with("work-");
-        let shares = *preempted && names.get(&event.tid.0).is_some_and(works);
+        let shares = preempted && names.get(&event.tid.0).is_some_and(works);
         waited_ns += if shares { event.duration_ns } else { 0 };
-        if ran_tgid.0 == pid {
-            assert_eq!(names.get(&ran_tid.0), Some(ran_comm), "{event:?} of {names:?}");
+        if ran_tgid == pid {
+            assert_eq!(names.get(&ran_tid), Some(&ran_comm), "{event:?} of {names:?}");
             by_each_other_ns += if shares { event.duration_ns } else { 0 };
             count += 1;
             named.insert(ran_comm.clone());
@@ -152,13 +161,12 @@ fn a_waits_record_names_the_thread_that_ran_instead() {
 }
 
 fn calls_are_those_told(told: &Calls, mut events: Vec<Event>) {
-    let call = |event: &Event| match event.kind {
-        EventKind::MmSyscall { call, address, length_bytes, result, argument }
-            if event.start().0 >= told.begin_ns && event.end.0 <= told.end_ns =>
-        {
-            Some(Call { call: call.name().into(), address, length_bytes, argument, result })
-        }
-        _ => None,
+    let call = |event: &Event| {
+        let MmSyscallRecord { address, length_bytes, result, argument, .. } = event.record()?;
+        let Some(Value::Text(call)) = event.value("syscall") else { return None };
+        let inside = event.start().0 >= told.begin_ns && event.end.0 <= told.end_ns;
+        let call = call.into_owned().into();
+        inside.then_some(Call { call, address, length_bytes, argument, result })
     };
     events.sort_unstable_by_key(Event::start);
     let found: Vec<Call> = events.iter().filter_map(call).collect();
@@ -192,10 +200,10 @@ fn reclaims_are_for_the_limit(run: &Run, pid: u32) {
     let mut count = 0;
     let mut pages = 0;
     for event in of_process(run, pid) {
-        let EventKind::Reclaim { scope, reclaimed_pages, order, gfp_flags } = event.kind else {
+        let Some(ReclaimRecord { reclaimed_pages, order, gfp_flags, .. }) = event.record() else {
             continue;
         };
-        if scope != ReclaimScope::Memcg {
+        if event.flags & RECLAIM_MEMCG == 0 {
             continue;
         }
         assert_eq!(event.tid.0, pid, "it has one thread");
@@ -230,17 +238,17 @@ fn a_reclaims_record_has_its_order_its_flags_and_its_pages() {
 }
 
 fn sockets_are_those_told(told: &[Socket], events: &[Event]) {
-    let released = |event: &&Event| matches!(event.kind, EventKind::SocketReleased { .. });
+    let released = |event: &&Event| event.is::<SocketRecord>();
     let released: Vec<&Event> = events.iter().filter(released).collect();
     assert_eq!(released.len(), told.len(), "{released:?} of {told:?}");
     for (event, told) in released.into_iter().zip(told) {
-        let kind = EventKind::SocketReleased {
-            accepted: told.accepted,
-            preexisting: told.preexisting,
-            family: told.family,
-            socket_type: told.socket_type,
-        };
-        assert_eq!(event.kind, kind, "{told:?}");
+        let record: SocketRecord = event.record().expect("a socket");
+        let flag = |bit: u16| record.header.flags & bit != 0;
+        assert_eq!(
+            (flag(SOCKET_ACCEPTED), flag(SOCKET_PREEXISTING), record.family, record.socket_type),
+            (told.accepted, told.preexisting, told.family, told.socket_type),
+            "{told:?}"
+        );
         let within = |[begin, end]: [u64; 2], instant: u64| begin <= instant && instant <= end;
         assert!(within(told.closed_ns, event.end.0), "{event:?} of {told:?}");
         if told.preexisting {

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Header;
+use super::{Header, Record, RecordKind};
 
 /// Header flag: major (the page had to be read from a device).
 pub const FAULT_MAJOR: u16 = 1;
@@ -17,4 +17,8 @@ pub struct FaultRecord {
     pub header: Header,
     /// Faulting virtual address.
     pub address: u64,
+}
+
+impl Record for FaultRecord {
+    const KIND: u16 = RecordKind::Fault as u16;
 }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Header;
+use super::{Header, Record, RecordKind};
 
 /// A completed mmap, munmap, mremap, brk, mprotect or madvise.
 #[repr(C)]
@@ -20,4 +20,8 @@ pub struct MmSyscallRecord {
     pub series: u32,
     /// Third argument: protection for mmap and mprotect, advice for madvise; 0 otherwise.
     pub argument: u32,
+}
+
+impl Record for MmSyscallRecord {
+    const KIND: u16 = RecordKind::MmSyscall as u16;
 }

@@ -110,6 +110,16 @@ pub struct Header {
     pub cpu: u32,
 }
 
+/// A layout that begins with a [`Header`] and is sent as one kind.
+pub trait Record: Pod {
+    /// The `kind` in its header: a [`RecordKind`] discriminant, or a number from
+    /// [`OWN_KINDS`] on for what user space notes itself.
+    const KIND: u16;
+}
+
+/// First kind that never comes from the kernel.
+pub const OWN_KINDS: u16 = 1 << 8;
+
 /// Why something that should have been counted or delivered was not. Indices into [`Counts::lost`],
 /// above the per-kind ring losses: `lost[kind]` counts records of that kind that found the ring
 /// full, `lost[KIND_SLOTS + LossKind]` counts the rest.

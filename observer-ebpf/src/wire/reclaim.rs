@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Header;
+use super::{Header, Record, RecordKind};
 
 /// Header flag: reclaim against a memory cgroup's limit; otherwise direct reclaim.
 pub const RECLAIM_MEMCG: u16 = 1;
@@ -21,6 +21,10 @@ pub struct ReclaimRecord {
     pub order: u32,
 }
 
+impl Record for ReclaimRecord {
+    const KIND: u16 = RecordKind::Reclaim as u16;
+}
+
 /// A completed compaction run (`mm_compaction_begin` to `_end`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -31,4 +35,8 @@ pub struct CompactionRecord {
     pub status: i32,
     /// Explicit padding.
     pub reserved: u32,
+}
+
+impl Record for CompactionRecord {
+    const KIND: u16 = RecordKind::Compaction as u16;
 }

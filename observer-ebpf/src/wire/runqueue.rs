@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{COMM_LEN, Header};
+use super::{COMM_LEN, Header, Record, RecordKind};
 
 /// Header flag: the thread was preempted (or yielded) while runnable; otherwise it was woken.
 pub const RUNQUEUE_PREEMPTED: u16 = 1;
@@ -19,4 +19,8 @@ pub struct RunqueueRecord {
     pub ran_tgid: u32,
     /// Its command name, NUL padded.
     pub ran_comm: [u8; COMM_LEN],
+}
+
+impl Record for RunqueueRecord {
+    const KIND: u16 = RecordKind::Runqueue as u16;
 }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Header;
+use super::{Header, Record, RecordKind};
 
 /// Header flag: the socket was accepted (otherwise created by socket(2)).
 pub const SOCKET_ACCEPTED: u16 = 1;
@@ -21,6 +21,10 @@ pub struct SocketRecord {
     pub socket_type: u32,
 }
 
+impl Record for SocketRecord {
+    const KIND: u16 = RecordKind::Socket as u16;
+}
+
 /// A socket, accept, connect or open failed with EMFILE, ENFILE, ENOBUFS or ENOMEM.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -31,6 +35,10 @@ pub struct FdFailureRecord {
     pub syscall: u32,
     /// Positive errno.
     pub errno: u32,
+}
+
+impl Record for FdFailureRecord {
+    const KIND: u16 = RecordKind::FdFailure as u16;
 }
 
 /// One live IP socket in the table the create, accept and release programs share.

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{COMM_LEN, Header};
+use super::{COMM_LEN, Header, Record, RecordKind};
 
 /// Header flag: fork or clone; the header's thread is the child.
 pub const TASK_FORK: u16 = 1;
@@ -23,6 +23,10 @@ pub struct TaskRecord {
     pub reserved: u32,
     /// Command name, NUL padded.
     pub comm: [u8; COMM_LEN],
+}
+
+impl Record for TaskRecord {
+    const KIND: u16 = RecordKind::Task as u16;
 }
 
 /// What is known of one thread between two events, one cache line, found at

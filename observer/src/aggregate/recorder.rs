@@ -85,8 +85,9 @@ impl CauseRecorder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::MonoNanos;
-    use crate::model::{EventKind, ReclaimScope, Tgid, Tid};
+    use observer_ebpf::wire::{RecordKind, TASK_EXEC, TaskRecord};
+
+    use crate::output::example;
 
     #[test]
     fn percentiles_keep_three_digits_and_outliers_are_counted() {
@@ -108,21 +109,10 @@ mod tests {
     #[test]
     fn events_go_to_their_cause() {
         let mut recorder = CauseRecorder::default();
-        let event = |kind| Event {
-            end: MonoNanos(5_000),
-            duration_ns: 1_234,
-            tid: Tid(1),
-            tgid: Tgid(1),
-            cpu: 0,
-            kind,
-        };
-        recorder.record_event(&event(EventKind::Reclaim {
-            scope: ReclaimScope::Memcg,
-            reclaimed_pages: 1,
-            order: 0,
-            gfp_flags: 0,
-        }));
-        recorder.record_event(&event(EventKind::Exec { comm: "x".into() }));
+        let header = example::header(RecordKind::Task, TASK_EXEC, 1, 5_000, 0);
+        let exec = TaskRecord { header, parent_tid: 0, reserved: 0, comm: [0; 16] };
+        recorder.record_event(&example::event(&exec));
+        recorder.record_event(&example::events()[0]);
         assert_eq!(recorder.count(Cause::RECLAIM_MEMCG), 1);
         assert_eq!(recorder.summaries().len(), 1);
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::probe_args::ProbeArgs;
-use super::signals;
+use super::{records, signals};
 use crate::error::Result;
 use crate::log::NOTICE;
 use crate::session::{DaemonOptions, log_coverage, serve};
@@ -36,6 +36,15 @@ pub struct Args {
     /// Also write each stall of the target to this new directory, which `observer report` reads
     #[arg(long, value_name = "DIR", requires = "target")]
     pub trace: Option<PathBuf>,
+    /// Disk space for that trace; the oldest part is removed to make room for the newest
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "256M",
+        requires = "trace",
+        value_parser = records::parse_trace_bytes
+    )]
+    pub trace_bytes: u64,
     /// The probes.
     #[command(flatten)]
     pub probes: ProbeArgs,
@@ -55,6 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
         wait: args.target.wait,
         probes: args.probes.options(),
         trace: args.trace.clone(),
+        trace_bytes: args.trace_bytes,
     };
     if !args.listen.ip().is_loopback() {
         tracing::warn!(

@@ -96,7 +96,7 @@ impl Kernel {
     /// When it is not attached, or follows the target.
     pub fn detach(&mut self, name: &str, reason: &str) -> Result<(), LiveError> {
         let probe = self.watching(name)?;
-        if probe.records.contains(&RecordKind::Task) {
+        if probe.sends(RecordKind::Task) {
             return Err(LiveError::FollowsTarget(probe.name));
         }
         let pause = self.pauses.entry(probe.name).or_default();
@@ -183,7 +183,7 @@ impl Kernel {
 
     /// Which program notes accepted sockets and failures is a matter of which probes are attached.
     fn tell_who_books_descriptor_calls(&self) {
-        let socket = PROBES.into_iter().find(|probe| probe.records.contains(&RecordKind::Socket));
+        let socket = PROBES.into_iter().find(|probe| probe.sends(RecordKind::Socket));
         let calls_at = match socket {
             Some(probe) if self.is_detached(probe) => observer_ebpf::wire::CallExit::None,
             _ => attach::descriptor_calls_at(self.choices.get("socket"), &self.states),
@@ -194,7 +194,7 @@ impl Kernel {
     /// Zeroes what the probe's programs remember, once none of them can be running any more.
     fn forget_begins(&self, probe: &Probe) -> Result<(), LiveError> {
         wait_for_running_programs();
-        for remembered in probe.records.iter().filter_map(|kind| remembered(*kind)) {
+        for remembered in probe.kinds().filter_map(remembered) {
             let failed = |reason: String| LiveError::State { map: remembered.map, reason };
             let entries = match remembered.map {
                 "SOCKETS" => SOCKET_SLOTS,

@@ -269,7 +269,7 @@ impl Loaded {
     /// Floors of the probes' table; wake user space early at half a ring.
     fn set_defaults(&self, ring_bytes: u32) {
         for kind in RecordKind::ALL {
-            let floor_ns = probe::of_kind(kind).map_or(0, |probe| probe.floor_ns);
+            let floor_ns = probe::record(kind).and_then(|row| row.floor_ns).unwrap_or(0);
             self.config.set(kind as usize, floor_ns);
         }
         self.config.set(KIND_SLOTS, u64::from(ring_bytes) / 2);

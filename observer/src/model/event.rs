@@ -1,8 +1,9 @@
 //! Events: decoded, owned records.
 
-use observer_ebpf::wire::RecordKind;
+use observer_ebpf::wire::{Header, Record};
 use serde::{Deserialize, Serialize};
 
+use super::{Cause, Holder, RecordRow, Value};
 use crate::clock::MonoNanos;
 
 /// Thread id in the initial pid namespace.
@@ -19,8 +20,14 @@ pub struct Tid(pub u32);
 #[serde(transparent)]
 pub struct Tgid(pub u32);
 
-/// What happened to a thread of the target.
-#[derive(Clone, Debug, PartialEq)]
+/// Bytes of a record's header.
+pub(super) const HEADER_BYTES: usize = size_of::<Header>();
+/// Most bytes that may follow the header of a record.
+pub(super) const BODY_BYTES: usize = 64;
+
+/// What happened to a thread of the target, or what observer noted: the common part of a record,
+/// and the rest as it came. [`Event::record`] gives the whole record back.
+#[derive(Clone, Copy)]
 pub struct Event {
     /// End of the stall, or the instant.
     pub end: MonoNanos,
@@ -32,224 +39,142 @@ pub struct Event {
     pub tgid: Tgid,
     /// CPU it ended on.
     pub cpu: u32,
-    /// What happened.
-    pub kind: EventKind,
+    /// Bits whose meaning belongs to the kind.
+    pub flags: u16,
+    row: &'static RecordRow,
+    body: [u8; BODY_BYTES],
 }
 
 impl Event {
+    /// An event of this kind with all other fields zero.
+    #[must_use]
+    pub const fn empty(row: &'static RecordRow) -> Self {
+        Self {
+            end: MonoNanos(0),
+            duration_ns: 0,
+            tid: Tid(0),
+            tgid: Tgid(0),
+            cpu: 0,
+            flags: 0,
+            row,
+            body: [0; BODY_BYTES],
+        }
+    }
+
+    /// The event a record stands for; `None` when the bytes are too few, or a field holds a value
+    /// that its kind does not define.
+    #[must_use]
+    pub fn decode(row: &'static RecordRow, bytes: &[u8]) -> Option<Self> {
+        let header: Header = bytemuck::pod_read_unaligned(bytes.get(..HEADER_BYTES)?);
+        let rest = bytes.get(HEADER_BYTES..row.size)?;
+        let mut event = Self {
+            end: MonoNanos(header.end_ns),
+            duration_ns: header.duration_ns,
+            tid: Tid(header.tid),
+            tgid: Tgid(header.tgid),
+            cpu: header.cpu,
+            flags: header.flags,
+            ..Self::empty(row)
+        };
+        event.body.get_mut(..rest.len())?.copy_from_slice(rest);
+        row.fields.iter().all(|field| field.is_valid(&event)).then_some(event)
+    }
+
     /// First instant.
     #[must_use]
     pub const fn start(&self) -> MonoNanos {
         MonoNanos(self.end.0.saturating_sub(self.duration_ns))
     }
-}
 
-/// Which memory was short.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReclaimScope {
-    /// The host.
-    Direct,
-    /// A memory cgroup.
-    Memcg,
-}
-
-/// The watched memory-management system calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum MmCall {
-    /// mmap(2)
-    Mmap,
-    /// munmap(2)
-    Munmap,
-    /// mremap(2)
-    Mremap,
-    /// brk(2)
-    Brk,
-    /// mprotect(2)
-    Mprotect,
-    /// madvise(2)
-    Madvise,
-}
-
-impl MmCall {
-    /// All calls.
-    pub const ALL: [Self; 6] =
-        [Self::Mmap, Self::Munmap, Self::Mremap, Self::Brk, Self::Mprotect, Self::Madvise];
-
-    /// The system call's name.
+    /// What is known of its kind.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Mmap => "mmap",
-            Self::Munmap => "munmap",
-            Self::Mremap => "mremap",
-            Self::Brk => "brk",
-            Self::Mprotect => "mprotect",
-            Self::Madvise => "madvise",
-        }
-    }
-}
-
-/// What an [`Event`] is about. Command names are lossy UTF-8 of the kernel's 16 bytes.
-#[derive(Clone, Debug, PartialEq)]
-pub enum EventKind {
-    /// The thread waited for a CPU.
-    Runqueue {
-        /// It was preempted while running; otherwise it was woken.
-        preempted: bool,
-        /// Thread that ran instead until the wait ended; `Tid(0)` when the CPU was idle.
-        ran_tid: Tid,
-        /// Its process.
-        ran_tgid: Tgid,
-        /// Its command name.
-        ran_comm: String,
-    },
-    /// A page fault.
-    Fault {
-        /// The page came from a device.
-        major: bool,
-        /// Taken in kernel mode.
-        kernel_mode: bool,
-        /// Faulting virtual address.
-        address: u64,
-    },
-    /// Direct or memcg reclaim.
-    Reclaim {
-        /// Which memory was short.
-        scope: ReclaimScope,
-        /// Pages reclaimed.
-        reclaimed_pages: u64,
-        /// Allocation order.
-        order: u32,
-        /// Allocation flags (`gfp_t`).
-        gfp_flags: u32,
-    },
-    /// A compaction run.
-    Compaction {
-        /// `enum compact_result`.
-        status: i32,
-    },
-    /// A memory-management system call.
-    MmSyscall {
-        /// Which.
-        call: MmCall,
-        /// First argument.
-        address: u64,
-        /// Bytes asked for (0 for brk).
-        length_bytes: u64,
-        /// Return value, negative errno on failure.
-        result: i64,
-        /// Protection (mmap, mprotect) or advice (madvise); 0 otherwise.
-        argument: u32,
-    },
-    /// A socket of the target was released; the event's duration is its lifetime.
-    SocketReleased {
-        /// Accepted rather than created.
-        accepted: bool,
-        /// Existed before the probe was attached: the lifetime is unknown.
-        preexisting: bool,
-        /// `AF_INET` or `AF_INET6`.
-        family: u32,
-        /// `SOCK_STREAM`, ...; 0 when unknown.
-        socket_type: u32,
-    },
-    /// A socket, accept, connect or open failed for want of a resource.
-    FdFailure {
-        /// System call.
-        call: &'static str,
-        /// Positive errno.
-        errno: u32,
-    },
-    /// A thread or process of the target was born; the event's thread is the child.
-    Fork {
-        /// Parent thread.
-        parent_tid: Tid,
-        /// Child's command name.
-        comm: String,
-    },
-    /// The target executed another program.
-    Exec {
-        /// New command name.
-        comm: String,
-    },
-    /// A thread of the target exited.
-    Exit {
-        /// Command name.
-        comm: String,
-    },
-    /// observer changed the length from which on stalls of a kind are sent. It happened to nobody:
-    /// thread, process and CPU are 0.
-    Floor(FloorChange),
-}
-
-/// A change of the length from which on stalls of a kind are sent as records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FloorChange {
-    /// The kind of record.
-    pub record: RecordKind,
-    /// Floor until now, nanoseconds.
-    pub old_ns: u64,
-    /// Floor from now on.
-    pub new_ns: u64,
-    /// Why.
-    pub reason: FloorReason,
-}
-
-/// Why a floor was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FloorReason {
-    /// Raised: records were lost.
-    Loss,
-    /// Raised: the ring filled up faster than it is drained.
-    Ring,
-    /// Raised: more records a second than the budget.
-    Rate,
-    /// Raised: at this rate the memory for stalls would soon be used up.
-    Room,
-    /// Lowered: the load has been low for a while.
-    Calm,
-}
-
-impl FloorReason {
-    /// All reasons.
-    pub const ALL: [Self; 5] = [Self::Loss, Self::Ring, Self::Rate, Self::Room, Self::Calm];
-
-    /// The name used in every output.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Loss => "loss",
-            Self::Ring => "ring",
-            Self::Rate => "rate",
-            Self::Room => "room",
-            Self::Calm => "calm",
-        }
-    }
-}
-
-impl EventKind {
-    /// The kind of record it came as; `None` for what observer itself adds.
-    #[must_use]
-    pub const fn record(&self) -> Option<RecordKind> {
-        Some(match self {
-            Self::Runqueue { .. } => RecordKind::Runqueue,
-            Self::Fault { .. } => RecordKind::Fault,
-            Self::Reclaim { .. } => RecordKind::Reclaim,
-            Self::Compaction { .. } => RecordKind::Compaction,
-            Self::MmSyscall { .. } => RecordKind::MmSyscall,
-            Self::SocketReleased { .. } => RecordKind::Socket,
-            Self::FdFailure { .. } => RecordKind::FdFailure,
-            Self::Fork { .. } | Self::Exec { .. } | Self::Exit { .. } => RecordKind::Task,
-            Self::Floor(_) => return None,
-        })
+    pub const fn row(&self) -> &'static RecordRow {
+        self.row
     }
 
-    /// Name of the kind: the record's (`RecordKind::name`), or `floor`.
+    /// Name of its kind.
     #[must_use]
     pub const fn name(&self) -> &'static str {
-        match self.record() {
-            Some(record) => record.name(),
-            None => "floor",
+        self.row.name
+    }
+
+    /// The cause of the stall it stands for; `None` for events that stall nobody.
+    #[must_use]
+    pub fn cause(&self) -> Option<Cause> {
+        (self.row.cause)(self)
+    }
+
+    /// Who had what the thread waited for, where the record says so.
+    #[must_use]
+    pub fn holder(&self) -> Option<Holder> {
+        (self.row.holder)(self)
+    }
+
+    /// Whether it is of the kind `R` is sent as.
+    #[must_use]
+    pub const fn is<R: Record>(&self) -> bool {
+        self.row.kind == R::KIND
+    }
+
+    /// The record it came as; `None` when it is of another kind.
+    #[must_use]
+    pub fn record<R: Record>(&self) -> Option<R> {
+        if !self.is::<R>() {
+            return None;
         }
+        let header = Header {
+            end_ns: self.end.0,
+            duration_ns: self.duration_ns,
+            tid: self.tid.0,
+            tgid: self.tgid.0,
+            kind: self.row.kind,
+            flags: self.flags,
+            cpu: self.cpu,
+        };
+        let mut bytes = [0; HEADER_BYTES + BODY_BYTES];
+        bytes[..HEADER_BYTES].copy_from_slice(bytemuck::bytes_of(&header));
+        bytes[HEADER_BYTES..].copy_from_slice(&self.body);
+        bytes.get(..size_of::<R>()).map(bytemuck::pod_read_unaligned)
+    }
+
+    /// The value of one of its fields, as the trace names it.
+    #[must_use]
+    pub fn value(&self, field: &str) -> Option<Value<'_>> {
+        let field = self.row.fields.iter().find(|known| known.name == field)?;
+        Some(field.value(self))
+    }
+
+    /// So many bytes at an offset of the record, which lies behind the header.
+    pub(super) fn bytes(&self, offset: usize, length: usize) -> &[u8] {
+        let from = offset.saturating_sub(HEADER_BYTES);
+        self.body.get(from..from + length).unwrap_or_default()
+    }
+
+    /// The same, to be written.
+    pub(super) fn bytes_mut(&mut self, offset: usize, length: usize) -> &mut [u8] {
+        let from = offset.saturating_sub(HEADER_BYTES);
+        self.body.get_mut(from..from + length).unwrap_or_default()
+    }
+}
+
+impl PartialEq for Event {
+    fn eq(&self, other: &Self) -> bool {
+        let common = |event: &Self| {
+            let Self { end, duration_ns, tid, tgid, cpu, flags, .. } = *event;
+            (end, duration_ns, tid, tgid, cpu, flags)
+        };
+        self.row.kind == other.row.kind && common(self) == common(other) && self.body == other.body
+    }
+}
+
+impl std::fmt::Debug for Event {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = formatter.debug_struct(self.row.name);
+        text.field("end_ns", &self.end.0).field("duration_ns", &self.duration_ns);
+        text.field("tid", &self.tid.0).field("tgid", &self.tgid.0).field("cpu", &self.cpu);
+        for field in self.row.fields {
+            text.field(field.name, &field.value(self));
+        }
+        text.finish()
     }
 }

@@ -18,8 +18,8 @@ pub mod files {
     pub const SUMMARY: &str = "summary.json";
     /// The answer, for people with a browser.
     pub const REPORT: &str = "report.html";
-    /// Events, Arrow IPC stream.
-    pub const EVENTS: &str = "events.arrows";
+    /// End of the names of the streams of events, one a kind.
+    pub const STREAM_SUFFIX: &str = ".arrows";
     /// Samples, Arrow IPC stream.
     pub const SAMPLES: &str = "samples.arrows";
     /// COMMAND's standard output, or the samples that came by standard input, as it came.
@@ -105,6 +105,10 @@ pub struct RunInfo {
     pub floors_ns: BTreeMap<String, u64>,
     /// Losses.
     pub loss: LossSummary,
+    /// Events that a daemon's trace of bounded size has removed, by kind; `start_ns` is the first
+    /// instant that is still there.
+    #[serde(default)]
+    pub removed: BTreeMap<String, u64>,
     /// Command names of the target's threads, for the report.
     pub thread_names: BTreeMap<u32, String>,
 }

@@ -1,6 +1,6 @@
 //! Stalls: when a thread had work and could not continue.
 
-use super::{Cause, Event, EventKind, ReclaimScope, Tgid, Tid};
+use super::{Cause, Event, Tgid, Tid};
 use crate::clock::MonoNanos;
 
 /// An interval `[start, end)` in which a thread that had work could not continue.
@@ -22,21 +22,7 @@ impl Stall {
     /// The stall an event stands for; `None` for events that stall nobody (sockets, forks).
     #[must_use]
     pub fn from_event(event: &Event) -> Option<Self> {
-        let cause = match event.kind {
-            EventKind::Runqueue { .. } => Cause::RUNQUEUE,
-            EventKind::Fault { major: false, .. } => Cause::FAULT_MINOR,
-            EventKind::Fault { major: true, .. } => Cause::FAULT_MAJOR,
-            EventKind::Reclaim { scope: ReclaimScope::Direct, .. } => Cause::RECLAIM_DIRECT,
-            EventKind::Reclaim { scope: ReclaimScope::Memcg, .. } => Cause::RECLAIM_MEMCG,
-            EventKind::Compaction { .. } => Cause::COMPACTION,
-            EventKind::MmSyscall { .. } => Cause::MM_SYSCALL,
-            EventKind::SocketReleased { .. }
-            | EventKind::FdFailure { .. }
-            | EventKind::Fork { .. }
-            | EventKind::Exec { .. }
-            | EventKind::Exit { .. }
-            | EventKind::Floor(_) => return None,
-        };
+        let cause = event.cause()?;
         Some(Self { start: event.start(), end: event.end, tid: event.tid, tgid: event.tgid, cause })
     }
 

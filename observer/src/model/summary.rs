@@ -253,6 +253,15 @@ pub struct RecordSummary {
     pub delivered: u64,
     /// Found it full.
     pub lost: u64,
+    /// Delivered and left out of the trace, which kept every n-th only.
+    #[serde(default)]
+    pub sampled_out: u64,
+    /// Delivered and left out of the trace, which had no room for more of the kind.
+    #[serde(default)]
+    pub beyond_cap: u64,
+    /// Removed from the trace again, with the oldest part of one of bounded size.
+    #[serde(default)]
+    pub removed: u64,
 }
 
 /// One floor, from an instant on.

@@ -146,16 +146,16 @@ impl Answer {
                 Ok(None) => (Vec::new(), None),
                 Err(error) => (Vec::new(), Some(error.to_string())),
             };
-        let events_note = RefCell::new(None);
+        let events_notes = RefCell::new(Vec::new());
         let mut answer = Self::from_events(directory.path(), run, summary, samples, |each| {
-            let read = directory.each_event(|events| events.iter().for_each(&mut *each));
-            *events_note.borrow_mut() = match read {
-                Ok(Some(true)) => Some(ends_early("events.arrows")),
-                Ok(_) => None,
-                Err(error) => Some(error.to_string()),
+            let read =
+                directory.each_event(|events| events.iter().for_each(|event| each(&event.event)));
+            *events_notes.borrow_mut() = match read {
+                Ok(found) => found.notes(),
+                Err(error) => vec![error.to_string()],
             };
         });
-        answer.notes.extend(events_note.into_inner());
+        answer.notes.extend(events_notes.into_inner());
         answer.notes.extend(samples_note);
         answer
     }

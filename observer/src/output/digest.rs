@@ -56,7 +56,7 @@ impl Digest {
                 *least_ns = keep_longest(worst);
             }
             if overlap_ns > *least_ns {
-                worst.stalls.push((event.clone(), overlap_ns));
+                worst.stalls.push((*event, overlap_ns));
             } else {
                 worst.omitted += 1;
             }
@@ -120,7 +120,6 @@ fn worst_requests(run: &RunInfo, samples: &[Sample]) -> Vec<WorstRequest> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{EventKind, Tgid, Tid};
     use crate::output::example;
 
     #[test]
@@ -139,13 +138,9 @@ mod tests {
         let samples = [sample(0, 50_000), sample(20_000, 90_000), sample(5, 10)];
         // Lengths that come again and again, in no order.
         let events: Vec<Event> = (0..1_000u64)
-            .map(|index| Event {
-                end: MonoNanos(index * 90 + 1 + index * 7_919 % 61),
-                duration_ns: index * 7_919 % 61,
-                tid: Tid(1),
-                tgid: Tgid(1),
-                cpu: 0,
-                kind: EventKind::Fault { major: false, kernel_mode: false, address: index },
+            .map(|index| {
+                let (end, length) = (index * 90 + 1 + index * 7_919 % 61, index * 7_919 % 61);
+                example::fault(end, length, index)
             })
             .collect();
         let mut digest = Digest::new(&run, &samples, 1e6);

@@ -2,6 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use observer_ebpf::wire::{
+    COMM_LEN, FaultRecord, Header, MmSyscallRecord, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED,
+    ReclaimRecord, Record, RecordKind, RunqueueRecord, Series,
+};
+
 use crate::clock::{Anchor, Anchors, MonoNanos, WallNanos};
 use crate::model::*;
 
@@ -55,6 +60,7 @@ pub(crate) fn run() -> RunInfo {
             ("socket".into(), partial),
         ]),
         floors_ns: BTreeMap::from([("runqueue".into(), 10_000)]),
+        removed: BTreeMap::new(),
         loss: LossSummary::default(),
         thread_names: names.map(|(tid, name)| (tid, name.to_owned())).into(),
     }
@@ -87,52 +93,49 @@ pub(crate) fn samples() -> Vec<Sample> {
         .collect()
 }
 
+/// The header of a record, on CPU 1.
+pub(crate) fn header(kind: RecordKind, flags: u16, tid: u32, end: u64, length: u64) -> Header {
+    let kind = kind as u16;
+    Header { end_ns: end, duration_ns: length, tid, tgid: 100, kind, flags, cpu: 1 }
+}
+
+/// The event of a record.
+pub(crate) fn event<R: Record>(record: &R) -> Event {
+    crate::probe::decode(bytemuck::bytes_of(record)).expect("a record")
+}
+
+/// A minor fault of thread 101.
+pub(crate) fn fault(end: u64, length: u64, address: u64) -> Event {
+    event(&FaultRecord { header: header(RecordKind::Fault, 0, 101, end, length), address })
+}
+
 pub(crate) fn events() -> Vec<Event> {
-    let event = |end: u64, duration_ns, tid, kind| Event {
-        end: MonoNanos(end),
-        duration_ns,
-        tid: Tid(tid),
-        tgid: Tgid(100),
-        cpu: 1,
-        kind,
-    };
+    let mut ran_comm = [0; COMM_LEN];
+    ran_comm[..11].copy_from_slice(b"hog<script>");
     let mut events = Vec::new();
     for sample in samples().iter().filter(|sample| sample.response_ns() > 20 * MS) {
         let end = sample.end.0 - MS / 2;
-        events.push(event(
-            end - 2 * MS,
-            sample.response_ns() * 7 / 10,
-            101,
-            EventKind::Reclaim {
-                scope: ReclaimScope::Memcg,
-                reclaimed_pages: 512,
-                order: 0,
-                gfp_flags: 0x0014_00ca,
-            },
-        ));
-        events.push(event(
-            end - MS,
-            900_000,
-            102,
-            EventKind::Runqueue {
-                preempted: true,
-                ran_tid: Tid(123),
-                ran_tgid: Tgid(123),
-                ran_comm: "hog<script>".into(),
-            },
-        ));
-        events.push(event(
-            end,
-            300_000,
-            102,
-            EventKind::MmSyscall {
-                call: MmCall::Madvise,
-                address: 0x7f00_0000_0000,
-                length_bytes: 4 << 20,
-                result: 0,
-                argument: 4,
-            },
-        ));
+        let length = sample.response_ns() * 7 / 10;
+        events.push(event(&ReclaimRecord {
+            header: header(RecordKind::Reclaim, RECLAIM_MEMCG, 101, end - 2 * MS, length),
+            reclaimed_pages: 512,
+            gfp_flags: 0x0014_00ca,
+            order: 0,
+        }));
+        events.push(event(&RunqueueRecord {
+            header: header(RecordKind::Runqueue, RUNQUEUE_PREEMPTED, 102, end - MS, 900_000),
+            ran_tid: 123,
+            ran_tgid: 123,
+            ran_comm,
+        }));
+        events.push(event(&MmSyscallRecord {
+            header: header(RecordKind::MmSyscall, 0, 102, end, 300_000),
+            address: 0x7f00_0000_0000,
+            length_bytes: 4 << 20,
+            result: 0,
+            series: Series::Madvise as u32,
+            argument: 4,
+        }));
     }
     events
 }

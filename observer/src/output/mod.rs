@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod chart;
 mod digest;
+pub mod event_files;
 #[cfg(test)]
 pub(crate) mod example;
 pub mod html;

@@ -16,14 +16,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::is_disk_full;
-use super::trace::{Loaded, Row, TraceError, TraceWriter, read, read_each};
+use super::trace::{Loaded, SampleColumns, SampleReader, TraceError, TraceWriter, read};
 use crate::error::{Error, Exit, Result};
-use crate::model::{Event, RUN_SCHEMA, RunInfo, SUMMARY_SCHEMA, Sample, Summary, files};
+use crate::model::{RUN_SCHEMA, RunInfo, SUMMARY_SCHEMA, Sample, Summary, files};
 
-/// Writer of `events.arrows`.
-pub type EventWriter = TraceWriter<Event, File>;
 /// Writer of `samples.arrows`.
-pub type SampleWriter = TraceWriter<Sample, File>;
+pub type SampleWriter = TraceWriter<SampleColumns, File>;
 
 /// Largest JSON file that is read. A run's own take kilobytes.
 const MAX_JSON_BYTES: u64 = 1 << 26;
@@ -37,7 +35,7 @@ const RESERVE_BYTES: u64 = 512 << 10;
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
-    directory: OwnedFd,
+    pub(super) directory: OwnedFd,
     /// A file without a name that takes up [`RESERVE_BYTES`]: gone with the process.
     reserve: Mutex<Option<OwnedFd>>,
 }
@@ -131,7 +129,9 @@ impl RunDir {
     /// Removes a directory just made, in which nothing could be begun.
     pub fn discard(self) {
         let loadgen = [files::LOADGEN_OUT, files::LOADGEN_ERR, files::LOADGEN_SAMPLES];
-        for name in [files::EVENTS, files::RUN].into_iter().chain(loadgen) {
+        let streams = self.event_files().unwrap_or_default();
+        let streams = streams.iter().map(|file| file.name.as_str());
+        for name in [files::RUN].into_iter().chain(loadgen).chain(streams) {
             let _ = fs::unlinkat(&self.directory, name, AtFlags::empty());
         }
         // Fails when something else is in it, which is then not ours to remove.
@@ -167,22 +167,14 @@ impl RunDir {
         create_new(&self.directory, name).map_err(|errno| self.write_error(name, errno))
     }
 
-    /// Starts `events.arrows`.
-    ///
-    /// # Errors
-    /// [`Exit::Output`].
-    pub fn create_events(&self) -> Result<EventWriter> {
-        let file = self.create_file(files::EVENTS)?;
-        TraceWriter::new(file).map_err(|error| self.write_error(files::EVENTS, error))
-    }
-
     /// Starts `samples.arrows`.
     ///
     /// # Errors
     /// [`Exit::Output`].
     pub fn create_samples(&self) -> Result<SampleWriter> {
         let file = self.create_file(files::SAMPLES)?;
-        TraceWriter::new(file).map_err(|error| self.write_error(files::SAMPLES, error))
+        TraceWriter::new(file, SampleColumns::default())
+            .map_err(|error| self.write_error(files::SAMPLES, error))
     }
 
     /// Writes or replaces a file at once: a reader sees the old content or the new, never half.
@@ -253,13 +245,13 @@ impl RunDir {
         Ok(Self { path, directory, reserve: Mutex::new(None) })
     }
 
-    fn read_error(&self, name: &str, problem: impl std::fmt::Display) -> Error {
+    pub(super) fn read_error(&self, name: &str, problem: impl std::fmt::Display) -> Error {
         let path = self.path.join(name);
         Error::new(Exit::RunUnreadable, format!("cannot read {}: {problem}", path.display()))
     }
 
     /// Opens a file of the run; `None` when there is none.
-    fn open_file(&self, name: &str) -> Result<Option<File>> {
+    pub(super) fn open_file(&self, name: &str) -> Result<Option<File>> {
         // Non-blocking: a FIFO in its place would otherwise hang the program.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match fs::openat(&self.directory, name, flags, Mode::empty()) {
@@ -329,40 +321,16 @@ impl RunDir {
         self.read_json(files::SUMMARY, SUMMARY_SCHEMA)
     }
 
-    fn read_trace<R: Row>(&self, name: &str) -> Result<Option<Loaded<R>>> {
-        let Some(file) = self.open_file(name)? else { return Ok(None) };
-        let input = std::io::BufReader::with_capacity(1 << 18, file);
-        let loaded: std::result::Result<_, TraceError> = read(input);
-        loaded.map(Some).map_err(|error| self.read_error(name, error))
-    }
-
-    /// Reads `events.arrows`; `None` when there is none.
-    ///
-    /// # Errors
-    /// [`Exit::RunUnreadable`] when it is damaged other than by being cut.
-    pub fn read_events(&self) -> Result<Option<Loaded<Event>>> {
-        self.read_trace(files::EVENTS)
-    }
-
-    /// Hands over the rows of `events.arrows`, a batch at a time; whether it was cut, `None` when
-    /// there is none.
-    ///
-    /// # Errors
-    /// [`Exit::RunUnreadable`] when it is damaged other than by being cut.
-    pub fn each_event(&self, mut each: impl FnMut(&mut Vec<Event>)) -> Result<Option<bool>> {
-        let Some(file) = self.open_file(files::EVENTS)? else { return Ok(None) };
-        let input = std::io::BufReader::with_capacity(1 << 18, file);
-        read_each(input, |rows| each(rows))
-            .map(Some)
-            .map_err(|error| self.read_error(files::EVENTS, error))
-    }
-
     /// Reads `samples.arrows`; `None` when there is none.
     ///
     /// # Errors
     /// [`Exit::RunUnreadable`] when it is damaged other than by being cut.
     pub fn read_samples(&self) -> Result<Option<Loaded<Sample>>> {
-        self.read_trace(files::SAMPLES)
+        let Some(file) = self.open_file(files::SAMPLES)? else { return Ok(None) };
+        let input = std::io::BufReader::with_capacity(1 << 18, file);
+        read(input, &mut SampleReader)
+            .map(Some)
+            .map_err(|error| self.read_error(files::SAMPLES, error))
     }
 }
 
@@ -380,7 +348,7 @@ pub fn create_private_file(path: &Path) -> Result<File> {
     })
 }
 
-fn create_new(
+pub(super) fn create_new(
     directory: impl std::os::fd::AsFd,
     name: impl rustix::path::Arg,
 ) -> rustix::io::Result<File> {

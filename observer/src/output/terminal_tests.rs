@@ -105,7 +105,7 @@ fn colours_only_where_asked_for() {
 fn stalls_beyond_the_longest_are_summed_up() {
     let mut answer = answer(example::run(), Some(example::attributed()), example::samples());
     let request = &mut answer.worst[0];
-    let (event, overlap_ns) = request.stalls[1].clone();
+    let (event, overlap_ns) = request.stalls[1];
     request.stalls.extend(std::iter::repeat_n((event, overlap_ns), 4));
     request.omitted = 1_000;
     let text = render(&answer, false);

@@ -27,7 +27,7 @@ pub fn probes_markdown() -> String {
             "| [`{0}`](#{0}) | {1} | {causes} | {2} |",
             probe.name,
             probe.about,
-            floor(probe.floor_ns)
+            floors(probe)
         );
     }
     for probe in PROBES {
@@ -65,8 +65,18 @@ pub fn causes_markdown() -> String {
     page
 }
 
-fn floor(floor_ns: u64) -> String {
-    if floor_ns == 0 { "none".to_owned() } else { format!("{} µs", floor_ns / 1000) }
+/// Floors of the kinds of record that have a length; all of the others are sent.
+fn floors(probe: &Probe) -> String {
+    let mut floors: Vec<u64> = probe.records.iter().filter_map(|row| row.floor_ns).collect();
+    floors.dedup();
+    let words = |floor_ns: &u64| match floor_ns {
+        0 => "none".to_owned(),
+        floor_ns => format!("{} µs", floor_ns / 1000),
+    };
+    if floors.is_empty() {
+        return words(&0);
+    }
+    floors.iter().map(words).collect::<Vec<_>>().join(", ")
 }
 
 fn describe(page: &mut String, probe: &Probe) {

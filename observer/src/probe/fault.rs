@@ -1,9 +1,9 @@
 //! `fault`: page faults.
 
-use observer_ebpf::wire::{FAULT_KERNEL, FAULT_MAJOR, FaultRecord, Header, RecordKind};
+use observer_ebpf::wire::{FAULT_KERNEL, FAULT_MAJOR, FaultRecord};
 
-use super::{Attach, Members, Need, Probe, Program, Tier, read};
-use crate::model::EventKind;
+use super::{Attach, Members, Need, Probe, Program, Tier};
+use crate::model::{Cause, Field, RecordRow, field};
 
 const USER: &str = "faults in user mode";
 const KERNEL: &str = "faults in kernel mode";
@@ -108,16 +108,24 @@ pub(super) const PROBE: Probe = Probe {
             ],
         },
     ],
-    records: &[RecordKind::Fault],
-    floor_ns: 3_000,
-    decode,
+    records: &[&FAULT],
 };
 
-fn decode(header: &Header, bytes: &[u8]) -> Option<EventKind> {
-    let record: FaultRecord = read(bytes)?;
-    Some(EventKind::Fault {
-        major: header.flags & FAULT_MAJOR != 0,
-        kernel_mode: header.flags & FAULT_KERNEL != 0,
-        address: record.address,
-    })
-}
+static FAULT: RecordRow = RecordRow::new::<FaultRecord>(
+    "fault",
+    "A thread was inside a page fault.",
+    &[
+        Field::flag("major", FAULT_MAJOR, "the page came from a device"),
+        Field::flag("kernel_mode", FAULT_KERNEL, "taken in kernel mode"),
+        field!(FaultRecord.address, "address", "faulting address"),
+    ],
+)
+.stalls(3_000, |event| {
+    let major = event.flags & FAULT_MAJOR != 0;
+    Some(if major { Cause::FAULT_MAJOR } else { Cause::FAULT_MINOR })
+})
+.detail(|event| {
+    let mode = if event.flags & FAULT_KERNEL != 0 { "kernel" } else { "user" };
+    let address = event.record::<FaultRecord>().map_or(0, |record| record.address);
+    format!("{mode} mode, at {address:#x}")
+});

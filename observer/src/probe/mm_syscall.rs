@@ -1,9 +1,10 @@
 //! `mm_syscall`: system calls that change the address space.
 
-use observer_ebpf::wire::{Header, MmSyscallRecord, RecordKind, Series};
+use observer_ebpf::wire::{MmSyscallRecord, Series};
 
-use super::{Attach, Members, Need, Probe, Program, Tier, read};
-use crate::model::{EventKind, MmCall};
+use super::{Attach, Members, Need, Probe, Program, Tier};
+use crate::model::{Cause, Event, RecordRow, field};
+use crate::text::bytes;
 
 /// Shared with the socket probe: without the part of either.
 pub(super) const SYS_EXIT: Program =
@@ -117,39 +118,130 @@ pub(super) const PROBE: Probe = Probe {
             ],
         },
     ],
-    records: &[RecordKind::MmSyscall],
-    floor_ns: 3_000,
-    decode,
+    records: &[&MM_SYSCALL],
 };
 
-fn decode(_header: &Header, bytes: &[u8]) -> Option<EventKind> {
-    let record: MmSyscallRecord = read(bytes)?;
-    let call = *MmCall::ALL.get(record.series.checked_sub(Series::Mmap as u32)? as usize)?;
-    Some(EventKind::MmSyscall {
-        call,
-        address: record.address,
-        length_bytes: record.length_bytes,
-        result: record.result,
-        argument: record.argument,
+/// The watched calls, with the series of each.
+const WATCHED: [(Series, &str); 6] = [
+    (Series::Mmap, "mmap"),
+    (Series::Munmap, "munmap"),
+    (Series::Mremap, "mremap"),
+    (Series::Brk, "brk"),
+    (Series::Mprotect, "mprotect"),
+    (Series::Madvise, "madvise"),
+];
+
+/// The name of a call by its series.
+fn call_name(series: u32) -> Option<&'static str> {
+    WATCHED.iter().find(|(call, _)| *call as u32 == series).map(|(_, name)| *name)
+}
+
+static MM_SYSCALL: RecordRow = RecordRow::new::<MmSyscallRecord>(
+    "mm_syscall",
+    "A thread was inside a memory-management system call.",
+    &[
+        field!(MmSyscallRecord.series, "syscall", "the system call", call_name),
+        field!(MmSyscallRecord.address, "address", "first argument"),
+        field!(MmSyscallRecord.length_bytes, "length_bytes", "bytes asked for (0 for brk)"),
+        field!(MmSyscallRecord.result, "result", "return value, negative errno on failure"),
+        field!(
+            MmSyscallRecord.argument,
+            "argument",
+            "protection (mmap, mprotect) or advice (madvise); otherwise 0"
+        ),
+    ],
+)
+.stalls(3_000, |_| Some(Cause::MM_SYSCALL))
+.detail(detail);
+
+fn detail(event: &Event) -> String {
+    let Some(record) = event.record::<MmSyscallRecord>() else { return String::new() };
+    let mut text = call_name(record.series).unwrap_or_default().to_owned();
+    if record.series == Series::Madvise as u32 {
+        match advice(record.argument) {
+            Some(name) => text += &format!("({name})"),
+            None => text += &format!("({})", record.argument),
+        }
+    }
+    if record.series != Series::Brk as u32 {
+        text += &format!(" {}", bytes(record.length_bytes));
+    }
+    // Addresses that mmap returns are positive; errors lie in -4095..0.
+    if (-4095..0).contains(&record.result) {
+        text += &format!(", failed with errno {}", -record.result);
+    }
+    text
+}
+
+/// How the table of advice in `include/uapi/asm-generic/mman-common.h` names it.
+fn advice(number: u32) -> Option<&'static str> {
+    Some(match number {
+        0 => "NORMAL",
+        1 => "RANDOM",
+        2 => "SEQUENTIAL",
+        3 => "WILLNEED",
+        4 => "DONTNEED",
+        8 => "FREE",
+        9 => "REMOVE",
+        10 => "DONTFORK",
+        11 => "DOFORK",
+        12 => "MERGEABLE",
+        13 => "UNMERGEABLE",
+        14 => "HUGEPAGE",
+        15 => "NOHUGEPAGE",
+        16 => "DONTDUMP",
+        17 => "DODUMP",
+        18 => "WIPEONFORK",
+        19 => "KEEPONFORK",
+        20 => "COLD",
+        21 => "PAGEOUT",
+        22 => "POPULATE_READ",
+        23 => "POPULATE_WRITE",
+        24 => "DONTNEED_LOCKED",
+        25 => "COLLAPSE",
+        100 => "HWPOISON",
+        102 => "GUARD_INSTALL",
+        103 => "GUARD_REMOVE",
+        _ => return None,
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use observer_ebpf::wire::RecordKind;
+
     use super::*;
+    use crate::probe::{DecodeError, decode, tests::header};
 
     #[test]
-    fn calls_and_series_are_in_the_same_order() {
-        let series = [
-            Series::Mmap,
-            Series::Munmap,
-            Series::Mremap,
-            Series::Brk,
-            Series::Mprotect,
-            Series::Madvise,
-        ];
-        for (call, series) in MmCall::ALL.into_iter().zip(series) {
-            assert_eq!(format!("{call:?}"), format!("{series:?}"));
-        }
+    fn details_name_what_the_numbers_mean() {
+        let call = |series: Series, argument, result| {
+            let record = MmSyscallRecord {
+                header: header(RecordKind::MmSyscall, 0),
+                address: 1,
+                length_bytes: 4 << 20,
+                result,
+                series: series as u32,
+                argument,
+            };
+            detail(&decode(bytemuck::bytes_of(&record)).expect("decodes"))
+        };
+        assert_eq!(call(Series::Madvise, 4, 0), "madvise(DONTNEED) 4 MiB");
+        assert_eq!(call(Series::Madvise, 77, 0), "madvise(77) 4 MiB");
+        assert_eq!(call(Series::Mmap, 0, -12), "mmap 4 MiB, failed with errno 12");
+        assert_eq!(call(Series::Brk, 0, 0x5000), "brk");
+    }
+
+    #[test]
+    fn a_series_that_is_no_call_is_refused() {
+        let record = MmSyscallRecord {
+            header: header(RecordKind::MmSyscall, 0),
+            address: 1,
+            length_bytes: 1,
+            result: 0,
+            series: Series::Compaction as u32,
+            argument: 0,
+        };
+        assert_eq!(decode(bytemuck::bytes_of(&record)), Err(DecodeError::BadField));
     }
 }

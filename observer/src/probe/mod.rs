@@ -11,9 +11,11 @@ mod selection;
 mod socket;
 mod task;
 
-use observer_ebpf::wire::{Header, RecordKind};
+use std::sync::LazyLock;
 
-use crate::model::{Cause, Event, EventKind};
+use observer_ebpf::wire::{Header, KIND_SLOTS, RecordKind};
+
+use crate::model::{Cause, Event, OWN_RECORDS, RecordRow};
 pub use hooks::{Attach, Members, Need, Program, Tier};
 pub use selection::{ForcedTier, ForcedTiers, NOT_ASKED_FOR, ProbeOptions, Selection};
 
@@ -29,12 +31,8 @@ pub struct Probe {
     /// Ways to attach it, the best first: the most exact, and of those the cheapest. The first whose
     /// needs the kernel meets, and whose programs it accepts, is taken.
     pub tiers: &'static [Tier],
-    /// Records it sends.
-    pub records: &'static [RecordKind],
-    /// Stalls of the target below this are counted, not sent, nanoseconds.
-    pub floor_ns: u64,
-    /// Turns one of its records into an event; `None` when the bytes do not fit the layout.
-    pub decode: fn(&Header, &[u8]) -> Option<EventKind>,
+    /// Kinds of record it sends.
+    pub records: &'static [&'static RecordRow],
 }
 
 impl Probe {
@@ -42,6 +40,17 @@ impl Probe {
     pub fn causes(&self) -> impl Iterator<Item = Cause> + use<> {
         let name = self.name;
         Cause::all().filter(move |cause| cause.info().probe == Some(name))
+    }
+
+    /// Kinds of record it sends.
+    pub fn kinds(&self) -> impl Iterator<Item = RecordKind> + use<> {
+        self.records.iter().filter_map(|row| RecordKind::from_raw(row.kind))
+    }
+
+    /// It sends this kind of record.
+    #[must_use]
+    pub fn sends(&self, kind: RecordKind) -> bool {
+        self.kinds().any(|sent| sent == kind)
     }
 
     /// It sees stalls, not only counts or names.
@@ -64,8 +73,34 @@ pub const PROBES: [&Probe; 6] = [
 /// The probe that sends this kind of record.
 #[must_use]
 pub fn of_kind(kind: RecordKind) -> Option<&'static Probe> {
-    PROBES.into_iter().find(|probe| probe.records.contains(&kind))
+    PROBES.into_iter().find(|probe| probe.sends(kind))
 }
+
+/// All kinds of record: those that probes send, and those that observer notes itself.
+pub fn records() -> impl Iterator<Item = &'static RecordRow> {
+    let sent = PROBES.into_iter().flat_map(|probe| probe.records.iter().copied());
+    sent.chain(OWN_RECORDS.iter().copied())
+}
+
+/// What is known of a kind that the kernel side sends.
+#[must_use]
+pub fn record(kind: RecordKind) -> Option<&'static RecordRow> {
+    ROWS[kind as usize]
+}
+
+/// The kinds of record that have a length, and so may have a floor.
+pub fn with_floor() -> impl Iterator<Item = (RecordKind, u64)> {
+    let floor = |kind| Some((kind, record(kind)?.floor_ns?));
+    RecordKind::ALL.into_iter().filter_map(floor)
+}
+
+static ROWS: LazyLock<[Option<&'static RecordRow>; KIND_SLOTS]> = LazyLock::new(|| {
+    let mut rows = [None; KIND_SLOTS];
+    for row in PROBES.into_iter().flat_map(|probe| probe.records) {
+        rows[usize::from(row.kind)] = Some(*row);
+    }
+    rows
+});
 
 /// Why a record could not be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,17 +119,12 @@ pub enum DecodeError {
 /// When the bytes are not a record this version knows.
 pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
     let header: Header = read(bytes).ok_or(DecodeError::Short)?;
-    let kind = RecordKind::from_raw(header.kind).ok_or(DecodeError::UnknownKind)?;
-    let probe = of_kind(kind).ok_or(DecodeError::UnknownKind)?;
-    let kind = (probe.decode)(&header, bytes).ok_or(DecodeError::BadField)?;
-    Ok(Event {
-        end: crate::clock::MonoNanos(header.end_ns),
-        duration_ns: header.duration_ns,
-        tid: crate::model::Tid(header.tid),
-        tgid: crate::model::Tgid(header.tgid),
-        cpu: header.cpu,
-        kind,
-    })
+    let row = ROWS.get(usize::from(header.kind)).copied().flatten();
+    let row = row.ok_or(DecodeError::UnknownKind)?;
+    if bytes.len() < row.size {
+        return Err(DecodeError::Short);
+    }
+    Event::decode(row, bytes).ok_or(DecodeError::BadField)
 }
 
 /// Copies a record out of bytes that may be unaligned or longer.
@@ -102,19 +132,21 @@ fn read<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Option<T> {
     bytes.get(..size_of::<T>()).map(bytemuck::pod_read_unaligned)
 }
 
-/// The kernel's NUL-padded command name as text.
+/// The kernel's NUL-padded command name as text that is safe to print.
 fn comm(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
+    crate::text::clean(&String::from_utf8_lossy(&bytes[..end]), 16)
 }
 
 #[cfg(test)]
 mod tests {
-    use observer_ebpf::wire::{FaultRecord, RUNQUEUE_PREEMPTED, RunqueueRecord};
+    use std::collections::BTreeSet;
+
+    use observer_ebpf::wire::{FaultRecord, OWN_KINDS};
 
     use super::*;
 
-    fn header(kind: RecordKind, flags: u16) -> Header {
+    pub(super) fn header(kind: RecordKind, flags: u16) -> Header {
         Header {
             end_ns: 900,
             duration_ns: 300,
@@ -147,30 +179,27 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_has_exactly_one_probe() {
+    fn every_kind_has_exactly_one_row_with_names_of_their_own() {
         for kind in RecordKind::ALL {
-            let owners = PROBES.iter().filter(|probe| probe.records.contains(&kind)).count();
-            assert_eq!(owners, 1, "{}", kind.name());
+            let rows: Vec<_> = records().filter(|row| row.kind == kind as u16).collect();
+            assert_eq!(rows.len(), 1, "{}", kind.name());
+            assert_eq!(rows[0].name, kind.name());
+        }
+        assert!(OWN_RECORDS.iter().all(|row| row.kind >= OWN_KINDS));
+        let names: BTreeSet<&str> = records().map(|row| row.name).collect();
+        assert_eq!(names.len(), records().count());
+        for row in records() {
+            let fields: BTreeSet<&str> = row.fields.iter().map(|field| field.name).collect();
+            assert_eq!(fields.len(), row.fields.len(), "{}", row.name);
         }
     }
 
     #[test]
-    fn a_runqueue_record_names_what_ran_instead() {
-        let mut ran_comm = [0; 16];
-        ran_comm[..3].copy_from_slice(b"hog");
-        let record = RunqueueRecord {
-            header: header(RecordKind::Runqueue, RUNQUEUE_PREEMPTED),
-            ran_tid: 7,
-            ran_tgid: 7,
-            ran_comm,
-        };
-        let event = decode(bytemuck::bytes_of(&record)).expect("decodes");
-        assert_eq!(event.start().0, 600);
-        let EventKind::Runqueue { preempted, ran_tid, ran_comm, .. } = event.kind else {
-            panic!("wrong kind")
-        };
-        assert!(preempted);
-        assert_eq!((ran_tid.0, ran_comm.as_str()), (7, "hog"));
+    fn what_has_a_floor_is_what_stalls() {
+        for probe in PROBES {
+            let floors = probe.records.iter().filter(|row| row.floor_ns.is_some()).count();
+            assert_eq!(floors > 0, probe.sees_stalls(), "{}", probe.name);
+        }
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! `reclaim`: a thread frees (or compacts) memory itself.
 
-use observer_ebpf::wire::{CompactionRecord, Header, RECLAIM_MEMCG, ReclaimRecord, RecordKind};
+use observer_ebpf::wire::{CompactionRecord, RECLAIM_MEMCG, ReclaimRecord};
 
-use super::{Attach, Members, Need, Probe, Program, Tier, read};
-use crate::model::{EventKind, ReclaimScope};
+use super::{Attach, Members, Need, Probe, Program, Tier};
+use crate::model::{Cause, Field, RecordRow, field};
+use crate::text::count;
 
 /// The programs at the tracepoints of reclaim and compaction: suffix of their names, kind of hook.
 macro_rules! tracepoints {
@@ -47,25 +48,36 @@ pub(super) const PROBE: Probe = Probe {
             programs: tracepoints!("_raw", RawTracepoint),
         },
     ],
-    records: &[RecordKind::Reclaim, RecordKind::Compaction],
-    floor_ns: 0,
-    decode,
+    records: &[&RECLAIM, &COMPACTION],
 };
 
-fn decode(header: &Header, bytes: &[u8]) -> Option<EventKind> {
-    if header.kind == RecordKind::Compaction as u16 {
-        let record: CompactionRecord = read(bytes)?;
-        return Some(EventKind::Compaction { status: record.status });
-    }
-    let record: ReclaimRecord = read(bytes)?;
-    Some(EventKind::Reclaim {
-        scope: if header.flags & RECLAIM_MEMCG != 0 {
-            ReclaimScope::Memcg
-        } else {
-            ReclaimScope::Direct
-        },
-        reclaimed_pages: record.reclaimed_pages,
-        order: record.order,
-        gfp_flags: record.gfp_flags,
-    })
-}
+static RECLAIM: RecordRow = RecordRow::new::<ReclaimRecord>(
+    "reclaim",
+    "A thread freed memory itself.",
+    &[
+        Field::flag_names(
+            "reclaim_scope",
+            &[(RECLAIM_MEMCG, "memcg"), (0, "direct")],
+            "`direct` (the host was short of memory) or `memcg` (a memory cgroup was at its limit)",
+        ),
+        field!(ReclaimRecord.reclaimed_pages, "reclaimed_pages", "pages freed"),
+        field!(ReclaimRecord.order, "order", "allocation order"),
+        field!(ReclaimRecord.gfp_flags, "gfp_flags", "allocation flags (`gfp_t`)"),
+    ],
+)
+.stalls(0, |event| {
+    let memcg = event.flags & RECLAIM_MEMCG != 0;
+    Some(if memcg { Cause::RECLAIM_MEMCG } else { Cause::RECLAIM_DIRECT })
+})
+.detail(|event| {
+    let Some(record) = event.record::<ReclaimRecord>() else { return String::new() };
+    let ReclaimRecord { reclaimed_pages, order, gfp_flags, .. } = record;
+    format!("{} pages, order {order}, gfp {gfp_flags:#x}", count(reclaimed_pages))
+});
+
+static COMPACTION: RecordRow = RecordRow::new::<CompactionRecord>(
+    "compaction",
+    "A thread compacted memory.",
+    &[field!(CompactionRecord.status, "compaction_status", "`enum compact_result`")],
+)
+.stalls(0, |_| Some(Cause::COMPACTION));

@@ -1,9 +1,9 @@
 //! `runqueue`: runnable, but not running.
 
-use observer_ebpf::wire::{Header, RUNQUEUE_PREEMPTED, RecordKind, RunqueueRecord};
+use observer_ebpf::wire::{RUNQUEUE_PREEMPTED, RunqueueRecord};
 
-use super::{Attach, Members, Need, Probe, Program, Tier, comm, read};
-use crate::model::{EventKind, Tgid, Tid};
+use super::{Attach, Members, Need, Probe, Program, Tier};
+use crate::model::{Cause, Event, Field, Holder, RecordRow, Tgid, Tid, field};
 
 const SWITCH: &str = "waits for a CPU";
 const WAKEUP: &str = "waits after a wake-up";
@@ -88,17 +88,68 @@ pub(super) const PROBE: Probe = Probe {
             ],
         },
     ],
-    records: &[RecordKind::Runqueue],
-    floor_ns: 5_000,
-    decode,
+    records: &[&RUNQUEUE],
 };
 
-fn decode(header: &Header, bytes: &[u8]) -> Option<EventKind> {
-    let record: RunqueueRecord = read(bytes)?;
-    Some(EventKind::Runqueue {
-        preempted: header.flags & RUNQUEUE_PREEMPTED != 0,
-        ran_tid: Tid(record.ran_tid),
-        ran_tgid: Tgid(record.ran_tgid),
-        ran_comm: comm(&record.ran_comm),
-    })
+static RUNQUEUE: RecordRow = RecordRow::new::<RunqueueRecord>(
+    "runqueue",
+    "A thread waited for a CPU.",
+    &[
+        Field::flag(
+            "preempted",
+            RUNQUEUE_PREEMPTED,
+            "the thread was preempted while running (otherwise woken)",
+        ),
+        field!(
+            RunqueueRecord.ran_tid,
+            "ran_tid",
+            "thread that ran instead; 0 when the CPU was idle"
+        ),
+        field!(RunqueueRecord.ran_tgid, "ran_tgid", "its process"),
+        field!(RunqueueRecord.ran_comm, "ran_comm", "its command name"),
+    ],
+)
+.stalls(5_000, |_| Some(Cause::RUNQUEUE))
+.holder(|event| {
+    let record: RunqueueRecord = event.record()?;
+    Some(Holder { tid: Tid(record.ran_tid), tgid: Tgid(record.ran_tgid) })
+})
+.detail(detail);
+
+fn detail(event: &Event) -> String {
+    let Some(record) = event.record::<RunqueueRecord>() else { return String::new() };
+    let began = if event.flags & RUNQUEUE_PREEMPTED != 0 { "preempted" } else { "woken" };
+    if record.ran_tid == 0 {
+        return format!("{began}; the CPU was idle");
+    }
+    format!("{began}; ran instead: {} ({})", super::comm(&record.ran_comm), record.ran_tid)
+}
+
+#[cfg(test)]
+mod tests {
+    use observer_ebpf::wire::RecordKind;
+
+    use super::*;
+    use crate::probe::{decode, tests::header};
+
+    #[test]
+    fn a_record_names_what_ran_instead() {
+        let mut ran_comm = [0; 16];
+        ran_comm[..4].copy_from_slice(b"hog\x1b");
+        let mut record = RunqueueRecord {
+            header: header(RecordKind::Runqueue, RUNQUEUE_PREEMPTED),
+            ran_tid: 123,
+            ran_tgid: 120,
+            ran_comm,
+        };
+        let event = decode(bytemuck::bytes_of(&record)).expect("decodes");
+        assert_eq!(event.start().0, 600);
+        assert_eq!(event.cause(), Some(Cause::RUNQUEUE));
+        assert_eq!(event.holder(), Some(Holder { tid: Tid(123), tgid: Tgid(120) }));
+        assert_eq!(event.record(), Some(record));
+        assert_eq!(detail(&event), "preempted; ran instead: hog? (123)");
+        record.ran_tid = 0;
+        let event = decode(bytemuck::bytes_of(&record)).expect("decodes");
+        assert_eq!(detail(&event), "preempted; the CPU was idle");
+    }
 }

@@ -1,12 +1,11 @@
 //! `socket`: IP sockets from creation to release, and descriptor exhaustion.
 
 use observer_ebpf::wire::{
-    FdFailureRecord, FdSyscall, Header, RecordKind, SOCKET_ACCEPTED, SOCKET_PREEXISTING,
-    SocketRecord,
+    FdFailureRecord, FdSyscall, SOCKET_ACCEPTED, SOCKET_PREEXISTING, SocketRecord,
 };
 
-use super::{Attach, Members, Need, Probe, Program, Tier, mm_syscall, read};
-use crate::model::EventKind;
+use super::{Attach, Members, Need, Probe, Program, Tier, mm_syscall};
+use crate::model::{Field, RecordRow, field};
 
 const CREATE: Program =
     Program::new("inet_sock_create", Attach::CgroupSockCreate, "created sockets");
@@ -110,22 +109,38 @@ pub(super) const PROBE: Probe = Probe {
             ],
         },
     ],
-    records: &[RecordKind::Socket, RecordKind::FdFailure],
-    floor_ns: 0,
-    decode,
+    records: &[&SOCKET, &FD_FAILURE],
 };
 
-fn decode(header: &Header, bytes: &[u8]) -> Option<EventKind> {
-    if header.kind == RecordKind::FdFailure as u16 {
-        let record: FdFailureRecord = read(bytes)?;
-        let call = FdSyscall::ALL.get(record.syscall as usize)?.name();
-        return Some(EventKind::FdFailure { call, errno: record.errno });
-    }
-    let record: SocketRecord = read(bytes)?;
-    Some(EventKind::SocketReleased {
-        accepted: header.flags & SOCKET_ACCEPTED != 0,
-        preexisting: header.flags & SOCKET_PREEXISTING != 0,
-        family: record.family,
-        socket_type: record.socket_type,
-    })
-}
+static SOCKET: RecordRow = RecordRow::new::<SocketRecord>(
+    "socket",
+    "A socket was released; `duration_ns` is its lifetime.",
+    &[
+        Field::flag("accepted", SOCKET_ACCEPTED, "accepted rather than created"),
+        Field::flag(
+            "preexisting",
+            SOCKET_PREEXISTING,
+            "older than the run, so that the lifetime is unknown",
+        ),
+        field!(SocketRecord.family, "family", "`AF_INET` (2) or `AF_INET6` (10)"),
+        field!(
+            SocketRecord.socket_type,
+            "socket_type",
+            "`SOCK_STREAM` (1), `SOCK_DGRAM` (2), ...; 0 when unknown"
+        ),
+    ],
+)
+.sampled()
+.detail(|event| if event.flags & SOCKET_ACCEPTED != 0 { "accepted" } else { "created" }.to_owned());
+
+static FD_FAILURE: RecordRow = RecordRow::new::<FdFailureRecord>(
+    "fd_failure",
+    "A socket, accept, connect or open failed because a resource was used up.",
+    &[
+        field!(FdFailureRecord.syscall, "syscall", "the system call", |number| {
+            Some(FdSyscall::ALL.get(number as usize)?.name())
+        }),
+        field!(FdFailureRecord.errno, "errno", "positive errno"),
+    ],
+)
+.sampled();

@@ -1,9 +1,9 @@
 //! `task`: forks, execs and exits, by which the target is followed.
 
-use observer_ebpf::wire::{Header, RecordKind, TASK_EXEC, TASK_FORK, TaskRecord};
+use observer_ebpf::wire::{TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord};
 
-use super::{Attach, Members, Need, Probe, Program, Tier, comm, read};
-use crate::model::{EventKind, Tid};
+use super::{Attach, Members, Need, Probe, Program, Tier};
+use crate::model::{Field, RecordRow, field};
 
 const FORK: &str = "children of the target";
 const EXEC: &str = "programs the target executes";
@@ -49,19 +49,22 @@ pub(super) const PROBE: Probe = Probe {
             ],
         },
     ],
-    records: &[RecordKind::Task],
-    floor_ns: 0,
-    decode,
+    records: &[&TASK],
 };
 
-fn decode(header: &Header, bytes: &[u8]) -> Option<EventKind> {
-    let record: TaskRecord = read(bytes)?;
-    let comm = comm(&record.comm);
-    Some(if header.flags & TASK_FORK != 0 {
-        EventKind::Fork { parent_tid: Tid(record.parent_tid), comm }
-    } else if header.flags & TASK_EXEC != 0 {
-        EventKind::Exec { comm }
-    } else {
-        EventKind::Exit { comm }
-    })
-}
+static TASK: RecordRow = RecordRow::new::<TaskRecord>(
+    "task",
+    "A thread was born, executed another program, or exited.",
+    &[
+        Field::flag_names(
+            "task",
+            &[(TASK_FORK, "fork"), (TASK_EXEC, "exec"), (TASK_EXIT, "exit")],
+            "`fork` (`tid` is the child), `exec` or `exit`",
+        ),
+        // Version 2 left it empty where there is no fork.
+        field!(TaskRecord.parent_tid, "parent_tid", "the parent thread of a fork; otherwise 0")
+            .optional(),
+        field!(TaskRecord.comm, "comm", "command name"),
+    ],
+)
+.sampled();

@@ -1,11 +1,9 @@
-//! From the ring to stalls: one thread drains and decodes, one writes the trace and keeps the
-//! stalls for the correlation.
+//! From the ring to the sinks: one thread drains and decodes, one hands the events to the sinks.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,39 +11,30 @@ use observer_ebpf::wire::KIND_SLOTS;
 
 use super::drain::{CaptureCounts, Drain, Drained, Floors};
 use super::floor_log::FloorLog;
+use super::sink::{Births, Names, Sink, Stalls};
+use super::trace_sink::{TraceSink, Unwritten};
 use crate::aggregate::CauseRecorder;
 use crate::clock::MonoNanos;
 use crate::kernel::Ring;
-use crate::model::{Event, EventKind, Stall, Tgid};
-use crate::output::trace::{TraceError, TraceWriter};
+use crate::model::{Event, Tgid};
 
 /// Batches under way between the threads; beyond, the drain waits and the ring fills up.
 pub(super) const BATCHES: usize = 16;
-/// Thread names kept for the report.
-pub(super) const NAMES_MAX: usize = 50_000;
-/// Forks told of and not yet heard.
-const BIRTHS_MAX: usize = 65_536;
-/// A record is in the trace writer's hands this long after the stall ended, at the latest, unless
-/// observer itself was held up.
-const ON_THE_WAY_NS: u64 = 500_000_000;
-/// How often appended events are put into the file.
-const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
-/// Events kept and written; later ones are counted. About 0.6 GiB of memory while the answer is
-/// worked out, and as much disk, at the cap. The floors rise so that it is not reached.
-pub const EVENTS_MAX: u64 = 4_000_000;
+/// Pause between two ticks of the sinks.
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why an event beyond [`EVENTS_MAX`] is not kept.
+/// Why a stall that was delivered is not kept.
 pub(super) const BEYOND_CAP: &str = "beyond_event_cap";
 
 /// What the capture gathered.
 #[derive(Default)]
 pub struct Captured {
-    /// Stalls of the target that could not be written to the trace, in the order they ended. The
-    /// others are there, and not in memory.
-    pub stalls: Vec<Stall>,
+    /// Stalls of the target that may not be in the trace, because it could not be written, in the
+    /// order they came. The others are there, and not in memory.
+    pub(super) unwritten: Vec<Unwritten>,
     /// Command names by thread, as forks, execs and exits told them.
     pub thread_names: BTreeMap<u32, String>,
-    /// Names beyond those that are kept.
+    /// Names that had to go because there are more than are kept.
     pub names_dropped: u64,
     /// Lengths by cause.
     pub recorder: CauseRecorder,
@@ -53,6 +42,12 @@ pub struct Captured {
     pub skipped: BTreeMap<&'static str, u64>,
     /// Records delivered, by kind.
     pub delivered: [u64; KIND_SLOTS],
+    /// Of these, those that the trace had no room for.
+    pub beyond_cap: [u64; KIND_SLOTS],
+    /// Of these, those left out because only every n-th is kept.
+    pub sampled_out: [u64; KIND_SLOTS],
+    /// Of these, those removed from a trace of bounded size.
+    pub removed: [u64; KIND_SLOTS],
     /// Times the drain thread woke up.
     pub wakeups: u64,
     /// Which floors applied when; `None` when the thread that knew died.
@@ -65,9 +60,22 @@ pub struct Captured {
     pub disk_full: bool,
 }
 
+/// The sinks of a run or of a daemon that keeps a trace, and where the first of them tells the
+/// target's new processes.
+pub(super) fn sinks(trace: TraceSink) -> (Vec<Box<dyn Sink>>, Receiver<Tgid>) {
+    let (told, births) = Births::new();
+    let sinks: Vec<Box<dyn Sink>> = vec![
+        Box::new(told),
+        Box::new(Stalls::default()),
+        Box::new(Names::default()),
+        Box::new(trace),
+    ];
+    (sinks, births)
+}
+
 /// The two threads.
 pub struct Capture {
-    births: Receiver<Tgid>,
+    notes: SyncSender<Vec<Event>>,
     stop: Arc<AtomicBool>,
     counts: Arc<CaptureCounts>,
     drain: JoinHandle<Drained>,
@@ -75,23 +83,22 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Starts draining `ring` into `trace`, adapting `floors`.
+    /// Starts draining `ring` into `sinks`, adapting `floors`.
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn start(
+    pub(super) fn start(
         ring: Ring,
-        trace: TraceWriter<Event, File>,
+        sinks: Vec<Box<dyn Sink>>,
+        counts: Arc<CaptureCounts>,
         floors: Floors,
     ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let counts = Arc::new(CaptureCounts::default());
         let (sender, receiver) = sync_channel(BATCHES);
-        let (born, births) = sync_channel(BIRTHS_MAX);
-        let keep = std::thread::Builder::new().name("observer-keep".into()).spawn({
-            let counts = Arc::clone(&counts);
-            move || keep(&receiver, trace, &born, &counts)
-        })?;
+        let keep = std::thread::Builder::new()
+            .name("observer-keep".into())
+            .spawn(move || keep(&receiver, sinks))?;
+        let notes = sender.clone();
         let drain = {
             let stop = Arc::clone(&stop);
             let drain = Drain::new(ring, Arc::clone(&counts), sender, floors);
@@ -99,7 +106,7 @@ impl Capture {
                 .name("observer-drain".into())
                 .spawn(move || drain.run(&stop))?
         };
-        Ok(Self { births, stop, counts, drain, keep })
+        Ok(Self { notes, stop, counts, drain, keep })
     }
 
     /// Progress so far.
@@ -108,22 +115,42 @@ impl Capture {
         &self.counts
     }
 
-    /// Processes the target has forked since the last call.
-    pub fn births(&self) -> impl Iterator<Item = Tgid> {
-        self.births.try_iter()
+    /// Hands events of observer's own to the sinks; gives them back while there is no room.
+    pub(super) fn note(&self, events: Vec<Event>) -> Vec<Event> {
+        match self.notes.try_send(events) {
+            Ok(()) => Vec::new(),
+            Err(TrySendError::Full(events) | TrySendError::Disconnected(events)) => events,
+        }
+    }
+
+    /// Hands over the last of them, however long it takes.
+    pub(super) fn note_last(&self, events: Vec<Event>) {
+        // Fails when the thread behind died, which its join reports.
+        let _ = self.notes.send(events);
     }
 
     /// Drains what is left and ends both threads.
     #[must_use]
     pub fn finish(self) -> Captured {
         self.stop.store(true, Ordering::Relaxed);
+        // While it lives, more events may come.
+        drop(self.notes);
         let drained = self.drain.join();
         let mut captured = self.keep.join().unwrap_or_else(|_| Captured {
             trace_error: Some("the thread that writes the trace failed".into()),
             ..Captured::default()
         });
-        captured.delivered =
-            std::array::from_fn(|kind| self.counts.delivered[kind].load(Ordering::Relaxed));
+        let read = |counts: &[AtomicU64; KIND_SLOTS]| {
+            std::array::from_fn(|kind| counts[kind].load(Ordering::Relaxed))
+        };
+        captured.delivered = read(&self.counts.delivered);
+        captured.beyond_cap = read(&self.counts.beyond_cap);
+        captured.sampled_out = read(&self.counts.sampled_out);
+        captured.removed = read(&self.counts.removed);
+        let stalls = self.counts.stalls_beyond_cap();
+        if stalls > 0 {
+            captured.skipped.insert(BEYOND_CAP, stalls);
+        }
         captured.wakeups = self.counts.wakeups.load(Ordering::Relaxed);
         match drained {
             Ok(drained) => {
@@ -136,91 +163,24 @@ impl Capture {
     }
 }
 
-fn keep(
-    receiver: &Receiver<Vec<Event>>,
-    trace: TraceWriter<Event, File>,
-    born: &SyncSender<Tgid>,
-    counts: &CaptureCounts,
-) -> Captured {
-    let mut captured = Captured::default();
-    let mut trace = Some(trace);
-    let mut kept = 0;
-    // Since the last flush: at most a second's worth, and none of it is in the file for sure.
-    let mut unwritten = Vec::new();
-    let mut flushed = Instant::now();
+fn keep(receiver: &Receiver<Vec<Event>>, mut sinks: Vec<Box<dyn Sink>>) -> Captured {
+    let mut ticked = Instant::now();
     loop {
-        let batch = match receiver.recv_timeout(FLUSH_INTERVAL) {
+        let batch = match receiver.recv_timeout(TICK_INTERVAL) {
             Ok(batch) => batch,
-            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => Vec::new(),
-            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => Vec::new(),
+            Err(RecvTimeoutError::Disconnected) => break,
         };
-        for event in &batch {
-            captured.recorder.record_event(event);
-            captured.note_name(event);
-            if matches!(event.kind, EventKind::Fork { .. }) && event.tid.0 == event.tgid.0 {
-                // Nobody listens any more once the run is over. One that does not fit is found when
-                // /proc is looked through.
-                let _ = born.try_send(event.tgid);
-            }
-            if kept >= EVENTS_MAX {
-                *captured.skipped.entry(BEYOND_CAP).or_insert(0) += 1;
-                counts.beyond_cap.fetch_add(1, Ordering::Relaxed);
-                continue;
-            }
-            kept += 1;
-            let Some(file) = &mut trace else {
-                captured.stalls.extend(Stall::from_event(event));
-                continue;
-            };
-            unwritten.extend(Stall::from_event(event));
-            if let Err(error) = file.append(event) {
-                captured.give_up(&mut trace, &mut unwritten, &error);
-            }
+        for sink in &mut sinks {
+            batch.iter().for_each(|event| sink.event(event));
         }
-        if flushed.elapsed() >= FLUSH_INTERVAL {
-            flushed = Instant::now();
-            match trace.as_mut().map(TraceWriter::flush) {
-                None => {}
-                Some(Ok(())) => {
-                    unwritten.clear();
-                    let until = MonoNanos::now().0.saturating_sub(ON_THE_WAY_NS);
-                    counts.written_until_ns.store(until, Ordering::Relaxed);
-                }
-                Some(Err(error)) => captured.give_up(&mut trace, &mut unwritten, &error),
-            }
+        if ticked.elapsed() >= TICK_INTERVAL {
+            ticked = Instant::now();
+            let now = MonoNanos::now();
+            sinks.iter_mut().for_each(|sink| sink.tick(now));
         }
     }
-    if let Some(trace) = trace
-        && let Err(error) = trace.finish()
-    {
-        captured.give_up(&mut None, &mut unwritten, &error);
-    }
+    let mut captured = Captured::default();
+    sinks.into_iter().for_each(|sink| sink.finish(&mut captured));
     captured
-}
-
-impl Captured {
-    /// A full disk ends the trace, not the run: from here on stalls are kept in memory.
-    fn give_up(
-        &mut self,
-        trace: &mut Option<TraceWriter<Event, File>>,
-        unwritten: &mut Vec<Stall>,
-        error: &TraceError,
-    ) {
-        self.disk_full |= error.is_disk_full();
-        self.trace_error = Some(error.to_string());
-        *trace = None;
-        self.stalls.append(unwritten);
-    }
-
-    fn note_name(&mut self, event: &Event) {
-        if let EventKind::Fork { comm, .. } | EventKind::Exec { comm } | EventKind::Exit { comm } =
-            &event.kind
-        {
-            if self.thread_names.len() < NAMES_MAX || self.thread_names.contains_key(&event.tid.0) {
-                self.thread_names.insert(event.tid.0, comm.clone());
-            } else {
-                self.names_dropped += 1;
-            }
-        }
-    }
 }

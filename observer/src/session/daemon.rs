@@ -43,6 +43,8 @@ pub struct DaemonOptions {
     pub probes: ProbeOptions,
     /// A directory to make, for the target's stalls one by one.
     pub trace: Option<PathBuf>,
+    /// Most that the trace takes on disk; its oldest part is removed.
+    pub trace_bytes: u64,
 }
 
 struct Watching {
@@ -125,10 +127,8 @@ pub fn serve(
         }
     }
     let mut recording = None;
-    if let (Some(out), Some(spec), Some(membership)) =
-        (&options.trace, &options.target, &membership)
-    {
-        recording = Some(Recording::start(out, spec, membership, &mut kernel)?);
+    if let (Some(out), Some(membership)) = (&options.trace, &membership) {
+        recording = Some(Recording::start(options, out, membership, &mut kernel)?);
     }
     let watching = membership.map(|membership| Watching::begin(membership, &kernel));
     // Without a target nothing comes through the ring, and nobody has to be followed.

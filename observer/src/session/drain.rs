@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 
 use observer_ebpf::wire::{KIND_SLOTS, RecordKind};
 
-use super::EVENTS_MAX;
 use super::floor::{FloorControl, Load};
 use super::floor_log::FloorLog;
 use crate::clock::MonoNanos;
 use crate::kernel::{FloorSet, Ring};
-use crate::model::{Event, EventKind, FloorChange, Tgid, Tid};
+use crate::model::Event;
 use crate::probe::{self, DecodeError};
 
 /// Time between two looks at the ring. The kernel side wakes the thread early past half a ring.
@@ -45,11 +44,27 @@ pub struct CaptureCounts {
     pub written_until_ns: AtomicU64,
     /// Records lost so far, as told by whoever reads the kernel's counters.
     pub lost: AtomicU64,
-    /// Events delivered and not kept, for there are too many.
-    pub beyond_cap: AtomicU64,
+    /// Records delivered that the trace had no room for, by kind.
+    pub beyond_cap: [AtomicU64; KIND_SLOTS],
+    /// Records delivered that the trace does not keep because only every n-th is, by kind.
+    pub sampled_out: [AtomicU64; KIND_SLOTS],
+    /// Stalls there is still room for.
+    pub room: AtomicU64,
+    /// Records that a trace of bounded size has removed, by kind.
+    pub removed: [AtomicU64; KIND_SLOTS],
+    /// Everything that ended before this instant may have been removed; 0 when nothing was.
+    pub removed_until_ns: AtomicU64,
 }
 
 impl CaptureCounts {
+    /// Stalls that the trace had no room for.
+    #[must_use]
+    pub fn stalls_beyond_cap(&self) -> u64 {
+        probe::with_floor()
+            .map(|(kind, _)| self.beyond_cap[kind as usize].load(Ordering::Relaxed))
+            .sum()
+    }
+
     /// Records delivered so far, all kinds.
     #[must_use]
     pub fn events(&self) -> u64 {
@@ -164,11 +179,9 @@ impl Drain {
             *bytes += record.len().next_multiple_of(8) + RECORD_HEADER_BYTES;
             match probe::decode(record) {
                 Ok(event) => {
-                    if let Some(kind) = event.kind.record() {
-                        let (count, sum_ns) = &mut recorded[kind as usize];
-                        *count += 1;
-                        *sum_ns += event.duration_ns;
-                    }
+                    let (count, sum_ns) = &mut recorded[usize::from(event.row().kind)];
+                    *count += 1;
+                    *sum_ns += event.duration_ns;
                     batch.push(event);
                 }
                 Err(error) => *drained.undecoded.entry(reason(error)).or_insert(0) += 1,
@@ -196,7 +209,7 @@ impl Drain {
             records: std::mem::take(&mut self.records),
             lost: lost - self.lost,
             ring_share: self.bytes as f64 / intervals / f64::from(self.floors.ring_bytes),
-            room: EVENTS_MAX.saturating_sub(self.counts.events()),
+            room: self.counts.room.load(Ordering::Relaxed),
         };
         (self.lost, self.bytes) = (lost, 0);
         let changes = self.control.step(&load);
@@ -209,13 +222,8 @@ impl Drain {
             self.counts.floor_changes[change.record as usize].fetch_add(1, Ordering::Relaxed);
             self.drained.floors.note(now, change);
         }
-        self.sender.send(changes.into_iter().map(|change| event(now, change)).collect()).is_ok()
+        self.sender.send(changes.into_iter().map(|change| change.event(now)).collect()).is_ok()
     }
-}
-
-const fn event(at: MonoNanos, change: FloorChange) -> Event {
-    let kind = EventKind::Floor(change);
-    Event { end: at, duration_ns: 0, tid: Tid(0), tgid: Tgid(0), cpu: 0, kind }
 }
 
 const fn reason(error: DecodeError) -> &'static str {

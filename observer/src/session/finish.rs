@@ -10,9 +10,10 @@ use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse};
 use crate::error::{Error, Exit, Result};
 use crate::loadgen::{IngestError, Ingested, OUTSIDE_RUN, RelAnchor, Window};
 use crate::model::{
-    EndReason, FloorSummary, LossSummary, Outcome, ProbeState, Reason, RecordSummary, RunInfo,
-    SUMMARY_SCHEMA, Sample, Stall, Summary, Verdict,
+    EndReason, FloorSummary, LossSpan, LossSummary, Outcome, ProbeState, Reason, RecordSummary,
+    RunInfo, SUMMARY_SCHEMA, Sample, Stall, Summary, Verdict,
 };
+use crate::output::event_files::EventsRead;
 use crate::output::rundir::RunDir;
 use crate::probe::PROBES;
 
@@ -44,6 +45,8 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
         membership,
         mut kernel,
         capture,
+        births: _,
+        losses,
         mut generator,
         reader,
         mut sockets,
@@ -63,6 +66,7 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     // From here on nothing is sent: what the counters say was sent is all there is to drain.
     kernel.forget_targets();
     hidden.tick(&kernel, capture.counts());
+    losses.finish(&kernel, &capture);
     let mut captured = capture.finish();
     let counts = kernel.counts();
     info.anchors.0.push(Anchor::take());
@@ -100,7 +104,7 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
         Some(Err(error)) => (&[][..], Some(error)),
         None => (&[][..], None),
     };
-    let stalls = all_stalls(&directory, &mut captured);
+    let (stalls, loss_spans) = read_back(&directory, &mut captured);
     let cpu_share = delta.self_usage.cpu_seconds
         / (started.elapsed().as_secs_f64() * f64::from(info.cpus.max(1)));
     let ingest = ingested.as_ref().and_then(|ingested| ingested.as_ref().ok());
@@ -111,6 +115,7 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
         slow: options.slow,
         quality: Quality {
             hidden: raised(&floors),
+            loss_spans,
             target_waits: [Series::RunqueueWakeup, Series::RunqueuePreempt]
                 .map(|series| delta.target_distribution(series).count())
                 .iter()
@@ -148,19 +153,32 @@ fn disk_full(directory: &RunDir) -> Error {
     Error::new(Exit::DiskFull, text)
 }
 
-/// The stalls of the trace, and those that did not get that far.
-fn all_stalls(directory: &RunDir, captured: &mut Captured) -> Vec<Stall> {
-    let mut stalls = Vec::new();
-    let read =
-        directory.each_event(|events| stalls.extend(events.iter().filter_map(Stall::from_event)));
-    if let Err(error) = read {
-        captured.stalls_missing = Some(error.to_string());
-    }
-    // What was not known to be in the file may be there all the same, as its last rows.
-    let written: Option<Stall> = stalls.last().cloned();
-    let again = captured.stalls.iter().rposition(|stall| Some(stall) == written.as_ref());
-    stalls.extend(captured.stalls.drain(..).skip(again.map_or(0, |position| position + 1)));
+/// The stalls of the trace, and those that did not get that far; and when the target lost what.
+pub(super) fn read_back(
+    directory: &RunDir,
+    captured: &mut Captured,
+) -> (Vec<Stall>, Vec<LossSpan>) {
+    let (mut stalls, mut lost) = (Vec::new(), Vec::new());
+    let read = directory.each_event(|events| {
+        stalls.extend(events.iter().filter_map(|event| Stall::from_event(&event.event)));
+        lost.extend(events.iter().filter_map(|event| LossSpan::from_event(&event.event)));
+    });
+    let found = match read {
+        Ok(found) => {
+            captured.stalls_missing = found.missing();
+            found
+        }
+        Err(error) => {
+            captured.stalls_missing = Some(error.to_string());
+            EventsRead::default()
+        }
+    };
+    // What was not known to be in its file may be there all the same, as the last rows.
+    let is_read = |kind: &str, row: u64| found.rows.get(kind).is_some_and(|rows| row < *rows);
+    let unwritten = captured.unwritten.drain(..);
     stalls
+        .extend(unwritten.filter(|(kind, row, _)| !is_read(kind, *row)).map(|(_, _, stall)| stall));
+    (stalls, lost)
 }
 
 /// Sent, delivered and lost by kind, since the programs were loaded.
@@ -169,6 +187,9 @@ pub(super) fn records(counts: &Counts, captured: &Captured) -> BTreeMap<String, 
         sent: counts.emitted[kind as usize],
         delivered: captured.delivered[kind as usize],
         lost: counts.lost[kind as usize],
+        sampled_out: captured.sampled_out[kind as usize],
+        beyond_cap: captured.beyond_cap[kind as usize],
+        removed: captured.removed[kind as usize],
     };
     RecordKind::ALL.into_iter().map(|kind| (kind.name().to_owned(), summary(kind))).collect()
 }

@@ -84,14 +84,14 @@ impl FloorControl {
     /// Kinds with a floor in their probe's table adapt, except those fixed by hand.
     #[must_use]
     pub(super) fn new(now_ns: u64, fixed: &[RecordKind]) -> Self {
-        let kinds = RecordKind::ALL
-            .into_iter()
-            .filter(|record| !fixed.contains(record))
-            .filter_map(|record| {
-                let base_ns = probe::of_kind(record).map_or(0, |probe| probe.floor_ns);
-                let kind =
-                    Kind { record, base_ns, floor_ns: base_ns, lowered_ns: None, hold_ns: HOLD_NS };
-                (base_ns > 0).then_some(kind)
+        let kinds = probe::with_floor()
+            .filter(|(record, base_ns)| *base_ns > 0 && !fixed.contains(record))
+            .map(|(record, base_ns)| Kind {
+                record,
+                base_ns,
+                floor_ns: base_ns,
+                lowered_ns: None,
+                hold_ns: HOLD_NS,
             })
             .collect();
         Self {

@@ -10,11 +10,11 @@ use crate::aggregate::PROBE_SERIES;
 use crate::clock::MonoNanos;
 use crate::kernel::{FloorSet, Kernel};
 use crate::model::{FloorChange, FloorSummary};
-use crate::probe::{self, Probe};
+use crate::probe;
 
 /// Kinds of record that may have a floor: those with a length.
 pub(super) fn kinds_with_floor() -> impl Iterator<Item = RecordKind> {
-    RecordKind::ALL.into_iter().filter(|kind| probe::of_kind(*kind).is_some_and(Probe::sees_stalls))
+    probe::with_floor().map(|(kind, _)| kind)
 }
 
 /// The floors of a run.

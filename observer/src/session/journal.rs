@@ -4,6 +4,8 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use observer_ebpf::wire::RecordKind;
+
 use super::CaptureCounts;
 use super::capture::BEYOND_CAP;
 use crate::aggregate::Snapshot;
@@ -68,7 +70,8 @@ impl Journal {
             let until = counts.written_until_ns.load(Ordering::Relaxed);
             self.info.end_ns = MonoNanos(until.max(self.info.start_ns.0));
             self.info.loss = self.loss(kernel);
-            let beyond_cap = counts.beyond_cap.load(Ordering::Relaxed);
+            self.note_removed(counts);
+            let beyond_cap = counts.stalls_beyond_cap();
             if beyond_cap > 0 {
                 self.info.loss.total += beyond_cap;
                 self.info.loss.add_of_target(BEYOND_CAP, beyond_cap);
@@ -78,6 +81,18 @@ impl Journal {
                 tracing::warn!("cannot update run.json: {error}");
             }
             self.check_interval = checkpoint_pause(self.checked.elapsed());
+        }
+    }
+
+    /// What a trace of bounded size has removed: it begins later then.
+    pub(super) fn note_removed(&mut self, counts: &CaptureCounts) {
+        let until = counts.removed_until_ns.load(Ordering::Relaxed);
+        self.info.start_ns = self.info.start_ns.max(MonoNanos(until));
+        for kind in RecordKind::ALL {
+            let removed = counts.removed[kind as usize].load(Ordering::Relaxed);
+            if removed > 0 {
+                self.info.removed.insert(kind.name().to_owned(), removed);
+            }
         }
     }
 

@@ -13,8 +13,6 @@ use crate::clock::Anchor;
 /// The program, the kernel's BTF, the BPF object while it is loaded, stacks, and what the allocator
 /// holds on to.
 const FIXED_BYTES: usize = 96 << 20;
-/// Heap behind an event: a command name.
-const EVENT_HEAP_BYTES: usize = 32;
 /// A name with its node in the table.
 const NAME_BYTES: usize = 96;
 /// Working out the answer takes this per stall beside the stall itself: the stall clipped (24),
@@ -24,7 +22,7 @@ const ANALYSIS_BYTES: usize = 144;
 /// Bytes, at most.
 #[must_use]
 pub fn resident_bound_bytes() -> u64 {
-    let batches = (BATCHES + 2) * BATCH_EVENTS * (size_of::<Event>() + EVENT_HEAP_BYTES);
+    let batches = (BATCHES + 2) * BATCH_EVENTS * size_of::<Event>();
     let stalls = EVENTS_MAX as usize * (size_of::<Stall>() + ANALYSIS_BYTES);
     // As rows while they are read, and as samples besides while they are aligned; a failed one
     // with its error.

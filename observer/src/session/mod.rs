@@ -8,25 +8,32 @@ mod finish;
 mod floor;
 mod floor_log;
 mod journal;
+mod loss_watch;
 pub mod memory;
+mod quota;
 mod recording;
 mod recover;
 mod samples;
+mod sink;
+mod trace_sink;
 mod watch;
 
-use capture::NAMES_MAX;
-pub use capture::{Capture, Captured, EVENTS_MAX};
+pub use capture::{Capture, Captured};
 pub use daemon::{DaemonOptions, serve};
 pub use drain::{CaptureCounts, Floors};
 pub use finish::{Finished, finish};
 pub use recover::{Recovered, recover};
+use sink::NAMES_MAX;
+pub use trace_sink::EVENTS_MAX;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use observer_ebpf::wire::RecordKind;
@@ -38,17 +45,17 @@ use crate::error::{Error, Exit, Result};
 use crate::host::{cgroups::Cgroups, process, process::Process, system};
 use crate::kernel::{Kernel, LoadError, LoadOptions, TargetSet};
 use crate::loadgen::{Live, SamplesSource, SamplesSpec};
-use crate::model::{
-    Coverage, EndReason, Event, ProbeState, RUN_SCHEMA, RunInfo, SlowSpec, Tgid, files,
-};
+use crate::model::{Coverage, EndReason, ProbeState, RUN_SCHEMA, RunInfo, SlowSpec, Tgid, files};
+use crate::output::event_files::EventWriter;
 use crate::output::rundir::RunDir;
-use crate::output::trace::TraceWriter;
 use crate::probe::ProbeOptions;
 use crate::target::{Changes, Membership, TargetSpec};
 use command::Generator;
 use floor_log::HiddenWatch;
 use journal::Journal;
+use loss_watch::LossWatch;
 use samples::SampleReader;
+use trace_sink::TraceSink;
 use watch::{SelfWatch, SocketWatch};
 
 /// What to run.
@@ -105,6 +112,8 @@ pub struct Session {
     membership: Membership,
     kernel: Kernel,
     capture: Capture,
+    births: Receiver<Tgid>,
+    losses: LossWatch,
     generator: Option<Generator>,
     reader: Option<SampleReader>,
     sockets: SocketWatch,
@@ -157,8 +166,12 @@ impl Session {
             ring_bytes: options.ring_bytes,
         };
         let hidden = HiddenWatch::new(&kernel);
-        let capture = Capture::start(ring, trace, floors).map_err(|error| unexpected(&error))?;
+        let counts = Arc::new(CaptureCounts::default());
+        let (sinks, births) = capture::sinks(TraceSink::new(trace, &counts));
+        let capture =
+            Capture::start(ring, sinks, counts, floors).map_err(|error| unexpected(&error))?;
         let sockets = SocketWatch::start(&kernel, &membership);
+        let losses = LossWatch::new(&kernel);
         let baseline = kernel.snapshot(TARGET_ROW);
         let info = RunInfo {
             command: options
@@ -168,7 +181,7 @@ impl Session {
                 .collect(),
             samples_format: options.samples.as_ref().map(ToString::to_string),
             slow_rule: options.slow.to_string(),
-            ..describe(&options.target, &membership, &kernel)
+            ..describe(options.target.to_string(), &membership, &kernel)
         };
         let mut session = Self {
             journal: Journal::start(directory, info, &kernel)?,
@@ -176,6 +189,8 @@ impl Session {
             membership,
             kernel,
             capture,
+            births,
+            losses,
             generator: None,
             reader: None,
             sockets,
@@ -236,7 +251,7 @@ impl Session {
             // Not a sleep: a signal ends it at once, where it was this thread that asked for signals.
             std::thread::park_timeout(self.tick(gone_since.is_some()));
             let elapsed = self.started.elapsed();
-            for child in self.capture.births() {
+            for child in self.births.try_iter() {
                 self.membership.on_fork(child);
             }
             let changes = mark_joined(&mut self.membership, &self.kernel);
@@ -247,6 +262,7 @@ impl Session {
             self.self_watch.tick();
             self.journal.tick(&self.kernel, self.capture.counts());
             self.hidden.tick(&self.kernel, self.capture.counts());
+            self.losses.tick(&self.kernel, &self.capture);
             show(&self.progress(elapsed));
             if let Some(generator) = &mut self.generator
                 && generator.has_exited()?
@@ -289,7 +305,7 @@ impl Session {
 }
 
 /// A new run directory and its trace; nothing is left behind where one of them cannot be made.
-fn create_directory(out: Option<&Path>) -> Result<(RunDir, TraceWriter<Event, File>)> {
+fn create_directory(out: Option<&Path>) -> Result<(RunDir, EventWriter)> {
     let directory = RunDir::create(out)?;
     match directory.create_events() {
         Ok(trace) => Ok((directory, trace)),
@@ -368,17 +384,17 @@ fn mark(targets: &TargetSet, process: &Process) {
 }
 
 /// A run that begins now, of what is watched and how.
-fn describe(target: &TargetSpec, membership: &Membership, kernel: &Kernel) -> RunInfo {
+fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo {
     let uname = system::uname();
     let start = MonoNanos::now();
     RunInfo {
         schema: RUN_SCHEMA,
         observer_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release: uname.release,
-        boot_id: crate::loadgen::observer::boot_id(),
+        boot_id: crate::loadgen::observer_load::boot_id(),
         machine: uname.machine,
         cpus: system::online_cpus().len() as u32,
-        target: target.to_string(),
+        target,
         target_processes: membership
             .processes()
             .map(|process| (process.tgid.0, process.comm.clone()))
@@ -395,6 +411,7 @@ fn describe(target: &TargetSpec, membership: &Membership, kernel: &Kernel) -> Ru
         coverage: kernel.coverage(),
         floors_ns: kernel.floors_ns(),
         loss: crate::model::LossSummary::default(),
+        removed: BTreeMap::new(),
         thread_names: thread_names(membership),
     }
 }

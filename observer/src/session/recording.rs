@@ -1,50 +1,66 @@
-//! A daemon that keeps the target's stalls: a run directory without an end, in the making.
+//! A daemon that keeps the target's stalls: a run directory without an end, of which the oldest part
+//! is removed.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
 
 use observer_ebpf::wire::KIND_SLOTS;
 
+use super::capture::sinks;
 use super::finish::{loss, records};
 use super::journal::Journal;
-use super::{Capture, Floors, create_directory, describe, unexpected};
+use super::loss_watch::LossWatch;
+use super::trace_sink::TraceSink;
+use super::{Capture, CaptureCounts, DaemonOptions, Floors, describe, unexpected};
 use crate::clock::{Anchor, MonoNanos};
 use crate::error::{Error, Exit, Result};
 use crate::kernel::{Kernel, RING_BYTES};
-use crate::model::EndReason;
-use crate::target::{Membership, TargetSpec};
+use crate::model::{EndReason, Tgid};
+use crate::output::rundir::RunDir;
+use crate::target::Membership;
 
-/// The trace of a daemon.
+/// A trace in the making, beside the metrics.
 pub(super) struct Recording {
     journal: Journal,
     capture: Capture,
+    births: Receiver<Tgid>,
+    losses: LossWatch,
 }
 
 impl Recording {
     /// Starts writing into a new directory.
     ///
     /// # Errors
-    /// When the directory or a thread cannot be had.
+    /// When the directory or a thread is not available.
     pub(super) fn start(
+        options: &DaemonOptions,
         out: &Path,
-        target: &TargetSpec,
         membership: &Membership,
         kernel: &mut Kernel,
     ) -> Result<Self> {
-        let (directory, trace) = create_directory(Some(out))?;
+        let directory = RunDir::create(Some(out))?;
+        let trace = directory.create_event_ring(options.trace_bytes)?;
         let ring = kernel.take_ring().ok_or_else(|| unexpected(&"the ring is taken"))?;
         let floors = Floors { set: kernel.floors(), fixed: Vec::new(), ring_bytes: RING_BYTES };
-        let capture = Capture::start(ring, trace, floors).map_err(|error| unexpected(&error))?;
+        let counts = Arc::new(CaptureCounts::default());
+        let (sinks, births) = sinks(TraceSink::of_ring(trace, &counts));
+        let capture =
+            Capture::start(ring, sinks, counts, floors).map_err(|error| unexpected(&error))?;
+        let target = options.target.as_ref().map(ToString::to_string).unwrap_or_default();
         let info = describe(target, membership, kernel);
-        Ok(Self { journal: Journal::start(directory, info, kernel)?, capture })
+        let losses = LossWatch::new(kernel);
+        Ok(Self { journal: Journal::start(directory, info, kernel)?, capture, births, losses })
     }
 
     /// Call it a few times a second.
     pub(super) fn tick(&mut self, membership: &mut Membership, kernel: &Kernel) {
-        for child in self.capture.births() {
+        for child in self.births.try_iter() {
             membership.on_fork(child);
         }
         self.journal.tick(kernel, self.capture.counts());
+        self.losses.tick(kernel, &self.capture);
     }
 
     /// Changes of floors so far, by kind.
@@ -57,10 +73,12 @@ impl Recording {
     ///
     /// # Errors
     /// When it could not be written to its end.
-    pub(super) fn finish(self, kernel: &Kernel) -> Result<()> {
+    pub(super) fn finish(mut self, kernel: &Kernel) -> Result<()> {
         kernel.forget_targets();
         let end = MonoNanos::now();
         let lost = self.journal.loss(kernel);
+        self.losses.finish(kernel, &self.capture);
+        self.journal.note_removed(self.capture.counts());
         let captured = self.capture.finish();
         let Journal { directory, mut info, .. } = self.journal;
         info.loss = loss(lost, &records(&kernel.counts(), &captured), &captured);

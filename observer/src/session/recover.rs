@@ -10,16 +10,17 @@ use super::Captured;
 use super::finish::{judge_input, quality, summarise};
 use super::floor_log::kinds_with_floor;
 use crate::aggregate::{CauseRecorder, Snapshot};
-use crate::correlate::{Evidence, analyse};
+use crate::correlate::{Evidence, Quality, analyse};
 use crate::error::Result;
 use crate::loadgen::{
     Ingest, IngestError, Ingested, RelAnchor, SamplesSource, SamplesSpec, Window,
 };
 use crate::model::{
-    EndReason, EventKind, FloorSummary, Outcome, Reason, RunInfo, Sample, SlowSpec, Stall, Summary,
-    files,
+    EndReason, FloorChange, FloorSummary, LossSpan, Outcome, Reason, RunInfo, Sample, SlowSpec,
+    Stall, Summary, files,
 };
 use crate::output::rundir::RunDir;
+use crate::output::trace::TraceEvent;
 
 /// What could be worked out.
 pub struct Recovered {
@@ -37,7 +38,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
     if info.end_ns <= info.start_ns {
         return Ok(None);
     }
-    let mut stalls = Vec::new();
+    let (mut stalls, mut loss_spans) = (Vec::new(), Vec::new());
     let mut recorder = CauseRecorder::default();
     let mut floors: BTreeMap<String, FloorSummary> = kinds_with_floor()
         .filter_map(|kind| {
@@ -46,17 +47,20 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
             Some((kind.name().to_owned(), floor))
         })
         .collect();
-    directory.each_event(|events| {
-        for event in events {
-            if event.end > info.end_ns {
+    let found = directory.each_event(|events| {
+        for TraceEvent { event, .. } in events {
+            if event.end > info.end_ns || event.end < info.start_ns {
                 continue;
             }
             recorder.record_event(event);
             stalls.extend(Stall::from_event(event));
-            if let EventKind::Floor(change) = &event.kind
+            loss_spans.extend(LossSpan::from_event(event));
+            // A trace that lost its beginning says again what is in force.
+            if let Some(change) = FloorChange::from_event(event)
                 && let Some(floor) = floors.get_mut(change.record.name())
+                && floor.last_ns != change.new_ns
             {
-                floor.note(event.end, change);
+                floor.note(event.end, &change);
             }
         }
     })?;
@@ -72,7 +76,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
         samples: ingested.as_ref().map_or(&[], |ingested| &ingested.samples),
         stalls: &stalls,
         slow,
-        quality: quality(info, ingested.as_ref(), 0.0),
+        quality: Quality { loss_spans, ..quality(info, ingested.as_ref(), 0.0) },
     };
     let mut analysis = analyse(&evidence);
     if floors.values().any(|floor| floor.raised_for_ns > 0) {
@@ -83,7 +87,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
         let reason = Reason::new("thresholds_raised", text, serde_json::json!({}));
         analysis.verdict.reasons.insert(0, reason);
     }
-    let captured = Captured { recorder, ..Captured::default() };
+    let captured = Captured { recorder, stalls_missing: found.missing(), ..Captured::default() };
     judge_input(&mut analysis, ingested.as_ref(), problem.as_ref(), &captured);
     let seconds = info.end_ns.since(info.start_ns) as f64 / 1e9;
     let text = if info.end_reason == EndReason::Running {

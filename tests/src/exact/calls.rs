@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use observer::model::{Event, EventKind, MmCall};
+use observer::model::{Event, Value as Field};
+use observer_ebpf::wire::MmSyscallRecord;
 use perf_event_open::config::{Cpu, Opts, Proc};
 use perf_event_open::count::Counter;
 use perf_event_open::event::tp::Tracepoint;
@@ -17,6 +18,7 @@ use crate::kernel_counters::{self, Calls};
 use crate::mapping::LONG_CALL_FACTOR;
 use crate::process::{Placement, Running};
 use crate::results::{Held, not_applicable};
+use crate::told::MmCall;
 use crate::trial::{self, Metric, Run, Trial, number, scaled_text};
 
 /// The watched calls.
@@ -136,8 +138,9 @@ fn readings(own: &Value) -> impl Iterator<Item = (u64, u64)> {
 fn lengths(run: &Run, call: MmCall, counts: &Value) -> Lengths {
     let length = number(&counts["length_bytes"], call.name());
     let of_call = |event: &Event| {
-        matches!(event.kind, EventKind::MmSyscall { call: found, length_bytes, .. }
-            if found == call && length_bytes == length)
+        let long = |record: MmSyscallRecord| record.length_bytes == length;
+        event.record().is_some_and(long)
+            && event.value("syscall") == Some(Field::Text(call.name().into()))
     };
     let mut events: Vec<Event> = run.events().into_iter().filter(of_call).collect();
     events.sort_unstable_by_key(Event::start);

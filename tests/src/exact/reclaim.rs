@@ -1,6 +1,6 @@
 //! `reclaim` against taskstats, `memory.stat` and `memory.pressure`.
 
-use observer::model::EventKind;
+use observer_ebpf::wire::ReclaimRecord;
 
 use crate::cgroup::{MemoryCgroup, UnifiedCgroup};
 use crate::kernel_counters::{Flat, Pressure};
@@ -26,11 +26,8 @@ fn sum_ns(run: &Run) -> u64 {
 /// Pages that the recorded reclaims freed.
 #[must_use]
 pub fn freed_pages(run: &Run) -> u64 {
-    let pages = |kind: EventKind| match kind {
-        EventKind::Reclaim { reclaimed_pages, .. } => reclaimed_pages,
-        _ => 0,
-    };
-    run.events().into_iter().map(|event| pages(event.kind)).sum()
+    let records = run.events().into_iter().filter_map(|event| event.record::<ReclaimRecord>());
+    records.map(|record| record.reclaimed_pages).sum()
 }
 
 struct KernelCounters {

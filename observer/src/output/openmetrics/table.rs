@@ -43,10 +43,8 @@ fn sockets(family: &mut Family<'_>, counts: [u64; 3]) -> fmt::Result {
 
 /// The kinds of record that are sent and have a floor, with it.
 fn floors(snapshot: &Snapshot) -> impl Iterator<Item = (RecordKind, u64)> {
-    RecordKind::ALL
-        .into_iter()
-        .filter(|kind| crate::probe::of_kind(*kind).is_some_and(crate::probe::Probe::sees_stalls))
-        .map(|kind| (kind, snapshot.floors_ns[kind as usize]))
+    crate::probe::with_floor()
+        .map(|(kind, _)| (kind, snapshot.floors_ns[kind as usize]))
         .filter(|(_, floor_ns)| *floor_ns != u64::MAX)
 }
 

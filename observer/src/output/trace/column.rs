@@ -17,13 +17,16 @@ fn empty(column: &'static str, row: usize) -> TraceError {
     TraceError::Value { column, row, problem: "is empty".to_owned() }
 }
 
-/// A cell with text that is none of the known words.
-pub(super) fn unknown(column: &'static str, row: usize, text: &str) -> TraceError {
-    let text: String = text.chars().take(40).collect();
-    TraceError::Value { column, row, problem: format!("unknown value {text:?}") }
-}
-
 impl<'a> Batch<'a> {
+    /// A column of another type.
+    pub(super) fn array<A>(
+        &self,
+        column: &'static str,
+        typed: impl FnOnce(&'a arrow_array::ArrayRef) -> Option<&'a A>,
+    ) -> Result<&'a A, TraceError> {
+        self.0.column_by_name(column).and_then(typed).ok_or_else(|| missing(column))
+    }
+
     pub(super) fn numbers<T: ArrowPrimitiveType>(
         &self,
         column: &'static str,

@@ -1,353 +1,455 @@
-//! Events as columns: flat and sparse, one column a field.
+//! Events as columns: what all kinds have in common, then the fields of the kind's row.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow_array::builder::{
-    BooleanBuilder, Int32Builder, Int64Builder, StringBuilder, UInt32Builder, UInt64Builder,
+    ArrayBuilder, BooleanBuilder, Int32Builder, Int64Builder, ListBuilder, StringBuilder,
+    UInt32Builder, UInt64Builder,
 };
+use arrow_array::cast::AsArray;
 use arrow_array::types::{Int32Type, Int64Type, UInt32Type, UInt64Type};
-use arrow_array::{ArrayRef, RecordBatch};
-use arrow_schema::DataType;
-use observer_ebpf::wire::{FdSyscall, RecordKind};
+use arrow_array::{Array, ArrayRef, RecordBatch};
+use arrow_schema::{DataType, Field as ArrowField, Schema};
+use observer_ebpf::wire::OWN_KINDS;
 
-use super::column::{Batch, Flags, Numbers, Texts, unknown};
-use super::{Column, Columns, Row, TraceError};
+use super::column::{Batch, Numbers, Texts};
+use super::read::Reader;
+use super::{Columns, TraceError, content, key, metadata, other_content};
 use crate::clock::MonoNanos;
-use crate::model::{
-    Event, EventKind, FloorChange, FloorReason, MmCall, ReclaimScope, Stall, Tgid, Tid,
-};
+use crate::model::{Data, Event, Field, RecordRow, Tgid, Tid, Value};
+use crate::probe;
 
-/// One list from which the columns, their builders and their readers derive. A column's name is
-/// that of the field it holds.
-macro_rules! event_columns {
-    ($($name:ident: $kind:ident, $nullable:literal, $help:literal;)*) => {
-        const EVENT_COLUMNS: &[Column] = &[$(Column {
-            name: stringify!($name),
-            data_type: || DataType::$kind,
-            nullable: $nullable,
-            help: $help,
-        }),*];
+/// Content of a stream of one kind.
+const CONTENT: &str = "event";
+/// Content of the one stream that version 2 and before had.
+const LEGACY_CONTENT: &str = "events";
+/// Columns of unknown names that are counted one by one.
+const UNKNOWN_COLUMNS_MAX: usize = 100;
 
-        /// Builders of the columns of an [`Event`].
-        #[derive(Default)]
-        pub struct EventColumns { $($name: event_columns!(@builder $kind)),* }
+/// Columns of every kind.
+const TIMES: [(&str, &str); 3] = [
+    ("start_ns", "first instant: `end_ns - duration_ns`"),
+    ("end_ns", "end of the stall, or the instant of the event"),
+    ("duration_ns", "length; 0 for instants"),
+];
+/// Columns of what happened to a thread.
+const THREAD: [(&str, &str); 3] = [
+    ("tid", "thread it happened to (initial pid namespace)"),
+    ("tgid", "its process"),
+    ("cpu", "CPU it ended on"),
+];
+/// Column of what stalls a thread.
+const CAUSE: (&str, &str) = ("cause", "the cause of the stall");
 
-        impl EventColumns {
-            fn finish_all(&mut self) -> Vec<ArrayRef> {
-                vec![$(Arc::new(self.$name.finish())),*]
-            }
-        }
-
-        #[expect(dead_code, reason = "start_ns and cause are derived again from the others")]
-        struct Readers<'a> { $($name: event_columns!(@reader $kind 'a)),* }
-
-        impl<'a> Readers<'a> {
-            fn new(batch: &'a RecordBatch) -> Result<Self, TraceError> {
-                let batch = Batch(batch);
-                Ok(Self { $($name: event_columns!(@open $kind batch, stringify!($name))?),* })
-            }
-        }
-    };
-    (@builder Utf8) => { StringBuilder };
-    (@builder Boolean) => { BooleanBuilder };
-    (@builder UInt32) => { UInt32Builder };
-    (@builder UInt64) => { UInt64Builder };
-    (@builder Int32) => { Int32Builder };
-    (@builder Int64) => { Int64Builder };
-    (@reader Utf8 $life:lifetime) => { Texts<$life> };
-    (@reader Boolean $life:lifetime) => { Flags<$life> };
-    (@reader UInt32 $life:lifetime) => { Numbers<$life, UInt32Type> };
-    (@reader UInt64 $life:lifetime) => { Numbers<$life, UInt64Type> };
-    (@reader Int32 $life:lifetime) => { Numbers<$life, Int32Type> };
-    (@reader Int64 $life:lifetime) => { Numbers<$life, Int64Type> };
-    (@open Utf8 $batch:ident, $name:expr) => { $batch.texts($name) };
-    (@open Boolean $batch:ident, $name:expr) => { $batch.flags($name) };
-    (@open $number:ident $batch:ident, $name:expr) => { $batch.numbers($name) };
+/// Whether events of a kind happen to a thread.
+const fn has_thread(row: &RecordRow) -> bool {
+    row.kind < OWN_KINDS
 }
 
-event_columns! {
-    start_ns: UInt64, false, "first instant: `end_ns - duration_ns`";
-    end_ns: UInt64, false, "end of the stall, or the instant of the event";
-    duration_ns: UInt64, false, "length; 0 for instants";
-    tid: UInt32, false, "thread it happened to (initial pid namespace)";
-    tgid: UInt32, false, "its process";
-    cpu: UInt32, false, "CPU it ended on";
-    kind: Utf8, false, "`runqueue`, `fault`, `reclaim`, `compaction`, `mm_syscall`, `socket`, `fd_failure`, `task`, `floor`";
-    cause: Utf8, true, "the cause of the stall; empty for events that stall nobody";
-    preempted: Boolean, true, "runqueue: preempted while running (otherwise woken)";
-    ran_tid: UInt32, true, "runqueue: thread that ran instead; 0 when the CPU was idle";
-    ran_tgid: UInt32, true, "runqueue: its process";
-    ran_comm: Utf8, true, "runqueue: its command name";
-    major: Boolean, true, "fault: the page came from a device";
-    kernel_mode: Boolean, true, "fault: taken in kernel mode";
-    address: UInt64, true, "fault: faulting address; mm_syscall: first argument";
-    reclaim_scope: Utf8, true, "reclaim: `direct` (the host) or `memcg` (a memory cgroup)";
-    reclaimed_pages: UInt64, true, "reclaim: pages freed";
-    order: UInt32, true, "reclaim: allocation order";
-    gfp_flags: UInt32, true, "reclaim: allocation flags (`gfp_t`)";
-    compaction_status: Int32, true, "compaction: `enum compact_result`";
-    syscall: Utf8, true, "mm_syscall, fd_failure: the system call";
-    length_bytes: UInt64, true, "mm_syscall: bytes asked for (0 for brk)";
-    result: Int64, true, "mm_syscall: return value, negative errno on failure";
-    argument: UInt32, true, "mm_syscall: protection (mmap, mprotect) or advice (madvise); otherwise 0";
-    accepted: Boolean, true, "socket: accepted rather than created";
-    preexisting: Boolean, true, "socket: older than the run, the lifetime is unknown";
-    family: UInt32, true, "socket: `AF_INET` (2) or `AF_INET6` (10)";
-    socket_type: UInt32, true, "socket: `SOCK_STREAM` (1), `SOCK_DGRAM` (2), ...; 0 when unknown";
-    errno: UInt32, true, "fd_failure: positive errno";
-    task: Utf8, true, "task: `fork`, `exec` or `exit`";
-    parent_tid: UInt32, true, "task fork: the parent thread";
-    comm: Utf8, true, "task: command name";
-    floor_record: Utf8, true, "floor: the kind of record whose floor was changed at `end_ns`";
-    floor_old_ns: UInt64, true, "floor: shorter stalls were counted and not sent until then";
-    floor_new_ns: UInt64, true, "floor: shorter stalls are counted and not sent from then on";
-    floor_reason: Utf8, true, "floor: `loss`, `ring`, `rate` or `room` (raised), `calm` (lowered)";
+fn data_type(data: Data) -> DataType {
+    match data {
+        Data::U64 => DataType::UInt64,
+        Data::U32 => DataType::UInt32,
+        Data::I64 => DataType::Int64,
+        Data::I32 => DataType::Int32,
+        Data::Flag(_) => DataType::Boolean,
+        Data::FlagNames(_) | Data::Names(_) | Data::Text(_) => DataType::Utf8,
+        Data::List(_) => {
+            DataType::List(Arc::new(ArrowField::new_list_field(DataType::UInt64, true)))
+        }
+    }
 }
 
-impl Columns<Event> for EventColumns {
+/// The columns that all kinds share, as a Markdown table.
+#[must_use]
+pub fn common_markdown() -> String {
+    let mut text = String::from("| column | type | kinds | content |\n| --- | --- | --- | --- |\n");
+    let rows = [
+        ("UInt64", "all", &TIMES[..]),
+        ("UInt32", "all that happen to a thread", &THREAD[..]),
+        ("Utf8", "stalls", &[CAUSE][..]),
+    ];
+    for (data_type, kinds, columns) in rows {
+        for (name, about) in columns {
+            text += &format!("| `{name}` | {data_type} | {kinds} | {about} |\n");
+        }
+    }
+    text
+}
+
+/// The kinds, each with the columns of its own, as Markdown.
+#[must_use]
+pub fn fields_markdown() -> String {
+    let mut text = String::new();
+    for row in probe::records() {
+        text += &format!("#### {}.arrows\n\n{}\n", row.name, row.about);
+        text += "\n| column | type | content |\n| --- | --- | --- |\n";
+        for field in row.fields {
+            let data_type = match field.data {
+                Data::List(_) => "List(UInt64)".to_owned(),
+                data => data_type(data).to_string(),
+            };
+            text += &format!("| `{}` | {data_type} | {} |\n", field.name, field.about);
+        }
+        text += "\n";
+    }
+    text
+}
+
+/// Builder of one column of the kind's own.
+enum Builder {
+    U64(UInt64Builder),
+    U32(UInt32Builder),
+    I64(Int64Builder),
+    I32(Int32Builder),
+    Flag(BooleanBuilder),
+    Text(StringBuilder),
+    List(ListBuilder<UInt64Builder>),
+}
+
+impl Builder {
+    fn new(data: Data) -> Self {
+        match data {
+            Data::U64 => Self::U64(UInt64Builder::new()),
+            Data::U32 => Self::U32(UInt32Builder::new()),
+            Data::I64 => Self::I64(Int64Builder::new()),
+            Data::I32 => Self::I32(Int32Builder::new()),
+            Data::Flag(_) => Self::Flag(BooleanBuilder::new()),
+            Data::FlagNames(_) | Data::Names(_) | Data::Text(_) => Self::Text(StringBuilder::new()),
+            Data::List(_) => Self::List(ListBuilder::new(UInt64Builder::new())),
+        }
+    }
+
+    /// Values have the type of their field, so that the conversions keep them.
+    fn push(&mut self, value: Value<'_>) {
+        match (self, value) {
+            (Self::U64(builder), Value::Unsigned(value)) => builder.append_value(value),
+            (Self::U32(builder), Value::Unsigned(value)) => builder.append_value(value as u32),
+            (Self::I64(builder), Value::Signed(value)) => builder.append_value(value),
+            (Self::I32(builder), Value::Signed(value)) => builder.append_value(value as i32),
+            (Self::Flag(builder), Value::Flag(value)) => builder.append_value(value),
+            (Self::Text(builder), Value::Text(value)) => builder.append_value(value),
+            (Self::List(builder), Value::List(values)) => {
+                builder.append_value(values.into_iter().map(Some));
+            }
+            // A row always has a value in each column, or the batch would not be one.
+            (builder, _) => builder.push_null(),
+        }
+    }
+
+    fn push_null(&mut self) {
+        match self {
+            Self::U64(builder) => builder.append_value(0),
+            Self::U32(builder) => builder.append_value(0),
+            Self::I64(builder) => builder.append_value(0),
+            Self::I32(builder) => builder.append_value(0),
+            Self::Flag(builder) => builder.append_value(false),
+            Self::Text(builder) => builder.append_value(""),
+            Self::List(builder) => builder.append(true),
+        }
+    }
+
+    fn finish(&mut self) -> ArrayRef {
+        match self {
+            Self::U64(builder) => Arc::new(builder.finish()),
+            Self::U32(builder) => Arc::new(builder.finish()),
+            Self::I64(builder) => Arc::new(builder.finish()),
+            Self::I32(builder) => Arc::new(builder.finish()),
+            Self::Flag(builder) => Arc::new(builder.finish()),
+            Self::Text(builder) => Arc::new(builder.finish()),
+            Self::List(builder) => ArrayBuilder::finish(builder),
+        }
+    }
+}
+
+/// Builders of the columns of events of one kind.
+pub struct EventColumns {
+    row: &'static RecordRow,
+    times: [UInt64Builder; 3],
+    thread: [UInt32Builder; 3],
+    cause: StringBuilder,
+    fields: Vec<Builder>,
+}
+
+impl EventColumns {
+    /// Without a row yet.
+    #[must_use]
+    pub fn new(row: &'static RecordRow) -> Self {
+        Self {
+            row,
+            times: Default::default(),
+            thread: Default::default(),
+            cause: StringBuilder::new(),
+            fields: row.fields.iter().map(|field| Builder::new(field.data)).collect(),
+        }
+    }
+}
+
+impl Columns for EventColumns {
+    type Row = Event;
+
+    fn schema(&self) -> Schema {
+        let mut fields: Vec<ArrowField> =
+            TIMES.iter().map(|(name, _)| ArrowField::new(*name, DataType::UInt64, false)).collect();
+        if has_thread(self.row) {
+            let thread = THREAD.iter();
+            fields.extend(thread.map(|(name, _)| ArrowField::new(*name, DataType::UInt32, false)));
+        }
+        if self.row.floor_ns.is_some() {
+            fields.push(ArrowField::new(CAUSE.0, DataType::Utf8, false));
+        }
+        let own = self.row.fields.iter();
+        fields.extend(own.map(|field| ArrowField::new(field.name, data_type(field.data), false)));
+        let mut metadata = metadata(CONTENT);
+        metadata.insert(key::KIND.to_owned(), self.row.name.to_owned());
+        Schema::new(fields).with_metadata(metadata)
+    }
+
     fn push(&mut self, event: &Event) {
-        self.start_ns.append_value(event.start().0);
-        self.end_ns.append_value(event.end.0);
-        self.duration_ns.append_value(event.duration_ns);
-        self.tid.append_value(event.tid.0);
-        self.tgid.append_value(event.tgid.0);
-        self.cpu.append_value(event.cpu);
-        self.kind.append_value(event.kind.name());
-        self.cause.append_option(Stall::from_event(event).map(|stall| stall.cause.name()));
-        let cells = Cells::of(&event.kind);
-        self.preempted.append_option(cells.preempted);
-        self.ran_tid.append_option(cells.ran_tid);
-        self.ran_tgid.append_option(cells.ran_tgid);
-        self.ran_comm.append_option(cells.ran_comm);
-        self.major.append_option(cells.major);
-        self.kernel_mode.append_option(cells.kernel_mode);
-        self.address.append_option(cells.address);
-        self.reclaim_scope.append_option(cells.reclaim_scope);
-        self.reclaimed_pages.append_option(cells.reclaimed_pages);
-        self.order.append_option(cells.order);
-        self.gfp_flags.append_option(cells.gfp_flags);
-        self.compaction_status.append_option(cells.compaction_status);
-        self.syscall.append_option(cells.syscall);
-        self.length_bytes.append_option(cells.length_bytes);
-        self.result.append_option(cells.result);
-        self.argument.append_option(cells.argument);
-        self.accepted.append_option(cells.accepted);
-        self.preexisting.append_option(cells.preexisting);
-        self.family.append_option(cells.family);
-        self.socket_type.append_option(cells.socket_type);
-        self.errno.append_option(cells.errno);
-        self.task.append_option(cells.task);
-        self.parent_tid.append_option(cells.parent_tid);
-        self.comm.append_option(cells.comm);
-        self.floor_record.append_option(cells.floor.map(|change| change.record.name()));
-        self.floor_old_ns.append_option(cells.floor.map(|change| change.old_ns));
-        self.floor_new_ns.append_option(cells.floor.map(|change| change.new_ns));
-        self.floor_reason.append_option(cells.floor.map(|change| change.reason.name()));
+        let times = [event.start().0, event.end.0, event.duration_ns];
+        self.times.iter_mut().zip(times).for_each(|(builder, time)| builder.append_value(time));
+        let thread = [event.tid.0, event.tgid.0, event.cpu];
+        if has_thread(self.row) {
+            self.thread.iter_mut().zip(thread).for_each(|(builder, id)| builder.append_value(id));
+        }
+        if self.row.floor_ns.is_some() {
+            self.cause.append_value(event.cause().map_or("", |cause| cause.name()));
+        }
+        for (builder, field) in self.fields.iter_mut().zip(self.row.fields) {
+            builder.push(field.value(event));
+        }
     }
 
     fn finish(&mut self) -> Vec<ArrayRef> {
-        self.finish_all()
+        let mut arrays: Vec<ArrayRef> = Vec::new();
+        arrays.extend(self.times.iter_mut().map(|builder| Arc::new(builder.finish()) as ArrayRef));
+        if has_thread(self.row) {
+            let thread = self.thread.iter_mut();
+            arrays.extend(thread.map(|builder| Arc::new(builder.finish()) as ArrayRef));
+        }
+        if self.row.floor_ns.is_some() {
+            arrays.push(Arc::new(self.cause.finish()));
+        }
+        arrays.extend(self.fields.iter_mut().map(Builder::finish));
+        arrays
     }
 }
 
-/// The sparse part of one row.
-#[derive(Default)]
+/// An event of a trace, with its place there.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TraceEvent {
+    /// Its row in the stream of its kind, from 0. In the one stream of version 2, its row there.
+    pub row: u64,
+    /// The event.
+    pub event: Event,
+}
+
+/// Takes events out of a stream, and counts what this version cannot use.
+#[derive(Debug, Default)]
+pub struct EventReader {
+    /// What the stream holds; `None` for all kinds in one.
+    kind: Option<&'static RecordRow>,
+    next_row: u64,
+    /// Rows of a kind, or with a word, that this version does not know.
+    pub skipped_rows: u64,
+    /// Columns that this version does not know.
+    pub unknown_columns: BTreeSet<String>,
+}
+
+impl EventReader {
+    /// Rows read so far are those before this one: the stream goes on in another file.
+    #[must_use]
+    pub fn starting_at(row: u64) -> Self {
+        Self { next_row: row, ..Self::default() }
+    }
+
+    /// The row that comes next.
+    #[must_use]
+    pub const fn next_row(&self) -> u64 {
+        self.next_row
+    }
+
+    fn note_columns(&mut self, schema: &Schema, row: &RecordRow) {
+        let common = TIMES.iter().chain(&THREAD).chain([&CAUSE]).map(|(name, _)| *name);
+        let known: BTreeSet<&str> =
+            common.chain(row.fields.iter().map(|field| field.name)).collect();
+        let unknown = schema.fields().iter().filter(|field| !known.contains(field.name().as_str()));
+        self.unknown_columns.extend(
+            unknown.take(UNKNOWN_COLUMNS_MAX).map(|field| crate::text::clean(field.name(), 40)),
+        );
+    }
+}
+
+impl Reader for EventReader {
+    type Row = TraceEvent;
+
+    fn open(&mut self, schema: &Schema) -> Result<(), TraceError> {
+        match content(schema)? {
+            LEGACY_CONTENT => Ok(()),
+            CONTENT => {
+                let name = schema.metadata().get(key::KIND).map_or("", String::as_str);
+                let row = probe::records()
+                    .find(|row| row.name == name)
+                    .ok_or_else(|| TraceError::UnknownKind(crate::text::clean(name, 40)))?;
+                self.kind = Some(row);
+                self.note_columns(schema, row);
+                Ok(())
+            }
+            other => Err(other_content(other, LEGACY_CONTENT)),
+        }
+    }
+
+    fn read(&mut self, batch: &RecordBatch, into: &mut Vec<TraceEvent>) -> Result<(), TraceError> {
+        let first = self.next_row;
+        self.next_row += batch.num_rows() as u64;
+        let before = into.len();
+        into.reserve(batch.num_rows());
+        if let Some(row) = self.kind {
+            let cells = Cells::new(batch, row)?;
+            let events = (0..batch.num_rows()).map(|index| cells.event(index));
+            take(first, events, into)?;
+        } else {
+            let kinds = Batch(batch).texts("kind")?;
+            // A kind that the stream has no columns for is not in it.
+            let rows: Vec<_> = probe::records()
+                .filter_map(|row| Some((row.name, Cells::new(batch, row).ok()?)))
+                .collect();
+            let event = |index| {
+                let kind = kinds.get(index)?;
+                let known = rows.iter().find(|(name, _)| *name == kind);
+                known.map_or(Ok(None), |(_, cells)| cells.event(index))
+            };
+            take(first, (0..batch.num_rows()).map(event), into)?;
+        }
+        self.skipped_rows += (batch.num_rows() - (into.len() - before)) as u64;
+        Ok(())
+    }
+}
+
+/// Takes the events that there are, with their rows.
+fn take(
+    first: u64,
+    events: impl Iterator<Item = Result<Option<Event>, TraceError>>,
+    into: &mut Vec<TraceEvent>,
+) -> Result<(), TraceError> {
+    for (row, event) in (first..).zip(events) {
+        into.extend(event?.map(|event| TraceEvent { row, event }));
+    }
+    Ok(())
+}
+
+/// The columns of one batch that the events of a kind need.
 struct Cells<'a> {
-    preempted: Option<bool>,
-    ran_tid: Option<u32>,
-    ran_tgid: Option<u32>,
-    ran_comm: Option<&'a str>,
-    major: Option<bool>,
-    kernel_mode: Option<bool>,
-    address: Option<u64>,
-    reclaim_scope: Option<&'a str>,
-    reclaimed_pages: Option<u64>,
-    order: Option<u32>,
-    gfp_flags: Option<u32>,
-    compaction_status: Option<i32>,
-    syscall: Option<&'a str>,
-    length_bytes: Option<u64>,
-    result: Option<i64>,
-    argument: Option<u32>,
-    accepted: Option<bool>,
-    preexisting: Option<bool>,
-    family: Option<u32>,
-    socket_type: Option<u32>,
-    errno: Option<u32>,
-    task: Option<&'a str>,
-    parent_tid: Option<u32>,
-    comm: Option<&'a str>,
-    floor: Option<FloorChange>,
+    row: &'static RecordRow,
+    end_ns: Numbers<'a, UInt64Type>,
+    duration_ns: Numbers<'a, UInt64Type>,
+    thread: Option<[Numbers<'a, UInt32Type>; 3]>,
+    /// `None` for one that the stream lacks and may lack.
+    fields: Vec<Option<Column<'a>>>,
+}
+
+/// The column of a field.
+enum Column<'a> {
+    U64(Numbers<'a, UInt64Type>),
+    U32(Numbers<'a, UInt32Type>),
+    I64(Numbers<'a, Int64Type>),
+    I32(Numbers<'a, Int32Type>),
+    Flag(&'a arrow_array::BooleanArray),
+    Text(Texts<'a>),
+    List(&'a arrow_array::ListArray),
+}
+
+impl<'a> Column<'a> {
+    fn new(batch: &Batch<'a>, field: &Field) -> Result<Self, TraceError> {
+        Ok(match field.data {
+            Data::U64 => Self::U64(batch.numbers(field.name)?),
+            Data::U32 => Self::U32(batch.numbers(field.name)?),
+            Data::I64 => Self::I64(batch.numbers(field.name)?),
+            Data::I32 => Self::I32(batch.numbers(field.name)?),
+            Data::Flag(_) => Self::Flag(batch.array(field.name, |array| array.as_boolean_opt())?),
+            Data::FlagNames(_) | Data::Names(_) | Data::Text(_) => {
+                Self::Text(batch.texts(field.name)?)
+            }
+            Data::List(_) => Self::List(batch.array(field.name, |array| {
+                let list = array.as_list_opt::<i32>()?;
+                (*list.values().data_type() == DataType::UInt64).then_some(list)
+            })?),
+        })
+    }
+
+    /// The value of a cell; `None` when it is empty.
+    fn value(&self, index: usize) -> Option<Value<'_>> {
+        Some(match self {
+            Self::U64(numbers) => Value::Unsigned(numbers.optional(index)?),
+            Self::U32(numbers) => Value::Unsigned(numbers.optional(index)?.into()),
+            Self::I64(numbers) => Value::Signed(numbers.optional(index)?),
+            Self::I32(numbers) => Value::Signed(numbers.optional(index)?.into()),
+            Self::Flag(flags) => Value::Flag(flags.is_valid(index).then(|| flags.value(index))?),
+            Self::Text(texts) => Value::Text(texts.optional(index)?.into()),
+            Self::List(lists) => {
+                let items = lists.is_valid(index).then(|| lists.value(index))?;
+                Value::List(items.as_primitive_opt::<UInt64Type>()?.iter().flatten().collect())
+            }
+        })
+    }
 }
 
 impl<'a> Cells<'a> {
-    fn of(kind: &'a EventKind) -> Self {
-        let none = Self::default();
-        match kind {
-            EventKind::Runqueue { preempted, ran_tid, ran_tgid, ran_comm } => Self {
-                preempted: Some(*preempted),
-                ran_tid: Some(ran_tid.0),
-                ran_tgid: Some(ran_tgid.0),
-                ran_comm: Some(ran_comm),
-                ..none
-            },
-            EventKind::Fault { major, kernel_mode, address } => Self {
-                major: Some(*major),
-                kernel_mode: Some(*kernel_mode),
-                address: Some(*address),
-                ..none
-            },
-            EventKind::Reclaim { scope, reclaimed_pages, order, gfp_flags } => Self {
-                reclaim_scope: Some(scope_name(*scope)),
-                reclaimed_pages: Some(*reclaimed_pages),
-                order: Some(*order),
-                gfp_flags: Some(*gfp_flags),
-                ..none
-            },
-            EventKind::Compaction { status } => Self { compaction_status: Some(*status), ..none },
-            EventKind::MmSyscall { call, address, length_bytes, result, argument } => Self {
-                syscall: Some(call.name()),
-                address: Some(*address),
-                length_bytes: Some(*length_bytes),
-                result: Some(*result),
-                argument: Some(*argument),
-                ..none
-            },
-            EventKind::SocketReleased { accepted, preexisting, family, socket_type } => Self {
-                accepted: Some(*accepted),
-                preexisting: Some(*preexisting),
-                family: Some(*family),
-                socket_type: Some(*socket_type),
-                ..none
-            },
-            EventKind::FdFailure { call, errno } => {
-                Self { syscall: Some(call), errno: Some(*errno), ..none }
-            }
-            EventKind::Fork { parent_tid, comm } => Self {
-                task: Some("fork"),
-                parent_tid: Some(parent_tid.0),
-                comm: Some(comm),
-                ..none
-            },
-            EventKind::Exec { comm } => Self { task: Some("exec"), comm: Some(comm), ..none },
-            EventKind::Exit { comm } => Self { task: Some("exit"), comm: Some(comm), ..none },
-            EventKind::Floor(change) => Self { floor: Some(*change), ..none },
+    fn new(batch: &'a RecordBatch, row: &'static RecordRow) -> Result<Self, TraceError> {
+        let batch = Batch(batch);
+        let column = |field: &Field| match Column::new(&batch, field) {
+            Ok(column) => Ok(Some(column)),
+            Err(_) if field.optional => Ok(None),
+            Err(error) => Err(error),
+        };
+        let thread = || -> Result<_, TraceError> {
+            let [tid, tgid, cpu] = THREAD.map(|(name, _)| batch.numbers(name));
+            Ok([tid?, tgid?, cpu?])
+        };
+        Ok(Self {
+            row,
+            end_ns: batch.numbers("end_ns")?,
+            duration_ns: batch.numbers("duration_ns")?,
+            thread: has_thread(row).then(thread).transpose()?,
+            fields: row.fields.iter().map(column).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The event of a row; `None` where a cell holds what this version does not know.
+    fn event(&self, index: usize) -> Result<Option<Event>, TraceError> {
+        let mut event = Event::empty(self.row);
+        event.end = MonoNanos(self.end_ns.get(index)?);
+        event.duration_ns = self.duration_ns.get(index)?;
+        if let Some([tid, tgid, cpu]) = &self.thread {
+            event.tid = Tid(tid.get(index)?);
+            event.tgid = Tgid(tgid.get(index)?);
+            event.cpu = cpu.get(index)?;
         }
-    }
-}
-
-const fn scope_name(scope: ReclaimScope) -> &'static str {
-    match scope {
-        ReclaimScope::Direct => "direct",
-        ReclaimScope::Memcg => "memcg",
-    }
-}
-
-impl Readers<'_> {
-    fn kind(&self, row: usize) -> Result<EventKind, TraceError> {
-        Ok(match self.kind.get(row)? {
-            "runqueue" => EventKind::Runqueue {
-                preempted: self.preempted.get(row)?,
-                ran_tid: Tid(self.ran_tid.get(row)?),
-                ran_tgid: Tgid(self.ran_tgid.get(row)?),
-                ran_comm: self.ran_comm.get(row)?.to_owned(),
-            },
-            "fault" => EventKind::Fault {
-                major: self.major.get(row)?,
-                kernel_mode: self.kernel_mode.get(row)?,
-                address: self.address.get(row)?,
-            },
-            "reclaim" => EventKind::Reclaim {
-                scope: match self.reclaim_scope.get(row)? {
-                    "direct" => ReclaimScope::Direct,
-                    "memcg" => ReclaimScope::Memcg,
-                    other => return Err(unknown("reclaim_scope", row, other)),
-                },
-                reclaimed_pages: self.reclaimed_pages.get(row)?,
-                order: self.order.get(row)?,
-                gfp_flags: self.gfp_flags.get(row)?,
-            },
-            "compaction" => EventKind::Compaction { status: self.compaction_status.get(row)? },
-            "mm_syscall" => EventKind::MmSyscall {
-                call: self.mm_call(row)?,
-                address: self.address.get(row)?,
-                length_bytes: self.length_bytes.get(row)?,
-                result: self.result.get(row)?,
-                argument: self.argument.get(row)?,
-            },
-            "socket" => EventKind::SocketReleased {
-                accepted: self.accepted.get(row)?,
-                preexisting: self.preexisting.get(row)?,
-                family: self.family.get(row)?,
-                socket_type: self.socket_type.get(row)?,
-            },
-            "fd_failure" => {
-                EventKind::FdFailure { call: self.fd_call(row)?, errno: self.errno.get(row)? }
+        for (field, column) in self.row.fields.iter().zip(&self.fields) {
+            let value = column.as_ref().and_then(|column| column.value(index));
+            let known = match value {
+                Some(value) => field.put(&mut event, &value),
+                None => field.optional,
+            };
+            if !known {
+                return Ok(None);
             }
-            "task" => self.task_kind(row)?,
-            "floor" => EventKind::Floor(self.floor_change(row)?),
-            other => return Err(unknown("kind", row, other)),
-        })
-    }
-
-    fn mm_call(&self, row: usize) -> Result<MmCall, TraceError> {
-        let name = self.syscall.get(row)?;
-        let call = MmCall::ALL.into_iter().find(|call| call.name() == name);
-        call.ok_or_else(|| unknown("syscall", row, name))
-    }
-
-    fn fd_call(&self, row: usize) -> Result<&'static str, TraceError> {
-        let name = self.syscall.get(row)?;
-        let call = FdSyscall::ALL.into_iter().find(|call| call.name() == name);
-        call.map(FdSyscall::name).ok_or_else(|| unknown("syscall", row, name))
-    }
-
-    fn floor_change(&self, row: usize) -> Result<FloorChange, TraceError> {
-        let record = self.floor_record.get(row)?;
-        let reason = self.floor_reason.get(row)?;
-        Ok(FloorChange {
-            record: RecordKind::ALL
-                .into_iter()
-                .find(|kind| kind.name() == record)
-                .ok_or_else(|| unknown("floor_record", row, record))?,
-            old_ns: self.floor_old_ns.get(row)?,
-            new_ns: self.floor_new_ns.get(row)?,
-            reason: FloorReason::ALL
-                .into_iter()
-                .find(|known| known.name() == reason)
-                .ok_or_else(|| unknown("floor_reason", row, reason))?,
-        })
-    }
-
-    fn task_kind(&self, row: usize) -> Result<EventKind, TraceError> {
-        let comm = self.comm.get(row)?.to_owned();
-        Ok(match self.task.get(row)? {
-            "fork" => EventKind::Fork { parent_tid: Tid(self.parent_tid.get(row)?), comm },
-            "exec" => EventKind::Exec { comm },
-            "exit" => EventKind::Exit { comm },
-            other => return Err(unknown("task", row, other)),
-        })
+        }
+        Ok(Some(event))
     }
 }
 
-impl Row for Event {
-    const CONTENT: &'static str = "events";
-    const COLUMNS: &'static [Column] = EVENT_COLUMNS;
-    type Columns = EventColumns;
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
 
-    fn decode(batch: &RecordBatch, into: &mut Vec<Self>) -> Result<(), TraceError> {
-        let readers = Readers::new(batch)?;
-        into.reserve(batch.num_rows());
-        for row in 0..batch.num_rows() {
-            into.push(Self {
-                end: MonoNanos(readers.end_ns.get(row)?),
-                duration_ns: readers.duration_ns.get(row)?,
-                tid: Tid(readers.tid.get(row)?),
-                tgid: Tgid(readers.tgid.get(row)?),
-                cpu: readers.cpu.get(row)?,
-                kind: readers.kind(row)?,
-            });
-        }
-        Ok(())
+    /// The event of one row of a batch, of a kind that is not in the table.
+    pub(in super::super) fn event_of(
+        batch: &RecordBatch,
+        row: &'static RecordRow,
+        index: usize,
+    ) -> Result<Option<Event>, TraceError> {
+        Cells::new(batch, row)?.event(index)
     }
 }

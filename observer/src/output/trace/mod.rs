@@ -1,8 +1,10 @@
-//! Trace dumps: events and samples as Arrow IPC streams.
+//! Trace dumps: events and samples as Arrow IPC streams, one stream a kind of event.
 //!
 //! A stream is append-only, so a crash costs what was not flushed and at most one torn batch,
-//! which the reader leaves out. Text columns are plain, not dictionary-encoded: a dictionary would
-//! let a small hostile file blow up in memory when it is read.
+//! which the reader leaves out. Columns are read by name: a stream of another version may have more
+//! of them, and those that this version does not know are skipped. Text columns are plain, not
+//! dictionary-encoded: a dictionary would let a small hostile file blow up in memory when it is
+//! read.
 
 mod column;
 mod event;
@@ -10,63 +12,42 @@ mod read;
 mod sample;
 mod write;
 
-use arrow_schema::{ArrowError, DataType};
+use arrow_schema::{ArrowError, Schema};
 
-pub use event::EventColumns;
-pub use read::{Loaded, read, read_each};
-pub use sample::SampleColumns;
+pub use event::{EventColumns, EventReader, TraceEvent, common_markdown, fields_markdown};
+pub use read::{Loaded, Reader, read, read_each};
+pub use sample::{SampleColumns, SampleReader, columns_markdown};
 pub use write::{BATCH_ROWS, TraceWriter};
 
-/// Version of both trace formats, in the schema's metadata under `observer.trace_version`.
-/// Version 2 added changes of floors to the events.
-pub const TRACE_VERSION: u32 = 2;
+/// Version of the trace formats, in the schema's metadata under `observer.trace_version`.
+/// Version 2 added changes of floors to the events; version 3 gave each kind of event a stream of
+/// its own. Columns may be added within a version.
+pub const TRACE_VERSION: u32 = 3;
 
 /// Metadata keys of the schema.
 pub(crate) mod key {
     /// [`super::TRACE_VERSION`].
     pub(crate) const VERSION: &str = "observer.trace_version";
-    /// `events` or `samples`.
+    /// `event` (of one kind), `events` (of all kinds, version 2 and before) or `samples`.
     pub(crate) const CONTENT: &str = "observer.content";
+    /// The kind of event.
+    pub(crate) const KIND: &str = "observer.kind";
     /// The clock of all times.
     pub(crate) const CLOCK: &str = "observer.clock";
     /// Version of the program that wrote it.
     pub(crate) const PROGRAM: &str = "observer.version";
 }
 
-/// One column, as documented in docs/TRACE_FORMAT.md.
-#[derive(Clone, Copy, Debug)]
-pub struct Column {
-    /// Name, with its unit.
-    pub name: &'static str,
-    /// Arrow type.
-    pub data_type: fn() -> DataType,
-    /// Empty where it does not apply.
-    pub nullable: bool,
-    /// What it holds.
-    pub help: &'static str,
-}
+/// Builders of the columns of a stream.
+pub trait Columns {
+    /// What becomes a row.
+    type Row;
 
-/// Something that is kept in a trace, a row each.
-pub trait Row: Sized {
-    /// `events` or `samples`.
-    const CONTENT: &'static str;
-    /// The columns, in order.
-    const COLUMNS: &'static [Column];
-    /// Builders of the columns.
-    type Columns: Columns<Self>;
-
-    /// Decodes the rows of a batch whose schema was checked.
-    ///
-    /// # Errors
-    /// [`TraceError::Value`] where a cell holds what no writer of this version writes.
-    fn decode(batch: &arrow_array::RecordBatch, into: &mut Vec<Self>) -> Result<(), TraceError>;
-}
-
-/// Builders of the columns of a [`Row`].
-pub trait Columns<R>: Default {
+    /// The columns, with the stream's metadata.
+    fn schema(&self) -> Schema;
     /// Appends one row.
-    fn push(&mut self, row: &R);
-    /// The arrays, in the order of the row's columns; leaves the builders empty.
+    fn push(&mut self, row: &Self::Row);
+    /// The arrays, in the order of the schema; leaves the builders empty.
     fn finish(&mut self) -> Vec<arrow_array::ArrayRef>;
 }
 
@@ -82,6 +63,9 @@ pub enum TraceError {
     /// An Arrow stream, but not of this content and version.
     #[error("{0}")]
     Schema(String),
+    /// A stream of events of a kind that this version does not know.
+    #[error("events of kind {0:?}, which this observer does not know; use a newer observer")]
+    UnknownKind(String),
     /// A cell that no writer of this version writes.
     #[error("column {column}, row {row}: {problem}")]
     Value {
@@ -115,34 +99,38 @@ impl TraceError {
     }
 }
 
-/// The schema of a row type, metadata included.
-#[must_use]
-pub fn schema<R: Row>() -> arrow_schema::Schema {
-    let fields: Vec<_> = R::COLUMNS
-        .iter()
-        .map(|column| arrow_schema::Field::new(column.name, (column.data_type)(), column.nullable))
-        .collect();
-    arrow_schema::Schema::new(fields).with_metadata(
-        [
-            (key::VERSION, TRACE_VERSION.to_string()),
-            (key::CONTENT, R::CONTENT.to_owned()),
-            (key::CLOCK, "CLOCK_MONOTONIC".to_owned()),
-            (key::PROGRAM, env!("CARGO_PKG_VERSION").to_owned()),
-        ]
-        .map(|(key, value)| (key.to_owned(), value)),
-    )
+/// The metadata of a stream of this content.
+fn metadata(content: &str) -> std::collections::HashMap<String, String> {
+    [
+        (key::VERSION, TRACE_VERSION.to_string()),
+        (key::CONTENT, content.to_owned()),
+        (key::CLOCK, "CLOCK_MONOTONIC".to_owned()),
+        (key::PROGRAM, env!("CARGO_PKG_VERSION").to_owned()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
 }
 
-/// The columns of a row type as a Markdown table.
-#[must_use]
-pub fn columns_markdown<R: Row>() -> String {
-    let mut text = String::from("| column | type | empty | content |\n| --- | --- | --- | --- |\n");
-    for column in R::COLUMNS {
-        let empty = if column.nullable { "where it does not apply" } else { "never" };
-        let data_type = (column.data_type)();
-        text += &format!("| `{}` | {data_type} | {empty} | {} |\n", column.name, column.help);
+/// The content that a stream's metadata names, of a version that can be read.
+fn content(schema: &Schema) -> Result<&str, TraceError> {
+    let metadata = |key: &str| schema.metadata().get(key).map(String::as_str);
+    let Some(content) = metadata(key::CONTENT) else {
+        return Err(TraceError::Schema("an Arrow stream, but not one of observer's".to_owned()));
+    };
+    match metadata(key::VERSION).and_then(|version| version.parse::<u32>().ok()) {
+        Some(1..=TRACE_VERSION) => Ok(content),
+        Some(version) if version > TRACE_VERSION => Err(TraceError::Schema(format!(
+            "trace version {version} is newer than this observer reads ({TRACE_VERSION}); use a \
+             newer observer"
+        ))),
+        _ => Err(TraceError::Schema("has no known trace version".to_owned())),
     }
-    text
+}
+
+/// A stream that holds something else.
+fn other_content(found: &str, wanted: &str) -> TraceError {
+    let found = crate::text::clean(found, 40);
+    TraceError::Schema(format!("holds {found:?} where {wanted} were expected"))
 }
 
 #[cfg(test)]

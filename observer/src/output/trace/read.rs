@@ -10,12 +10,14 @@ use std::sync::Arc;
 use arrow_array::RecordBatch;
 use arrow_ipc::reader::RecordBatchDecoder;
 use arrow_ipc::{Message, MessageHeader};
-use arrow_schema::{ArrowError, SchemaRef};
+use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
 
-use super::{Row, TRACE_VERSION, TraceError, key, schema};
+use super::TraceError;
 
 /// Largest description of a message. One of a batch takes a few kilobytes.
 const MAX_METADATA_BYTES: u32 = 1 << 20;
+/// Deepest nesting of a column.
+const MAX_DEPTH: u32 = 4;
 /// Largest batch. A full one of this version takes one or two megabytes.
 const MAX_BODY_BYTES: u64 = 1 << 28;
 
@@ -27,6 +29,24 @@ pub struct Loaded<R> {
     /// The stream does not end with its end mark: the writer died or the disk was full. What was
     /// not flushed by then is missing.
     pub truncated: bool,
+}
+
+/// Takes rows out of batches, by the names of columns.
+pub trait Reader {
+    /// What a row becomes.
+    type Row;
+
+    /// Looks at what the stream is.
+    ///
+    /// # Errors
+    /// When it holds something else, or lacks a column.
+    fn open(&mut self, schema: &Schema) -> Result<(), TraceError>;
+
+    /// Decodes the rows of a batch.
+    ///
+    /// # Errors
+    /// When a cell holds what no writer writes.
+    fn read(&mut self, batch: &RecordBatch, into: &mut Vec<Self::Row>) -> Result<(), TraceError>;
 }
 
 /// How reading a piece of the stream ended.
@@ -94,26 +114,27 @@ fn body(input: &mut impl Read, message: &Message<'_>) -> Result<Piece<Vec<u8>>, 
 ///
 /// # Errors
 /// As [`read_each`].
-pub fn read<R: Row>(input: impl Read) -> Result<Loaded<R>, TraceError> {
+pub fn read<R: Reader>(input: impl Read, reader: &mut R) -> Result<Loaded<R::Row>, TraceError> {
     let mut rows = Vec::new();
-    let truncated = read_each(input, |batch: &mut Vec<R>| rows.append(batch))?;
+    let truncated = read_each(input, reader, |batch: &mut Vec<R::Row>| rows.append(batch))?;
     Ok(Loaded { rows, truncated })
 }
 
-/// Hands over all whole rows, a batch at a time; whether the stream was cut. Memory is bounded by a small multiple of the input's size: lengths
-/// claimed in it are not believed before the bytes have been seen.
+/// Hands over all whole rows, a batch at a time; whether the stream was cut. Memory is bounded by a
+/// small multiple of the input's size: lengths claimed in it are not believed before the bytes have
+/// been seen.
 ///
 /// # Errors
-/// When the input is not a trace of this content and version, or is damaged other than by being
-/// cut.
-pub fn read_each<R: Row>(
+/// When the input is not such a trace, or is damaged other than by being cut.
+pub fn read_each<R: Reader>(
     mut input: impl Read,
-    mut each: impl FnMut(&mut Vec<R>),
+    reader: &mut R,
+    mut each: impl FnMut(&mut Vec<R::Row>),
 ) -> Result<bool, TraceError> {
     let mut rows = Vec::new();
     let Piece::Whole(first) = metadata(&mut input)? else { return Ok(true) };
-    check_schema::<R>(&message(&first)?)?;
-    let schema = Arc::new(schema::<R>());
+    let schema = Arc::new(schema(&message(&first)?)?);
+    reader.open(&schema)?;
     loop {
         let metadata = match metadata(&mut input)? {
             Piece::Whole(metadata) => metadata,
@@ -123,7 +144,7 @@ pub fn read_each<R: Row>(
         let message = message(&metadata)?;
         match body(&mut input, &message)? {
             Piece::Whole(body) => {
-                R::decode(&batch(&message, body, &schema)?, &mut rows)?;
+                reader.read(&batch(&message, body, &schema)?, &mut rows)?;
                 each(&mut rows);
                 rows.clear();
             }
@@ -159,75 +180,100 @@ fn batch(
 /// Whether the parts of a batch lie inside its body and have the sizes its row count asks for.
 fn plausible(batch: &arrow_ipc::RecordBatch<'_>, size: u64, schema: &SchemaRef) -> bool {
     let (Some(nodes), Some(buffers)) = (batch.nodes(), batch.buffers()) else { return false };
-    // Every row type has columns of eight bytes a row, never empty.
+    // Every stream has columns of eight bytes a row, never empty.
     let Some(rows) = u64::try_from(batch.length()).ok().filter(|rows| *rows <= size / 8) else {
         return false;
     };
-    let mut buffers = buffers.iter();
-    // The length of the next buffer, if it is inside.
-    let mut next = || {
-        let buffer = buffers.next()?;
-        let offset = u64::try_from(buffer.offset()).ok().filter(|offset| offset % 8 == 0)?;
-        let length = u64::try_from(buffer.length()).ok()?;
-        offset.checked_add(length).is_some_and(|end| end <= size).then_some(length)
-    };
-    let mut column = |field: &arrow_schema::Field, node: &arrow_ipc::FieldNode| {
-        let validity = next()?;
-        let bits = rows.div_ceil(8);
-        let valid = node.length() == batch.length()
-            && (node.null_count() == 0
-                || (1..=node.length()).contains(&node.null_count()) && validity >= bits);
-        let values = next()?;
-        let fits = match field.data_type().primitive_width() {
-            Some(width) => {
-                let width = width as u64;
-                values % width == 0 && values >= rows * width
-            }
-            None if *field.data_type() == arrow_schema::DataType::Boolean => values >= bits,
-            // Text: offsets, then the bytes.
-            None => next().is_some() && values % 4 == 0 && values >= (rows + 1) * 4,
-        };
-        (valid && fits).then_some(())
-    };
-    nodes.len() == schema.fields().len()
-        && schema.fields().iter().zip(nodes).all(|(field, node)| column(field, node).is_some())
+    let mut parts = Parts { nodes: nodes.iter(), buffers: buffers.iter(), size };
+    schema.fields().iter().all(|field| parts.column(field, rows, 0).is_some())
+        && parts.nodes.next().is_none()
 }
 
-fn check_schema<R: Row>(message: &Message<'_>) -> Result<(), TraceError> {
-    let found = match message.header_as_schema() {
-        Some(found) if message.header_type() == MessageHeader::Schema => found,
-        _ => return Err(damaged("a stream that does not begin with its schema")),
-    };
-    let found = arrow_ipc::convert::try_fb_to_schema(found)?;
-    let metadata = |key: &str| found.metadata().get(key).map(String::as_str);
-    let Some(content) = metadata(key::CONTENT) else {
-        return Err(TraceError::Schema("an Arrow stream, but not one of observer's".to_owned()));
-    };
-    if content != R::CONTENT {
-        let content: String = content.chars().take(40).collect();
-        return Err(TraceError::Schema(format!(
-            "holds {content:?} where {} were expected",
-            R::CONTENT
-        )));
+/// The parts of a batch that no column has claimed yet.
+struct Parts<N, B> {
+    nodes: N,
+    buffers: B,
+    size: u64,
+}
+
+impl<'a, N, B> Parts<N, B>
+where
+    N: Iterator<Item = &'a arrow_ipc::FieldNode> + Clone,
+    B: Iterator<Item = &'a arrow_ipc::Buffer>,
+{
+    /// The length of the next buffer, if it is inside.
+    fn buffer(&mut self) -> Option<u64> {
+        let buffer = self.buffers.next()?;
+        let offset = u64::try_from(buffer.offset()).ok().filter(|offset| offset % 8 == 0)?;
+        let length = u64::try_from(buffer.length()).ok()?;
+        offset.checked_add(length).is_some_and(|end| end <= self.size).then_some(length)
     }
-    let version = metadata(key::VERSION).and_then(|version| version.parse::<u32>().ok());
-    match version {
-        Some(TRACE_VERSION) => {}
-        Some(version) if version > TRACE_VERSION => {
-            return Err(TraceError::Schema(format!(
-                "trace version {version} is newer than this observer reads ({TRACE_VERSION}); use \
-                 a newer observer"
-            )));
+
+    /// The next buffer, if it holds so many values of so many bytes.
+    fn values(&mut self, count: u64, width: u64) -> Option<()> {
+        let length = self.buffer()?;
+        (length % width == 0 && length >= count.checked_mul(width)?).then_some(())
+    }
+
+    /// Claims the parts of a column of so many rows; `None` when they do not fit, or it is of a type
+    /// that no version of observer writes.
+    fn column(&mut self, field: &Field, rows: u64, depth: u32) -> Option<()> {
+        let node = self.nodes.next()?;
+        let validity = self.buffer()?;
+        let bits = rows.div_ceil(8);
+        let nulls = u64::try_from(node.null_count()).ok()?;
+        if u64::try_from(node.length()).ok()? != rows
+            || nulls > rows
+            || (nulls > 0 && validity < bits)
+            || depth > MAX_DEPTH
+        {
+            return None;
         }
-        _ => return Err(TraceError::Schema("has no known trace version".to_owned())),
+        match field.data_type() {
+            DataType::Boolean => self.values(bits, 1),
+            DataType::Utf8 | DataType::Binary => {
+                self.values(rows + 1, 4)?;
+                self.values(0, 1)
+            }
+            DataType::LargeUtf8 | DataType::LargeBinary => {
+                self.values(rows + 1, 8)?;
+                self.values(0, 1)
+            }
+            DataType::FixedSizeBinary(width) => {
+                self.values(rows, u64::try_from(*width).ok().filter(|width| *width > 0)?)
+            }
+            DataType::List(item) => {
+                self.values(rows + 1, 4)?;
+                self.items(item, depth)
+            }
+            DataType::LargeList(item) => {
+                self.values(rows + 1, 8)?;
+                self.items(item, depth)
+            }
+            DataType::Struct(fields) => fields
+                .iter()
+                .all(|field| self.column(field, rows, depth + 1).is_some())
+                .then_some(()),
+            other => self.values(rows, other.primitive_width()? as u64),
+        }
     }
-    let wanted = schema::<R>();
-    let same = wanted.fields().len() == found.fields().len()
-        && wanted.fields().iter().zip(found.fields()).all(|(wanted, found)| {
-            wanted.name() == found.name() && wanted.data_type() == found.data_type()
-        });
-    if !same {
-        return Err(TraceError::Schema("has other columns than its version says".to_owned()));
+
+    /// Claims the column of a list's items; how many there are is in its own node.
+    fn items(&mut self, item: &Field, depth: u32) -> Option<()> {
+        let count = u64::try_from(self.nodes.clone().next()?.length()).ok()?;
+        // A bit an item at least.
+        if count > self.size.saturating_mul(8) {
+            return None;
+        }
+        self.column(item, count, depth + 1)
     }
-    Ok(())
+}
+
+fn schema(message: &Message<'_>) -> Result<Schema, TraceError> {
+    match message.header_as_schema() {
+        Some(found) if message.header_type() == MessageHeader::Schema => {
+            Ok(arrow_ipc::convert::try_fb_to_schema(found)?)
+        }
+        _ => Err(damaged("a stream that does not begin with its schema")),
+    }
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use arrow_array::builder::{BooleanBuilder, StringBuilder, UInt16Builder, UInt64Builder};
 use arrow_array::types::{UInt16Type, UInt64Type};
 use arrow_array::{ArrayRef, RecordBatch};
-use arrow_schema::DataType;
+use arrow_schema::{DataType, Field, Schema};
 
 use super::column::Batch;
-use super::{Column, Columns, Row, TraceError};
+use super::read::Reader;
+use super::{Columns, TraceError, content, metadata, other_content};
 use crate::clock::MonoNanos;
 use crate::model::Sample;
 
@@ -25,7 +26,16 @@ pub struct SampleColumns {
     seq: UInt64Builder,
 }
 
-impl Columns<Sample> for SampleColumns {
+impl Columns for SampleColumns {
+    type Row = Sample;
+
+    fn schema(&self) -> Schema {
+        let field =
+            |column: &Column| Field::new(column.name, (column.data_type)(), column.nullable);
+        let fields: Vec<Field> = COLUMNS.iter().map(field).collect();
+        Schema::new(fields).with_metadata(metadata(CONTENT))
+    }
+
     fn push(&mut self, sample: &Sample) {
         self.intended_start_ns.append_option(sample.intended_start.map(|time| time.0));
         self.start_ns.append_value(sample.start.0);
@@ -60,36 +70,70 @@ const fn column(
     Column { name, data_type, nullable, help }
 }
 
-impl Row for Sample {
-    const CONTENT: &'static str = "samples";
-    const COLUMNS: &'static [Column] = &[
-        column(
-            "intended_start_ns",
-            || DataType::UInt64,
-            true,
-            "when the schedule wanted the request sent; empty when the generator does not say",
-        ),
-        column("start_ns", || DataType::UInt64, false, "when it was sent"),
-        column(
-            "end_ns",
-            || DataType::UInt64,
-            false,
-            "when the answer was complete, or the failure known",
-        ),
-        column(
-            "precision_ns",
-            || DataType::UInt64,
-            false,
-            "resolution of the generator's times, nanoseconds",
-        ),
-        column("status", || DataType::UInt16, true, "HTTP status; empty without an answer"),
-        column("ok", || DataType::Boolean, false, "the generator counts it as a success"),
-        column("error", || DataType::Utf8, true, "what went wrong"),
-        column("seq", || DataType::UInt64, true, "the generator's own number of the request"),
-    ];
-    type Columns = SampleColumns;
+/// One column, as documented in docs/TRACE_FORMAT.md.
+struct Column {
+    name: &'static str,
+    data_type: fn() -> DataType,
+    nullable: bool,
+    help: &'static str,
+}
 
-    fn decode(batch: &RecordBatch, into: &mut Vec<Self>) -> Result<(), TraceError> {
+/// The content in a stream's metadata.
+const CONTENT: &str = "samples";
+
+const COLUMNS: &[Column] = &[
+    column(
+        "intended_start_ns",
+        || DataType::UInt64,
+        true,
+        "when the schedule wanted the request sent; empty when the generator does not say",
+    ),
+    column("start_ns", || DataType::UInt64, false, "when it was sent"),
+    column(
+        "end_ns",
+        || DataType::UInt64,
+        false,
+        "when the answer was complete, or the failure known",
+    ),
+    column(
+        "precision_ns",
+        || DataType::UInt64,
+        false,
+        "resolution of the generator's times, nanoseconds",
+    ),
+    column("status", || DataType::UInt16, true, "HTTP status; empty without an answer"),
+    column("ok", || DataType::Boolean, false, "the generator counts it as a success"),
+    column("error", || DataType::Utf8, true, "what went wrong"),
+    column("seq", || DataType::UInt64, true, "the generator's own number of the request"),
+];
+
+/// The columns as a Markdown table.
+#[must_use]
+pub fn columns_markdown() -> String {
+    let mut text = String::from("| column | type | empty | content |\n| --- | --- | --- | --- |\n");
+    for column in COLUMNS {
+        let empty = if column.nullable { "where it does not apply" } else { "never" };
+        let data_type = (column.data_type)();
+        text += &format!("| `{}` | {data_type} | {empty} | {} |\n", column.name, column.help);
+    }
+    text
+}
+
+/// Takes samples out of their stream.
+#[derive(Debug, Default)]
+pub struct SampleReader;
+
+impl Reader for SampleReader {
+    type Row = Sample;
+
+    fn open(&mut self, schema: &Schema) -> Result<(), TraceError> {
+        match content(schema)? {
+            CONTENT => Ok(()),
+            other => Err(other_content(other, CONTENT)),
+        }
+    }
+
+    fn read(&mut self, batch: &RecordBatch, into: &mut Vec<Sample>) -> Result<(), TraceError> {
         let columns = Batch(batch);
         let intended_start_ns = columns.numbers::<UInt64Type>("intended_start_ns")?;
         let start_ns = columns.numbers::<UInt64Type>("start_ns")?;
@@ -101,7 +145,7 @@ impl Row for Sample {
         let seq = columns.numbers::<UInt64Type>("seq")?;
         into.reserve(batch.num_rows());
         for row in 0..batch.num_rows() {
-            into.push(Self {
+            into.push(Sample {
                 intended_start: intended_start_ns.optional(row).map(MonoNanos),
                 start: MonoNanos(start_ns.get(row)?),
                 end: MonoNanos(end_ns.get(row)?),

@@ -1,14 +1,16 @@
 //! Writing a trace.
 
 use std::io::{BufWriter, Write};
-use std::marker::PhantomData;
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_ipc::writer::StreamWriter;
 use arrow_schema::SchemaRef;
 
-use super::{Columns, Row, TraceError, schema};
+use super::{Columns, TraceError};
+
+/// What is gathered before it goes into the file at once.
+const BUFFER_BYTES: usize = 1 << 16;
 
 /// Rows that make a batch of themselves; [`TraceWriter::flush`] makes smaller ones.
 pub const BATCH_ROWS: usize = 8_192;
@@ -18,39 +20,32 @@ pub const BATCH_ROWS: usize = 8_192;
 /// A row is in the file once its batch is full or [`TraceWriter::flush`] was called; call that
 /// about once a second. After a failed write (a full disk) the stream is left as it is, readable
 /// up to its last whole batch, and every later call fails with [`TraceError::Broken`].
-pub struct TraceWriter<R: Row, W: Write> {
+pub struct TraceWriter<C: Columns, W: Write> {
     stream: StreamWriter<BufWriter<W>>,
     schema: SchemaRef,
-    columns: R::Columns,
+    columns: C,
     pending: usize,
     broken: bool,
-    row: PhantomData<fn(R)>,
 }
 
-impl<R: Row, W: Write> TraceWriter<R, W> {
+impl<C: Columns, W: Write> TraceWriter<C, W> {
     /// Starts a stream: writes its schema.
     ///
     /// # Errors
     /// When the schema cannot be written.
-    pub fn new(sink: W) -> Result<Self, TraceError> {
-        let schema = Arc::new(schema::<R>());
-        let mut stream = StreamWriter::try_new(BufWriter::with_capacity(1 << 18, sink), &schema)?;
+    pub fn new(sink: W, columns: C) -> Result<Self, TraceError> {
+        let schema = Arc::new(columns.schema());
+        let sink = BufWriter::with_capacity(BUFFER_BYTES, sink);
+        let mut stream = StreamWriter::try_new(sink, &schema)?;
         stream.flush()?;
-        Ok(Self {
-            stream,
-            schema,
-            columns: R::Columns::default(),
-            pending: 0,
-            broken: false,
-            row: PhantomData,
-        })
+        Ok(Self { stream, schema, columns, pending: 0, broken: false })
     }
 
     /// Appends one row.
     ///
     /// # Errors
     /// When a batch was due and could not be written.
-    pub fn append(&mut self, row: &R) -> Result<(), TraceError> {
+    pub fn append(&mut self, row: &C::Row) -> Result<(), TraceError> {
         if self.broken {
             return Err(TraceError::Broken);
         }

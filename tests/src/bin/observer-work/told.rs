@@ -6,9 +6,8 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use observer::clock::MonoNanos;
-use observer::model::MmCall;
 use observer_tests::mapping::{Mapping, PAGE_BYTES};
-use observer_tests::told::{Area, Call, Calls, Faults, Socket};
+use observer_tests::told::{Area, Call, Calls, Faults, MmCall, Socket};
 use serde::Serialize;
 
 use crate::memory::no_huge_pages;

@@ -1,0 +1,374 @@
+//! The streams of events in a run directory: a file for each kind that occurred. A daemon's are cut
+//! into segments, of which the oldest are removed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::File;
+use std::io::{BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{self, AtFlags};
+
+use super::rundir::{RunDir, create_new};
+use super::trace::{EventColumns, EventReader, TraceError, TraceEvent, TraceWriter, read_each};
+use crate::clock::MonoNanos;
+use crate::error::Result;
+use crate::model::{Event, RecordRow, files};
+
+/// A trace of bounded size has so many segments, of which the oldest is removed to make room.
+const SEGMENTS: u64 = 8;
+/// Files with streams that are looked at in a directory.
+const FILES_MAX: usize = 10_000;
+
+/// A file of a run directory that is named like a stream of events.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct EventFile {
+    /// Its kind, going by its name.
+    kind: String,
+    /// Which segment; 0 where there is but one.
+    segment: u64,
+    /// Its name.
+    pub(super) name: String,
+}
+
+impl EventFile {
+    /// `runqueue.arrows`, or `runqueue.12.arrows`.
+    fn parse(name: &str) -> Option<Self> {
+        let stem = name.strip_suffix(files::STREAM_SUFFIX).filter(|_| name != files::SAMPLES)?;
+        let (kind, segment) = match stem.rsplit_once('.') {
+            Some((kind, segment)) => (kind, segment.parse().ok()?),
+            None => (stem, 0),
+        };
+        Some(Self { kind: kind.to_owned(), segment, name: name.to_owned() })
+    }
+}
+
+/// Counts what is written to a file.
+struct Counted {
+    file: File,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Write for Counted {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(buffer)?;
+        self.bytes.fetch_add(written as u64, Ordering::Relaxed);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// One stream that is being written.
+struct Stream {
+    writer: TraceWriter<EventColumns, Counted>,
+    name: String,
+    row: &'static RecordRow,
+    /// Rows in this file.
+    rows: u64,
+}
+
+/// Files that are removed together.
+struct Segment {
+    names: Vec<String>,
+    rows: Vec<(&'static str, u64)>,
+    bytes: u64,
+    /// Everything in it ended before this instant.
+    end: MonoNanos,
+}
+
+/// The segments of a trace of bounded size.
+struct Ring {
+    limit_bytes: u64,
+    current: u64,
+    closed: VecDeque<Segment>,
+}
+
+/// What was removed from a trace of bounded size.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Rows, by kind.
+    pub rows: BTreeMap<&'static str, u64>,
+    /// What ended after this instant is still there, as far as it was written.
+    pub until: MonoNanos,
+}
+
+/// Writes events, each into the stream of its kind. After a failed write everything is left as it
+/// is, readable up to the last whole batch of each stream.
+pub struct EventWriter {
+    directory: OwnedFd,
+    streams: BTreeMap<u16, Stream>,
+    /// Rows so far, by kind, removed ones included.
+    rows: BTreeMap<u16, u64>,
+    bytes: Arc<AtomicU64>,
+    ring: Option<Ring>,
+    removed: Removed,
+}
+
+impl EventWriter {
+    /// Appends one event; its row in the stream of its kind.
+    ///
+    /// # Errors
+    /// When a batch was due and could not be written, or a file could not be made.
+    pub fn append(&mut self, event: &Event) -> std::result::Result<u64, TraceError> {
+        let row = event.row();
+        if !self.streams.contains_key(&row.kind) {
+            let stream = self.start(row)?;
+            self.streams.insert(row.kind, stream);
+        }
+        let number = self.rows.entry(row.kind).or_insert(0);
+        if let Some(stream) = self.streams.get_mut(&row.kind) {
+            stream.rows += 1;
+            stream.writer.append(event)?;
+        }
+        *number += 1;
+        Ok(*number - 1)
+    }
+
+    fn start(&self, row: &'static RecordRow) -> std::result::Result<Stream, TraceError> {
+        let name = match &self.ring {
+            None => format!("{}{}", row.name, files::STREAM_SUFFIX),
+            Some(ring) => format!("{}.{}{}", row.name, ring.current, files::STREAM_SUFFIX),
+        };
+        let file = create_new(&self.directory, name.as_str()).map_err(std::io::Error::from)?;
+        let file = Counted { file, bytes: Arc::clone(&self.bytes) };
+        Ok(Stream { writer: TraceWriter::new(file, EventColumns::new(row))?, name, row, rows: 0 })
+    }
+
+    /// Puts everything appended so far into the files. `true` when a new segment begins.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn flush(&mut self, now: MonoNanos) -> std::result::Result<bool, TraceError> {
+        self.streams.values_mut().try_for_each(|stream| stream.writer.flush())?;
+        let Some(ring) = &mut self.ring else { return Ok(false) };
+        let segment_bytes = ring.limit_bytes / SEGMENTS;
+        if self.bytes.load(Ordering::Relaxed) < segment_bytes {
+            return Ok(false);
+        }
+        let mut segment = Segment { names: Vec::new(), rows: Vec::new(), bytes: 0, end: now };
+        for stream in std::mem::take(&mut self.streams).into_values() {
+            segment.names.push(stream.name);
+            segment.rows.push((stream.row.name, stream.rows));
+            stream.writer.finish()?;
+        }
+        segment.bytes = self.bytes.swap(0, Ordering::Relaxed);
+        ring.closed.push_back(segment);
+        ring.current += 1;
+        let held = |ring: &Ring| ring.closed.iter().map(|segment| segment.bytes).sum::<u64>();
+        while held(ring) + segment_bytes > ring.limit_bytes {
+            let Some(oldest) = ring.closed.pop_front() else { break };
+            for name in &oldest.names {
+                match fs::unlinkat(&self.directory, name.as_str(), AtFlags::empty()) {
+                    Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                    Err(errno) => return Err(TraceError::Io(errno.into())),
+                }
+            }
+            for (kind, rows) in oldest.rows {
+                *self.removed.rows.entry(kind).or_insert(0) += rows;
+            }
+            self.removed.until = oldest.end;
+        }
+        Ok(true)
+    }
+
+    /// What was removed so far.
+    #[must_use]
+    pub const fn removed(&self) -> &Removed {
+        &self.removed
+    }
+
+    /// Flushes, and marks the ends of the streams: a reader then knows that nothing is missing.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn finish(self) -> std::result::Result<(), TraceError> {
+        self.streams.into_values().try_for_each(|stream| stream.writer.finish())
+    }
+}
+
+/// What reading the streams of a run found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventsRead {
+    /// Files read.
+    pub files: usize,
+    /// Rows, by kind; what version 2 kept in one stream is under `events`.
+    pub rows: BTreeMap<String, u64>,
+    /// Streams without their end mark: what was not flushed when the writer died is missing.
+    pub cut: Vec<String>,
+    /// Streams of which the rest, or all, cannot be read, with why.
+    pub damaged: Vec<(String, String)>,
+    /// Streams of kinds that this version does not know.
+    pub unknown_kinds: Vec<String>,
+    /// Columns that this version does not know.
+    pub unknown_columns: BTreeSet<String>,
+    /// Rows with a value that this version does not know.
+    pub skipped_rows: u64,
+}
+
+impl EventsRead {
+    /// What a person should know, one sentence each.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        match self.cut.as_slice() {
+            [] => {}
+            [one] => notes.push(format!("{one} ends early: its last moments are missing")),
+            several => notes
+                .push(format!("{} end early: their last moments are missing", several.join(", "))),
+        }
+        notes.extend(self.damaged.iter().map(|(_, problem)| problem.clone()));
+        if !self.unknown_kinds.is_empty() {
+            notes.push(format!(
+                "{} streams of kinds that this observer does not know were skipped: {}",
+                self.unknown_kinds.len(),
+                self.unknown_kinds.join(", ")
+            ));
+        }
+        if !self.unknown_columns.is_empty() {
+            let names: Vec<&str> = self.unknown_columns.iter().map(String::as_str).collect();
+            notes.push(format!(
+                "{} columns that this observer does not know were skipped: {}",
+                names.len(),
+                names.join(", ")
+            ));
+        }
+        if self.skipped_rows > 0 {
+            notes.push(format!(
+                "{} rows hold what this observer does not know and were skipped",
+                crate::text::count(self.skipped_rows)
+            ));
+        }
+        notes
+    }
+
+    /// Why stalls may be missing although their streams were written, if that is so.
+    #[must_use]
+    pub fn missing(&self) -> Option<String> {
+        if let Some((_, problem)) = self.damaged.first() {
+            return Some(problem.clone());
+        }
+        (self.skipped_rows > 0)
+            .then(|| format!("{} rows cannot be read", crate::text::count(self.skipped_rows)))
+    }
+}
+
+/// All events of a run, by the instant they ended.
+#[derive(Debug)]
+pub struct EventsLoaded {
+    /// The events.
+    pub rows: Vec<Event>,
+    /// A stream does not end with its end mark.
+    pub truncated: bool,
+    /// What reading found.
+    pub found: EventsRead,
+}
+
+impl RunDir {
+    /// Writes events into this directory, a stream a kind.
+    ///
+    /// # Errors
+    /// When the directory's descriptor cannot be copied.
+    pub fn create_events(&self) -> Result<EventWriter> {
+        self.events_writer(None)
+    }
+
+    /// The same with a bound on the disk they take: the oldest are removed.
+    ///
+    /// # Errors
+    /// As [`RunDir::create_events`].
+    pub fn create_event_ring(&self, limit_bytes: u64) -> Result<EventWriter> {
+        self.events_writer(Some(Ring { limit_bytes, current: 1, closed: VecDeque::new() }))
+    }
+
+    fn events_writer(&self, ring: Option<Ring>) -> Result<EventWriter> {
+        let directory = self.directory.try_clone().map_err(|error| {
+            let text = format!("cannot write events into {}: {error}", self.path().display());
+            crate::error::Error::new(crate::error::Exit::Output, text)
+        })?;
+        Ok(EventWriter {
+            directory,
+            streams: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            bytes: Arc::default(),
+            ring,
+            removed: Removed::default(),
+        })
+    }
+
+    /// The streams of events in the directory, going by their names: by kind, the oldest first.
+    pub(super) fn event_files(&self) -> rustix::io::Result<Vec<EventFile>> {
+        let mut found = Vec::new();
+        for entry in fs::Dir::read_from(&self.directory)? {
+            found.extend(entry?.file_name().to_str().ok().and_then(EventFile::parse));
+            if found.len() >= FILES_MAX {
+                break;
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Hands over the events of all streams, a batch at a time, one kind behind the other. What is
+    /// damaged costs the rest of its stream, and is in the result.
+    ///
+    /// # Errors
+    /// When the directory cannot be listed.
+    pub fn each_event(&self, mut each: impl FnMut(&[TraceEvent])) -> Result<EventsRead> {
+        let names = self.event_files().map_err(|errno| self.read_error(".", errno))?;
+        let mut found = EventsRead::default();
+        for EventFile { kind, name, .. } in names {
+            let file = match self.open_file(&name) {
+                Ok(Some(file)) => file,
+                // Removed by its writer since the directory was listed.
+                Ok(None) => continue,
+                Err(error) => {
+                    found.damaged.push((name, error.to_string()));
+                    continue;
+                }
+            };
+            let rows = found.rows.entry(kind).or_insert(0);
+            let mut reader = EventReader::starting_at(*rows);
+            let input = BufReader::with_capacity(1 << 18, file);
+            let read = read_each(input, &mut reader, |batch| each(batch));
+            *rows = reader.next_row();
+            found.files += 1;
+            found.skipped_rows += reader.skipped_rows;
+            found.unknown_columns.append(&mut reader.unknown_columns);
+            match read {
+                Ok(false) => {}
+                Ok(true) => found.cut.push(name),
+                Err(TraceError::UnknownKind(kind)) => found.unknown_kinds.push(kind),
+                Err(error) => {
+                    let problem = self.read_error(&name, error).to_string();
+                    found.damaged.push((name, problem));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads all events, by the instant they ended; `None` when there are no streams.
+    ///
+    /// # Errors
+    /// As [`RunDir::each_event`].
+    pub fn read_events(&self) -> Result<Option<EventsLoaded>> {
+        let mut rows = Vec::new();
+        let found =
+            self.each_event(|events| rows.extend(events.iter().map(|event| event.event)))?;
+        rows.sort_by_key(|event: &Event| event.end);
+        let truncated = !found.cut.is_empty();
+        Ok((found.files > 0 || !found.damaged.is_empty()).then_some(EventsLoaded {
+            rows,
+            truncated,
+            found,
+        }))
+    }
+}
+
+#[cfg(test)]
+#[path = "event_files_tests.rs"]
+mod tests;

@@ -1,0 +1,95 @@
+//! Losses by the second: what the kernel side's counters grew by, as events of the trace.
+
+use observer_ebpf::wire::LOSS_SLOTS;
+
+use super::Capture;
+use crate::clock::MonoNanos;
+use crate::kernel::Kernel;
+use crate::model::{Event, LossScope, LossSecond, loss_name};
+
+/// Pause between two looks.
+const INTERVAL_NS: u64 = 1_000_000_000;
+
+/// Counters of losses by scope, as of one look.
+type Losses = [(LossScope, [u64; LOSS_SLOTS]); 2];
+
+/// Looks at the counters about once a second.
+pub(super) struct LossWatch {
+    before: Losses,
+    looked: MonoNanos,
+    /// Not taken by the sinks yet.
+    pending: Vec<Event>,
+}
+
+fn losses(kernel: &Kernel) -> Losses {
+    let losses = kernel.losses();
+    [(LossScope::Target, losses.lost_target), (LossScope::Host, losses.lost)]
+}
+
+/// What was lost between two looks.
+fn grown(before: &Losses, now: &Losses) -> Vec<LossSecond> {
+    let mut grown = Vec::new();
+    for ((scope, now), (_, before)) in now.iter().zip(before) {
+        for (index, (now, before)) in (0u32..).zip(now.iter().zip(before)) {
+            let count = now.saturating_sub(*before);
+            if count > 0 && loss_name(index).is_some() {
+                grown.push(LossSecond { loss: index, scope: *scope, count });
+            }
+        }
+    }
+    grown
+}
+
+impl LossWatch {
+    /// What was lost until now does not count.
+    pub(super) fn new(kernel: &Kernel) -> Self {
+        Self { before: losses(kernel), looked: MonoNanos::now(), pending: Vec::new() }
+    }
+
+    /// Call it often.
+    pub(super) fn tick(&mut self, kernel: &Kernel, capture: &Capture) {
+        if MonoNanos::now().since(self.looked) >= INTERVAL_NS {
+            self.look(kernel, capture);
+        }
+    }
+
+    /// The end: what was lost since the last look.
+    pub(super) fn finish(mut self, kernel: &Kernel, capture: &Capture) {
+        self.look(kernel, capture);
+        capture.note_last(self.pending);
+    }
+
+    fn look(&mut self, kernel: &Kernel, capture: &Capture) {
+        let (now, current) = (MonoNanos::now(), losses(kernel));
+        let grown = grown(&self.before, &current);
+        self.pending.extend(grown.iter().map(|loss| loss.event(now, self.looked)));
+        (self.before, self.looked) = (current, now);
+        if !self.pending.is_empty() {
+            self.pending = capture.note(std::mem::take(&mut self.pending));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use observer_ebpf::wire::{KIND_SLOTS, LossKind, RecordKind};
+
+    use super::*;
+
+    #[test]
+    fn only_what_grew_is_noted_under_its_scope() {
+        let mut counts = [5; LOSS_SLOTS];
+        let before = [(LossScope::Target, counts), (LossScope::Host, counts)];
+        assert_eq!(grown(&before, &before), []);
+        let index = KIND_SLOTS + LossKind::CgroupSlot as usize;
+        counts[index] = 12;
+        let mut target = [5; LOSS_SLOTS];
+        target[RecordKind::Fault as usize] = 6;
+        let now = [(LossScope::Target, target), (LossScope::Host, counts)];
+        let wanted = [
+            LossSecond { loss: RecordKind::Fault as u32, scope: LossScope::Target, count: 1 },
+            LossSecond { loss: index as u32, scope: LossScope::Host, count: 7 },
+        ];
+        assert_eq!(grown(&before, &now), wanted);
+    }
+}

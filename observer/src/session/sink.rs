@@ -1,0 +1,136 @@
+//! Where events go from the ring: a list of sinks, each of which does one thing with them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use observer_ebpf::wire::{TASK_FORK, TaskRecord};
+
+use super::Captured;
+use crate::aggregate::CauseRecorder;
+use crate::clock::MonoNanos;
+use crate::model::{Event, Tgid};
+
+/// Forks that were delivered and not yet handled.
+const BIRTHS_MAX: usize = 65_536;
+/// Thread names kept for the report.
+pub(super) const NAMES_MAX: usize = 50_000;
+
+/// Takes events as they come.
+pub(super) trait Sink: Send {
+    /// Takes one event.
+    fn event(&mut self, event: &Event);
+
+    /// About a second has passed.
+    fn tick(&mut self, _now: MonoNanos) {}
+
+    /// There are no more events; adds what was gathered.
+    fn finish(self: Box<Self>, captured: &mut Captured);
+}
+
+/// Distributions of the stalls by cause.
+#[derive(Default)]
+pub(super) struct Stalls(CauseRecorder);
+
+impl Sink for Stalls {
+    fn event(&mut self, event: &Event) {
+        self.0.record_event(event);
+    }
+
+    fn finish(self: Box<Self>, captured: &mut Captured) {
+        captured.recorder = self.0;
+    }
+}
+
+/// Command names of threads, as forks, execs and exits have them.
+#[derive(Default)]
+pub(super) struct Names {
+    names: BTreeMap<u32, String>,
+    /// Threads by the time their first name came: where there are too many, the oldest goes.
+    order: VecDeque<u32>,
+    dropped: u64,
+}
+
+impl Sink for Names {
+    fn event(&mut self, event: &Event) {
+        let Some(task) = event.record::<TaskRecord>() else { return };
+        let end = task.comm.iter().position(|byte| *byte == 0).unwrap_or(task.comm.len());
+        let name = String::from_utf8_lossy(&task.comm[..end]).into_owned();
+        if self.names.insert(event.tid.0, name).is_none() {
+            self.order.push_back(event.tid.0);
+        }
+        if self.names.len() > NAMES_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.names.remove(&oldest);
+            self.dropped += 1;
+        }
+    }
+
+    fn finish(self: Box<Self>, captured: &mut Captured) {
+        captured.thread_names = self.names;
+        captured.names_dropped = self.dropped;
+    }
+}
+
+/// Tells whoever follows the target about its new processes.
+pub(super) struct Births(SyncSender<Tgid>);
+
+impl Births {
+    /// The sink, and where it tells them.
+    pub(super) fn new() -> (Self, Receiver<Tgid>) {
+        let (sender, receiver) = sync_channel(BIRTHS_MAX);
+        (Self(sender), receiver)
+    }
+}
+
+impl Sink for Births {
+    fn event(&mut self, event: &Event) {
+        if event.flags & TASK_FORK != 0 && event.is::<TaskRecord>() && event.tid.0 == event.tgid.0 {
+            // Nobody listens any more once the run is over. A process that does not fit is found
+            // when /proc is looked through.
+            let _ = self.0.try_send(event.tgid);
+        }
+    }
+
+    fn finish(self: Box<Self>, _captured: &mut Captured) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use observer_ebpf::wire::{RecordKind, TASK_EXIT};
+
+    use super::*;
+    use crate::output::example;
+
+    fn task(tid: u32, flags: u16, name: &[u8]) -> Event {
+        let mut comm = [0; 16];
+        comm[..name.len()].copy_from_slice(name);
+        let header = example::header(RecordKind::Task, flags, tid, 5_000, 0);
+        example::event(&TaskRecord { header, parent_tid: 1, reserved: 0, comm })
+    }
+
+    #[test]
+    fn of_too_many_names_the_oldest_goes() {
+        let mut names = Box::new(Names::default());
+        let count = NAMES_MAX as u32 + 3;
+        for tid in 1..=count {
+            names.event(&task(tid, TASK_FORK, b"old"));
+        }
+        names.event(&task(count, TASK_EXIT, b"new"));
+        let mut captured = Captured::default();
+        names.finish(&mut captured);
+        assert_eq!((captured.thread_names.len(), captured.names_dropped), (NAMES_MAX, 3));
+        assert_eq!(captured.thread_names.first_key_value(), Some((&4, &"old".to_owned())));
+        assert_eq!(captured.thread_names[&count], "new");
+    }
+
+    #[test]
+    fn only_processes_are_births() {
+        let (mut births, told) = Births::new();
+        births.event(&task(100, TASK_FORK, b"process"));
+        births.event(&task(101, TASK_FORK, b"thread"));
+        births.event(&task(100, TASK_EXIT, b"process"));
+        births.event(&example::fault(1, 1, 1));
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), [Tgid(100)]);
+    }
+}

@@ -1,0 +1,179 @@
+//! The sink that writes the trace.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use observer_ebpf::wire::{KIND_SLOTS, RecordKind};
+
+use super::quota::{Caps, Sampling};
+use super::sink::Sink;
+use super::{CaptureCounts, Captured};
+use crate::clock::MonoNanos;
+use crate::model::{Event, FloorChange, Stall};
+use crate::output::event_files::EventWriter;
+use crate::output::trace::TraceError;
+
+/// Events and stalls kept and written, of the kinds that stall; later ones are counted. About
+/// 0.6 GiB of memory while the answer is worked out, and 0.3 GiB of disk, at the cap. The floors
+/// rise so that it is not reached.
+pub const EVENTS_MAX: u64 = 4_000_000;
+/// The same of what stalls nobody, which is on disk alone.
+const OTHERS_MAX: u64 = 1_000_000;
+/// Of the kinds that are sampled, about so many a second are kept.
+const SAMPLED_HZ: u64 = 1_000;
+/// A record is in the trace writer's hands this long after the stall ended, at the latest, unless
+/// observer itself was held up.
+const ON_THE_WAY_NS: u64 = 500_000_000;
+
+/// A stall that may not be in the file: its kind, its row there, and itself.
+pub(super) type Unwritten = (&'static str, u64, Stall);
+
+/// Writes the trace; where that fails, keeps the stalls in memory.
+pub(super) struct TraceSink {
+    /// `None` once a write failed.
+    file: Option<EventWriter>,
+    counts: Arc<CaptureCounts>,
+    caps: Caps,
+    sampling: Sampling,
+    /// Since the last flush: at most a second's worth, and none of it is in the file for sure.
+    unwritten: Vec<Unwritten>,
+    /// Stalls that came after the file failed, or were not in it for sure when it did.
+    kept: Vec<Unwritten>,
+    error: Option<String>,
+    disk_full: bool,
+    /// Last change of each floor, for a trace that removes its oldest part.
+    floors: BTreeMap<RecordKind, FloorChange>,
+}
+
+impl TraceSink {
+    /// Keeps up to [`EVENTS_MAX`] stalls.
+    pub(super) fn new(file: EventWriter, counts: &Arc<CaptureCounts>) -> Self {
+        Self::with(file, counts, Caps::new(EVENTS_MAX, OTHERS_MAX), SAMPLED_HZ)
+    }
+
+    /// Keeps all: the file removes its oldest part by itself.
+    pub(super) fn of_ring(file: EventWriter, counts: &Arc<CaptureCounts>) -> Self {
+        Self::with(file, counts, Caps::unlimited(), SAMPLED_HZ)
+    }
+
+    fn with(file: EventWriter, counts: &Arc<CaptureCounts>, caps: Caps, sampled_hz: u64) -> Self {
+        counts.room.store(caps.room(), Ordering::Relaxed);
+        Self {
+            file: Some(file),
+            counts: Arc::clone(counts),
+            caps,
+            sampling: Sampling::new(sampled_hz, MonoNanos::now()),
+            unwritten: Vec::new(),
+            kept: Vec::new(),
+            error: None,
+            disk_full: false,
+            floors: BTreeMap::new(),
+        }
+    }
+
+    /// Appends to the file, or keeps the stall.
+    fn append(&mut self, event: &Event) {
+        let stall = || Stall::from_event(event);
+        let Some(file) = &mut self.file else {
+            self.kept.extend(stall().map(|stall| (event.name(), u64::MAX, stall)));
+            return;
+        };
+        match file.append(event) {
+            Ok(row) => self.unwritten.extend(stall().map(|stall| (event.name(), row, stall))),
+            Err(error) => {
+                self.kept.extend(stall().map(|stall| (event.name(), u64::MAX, stall)));
+                self.give_up(&error);
+            }
+        }
+    }
+
+    /// A full disk ends the trace, not the run: from here on stalls are kept in memory.
+    fn give_up(&mut self, error: &TraceError) {
+        self.disk_full |= error.is_disk_full();
+        self.error = Some(error.to_string());
+        self.file = None;
+        self.unwritten.append(&mut self.kept);
+        self.kept = std::mem::take(&mut self.unwritten);
+    }
+
+    /// A trace that lost its beginning says again what is in force.
+    fn repeat(&mut self, now: MonoNanos) {
+        let floors = self.floors.values().map(|change| change.event(now));
+        let sampling = self.sampling.in_force().into_iter().map(|change| change.event(now));
+        let notes: Vec<Event> = floors.chain(sampling).collect();
+        notes.iter().for_each(|note| self.append(note));
+    }
+}
+
+impl Sink for TraceSink {
+    fn event(&mut self, event: &Event) {
+        let row = event.row();
+        let kind = usize::from(row.kind);
+        // What observer notes itself is rare, and explains the rest.
+        if kind >= KIND_SLOTS {
+            if let Some(change) = FloorChange::from_event(event) {
+                self.floors.insert(change.record, change);
+            }
+            self.append(event);
+            return;
+        }
+        if row.sampled
+            && let Some(record) = RecordKind::from_raw(row.kind)
+        {
+            let (keep, change) = self.sampling.keep(record);
+            if let Some(change) = change {
+                self.append(&change.event(event.end));
+            }
+            if !keep {
+                self.counts.sampled_out[kind].fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+        }
+        if !self.caps.take(kind) {
+            self.counts.beyond_cap[kind].fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.append(event);
+    }
+
+    fn tick(&mut self, now: MonoNanos) {
+        self.counts.room.store(self.caps.room(), Ordering::Relaxed);
+        for change in self.sampling.tick(now) {
+            self.append(&change.event(now));
+        }
+        let Some(file) = &mut self.file else { return };
+        match file.flush(now) {
+            Ok(new_segment) => {
+                self.unwritten.clear();
+                let until = now.0.saturating_sub(ON_THE_WAY_NS);
+                self.counts.written_until_ns.store(until, Ordering::Relaxed);
+                let removed = file.removed();
+                self.counts.removed_until_ns.store(removed.until.0, Ordering::Relaxed);
+                for kind in RecordKind::ALL {
+                    let rows = removed.rows.get(kind.name()).copied().unwrap_or(0);
+                    self.counts.removed[kind as usize].store(rows, Ordering::Relaxed);
+                }
+                if new_segment {
+                    self.repeat(now);
+                }
+            }
+            Err(error) => self.give_up(&error),
+        }
+    }
+
+    fn finish(mut self: Box<Self>, captured: &mut Captured) {
+        if let Some(file) = self.file.take()
+            && let Err(error) = file.finish()
+        {
+            self.give_up(&error);
+        }
+        captured.unwritten = self.kept;
+        captured.trace_error = self.error;
+        captured.disk_full = self.disk_full;
+    }
+}
+
+#[cfg(test)]
+#[path = "trace_sink_tests.rs"]
+mod tests;

@@ -1,0 +1,122 @@
+use observer_ebpf::wire::{SocketRecord, TASK_EXIT, TaskRecord};
+
+use super::*;
+use crate::model::SamplingChange;
+use crate::output::example;
+use crate::output::rundir::RunDir;
+
+fn directory() -> (tempfile::TempDir, RunDir) {
+    let root = tempfile::tempdir().unwrap();
+    let directory = RunDir::create(Some(&root.path().join("run"))).unwrap();
+    (root, directory)
+}
+
+fn socket(at: u64) -> Event {
+    let header = example::header(RecordKind::Socket, 0, 1, at, 0);
+    example::event(&SocketRecord { header, family: 2, socket_type: 1 })
+}
+
+fn exit(at: u64) -> Event {
+    let header = example::header(RecordKind::Task, TASK_EXIT, 1, at, 0);
+    example::event(&TaskRecord { header, parent_tid: 0, reserved: 0, comm: [b'x'; 16] })
+}
+
+#[test]
+fn kinds_have_room_of_their_own_and_what_does_not_fit_is_counted() {
+    let (_root, directory) = directory();
+    let counts = Arc::new(CaptureCounts::default());
+    let file = directory.create_events().unwrap();
+    let mut sink = Box::new(TraceSink::with(file, &counts, Caps::new(100, 80), u64::MAX / 4));
+    let count = |counts: &[std::sync::atomic::AtomicU64], kind: RecordKind| {
+        counts[kind as usize].load(Ordering::Relaxed)
+    };
+    for at in 1..=500 {
+        sink.event(&socket(at));
+        sink.event(&example::fault(at, 1, at));
+    }
+    // A storm of sockets took neither the room of stalls nor that of tasks.
+    sink.event(&exit(501));
+    sink.tick(MonoNanos(502));
+    assert_eq!(counts.room.load(Ordering::Relaxed), 0);
+    let mut captured = Captured::default();
+    sink.finish(&mut captured);
+    assert_eq!(captured.trace_error, None);
+    let events = directory.read_events().unwrap().unwrap().rows;
+    let written =
+        |kind: RecordKind| events.iter().filter(|event| event.name() == kind.name()).count() as u64;
+    for kind in [RecordKind::Socket, RecordKind::Fault] {
+        let beyond = count(&counts.beyond_cap, kind);
+        assert!(written(kind) > 0 && beyond > 0, "{kind:?}");
+        assert_eq!(written(kind) + beyond, 500, "{kind:?}");
+    }
+    assert_eq!(written(RecordKind::Task), 1);
+    assert_eq!(counts.stalls_beyond_cap(), count(&counts.beyond_cap, RecordKind::Fault));
+}
+
+#[test]
+fn frequent_kinds_are_sampled_and_the_trace_says_so() {
+    let (_root, directory) = directory();
+    let counts = Arc::new(CaptureCounts::default());
+    let file = directory.create_events().unwrap();
+    let mut sink = Box::new(TraceSink::with(file, &counts, Caps::new(9_999, 9_999), 10));
+    for at in 1..=1_000 {
+        sink.event(&socket(at));
+        sink.event(&example::fault(at, 1, at));
+    }
+    sink.event(&exit(1_001));
+    sink.finish(&mut Captured::default());
+    let events = directory.read_events().unwrap().unwrap().rows;
+    let out = counts.sampled_out[RecordKind::Socket as usize].load(Ordering::Relaxed);
+    let sockets = events.iter().filter(|event| event.name() == "socket").count() as u64;
+    assert_eq!(sockets + out, 1_000);
+    assert!(sockets < 200, "{sockets}");
+    let kept = |name: &str| events.iter().filter(|event| event.name() == name).count();
+    assert_eq!((kept("fault"), kept("task")), (1_000, 1), "the others are all there");
+    // What the changes say is what was kept: one in n of the sockets between two of them.
+    let mut changes: Vec<(u64, u32)> = events
+        .iter()
+        .filter_map(|event| {
+            let change = SamplingChange::from_event(event)?;
+            assert_eq!(change.record, RecordKind::Socket);
+            Some((event.end.0, change.new_one_in))
+        })
+        .collect();
+    assert!(changes.len() > 2, "{changes:?}");
+    changes.insert(0, (0, 1));
+    let ends = changes.iter().skip(1).map(|(at, _)| *at).chain([1_000]);
+    let expected: u64 =
+        changes.iter().zip(ends).map(|((from, one_in), to)| (to - from) / u64::from(*one_in)).sum();
+    assert_eq!(sockets, expected);
+}
+
+#[test]
+fn stalls_that_could_not_be_written_stay_in_memory_once() {
+    let (_root, directory) = directory();
+    let counts = Arc::new(CaptureCounts::default());
+    let file = directory.create_events().unwrap();
+    let mut sink = Box::new(TraceSink::new(file, &counts));
+    for at in 1..=10 {
+        sink.event(&example::fault(at, 1, at));
+    }
+    sink.tick(MonoNanos(11));
+    for at in 11..=20 {
+        sink.event(&example::fault(at, 1, at));
+    }
+    // The stream of another kind cannot be made: that ends the trace.
+    std::fs::write(directory.path().join("socket.arrows"), "in the way").unwrap();
+    sink.event(&socket(21));
+    sink.event(&example::fault(22, 1, 22));
+    let mut captured = Captured::default();
+    sink.finish(&mut captured);
+    assert!(captured.trace_error.is_some());
+    let ends: Vec<u64> = captured.unwritten.iter().map(|(_, _, stall)| stall.end.0).collect();
+    assert_eq!(ends, (11..=20).chain([22]).collect::<Vec<_>>());
+    // The answer has each of them once, whatever of the file can be read.
+    let mut ends: Vec<u64> = crate::session::finish::read_back(&directory, &mut captured)
+        .0
+        .iter()
+        .map(|stall| stall.end.0)
+        .collect();
+    ends.sort_unstable();
+    assert_eq!(ends, (1..=20).chain([22]).collect::<Vec<_>>());
+}
