@@ -26,6 +26,10 @@ impl Daemon {
         let port = http::free_port().expect("a port");
         let mut command = Command::new(trial::programs().observer);
         command.args(["daemon", "--listen", &format!("127.0.0.1:{port}")]).args(arguments);
+        if !arguments.contains(&"--budget") {
+            // Every count is compared, whatever the workload costs to watch.
+            command.args(["--budget", "none"]);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut process = Running::start(&mut command, Placement::default()).expect("it starts");
         Self::wait_until_healthy(&mut process, port);

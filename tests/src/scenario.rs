@@ -322,6 +322,8 @@ fn start_observer(
 ) -> Result<Running> {
     let mut command = Command::new(&programs.observer);
     command.args(["run", "--pid", &service.process.id().to_string()]);
+    // Whatever the probes cost on this host, the cause must be found.
+    command.args(["--budget", "none"]);
     command.args(["--samples", "observer", "--slow", scenario.slow(), "--out"]).arg(out);
     command.arg("--").arg(&programs.observer).arg("load");
     command.arg(format!("{}{}", service.url, scenario.request()));

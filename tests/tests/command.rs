@@ -59,7 +59,8 @@ fn an_interrupt_at_the_terminal_reaches_the_generator_once() {
     let out = directory.path().join("run");
     let (pid, url) = (service.process.id().to_string(), format!("{}/sleep?ms=300", service.url));
     let mut command = Command::new(programs().observer);
-    command.args(["run", "--pid", &pid, "--samples", "observer", "--out"]).arg(&out).arg("--");
+    command.args(["run", "--budget", "none", "--pid", &pid]);
+    command.args(["--samples", "observer", "--out"]).arg(&out).arg("--");
     command.arg(&programs().observer).args(["load", &url, "--rate", "100", "--duration", "600s"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // As a shell starts it at a terminal: ^C goes to the whole group.

@@ -86,7 +86,7 @@ fn a_run_that_lost_records_gives_no_verdict() {
     let url = format!("{}/sleep?ms=20&every=20", service.url);
     let programs = programs();
     let mut command = Command::new(&programs.observer);
-    command.args(["run", "--pid", &pid, "--out", text(&out)]).args(FLOODED);
+    command.args(["run", "--budget", "none", "--pid", &pid, "--out", text(&out)]).args(FLOODED);
     command.args(["--samples", "observer", "--slow", "10ms", "--"]).arg(&programs.observer);
     command.args(["load", &url, "--rate", &scaled_text(1_000), "--duration", "10s"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -153,7 +153,7 @@ fn a_run_that_is_killed_at_any_moment_leaves_nothing_in_the_kernel() {
         let stop = directory.path().join(format!("stop-{index}"));
         let programs = programs();
         let mut command = Command::new(&programs.observer);
-        command.args(["run", "--pid", &pid, "--out", text(&out), "--"]);
+        command.args(["run", "--budget", "none", "--pid", &pid, "--out", text(&out), "--"]);
         command.arg(&programs.work).arg("hold");
         command.arg(directory.path().join(format!("started-{index}"))).arg(&stop);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -200,7 +200,7 @@ fn the_trace_of_a_killed_run_is_readable_to_the_last_batch_and_answers() {
     let url = format!("{}/sleep?ms=20&every=20", service.url);
     let programs = programs();
     let mut command = Command::new(&programs.observer);
-    command.args(["run", "--pid", &pid, "--out", text(&out)]);
+    command.args(["run", "--budget", "none", "--pid", &pid, "--out", text(&out)]);
     command.args(["--samples", "observer", "--slow", "10ms", "--"]).arg(&programs.observer);
     command.args(["load", &url, "--rate", "200", "--duration", "60s"]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -312,7 +312,7 @@ fn a_disk_that_fills_up_ends_the_trace_and_not_the_answer() {
         .expect("it starts");
     let (pid, out) = (work.id().to_string(), disk.0.join("run"));
     let mut command = Command::new(programs().observer);
-    command.args(["run", "--pid", &pid, "--out", text(&out)]);
+    command.args(["run", "--budget", "none", "--pid", &pid, "--out", text(&out)]);
     command.args(["--floor", "fault=0ns", "--floor", "mm_syscall=0ns", "--floor", "runqueue=0ns"]);
     let log = directory.path().join("log");
     let file = fs::File::create(&log).expect("a file");
@@ -352,7 +352,17 @@ fn a_map_that_cannot_be_made_is_named_with_what_to_do() {
     let (pid, out) = (service.process.id().to_string(), directory.path().join("run"));
     let log = directory.path().join("log");
     let mut command = Command::new(programs().observer);
-    command.args(["run", "--pid", &pid, "--duration", "1s", "--ring-bytes", "1G"]);
+    command.args([
+        "run",
+        "--budget",
+        "none",
+        "--pid",
+        &pid,
+        "--duration",
+        "1s",
+        "--ring-bytes",
+        "1G",
+    ]);
     command.args(["--out", text(&out)]).stdin(Stdio::null()).stdout(Stdio::null());
     command.stderr(fs::File::create(&log).expect("a file"));
     let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
@@ -373,7 +383,17 @@ fn little_locked_memory_and_no_right_to_raise_it_do_not_matter() {
     let (service, directory) = (service(), directory());
     let (pid, out) = (service.process.id().to_string(), directory.path().join("run"));
     let mut command = Command::new(programs().observer);
-    command.args(["run", "--pid", &pid, "--duration", "500ms", "--out", text(&out)]);
+    command.args([
+        "run",
+        "--budget",
+        "none",
+        "--pid",
+        &pid,
+        "--duration",
+        "500ms",
+        "--out",
+        text(&out),
+    ]);
     let less = || {
         const CAP_SYS_RESOURCE: libc::c_ulong = 24;
         let limit = libc::rlimit { rlim_cur: 16 << 10, rlim_max: 16 << 10 };

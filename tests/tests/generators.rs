@@ -51,7 +51,9 @@ fn hey_against_nginx() {
     let nginx = nginx(directory.path(), port);
     let out = directory.path().join("run");
     let mut command = Command::new(trial::programs().observer);
-    command.args(["run", "--port", &port.to_string(), "--samples", "hey", "--out"]).arg(&out);
+    command
+        .args(["run", "--budget", "none", "--port", &port.to_string(), "--samples", "hey", "--out"])
+        .arg(&out);
     command.args(["--", "hey", "-z", "4s", "-c", "4", "-q", "50", "-o", "csv"]);
     command.arg(format!("http://127.0.0.1:{port}/"));
     let finished = observer_tests::command::run(&mut command, Duration::from_secs(60))

@@ -26,7 +26,7 @@ fn service(placement: Placement<'_>) -> Service {
 fn observer_run(arguments: &[&str], out: &Path) -> Finished {
     let mut command = Command::new(programs().observer);
     // The generator may stand behind `--`.
-    command.arg("run").arg("--out").arg(out).args(arguments);
+    command.args(["run", "--budget", "none", "--out"]).arg(out).args(arguments);
     run(&mut command, TIMEOUT).unwrap_or_else(|error| panic!("{error}"))
 }
 

@@ -113,6 +113,7 @@ impl Snapshot {
                 bpf_run_count: own.bpf_run_count.saturating_sub(before.bpf_run_count),
                 bpf_map_bytes: own.bpf_map_bytes,
                 drain_wakeups: own.drain_wakeups.saturating_sub(before.drain_wakeups),
+                added_cpu_share: own.added_cpu_share,
             },
         }
     }

@@ -9,7 +9,7 @@ use super::probe_args::ProbeArgs;
 use super::{records, signals};
 use crate::error::Result;
 use crate::log::NOTICE;
-use crate::session::{DaemonOptions, log_coverage, serve};
+use crate::session::{Budget, DaemonOptions, log_coverage, serve};
 use crate::target::TargetArgs;
 
 const EXAMPLES: &str = "\
@@ -48,6 +48,10 @@ pub struct Args {
     /// The probes.
     #[command(flatten)]
     pub probes: ProbeArgs,
+    /// What observer may add to the host, as a share of all CPU time, or `none`. Above it, probes are
+    /// detached until they cost less; the results tell which, and when
+    #[arg(long, value_name = "SHARE", default_value_t)]
+    pub budget: Budget,
 }
 
 /// Runs it.
@@ -63,6 +67,7 @@ pub fn run(args: &Args) -> Result<()> {
         target: args.target.spec(),
         wait: args.target.wait,
         probes: args.probes.options(),
+        budget: args.budget,
         trace: args.trace.clone(),
         trace_bytes: args.trace_bytes,
     };

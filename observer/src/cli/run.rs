@@ -17,7 +17,7 @@ use crate::error::{Error, Exit, Result};
 use crate::loadgen::{ADAPTERS, SamplesSource, SamplesSpec};
 use crate::log::{self, NOTICE};
 use crate::model::SlowSpec;
-use crate::session::{self, Progress, RunOptions, Session};
+use crate::session::{self, Budget, Progress, RunOptions, Session};
 use crate::target::TargetArgs;
 
 const EXAMPLES: &str = "\
@@ -73,6 +73,10 @@ pub struct Args {
     /// The probes.
     #[command(flatten)]
     pub probes: ProbeArgs,
+    /// Most CPU time that observer may add to the host, as a share of all CPUs, or none for no
+    /// limit. Above it, observer detaches probes for a while and reports which
+    #[arg(long, value_name = "SHARE", default_value_t)]
+    pub budget: Budget,
     /// Output directory; must not exist [default: a new one in the current directory]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -134,6 +138,7 @@ impl Args {
             target,
             wait: self.target.wait,
             probes: self.probes.options(),
+            budget: self.budget,
             samples: self.samples.clone(),
             duration: self.duration,
             slow: self.slow,
@@ -246,6 +251,7 @@ mod tests {
         assert!(args.target.wait && args.json);
         assert_eq!(args.samples.as_ref().unwrap().to_string(), "hey");
         assert_eq!(args.duration, Some(Duration::from_secs(90)));
+        assert_eq!(args.budget, Budget::default());
         assert_eq!(args.slow.to_string(), "p99.9");
         assert_eq!(args.command, ["hey", "-o", "csv", "http://a/"]);
         assert!(args.check().is_ok());
@@ -258,6 +264,8 @@ mod tests {
         assert_eq!(parse("--pid 1 --samples nope").unwrap_err(), ErrorKind::ValueValidation);
         assert_eq!(parse("--pid 1 --duration 0s").unwrap_err(), ErrorKind::ValueValidation);
         assert_eq!(parse("--pid 1").unwrap().slow, SlowSpec::default());
+        assert_eq!(parse("--pid 1 --budget none").unwrap().budget, Budget::NONE);
+        assert_eq!(parse("--pid 1 --budget 1").unwrap_err(), ErrorKind::ValueValidation);
 
         let error = parse("--pid 1 --samples hey").unwrap().check().unwrap_err();
         assert_eq!(error.exit, Exit::Usage);

@@ -2,6 +2,7 @@
 
 mod attach;
 mod btf;
+mod cost;
 mod links;
 mod live;
 mod load;
@@ -27,6 +28,7 @@ use observer_ebpf::wire::{
 
 pub use attach::{Choice, ProgramState, ProgramStates, coverage};
 pub use btf::{Btf, BtfError, KERNEL_BTF};
+pub use cost::{ProgramCost, empty_call_ns};
 pub use live::LiveError;
 pub use load::{LoadError, LoadOptions, RING_BYTES};
 pub use plan::{MapPlan, plan};
@@ -369,6 +371,7 @@ impl Kernel {
             bpf_run_count: programs.runs,
             bpf_map_bytes: self.map_bytes,
             drain_wakeups: 0,
+            added_cpu_share: None,
         }
     }
 

@@ -365,6 +365,21 @@ pub struct SelfSummary {
     /// Times the thread that drains the ring woke up: on its timer, never for a record.
     #[serde(default)]
     pub drain_wakeups: u64,
+    /// What observer added to the host; `None` where the kernel has no BPF run-time statistics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub added_cpu_share: Option<AddedShare>,
+}
+
+/// CPU time that observer added to the host, as a share of that of all CPUs: its own threads, its BPF
+/// programs, and what their hooks cost whoever passes them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AddedShare {
+    /// Mean over the run.
+    pub share: f64,
+    /// 95 % interval of the mean.
+    pub ci95: [f64; 2],
+    /// Short windows in which it was measured.
+    pub windows: u64,
 }
 
 /// `summary.json`.

@@ -254,6 +254,11 @@ pub(crate) fn attributed() -> Summary {
             bpf_run_count: 2_400_000,
             bpf_map_bytes: 14 << 20,
             drain_wakeups: 3_000,
+            added_cpu_share: Some(AddedShare {
+                share: 0.0042,
+                ci95: [0.0038, 0.0046],
+                windows: 15,
+            }),
         },
     }
 }

@@ -12,6 +12,8 @@ use observer_ebpf::wire::RecordKind;
 use super::recording::Recording;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::budget::Budget;
+use super::cost::{Calibration, CostWatch};
 use super::watch::SocketWatch;
 use super::{find_target, mark_first, mark_joined, target_cgroup};
 use crate::aggregate::Snapshot;
@@ -41,6 +43,8 @@ pub struct DaemonOptions {
     pub wait: bool,
     /// The probes to attach, and how.
     pub probes: ProbeOptions,
+    /// What observer may add to the host.
+    pub budget: Budget,
     /// A directory to make, for the target's stalls one by one.
     pub trace: Option<PathBuf>,
     /// Most that the trace takes on disk; its oldest part is removed.
@@ -58,6 +62,8 @@ struct Shared {
     kernel: Kernel,
     watching: Option<Watching>,
     recording: Option<Recording>,
+    /// Without a budget nobody asks what the programs cost, and they are not measured.
+    cost: Option<CostWatch>,
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
@@ -87,6 +93,7 @@ impl Shared {
             .as_mut()
             .and_then(|watching| watching.sockets.live(&self.kernel, &watching.membership));
         snapshot.self_usage.rss_bound_bytes = super::memory::resident_bound_bytes();
+        snapshot.self_usage.added_cpu_share = self.cost.as_ref().and_then(CostWatch::added);
         if let Some(recording) = &self.recording {
             snapshot.floor_changes = recording.floor_changes();
         }
@@ -115,6 +122,7 @@ pub fn serve(
     let listener = std::net::TcpListener::bind(options.listen).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
+    let calibration = Calibration::take();
     let mut kernel = Kernel::attach(&LoadOptions {
         has_target: options.target.is_some(),
         ring_bytes: RING_BYTES,
@@ -135,9 +143,14 @@ pub fn serve(
     let followed = options.target.clone();
     let ring = kernel.take_ring().filter(|_| followed.is_some());
     listening(address, &kernel);
-    let shared = Arc::new(Mutex::new(Shared { kernel, watching, recording }));
-    let threads =
-        [ring.map(|ring| drain(ring, stop)), followed.map(|spec| follow(spec, &shared, stop))];
+    let bounded = options.budget != Budget::NONE;
+    let cost = bounded.then(|| CostWatch::start(options.budget, calibration, &kernel));
+    let shared = Arc::new(Mutex::new(Shared { kernel, watching, recording, cost }));
+    let threads = [
+        ring.map(|ring| drain(ring, stop)),
+        followed.map(|spec| follow(spec, &shared, stop)),
+        bounded.then(|| keep_budget(&shared, stop)),
+    ];
     let result = listen(listener, &shared, stop);
     stop.store(true, Ordering::Relaxed);
     for thread in threads.into_iter().flatten() {
@@ -203,6 +216,25 @@ fn drain(mut ring: Ring, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
         while !stop.load(Ordering::Relaxed) {
             ring.drain(usize::MAX, |_| {});
             ring.wait(DRAIN_INTERVAL);
+        }
+    })
+}
+
+/// Measures what the programs cost, and keeps that below the budget.
+fn keep_budget(shared: &Arc<Mutex<Shared>>, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
+    let (shared, stop) = (Arc::clone(shared), Arc::clone(stop));
+    std::thread::spawn(move || {
+        while !stop.load(Ordering::Relaxed) {
+            let left = lock(&shared).cost.as_ref().and_then(CostWatch::window_left);
+            std::thread::sleep(left.unwrap_or(STOP_INTERVAL));
+            let mut shared = lock(&shared);
+            let Shared { kernel, watching, cost, .. } = &mut *shared;
+            let Some(cost) = cost else { return };
+            if cost.tick(kernel).sockets
+                && let Some(watching) = watching
+            {
+                watching.sockets.count_again();
+            }
         }
     })
 }

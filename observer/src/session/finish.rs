@@ -50,13 +50,13 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
         mut generator,
         reader,
         mut sockets,
-        mut self_watch,
+        mut cost,
         mut hidden,
         baseline,
         started,
     } = session;
     let end = MonoNanos::now();
-    let scale = self_watch.scale();
+    let scale = cost.scale(&kernel);
     let late = super::thread_names(&membership);
     let mut last = kernel.snapshot(super::TARGET_ROW);
     last.target_live_sockets = sockets.live(&kernel, &membership);
@@ -82,6 +82,7 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
         first_accept: None,
         exited: generator.as_ref().and_then(|generator| generator.exited),
     };
+    info.coverage = kernel.coverage();
     drop(kernel);
     let ingested = reader.map(|reader| {
         let ingest = reader.finish()?;
@@ -97,6 +98,7 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     let floors = captured.floors.take().map(|log| log.finish(end, &hidden.hidden_ns()));
     let floors = floors.unwrap_or_default();
     delta.self_usage.drain_wakeups = captured.wakeups;
+    delta.self_usage.added_cpu_share = cost.added();
     delta.self_usage.rss_bound_bytes = super::memory::resident_bound_bytes();
 
     let (samples, problem) = match &ingested {

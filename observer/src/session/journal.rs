@@ -71,6 +71,7 @@ impl Journal {
             self.info.end_ns = MonoNanos(until.max(self.info.start_ns.0));
             self.info.loss = self.loss(kernel);
             self.note_removed(counts);
+            self.info.coverage = kernel.coverage();
             let beyond_cap = counts.stalls_beyond_cap();
             if beyond_cap > 0 {
                 self.info.loss.total += beyond_cap;

@@ -1,7 +1,9 @@
 //! One run, from attach to answer: the only place where everything is wired together.
 
+mod budget;
 mod capture;
 mod command;
+mod cost;
 mod daemon;
 mod drain;
 mod finish;
@@ -18,6 +20,7 @@ mod sink;
 mod trace_sink;
 mod watch;
 
+pub use budget::Budget;
 pub use capture::{Capture, Captured};
 pub use daemon::{DaemonOptions, serve};
 pub use drain::{CaptureCounts, Floors};
@@ -51,12 +54,13 @@ use crate::output::rundir::RunDir;
 use crate::probe::ProbeOptions;
 use crate::target::{Changes, Membership, TargetSpec};
 use command::Generator;
+use cost::{Calibration, CostWatch};
 use floor_log::HiddenWatch;
 use journal::Journal;
 use loss_watch::LossWatch;
 use samples::SampleReader;
 use trace_sink::TraceSink;
-use watch::{SelfWatch, SocketWatch};
+use watch::SocketWatch;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -67,6 +71,8 @@ pub struct RunOptions {
     pub wait: bool,
     /// The probes to attach, and how.
     pub probes: ProbeOptions,
+    /// What observer may add to the host.
+    pub budget: Budget,
     /// The generator's samples.
     pub samples: Option<SamplesSpec>,
     /// Ends the run after this time.
@@ -117,7 +123,7 @@ pub struct Session {
     generator: Option<Generator>,
     reader: Option<SampleReader>,
     sockets: SocketWatch,
-    self_watch: SelfWatch,
+    cost: CostWatch,
     hidden: HiddenWatch,
     baseline: Snapshot,
     started: Instant,
@@ -149,6 +155,7 @@ impl Session {
         let Some(mut membership) = find_target(&options.target, options.wait, stop)? else {
             return Ok(None);
         };
+        let calibration = Calibration::take();
         let mut kernel = Kernel::attach(&LoadOptions {
             has_target: true,
             ring_bytes: options.ring_bytes,
@@ -185,6 +192,7 @@ impl Session {
         };
         let mut session = Self {
             journal: Journal::start(directory, info, &kernel)?,
+            cost: CostWatch::start(options.budget, calibration, &kernel),
             options,
             membership,
             kernel,
@@ -194,7 +202,6 @@ impl Session {
             generator: None,
             reader: None,
             sockets,
-            self_watch: SelfWatch::new(),
             hidden,
             baseline,
             started: Instant::now(),
@@ -259,7 +266,9 @@ impl Session {
             if !self.membership.all_gone() {
                 gone_since = None;
             }
-            self.self_watch.tick();
+            if self.cost.tick(&mut self.kernel).sockets {
+                self.sockets.count_again();
+            }
             self.journal.tick(&self.kernel, self.capture.counts());
             self.hidden.tick(&self.kernel, self.capture.counts());
             self.losses.tick(&self.kernel, &self.capture);
@@ -290,7 +299,7 @@ impl Session {
         let tick = if self.generator.is_some() || target_is_gone { TICK } else { IDLE_TICK };
         let left =
             self.options.duration.map(|duration| duration.saturating_sub(self.started.elapsed()));
-        [left, self.self_watch.window_left()].into_iter().flatten().fold(tick, Duration::min)
+        [left, self.cost.window_left()].into_iter().flatten().fold(tick, Duration::min)
     }
 
     fn progress(&self, elapsed: Duration) -> Progress {

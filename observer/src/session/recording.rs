@@ -85,6 +85,7 @@ impl Recording {
         info.anchors.0.push(Anchor::take());
         info.end_ns = end;
         info.end_reason = EndReason::Interrupted;
+        info.coverage = kernel.coverage();
         info.thread_names.extend(captured.thread_names);
         directory.release_reserve();
         let written = directory.write_run(&info);

@@ -1,11 +1,9 @@
-//! The target's live sockets, and what the BPF programs themselves cost.
-
-use std::time::{Duration, Instant};
+//! The target's live sockets.
 
 use observer_ebpf::wire::{Counter, Counts};
 
 use crate::host::sockets::{SocketCensus, ip_sockets_of};
-use crate::kernel::{Kernel, RunTimeStatistics};
+use crate::kernel::Kernel;
 use crate::target::{Changes, Membership};
 
 /// Live IP sockets of the target: a census, and what the kernel side counted since.
@@ -45,67 +43,18 @@ impl SocketWatch {
         self.stale |= !changes.left.is_empty();
     }
 
+    /// The probe was detached or attached again: what it counted is not the whole balance.
+    pub(super) const fn count_again(&mut self) {
+        self.stale = true;
+    }
+
     /// How many there are now; `None` when the census could not see all of them.
     pub(super) fn live(&mut self, kernel: &Kernel, membership: &Membership) -> Option<i64> {
-        if self.stale {
+        // While the probe is detached, what is there now is all that can be counted.
+        if self.stale || !kernel.is_attached("socket") {
             *self = Self::start(kernel, membership);
         }
         let counted = self.census.sockets.len() as i64;
         self.census.is_exact().then(|| counted + balance(&kernel.counts()) - self.since)
-    }
-}
-
-/// The kernel's BPF run-time statistics, on for a short window now and then: they cost two clock
-/// reads a program run, which would otherwise be the larger part of what is measured.
-pub(super) struct SelfWatch {
-    statistics: Option<RunTimeStatistics>,
-    changed: Instant,
-    on: Duration,
-    total: Instant,
-}
-
-impl SelfWatch {
-    const WINDOW: Duration = Duration::from_millis(100);
-    /// Pauses are as long as all the time before them, within these: switching the statistics on and
-    /// off rewrites the kernel's code, on all CPUs.
-    const PAUSES: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(15)];
-
-    pub(super) fn new() -> Self {
-        let now = Instant::now();
-        Self {
-            statistics: RunTimeStatistics::start(),
-            changed: now,
-            on: Duration::ZERO,
-            total: now,
-        }
-    }
-
-    pub(super) fn tick(&mut self) {
-        let elapsed = self.changed.elapsed();
-        let [shortest, longest] = Self::PAUSES;
-        if self.statistics.is_some() && elapsed >= Self::WINDOW {
-            self.statistics = None;
-            self.on += elapsed;
-            self.changed = Instant::now();
-        } else if self.statistics.is_none()
-            && elapsed >= (self.total.elapsed() / 2).clamp(shortest, longest)
-        {
-            self.statistics = RunTimeStatistics::start();
-            self.changed = Instant::now();
-        }
-    }
-
-    /// Until the statistics are to be switched off; `None` while they are not on.
-    pub(super) fn window_left(&self) -> Option<Duration> {
-        self.statistics.as_ref().map(|_| Self::WINDOW.saturating_sub(self.changed.elapsed()))
-    }
-
-    /// Ends the measurement; by how much the sampled figures are to be multiplied.
-    pub(super) fn scale(&mut self) -> f64 {
-        if self.statistics.take().is_some() {
-            self.on += self.changed.elapsed();
-        }
-        let on = self.on.as_secs_f64();
-        if on > 0.0 { self.total.elapsed().as_secs_f64() / on } else { 0.0 }
     }
 }

@@ -74,6 +74,36 @@ pub static METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "observer_probe_detached",
+        kind: Kind::Counter,
+        unit: Some("seconds"),
+        labels: &["probe"],
+        help: "Time for which the probe was detached to keep the budget: what happened meanwhile is \
+               in none of its numbers",
+        fill: |snapshot, family| {
+            for (probe, coverage) in &snapshot.coverage {
+                let detached_ns = coverage.detached.as_ref().map_or(0, |pauses| pauses.total_ns);
+                family.counter_f64([probe], detached_ns as f64 / 1e9)?;
+            }
+            Ok(())
+        },
+    },
+    Metric {
+        name: "observer_added_cpu",
+        kind: Kind::Gauge,
+        unit: Some("ratio"),
+        labels: &["bound"],
+        help: "CPU time that observer adds to the host, as a share of that of all CPUs: its own \
+               threads, its BPF programs and their hooks; the mean since the start and its 95 % \
+               interval",
+        fill: |snapshot, family| {
+            let Some(added) = snapshot.self_usage.added_cpu_share else { return Ok(()) };
+            family.gauge_f64(["mean"], added.share)?;
+            family.gauge_f64(["lower"], added.ci95[0])?;
+            family.gauge_f64(["upper"], added.ci95[1])
+        },
+    },
+    Metric {
         name: "observer_runqueue_latency",
         kind: Kind::Histogram,
         unit: Some("seconds"),

@@ -1,0 +1,101 @@
+//! What the programs cost: their run time while the kernel's statistics are on, and what the hooks
+//! take beside it.
+
+use std::hint::black_box;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Instant;
+
+use super::{Kernel, fdinfo, fdinfo_field};
+use crate::probe::{Attach, PROBES, Program};
+
+/// Runs and run time of one attached program.
+#[derive(Clone, Copy, Debug)]
+pub struct ProgramCost {
+    /// The program.
+    pub program: &'static Program,
+    /// Runs while the statistics were on.
+    pub runs: u64,
+    /// Time in them.
+    pub run_time_ns: u64,
+}
+
+impl Kernel {
+    /// All programs that are attached now. Each costs the caller a read of a small file.
+    #[must_use]
+    pub fn program_costs(&self) -> Vec<ProgramCost> {
+        let mut costs: Vec<ProgramCost> = Vec::new();
+        let attached = PROBES.into_iter().filter(|probe| self.is_attached(probe.name));
+        for program in attached.flat_map(|probe| self.programs_of(probe)) {
+            let known = |cost: &ProgramCost| cost.program.name == program.name;
+            if costs.iter().any(known) {
+                continue;
+            }
+            let Some(Ok(fd)) = self.ebpf.program(program.name).map(aya::programs::Program::fd)
+            else {
+                continue;
+            };
+            let told = fdinfo(fd.as_fd().as_raw_fd());
+            costs.push(ProgramCost {
+                program,
+                runs: fdinfo_field(&told, "run_cnt:"),
+                run_time_ns: fdinfo_field(&told, "run_time_ns:"),
+            });
+        }
+        costs
+    }
+
+    /// The names of a probe's attached programs.
+    #[must_use]
+    pub fn program_names(&self, probe: &str) -> Vec<&'static str> {
+        let probe = PROBES.into_iter().find(|known| known.name == probe);
+        let programs = probe.map(|probe| self.programs_of(probe)).unwrap_or_default();
+        programs.into_iter().map(|program| program.name).collect()
+    }
+}
+
+/// Time of one system call that does nothing, as it is now: with programs at every system call it
+/// is longer by what they and the slow path cost. The shortest of many short series, which nothing
+/// has interrupted.
+#[must_use]
+pub fn empty_call_ns() -> f64 {
+    const SERIES: usize = 40;
+    const CALLS: u32 = 100;
+    let series = || {
+        let started = Instant::now();
+        for _ in 0..CALLS {
+            // Not cached by the C library.
+            black_box(rustix::process::getppid());
+        }
+        started.elapsed().as_nanos() as f64 / f64::from(CALLS)
+    };
+    (0..SERIES).map(|_| series()).fold(f64::INFINITY, f64::min)
+}
+
+impl Attach {
+    /// Whether every system call of the host pays for it.
+    #[must_use]
+    pub const fn is_at_every_system_call(self) -> bool {
+        match self {
+            Self::Syscalls(..) => true,
+            Self::TpBtf(name, _) | Self::RawTracepoint(name, _) => {
+                matches!(name.as_bytes(), b"sys_enter" | b"sys_exit")
+            }
+            _ => false,
+        }
+    }
+
+    /// What the kernel does around a run of a program at this hook, nanoseconds: what published
+    /// measurements give for empty programs, rounded up. The run time does not contain it.
+    #[must_use]
+    pub const fn around_ns(self) -> f64 {
+        match self {
+            Self::TpBtf(..) | Self::RawTracepoint(..) => 15.0,
+            Self::Fentry(_) | Self::Fexit(_) => 25.0,
+            Self::CgroupSockCreate | Self::CgroupSockRelease => 25.0,
+            Self::Syscalls(..) => 70.0,
+            Self::Kprobe(_) => 140.0,
+            Self::PerfMinorFaults | Self::PerfMajorFaults => 150.0,
+            Self::Kretprobe(_) => 250.0,
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! What observer adds to the host, measured in short windows, and held below the budget.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use observer_ebpf::wire::RecordKind;
+
+use super::budget::{Budget, BudgetControl, Measured, Sheddable, Step};
+use crate::clock::MonoNanos;
+use crate::host::{system, usage};
+use crate::kernel::{Kernel, ProgramCost, RunTimeStatistics, empty_call_ns};
+use crate::model::AddedShare;
+use crate::probe::PROBES;
+
+/// What a system call costs before anything is attached, measured at the start.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Calibration {
+    bare_call_ns: f64,
+}
+
+impl Calibration {
+    /// Call it before the probes are attached.
+    pub(super) fn take() -> Self {
+        Self { bare_call_ns: empty_call_ns() }
+    }
+}
+
+/// A window in which the kernel's BPF run-time statistics are on: they cost two clock reads a program
+/// run, which would otherwise be the larger part of what is measured.
+struct Window {
+    _statistics: RunTimeStatistics,
+    started: Instant,
+    own_cpu_seconds: f64,
+    programs: Vec<ProgramCost>,
+}
+
+/// One measurement, and for how long it stands.
+struct Sample {
+    share: f64,
+    for_seconds: f64,
+}
+
+/// Measures the programs, and sheds and brings back probes.
+pub(super) struct CostWatch {
+    control: BudgetControl,
+    /// What programs at every system call add to each.
+    call_tax_ns: f64,
+    cpus: f64,
+    window: Option<Window>,
+    /// When the last window was closed, or the watch began.
+    closed: Instant,
+    started: Instant,
+    on: Duration,
+    samples: Vec<Sample>,
+}
+
+/// What the watch changed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Changed {
+    /// The probe of sockets was detached or attached, so that their balance begins anew.
+    pub(super) sockets: bool,
+}
+
+/// Measurements kept; then every two are made one.
+const SAMPLES_MAX: usize = 4_096;
+
+impl CostWatch {
+    const WINDOW: Duration = Duration::from_millis(100);
+    /// Between two windows. Switching the statistics on and off rewrites the kernel's code, on all
+    /// CPUs.
+    const PAUSE: Duration = Duration::from_secs(2);
+
+    /// Begins with a window, once the probes are attached.
+    pub(super) fn start(budget: Budget, calibration: Calibration, kernel: &Kernel) -> Self {
+        let sheddable = |probe: &&crate::probe::Probe| {
+            !probe.records.contains(&RecordKind::Task) && kernel.is_attached(probe.name)
+        };
+        let probes = PROBES.into_iter().filter(sheddable).map(|probe| Sheddable {
+            probe: probe.name,
+            programs: kernel.program_names(probe.name),
+            has_causes: probe.causes().next().is_some(),
+        });
+        let taxed = kernel.program_costs().iter().any(is_at_every_call);
+        let call_tax_ns =
+            if taxed { (empty_call_ns() - calibration.bare_call_ns).max(0.0) } else { 0.0 };
+        let mut watch = Self {
+            control: BudgetControl::new(budget, probes.collect()),
+            call_tax_ns,
+            cpus: system::online_cpus().len().max(1) as f64,
+            window: None,
+            closed: Instant::now(),
+            started: Instant::now(),
+            on: Duration::ZERO,
+            samples: Vec::new(),
+        };
+        watch.open(kernel);
+        watch
+    }
+
+    fn open(&mut self, kernel: &Kernel) {
+        let Some(statistics) = RunTimeStatistics::start() else { return };
+        self.window = Some(Window {
+            _statistics: statistics,
+            started: Instant::now(),
+            own_cpu_seconds: usage::own().cpu_seconds,
+            programs: kernel.program_costs(),
+        });
+    }
+
+    /// Call it at every turn of a loop, at least when [`CostWatch::window_left`] is over.
+    pub(super) fn tick(&mut self, kernel: &mut Kernel) -> Changed {
+        match &self.window {
+            Some(window) if window.started.elapsed() >= Self::WINDOW => {
+                let measured = self.close(kernel);
+                measured.map_or_else(Changed::default, |measured| self.act(kernel, &measured))
+            }
+            None if self.closed.elapsed() >= Self::PAUSE => {
+                self.open(kernel);
+                Changed::default()
+            }
+            _ => Changed::default(),
+        }
+    }
+
+    /// Until the open window is to be closed; `None` while none is open.
+    pub(super) fn window_left(&self) -> Option<Duration> {
+        let window = self.window.as_ref()?;
+        Some(Self::WINDOW.saturating_sub(window.started.elapsed()))
+    }
+
+    /// Ends the measurement; by how much the sampled figures are to be multiplied.
+    pub(super) fn scale(&mut self, kernel: &Kernel) -> f64 {
+        self.close(kernel);
+        let on = self.on.as_secs_f64();
+        if on > 0.0 { self.started.elapsed().as_secs_f64() / on } else { 0.0 }
+    }
+
+    /// The mean over the time so far, with its interval; `None` where the kernel has no statistics.
+    pub(super) fn added(&self) -> Option<AddedShare> {
+        let weight: f64 = self.samples.iter().map(|sample| sample.for_seconds).sum();
+        if weight <= 0.0 {
+            return None;
+        }
+        let sum = |of: &dyn Fn(&Sample) -> f64| self.samples.iter().map(of).sum::<f64>();
+        let share = sum(&|sample| sample.share * sample.for_seconds) / weight;
+        let off = |sample: &Sample| ((sample.share - share) * sample.for_seconds).powi(2);
+        let spread = match self.samples.len() {
+            // One window says nothing about the others.
+            1 => share,
+            count => {
+                let count = count as f64;
+                1.96 * (sum(&off) * count / (count - 1.0)).sqrt() / weight
+            }
+        };
+        let windows = self.samples.len() as u64;
+        Some(AddedShare { share, ci95: [(share - spread).max(0.0), share + spread], windows })
+    }
+
+    fn close(&mut self, kernel: &Kernel) -> Option<Measured> {
+        let window = self.window.take()?;
+        let after = kernel.program_costs();
+        let elapsed = window.started.elapsed();
+        let for_seconds = self.closed.elapsed().as_secs_f64();
+        self.closed = Instant::now();
+        self.on += elapsed;
+        let all_ns = elapsed.as_nanos() as f64 * self.cpus;
+        if all_ns <= 0.0 {
+            return None;
+        }
+        let own_seconds = usage::own().cpu_seconds - window.own_cpu_seconds;
+        let measured = Measured {
+            now_ns: MonoNanos::now().0,
+            own_share: own_seconds.max(0.0) * 1e9 / all_ns,
+            programs: self.shares(&window.programs, &after, all_ns),
+        };
+        self.samples.push(Sample { share: measured.share(), for_seconds });
+        if self.samples.len() > SAMPLES_MAX {
+            self.thin_out();
+        }
+        Some(measured)
+    }
+
+    /// Two neighbours become one of both times.
+    fn thin_out(&mut self) {
+        let merge = |pair: &[Sample]| {
+            let for_seconds: f64 = pair.iter().map(|sample| sample.for_seconds).sum();
+            let spent: f64 = pair.iter().map(|sample| sample.share * sample.for_seconds).sum();
+            Sample { share: spent / for_seconds.max(f64::MIN_POSITIVE), for_seconds }
+        };
+        self.samples = self.samples.chunks(2).map(merge).collect();
+    }
+
+    fn shares(
+        &self,
+        before: &[ProgramCost],
+        after: &[ProgramCost],
+        all_ns: f64,
+    ) -> BTreeMap<&'static str, f64> {
+        let mut costs: Vec<(&ProgramCost, f64, f64)> = Vec::new();
+        for cost in after {
+            let Some(then) = before.iter().find(|then| then.program.name == cost.program.name)
+            else {
+                continue;
+            };
+            let runs = cost.runs.saturating_sub(then.runs) as f64;
+            let time_ns = cost.run_time_ns.saturating_sub(then.run_time_ns) as f64;
+            costs.push((cost, runs, time_ns + runs * cost.program.attach.around_ns()));
+        }
+        // The one that runs at every call stands for the slow path of them all, its own run included.
+        let everywhere = costs
+            .iter_mut()
+            .filter(|(cost, ..)| is_at_every_call(cost))
+            .max_by(|(_, one, _), (_, other, _)| one.total_cmp(other));
+        if let Some((_, runs, cost_ns)) = everywhere {
+            *cost_ns = cost_ns.max(*runs * self.call_tax_ns);
+        }
+        costs.into_iter().map(|(cost, _, ns)| (cost.program.name, ns / all_ns)).collect()
+    }
+
+    fn act(&mut self, kernel: &mut Kernel, measured: &Measured) -> Changed {
+        let mut changed = Changed::default();
+        for step in self.control.step(measured) {
+            let probe = match step {
+                Step::Detach(probe, reason) => {
+                    // It fails only for a probe that is not attached.
+                    let _ = kernel.detach(probe, &reason);
+                    probe
+                }
+                Step::Attach(probe) => {
+                    if kernel.attach_again(probe).is_err() {
+                        self.control.refused(probe, measured.now_ns);
+                    }
+                    probe
+                }
+            };
+            let of = PROBES.into_iter().find(|known| known.name == probe);
+            changed.sockets |= of.is_some_and(|of| of.records.contains(&RecordKind::Socket));
+        }
+        if self.control.is_trying() {
+            self.open(kernel);
+        }
+        changed
+    }
+}
+
+fn is_at_every_call(cost: &ProgramCost) -> bool {
+    cost.program.attach.is_at_every_system_call()
+}
