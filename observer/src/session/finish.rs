@@ -82,7 +82,7 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
         first_accept: None,
         exited: generator.as_ref().and_then(|generator| generator.exited),
     };
-    info.coverage = kernel.coverage();
+    info.coverage.clone_from(&last.coverage);
     drop(kernel);
     let ingested = reader.map(|reader| {
         let ingest = reader.finish()?;

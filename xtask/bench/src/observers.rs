@@ -127,13 +127,15 @@ pub(crate) fn daemon(
 }
 
 /// `observer run` on a process, which also sends records and writes a trace.
-pub(crate) fn run(observer: &Path, name: &str, target: u32) -> Session {
+pub(crate) fn run(observer: &Path, name: &str, target: u32, arguments: &[&str]) -> Session {
     let program = observer.to_string_lossy();
     let target = target.to_string();
+    let mut command = words(&[&program, "-v", "run", "--pid", &target, "--out", "run"]);
+    command.extend(words(arguments));
     Session {
         observer: name.to_owned(),
         operations: Vec::new(),
-        command: words(&[&program, "-v", "run", "--pid", &target, "--out", "run"]),
+        command,
         ready: "observer: target",
         seen: "Kernel events of the target",
         settle: OWN_SETTLE,

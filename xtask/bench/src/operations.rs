@@ -32,12 +32,14 @@ pub(crate) fn sessions(
     peers: &[&str],
 ) -> Result<Vec<Session>, String> {
     let target = bystander.id().to_string();
+    // What every probe costs is measured here, so none may be detached for its cost.
+    let whole = ["--budget", "none", "--pid", &target];
     let mut sessions = vec![
-        observers::daemon(observer, ALL, &["--pid", &target], operations),
-        observers::daemon(observer, HOST_WIDE, &[], operations),
+        observers::daemon(observer, ALL, &whole, operations),
+        observers::daemon(observer, HOST_WIDE, &whole[..2], operations),
     ];
     for probe in observers::probe_names(observer)? {
-        let arguments = ["--pid", &target, "--probes", &probe];
+        let arguments = [&whole[..], &["--probes", &probe]].concat();
         sessions.push(observers::daemon(observer, &probe, &arguments, operations));
     }
     sessions.extend(EMPTY_HOOKS.map(|hook| observers::empty(programs, hook, operations)));

@@ -215,7 +215,8 @@ pub(crate) fn measure(
     let service = Service::start(kind, cpu)?;
     let id = service.child.id();
     let mut sessions = vec![
-        observers::run(observer, "observer run, the service its target", id),
+        observers::run(observer, "observer run, the service its target", id, &[]),
+        observers::run(observer, "the same, --budget none", id, &["--budget", "none"]),
         observers::daemon(observer, "observer daemon, host-wide", &[], &[]),
         observers::daemon(
             observer,
