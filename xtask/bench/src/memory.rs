@@ -39,7 +39,7 @@ pub(crate) fn measure(
     // Starts the other process of the pair.
     workload.measure(Operation::Switch)?;
     let sessions = [
-        run(observer, "run, busy target", workload.id()),
+        run(observer, "run, busy target", workload.id(), &["--budget", "none"]),
         daemon(observer, "daemon, host-wide", &[], &[]),
         daemon(
             observer,

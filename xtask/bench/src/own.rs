@@ -37,12 +37,15 @@ pub(crate) fn measure(
     let bystander = Bystander::start()?;
     let other = bystander.id().to_string();
     let switcher = workload.id().to_string();
+    // What everything together uses is measured here, so no probe may be detached for its cost.
+    let whole = ["--budget", "none"];
+    let of = |process| [&whole[..], &["--pid", process]].concat();
     let sessions = [
-        daemon(observer, "daemon, host-wide", &[], &[]),
-        daemon(observer, "daemon, a target that sleeps", &["--pid", &other], &[]),
-        daemon(observer, "daemon, the workload its target", &["--pid", &switcher], &[]),
-        run(observer, "run, a target that sleeps", bystander.id()),
-        run(observer, "run, the workload its target", workload.id()),
+        daemon(observer, "daemon, host-wide", &whole, &[]),
+        daemon(observer, "daemon, a target that sleeps", &of(&other), &[]),
+        daemon(observer, "daemon, the workload its target", &of(&switcher), &[]),
+        run(observer, "run, a target that sleeps", bystander.id(), &whole),
+        run(observer, "run, the workload its target", workload.id(), &whole),
     ];
     // The first burst starts the other process of the pair, which is to be there before a target
     // is looked for.
