@@ -5,7 +5,7 @@ use observer_ebpf::wire::{Counter, KIND_SLOTS, LossKind, RecordKind};
 
 use super::*;
 use crate::aggregate::CgroupDistributions;
-use crate::model::{Coverage, ProbeState, SelfSummary};
+use crate::model::{AddedShare, Coverage, ProbeState, SelfSummary};
 
 /// A snapshot in which every family has a sample, one of them with a hostile name.
 pub(crate) fn snapshot() -> Snapshot {
@@ -21,7 +21,12 @@ pub(crate) fn snapshot() -> Snapshot {
         cgroups: vec![cgroup, CgroupDistributions { name: "idle".into(), ..Default::default() }],
         target_live_sockets: Some(3),
         floors_ns: [5_000; KIND_SLOTS],
-        self_usage: SelfSummary { cpu_seconds: 0.25, max_rss_bytes: 1 << 24, ..Default::default() },
+        self_usage: SelfSummary {
+            cpu_seconds: 0.25,
+            max_rss_bytes: 1 << 24,
+            added_cpu_share: Some(AddedShare { share: 0.004, ci95: [0.003, 0.005], windows: 9 }),
+            ..Default::default()
+        },
         ..Snapshot::default()
     };
     snapshot.counters[Counter::KswapdWakeups as usize] = 7;
