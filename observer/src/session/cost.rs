@@ -73,7 +73,8 @@ impl CostWatch {
     /// Begins with a window, once the probes are attached.
     pub(super) fn start(budget: Budget, calibration: Calibration, kernel: &Kernel) -> Self {
         let sheddable = |probe: &&crate::probe::Probe| {
-            !probe.records.contains(&RecordKind::Task) && kernel.is_attached(probe.name)
+            !probe.records.iter().any(|row| row.kind == RecordKind::Task as u16)
+                && kernel.is_attached(probe.name)
         };
         let probes = PROBES.into_iter().filter(sheddable).map(|probe| Sheddable {
             probe: probe.name,
@@ -234,7 +235,9 @@ impl CostWatch {
                 }
             };
             let of = PROBES.into_iter().find(|known| known.name == probe);
-            changed.sockets |= of.is_some_and(|of| of.records.contains(&RecordKind::Socket));
+            changed.sockets |= of.is_some_and(|of| {
+                of.records.iter().any(|row| row.kind == RecordKind::Socket as u16)
+            });
         }
         if self.control.is_trying() {
             self.open(kernel);
