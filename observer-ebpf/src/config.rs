@@ -20,10 +20,10 @@ macro_rules! globals {
 globals! {
     /// Entries of the per-thread table minus one.
     TASK_MASK: task_mask = 0;
-    /// Cgroup slots minus one.
-    CGROUP_MASK: cgroup_mask = 0;
-    /// CPUs the histogram map has room for.
-    HISTOGRAM_CPUS: histogram_cpus = 1;
+    /// Rows of the cgroup histograms; 0 when nothing is counted by cgroup.
+    CGROUP_ROWS: cgroup_rows = 0;
+    /// How many CPUs share a stripe of them, as a power of two.
+    CGROUP_STRIPE_SHIFT: cgroup_stripe_shift = 0;
     /// 1 when there is a target: processes whose stalls become records.
     HAS_TARGET: has_target = 0;
     /// 1 when the histograms' cgroup is the one of the v1 memory hierarchy.

@@ -1,18 +1,23 @@
-//! Counting a duration into the histogram of the right series, cgroup and CPU.
+//! Counting a duration: at full resolution for the target and for everything else, by octaves for
+//! the cgroup.
+
+use core::ptr::{addr_of, addr_of_mut};
 
 use observer_ebpf::wire::{
-    BUCKET_SLOTS, CGROUP_PROBES, CGROUP_SLOT_FIRST, CGROUP_SLOT_OTHER, CGROUP_SLOT_TARGET,
-    CGROUP_SLOTS_MAX, Histogram, LossKind, SERIES, Series, TaskState, bucket_index,
+    BUCKET_SLOTS, CGROUP_ENTRIES, CGROUP_FREE_PLACES, CGROUP_PROBES, CGROUP_ROW_MASK,
+    CGROUP_ROW_OTHER, CGROUP_TICKET_PENDING, CgroupEntry, CgroupHistogram, CgroupTable, Histogram,
+    LossKind, OCTAVES, SCOPES, SERIES, Series, TaskState, bucket_index, cgroup_home,
+    octave_of_bucket,
 };
 
 use crate::{
     atomic, config, emit,
     kernel::Task,
-    maps::{CGROUPS, HISTOGRAMS},
+    maps::{CGROUP_HISTOGRAMS, CGROUPS, HISTOGRAMS},
     task,
 };
 
-/// Adds a duration to a series: the target's histogram for the target, the cgroup's otherwise.
+/// Adds a duration to a series of the target, or of the rest of the host and the task's cgroup.
 ///
 /// For programs that run with preemption off (tracepoints, perf events): plain additions suffice.
 /// `state` is the thread's own, where the program has it at hand.
@@ -24,26 +29,13 @@ pub(crate) fn observe(
     series: Series,
     duration_ns: u64,
 ) {
-    let slot = match (is_target, state) {
-        (true, _) => CGROUP_SLOT_TARGET,
-        (false, Some(state)) => remembered_slot(task, state),
-        (false, None) => cgroup_slot(task.cgroup_id()),
-    };
-    add(slot, series, duration_ns, |word, number| {
-        // SAFETY: `word` points into a map value that only this CPU writes.
-        unsafe { *word = (*word).wrapping_add(number) };
-    });
+    count(task, state, is_target, series, duration_ns, plain_add);
 }
 
 /// The same for programs that can be preempted (cgroup hooks).
 #[inline(always)]
 pub(crate) fn observe_preemptible(task: Task, is_target: bool, series: Series, duration_ns: u64) {
-    let slot = match (is_target, task::claim(task.tid())) {
-        (true, _) => CGROUP_SLOT_TARGET,
-        (false, Some(state)) => remembered_slot(task, state),
-        (false, None) => CGROUP_SLOT_OTHER,
-    };
-    add(slot, series, duration_ns, atomic::add);
+    count(task, task::claim(task.tid()), is_target, series, duration_ns, atomic::add);
 }
 
 /// Takes back a duration that was booked a moment ago on this CPU under another series, but for
@@ -56,76 +48,210 @@ pub(crate) fn take_back(
     series: Series,
     duration_ns: u64,
 ) {
-    let slot = if is_target { CGROUP_SLOT_TARGET } else { remembered_slot(task, state) };
-    if let Some(histogram) = histogram(slot, series) {
+    let cpu = emit::cpu();
+    let bucket = atomic::low_byte(bucket_index(duration_ns));
+    if bucket >= BUCKET_SLOTS {
+        return;
+    }
+    if let Some(histogram) = histogram(cpu, is_target, series) {
         histogram.sum_ns = histogram.sum_ns.wrapping_sub(duration_ns);
-        let index = atomic::low_byte(bucket_index(duration_ns));
-        if index < BUCKET_SLOTS {
-            histogram.buckets[index] = histogram.buckets[index].wrapping_sub(1);
-        }
+        histogram.buckets[bucket] = histogram.buckets[bucket].wrapping_sub(1);
+    }
+    if !is_target && config::cgroup_rows() != 0 {
+        count_for_cgroup(task, Some(state), (cpu, series, bucket), (duration_ns, true), plain_add);
     }
 }
 
 #[inline(always)]
-fn histogram(slot: u32, series: Series) -> Option<&'static mut Histogram> {
+fn plain_add(word: *mut u64, number: u64) {
+    // SAFETY: `word` points into a map value that only this CPU writes.
+    unsafe { *word = (*word).wrapping_add(number) };
+}
+
+#[inline(always)]
+fn count(
+    task: Task,
+    state: Option<&mut TaskState>,
+    is_target: bool,
+    series: Series,
+    duration_ns: u64,
+    add: impl Fn(*mut u64, u64),
+) {
     let cpu = emit::cpu();
-    if cpu >= config::histogram_cpus() {
-        return None;
+    let Some(histogram) = histogram(cpu, is_target, series) else { return };
+    let bucket = atomic::low_byte(bucket_index(duration_ns));
+    if bucket >= BUCKET_SLOTS {
+        return;
     }
-    let row = cpu * (config::cgroup_mask() + 1) + slot;
+    add(&raw mut histogram.sum_ns, duration_ns);
+    if duration_ns > histogram.max_ns {
+        histogram.max_ns = duration_ns;
+    }
+    add(&raw mut histogram.buckets[bucket], 1);
+    if !is_target && config::cgroup_rows() != 0 {
+        count_for_cgroup(task, state, (cpu, series, bucket), (duration_ns, false), add);
+    }
+}
+
+/// This CPU's histogram of the target, or of everything else. None for a CPU that was not possible
+/// when the map was made.
+#[inline(always)]
+fn histogram(cpu: u32, is_target: bool, series: Series) -> Option<&'static mut Histogram> {
+    let row = cpu * SCOPES as u32 + u32::from(is_target);
     let histogram = HISTOGRAMS.get_ptr_mut(row * SERIES as u32 + series as u32)?;
     // SAFETY: only this CPU writes here, from one program per series.
     Some(unsafe { &mut *histogram })
 }
 
+/// Adds to the row of the task's cgroup, or takes back.
 #[inline(always)]
-fn add(slot: u32, series: Series, duration_ns: u64, add: impl Fn(*mut u64, u64)) {
-    let Some(histogram) = histogram(slot, series) else { return };
-    add(&raw mut histogram.sum_ns, duration_ns);
-    if duration_ns > histogram.max_ns {
-        histogram.max_ns = duration_ns;
+fn count_for_cgroup(
+    task: Task,
+    state: Option<&mut TaskState>,
+    (cpu, series, bucket): (u32, Series, usize),
+    (duration_ns, back): (u64, bool),
+    add: impl Fn(*mut u64, u64),
+) {
+    let stripe = cpu >> config::cgroup_stripe_shift();
+    let first = stripe * config::cgroup_rows();
+    let row = |ticket: u32| {
+        let row = first + (ticket & CGROUP_ROW_MASK as u32);
+        CGROUP_HISTOGRAMS.get_ptr_mut(row * SERIES as u32 + series as u32)
+    };
+    let ticket = match state {
+        Some(state) => {
+            let ticket = remembered_ticket(task, state);
+            let Some(histogram) = row(ticket) else { return };
+            // SAFETY: a map value.
+            if unsafe { atomic::load(addr_of!((*histogram).ticket)) } == u64::from(ticket) {
+                ticket
+            } else {
+                // The row was given to another cgroup, or the cgroup may have got one meanwhile.
+                state.css_set = 0;
+                CGROUP_ROW_OTHER as u32
+            }
+        }
+        None => ticket_of(task.cgroup_id()),
+    };
+    let Some(histogram) = row(ticket) else { return };
+    let octave = octave_of_bucket(bucket);
+    if octave >= OCTAVES {
+        return;
     }
-    let index = atomic::low_byte(bucket_index(duration_ns));
-    if index < BUCKET_SLOTS {
-        add(&raw mut histogram.buckets[index], 1);
+    let (duration_ns, one) =
+        if back { (duration_ns.wrapping_neg(), u64::MAX) } else { (duration_ns, 1) };
+    // SAFETY: a map value; only addresses are formed here.
+    let (sum, count) =
+        unsafe { (addr_of_mut!((*histogram).sum_ns), addr_of_mut!((*histogram).octaves[octave])) };
+    if config::cgroup_stripe_shift() == 0 {
+        add(sum, duration_ns);
+        add(count, one);
+    } else {
+        atomic::add(sum, duration_ns);
+        atomic::add(count, one);
     }
 }
 
-/// The slot of the task's cgroup, looked up again only when its `css_set` changed: following four
+/// The ticket of the task's cgroup, looked up again only when its `css_set` changed: following four
 /// pointers costs more than the rest of a context switch's bookkeeping.
 #[inline(always)]
-fn remembered_slot(task: Task, state: &mut TaskState) -> u32 {
+fn remembered_ticket(task: Task, state: &mut TaskState) -> u32 {
     let css_set = task.css_set();
     if state.css_set != css_set {
-        state.cgroup_slot = cgroup_slot(task.cgroup_id());
-        state.css_set = css_set;
+        state.cgroup_ticket = ticket_of(task.cgroup_id());
+        state.css_set = if state.cgroup_ticket == 0 { 0 } else { css_set };
     }
-    // The mask shows the verifier a bound.
-    state.cgroup_slot & (CGROUP_SLOTS_MAX - 1)
+    state.cgroup_ticket
 }
 
-/// The slot of a cgroup, assigned at its first event.
-#[inline(always)]
-fn cgroup_slot(id: u64) -> u32 {
-    let Some(table) = CGROUPS.get_ptr_mut(0) else { return CGROUP_SLOT_OTHER };
-    let table = table.cast::<u64>();
-    let mask = config::cgroup_mask() & (CGROUP_SLOTS_MAX - 1);
+/// The ticket of a cgroup's row, fetched at its first event; that of the others when there is none
+/// left, and 0 while another CPU is fetching it.
+///
+/// A function of its own: it runs once for each thread and cgroup, and would be in every program
+/// several times.
+#[inline(never)]
+fn ticket_of(id: u64) -> u32 {
+    let Some(table) = CGROUPS.get_ptr_mut(0) else { return 0 };
+    let home = cgroup_home(id);
+    let mut free = CGROUP_ENTRIES;
     let mut probe = 0;
     while probe < CGROUP_PROBES {
-        // Ids are handed out in order, so neighbours spread over the table by themselves.
-        let slot = (id as u32).wrapping_add(probe) & mask;
-        probe += 1;
-        if slot < CGROUP_SLOT_FIRST {
-            continue;
+        let at = home.wrapping_add(probe) & (CGROUP_ENTRIES - 1);
+        let owner = atomic::load(entry(table, at).cast());
+        if owner == id {
+            return ticket_of_entry(table, at);
         }
-        // SAFETY: `slot` is below the length of the table.
-        let entry = unsafe { table.add(slot as usize) };
-        let owner = atomic::load(entry);
-        if owner == id || owner == 0 && atomic::compare_exchange(entry, 0, id) {
-            return slot;
+        if owner == 0 && free == CGROUP_ENTRIES {
+            free = at;
+        }
+        probe += 1;
+    }
+    if free != CGROUP_ENTRIES {
+        let at = free & (CGROUP_ENTRIES - 1);
+        let id_word = entry(table, at).cast::<u64>();
+        if atomic::compare_exchange(id_word, 0, id) || atomic::load(id_word) == id {
+            return ticket_of_entry(table, at);
         }
     }
-    // The target has histograms of its own and never gets here.
     emit::lose(LossKind::CgroupSlot, false);
-    CGROUP_SLOT_OTHER
+    other_ticket(table)
 }
+
+#[inline(always)]
+fn entry(table: *mut CgroupTable, at: usize) -> *mut CgroupEntry {
+    // SAFETY: only an address is formed; `at` is below the number of entries.
+    unsafe { addr_of_mut!((*table).entries).cast::<CgroupEntry>().add(at) }
+}
+
+#[inline(always)]
+fn other_ticket(table: *mut CgroupTable) -> u32 {
+    // SAFETY: a map value.
+    unsafe { atomic::load(addr_of!((*table).other_ticket)) as u32 }
+}
+
+#[inline(always)]
+fn ticket_of_entry(table: *mut CgroupTable, at: usize) -> u32 {
+    // SAFETY: addresses within a map value.
+    let (word, taken, given, free) = unsafe {
+        (
+            addr_of_mut!((*entry(table, at)).ticket),
+            addr_of_mut!((*table).taken),
+            addr_of!((*table).given),
+            addr_of!((*table).free).cast::<u64>(),
+        )
+    };
+    let ticket = atomic::load(word);
+    if ticket == CGROUP_TICKET_PENDING {
+        return 0;
+    }
+    if ticket != 0 {
+        return ticket as u32;
+    }
+    if !atomic::compare_exchange(word, 0, CGROUP_TICKET_PENDING) {
+        return 0;
+    }
+    // Other CPUs fetch rows for other cgroups at the same time.
+    const ATTEMPTS: u32 = 8;
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        attempt += 1;
+        let next = atomic::load(taken);
+        if next == atomic::load(given) {
+            atomic::store(word, 0);
+            emit::lose(LossKind::CgroupSlot, false);
+            return other_ticket(table);
+        }
+        if atomic::compare_exchange(taken, next, next.wrapping_add(1)) {
+            // Read after the exchange, which orders it behind user space's write.
+            // SAFETY: the mask keeps it within the ring.
+            let ticket =
+                atomic::load(unsafe { free.add(next as usize & (CGROUP_FREE_PLACES - 1)) });
+            atomic::store(word, ticket);
+            return ticket as u32;
+        }
+    }
+    atomic::store(word, 0);
+    0
+}
+
+const _: () = assert!(size_of::<CgroupHistogram>().is_power_of_two());

@@ -7,8 +7,8 @@ use aya_ebpf::{
     maps::{Array, RingBuf},
 };
 use observer_ebpf::wire::{
-    CGROUP_SLOTS_MAX, Config, Counts, Histogram, MemoryState, PID_MAX_LIMIT, SERIES, SOCKET_SLOTS,
-    SocketEntry, TASK_SLOTS_MAX, TaskState,
+    CgroupHistogram, CgroupTable, Config, Counts, Histogram, MemoryState, PID_MAX_LIMIT, SCOPES,
+    SERIES, SOCKET_SLOTS, SocketEntry, TASK_SLOTS_MAX, TaskState,
 };
 
 /// Records on their way to user space (loader).
@@ -24,16 +24,21 @@ pub(crate) static TASKS: Array<TaskState> = Array::with_max_entries(TASK_SLOTS_M
 pub(crate) static MEMORY: Array<MemoryState> =
     Array::with_max_entries(TASK_SLOTS_MAX, BPF_F_MMAPABLE);
 
-/// Histograms: CPU-major, then cgroup slot, then series (loader). A plain array indexed by CPU
-/// instead of a per-CPU map, so that user space maps it and reads without system calls.
+/// Histograms of the target and of everything else: by CPU, then scope, then series (loader). A
+/// plain array indexed by CPU instead of a per-CPU map, so that user space maps it and reads
+/// without system calls.
 #[map]
 pub(crate) static HISTOGRAMS: Array<Histogram> =
-    Array::with_max_entries(CGROUP_SLOTS_MAX * SERIES as u32, BPF_F_MMAPABLE);
+    Array::with_max_entries((SCOPES * SERIES) as u32, BPF_F_MMAPABLE);
 
-/// Cgroup id of each cgroup slot, 0 when free.
+/// Histograms of cgroups: by stripe, then row, then series (loader).
 #[map]
-pub(crate) static CGROUPS: Array<[u64; CGROUP_SLOTS_MAX as usize]> =
-    Array::with_max_entries(1, BPF_F_MMAPABLE);
+pub(crate) static CGROUP_HISTOGRAMS: Array<CgroupHistogram> =
+    Array::with_max_entries(SERIES as u32, BPF_F_MMAPABLE);
+
+/// Which cgroup has which row.
+#[map]
+pub(crate) static CGROUPS: Array<CgroupTable> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// One bit per process id: is it the target?
 #[map]

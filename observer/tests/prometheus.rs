@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use observer::aggregate::{CgroupDistributions, Snapshot};
+use observer::aggregate::Snapshot;
 use observer::output::http::serve;
 use observer_ebpf::wire::{Counter, Series};
 
@@ -21,13 +21,14 @@ impl Drop for Running {
 }
 
 fn snapshot() -> Snapshot {
-    let mut cgroup =
-        CgroupDistributions { name: "/a \"b\"\\c".into(), target: true, ..Default::default() };
+    let mut snapshot = Snapshot {
+        target_name: Some("/a \"b\"\\c".into()),
+        target_live_sockets: Some(3),
+        ..Snapshot::default()
+    };
     for ns in [5_000, 5_000, 70_000, 9_000_000] {
-        cgroup.series[Series::RunqueueWakeup as usize].record(ns);
+        snapshot.target[Series::RunqueueWakeup as usize].record(ns);
     }
-    let mut snapshot =
-        Snapshot { cgroups: vec![cgroup], target_live_sockets: Some(3), ..Snapshot::default() };
     snapshot.counters[Counter::KswapdWakeups as usize] = 7;
     snapshot
 }

@@ -63,6 +63,18 @@ impl Mapping {
         Ok(())
     }
 
+    /// No huge pages: each page of an anonymous mapping is a fault of its own.
+    ///
+    /// # Errors
+    /// When the kernel refuses, other than for having none.
+    pub fn advise_small(&self) -> io::Result<()> {
+        // SAFETY: changes no page of the mapping, which is this value's.
+        match unsafe { madvise(self.base, self.length_bytes, Advice::LinuxNoHugepage) } {
+            Err(rustix::io::Errno::INVAL) | Ok(()) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Where it begins.
     #[must_use]
     pub const fn base(&self) -> *mut c_void {

@@ -260,7 +260,7 @@ fn exit_instructions(probes: &str) -> u32 {
         tiers: tiers.iter().map(|tier| tier.parse::<ForcedTier>().expect("a tier")).collect(),
         btf: None,
     };
-    let options = LoadOptions { has_target: true, ring_bytes: RING_BYTES, probes };
+    let options = LoadOptions { has_target: true, ring_bytes: RING_BYTES, probes, by_cgroup: true };
     let kernel = Kernel::attach(&options).unwrap_or_else(|error| panic!("{error}"));
     let profile = kernel.profile();
     let exit = profile.iter().find(|program| program.name == "sys_exit");

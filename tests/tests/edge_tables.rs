@@ -5,53 +5,15 @@ use std::fs;
 use std::path::Path;
 
 use observer::host::cgroups::Cgroups;
-use observer_ebpf::wire::{CGROUP_SLOTS_MAX, SOCKET_SLOTS, TASK_SLOTS_MAX};
+use observer_ebpf::wire::{SOCKET_SLOTS, TASK_SLOTS_MAX};
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::daemon::Daemon;
-use observer_tests::kernel_counters::Flat;
 use observer_tests::privileged;
 use observer_tests::process::Placement;
 use observer_tests::results::{Comparison, Held, Relation, case_held, not_applicable};
 use observer_tests::trial::{self, Trial, number};
 
 const FAULTS: &str = "observer_fault_latency_seconds_count";
-
-#[test]
-fn cgroups_beyond_the_table_are_counted_together_and_said() {
-    let Some(_guard) = privileged::ready("many cgroups") else { return };
-    let test = "more cgroups than slots";
-    let daemon = Daemon::start(&[]);
-    let before = daemon.scrape();
-    let host = Flat::vmstat().expect("/proc/vmstat");
-    let count = 2 * CGROUP_SLOTS_MAX;
-    const PAGES: u64 = 200;
-    for index in 0..count {
-        let name = trial::unique(&format!("slot-{index}"));
-        let cgroup = MemoryCgroup::create(&name).expect("a cgroup can be made");
-        let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
-        let mut work = trial::start(&["minor-faults", "--pages", &PAGES.to_string()], place);
-        work.go().expect("the workload works");
-        work.end().expect("it ends");
-    }
-    let after = daemon.scrape();
-    let host = Flat::vmstat().expect("/proc/vmstat").since(&host);
-    let held = Held::of_tier(test, "fault", &after.tier("fault"));
-    let since = |labels: &[&str]| after.count(FAULTS, labels) - before.count(FAULTS, labels);
-    let lost = |metrics: &observer_tests::daemon::Metrics| {
-        metrics.count("observer_losses_total", &["cgroup_slot"])
-    };
-    assert!(lost(&after) > lost(&before), "it says that the table is full");
-    let own = u64::from(count) * PAGES;
-    held.at_least("minor, all cgroups", "the workloads' own count", since(&["minor"]), own, 0.0);
-    let pgfault = host.get("pgfault").expect("pgfault");
-    let all = since(&[]);
-    held.at_most("minor + major, host", "/proc/vmstat pgfault", all, pgfault, 0.01);
-    let other = since(&["cgroup=\"other\""]);
-    assert!(other > 0, "what has no slot is in the row of the others");
-    let losses = lost(&after) - lost(&before);
-    case_held(test, "fault", &format!("{losses} counted as cgroup_slot, {other} faults as other"));
-    daemon.end();
-}
 
 #[test]
 fn sockets_beyond_the_table_are_counted_one_by_one() {

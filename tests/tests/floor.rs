@@ -156,8 +156,10 @@ fn memory_is_what_the_doctor_says_before_anything_is_loaded() {
     let (summary, _) = watch.finish_with_loss().unwrap_or_else(|error| panic!("{error}"));
     work.end().expect("it ends");
     let own = summary.observer;
-    let planned: u64 =
-        observer::kernel::plan(observer::kernel::RING_BYTES).iter().map(|map| map.bytes).sum();
+    let planned: u64 = observer::kernel::plan(observer::kernel::RING_BYTES, false)
+        .iter()
+        .map(|map| map.bytes)
+        .sum();
     println!("planned {planned}, maps {}, {own:?}", own.bpf_map_bytes);
     assert!(own.bpf_map_bytes > 0);
     let ratio = planned as f64 / own.bpf_map_bytes as f64;

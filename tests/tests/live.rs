@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 fn attach(probes: &str) -> Kernel {
     let selection = probes.parse().expect("names of probes");
     let probes = ProbeOptions { selection, ..ProbeOptions::default() };
-    let options = LoadOptions { has_target: true, ring_bytes: 1 << 20, probes };
+    let options = LoadOptions { has_target: true, ring_bytes: 1 << 20, probes, by_cgroup: true };
     Kernel::attach(&options).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -51,7 +51,7 @@ fn stop(pid: u32) {
 
 /// Count and longest of some series of the target.
 fn counted(kernel: &mut Kernel, series: &[Series]) -> (u64, u64, Duration) {
-    let snapshot = kernel.snapshot("target");
+    let snapshot = kernel.snapshot(Some("target"));
     let of = series.iter().map(|series| snapshot.target_distribution(*series));
     of.fold((0, 0, Duration::ZERO), |(count, sum_ns, longest), one| {
         let longest = longest.max(Duration::from_nanos(one.max_ns));

@@ -29,7 +29,16 @@ pub struct Histogram {
     pub buckets: [u64; BUCKET_SLOTS],
 }
 
-/// Which distribution: the index of a [`Histogram`] among the series of one cgroup slot.
+/// Whose histograms there are at full resolution: the target's, and those of everything else.
+pub const SCOPES: usize = 2;
+
+/// Among [`SCOPES`], every task that is not the target's.
+pub const SCOPE_REST: usize = 0;
+
+/// Among [`SCOPES`], the target.
+pub const SCOPE_TARGET: usize = 1;
+
+/// Which distribution: the index of a [`Histogram`] among the series of one scope or cgroup.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Series {
@@ -67,12 +76,18 @@ pub enum Series {
     SocketLifetime = 15,
 }
 
-/// Histograms of one cgroup slot.
-pub const SERIES: usize = 16;
+/// Histograms of one scope or cgroup: as many as there are series.
+pub const SERIES: usize = Series::ALL.len();
+
+/// The number of series that the memory of the maps is planned and tested for. More work, and take
+/// more memory.
+pub const SERIES_PLANNED: usize = 32;
+
+const _: () = assert!(SERIES <= SERIES_PLANNED);
 
 impl Series {
     /// All series, in the order of their discriminants.
-    pub const ALL: [Self; SERIES] = [
+    pub const ALL: [Self; 16] = [
         Self::RunqueueWakeup,
         Self::RunqueuePreempt,
         Self::FaultMinorUser,

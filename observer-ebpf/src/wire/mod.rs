@@ -129,7 +129,9 @@ pub enum LossKind {
     /// Two threads shared a slot of the per-thread state table at the same time: a start time was
     /// overwritten, one stall is missing from the histograms.
     TaskSlot = 0,
-    /// A stall was counted under the catch-all cgroup because every cgroup slot was taken.
+    /// No row of the cgroup histograms was free for a cgroup: what its threads do is counted for
+    /// the host, and by cgroup only in the row of the others. Counted once for each thread that
+    /// looked for it.
     CgroupSlot = 1,
     /// The socket table had no free slot: one socket's lifetime and ownership are unknown.
     SocketSlot = 2,

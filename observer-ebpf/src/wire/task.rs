@@ -41,9 +41,9 @@ impl Record for TaskRecord {
 pub struct TaskState {
     /// Owner of the slot.
     pub tid: u32,
-    /// Histogram slot of the cgroup behind `css_set`.
-    pub cgroup_slot: u32,
-    /// The thread's `css_set` when `cgroup_slot` was looked up; 0 when it was not.
+    /// Ticket of the histogram row of the cgroup behind `css_set`.
+    pub cgroup_ticket: u32,
+    /// The thread's `css_set` when `cgroup_ticket` was looked up; 0 when it was not.
     pub css_set: u64,
     /// The thread's `sched_info.run_delay` as of its last arrival on a CPU. In the tier that
     /// keeps its own clock: when the thread became runnable, 0 when it does not wait.

@@ -1,6 +1,6 @@
 //! One distribution of durations in the buckets of the kernel side.
 
-use observer_ebpf::wire::{self, BUCKETS, BUCKETS_PER_OCTAVE};
+use observer_ebpf::wire::{self, BUCKETS, BUCKETS_PER_OCTAVE, OCTAVES, octave_of_bucket};
 
 use crate::model::DistributionSummary;
 
@@ -133,6 +133,53 @@ impl Distribution {
     }
 }
 
+/// Durations counted in the buckets of [`wire::CgroupHistogram`], one an octave.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Octaves {
+    /// Sum of all durations, nanoseconds.
+    pub sum_ns: u64,
+    /// Durations per octave; bounds from [`wire::octave_exponent`].
+    pub counts: [u64; OCTAVES],
+}
+
+impl From<&Distribution> for Octaves {
+    fn from(distribution: &Distribution) -> Self {
+        let mut octaves = Self { sum_ns: distribution.sum_ns, ..Self::default() };
+        for (bucket, &count) in distribution.buckets.iter().enumerate() {
+            let sum = &mut octaves.counts[octave_of_bucket(bucket)];
+            *sum = sum.saturating_add(count);
+        }
+        octaves
+    }
+}
+
+impl Octaves {
+    /// Durations counted.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.counts.iter().fold(0, |sum, count| sum.saturating_add(*count))
+    }
+
+    /// Adds others.
+    pub fn merge(&mut self, other: &Self) {
+        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
+        for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
+            *mine = mine.saturating_add(*theirs);
+        }
+    }
+
+    /// What was counted since `earlier`.
+    #[must_use]
+    pub fn delta(&self, earlier: &Self) -> Self {
+        let mut delta = self.clone();
+        delta.sum_ns = delta.sum_ns.saturating_sub(earlier.sum_ns);
+        for (mine, theirs) in delta.counts.iter_mut().zip(&earlier.counts) {
+            *mine = mine.saturating_sub(*theirs);
+        }
+        delta
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,6 +237,18 @@ mod tests {
         later.record(3_000_000);
         assert_eq!(later.delta(&earlier).max_ns, 3_000_000);
         assert_eq!(earlier.delta(&earlier), Distribution::default());
+    }
+
+    #[test]
+    fn octaves_hold_what_the_buckets_hold() {
+        let distribution = of([1, 476, 478, 900, 5_000, 5_000, 1 << 40]);
+        let mut octaves = Octaves::from(&distribution);
+        assert_eq!((octaves.count(), octaves.sum_ns), (7, distribution.sum_ns));
+        assert_eq!(octaves.counts[..2], [2, 2], "up to 477 ns, and up to 954 ns");
+        assert_eq!(octaves.counts[OCTAVES - 1], 1, "above 128 s");
+        let earlier = octaves.clone();
+        octaves.merge(&Octaves::from(&of([5_000])));
+        assert_eq!(octaves.delta(&earlier), Octaves::from(&of([5_000])));
     }
 
     #[test]

@@ -6,11 +6,11 @@
 //! exist.
 
 mod distribution;
-mod probes;
+mod probe_summary;
 mod recorder;
 mod snapshot;
 
-pub use distribution::{Distribution, bucket_upper_ns};
-pub use probes::{PROBE_SERIES, ProbeSeries};
+pub use distribution::{Distribution, Octaves, bucket_upper_ns};
+pub use probe_summary::{PROBE_SERIES, ProbeSeries};
 pub use recorder::CauseRecorder;
-pub use snapshot::{CgroupDistributions, Snapshot};
+pub use snapshot::{CgroupCounts, CgroupDistributions, Snapshot};

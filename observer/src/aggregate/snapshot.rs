@@ -7,19 +7,28 @@ use observer_ebpf::wire::{
     RecordKind, SERIES, Series,
 };
 
-use super::Distribution;
+use super::{Distribution, Octaves};
 use crate::clock::MonoNanos;
 use crate::model::{Coverage, LossSummary, SelfSummary};
 
-/// The distributions of one cgroup.
+/// The distributions of one cgroup, without the target's part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CgroupDistributions {
-    /// Path of the cgroup below its mount, or `other` for the catch-all.
+    /// Path of the cgroup below its mount, or `other` for all cgroups without a row of their own.
     pub name: String,
-    /// The target runs in it.
-    pub target: bool,
-    /// One distribution a series, indexed by the [`Series`] discriminant.
-    pub series: Box<[Distribution; SERIES]>,
+    /// The series in which something was counted.
+    pub series: BTreeMap<Series, Octaves>,
+}
+
+/// How many cgroups there are in the histograms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupCounts {
+    /// Cgroups with histograms of their own.
+    pub with_row: u64,
+    /// Cgroups that are counted in the row of the others, since there is no room for more.
+    pub without_row: u64,
+    /// Cgroups that were removed, and their rows taken back.
+    pub removed: u64,
 }
 
 /// What the kernel maps hold at an instant, counted since the programs were loaded; or, from
@@ -28,8 +37,17 @@ pub struct CgroupDistributions {
 pub struct Snapshot {
     /// When it was taken.
     pub taken: MonoNanos,
-    /// Distributions by cgroup.
+    /// Everything but the target, one distribution a series, indexed by the [`Series`]
+    /// discriminant.
+    pub rest: Box<[Distribution; SERIES]>,
+    /// The target, likewise.
+    pub target: Box<[Distribution; SERIES]>,
+    /// Name of the target's row, where there is a target.
+    pub target_name: Option<String>,
+    /// [`Self::rest`] again by cgroup, as far as the cgroups exist.
     pub cgroups: Vec<CgroupDistributions>,
+    /// How many cgroups there are in it.
+    pub cgroup_counts: CgroupCounts,
     /// Indexed by [`Counter`].
     pub counters: [u64; COUNTER_SLOTS],
     /// Losses of the whole host, indexed as [`LossKind`] tells: ring losses by record kind, then the
@@ -56,7 +74,11 @@ impl Default for Snapshot {
     fn default() -> Self {
         Self {
             taken: MonoNanos::default(),
+            rest: Box::default(),
+            target: Box::default(),
+            target_name: None,
             cgroups: Vec::new(),
+            cgroup_counts: CgroupCounts::default(),
             counters: [0; COUNTER_SLOTS],
             lost: [0; LOSS_SLOTS],
             lost_target: [0; LOSS_SLOTS],
@@ -74,6 +96,13 @@ fn subtract<const N: usize>(later: &[u64; N], earlier: &[u64; N]) -> [u64; N] {
     std::array::from_fn(|index| later[index].saturating_sub(earlier[index]))
 }
 
+fn delta_of_scope(
+    later: &[Distribution; SERIES],
+    earlier: &[Distribution; SERIES],
+) -> Box<[Distribution; SERIES]> {
+    Box::new(std::array::from_fn(|series| later[series].delta(&earlier[series])))
+}
+
 impl Snapshot {
     /// What was counted since `earlier`. Gauges (live sockets, coverage, memory) are those of
     /// `self`. A cgroup is found again by its name.
@@ -85,8 +114,10 @@ impl Snapshot {
             .map(|cgroup| {
                 let mut delta = cgroup.clone();
                 if let Some(before) = earlier.cgroups.iter().find(|old| old.name == cgroup.name) {
-                    for (mine, theirs) in delta.series.iter_mut().zip(before.series.iter()) {
-                        *mine = mine.delta(theirs);
+                    for (series, theirs) in &before.series {
+                        if let Some(mine) = delta.series.get_mut(series) {
+                            *mine = mine.delta(theirs);
+                        }
                     }
                 }
                 delta
@@ -95,7 +126,11 @@ impl Snapshot {
         let (own, before) = (&self.self_usage, &earlier.self_usage);
         Self {
             taken: self.taken,
+            rest: delta_of_scope(&self.rest, &earlier.rest),
+            target: delta_of_scope(&self.target, &earlier.target),
+            target_name: self.target_name.clone(),
             cgroups,
+            cgroup_counts: self.cgroup_counts,
             counters: subtract(&self.counters, &earlier.counters),
             lost: subtract(&self.lost, &earlier.lost),
             lost_target: subtract(&self.lost_target, &earlier.lost_target),
@@ -118,23 +153,17 @@ impl Snapshot {
         }
     }
 
-    /// A series over the cgroups of the target.
+    /// A series of the target.
     #[must_use]
-    pub fn target_distribution(&self, series: Series) -> Distribution {
-        self.merged(series, |cgroup| cgroup.target)
+    pub const fn target_distribution(&self, series: Series) -> &Distribution {
+        &self.target[series as usize]
     }
 
-    /// A series over all cgroups: the whole host.
+    /// A series of the whole host.
     #[must_use]
     pub fn host_distribution(&self, series: Series) -> Distribution {
-        self.merged(series, |_| true)
-    }
-
-    fn merged(&self, series: Series, keep: impl Fn(&CgroupDistributions) -> bool) -> Distribution {
-        let mut whole = Distribution::default();
-        for cgroup in self.cgroups.iter().filter(|cgroup| keep(cgroup)) {
-            whole.merge(&cgroup.series[series as usize]);
-        }
+        let mut whole = self.rest[series as usize].clone();
+        whole.merge(self.target_distribution(series));
         whole
     }
 
@@ -206,17 +235,22 @@ mod tests {
     use super::*;
     use crate::model::ProbeState;
 
-    fn cgroup(name: &str, target: bool, series: Series, durations: &[u64]) -> CgroupDistributions {
-        let mut cgroup =
-            CgroupDistributions { name: name.into(), target, ..CgroupDistributions::default() };
-        durations.iter().for_each(|ns| cgroup.series[series as usize].record(*ns));
-        cgroup
+    fn of(series: Series, durations: &[u64]) -> Box<[Distribution; SERIES]> {
+        let mut scope: Box<[Distribution; SERIES]> = Box::default();
+        durations.iter().for_each(|ns| scope[series as usize].record(*ns));
+        scope
+    }
+
+    fn cgroup(name: &str, series: Series, durations: &[u64]) -> CgroupDistributions {
+        let octaves = Octaves::from(&of(series, durations)[series as usize]);
+        CgroupDistributions { name: name.into(), series: [(series, octaves)].into() }
     }
 
     #[test]
     fn a_delta_subtracts_counts_and_keeps_gauges() {
         let mut earlier = Snapshot {
-            cgroups: vec![cgroup("/a", true, Series::Mmap, &[1_000])],
+            target: of(Series::Mmap, &[1_000]),
+            cgroups: vec![cgroup("/a", Series::Mmap, &[7_000])],
             target_live_sockets: Some(3),
             ..Snapshot::default()
         };
@@ -224,9 +258,11 @@ mod tests {
         earlier.self_usage.cpu_seconds = 1.0;
         let mut later = Snapshot {
             taken: MonoNanos(77),
+            target: of(Series::Mmap, &[1_000, 9_000]),
+            rest: of(Series::Mmap, &[5]),
             cgroups: vec![
-                cgroup("/new", false, Series::Mmap, &[5]),
-                cgroup("/a", true, Series::Mmap, &[1_000, 9_000]),
+                cgroup("/new", Series::Mmap, &[5]),
+                cgroup("/a", Series::Mmap, &[7_000, 8_000]),
             ],
             target_live_sockets: Some(5),
             ..earlier.clone()
@@ -237,6 +273,9 @@ mod tests {
         let delta = later.delta(&earlier);
         assert_eq!(delta.target_distribution(Series::Mmap).sum_ns, 9_000);
         assert_eq!(delta.host_distribution(Series::Mmap).count(), 2);
+        let by_cgroup: Vec<_> =
+            delta.cgroups.iter().map(|cgroup| cgroup.series[&Series::Mmap].sum_ns).collect();
+        assert_eq!(by_cgroup, [5, 8_000]);
         assert_eq!(delta.emitted(RecordKind::Fault), 15);
         assert_eq!(delta.target_live_sockets, Some(5));
         assert_eq!(delta.self_usage.cpu_seconds, 0.5);
@@ -262,11 +301,12 @@ mod tests {
 
     #[test]
     fn a_probe_summary_joins_its_series() {
-        let mut faults = cgroup("/a", true, Series::FaultMinorUser, &[1_000, 2_000]);
-        faults.series[Series::FaultMinorKernel as usize].record(3_000);
-        faults.series[Series::FaultMajorUser as usize].record(9_000_000);
+        let mut target = of(Series::FaultMinorUser, &[1_000, 2_000]);
+        target[Series::FaultMinorKernel as usize].record(3_000);
+        target[Series::FaultMajorUser as usize].record(9_000_000);
         let mut snapshot = Snapshot {
-            cgroups: vec![faults, cgroup("/b", false, Series::FaultMinorUser, &[1])],
+            target,
+            rest: of(Series::FaultMinorUser, &[1]),
             target_live_sockets: Some(4),
             ..Snapshot::default()
         };

@@ -93,7 +93,7 @@ impl Facts {
                 .is_ok_and(|link| link.as_os_str() == INITIAL_PID_NAMESPACE),
             lockdown: system::lockdown(),
             memlock_bytes: system::memlock_limit_bytes(),
-            maps: crate::kernel::plan(RING_BYTES),
+            maps: crate::kernel::plan(RING_BYTES, false),
             resident_bound_bytes: memory::resident_bound_bytes(),
             bpf_jit: system::read_trimmed("/proc/sys/net/core/bpf_jit_enable")
                 .and_then(|text| text.parse().ok()),

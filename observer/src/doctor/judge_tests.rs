@@ -15,7 +15,7 @@ fn healthy() -> Facts {
         initial_pid_namespace: true,
         lockdown: Lockdown::Integrity,
         memlock_bytes: Some(8 << 20),
-        maps: crate::kernel::plan(8 << 20),
+        maps: crate::kernel::plan(8 << 20, false),
         resident_bound_bytes: 1 << 30,
         bpf_jit: Some(1),
         support: KernelSupport {

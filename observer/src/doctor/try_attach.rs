@@ -41,7 +41,12 @@ pub(super) struct Tried {
 
 /// Attaches every selected probe and detaches it again.
 pub(super) fn try_all(probes: &ProbeOptions) -> Tried {
-    let options = LoadOptions { has_target: true, ring_bytes: RING_BYTES, probes: probes.clone() };
+    let options = LoadOptions {
+        has_target: true,
+        ring_bytes: RING_BYTES,
+        probes: probes.clone(),
+        by_cgroup: true,
+    };
     match Kernel::attach(&options) {
         Ok(kernel) => {
             let mut coverage = kernel.coverage();

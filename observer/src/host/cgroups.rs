@@ -289,8 +289,11 @@ pub fn processes_below(directory: &Path) -> Vec<Tgid> {
 pub struct CgroupNames {
     hierarchy: Hierarchy,
     names: HashMap<u64, String>,
+    /// When the last walk began.
     walked: Option<Instant>,
     truncated: bool,
+    /// Ids without a name, and when each was first asked for.
+    unnamed: HashMap<u64, Instant>,
 }
 
 impl CgroupNames {
@@ -304,7 +307,13 @@ impl CgroupNames {
     /// Names for the ids of `hierarchy`. Nothing is read before the first look-up.
     #[must_use]
     pub fn new(hierarchy: Hierarchy) -> Self {
-        Self { hierarchy, names: HashMap::new(), walked: None, truncated: false }
+        Self {
+            hierarchy,
+            names: HashMap::new(),
+            walked: None,
+            truncated: false,
+            unnamed: HashMap::new(),
+        }
     }
 
     /// The cgroup's path within its hierarchy (`/`, `/system.slice/nginx.service`). Names of
@@ -318,8 +327,31 @@ impl CgroupNames {
         self.names.get(&id).map(String::as_str)
     }
 
+    /// Whether the cgroup with this id has been removed. Where only a part of the hierarchy is
+    /// mounted here, an id that has no name may belong to the rest of it: it counts as there.
+    pub fn is_gone(&mut self, id: u64) -> bool {
+        if let Some(name) = self.name(id).map(str::to_owned) {
+            self.unnamed.remove(&id);
+            return self.hierarchy.id_of(&name) != Some(id);
+        }
+        let asked = *self.unnamed.entry(id).or_insert_with(Instant::now);
+        let walked_since = self.walked.is_some_and(|walked| walked > asked);
+        let gone = walked_since && !self.truncated && self.is_whole();
+        if gone {
+            self.unnamed.remove(&id);
+        }
+        gone
+    }
+
+    /// The root of the whole hierarchy is mounted: its id is always 1 (`cgroup_setup_root`,
+    /// kernel/cgroup/cgroup.c). In a cgroup namespace the root that is shown is another one.
+    fn is_whole(&self) -> bool {
+        self.hierarchy.id_of(&self.hierarchy.root) == Some(1)
+    }
+
     /// Walks the hierarchy now.
     pub fn refresh(&mut self) {
+        let begin = Instant::now();
         if self.names.len() >= Self::NAMES_MAX {
             self.names.clear();
         }
@@ -337,7 +369,7 @@ impl CgroupNames {
             names.insert(metadata.ino(), name);
         });
         self.truncated = !complete;
-        self.walked = Some(Instant::now());
+        self.walked = Some(begin);
     }
 
     /// The last walk stopped early: the hierarchy has more cgroups than are looked at.
@@ -437,9 +469,18 @@ mod tests {
         names.walked = Instant::now().checked_sub(CgroupNames::WALK_INTERVAL);
         assert_eq!(names.name(late), Some("/late"));
 
+        assert!(!names.is_gone(late));
+
         fs::remove_dir(top.path().join("late")).unwrap();
         names.refresh();
         assert_eq!(names.name(late), Some("/late"), "a removed cgroup keeps its name");
+        assert!(names.is_gone(late));
+        let (unknown, long_ago) = (u64::MAX, Instant::now());
+        assert!(!names.is_gone(unknown), "not looked for since it was first asked for");
+        names.unnamed.insert(unknown, long_ago);
+        names.refresh();
+        // Ids of a part of a hierarchy are not all visible, and the root's id says that it is one.
+        assert!(!names.is_gone(unknown), "it may be where nothing is mounted");
     }
 
     #[test]

@@ -184,6 +184,13 @@ pub fn delay_accounting() -> Option<bool> {
     read_number("/proc/sys/kernel/task_delayacct").map(|value| value != 0)
 }
 
+/// Memory in total, from `/proc/meminfo`.
+#[must_use]
+pub fn memory_total_bytes() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    meminfo_bytes(&text, "MemTotal")
+}
+
 /// Swap in total, from `/proc/meminfo`.
 #[must_use]
 pub fn swap_total_bytes() -> Option<u64> {

@@ -6,15 +6,18 @@ use std::os::fd::{AsFd, AsRawFd};
 use aya::maps::{Map, MapData, RingBuf};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use observer_ebpf::wire::{
-    CGROUP_SLOTS_MAX, Config, Counts, KIND_SLOTS, PID_MAX_LIMIT, RecordKind, SERIES, TASK_SLOTS_MAX,
+    CGROUP_ROWS_MAX, CgroupHistogram, CgroupTable, Config, Counts, KIND_SLOTS, PID_MAX_LIMIT,
+    RecordKind, SCOPES, SERIES, TASK_SLOTS_MAX,
 };
 
 use super::btf::{Btf, BtfError};
+use super::cgroup_rows::CgroupRows;
 use super::links::Links;
 use super::mapped::MappedWords;
 use super::offsets::Offsets;
 use super::plan::{self, MapPlan};
-use crate::host::{cgroups::Cgroups, system};
+use crate::host::cgroups::{CgroupNames, Cgroups};
+use crate::host::system;
 use crate::probe::{self, PROBES, ProbeOptions, Selection};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer-bpf"));
@@ -22,8 +25,14 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ob
 /// Bytes of one series' histogram.
 pub(super) const HISTOGRAM_BYTES: usize = size_of::<observer_ebpf::wire::Histogram>();
 
-/// Histograms may take this much memory; with many CPUs fewer cgroups get slots of their own.
-const HISTOGRAM_BUDGET_BYTES: usize = 64 << 20;
+/// Histograms of cgroups take this much memory at most, and at most this part of the host's. Where
+/// it is not enough for every CPU, neighbouring CPUs share a stripe; where one stripe does not fit,
+/// fewer cgroups get rows of their own.
+const CGROUP_BUDGET_BYTES: u64 = 64 << 20;
+const CGROUP_MEMORY_SHARE: u64 = 32;
+
+/// Rows that there are on the smallest host.
+const CGROUP_ROWS_MIN: usize = 16;
 
 /// Default size of the ring.
 pub const RING_BYTES: u32 = 8 << 20;
@@ -121,6 +130,8 @@ pub struct LoadOptions {
     pub ring_bytes: u32,
     /// The probes to attach, and how. What follows the target is attached whenever there is one.
     pub probes: ProbeOptions,
+    /// Count by cgroup as well, which costs memory and a little time for each event.
+    pub by_cgroup: bool,
 }
 
 impl LoadOptions {
@@ -141,7 +152,7 @@ pub(super) struct Loaded {
     pub(super) own_btf: Result<aya::Btf, String>,
     pub(super) cgroups: Cgroups,
     pub(super) histograms: MappedWords,
-    pub(super) cgroup_ids: MappedWords,
+    pub(super) cgroup_rows: CgroupRows,
     pub(super) targets: MappedWords,
     pub(super) config: MappedWords,
     pub(super) counts: MappedWords,
@@ -157,20 +168,52 @@ pub(super) struct Loaded {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     pub(super) cpus: usize,
-    pub(super) cgroup_slots: usize,
+    /// Series that there is room for.
+    pub(super) series: usize,
+    /// Rows of cgroups, the one of the others included; 0 when nothing is counted by cgroup.
+    pub(super) cgroup_rows: usize,
+    /// Each so many CPUs (as a power of two) share a stripe of them.
+    pub(super) cgroup_stripe_shift: u32,
     pub(super) task_slots: u32,
 }
 
 impl Shape {
-    pub(super) fn of_host() -> Self {
+    pub(super) fn of_host(by_cgroup: bool) -> Self {
         let cpus = system::possible_cpus().last().map_or(1, |cpu| *cpu as usize + 1);
-        let per_slot = cpus * SERIES * HISTOGRAM_BYTES;
-        let affordable = (HISTOGRAM_BUDGET_BYTES / per_slot).max(8);
-        // The largest power of two that fits.
-        let cgroup_slots = (1 << affordable.ilog2()).min(CGROUP_SLOTS_MAX as usize);
-        let pid_max = system::pid_max().clamp(1024, PID_MAX_LIMIT);
-        let task_slots = pid_max.next_power_of_two().min(TASK_SLOTS_MAX);
-        Self { cpus, cgroup_slots, task_slots }
+        let memory_bytes = system::memory_total_bytes().unwrap_or(u64::MAX);
+        Self::new(cpus, memory_bytes, system::pid_max(), SERIES, by_cgroup)
+    }
+
+    pub(super) fn new(
+        cpus: usize,
+        memory_bytes: u64,
+        pid_max: u32,
+        series: usize,
+        by_cgroup: bool,
+    ) -> Self {
+        let task_slots = pid_max.clamp(1024, PID_MAX_LIMIT).next_power_of_two().min(TASK_SLOTS_MAX);
+        let mut shape = Self { cpus, series, cgroup_rows: 0, cgroup_stripe_shift: 0, task_slots };
+        if !by_cgroup {
+            return shape;
+        }
+        shape.cgroup_rows = CGROUP_ROWS_MAX;
+        let budget_bytes = CGROUP_BUDGET_BYTES.min(memory_bytes / CGROUP_MEMORY_SHARE);
+        let row_bytes = (series * size_of::<CgroupHistogram>()) as u64;
+        while (shape.cgroup_stripes() * shape.cgroup_rows) as u64 * row_bytes > budget_bytes {
+            if shape.cgroup_stripes() > 1 {
+                shape.cgroup_stripe_shift += 1;
+            } else if shape.cgroup_rows / 2 >= CGROUP_ROWS_MIN {
+                shape.cgroup_rows /= 2;
+            } else {
+                break;
+            }
+        }
+        shape
+    }
+
+    /// Stripes of the cgroup histograms.
+    pub(super) const fn cgroup_stripes(self) -> usize {
+        self.cpus.div_ceil(1 << self.cgroup_stripe_shift)
     }
 }
 
@@ -185,17 +228,16 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         }
     };
     let cgroups = Cgroups::read();
-    let shape = Shape::of_host();
+    let shape = Shape::of_host(options.by_cgroup);
     let offsets = Offsets::of(&btf, cgroups.memory_v1.is_some())
         .map_err(|error| LoadError::Members(error.to_string()))?;
     let mut globals = offsets.globals.clone();
     globals.extend(parts(options, &offsets));
     globals.push(("TASK_MASK", shape.task_slots - 1));
-    globals.push(("CGROUP_MASK", shape.cgroup_slots as u32 - 1));
-    globals.push(("HISTOGRAM_CPUS", shape.cpus as u32));
+    globals.push(("CGROUP_ROWS", shape.cgroup_rows as u32));
+    globals.push(("CGROUP_STRIPE_SHIFT", shape.cgroup_stripe_shift));
     globals.push(("KERNEL_BTF", u32::from(own_btf.is_ok())));
     globals.push(("HAS_TARGET", u32::from(options.has_target)));
-    let histograms = (shape.cpus * shape.cgroup_slots * SERIES) as u32;
     let mut loader = EbpfLoader::new();
     loader.btf(own_btf.as_ref().ok()).verifier_log_level(VerifierLogLevel::STATS);
     let plan = plan::of_shape(shape, options.ring_bytes);
@@ -214,13 +256,20 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         let Some(Map::Array(map)) = ebpf.take_map(name) else {
             return Err(LoadError::map(name, &"missing in the object"));
         };
-        let words = MappedWords::new(map.fd(), entries, value_bytes)
+        let words = MappedWords::new(map.fd(), entries.max(1), value_bytes)
             .map_err(|error| LoadError::map(name, &error))?;
         mapped_maps.push(map);
         Ok::<_, LoadError>(words)
     };
-    let histograms = mapped("HISTOGRAMS", histograms as usize, HISTOGRAM_BYTES)?;
-    let cgroup_ids = mapped("CGROUPS", 1, CGROUP_SLOTS_MAX as usize * 8)?;
+    let histograms = mapped("HISTOGRAMS", shape.cpus * SCOPES * SERIES, HISTOGRAM_BYTES)?;
+    let cgroup_histograms = mapped(
+        "CGROUP_HISTOGRAMS",
+        shape.cgroup_stripes() * shape.cgroup_rows * SERIES,
+        size_of::<CgroupHistogram>(),
+    )?;
+    let cgroup_table = mapped("CGROUPS", 1, size_of::<CgroupTable>())?;
+    let names = cgroups.memory().cloned().map(CgroupNames::new);
+    let cgroup_rows = CgroupRows::new(cgroup_table, cgroup_histograms, names, shape);
     let targets = mapped("TARGETS", PID_MAX_LIMIT as usize / 64, 8)?;
     let config = mapped("CONFIG", 1, size_of::<Config>())?;
     let counts = mapped("COUNTS", shape.cpus, size_of::<Counts>())?;
@@ -233,7 +282,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         own_btf,
         cgroups,
         histograms,
-        cgroup_ids,
+        cgroup_rows,
         targets,
         config,
         counts,

@@ -2,6 +2,7 @@
 
 mod attach;
 mod btf;
+mod cgroup_rows;
 mod cost;
 mod links;
 mod live;
@@ -22,8 +23,8 @@ use std::sync::atomic::Ordering;
 
 use bytemuck::Zeroable;
 use observer_ebpf::wire::{
-    CGROUP_SLOT_OTHER, CGROUP_SLOT_TARGET, Config, Counts, Histogram, KIND_SLOTS, LOSS_SLOTS,
-    LossKind, PID_MAX_LIMIT, RecordKind, SERIES, Series,
+    Config, Counts, Histogram, KIND_SLOTS, LOSS_SLOTS, LossKind, PID_MAX_LIMIT, RecordKind,
+    SCOPE_REST, SCOPE_TARGET, SCOPES, SERIES, Series,
 };
 
 pub use attach::{Choice, ProgramState, ProgramStates, coverage};
@@ -35,13 +36,13 @@ pub use plan::{MapPlan, plan};
 pub use profile::ProgramProfile;
 pub use ring::Ring;
 
-use crate::aggregate::{CgroupDistributions, Distribution, Snapshot};
+use crate::aggregate::{Distribution, Snapshot};
 use crate::clock::MonoNanos;
-use crate::host::cgroups::CgroupNames;
 use crate::host::read_small;
 use crate::model::{Coverage, ProbeState, SelfSummary};
 use crate::probe::{NOT_ASKED_FOR, PROBES};
 use attach::Choices;
+use cgroup_rows::CgroupRows;
 use load::{HISTOGRAM_BYTES, Loaded, Shape};
 use mapped::MappedWords;
 
@@ -61,15 +62,19 @@ pub struct Kernel {
     choices: Choices,
     states: ProgramStates,
     histograms: MappedWords,
-    cgroup_ids: MappedWords,
+    cgroups: CgroupRows,
     targets: Arc<MappedWords>,
     config: Arc<MappedWords>,
     counts: MappedWords,
     ring: Option<Ring>,
-    names: Option<CgroupNames>,
     shape: Shape,
     map_bytes: u64,
     has_target: bool,
+}
+
+/// Where the histogram of a series begins, in words: with its sum.
+const fn histogram_word(cpu: usize, scope: usize, series: usize) -> usize {
+    ((cpu * SCOPES + scope) * SERIES + series) * (HISTOGRAM_BYTES / 8)
 }
 
 /// Coverage of a probe that was left out.
@@ -138,9 +143,8 @@ impl Kernel {
         let Loaded {
             links,
             ebpf,
-            cgroups,
             histograms,
-            cgroup_ids,
+            cgroup_rows,
             targets,
             config,
             counts,
@@ -158,12 +162,11 @@ impl Kernel {
             choices,
             states,
             histograms,
-            cgroup_ids,
+            cgroups: cgroup_rows,
             targets: Arc::new(targets),
             config: Arc::new(config),
             counts,
             ring: Some(Ring::new(ring)),
-            names: cgroups.memory().cloned().map(CgroupNames::new),
             shape,
             map_bytes,
             has_target: options.has_target,
@@ -231,10 +234,8 @@ impl Kernel {
     /// mapped memory, so that it can be asked for often.
     #[must_use]
     pub fn target_sum_ns(&self, series: Series) -> u64 {
-        let slot = CGROUP_SLOT_TARGET as usize;
         (0..self.shape.cpus)
-            .map(|cpu| (cpu * self.shape.cgroup_slots + slot) * SERIES + series as usize)
-            .map(|index| self.histograms.get(index * (HISTOGRAM_BYTES / 8)))
+            .map(|cpu| self.histograms.get(histogram_word(cpu, SCOPE_TARGET, series as usize)))
             .fold(0, u64::wrapping_add)
     }
 
@@ -303,50 +304,47 @@ impl Kernel {
         self.counts().lost[..KIND_SLOTS].iter().sum()
     }
 
-    /// One series of one cgroup slot, over all CPUs.
-    fn distribution(&self, slot: usize, series: usize) -> Distribution {
+    /// All series of one scope, over all CPUs.
+    fn scope(&self, scope: usize) -> Box<[Distribution; SERIES]> {
+        Box::new(std::array::from_fn(|series| self.distribution(scope, series)))
+    }
+
+    fn distribution(&self, scope: usize, series: usize) -> Distribution {
         let mut distribution = Distribution::default();
         for cpu in 0..self.shape.cpus {
-            let index = (cpu * self.shape.cgroup_slots + slot) * SERIES + series;
-            let words = HISTOGRAM_BYTES / 8;
+            let first = histogram_word(cpu, scope, series);
             let mut histogram = Histogram::zeroed();
             let copy: &mut [u64; HISTOGRAM_BYTES / 8] = bytemuck::cast_mut(&mut histogram);
             for (offset, word) in copy.iter_mut().enumerate() {
-                *word = self.histograms.get(index * words + offset);
+                *word = self.histograms.get(first + offset);
             }
             distribution.add(&histogram);
         }
         distribution
     }
 
-    /// What the maps hold now. `target_name` names the target's own row.
-    pub fn snapshot(&mut self, target_name: &str) -> Snapshot {
+    /// Takes the histogram rows back from cgroups that were removed, where rows are short. Call it
+    /// once a second or so; it costs next to nothing as long as there are enough.
+    pub fn tend_cgroups(&mut self) {
+        self.cgroups.tend();
+    }
+
+    /// What the maps hold now. `target` names the target's own row; there is none without it.
+    pub fn snapshot(&mut self, target: Option<&str>) -> Snapshot {
         let programs = self.program_books();
         let counts = self.counts();
         let [lost, lost_target] = self.all_losses(&counts, &programs);
-        let mut cgroups = Vec::new();
-        for slot in 0..self.shape.cgroup_slots {
-            let id = self.cgroup_ids.get(slot);
-            let is_target = slot == CGROUP_SLOT_TARGET as usize;
-            let is_other = slot == CGROUP_SLOT_OTHER as usize;
-            if id == 0 && !is_target && !is_other {
-                continue;
-            }
-            let name = if is_target {
-                target_name.to_owned()
-            } else if is_other {
-                "other".to_owned()
-            } else {
-                let name = self.names.as_mut().and_then(|names| names.name(id));
-                name.map_or_else(|| format!("cgroup:{id}"), str::to_owned)
-            };
-            let series = Box::new(std::array::from_fn(|series| self.distribution(slot, series)));
-            cgroups.push(CgroupDistributions { name, target: is_target, series });
-        }
-        let cgroups = one_row_a_name(cgroups);
+        // The host before its cgroups: what is counted meanwhile makes their sum larger, never
+        // smaller.
+        let (rest, target_series) = (self.scope(SCOPE_REST), self.scope(SCOPE_TARGET));
+        let (cgroups, cgroup_counts) = self.cgroups.snapshot();
         Snapshot {
             taken: MonoNanos::now(),
+            rest,
+            target: target_series,
+            target_name: target.map(str::to_owned),
             cgroups,
+            cgroup_counts,
             counters: counts.counters,
             lost,
             lost_target,
@@ -390,25 +388,6 @@ impl Kernel {
     }
 }
 
-/// A cgroup that was removed and made again has another id and a slot of its own, and is the same to
-/// people: its rows are added up, or a scrape would have one series twice.
-fn one_row_a_name(cgroups: Vec<CgroupDistributions>) -> Vec<CgroupDistributions> {
-    let mut rows: Vec<CgroupDistributions> = Vec::with_capacity(cgroups.len());
-    for cgroup in cgroups {
-        let same =
-            |row: &&mut CgroupDistributions| row.name == cgroup.name && row.target == cgroup.target;
-        match rows.iter_mut().find(same) {
-            None => rows.push(cgroup),
-            Some(row) => {
-                for (sum, part) in row.series.iter_mut().zip(cgroup.series.iter()) {
-                    sum.merge(part);
-                }
-            }
-        }
-    }
-    rows
-}
-
 /// What the kernel keeps books of about programs.
 #[derive(Clone, Copy, Debug, Default)]
 struct ProgramBooks {
@@ -442,34 +421,4 @@ fn fdinfo(fd: i32) -> String {
 
 fn fdinfo_field(info: &str, field: &str) -> u64 {
     info.lines().find_map(|line| line.strip_prefix(field)?.trim().parse().ok()).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cgroup_that_was_made_again_is_one_row() {
-        let row = |name: &str, target, durations: &[u64]| {
-            let mut histogram = Histogram::zeroed();
-            for duration_ns in durations {
-                histogram.sum_ns += duration_ns;
-                histogram.buckets[observer_ebpf::wire::bucket_index(*duration_ns)] += 1;
-            }
-            let mut series = Box::new(std::array::from_fn(|_| Distribution::default()));
-            series[0].add(&histogram);
-            CgroupDistributions { name: name.to_owned(), target, series }
-        };
-        let rows = one_row_a_name(vec![
-            row("/a", false, &[5, 7]),
-            row("/b", false, &[1]),
-            row("/a", true, &[9]),
-            row("/a", false, &[11]),
-        ]);
-        let found: Vec<_> = rows
-            .iter()
-            .map(|row| (row.name.as_str(), row.target, row.series[0].count(), row.series[0].sum_ns))
-            .collect();
-        assert_eq!(found, [("/a", false, 3, 23), ("/b", false, 1, 1), ("/a", true, 1, 9)]);
-    }
 }

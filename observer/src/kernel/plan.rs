@@ -2,8 +2,8 @@
 //! then made with.
 
 use observer_ebpf::wire::{
-    CGROUP_SLOTS_MAX, Config, Counts, Histogram, MemoryState, PID_MAX_LIMIT, SERIES, SOCKET_SLOTS,
-    SocketEntry, TaskState,
+    CgroupHistogram, CgroupTable, Config, Counts, Histogram, MemoryState, PID_MAX_LIMIT, SCOPES,
+    SOCKET_SLOTS, SocketEntry, TaskState,
 };
 
 use super::load::Shape;
@@ -49,23 +49,26 @@ fn map(name: &'static str, layout: Layout, entries: u32, value_bytes: usize) -> 
     MapPlan { name, entries, bytes, sized_at_load: false }
 }
 
-/// All maps for this host.
+/// All maps for this host; `by_cgroup` as in [`LoadOptions`](super::LoadOptions).
 #[must_use]
-pub fn plan(ring_bytes: u32) -> Vec<MapPlan> {
-    of_shape(Shape::of_host(), ring_bytes)
+pub fn plan(ring_bytes: u32, by_cgroup: bool) -> Vec<MapPlan> {
+    of_shape(Shape::of_host(by_cgroup), ring_bytes)
 }
 
 pub(super) fn of_shape(shape: Shape, ring_bytes: u32) -> Vec<MapPlan> {
     use Layout::{Array, Ring};
-    let Shape { cpus, cgroup_slots, task_slots } = shape;
-    let histograms = (cpus * cgroup_slots * SERIES) as u32;
+    let Shape { cpus, series, cgroup_rows, task_slots, .. } = shape;
+    let histograms = (cpus * SCOPES * series) as u32;
+    // A map has at least one entry.
+    let cgroup_histograms = (shape.cgroup_stripes() * cgroup_rows * series).max(1) as u32;
     let sized = |map: MapPlan| MapPlan { sized_at_load: true, ..map };
     vec![
         sized(map("RING", Ring, ring_bytes, 1)),
         sized(map("TASKS", Array, task_slots, size_of::<TaskState>())),
         sized(map("MEMORY", Array, task_slots, size_of::<MemoryState>())),
         sized(map("HISTOGRAMS", Array, histograms, size_of::<Histogram>())),
-        map("CGROUPS", Array, 1, CGROUP_SLOTS_MAX as usize * 8),
+        sized(map("CGROUP_HISTOGRAMS", Array, cgroup_histograms, size_of::<CgroupHistogram>())),
+        map("CGROUPS", Array, 1, size_of::<CgroupTable>()),
         map("TARGETS", Array, PID_MAX_LIMIT / 64, 8),
         map("SOCKETS", Array, SOCKET_SLOTS, size_of::<SocketEntry>()),
         sized(map("COUNTS", Array, cpus as u32, size_of::<Counts>())),
@@ -75,18 +78,48 @@ pub(super) fn of_shape(shape: Shape, ring_bytes: u32) -> Vec<MapPlan> {
 
 #[cfg(test)]
 mod tests {
+    use observer_ebpf::wire::{CGROUP_ROWS_MAX, SERIES_PLANNED};
+
     use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn shape(cpus: usize, memory_bytes: u64) -> Shape {
+        Shape::new(cpus, memory_bytes, 1 << 17, SERIES_PLANNED, true)
+    }
+
+    fn bytes(shape: Shape) -> u64 {
+        of_shape(shape, 8 << 20).iter().map(|map| map.bytes).sum()
+    }
 
     #[test]
     fn memory_is_bounded_however_large_the_host() {
-        let largest = Shape { cpus: 512, cgroup_slots: 4, task_slots: 1 << 17 };
-        let bytes: u64 = of_shape(largest, 8 << 20).iter().map(|map| map.bytes).sum();
-        assert!(bytes < 160 << 20, "{bytes}");
+        for cpus in [1, 2, 3, 8, 31, 128, 511, 512] {
+            let shape = shape(cpus, cpus as u64 * 2 * GIB);
+            assert_eq!(shape.cgroup_rows, CGROUP_ROWS_MAX, "{cpus} CPUs");
+            let own = cpus as u64 * SCOPES as u64 * SERIES_PLANNED as u64 * 2048;
+            let bytes = bytes(shape);
+            assert!(bytes < own + (112 << 20), "{bytes} on {cpus} CPUs");
+            let stripes = shape.cgroup_stripes();
+            assert!(stripes << shape.cgroup_stripe_shift >= cpus, "each CPU has a stripe");
+        }
+    }
+
+    #[test]
+    fn a_small_host_pays_by_its_memory() {
+        let usual = shape(2, GIB);
+        assert_eq!((usual.cgroup_rows, usual.cgroup_stripes()), (CGROUP_ROWS_MAX, 2));
+        let small = shape(2, GIB / 3);
+        assert_eq!((small.cgroup_rows, small.cgroup_stripes()), (CGROUP_ROWS_MAX, 1));
+        let least = shape(1, 64 << 20);
+        assert!(least.cgroup_rows >= 16 && least.cgroup_rows < CGROUP_ROWS_MAX / 2, "{least:?}");
+        let without = Shape::new(2, GIB, 1 << 17, SERIES_PLANNED, false);
+        assert!(bytes(without) + (8 << 20) < bytes(usual));
     }
 
     #[test]
     fn a_map_takes_at_least_its_values() {
-        for map in plan(8 << 20) {
+        for map in plan(8 << 20, true) {
             assert!(map.bytes >= u64::from(map.entries), "{map:?}");
         }
     }

@@ -4,13 +4,13 @@ mod table;
 
 use std::fmt::{self, Debug, Write};
 
-use observer_ebpf::wire::{BUCKETS, BUCKETS_PER_OCTAVE, Series, native_index};
+use observer_ebpf::wire::{OCTAVES, Series, octave_exponent};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::aggregate::{Distribution, Snapshot};
+use crate::aggregate::{Octaves, Snapshot};
 
 pub use table::METRICS;
 
@@ -100,18 +100,18 @@ struct Family<'a> {
 }
 
 impl Family<'_> {
-    fn labelled<const N: usize>(&self, values: [&str; N]) -> Vec<(&'static str, String)> {
-        debug_assert_eq!(N, self.labels.len());
-        self.labels.iter().copied().zip(values.map(str::to_owned)).collect()
+    fn labelled(&self, values: &[&str]) -> Vec<(&'static str, String)> {
+        debug_assert_eq!(values.len(), self.labels.len());
+        self.labels.iter().copied().zip(values.iter().map(|&value| value.to_owned())).collect()
     }
 
     /// Runs `write` with the labels, or without any: an empty set would be written as `{}`.
-    fn with<const N: usize>(
+    fn with(
         &mut self,
-        values: [&str; N],
+        values: &[&str],
         write: impl FnOnce(&mut MetricEncoder<'_>) -> fmt::Result,
     ) -> fmt::Result {
-        if N == 0 {
+        if values.is_empty() {
             return write(&mut self.encoder);
         }
         let labels = self.labelled(values);
@@ -119,79 +119,87 @@ impl Family<'_> {
     }
 
     fn counter<const N: usize>(&mut self, values: [&str; N], count: u64) -> fmt::Result {
-        self.with(values, |encoder| encoder.encode_counter::<NoLabelSet, _, u64>(&count, None))
+        self.with(&values, |encoder| encoder.encode_counter::<NoLabelSet, _, u64>(&count, None))
     }
 
     fn counter_f64<const N: usize>(&mut self, values: [&str; N], count: f64) -> fmt::Result {
-        self.with(values, |encoder| encoder.encode_counter::<NoLabelSet, _, u64>(&count, None))
+        self.with(&values, |encoder| encoder.encode_counter::<NoLabelSet, _, u64>(&count, None))
     }
 
     fn gauge<const N: usize>(&mut self, values: [&str; N], value: i64) -> fmt::Result {
-        self.with(values, |encoder| encoder.encode_gauge(&value))
+        self.with(&values, |encoder| encoder.encode_gauge(&value))
     }
 
     fn gauge_f64<const N: usize>(&mut self, values: [&str; N], value: f64) -> fmt::Result {
-        self.with(values, |encoder| encoder.encode_gauge(&value))
+        self.with(&values, |encoder| encoder.encode_gauge(&value))
     }
 
     fn info<const N: usize>(&mut self, values: [&str; N]) -> fmt::Result {
-        let labels = self.labelled(values);
+        let labels = self.labelled(&values);
         self.encoder.encode_info(&labels)
     }
 
-    fn histogram<const N: usize>(
-        &mut self,
-        values: [&str; N],
-        distribution: &Distribution,
-        octaves: Octaves,
-    ) -> fmt::Result {
-        let (count, buckets) = octave_buckets(distribution, octaves);
-        let sum = distribution.sum_ns as f64 / 1e9;
+    fn histogram(&mut self, values: &[&str], octaves: &Octaves, bounds: Bounds) -> fmt::Result {
+        let (count, buckets) = classic_buckets(octaves, bounds);
+        let sum = octaves.sum_ns as f64 / 1e9;
         self.with(values, |encoder| {
             encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
         })
     }
 
-    /// One histogram for each cgroup in which anything was counted.
-    fn per_cgroup<const N: usize>(
-        &mut self,
-        snapshot: &Snapshot,
-        series: Series,
-        octaves: Octaves,
-        values: impl for<'a> Fn([&'a str; 2]) -> [&'a str; N],
-    ) -> fmt::Result {
-        for cgroup in &snapshot.cgroups {
-            let distribution = &cgroup.series[series as usize];
-            if distribution.count() > 0 {
-                let target = if cgroup.target { "true" } else { "false" };
-                self.histogram(values([&cgroup.name, target]), distribution, octaves)?;
+    /// One histogram for each cgroup in which anything was counted, and one for the target. `rows`
+    /// are the series of the family, each with the labels that tell it from the others.
+    fn per_cgroup(&mut self, snapshot: &Snapshot, rows: Rows, bounds: Bounds) -> fmt::Result {
+        for (series, labels) in rows {
+            let labelled = |cgroup, target| [&[cgroup, target][..], *labels].concat();
+            if let Some(name) = &snapshot.target_name {
+                let octaves = Octaves::from(snapshot.target_distribution(*series));
+                if octaves.count() > 0 {
+                    self.histogram(&labelled(name, "true"), &octaves, bounds)?;
+                }
+            }
+            for cgroup in &snapshot.cgroups {
+                if let Some(octaves) = cgroup.series.get(series) {
+                    self.histogram(&labelled(&cgroup.name, "false"), octaves, bounds)?;
+                }
             }
         }
         Ok(())
     }
+
+    /// One histogram of the whole host for each row.
+    fn host(&mut self, snapshot: &Snapshot, rows: Rows, bounds: Bounds) -> fmt::Result {
+        rows.iter().try_for_each(|(series, labels)| {
+            let octaves = Octaves::from(&snapshot.host_distribution(*series));
+            self.histogram(labels, &octaves, bounds)
+        })
+    }
 }
 
+/// The series of a family of histograms, each with the values of its labels.
+type Rows = &'static [(Series, &'static [&'static str])];
+
 /// Exponents of the first and the last finite bound, 2^exponent seconds.
-type Octaves = (i32, i32);
+type Bounds = (i32, i32);
 /// From 0.95 µs to 4 s.
-const STALL: Octaves = (-20, 2);
+const STALL: Bounds = (-20, 2);
 /// From 0.98 ms to 128 s.
-const LIFETIME: Octaves = (-10, 7);
+const LIFETIME: Bounds = (-10, 7);
 
 /// Counts between bounds one octave apart, and their total. The bounds are bounds of the kernel's
-/// buckets as well, so that nothing is counted on the wrong side.
-fn octave_buckets(distribution: &Distribution, (first, last): Octaves) -> (u64, Vec<(f64, u64)>) {
-    let zero = native_index(0).unwrap_or_default();
-    let mut buckets = Vec::new();
-    let mut from = 0;
-    for exponent in first..=last {
-        let to = usize::try_from(exponent * BUCKETS_PER_OCTAVE as i32 - zero).unwrap_or_default();
-        let to = (to + 1).min(BUCKETS);
-        buckets.push((f64::from(exponent).exp2(), distribution.buckets[from..to].iter().sum()));
-        from = to;
+/// octaves as well, so that nothing is counted on the wrong side.
+fn classic_buckets(octaves: &Octaves, (first, last): Bounds) -> (u64, Vec<(f64, u64)>) {
+    let mut buckets: Vec<_> =
+        (first..=last).map(|exponent| (f64::from(exponent).exp2(), 0)).collect();
+    buckets.push((f64::INFINITY, 0));
+    for octave in 0..OCTAVES {
+        let bucket = match octave_exponent(octave) {
+            Some(exponent) if exponent <= last => (exponent - first).max(0).unsigned_abs() as usize,
+            _ => buckets.len() - 1,
+        };
+        buckets[bucket].1 += octaves.counts[octave];
     }
-    buckets.push((f64::INFINITY, distribution.buckets[from..].iter().sum()));
-    (buckets.iter().map(|(_, count)| count).sum(), buckets)
+    (octaves.count(), buckets)
 }
 
 #[derive(Debug)]
@@ -265,12 +273,14 @@ pub fn metrics_markdown() -> String {
          `Accept` header asks for it, otherwise as Prometheus text 0.0.4. Counters and histograms \
          count from the start of the daemon.\n\n\
          Histograms come from the kernel: every event of every task is counted there, none is \
-         lost. Inside, a bucket is an eighth of an octave wide (a Prometheus native histogram of \
-         schema 3); the classic buckets served here are whole octaves, powers of two of a second: \
-         stalls from 2⁻²⁰ s (0.95 µs) to 4 s, socket lifetimes from 2⁻¹⁰ s to 128 s. A cgroup \
-         appears once something was counted in it; `cgroup=\"other\"` holds what came after the \
-         table of cgroups was full. The target's processes are counted apart from their cgroup, \
-         with `target=\"true\"`.\n\n\
+         lost. Buckets are powers of two of a second: stalls from 2⁻²⁰ s (0.95 µs) to 4 s, socket \
+         lifetimes from 2⁻¹⁰ s to 128 s.\n\n\
+         Families that begin with `observer_host_` count the whole host and never go back. The \
+         others count by cgroup: a cgroup appears once something was counted in it and disappears \
+         after it was removed. About 1,150 cgroups have histograms of their own (fewer on a host \
+         with less than 300 MiB of memory); `cgroup=\"other\"` holds all the others together, and \
+         `observer_cgroups` says how many there are. The target's processes are counted apart from \
+         their cgroup, with `target=\"true\"`.\n\n\
          | metric | type | unit | labels | meaning |\n| --- | --- | --- | --- | --- |\n",
     );
     for metric in METRICS {

@@ -4,21 +4,26 @@ use std::process::{Command, Stdio};
 use observer_ebpf::wire::{Counter, KIND_SLOTS, LossKind, RecordKind};
 
 use super::*;
-use crate::aggregate::CgroupDistributions;
+use crate::aggregate::{CgroupCounts, CgroupDistributions, Distribution};
 use crate::model::{AddedShare, Coverage, ProbeState, SelfSummary};
 
 /// A snapshot in which every family has a sample, one of them with a hostile name.
 pub(crate) fn snapshot() -> Snapshot {
-    let mut cgroup = CgroupDistributions {
-        name: "/a\"b\\c\nd".into(),
-        target: true,
-        ..CgroupDistributions::default()
+    let mut distribution = Distribution::default();
+    [500, 5_000, 5_000, 7_000_000, 9_000_000_000]
+        .into_iter()
+        .for_each(|ns| distribution.record(ns));
+    let octaves = Octaves::from(&distribution);
+    let busy = CgroupDistributions {
+        name: "/busy".into(),
+        series: Series::ALL.into_iter().map(|series| (series, octaves.clone())).collect(),
     };
-    for series in cgroup.series.iter_mut() {
-        [500, 5_000, 5_000, 7_000_000, 9_000_000_000].into_iter().for_each(|ns| series.record(ns));
-    }
     let mut snapshot = Snapshot {
-        cgroups: vec![cgroup, CgroupDistributions { name: "idle".into(), ..Default::default() }],
+        rest: Box::new(std::array::from_fn(|_| distribution.clone())),
+        target: Box::new(std::array::from_fn(|_| distribution.clone())),
+        target_name: Some("/a\"b\\c\nd".into()),
+        cgroups: vec![busy, CgroupDistributions { name: "idle".into(), ..Default::default() }],
+        cgroup_counts: CgroupCounts { with_row: 2, without_row: 5, removed: 9 },
         target_live_sockets: Some(3),
         floors_ns: [5_000; KIND_SLOTS],
         self_usage: SelfSummary {
@@ -61,6 +66,11 @@ fn every_number_is_under_its_name() {
         ("observer_target_fd_failures_total{call=\"accept\",errno=\"EMFILE\"}", "2"),
         ("observer_fd_failures_total{call=\"accept\",errno=\"EMFILE\"}", "0"),
         ("observer_target_live_sockets", "3"),
+        ("observer_cgroups{histograms=\"own\"}", "2"),
+        ("observer_cgroups{histograms=\"other\"}", "5"),
+        ("observer_cgroups_removed_total", "9"),
+        ("observer_host_compaction_duration_seconds_count", "10"),
+        ("observer_compaction_duration_seconds_count{cgroup=\"/busy\",target=\"false\"}", "5"),
         ("observer_cpu_seconds_total", "0.25"),
         ("observer_resident_memory_max_bytes", "16777216"),
         ("observer_probe_attached{probe=\"runqueue\",tier=\"tp_btf\",state=\"attached\"}", "1"),
@@ -86,6 +96,11 @@ fn histograms_keep_counts_on_the_right_side_of_their_bounds() {
     assert_eq!(bucket("4.0"), "4");
     assert_eq!(bucket("+Inf"), "5");
     assert_eq!(value(&text, &format!("observer_runqueue_latency_seconds_count{{{cgroup}")), "5");
+    let of_cgroup = r#"cgroup="/busy",target="false",reason="wakeup"}"#;
+    for line in text.lines().filter(|line| line.contains(cgroup)) {
+        let same = line.replace(cgroup, of_cgroup);
+        assert!(text.lines().any(|line| line == same), "by octaves as at full resolution: {same}");
+    }
     let sum = value(&text, &format!("observer_runqueue_latency_seconds_sum{{{cgroup}"));
     assert!((sum.parse::<f64>().unwrap() - 9.007_010_5).abs() < 1e-9, "{sum}");
 }

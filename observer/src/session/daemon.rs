@@ -29,7 +29,7 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(250);
 /// Without individual stalls to deliver, little comes through the ring: births, deaths, sockets.
 /// Should there be many, the kernel side wakes the thread at half a ring.
 const DRAIN_INTERVAL: Duration = Duration::from_secs(1);
-/// Pause between two looks at the flag that ends it all.
+/// Pause between two looks at the flag that ends it all, and at the rows of the cgroups.
 const STOP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What to serve.
@@ -82,12 +82,8 @@ impl Watching {
 
 impl Shared {
     fn snapshot(&mut self) -> Snapshot {
-        let name = self.watching.as_ref().map_or("", |watching| &watching.name).to_owned();
-        let mut snapshot = self.kernel.snapshot(&name);
-        if self.watching.is_none() {
-            // The row of a target there is not.
-            snapshot.cgroups.retain(|cgroup| !cgroup.target);
-        }
+        let name = self.watching.as_ref().map(|watching| watching.name.as_str());
+        let mut snapshot = self.kernel.snapshot(name);
         snapshot.target_live_sockets = self
             .watching
             .as_mut()
@@ -127,6 +123,7 @@ pub fn serve(
         has_target: options.target.is_some(),
         ring_bytes: RING_BYTES,
         probes: options.probes.clone(),
+        by_cgroup: true,
     })?;
     if options.trace.is_none() {
         // Nobody reads individual stalls: the histograms say it all, at no cost per event.
@@ -190,6 +187,7 @@ fn listen(
         .build()
         .map_err(failed)?;
     let (shared, stop) = (Arc::clone(shared), Arc::clone(stop));
+    let tended = Arc::clone(&shared);
     runtime.block_on(async move {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
@@ -201,7 +199,7 @@ fn listen(
                 tokio::select! {
                     _ = interrupt.recv() => return,
                     _ = terminate.recv() => return,
-                    () = tokio::time::sleep(STOP_INTERVAL) => {}
+                    () = tokio::time::sleep(STOP_INTERVAL) => lock(&tended).kernel.tend_cgroups(),
                 }
             }
         };

@@ -58,7 +58,7 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     let end = MonoNanos::now();
     let scale = cost.scale(&kernel);
     let late = super::thread_names(&membership);
-    let mut last = kernel.snapshot(super::TARGET_ROW);
+    let mut last = kernel.snapshot(Some(super::TARGET_ROW));
     last.target_live_sockets = sockets.live(&kernel, &membership);
     if let Some(generator) = &mut generator {
         generator.end()?;

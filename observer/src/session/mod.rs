@@ -160,6 +160,7 @@ impl Session {
             has_target: true,
             ring_bytes: options.ring_bytes,
             probes: options.probes.clone(),
+            by_cgroup: false,
         })?;
         for (kind, floor_ns) in &options.floors_ns {
             kernel.set_floor_ns(*kind, *floor_ns);
@@ -179,7 +180,7 @@ impl Session {
             Capture::start(ring, sinks, counts, floors).map_err(|error| unexpected(&error))?;
         let sockets = SocketWatch::start(&kernel, &membership);
         let losses = LossWatch::new(&kernel);
-        let baseline = kernel.snapshot(TARGET_ROW);
+        let baseline = kernel.snapshot(Some(TARGET_ROW));
         let info = RunInfo {
             command: options
                 .command

@@ -55,8 +55,12 @@ fn main() -> ExitCode {
 }
 
 fn profile(args: &Args) -> Result<()> {
-    let options =
-        LoadOptions { has_target: true, ring_bytes: RING_BYTES, probes: args.probes.options() };
+    let options = LoadOptions {
+        has_target: true,
+        ring_bytes: RING_BYTES,
+        probes: args.probes.options(),
+        by_cgroup: false,
+    };
     let kernel = Kernel::attach(&options).map_err(Error::other)?;
     let empty = Empty::attach("sys_enter")?;
     let look = || {

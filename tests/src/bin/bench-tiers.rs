@@ -28,6 +28,12 @@ struct Args {
     /// The processor of the workload
     #[arg(long, default_value_t = 0)]
     cpu: usize,
+    /// Only this probe
+    #[arg(long)]
+    probe: Option<String>,
+    /// Count for the host alone, as a run does, and not by cgroup
+    #[arg(long)]
+    without_cgroups: bool,
 }
 
 /// The operations that take the path of each probe. The other two probes watch what happens seldom.
@@ -56,10 +62,13 @@ fn measure(args: &Args) -> Result<()> {
     for round in 0..args.rounds {
         let mut work = Work::start(args)?;
         for probe in PROBES {
+            if args.probe.as_ref().is_some_and(|only| only != probe.name) {
+                continue;
+            }
             let of_probe = OPERATIONS.iter().find(|(name, _)| *name == probe.name);
             let Some((_, operations)) = of_probe else { continue };
             for tier in probe.tiers {
-                match tier_rows(&mut work, probe, tier.name, operations)? {
+                match tier_rows(&mut work, probe, tier.name, operations, !args.without_cgroups)? {
                     Ok(rows) => {
                         for row in rows {
                             tell(row, &kernel, probe, tier.name, results.as_mut())?;
@@ -84,6 +93,7 @@ fn tier_rows(
     probe: &Probe,
     tier: &str,
     operations: &[&str],
+    by_cgroup: bool,
 ) -> Result<std::result::Result<Vec<Value>, String>> {
     let forced: ForcedTier =
         format!("{}={tier}", probe.name).parse().map_err(|error: String| Error::other(error))?;
@@ -91,7 +101,7 @@ fn tier_rows(
     let probes =
         ProbeOptions { selection, tiers: [forced].into_iter().collect(), ..Default::default() };
     let before = work.bursts(operations)?;
-    let options = LoadOptions { has_target: false, ring_bytes: RING_BYTES, probes };
+    let options = LoadOptions { has_target: false, ring_bytes: RING_BYTES, probes, by_cgroup };
     let kernel = match Kernel::attach(&options) {
         Ok(kernel) => kernel,
         Err(error) => return Ok(Err(error.to_string())),

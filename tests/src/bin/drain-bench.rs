@@ -160,6 +160,7 @@ fn measure(args: &Args) -> Result<String, String> {
         has_target: true,
         ring_bytes: RING_BYTES,
         probes: probe::ProbeOptions::default(),
+        by_cgroup: false,
     };
     let mut kernel = Kernel::attach(&options).map_err(|error| error.to_string())?;
     kernel.set_floor_ns(RecordKind::MmSyscall, 0);

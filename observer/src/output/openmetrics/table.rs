@@ -4,25 +4,34 @@ use std::fmt;
 
 use observer_ebpf::wire::{Counter, FD_ERRNOS, FdSyscall, LossKind, RecordKind, Series};
 
-use super::{Family, Kind, LIFETIME, Metric, STALL};
+use super::{Family, Kind, LIFETIME, Metric, Rows, STALL};
 use crate::aggregate::Snapshot;
 use crate::model::ProbeState;
 
-const FAULTS: [(Series, &str, &str); 4] = [
-    (Series::FaultMinorUser, "minor", "user"),
-    (Series::FaultMinorKernel, "minor", "kernel"),
-    (Series::FaultMajorUser, "major", "user"),
-    (Series::FaultMajorKernel, "major", "kernel"),
+const WAITS: Rows =
+    &[(Series::RunqueueWakeup, &["wakeup"]), (Series::RunqueuePreempt, &["preempted"])];
+
+const FAULTS: Rows = &[
+    (Series::FaultMinorUser, &["minor", "user"]),
+    (Series::FaultMinorKernel, &["minor", "kernel"]),
+    (Series::FaultMajorUser, &["major", "user"]),
+    (Series::FaultMajorKernel, &["major", "kernel"]),
 ];
 
-const MM_CALLS: [(Series, &str); 6] = [
-    (Series::Mmap, "mmap"),
-    (Series::Munmap, "munmap"),
-    (Series::Mremap, "mremap"),
-    (Series::Brk, "brk"),
-    (Series::Mprotect, "mprotect"),
-    (Series::Madvise, "madvise"),
+const RECLAIM: Rows = &[(Series::ReclaimDirect, &["direct"]), (Series::ReclaimMemcg, &["memcg"])];
+
+const COMPACTION: Rows = &[(Series::Compaction, &[])];
+
+const MM_CALLS: Rows = &[
+    (Series::Mmap, &["mmap"]),
+    (Series::Munmap, &["munmap"]),
+    (Series::Mremap, &["mremap"]),
+    (Series::Brk, &["brk"]),
+    (Series::Mprotect, &["mprotect"]),
+    (Series::Madvise, &["madvise"]),
 ];
+
+const LIFETIMES: Rows = &[(Series::SocketLifetime, &[])];
 
 fn fd_failures(snapshot: &Snapshot, family: &mut Family<'_>, target: bool) -> fmt::Result {
     for call in FdSyscall::ALL {
@@ -108,83 +117,117 @@ pub static METRICS: &[Metric] = &[
         kind: Kind::Histogram,
         unit: Some("seconds"),
         labels: &["cgroup", "target", "reason"],
-        help: "Time from being able to run to running, by how the wait began, all tasks",
-        fill: |snapshot, family| {
-            let rows = [(Series::RunqueueWakeup, "wakeup"), (Series::RunqueuePreempt, "preempted")];
-            for (series, reason) in rows {
-                family.per_cgroup(snapshot, series, STALL, |[cgroup, target]| {
-                    [cgroup, target, reason]
-                })?;
-            }
-            Ok(())
-        },
+        help: "Time from being able to run to running, by how the wait began, all tasks by cgroup",
+        fill: |snapshot, family| family.per_cgroup(snapshot, WAITS, STALL),
+    },
+    Metric {
+        name: "observer_host_runqueue_latency",
+        kind: Kind::Histogram,
+        unit: Some("seconds"),
+        labels: &["reason"],
+        help: "Time from being able to run to running, by how the wait began, all tasks of the host together",
+        fill: |snapshot, family| family.host(snapshot, WAITS, STALL),
     },
     Metric {
         name: "observer_fault_latency",
         kind: Kind::Histogram,
         unit: Some("seconds"),
         labels: &["cgroup", "target", "kind", "mode"],
-        help: "Time inside a page fault, minor or major, taken in user or kernel mode, all tasks",
-        fill: |snapshot, family| {
-            for (series, kind, mode) in FAULTS {
-                family.per_cgroup(snapshot, series, STALL, |[cgroup, target]| {
-                    [cgroup, target, kind, mode]
-                })?;
-            }
-            Ok(())
-        },
+        help: "Time inside a page fault, minor or major, taken in user or kernel mode, all tasks by cgroup",
+        fill: |snapshot, family| family.per_cgroup(snapshot, FAULTS, STALL),
+    },
+    Metric {
+        name: "observer_host_fault_latency",
+        kind: Kind::Histogram,
+        unit: Some("seconds"),
+        labels: &["kind", "mode"],
+        help: "Time inside a page fault, minor or major, taken in user or kernel mode, all tasks of the host together",
+        fill: |snapshot, family| family.host(snapshot, FAULTS, STALL),
     },
     Metric {
         name: "observer_reclaim_duration",
         kind: Kind::Histogram,
         unit: Some("seconds"),
         labels: &["cgroup", "target", "scope"],
-        help: "Time in memory reclaim, for the host (direct) or a cgroup limit (memcg), all tasks",
-        fill: |snapshot, family| {
-            for (series, scope) in
-                [(Series::ReclaimDirect, "direct"), (Series::ReclaimMemcg, "memcg")]
-            {
-                family.per_cgroup(snapshot, series, STALL, |[cgroup, target]| {
-                    [cgroup, target, scope]
-                })?;
-            }
-            Ok(())
-        },
+        help: "Time in memory reclaim, for the host (direct) or a cgroup limit (memcg), all tasks by cgroup",
+        fill: |snapshot, family| family.per_cgroup(snapshot, RECLAIM, STALL),
+    },
+    Metric {
+        name: "observer_host_reclaim_duration",
+        kind: Kind::Histogram,
+        unit: Some("seconds"),
+        labels: &["scope"],
+        help: "Time in memory reclaim, for the host (direct) or a cgroup limit (memcg), all tasks of the host together",
+        fill: |snapshot, family| family.host(snapshot, RECLAIM, STALL),
     },
     Metric {
         name: "observer_compaction_duration",
         kind: Kind::Histogram,
         unit: Some("seconds"),
         labels: &["cgroup", "target"],
-        help: "Time in a memory compaction run, all tasks",
-        fill: |snapshot, family| {
-            family.per_cgroup(snapshot, Series::Compaction, STALL, |cgroup| cgroup)
-        },
+        help: "Time in a memory compaction run, all tasks by cgroup",
+        fill: |snapshot, family| family.per_cgroup(snapshot, COMPACTION, STALL),
+    },
+    Metric {
+        name: "observer_host_compaction_duration",
+        kind: Kind::Histogram,
+        unit: Some("seconds"),
+        labels: &[],
+        help: "Time in a memory compaction run, all tasks of the host together",
+        fill: |snapshot, family| family.host(snapshot, COMPACTION, STALL),
     },
     Metric {
         name: "observer_mm_syscall_duration",
         kind: Kind::Histogram,
         unit: Some("seconds"),
         labels: &["cgroup", "target", "call"],
-        help: "Time inside memory-management system calls, all tasks",
-        fill: |snapshot, family| {
-            for (series, call) in MM_CALLS {
-                family.per_cgroup(snapshot, series, STALL, |[cgroup, target]| {
-                    [cgroup, target, call]
-                })?;
-            }
-            Ok(())
-        },
+        help: "Time inside memory-management system calls, all tasks by cgroup",
+        fill: |snapshot, family| family.per_cgroup(snapshot, MM_CALLS, STALL),
+    },
+    Metric {
+        name: "observer_host_mm_syscall_duration",
+        kind: Kind::Histogram,
+        unit: Some("seconds"),
+        labels: &["call"],
+        help: "Time inside memory-management system calls, all tasks of the host together",
+        fill: |snapshot, family| family.host(snapshot, MM_CALLS, STALL),
     },
     Metric {
         name: "observer_socket_lifetime",
         kind: Kind::Histogram,
         unit: Some("seconds"),
         labels: &["cgroup", "target"],
-        help: "Time from creation or acceptance of an IP socket to its release, all tasks",
+        help: "Time from creation or acceptance of an IP socket to its release, all tasks by cgroup",
+        fill: |snapshot, family| family.per_cgroup(snapshot, LIFETIMES, LIFETIME),
+    },
+    Metric {
+        name: "observer_host_socket_lifetime",
+        kind: Kind::Histogram,
+        unit: Some("seconds"),
+        labels: &[],
+        help: "Time from creation or acceptance of an IP socket to its release, all tasks of the host together",
+        fill: |snapshot, family| family.host(snapshot, LIFETIMES, LIFETIME),
+    },
+    Metric {
+        name: "observer_cgroups",
+        kind: Kind::Gauge,
+        unit: None,
+        labels: &["histograms"],
+        help: "Cgroups in which something was counted and that exist: with histograms of their own, \
+               or counted as cgroup=\"other\" since there is no room for more",
         fill: |snapshot, family| {
-            family.per_cgroup(snapshot, Series::SocketLifetime, LIFETIME, |cgroup| cgroup)
+            let counts = snapshot.cgroup_counts;
+            family.gauge(["own"], signed(counts.with_row))?;
+            family.gauge(["other"], signed(counts.without_row))
         },
+    },
+    Metric {
+        name: "observer_cgroups_removed",
+        kind: Kind::Counter,
+        unit: None,
+        labels: &[],
+        help: "Cgroups in which something was counted and that were removed since",
+        fill: |snapshot, family| family.counter([], snapshot.cgroup_counts.removed),
     },
     Metric {
         name: "observer_sockets",

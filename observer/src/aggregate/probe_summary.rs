@@ -62,7 +62,7 @@ pub const PROBE_SERIES: &[ProbeSeries] = &[
 ];
 
 impl Snapshot {
-    /// One [`ProbeSummary`] per probe of [`PROBE_SERIES`]: the target's cgroups, and what was
+    /// One [`ProbeSummary`] per probe of [`PROBE_SERIES`]: the target's stalls, and what was
     /// counted besides. Call it on the delta over a run.
     #[must_use]
     pub fn probe_summaries(&self) -> BTreeMap<String, ProbeSummary> {
@@ -75,7 +75,7 @@ impl Snapshot {
         for (name, series) in row.parts {
             let mut part = Distribution::default();
             for &series in *series {
-                part.merge(&self.target_distribution(series));
+                part.merge(self.target_distribution(series));
             }
             if row.parts.len() > 1 && part.count() > 0 {
                 parts.insert((*name).to_owned(), part.summary());
