@@ -100,7 +100,9 @@ fn a_run_that_lost_records_gives_no_verdict() {
     }
     for _ in 0..2 {
         observer.signal(Signal::STOP);
-        std::thread::sleep(Duration::from_secs(3));
+        // So long that most slow requests lie in seconds with a loss: a few such seconds alone are left
+        // out of the answer and do not void it.
+        std::thread::sleep(Duration::from_secs(4));
         observer.signal(Signal::CONT);
         std::thread::sleep(Duration::from_millis(500));
     }
@@ -109,7 +111,7 @@ fn a_run_that_lost_records_gives_no_verdict() {
     let (summary, _) = read_run(&out).expect("a whole run");
     assert!(summary.loss.total > 0, "{:?}", summary.loss);
     assert_eq!(summary.verdict.outcome, Outcome::Inconclusive, "{:?}", summary.verdict);
-    let lost = |reason: &Reason| reason.code == "records_lost";
+    let lost = |reason: &Reason| ["records_lost", "seconds_left_out"].contains(&&*reason.code);
     assert!(summary.verdict.reasons.iter().any(lost), "{:?}", summary.verdict);
     assert!(summary.verdict.top_cause.is_none() && summary.causes.iter().all(|cause| !cause.named));
 }
@@ -340,7 +342,7 @@ fn a_disk_that_fills_up_ends_the_trace_and_not_the_answer() {
     assert!(events.truncated && events.rows.len() > 1_000, "{}", events.rows.len());
     assert!(summary.records["fault"].delivered > events.rows.len() as u64);
     let report = observer_report(&out).stdout;
-    assert!(report.contains("ends early"), "{report}");
+    assert!(report.contains("end early"), "{report}");
 }
 
 #[test]

@@ -39,9 +39,12 @@ impl Journal {
     /// Writes run.json for the first time.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// When it cannot be written. The directory is removed then.
     pub(super) fn start(directory: RunDir, info: RunInfo, kernel: &Kernel) -> Result<Self> {
-        directory.write_run(&info)?;
+        if let Err(error) = directory.write_run(&info) {
+            directory.discard();
+            return Err(error);
+        }
         let now = Instant::now();
         Ok(Self {
             directory,
