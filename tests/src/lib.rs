@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod clone;
 pub mod command;
 pub mod daemon;
+pub mod disturbance;
 pub mod episodes;
 pub mod exact;
 pub mod http;

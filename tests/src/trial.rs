@@ -12,6 +12,7 @@ use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::disturbance::Window;
 use crate::kernel_counters::{self, SchedStat};
 use crate::process::{Placement, Programs};
 use crate::results::Held;
@@ -287,11 +288,13 @@ impl Trial {
         mut read: impl FnMut(u32) -> B,
     ) -> Observed<B> {
         let watches = self.watch(target, directory);
+        let window = Window::begin(watches.iter().map(|watch| watch.process.id()));
         let before = read(work.id());
         nudge(work.id());
         let counts = work.go().unwrap_or_else(|error| panic!("{}: {error}", self.test));
         settle(work.id());
         let after = read(work.id());
+        window.end();
         Observed { runs: self.finish(watches), counts, before, after }
     }
 

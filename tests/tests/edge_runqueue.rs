@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use observer_tests::disturbance::repeated;
 use observer_tests::kernel_counters::{self, SchedStat};
 use observer_tests::privileged;
 use observer_tests::process::Placement;
@@ -94,7 +95,9 @@ fn a_thread_that_migrates_while_it_waits_waits_once() {
     let Some(_guard) = privileged::ready("migration") else { return };
     let test = "migration while waiting";
     if two_cpus(test) {
-        exact::run_delay(&books_and_own_clock(test), &["migrate", "--ms", &scaled_text(1000)]);
+        repeated(|| {
+            exact::run_delay(&books_and_own_clock(test), &["migrate", "--ms", &scaled_text(1000)]);
+        });
     }
 }
 
@@ -137,8 +140,8 @@ fn a_wake_up_of_a_running_thread_begins_no_wait() {
     let test = "wake-up of a running thread";
     if two_cpus(test) {
         let arguments = ["wake-running", "--rounds", &scaled_text(100_000)];
-        exact::run_delay(&Trial::new(test), &arguments);
-        exact::no_more_waits(&books_and_own_clock(test), &arguments);
+        repeated(|| exact::run_delay(&Trial::new(test), &arguments));
+        repeated(|| exact::no_more_waits(&books_and_own_clock(test), &arguments));
     }
 }
 
@@ -146,7 +149,7 @@ fn a_wake_up_of_a_running_thread_begins_no_wait() {
 fn threads_woken_by_interrupts_wait_as_others_do() {
     let Some(_guard) = privileged::ready("interrupts that wake") else { return };
     let arguments = ["sleepers", "--threads", "4", "--rounds", &scaled_text(500)];
-    exact::run_delay(&books_and_own_clock("interrupts that wake"), &arguments);
+    repeated(|| exact::run_delay(&books_and_own_clock("interrupts that wake"), &arguments));
 }
 
 /// Sum of what the named threads had when they ended.

@@ -4,6 +4,7 @@
 //! detached, so that the interval between the two readings of the books is the interval of the
 //! work for both sides, however long attaching takes.
 
+use observer_tests::disturbance::repeated;
 use observer_tests::trial::{Trial, scaled_text};
 use observer_tests::{exact, privileged};
 
@@ -11,32 +12,32 @@ use observer_tests::{exact, privileged};
 fn runqueue_delay_of_threads_that_preempt_each_other_is_the_schedulers() {
     let Some(_guard) = privileged::ready("runqueue, preempted") else { return };
     let arguments = ["contend", "--threads", "4", "--ms", &scaled_text(2000)];
-    exact::run_delay(&Trial::new("threads that preempt each other"), &arguments);
+    repeated(|| exact::run_delay(&Trial::new("threads that preempt each other"), &arguments));
 }
 
 #[test]
 fn runqueue_delay_of_threads_that_wake_each_other_is_the_schedulers() {
     let Some(_guard) = privileged::ready("runqueue, woken") else { return };
     let arguments = ["ping-pong", "--rounds", &scaled_text(30_000)];
-    exact::run_delay(&Trial::new("threads that wake each other"), &arguments);
+    repeated(|| exact::run_delay(&Trial::new("threads that wake each other"), &arguments));
 }
 
 #[test]
 fn runqueue_delay_and_processor_time_fill_the_time_between_them() {
     let Some(_guard) = privileged::ready("processor time") else { return };
-    exact::processor_time(&Trial::new("busy threads in a cgroup"));
+    repeated(|| exact::processor_time(&Trial::new("busy threads in a cgroup")));
 }
 
 #[test]
 fn time_that_a_cgroup_is_throttled_is_waiting() {
     let Some(_guard) = privileged::ready("throttled cgroup") else { return };
-    exact::throttled(&Trial::new("throttled cgroup"));
+    repeated(|| exact::throttled(&Trial::new("throttled cgroup")));
 }
 
 #[test]
 fn minor_faults_are_the_kernels() {
     let Some(_guard) = privileged::ready("minor faults") else { return };
-    exact::minor_faults(&Trial::new("minor faults"));
+    repeated(|| exact::minor_faults(&Trial::new("minor faults")));
 }
 
 #[test]
@@ -54,7 +55,7 @@ fn faults_of_children_and_new_threads_are_counted() {
 #[test]
 fn copies_of_written_pages_are_part_of_their_faults() {
     let Some(_guard) = privileged::ready("copies") else { return };
-    exact::copied_pages(&Trial::new("copied pages"));
+    repeated(|| exact::copied_pages(&Trial::new("copied pages")));
 }
 
 #[test]
@@ -66,7 +67,7 @@ fn memory_calls_are_those_that_strace_sees() {
 #[test]
 fn time_in_memory_calls_is_the_callers() {
     let Some(_guard) = privileged::ready("memory call time") else { return };
-    exact::memory_call_time(&Trial::new("long memory calls"));
+    repeated(|| exact::memory_call_time(&Trial::new("long memory calls")));
 }
 
 #[test]
@@ -84,5 +85,5 @@ fn failures_for_want_of_descriptors_are_counted_by_call_and_errno() {
 #[test]
 fn reclaim_time_is_that_of_delay_accounting() {
     let Some(_guard) = privileged::ready("reclaim") else { return };
-    exact::memcg_reclaim(&Trial::new("page cache in a tight cgroup"));
+    repeated(|| exact::memcg_reclaim(&Trial::new("page cache in a tight cgroup")));
 }

@@ -1,6 +1,7 @@
 //! Every tier that this kernel offers, forced, against the same books as observer's own choice;
 //! and all tiers of a probe side by side on the same work.
 
+use observer_tests::disturbance::repeated;
 use observer_tests::exact;
 use observer_tests::privileged;
 use observer_tests::results::case_held;
@@ -18,16 +19,20 @@ fn all_tiers_of_runqueue_agree() {
     let Some(_guard) = privileged::ready("tiers of runqueue") else { return };
     let length = scaled_text(1500);
     let contend = ["contend", "--threads", "4", "--ms", &length];
-    exact::run_delay(&tiers("tiers: threads that preempt each other", "runqueue"), &contend);
+    repeated(|| {
+        exact::run_delay(&tiers("tiers: threads that preempt each other", "runqueue"), &contend);
+    });
     let rounds = scaled_text(20_000);
     let ping_pong = ["ping-pong", "--rounds", &rounds];
-    exact::run_delay(&tiers("tiers: threads that wake each other", "runqueue"), &ping_pong);
+    repeated(|| {
+        exact::run_delay(&tiers("tiers: threads that wake each other", "runqueue"), &ping_pong);
+    });
 }
 
 #[test]
 fn all_tiers_of_fault_agree() {
     let Some(_guard) = privileged::ready("tiers of fault") else { return };
-    exact::minor_faults(&tiers("tiers: minor faults", "fault"));
+    repeated(|| exact::minor_faults(&tiers("tiers: minor faults", "fault")));
     exact::major_faults(&tiers("tiers: major faults", "fault"));
     // The probe of tasks has the same comparison; attaching takes an emulated CPU seconds.
     if !trial::in_guest() {
@@ -38,14 +43,14 @@ fn all_tiers_of_fault_agree() {
 #[test]
 fn all_tiers_of_reclaim_agree() {
     let Some(_guard) = privileged::ready("tiers of reclaim") else { return };
-    exact::memcg_reclaim(&tiers("tiers: page cache in a tight cgroup", "reclaim"));
+    repeated(|| exact::memcg_reclaim(&tiers("tiers: page cache in a tight cgroup", "reclaim")));
 }
 
 #[test]
 fn all_tiers_of_mm_syscall_agree() {
     let Some(_guard) = privileged::ready("tiers of mm_syscall") else { return };
     exact::memory_calls(&tiers("tiers: memory calls", "mm_syscall"));
-    exact::memory_call_time(&tiers("tiers: long memory calls", "mm_syscall"));
+    repeated(|| exact::memory_call_time(&tiers("tiers: long memory calls", "mm_syscall")));
 }
 
 #[test]
