@@ -236,7 +236,8 @@ pub fn memory_call_time(trial: &Trial) {
             let held = Held::new(trial.test, "mm_syscall", &other.summary);
             let tier = first.probe("mm_syscall").tier.as_deref().unwrap_or_default();
             let against = format!("{tier}, side by side");
-            held.equal("munmap sum_ns", &against, found, book, outside);
+            // Between the clocks of two tiers lies no more than one end of an empty call.
+            held.equal("munmap sum_ns", &against, found, book, outside / 2.0);
         }
     }
     work.end().expect("the workload ends");
