@@ -134,7 +134,7 @@ fn count_for_cgroup(
         None => ticket_of(task.cgroup_id()),
     };
     let Some(histogram) = row(ticket) else { return };
-    let octave = octave_of_bucket(bucket);
+    let octave = atomic::low_byte(octave_of_bucket(bucket));
     if octave >= OCTAVES {
         return;
     }
