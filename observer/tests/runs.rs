@@ -80,4 +80,14 @@ fn a_run_of_0_1_0_that_was_killed_is_worked_out_again() {
     assert_eq!(top["stalls"], 205);
     let share = top["share"].as_f64().expect("a share");
     assert!((0.12..=0.89).contains(&share), "{share}");
+    // Its slowest requests name who had the CPU; its one stream for all kinds has no rows to name.
+    let slowest = printed["slowest_requests"].as_array().expect("a list");
+    assert_eq!(slowest.len(), 10);
+    let stalls =
+        || slowest.iter().flat_map(|request| request["stalls"].as_array().expect("stalls"));
+    let of_others = |stall: &&Value| {
+        stall["cause"] == "runqueue" && stall["holder"]["tid"].as_u64().is_some_and(|tid| tid > 0)
+    };
+    assert!(stalls().any(|stall| of_others(&stall)), "{slowest:#?}");
+    assert!(stalls().all(|stall| stall["trace_row"].is_null()), "{slowest:#?}");
 }

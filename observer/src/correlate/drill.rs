@@ -43,6 +43,10 @@ impl Drill {
             end: MonoNanos(ORIGIN + end),
             tid: Tid(tid),
             tgid: Tgid(1),
+            cpu: 0,
+            holder: None,
+            stack: None,
+            row: None,
             cause,
         });
     }

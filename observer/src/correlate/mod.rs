@@ -31,7 +31,7 @@ use std::collections::BTreeMap;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 
-pub use worst::slowest;
+pub use worst::{Longest, slowest, slowest_requests};
 
 use crate::clock::MonoNanos;
 use crate::model::{

@@ -21,7 +21,17 @@ fn causes() -> Vec<Cause> {
 }
 
 fn stall(tid: u32, cause: Cause, start: u64, end: u64) -> Stall {
-    Stall { start: MonoNanos(start), end: MonoNanos(end), tid: Tid(tid), tgid: Tgid(1), cause }
+    Stall {
+        start: MonoNanos(start),
+        end: MonoNanos(end),
+        tid: Tid(tid),
+        tgid: Tgid(1),
+        cpu: 0,
+        holder: None,
+        stack: None,
+        row: None,
+        cause,
+    }
 }
 
 fn flat(stalls: &[Stall]) -> Timelines {

@@ -237,7 +237,17 @@ mod tests {
     use crate::model::{Tgid, Tid};
 
     fn stall(tid: u32, cause: Cause, start: u64, end: u64) -> Stall {
-        Stall { start: MonoNanos(start), end: MonoNanos(end), tid: Tid(tid), tgid: Tgid(1), cause }
+        Stall {
+            start: MonoNanos(start),
+            end: MonoNanos(end),
+            tid: Tid(tid),
+            tgid: Tgid(1),
+            cpu: 0,
+            holder: None,
+            stack: None,
+            row: None,
+            cause,
+        }
     }
 
     fn flat(stalls: &[Stall]) -> (Timelines, Ignored) {

@@ -110,6 +110,12 @@ impl Event {
         (self.row.holder)(self)
     }
 
+    /// Id of the thread's stack, where the record has one.
+    #[must_use]
+    pub fn stack(&self) -> Option<u32> {
+        (self.row.stack)(self)
+    }
+
     /// Whether it is of the kind `R` is sent as.
     #[must_use]
     pub const fn is<R: Record>(&self) -> bool {

@@ -9,6 +9,7 @@ mod reason;
 mod record;
 mod run;
 mod sample;
+mod slow_request;
 mod stall;
 mod summary;
 
@@ -22,5 +23,6 @@ pub(crate) use record::field;
 pub use record::*;
 pub use run::*;
 pub use sample::*;
+pub use slow_request::*;
 pub use stall::*;
 pub use summary::*;

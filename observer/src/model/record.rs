@@ -4,12 +4,13 @@
 use std::borrow::Cow;
 
 use observer_ebpf::wire::Record;
+use serde::{Deserialize, Serialize};
 
 use super::event::{BODY_BYTES, HEADER_BYTES};
 use super::{Cause, Event, Tgid, Tid};
 
 /// Who had what a thread waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// The thread; `Tid(0)` when nobody had it (an idle CPU).
     pub tid: Tid,
@@ -38,6 +39,8 @@ pub struct RecordRow {
     pub cause: fn(&Event) -> Option<Cause>,
     /// Who had what the thread waited for.
     pub holder: fn(&Event) -> Option<Holder>,
+    /// Id of the thread's stack.
+    pub stack: fn(&Event) -> Option<u32>,
     /// What the fields say, for people.
     pub detail: fn(&Event) -> String,
 }
@@ -61,6 +64,7 @@ impl RecordRow {
             fields,
             cause: |_| None,
             holder: |_| None,
+            stack: |_| None,
             detail,
         }
     }
@@ -75,6 +79,12 @@ impl RecordRow {
     #[must_use]
     pub const fn holder(self, holder: fn(&Event) -> Option<Holder>) -> Self {
         Self { holder, ..self }
+    }
+
+    /// Its stack.
+    #[must_use]
+    pub const fn stack(self, stack: fn(&Event) -> Option<u32>) -> Self {
+        Self { stack, ..self }
     }
 
     /// Its text for people.

@@ -37,6 +37,12 @@ impl Sample {
         self.end.since(self.begin())
     }
 
+    /// Length of the part of `[start, end)` inside the request.
+    #[must_use]
+    pub fn inside_ns(&self, start: MonoNanos, end: MonoNanos) -> u64 {
+        end.min(self.end).since(start.max(self.begin()))
+    }
+
     /// How late the generator sent it; 0 when the intended start is unknown.
     #[must_use]
     pub fn lateness_ns(&self) -> u64 {

@@ -1,6 +1,8 @@
 //! Stalls: when a thread had work and could not continue.
 
-use super::{Cause, Event, Tgid, Tid};
+use std::num::NonZeroU32;
+
+use super::{Cause, Event, Holder, Tgid, Tid};
 use crate::clock::MonoNanos;
 
 /// An interval `[start, end)` in which a thread that had work could not continue.
@@ -14,21 +16,153 @@ pub struct Stall {
     pub tid: Tid,
     /// Its process.
     pub tgid: Tgid,
+    /// CPU it ended on.
+    pub cpu: u32,
+    /// Who had the CPU or the lock; `None` where its record does not say.
+    pub holder: Option<Holder>,
+    /// Id of the thread's stack; `None` where its record has none.
+    pub stack: Option<u32>,
+    /// Its record in the trace; `None` when it is not there.
+    pub row: Option<TraceRow>,
     /// Why.
     pub cause: Cause,
 }
 
+// The analysis keeps millions of them, and the memory that a run needs at most is computed from this.
+const _: () = assert!(size_of::<Stall>() == 56);
+
 impl Stall {
-    /// The stall an event stands for; `None` for events that stall nobody (sockets, forks).
+    /// The stall an event stands for, without a row; `None` for events that stall nobody (sockets,
+    /// forks).
     #[must_use]
     pub fn from_event(event: &Event) -> Option<Self> {
         let cause = event.cause()?;
-        Some(Self { start: event.start(), end: event.end, tid: event.tid, tgid: event.tgid, cause })
+        Some(Self {
+            start: event.start(),
+            end: event.end,
+            tid: event.tid,
+            tgid: event.tgid,
+            cpu: event.cpu,
+            holder: event.holder(),
+            stack: event.stack(),
+            row: None,
+            cause,
+        })
     }
 
     /// Length in nanoseconds.
     #[must_use]
     pub const fn duration_ns(&self) -> u64 {
         self.end.since(self.start)
+    }
+}
+
+/// Where a record is in the trace. Packed, so that an optional one takes six bytes of a [`Stall`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(Rust, packed(2))]
+pub struct TraceRow {
+    kind: u16,
+    /// Rows of the stream up to this one, and this one.
+    rows: NonZeroU32,
+}
+
+impl TraceRow {
+    /// A row, counted from 0, in the stream of a kind of record; `None` for rows beyond what 32 bits
+    /// can count.
+    #[must_use]
+    pub fn new(kind: u16, row: u64) -> Option<Self> {
+        let rows = u32::try_from(row).ok()?.checked_add(1).and_then(NonZeroU32::new)?;
+        Some(Self { kind, rows })
+    }
+
+    /// The kind of record, as in [`super::RecordRow::kind`].
+    #[must_use]
+    pub const fn kind(self) -> u16 {
+        self.kind
+    }
+
+    /// The row in the stream of that kind, from 0. In a trace cut into segments, the segments that
+    /// are there count as one stream, the oldest first.
+    #[must_use]
+    pub const fn row(self) -> u32 {
+        self.rows.get() - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytemuck::{Pod, Zeroable};
+    use observer_ebpf::wire::{Header, OWN_KINDS, Record};
+
+    use super::*;
+    use crate::model::{RecordRow, field};
+    use crate::output::example;
+
+    /// A record with a stack and a holder.
+    #[repr(C)]
+    #[derive(Clone, Copy, Pod, Zeroable)]
+    struct LockRecord {
+        header: Header,
+        stack_id: u32,
+        owner: u32,
+    }
+
+    impl Record for LockRecord {
+        const KIND: u16 = OWN_KINDS + 101;
+    }
+
+    static LOCK: RecordRow = RecordRow::new::<LockRecord>(
+        "lock",
+        "A thread waited for a lock.",
+        &[
+            field!(LockRecord.stack_id, "stack_id", "stack of the thread"),
+            field!(LockRecord.owner, "owner", "process that had the lock"),
+        ],
+    )
+    .stalls(0, |_| Some(Cause::COMPACTION))
+    .holder(|event| {
+        let owner = event.record::<LockRecord>()?.owner;
+        Some(Holder { tid: Tid(owner), tgid: Tgid(owner) })
+    })
+    .stack(|event| Some(event.record::<LockRecord>()?.stack_id));
+
+    #[test]
+    fn a_stall_has_what_its_record_says() {
+        let header = Header {
+            end_ns: 900,
+            duration_ns: 300,
+            tid: 12,
+            tgid: 10,
+            kind: LockRecord::KIND,
+            flags: 0,
+            cpu: 3,
+        };
+        let record = LockRecord { header, stack_id: 0, owner: 77 };
+        let event = Event::decode(&LOCK, bytemuck::bytes_of(&record)).expect("a record");
+        let stall = Stall::from_event(&event).expect("a stall");
+        let expected = Stall {
+            start: MonoNanos(600),
+            end: MonoNanos(900),
+            tid: Tid(12),
+            tgid: Tgid(10),
+            cpu: 3,
+            holder: Some(Holder { tid: Tid(77), tgid: Tgid(77) }),
+            stack: Some(0),
+            row: None,
+            cause: Cause::COMPACTION,
+        };
+        assert_eq!(stall, expected);
+        let fault = Stall::from_event(&example::fault(9, 5, 4_096)).expect("a stall");
+        assert_eq!((fault.cpu, fault.holder, fault.stack), (1, None, None));
+    }
+
+    #[test]
+    fn rows_are_those_that_32_bits_can_count() {
+        let row = TraceRow::new(7, 0).expect("the first row");
+        assert_eq!((row.kind(), row.row()), (7, 0));
+        let last = u64::from(u32::MAX) - 1;
+        assert_eq!(TraceRow::new(7, last).map(|row| u64::from(row.row())), Some(last));
+        assert_eq!(TraceRow::new(7, last + 1), None);
+        assert_eq!(TraceRow::new(7, u64::MAX), None);
     }
 }

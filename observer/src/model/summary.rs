@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, FloorChange, FloorReason, Reason};
+use super::{Cause, FloorChange, FloorReason, Reason, SlowRequest};
 use crate::clock::MonoNanos;
 
 /// Version of the `summary.json` schema. Keys may be added within a version, never renamed. Since 2,
@@ -396,6 +396,9 @@ pub struct Summary {
     /// Causes that were watched, measured, and excluded. Empty unless the run is conclusive.
     #[serde(default)]
     pub ruled_out: Vec<RuledOut>,
+    /// The slowest requests that were watched from begin to end, slowest first.
+    #[serde(default)]
+    pub slowest_requests: Vec<SlowRequest>,
     /// Probes by name.
     pub probes: BTreeMap<String, ProbeSummary>,
     /// Losses.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::answer::WorstRequest;
 use crate::aggregate::CauseRecorder;
 use crate::clock::MonoNanos;
-use crate::correlate::slowest;
+use crate::correlate::{Longest, slowest};
 use crate::model::{Cause, EndReason, Event, RunInfo, Sample, Stall};
 
 /// Columns the time is cut into: what is closer than this is one mark.
@@ -23,21 +23,22 @@ pub(super) struct Digest {
     length_ns: f64,
     pub(super) recorder: CauseRecorder,
     pub(super) lanes: BTreeMap<Cause, Vec<f64>>,
-    worst: Vec<WorstRequest>,
-    /// Overlaps below this are not kept any more, by request.
-    least_ns: Vec<u64>,
+    worst: Vec<(Sample, Longest<Event>)>,
 }
 
 impl Digest {
     /// `length_ns` is that of the time axis.
     pub(super) fn new(run: &RunInfo, samples: &[Sample], length_ns: f64) -> Self {
-        let worst = worst_requests(run, samples);
+        // Those that the probes watched from begin to end.
+        let running = run.end_reason == EndReason::Running;
+        let end = if running { MonoNanos(u64::MAX) } else { run.end_ns };
+        let worst = slowest(samples, (run.start_ns, end), WORST).into_iter();
+        let worst = worst.map(|sample| (sample.clone(), Longest::new(OVERLAPS_KEPT))).collect();
         Self {
             start_ns: run.start_ns.0,
             length_ns,
             recorder: CauseRecorder::default(),
             lanes: BTreeMap::new(),
-            least_ns: vec![0; worst.len()],
             worst,
         }
     }
@@ -46,20 +47,8 @@ impl Digest {
         let Some(stall) = Stall::from_event(event) else { return };
         self.recorder.record(stall.cause, event.duration_ns);
         self.draw(&stall);
-        for (worst, least_ns) in self.worst.iter_mut().zip(&mut self.least_ns) {
-            let start = stall.start.max(worst.sample.begin());
-            let overlap_ns = stall.end.min(worst.sample.end).since(start);
-            if overlap_ns == 0 {
-                continue;
-            }
-            if worst.stalls.len() >= 2 * OVERLAPS_KEPT {
-                *least_ns = keep_longest(worst);
-            }
-            if overlap_ns > *least_ns {
-                worst.stalls.push((*event, overlap_ns));
-            } else {
-                worst.omitted += 1;
-            }
+        for (sample, longest) in &mut self.worst {
+            longest.add(*event, sample.inside_ns(stall.start, stall.end));
         }
     }
 
@@ -83,38 +72,12 @@ impl Digest {
 
     /// The slowest requests, each with its longest overlaps.
     pub(super) fn worst(&mut self) -> Vec<WorstRequest> {
-        for worst in &mut self.worst {
-            keep_longest(worst);
-        }
-        std::mem::take(&mut self.worst)
+        let request = |(sample, longest): (Sample, Longest<Event>)| {
+            let (stalls, omitted) = longest.finish();
+            WorstRequest { sample, stalls, omitted }
+        };
+        std::mem::take(&mut self.worst).into_iter().map(request).collect()
     }
-}
-
-/// Drops all but the longest overlaps; the shortest of those that stay, once there are as many as
-/// are kept.
-fn keep_longest(worst: &mut WorstRequest) -> u64 {
-    // Stable: among equals the earlier stays.
-    worst.stalls.sort_by_key(|(_, overlap_ns)| std::cmp::Reverse(*overlap_ns));
-    worst.omitted += worst.stalls.len().saturating_sub(OVERLAPS_KEPT) as u64;
-    worst.stalls.truncate(OVERLAPS_KEPT);
-    let shortest = worst.stalls.last().map_or(0, |(_, overlap_ns)| *overlap_ns);
-    if worst.stalls.len() < OVERLAPS_KEPT { 0 } else { shortest }
-}
-
-/// The slowest requests that the probes watched from begin to end.
-fn worst_requests(run: &RunInfo, samples: &[Sample]) -> Vec<WorstRequest> {
-    let end = if run.end_reason == EndReason::Running { MonoNanos(u64::MAX) } else { run.end_ns };
-    let watched: Vec<Sample> = samples
-        .iter()
-        .filter(|sample| sample.begin() >= run.start_ns && sample.end <= end)
-        .cloned()
-        .collect();
-    let row = |index: usize| WorstRequest {
-        sample: watched[index].clone(),
-        stalls: Vec::new(),
-        omitted: 0,
-    };
-    slowest(&watched, WORST).into_iter().map(row).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use std::os::unix::fs::symlink;
 
 use super::*;
+use crate::model::TraceRow;
 use crate::output::example;
 
 fn directory() -> (tempfile::TempDir, RunDir) {
@@ -100,4 +101,63 @@ fn a_trace_of_bounded_size_keeps_its_newest_part() {
     let ends: Vec<u64> = loaded.rows.iter().map(|event| event.end.0).collect();
     assert_eq!(ends, (removed.until.0 + 1..=at).collect::<Vec<_>>());
     assert!(names(&directory).len() > 4);
+    // Rows count what is still there, over all segments.
+    let mut next = 0;
+    directory
+        .each_event(|events| {
+            for event in events {
+                assert_eq!(event.row, TraceRow::new(event.event.row().kind, next));
+                next += 1;
+            }
+        })
+        .unwrap();
+    assert_eq!(next, loaded.rows.len() as u64);
+}
+
+#[test]
+fn rows_lead_to_the_records_also_of_a_stream_that_was_torn() {
+    let (_root, directory) = directory();
+    let mut writer = directory.create_events().unwrap();
+    let mut written: BTreeMap<(u16, u64), Event> = BTreeMap::new();
+    let mut runqueue_rows = Vec::new();
+    for batch in 1..=4u64 {
+        // Kinds that take turns, with a different number of each in every batch.
+        for (index, mut event) in example::events().into_iter().enumerate() {
+            event.end.0 += batch;
+            let times = if index % 3 == 0 { batch } else { 1 };
+            for fault in 0..times {
+                let fault = example::fault(event.end.0 + fault, 1, batch);
+                written.insert((fault.row().kind, writer.append(&fault).unwrap()), fault);
+            }
+            written.insert((event.row().kind, writer.append(&event).unwrap()), event);
+        }
+        runqueue_rows.push(written.values().filter(|event| event.name() == "runqueue").count());
+        writer.flush(MonoNanos(batch)).unwrap();
+    }
+    writer.finish().unwrap();
+    // The last batch of a stream: its end mark of eight bytes, and a part of its body.
+    let torn = std::fs::File::options()
+        .write(true)
+        .open(directory.path().join("runqueue.arrows"))
+        .unwrap();
+    torn.set_len(torn.metadata().unwrap().len() - 50).unwrap();
+    let mut stalls = Vec::new();
+    let found = directory
+        .each_event(|events| {
+            for event in events {
+                let stall = event.stall().unwrap();
+                let row = stall.row.expect("it is in the trace");
+                let key = (row.kind(), u64::from(row.row()));
+                assert_eq!(written.remove(&key), Some(event.event), "{row:?}");
+                assert_eq!(stall.holder, event.event.holder());
+                stalls.push(stall);
+            }
+        })
+        .unwrap();
+    assert_eq!(found.cut, ["runqueue.arrows"]);
+    assert_eq!(found.rows["runqueue"], runqueue_rows[2] as u64);
+    // What was not read is the torn batch, and nothing else.
+    assert_eq!(written.len(), runqueue_rows[3] - runqueue_rows[2]);
+    assert!(written.values().all(|event| event.name() == "runqueue"));
+    assert!(stalls.iter().any(|stall| stall.holder.is_some()));
 }

@@ -241,6 +241,7 @@ pub(crate) fn attributed() -> Summary {
             cause(Cause::UNEXPLAINED, 0.20, 0.13, 0.28, false),
         ],
         ruled_out: Vec::new(),
+        slowest_requests: Vec::new(),
         probes,
         loss: LossSummary::default(),
         records: BTreeMap::new(),

@@ -88,6 +88,12 @@ pub fn record(kind: RecordKind) -> Option<&'static RecordRow> {
     ROWS[kind as usize]
 }
 
+/// Name of a kind of record.
+#[must_use]
+pub fn kind_name(kind: u16) -> Option<&'static str> {
+    records().find(|row| row.kind == kind).map(|row| row.name)
+}
+
 /// The kinds of record that have a length, and so may have a floor.
 pub fn with_floor() -> impl Iterator<Item = (RecordKind, u64)> {
     let floor = |kind| Some((kind, record(kind)?.floor_ns?));

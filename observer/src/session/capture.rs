@@ -12,11 +12,11 @@ use observer_ebpf::wire::KIND_SLOTS;
 use super::drain::{CaptureCounts, Drain, Drained, Floors};
 use super::floor_log::FloorLog;
 use super::sink::{Births, Names, Sink, Stalls};
-use super::trace_sink::{TraceSink, Unwritten};
+use super::trace_sink::TraceSink;
 use crate::aggregate::CauseRecorder;
 use crate::clock::MonoNanos;
 use crate::kernel::Ring;
-use crate::model::{Event, Tgid};
+use crate::model::{Event, Stall, Tgid};
 
 /// Batches under way between the threads; beyond, the drain waits and the ring fills up.
 pub(super) const BATCHES: usize = 16;
@@ -30,8 +30,9 @@ pub(super) const BEYOND_CAP: &str = "beyond_event_cap";
 #[derive(Default)]
 pub struct Captured {
     /// Stalls of the target that may not be in the trace, because it could not be written, in the
-    /// order they came. The others are there, and not in memory.
-    pub(super) unwritten: Vec<Unwritten>,
+    /// order they came; with a row, those that may be there as that row. The others are there, and
+    /// not in memory.
+    pub(super) unwritten: Vec<Stall>,
     /// Command names by thread, as forks, execs and exits told them.
     pub thread_names: BTreeMap<u32, String>,
     /// Names that had to go because there are more than are kept.

@@ -6,16 +6,17 @@ use observer_ebpf::wire::{Counts, RecordKind, Series};
 
 use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
-use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse};
+use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse, slowest_requests};
 use crate::error::{Error, Exit, Result};
 use crate::loadgen::{IngestError, Ingested, OUTSIDE_RUN, RelAnchor, Window};
 use crate::model::{
     EndReason, FloorSummary, LossSpan, LossSummary, Outcome, ProbeState, Reason, RecordSummary,
-    RunInfo, SUMMARY_SCHEMA, Sample, Stall, Summary, Verdict,
+    RunInfo, SUMMARY_SCHEMA, Sample, Stall, Summary, TraceRow, Verdict,
 };
 use crate::output::event_files::EventsRead;
 use crate::output::rundir::RunDir;
-use crate::probe::PROBES;
+use crate::output::trace::TraceEvent;
+use crate::probe::{PROBES, kind_name};
 
 use super::journal::Journal;
 use serde_json::json;
@@ -127,8 +128,12 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     };
     let mut analysis = analyse(&evidence);
     judge_input(&mut analysis, ingest, problem, &captured);
-    let summary =
-        Summary { records, floors, ..summarise(analysis, &delta, &info, ingest, &captured) };
+    let summary = Summary {
+        records,
+        floors,
+        slowest_requests: slowest_requests(samples, &stalls, (info.start_ns, info.end_ns)),
+        ..summarise(analysis, &delta, &info, ingest, &captured)
+    };
 
     directory.release_reserve();
     // Each is tried whatever became of the others: a full disk may still take the short ones, and
@@ -162,7 +167,7 @@ pub(super) fn read_back(
 ) -> (Vec<Stall>, Vec<LossSpan>) {
     let (mut stalls, mut lost) = (Vec::new(), Vec::new());
     let read = directory.each_event(|events| {
-        stalls.extend(events.iter().filter_map(|event| Stall::from_event(&event.event)));
+        stalls.extend(events.iter().filter_map(TraceEvent::stall));
         lost.extend(events.iter().filter_map(|event| LossSpan::from_event(&event.event)));
     });
     let found = match read {
@@ -176,10 +181,13 @@ pub(super) fn read_back(
         }
     };
     // What was not known to be in its file may be there all the same, as the last rows.
-    let is_read = |kind: &str, row: u64| found.rows.get(kind).is_some_and(|rows| row < *rows);
-    let unwritten = captured.unwritten.drain(..);
-    stalls
-        .extend(unwritten.filter(|(kind, row, _)| !is_read(kind, *row)).map(|(_, _, stall)| stall));
+    let is_read = |row: TraceRow| {
+        let rows = kind_name(row.kind()).and_then(|kind| found.rows.get(kind));
+        rows.is_some_and(|rows| u64::from(row.row()) < *rows)
+    };
+    let unwritten = std::mem::take(&mut captured.unwritten).into_iter();
+    let unwritten = unwritten.filter(|stall| !stall.row.is_some_and(is_read));
+    stalls.extend(unwritten.map(|stall| Stall { row: None, ..stall }));
     (stalls, lost)
 }
 
@@ -353,6 +361,7 @@ pub(super) fn summarise(
         samples,
         causes,
         ruled_out: analysis.ruled_out,
+        slowest_requests: Vec::new(),
         probes,
         loss: info.loss.clone(),
         records: BTreeMap::new(),

@@ -10,14 +10,14 @@ use super::Captured;
 use super::finish::{judge_input, quality, summarise};
 use super::floor_log::kinds_with_floor;
 use crate::aggregate::{CauseRecorder, Snapshot};
-use crate::correlate::{Evidence, Quality, analyse};
+use crate::correlate::{Evidence, Quality, analyse, slowest_requests};
 use crate::error::Result;
 use crate::loadgen::{
     Ingest, IngestError, Ingested, RelAnchor, SamplesSource, SamplesSpec, Window,
 };
 use crate::model::{
     EndReason, FloorChange, FloorSummary, LossSpan, Outcome, Reason, RunInfo, Sample, SlowSpec,
-    Stall, Summary, files,
+    Summary, files,
 };
 use crate::output::rundir::RunDir;
 use crate::output::trace::TraceEvent;
@@ -48,12 +48,13 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
         })
         .collect();
     let found = directory.each_event(|events| {
-        for TraceEvent { event, .. } in events {
+        for row in events {
+            let TraceEvent { event, .. } = row;
             if event.end > info.end_ns || event.end < info.start_ns {
                 continue;
             }
             recorder.record_event(event);
-            stalls.extend(Stall::from_event(event));
+            stalls.extend(row.stall());
             loss_spans.extend(LossSpan::from_event(event));
             // A trace that lost its beginning says again what is in force.
             if let Some(change) = FloorChange::from_event(event)
@@ -105,6 +106,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
     let summary = Summary {
         probes: BTreeMap::new(),
         floors,
+        slowest_requests: slowest_requests(evidence.samples, evidence.stalls, evidence.window),
         ..summarise(analysis, &nothing, info, ingested.as_ref(), &captured)
     };
     let samples = ingested.map(|ingested| ingested.samples).unwrap_or_default();

@@ -10,12 +10,12 @@ use super::quota::{Caps, Sampling};
 use super::sink::Sink;
 use super::{CaptureCounts, Captured};
 use crate::clock::MonoNanos;
-use crate::model::{Event, FloorChange, Stall};
+use crate::model::{Event, FloorChange, Stall, TraceRow};
 use crate::output::event_files::EventWriter;
 use crate::output::trace::TraceError;
 
 /// Events and stalls kept and written, of the kinds that stall; later ones are counted. About
-/// 0.6 GiB of memory while the answer is worked out, and 0.3 GiB of disk, at the cap. The floors
+/// 0.75 GiB of memory while the answer is worked out, and 0.3 GiB of disk, at the cap. The floors
 /// rise so that it is not reached.
 pub const EVENTS_MAX: u64 = 4_000_000;
 /// The same of what stalls nobody, which is on disk alone.
@@ -26,9 +26,6 @@ const SAMPLED_HZ: u64 = 1_000;
 /// observer itself was held up.
 const ON_THE_WAY_NS: u64 = 500_000_000;
 
-/// A stall that may not be in the file: its kind, its row there, and itself.
-pub(super) type Unwritten = (&'static str, u64, Stall);
-
 /// Writes the trace; where that fails, keeps the stalls in memory.
 pub(super) struct TraceSink {
     /// `None` once a write failed.
@@ -36,10 +33,11 @@ pub(super) struct TraceSink {
     counts: Arc<CaptureCounts>,
     caps: Caps,
     sampling: Sampling,
-    /// Since the last flush: at most a second's worth, and none of it is in the file for sure.
-    unwritten: Vec<Unwritten>,
+    /// Since the last flush: at most a second's worth, and none of it is in the file for sure. Each
+    /// with the row it has if it is there.
+    unwritten: Vec<Stall>,
     /// Stalls that came after the file failed, or were not in it for sure when it did.
-    kept: Vec<Unwritten>,
+    kept: Vec<Stall>,
     error: Option<String>,
     disk_full: bool,
     /// Last change of each floor, for a trace that removes its oldest part.
@@ -74,15 +72,18 @@ impl TraceSink {
 
     /// Appends to the file, or keeps the stall.
     fn append(&mut self, event: &Event) {
-        let stall = || Stall::from_event(event);
+        let stall = Stall::from_event(event);
         let Some(file) = &mut self.file else {
-            self.kept.extend(stall().map(|stall| (event.name(), u64::MAX, stall)));
+            self.kept.extend(stall);
             return;
         };
         match file.append(event) {
-            Ok(row) => self.unwritten.extend(stall().map(|stall| (event.name(), row, stall))),
+            Ok(row) => {
+                let row = TraceRow::new(event.row().kind, row);
+                self.unwritten.extend(stall.map(|stall| Stall { row, ..stall }));
+            }
             Err(error) => {
-                self.kept.extend(stall().map(|stall| (event.name(), u64::MAX, stall)));
+                self.kept.extend(stall);
                 self.give_up(&error);
             }
         }

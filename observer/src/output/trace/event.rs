@@ -17,7 +17,7 @@ use super::column::{Batch, Numbers, Texts};
 use super::read::Reader;
 use super::{Columns, TraceError, content, key, metadata, other_content};
 use crate::clock::MonoNanos;
-use crate::model::{Data, Event, Field, RecordRow, Tgid, Tid, Value};
+use crate::model::{Data, Event, Field, RecordRow, Stall, Tgid, Tid, TraceRow, Value};
 use crate::probe;
 
 /// Content of a stream of one kind.
@@ -239,10 +239,18 @@ impl Columns for EventColumns {
 /// An event of a trace, with its place there.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TraceEvent {
-    /// Its row in the stream of its kind, from 0. In the one stream of version 2, its row there.
-    pub row: u64,
+    /// Its row in the stream of its kind; `None` in the one stream of version 2.
+    pub row: Option<TraceRow>,
     /// The event.
     pub event: Event,
+}
+
+impl TraceEvent {
+    /// The stall it stands for.
+    #[must_use]
+    pub fn stall(&self) -> Option<Stall> {
+        Stall::from_event(&self.event).map(|stall| Stall { row: self.row, ..stall })
+    }
 }
 
 /// Takes events out of a stream, and counts what this version cannot use.
@@ -302,13 +310,14 @@ impl Reader for EventReader {
 
     fn read(&mut self, batch: &RecordBatch, into: &mut Vec<TraceEvent>) -> Result<(), TraceError> {
         let first = self.next_row;
+        let place = |row| self.kind.and_then(|kind| TraceRow::new(kind.kind, row));
         self.next_row += batch.num_rows() as u64;
         let before = into.len();
         into.reserve(batch.num_rows());
         if let Some(row) = self.kind {
             let cells = Cells::new(batch, row)?;
             let events = (0..batch.num_rows()).map(|index| cells.event(index));
-            take(first, events, into)?;
+            take((first..).map(place).zip(events), into)?;
         } else {
             let kinds = Batch(batch).texts("kind")?;
             // A kind that the stream has no columns for is not in it.
@@ -320,7 +329,7 @@ impl Reader for EventReader {
                 let known = rows.iter().find(|(name, _)| *name == kind);
                 known.map_or(Ok(None), |(_, cells)| cells.event(index))
             };
-            take(first, (0..batch.num_rows()).map(event), into)?;
+            take((first..).map(place).zip((0..batch.num_rows()).map(event)), into)?;
         }
         self.skipped_rows += (batch.num_rows() - (into.len() - before)) as u64;
         Ok(())
@@ -329,11 +338,10 @@ impl Reader for EventReader {
 
 /// Takes the events that there are, with their rows.
 fn take(
-    first: u64,
-    events: impl Iterator<Item = Result<Option<Event>, TraceError>>,
+    events: impl Iterator<Item = (Option<TraceRow>, Result<Option<Event>, TraceError>)>,
     into: &mut Vec<TraceEvent>,
 ) -> Result<(), TraceError> {
-    for (row, event) in (first..).zip(events) {
+    for (row, event) in events {
         into.extend(event?.map(|event| TraceEvent { row, event }));
     }
     Ok(())

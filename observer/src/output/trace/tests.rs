@@ -16,7 +16,7 @@ use super::*;
 use crate::clock::MonoNanos;
 use crate::model::{
     Event, FloorChange, FloorReason, LossScope, LossSecond, RecordRow, Sample, SamplingChange,
-    field,
+    TraceRow, field,
 };
 use crate::output::example;
 use crate::probe;
@@ -149,8 +149,8 @@ fn every_kind_of_event_comes_back_as_it_was() {
         let batches = [of_kind(row.name, 0..12), of_kind(row.name, 12..17)];
         let loaded = read_events(&stream(EventColumns::new(row), &batches, true)).unwrap();
         assert!(!loaded.truncated && !loaded.rows.is_empty(), "{}", row.name);
-        let rows: Vec<u64> = loaded.rows.iter().map(|event| event.row).collect();
-        assert_eq!(rows, (0..rows.len() as u64).collect::<Vec<_>>());
+        let rows = loaded.rows.iter().map(|event| event.row);
+        assert!(rows.eq((0..loaded.rows.len() as u64).map(|index| TraceRow::new(row.kind, index))));
         let events: Vec<Event> = loaded.rows.iter().map(|event| event.event).collect();
         assert_eq!(events, batches.concat(), "{}", row.name);
     }
@@ -277,7 +277,15 @@ fn columns_are_read_by_name_and_unknown_ones_are_skipped() {
     let mut reader = EventReader::default();
     let bytes = foreign(&metadata, columns(["pidfd_open", "open"]));
     let loaded = read(Cursor::new(bytes), &mut reader).unwrap();
-    assert_eq!((loaded.rows.len(), loaded.rows[0].row, reader.skipped_rows), (1, 1, 1));
+    let kind = RecordKind::FdFailure as u16;
+    assert_eq!((loaded.rows.len(), reader.skipped_rows), (1, 1));
+    assert_eq!(loaded.rows[0].row, TraceRow::new(kind, 1), "the row that was skipped counts");
+    // All kinds in one stream, as version 2 has them: no row in a stream of its kind.
+    let metadata_2 = [(key::VERSION, "2"), (key::CONTENT, "events")];
+    let mut all = columns(["accept", "open"]);
+    all.push(("kind", Arc::new(StringArray::from(vec!["fd_failure"; 2]))));
+    let loaded = read_events(&foreign(&metadata_2, all)).unwrap();
+    assert_eq!(loaded.rows.iter().map(|event| event.row).collect::<Vec<_>>(), [None, None]);
     // A column that is needed costs the stream.
     let mut short = columns(["accept", "open"]);
     short.remove(0);
