@@ -7,7 +7,7 @@
 
 use std::{path::PathBuf, process::Command};
 
-/// What a missing part is told with, in one line.
+/// Reports a missing part, in one line.
 const SET_UP: &str = "run `cargo xtask setup` (or scripts/setup.sh), which installs it";
 
 /// Directory of rustup's toolchain `name`, when it is there.

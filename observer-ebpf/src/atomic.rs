@@ -5,7 +5,7 @@
 
 use core::{arch::asm, ptr};
 
-/// Stores `new` if the value is `expected`; whether it was.
+/// Stores `new` if the value is `expected`, and returns whether it was.
 #[inline(always)]
 pub(crate) fn compare_exchange(value: *mut u64, expected: u64, new: u64) -> bool {
     let found: u64;
@@ -40,7 +40,7 @@ pub(crate) fn and(value: *mut u64, mask: u64) {
     }
 }
 
-/// Adds.
+/// Adds to the value.
 #[inline(always)]
 pub(crate) fn add(value: *mut u64, number: u64) {
     // SAFETY: `value` points into a map value (the verifier checks it).
@@ -53,22 +53,22 @@ pub(crate) fn add(value: *mut u64, number: u64) {
     }
 }
 
-/// Reads once, as other CPUs may write.
+/// Reads the value once, because other CPUs may write it.
 #[inline(always)]
 pub(crate) fn load(value: *const u64) -> u64 {
     // SAFETY: as above; aligned loads of eight bytes do not tear.
     unsafe { ptr::read_volatile(value) }
 }
 
-/// Writes once, as other CPUs may read.
+/// Writes the value once, because other CPUs may read it.
 #[inline(always)]
 pub(crate) fn store(value: *mut u64, new: u64) {
     // SAFETY: as above; aligned stores of eight bytes do not tear.
     unsafe { ptr::write_volatile(value, new) }
 }
 
-/// A pointer as a plain number, byte-swapped. The verifier lets no arithmetic be done with some
-/// pointers (contexts) and forgets what a register was when its bytes are swapped.
+/// A pointer as a plain number, byte-swapped. The verifier forbids arithmetic on some pointers
+/// (contexts), but treats a register as a plain number once its bytes were swapped.
 #[inline(always)]
 pub(crate) fn swapped_address(pointer: *const u8) -> u64 {
     let mut result = pointer as u64;
@@ -77,13 +77,13 @@ pub(crate) fn swapped_address(pointer: *const u8) -> u64 {
     result
 }
 
-/// The low eight bits of a number, with all the compiler knows about it forgotten: it would
-/// otherwise drop the bound check that the verifier needs to see.
+/// The low eight bits of a number, hidden from the compiler: it would otherwise remove the bound
+/// check that the verifier needs to see.
 #[inline(always)]
 pub(crate) fn low_byte(number: usize) -> usize {
     let mut result = number;
-    // SAFETY: arithmetic on one register. An empty template would do, but leaves two entries of
-    // line information at one instruction, which the kernel refuses.
+    // SAFETY: arithmetic on one register. An empty template would suffice, but it puts two entries
+    // of line information on one instruction, which the kernel refuses.
     unsafe { asm!("{0} &= 255", inout(reg) result, options(pure, nomem, nostack)) };
     result
 }

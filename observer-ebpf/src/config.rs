@@ -1,5 +1,5 @@
-//! Constants the loader sets before load: the verifier sees them as known values, so what they
-//! switch off costs nothing.
+//! Constants that the loader sets before it loads the programs. The verifier knows their values and
+//! removes the code they switch off, so that code costs nothing.
 
 /// Declares globals with a reader of the same name in lower case.
 macro_rules! globals {
@@ -22,7 +22,7 @@ globals! {
     TASK_MASK: task_mask = 0;
     /// Rows of the cgroup histograms; 0 when nothing is counted by cgroup.
     CGROUP_ROWS: cgroup_rows = 0;
-    /// How many CPUs share a stripe of them, as a power of two.
+    /// How many CPUs share one stripe of these histograms, as a power of two.
     CGROUP_STRIPE_SHIFT: cgroup_stripe_shift = 0;
     /// 1 when there is a target: processes whose stalls become records.
     HAS_TARGET: has_target = 0;

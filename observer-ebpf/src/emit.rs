@@ -1,4 +1,4 @@
-//! Records to user space and counters: the only reserve and submit.
+//! Sending records to user space, and counting. Only this file reserves and submits ring entries.
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -28,7 +28,8 @@ macro_rules! bump {
     };
 }
 
-/// Counts a loss that is not a full ring, and once more if it is the target's.
+/// Counts a loss other than a full ring, and counts it for the target as well if the target lost
+/// it.
 #[inline(always)]
 pub(crate) fn lose(kind: LossKind, is_target: bool) {
     bump!(lost[KIND_SLOTS + kind as usize]);

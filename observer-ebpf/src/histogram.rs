@@ -20,7 +20,7 @@ use crate::{
 /// Adds a duration to a series of the target, or of the rest of the host and the task's cgroup.
 ///
 /// For programs that run with preemption off (tracepoints, perf events): plain additions suffice.
-/// `state` is the thread's own, where the program has it at hand.
+/// `state` is the thread's own state, if the program has already looked it up.
 #[inline(always)]
 pub(crate) fn observe(
     task: Task,
@@ -32,14 +32,14 @@ pub(crate) fn observe(
     count(task, state, is_target, series, duration_ns, plain_add);
 }
 
-/// The same for programs that can be preempted (cgroup hooks).
+/// Like [`observe`], for programs that can be preempted (cgroup hooks).
 #[inline(always)]
 pub(crate) fn observe_preemptible(task: Task, is_target: bool, series: Series, duration_ns: u64) {
     count(task, task::claim(task.tid()), is_target, series, duration_ns, atomic::add);
 }
 
-/// Takes back a duration that was booked a moment ago on this CPU under another series, but for
-/// the maximum, which stays.
+/// Subtracts a duration that was just counted on this CPU under another series, except for the
+/// maximum, which stays.
 #[inline(always)]
 pub(crate) fn take_back(
     task: Task,
@@ -93,8 +93,8 @@ fn count(
     }
 }
 
-/// This CPU's histogram of the target, or of everything else. None for a CPU that was not possible
-/// when the map was made.
+/// This CPU's histogram of the target, or of everything else. `None` for a CPU that was not a
+/// possible CPU when the map was created.
 #[inline(always)]
 fn histogram(cpu: u32, is_target: bool, series: Series) -> Option<&'static mut Histogram> {
     let row = cpu * SCOPES as u32 + u32::from(is_target);
@@ -164,8 +164,8 @@ fn remembered_ticket(task: Task, state: &mut TaskState) -> u32 {
     state.cgroup_ticket
 }
 
-/// The ticket of a cgroup's row, fetched at its first event; that of the others when there is none
-/// left, and 0 while another CPU is fetching it.
+/// The ticket of a cgroup's row, fetched at its first event; the ticket of the row for all other
+/// cgroups when no row is free, and 0 while another CPU is fetching it.
 ///
 /// A function of its own: it runs once for each thread and cgroup, and would be in every program
 /// several times.

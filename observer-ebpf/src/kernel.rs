@@ -14,10 +14,10 @@ use observer_ebpf::wire::COMM_LEN;
 
 use crate::config;
 
-/// A kernel address, and whether the verifier knows what is there.
+/// A kernel address, and whether the verifier knows the type of the object there.
 ///
-/// `typed` is a constant wherever it is set, so one of the two ways of reading remains in each
-/// program.
+/// `typed` is always set from a constant, so the compiler keeps only one of the two ways of reading
+/// in each program.
 #[derive(Clone, Copy)]
 struct Pointer {
     address: *const u8,
@@ -62,7 +62,7 @@ impl Arguments {
         Self { context: context.as_ptr().cast_const().cast(), typed: true }
     }
 
-    /// Of a raw tracepoint, where they are mere numbers.
+    /// Of a raw tracepoint, where they are untyped numbers.
     #[inline(always)]
     pub(crate) fn raw(context: &impl EbpfContext) -> Self {
         Self { context: context.as_ptr().cast_const().cast(), typed: false }
@@ -141,7 +141,7 @@ impl Task {
         self.field(config::off_task_tgid())
     }
 
-    /// Nanoseconds the thread has waited for a CPU so far, without the wait under way.
+    /// Nanoseconds the thread has waited for a CPU so far, without the current wait.
     #[inline(always)]
     pub(crate) fn run_delay_ns(self) -> u64 {
         self.field(config::off_task_run_delay())

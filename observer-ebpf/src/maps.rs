@@ -1,5 +1,5 @@
-//! All maps. Sizes marked "loader" are set at load time. State that outlives an event can be mapped
-//! by user space, which clears it before a detached probe is attached again.
+//! All maps. Sizes marked "loader" are set at load time. User space can map the state that outlives
+//! an event, and clears it before a detached probe is attached again.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -49,7 +49,7 @@ pub(crate) static TARGETS: Array<u64> = Array::with_max_entries(PID_MAX_LIMIT / 
 pub(crate) static SOCKETS: Array<SocketEntry> =
     Array::with_max_entries(SOCKET_SLOTS, BPF_F_MMAPABLE);
 
-/// Counters by CPU (loader). A plain array, as for the histograms; and while somebody reads a map
+/// Counters by CPU (loader). A plain array, as for the histograms; and while a process reads a map
 /// through the system call, the kernel leaves out classic tracepoints and kprobes on that CPU
 /// (`bpf_disable_instrumentation`, include/linux/bpf.h).
 #[map]

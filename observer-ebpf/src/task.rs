@@ -7,9 +7,9 @@ use crate::{
     maps::{MEMORY, TASKS},
 };
 
-/// The thread's slot, taken over when another thread had it.
+/// The thread's slot. If another thread had it, this thread takes it over.
 ///
-/// Taking over a slot whose owner was in the middle of something loses that something: counted.
+/// Taking over a slot while its owner was in a stall loses that stall; the loss is counted.
 #[inline(always)]
 pub(crate) fn claim(tid: u32) -> Option<&'static mut TaskState> {
     let state = TASKS.get_ptr_mut(tid & config::task_mask())?;
@@ -41,7 +41,7 @@ pub(crate) fn find(tid: u32) -> Option<&'static mut TaskState> {
     (state.tid == tid).then_some(state)
 }
 
-/// Leaves the thread's slot to whoever comes next.
+/// Frees the thread's slot for another thread.
 #[inline(always)]
 pub(crate) fn forget(tid: u32) {
     if let Some(state) = find(tid) {

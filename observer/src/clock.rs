@@ -92,7 +92,7 @@ pub struct Anchors(pub Vec<Anchor>);
 
 /// The wall clock jumped between two anchors by more than this: a step, not slew or noise.
 const STEP_NS: u64 = 1_000_000;
-/// The wall clock is slewed by one part in so many at most (500 ppm, adjtimex(2)).
+/// The wall clock is slewed by at most one part in this many (500 ppm, adjtimex(2)).
 const SLEW_PART: u64 = 2_000;
 
 impl Anchors {
@@ -104,7 +104,7 @@ impl Anchors {
         self.to_monotonic_from_start(wall, wall)
     }
 
-    /// The same for a generator that read the wall clock once, at its start, and counted
+    /// Converts times of a generator that read the wall clock once, at its start, and counted
     /// monotonically from there: the offset that was valid at `start` serves for all.
     #[must_use]
     pub fn to_monotonic_from_start(&self, wall: WallNanos, start: WallNanos) -> Option<MonoNanos> {

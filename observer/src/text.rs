@@ -1,4 +1,4 @@
-//! Numbers and names in words: what the rows of tables and the outputs for people share.
+//! Numbers and names in words: shared by the rows of tables and the outputs for users.
 
 /// A duration with three significant digits: `41.2 ms`.
 #[must_use]

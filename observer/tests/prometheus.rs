@@ -109,7 +109,7 @@ fn prometheus_scrapes_every_family_without_a_complaint() {
     value("observer_build_info", "1");
     value("observer_runqueue_latency_seconds_count", "4");
     value("sum(observer_runqueue_latency_seconds_bucket%7Ble=%220.00000762939453125%22%7D)", "2");
-    // A quantile as people ask for it, in the bucket of the longest wait (7.8 to 15.6 ms).
+    // A quantile as users query it, in the bucket of the longest wait (7.8 to 15.6 ms).
     value("histogram_quantile(1,observer_runqueue_latency_seconds_bucket)%20%3Cbool%200.016", "1");
     // Prometheus takes the metadata of a family only where it could parse it.
     let metadata = get(&web, "/api/v1/metadata").expect("metadata");

@@ -67,7 +67,7 @@ fn a_run_of_0_1_0_that_was_killed_is_worked_out_again() {
         &report(name, &[]),
         &[
             "ATTRIBUTED TO RUNQUEUE",
-            "The run did not come to its end",
+            "The run did not end normally",
             "events.arrows ends early",
             "433 at 112.9/s, 0 failed",
             "runqueue    401  349 ms  25.8 µs  27.1 ms  32.6 ms",

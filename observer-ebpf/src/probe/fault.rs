@@ -1,5 +1,5 @@
-//! Page faults: begin and end of the kernel's fault handler; or begin from the x86 exception
-//! tracepoints, and end from where the kernel counts them.
+//! Page faults. The begin and the end are those of the kernel's fault handler; or the begin is at
+//! the x86 exception tracepoints, and the end where the kernel counts the fault.
 //!
 //! The kernel counts a fault once, when it is complete: retries inside the handler do not count
 //! (`mm_account_fault`, mm/memory.c).
@@ -81,7 +81,7 @@ fn begin(arguments: Arguments, mode: u64) {
 #[inline(always)]
 fn begin_at(state: &mut TaskState, address: u64) {
     state.fault_address = address;
-    state.fault_booked_ns = 0;
+    state.fault_counted_ns = 0;
     state.fault_ns = now_ns() & !FAULT_SEEN_MAJOR;
 }
 
@@ -94,14 +94,14 @@ fn handler_entered(address: u64, flags: u32) {
     if state.fault_ns == 0 || state.fault_address != address | mode {
         begin_at(state, address | mode);
     }
-    // The kernel takes a fault that was tried before for major (`mm_account_fault`).
+    // The kernel counts a retried fault as major (`mm_account_fault`).
     if flags & config::fault_flag_tried() != 0 {
         state.fault_ns |= FAULT_SEEN_MAJOR;
     }
 }
 
-/// The fault handler returned: a fault that is to be retried goes on, one that failed is not
-/// counted by the kernel either.
+/// The fault handler returned: a fault that will be retried continues, and a failed one is not
+/// counted, as in the kernel.
 #[inline(always)]
 fn handler_left(result: u32) {
     let current = Task::current();
@@ -143,8 +143,8 @@ fn event_counted(arguments: Arguments) {
     }
 }
 
-/// A thread that is handed a signal is in no fault. One that ended in a signal instead of a page
-/// would leave its begin behind.
+/// A thread that receives a signal is not in a fault. Without this program, a fault that ends in a
+/// signal instead of a page would leave its begin time behind.
 #[inline(always)]
 fn signal_delivered(_arguments: Arguments) {
     if let Some(state) = task::find(Task::current().tid()) {
@@ -158,16 +158,16 @@ fn signal_delivered(_arguments: Arguments) {
 fn page_faults_maj_check(_ctx: PerfEventContext) {
     let current = Task::current();
     let Some(state) = task::find(current.tid()) else { return };
-    // `end` leaves the length of a fault it took for minor here.
-    let duration_ns = state.fault_booked_ns;
+    // `end` stores the length of a fault here if it counted the fault as minor.
+    let duration_ns = state.fault_counted_ns;
     if duration_ns == 0 {
         return;
     }
-    state.fault_booked_ns = 0;
+    state.fault_counted_ns = 0;
     let kernel_mode = state.fault_address & FAULT_IN_KERNEL != 0;
     let is_target = is_target(current);
     histogram::take_back(current, state, is_target, series(false, kernel_mode), duration_ns);
-    book(current, state, is_target, (true, kernel_mode), duration_ns, now_ns());
+    count_fault(current, state, is_target, (true, kernel_mode), duration_ns, now_ns());
 }
 
 /// `PERF_COUNT_SW_PAGE_FAULTS_MIN`, every one, for kernels without the tracepoint above.
@@ -191,7 +191,7 @@ fn perf_end(major: bool) {
     }
 }
 
-/// Asked for only where there is a target at all.
+/// Whether the task belongs to the target. Without a target, there is no look-up.
 #[inline(always)]
 fn is_target(current: Task) -> bool {
     config::has_target() != 0 && emit::is_target(current.tgid())
@@ -212,13 +212,13 @@ fn end(current: Task, state: &mut TaskState, major: bool) {
     let now = now_ns();
     let duration_ns = now.wrapping_sub(state.fault_ns & !FAULT_SEEN_MAJOR);
     state.fault_ns = 0;
-    state.fault_booked_ns = if major { 0 } else { duration_ns };
+    state.fault_counted_ns = if major { 0 } else { duration_ns };
     let kernel_mode = state.fault_address & FAULT_IN_KERNEL != 0;
-    book(current, state, is_target(current), (major, kernel_mode), duration_ns, now);
+    count_fault(current, state, is_target(current), (major, kernel_mode), duration_ns, now);
 }
 
 #[inline(always)]
-fn book(
+fn count_fault(
     current: Task,
     state: &mut TaskState,
     is_target: bool,

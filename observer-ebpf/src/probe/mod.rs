@@ -1,5 +1,5 @@
-//! The programs, a file a family. A program is a line or two: what it does is in a function that
-//! the programs of all tiers share.
+//! The programs, one file for each family. A program is one or two lines: the work is done in a
+//! function that the programs of all tiers share.
 
 /// Declares a tracepoint's two programs: the one whose arguments the verifier types (tp_btf), and
 /// the one for a kernel without BTF of its own (raw_tp). Both call the function of the same

@@ -81,7 +81,7 @@ fn reclaim_done(arguments: Arguments, series: Series, flags: u16) {
 #[inline(always)]
 fn compaction_begun(_arguments: Arguments) {
     let current = Task::current();
-    // kcompactd compacts in the background and stalls nobody.
+    // kcompactd compacts in the background and stalls no thread.
     if current.is_kernel_thread() {
         return;
     }

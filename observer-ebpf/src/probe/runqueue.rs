@@ -34,7 +34,7 @@ fn switching(arguments: Arguments) -> (Task, Task) {
     }
 }
 
-/// A context switch: each part that is asked for.
+/// A context switch: runs each part that is switched on.
 #[inline(always)]
 fn switched(arguments: Arguments) {
     let (prev, next) = switching(arguments);
@@ -53,7 +53,7 @@ fn switched(arguments: Arguments) {
 #[inline(always)]
 fn waited(prev: Task, next: Task) {
     let tid = next.tid();
-    // The idle task is always runnable and waits for nobody.
+    // The idle task is always runnable, and its waits are no stalls.
     if tid == 0 {
         return;
     }
@@ -63,25 +63,26 @@ fn waited(prev: Task, next: Task) {
     if moved_asleep {
         state.involuntary_switches &= !MOVED_ASLEEP;
     }
-    let booked_ns = next.run_delay_ns();
+    let total_delay_ns = next.run_delay_ns();
     let involuntary_switches = next.involuntary_switches();
-    // What is kept is about this thread as long as its books go on from there: an id is used again,
-    // and a thread that executes a program takes over the first one's. (Its arrivals would not do:
-    // the kernel counts some that pass no switch.)
+    // The stored values belong to this thread only if its counters have not gone back since: an id
+    // can be used again, and a thread that executes a program takes over the id of the first
+    // thread. (The count of arrivals is unsuitable: the kernel counts some arrivals without a
+    // context switch.)
     let known = (state.run_delay_ns | state.involuntary_switches) != 0
-        && booked_ns >= state.run_delay_ns
+        && total_delay_ns >= state.run_delay_ns
         && involuntary_switches >= state.involuntary_switches;
-    let earlier_parts_ns = if known { booked_ns.wrapping_sub(state.run_delay_ns) } else { 0 };
+    let earlier_parts_ns = if known { total_delay_ns.wrapping_sub(state.run_delay_ns) } else { 0 };
     let preempted = known && involuntary_switches != state.involuntary_switches;
     let queued_ns = next.last_queued_ns();
     let last_part_ns =
         if queued_ns == 0 { 0 } else { next.run_queue_clock_ns().wrapping_sub(queued_ns) };
-    state.run_delay_ns = booked_ns.wrapping_add(last_part_ns);
+    state.run_delay_ns = total_delay_ns.wrapping_add(last_part_ns);
     state.involuntary_switches = involuntary_switches;
     if queued_ns == 0 && earlier_parts_ns == 0 {
         return;
     }
-    // The clocks of two CPUs may differ by a little, and the kernel then books a wait of no time.
+    // The clocks of two CPUs may differ slightly, and the kernel then counts a wait of zero length.
     let duration_ns = match earlier_parts_ns.wrapping_add(last_part_ns) {
         duration_ns if duration_ns as i64 >= 0 => duration_ns,
         _ => 0,
@@ -97,12 +98,12 @@ fn waited(prev: Task, next: Task) {
     arrived(prev, next, state, preempted, duration_ns);
 }
 
-/// A thread goes to another CPU's run queue, asleep.
+/// A sleeping thread is moved to another CPU's run queue.
 ///
-/// A thread that sleeps before it had its share stays on its run queue for a while (delayed
-/// dequeue, `dequeue_entities` in kernel/sched/fair.c). Moved in that time, it is booked as if it
-/// were queued to run (`sched_info_enqueue`), and nothing takes that back: the rest of its sleep
-/// becomes run delay.
+/// A thread that goes to sleep before it used up its time slice stays on its run queue for a while
+/// (delayed dequeue, `dequeue_entities` in kernel/sched/fair.c). If it is moved during that time,
+/// the kernel treats it as queued to run (`sched_info_enqueue`) and never corrects this: the rest
+/// of its sleep becomes run delay.
 #[inline(always)]
 fn moved(arguments: Arguments) {
     let task = arguments.task::<0>();
@@ -113,7 +114,7 @@ fn moved(arguments: Arguments) {
     }
 }
 
-/// Books a wait that has just ended.
+/// Counts and sends a wait that has just ended.
 #[inline(always)]
 fn arrived(prev: Task, next: Task, state: &mut TaskState, preempted: bool, duration_ns: u64) {
     let tgid = next.tgid();
@@ -148,12 +149,12 @@ fn woken(arguments: Arguments) {
     }
 }
 
-/// A context switch by the same rule, with begin times kept here.
+/// A context switch by the same rule, with begin times that observer keeps.
 #[inline(always)]
 fn switched_timed(arguments: Arguments) {
     let preempted = arguments.word::<0>() & 1 != 0;
     let (prev, next) = switching(arguments);
-    // The argument where there is one: the state itself may have been changed by a waker by now.
+    // Uses the argument if there is one: a waker may already have changed the state itself.
     let prev_state =
         if config::switch_has_state() != 0 { arguments.word::<3>() as u32 } else { prev.state() };
     let now = now_ns();

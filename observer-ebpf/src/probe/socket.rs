@@ -16,7 +16,7 @@ use crate::{
     maps::SOCKETS,
 };
 
-/// Always 1: these hooks may veto, and an observer never does.
+/// Always 1: these hooks may forbid the operation, and observer never does.
 const ALLOW: i32 = 1;
 
 /// `BPF_CGROUP_INET_SOCK_CREATE`
@@ -48,7 +48,7 @@ fn key(ctx: &SockContext) -> u64 {
     atomic::swapped_address(ctx.sock.cast_const().cast())
 }
 
-/// The current process, as far as anybody asks.
+/// The current process.
 #[inline(always)]
 fn owner(ctx: &SockContext) -> u32 {
     if config::has_target() != 0 { ctx.tgid() } else { 0 }
@@ -84,7 +84,7 @@ fn inet_sock_release(ctx: SockContext) -> i32 {
     if let Some(entry) = find(sock) {
         let (start_ns, flags, owner) = (entry.start_ns, entry.flags, entry.tgid);
         let (family, socket_type) = (entry.family, entry.socket_type);
-        // Freed last: until then nobody else takes the entry.
+        // Freed last: until then, no other CPU takes the entry.
         atomic::store(&raw mut entry.sock, 0);
         let duration_ns = now.wrapping_sub(start_ns);
         let is_target = flags & SOCKET_ENTRY_TARGET != 0;
@@ -120,7 +120,7 @@ fn released(
     emit::emit(RecordKind::Socket, SocketRecord { header, family, socket_type });
 }
 
-/// The first entry to look at.
+/// The entry where the search begins.
 #[inline(always)]
 const fn home(key: u64) -> u32 {
     (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32
@@ -137,7 +137,7 @@ fn insert(new: SocketEntry) {
     while probe < SOCKET_PROBES {
         let Some(entry) = entry_at(new.sock, probe) else { return };
         probe += 1;
-        // SAFETY: a map value; the exchange below decides who may write the rest.
+        // SAFETY: a map value; the exchange below decides which CPU may write the rest.
         let entry = unsafe { &mut *entry };
         let sock = &raw mut entry.sock;
         let owner = atomic::load(sock);

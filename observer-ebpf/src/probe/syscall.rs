@@ -1,12 +1,12 @@
 //! System calls: latency of the memory-management ones, accepted sockets, descriptor exhaustion.
 //!
 //! Where functions can be watched, the programs sit at the watched calls themselves (`__x64_sys_*`,
-//! which calls of the 32-bit ABI do not pass), and nothing else of the host is touched. Elsewhere one
-//! program at exit serves all of it: every system call of the host passes here, and what is not
-//! wanted leaves after a few comparisons. The entry matters for the memory-management calls only:
-//! attached to their own tracepoints, the kernel sorts the others out by a bitmap before any program
-//! runs; attached to all, they leave here. Numbers are those of x86-64
-//! (arch/x86/entry/syscalls/syscall_64.tbl).
+//! which calls of the 32-bit ABI do not pass), and nothing else of the host is touched. Otherwise
+//! one program at the exit of all system calls does all of this: every system call of the host runs
+//! it, and calls that are not watched return after a few comparisons. The entry matters for the
+//! memory-management calls only: with programs on the calls' own tracepoints, the kernel filters
+//! out the other calls by a bitmap before any program runs; with a program on all calls, this code
+//! filters them. Numbers are those of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl).
 
 use core::ffi::c_void;
 
@@ -81,7 +81,8 @@ descriptor_calls! {
     creat_leave = Open;
 }
 
-/// The same ends, one program for all calls of a kind, for kernels without BPF trampolines.
+/// The ends of the same calls, with one program for all calls of a kind, for kernels without BPF
+/// trampolines.
 macro_rules! descriptor_returns {
     ($($leave:ident = $call:ident;)*) => {$(
         #[kretprobe]
@@ -109,7 +110,7 @@ fn mm_call_kprobe(ctx: ProbeContext) {
         memory.registers = registers;
     }
     if let Some(state) = task::claim(tid) {
-        // The kernel watches a limited number of returns at a time, and misses the others.
+        // The kernel tracks only a limited number of pending returns, and misses the others.
         if state.syscall_ns != 0 {
             emit::lose_of(LossKind::BeginWithoutEnd, current);
         }
@@ -117,7 +118,7 @@ fn mm_call_kprobe(ctx: ProbeContext) {
     }
 }
 
-/// The end of the same.
+/// The end of these calls.
 #[kretprobe]
 fn mm_call_kretprobe(ctx: RetProbeContext) {
     let Some(memory) = task::find_memory(Task::current().tid()) else { return };
@@ -141,7 +142,7 @@ const OPENAT: u64 = 257;
 const ACCEPT4: u64 = 288;
 const OPENAT2: u64 = 437;
 
-/// A non-blocking connect that is under way, negated.
+/// The result of a non-blocking connect that is still in progress, negated.
 const EINPROGRESS: i64 = -115;
 
 /// Bit n is set when system call n is a watched memory-management call.
@@ -163,16 +164,18 @@ fn syscalls_enter(_ctx: *mut c_void) -> u32 {
     GO_ON
 }
 
-/// The programs of a tracepoint decide together whether anybody's perf event on it gets to see the
-/// call (`perf_call_bpf_enter`, kernel/trace/trace_syscalls.c): zero would hide it from them all.
+/// If a program of a tracepoint returns zero, the kernel hides the call from all perf events on
+/// that tracepoint, also those of other tools (`perf_call_bpf_enter`,
+/// kernel/trace/trace_syscalls.c).
 const GO_ON: u32 = 1;
 
 #[inline(always)]
 fn mm_call_begun() {
     if let Some(state) = task::claim(Task::current().tid()) {
         state.syscall_ns = now_ns();
-        // Whoever makes a call is in no fault. One in the kernel that ended in EFAULT would leave its
-        // begin behind, for the next page that the kernel brings by itself (MAP_POPULATE).
+        // A thread that makes a call is not in a fault. A fault in the kernel that ended in EFAULT
+        // would leave its begin time behind, and the next page that the kernel brings in by itself
+        // (MAP_POPULATE) would end it.
         state.fault_ns = 0;
     }
 }
@@ -199,7 +202,7 @@ fn any_call_done(arguments: Arguments) {
         mm_call_done(registers, number, result);
         return;
     }
-    // Most calls leave here, before anything is read.
+    // Most calls return here, before anything is read.
     let call = match number {
         CONNECT => FdSyscall::Connect,
         _ if config::sys_exit_descriptors() == 0 => return,
@@ -210,9 +213,9 @@ fn any_call_done(arguments: Arguments) {
         _ => return,
     };
     let here = if arguments.is_typed() { CallExit::Typed } else { CallExit::Raw };
-    let is_booked_here =
+    let is_counted_here =
         emit::settings().is_some_and(|settings| settings.descriptor_calls_at == here as u64);
-    if !is_booked_here || Task::current().in_compat_syscall() {
+    if !is_counted_here || Task::current().in_compat_syscall() {
         return;
     }
     if config::sys_exit_descriptors() == 0 {
@@ -247,7 +250,8 @@ fn connect_done(result: i64) {
     }
     let tgid = Task::current().tgid();
     let Some(config) = CONFIG.get_ptr_mut(0) else { return };
-    // SAFETY: a map value; two threads that race here write times a few microseconds apart.
+    // SAFETY: a map value; if two threads race here, they write times that are a few microseconds
+    // apart.
     let config = unsafe { &mut *config };
     if config.generator_tgid == u64::from(tgid) && config.generator_connected_ns == 0 {
         config.generator_connected_ns = now_ns();

@@ -49,15 +49,15 @@ fn forked(arguments: Arguments) {
 #[inline(always)]
 fn executed(arguments: Arguments) {
     let task = arguments.task::<0>();
-    // A thread that is not the first takes over the first one's id, and what was kept under that
-    // was about another thread.
+    // If the thread is not the first of its process, it takes over the id of the first one, and the
+    // state stored under that id belongs to another thread.
     task::forget(task.tid());
     if emit::is_target(task.tgid()) {
         report(TASK_EXEC, task, 0);
     }
 }
 
-/// With its last thread a process leaves the target, before its id can be used again.
+/// A process leaves the target when its last thread exits, before its id can be used again.
 #[inline(always)]
 fn exiting(arguments: Arguments) {
     let task = arguments.task::<0>();

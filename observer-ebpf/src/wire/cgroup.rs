@@ -1,12 +1,12 @@
 //! Histograms by cgroup: which row a cgroup uses, and what is in the row.
 //!
-//! A row is [`SERIES`](super::SERIES) histograms of one bucket an octave for each stripe (a CPU, or
-//! neighbouring CPUs where there are too many for one each). The kernel side gives a cgroup a row
-//! at its first event; user space takes the row back when the cgroup has been removed.
+//! A row has, for each stripe, [`SERIES`](super::SERIES) histograms with one bucket an octave. A
+//! stripe is one CPU, or several neighbouring CPUs on hosts with many CPUs. The kernel side gives a
+//! cgroup a row at its first event; user space takes the row back when the cgroup has been removed.
 //!
-//! A row is named by a ticket: its number, and how often it was given away. The threads remember
-//! their cgroup's ticket, and each histogram holds the one that is valid, beside the numbers it
-//! guards: an old ticket is refused at no cost.
+//! A ticket identifies a row: it holds the row's number and how often the row was assigned. Threads
+//! remember their cgroup's ticket, and each histogram stores the valid ticket next to its numbers,
+//! so that an old ticket is detected at no cost.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -56,7 +56,7 @@ pub const CGROUP_ROW_OTHER: u64 = 0;
 /// Most rows, the one for the others included. The loader makes fewer where memory is short.
 pub const CGROUP_ROWS_MAX: usize = 1_152;
 
-/// Low bits of a ticket: the number of its row. The rest is how often the row was given away.
+/// Low bits of a ticket: the number of its row. The other bits are how often the row was assigned.
 pub const CGROUP_ROW_BITS: u32 = 11;
 
 /// Mask of the number of the row in a ticket.
@@ -65,8 +65,8 @@ pub const CGROUP_ROW_MASK: u64 = (1 << CGROUP_ROW_BITS) - 1;
 /// The mask of a ticket: threads keep it in 32 bits.
 pub const CGROUP_TICKET_MASK: u64 = u32::MAX as u64;
 
-/// Stands in [`CgroupEntry::ticket`] while a CPU fetches a row. No ticket: the first one of each
-/// row is above [`CGROUP_ROW_MASK`].
+/// The value of [`CgroupEntry::ticket`] while a CPU fetches a row. It is not a valid ticket: the
+/// first ticket of each row is above [`CGROUP_ROW_MASK`].
 pub const CGROUP_TICKET_PENDING: u64 = 1;
 
 /// Places for tickets of free rows. A power of two above [`CGROUP_ROWS_MAX`].
@@ -75,14 +75,15 @@ pub const CGROUP_FREE_PLACES: usize = 2_048;
 const _: () = assert!(CGROUP_ROWS_MAX < CGROUP_FREE_PLACES);
 const _: () = assert!(CGROUP_FREE_PLACES <= 1 << CGROUP_ROW_BITS);
 
-/// Entries of the index, a power of two. Seven times the rows: cgroups that got none are there as
-/// well, and a search that looks at [`CGROUP_PROBES`] entries finds a free one practically always.
+/// Entries of the index, a power of two. Seven times the number of rows: cgroups without a row are
+/// in the index as well, and a search through [`CGROUP_PROBES`] entries then practically always
+/// finds a free one.
 pub const CGROUP_ENTRIES: usize = 8_192;
 
-/// Entries looked at for a cgroup.
+/// Entries that are searched for a cgroup.
 pub const CGROUP_PROBES: usize = 16;
 
-/// The ticket that follows this one when its row is given away again. Never 0 and never
+/// The ticket that follows this one when its row is assigned again. Never 0 and never
 /// [`CGROUP_TICKET_PENDING`].
 #[must_use]
 pub const fn next_ticket(ticket: u64) -> u64 {
@@ -103,7 +104,7 @@ pub const fn cgroup_home(id: u64) -> usize {
     (mixed ^ (mixed >> 31)) as usize & (CGROUP_ENTRIES - 1)
 }
 
-/// A cgroup that something was counted for.
+/// A cgroup that has counted events.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct CgroupEntry {

@@ -1,8 +1,8 @@
-//! Layouts that cross the kernel boundary: one record family a file.
+//! Data layouts that the kernel side and user space share: one file for each record family.
 //!
 //! Every record starts with a [`Header`]; its `kind` says which family follows. All layouts are
-//! `repr(C)`, have no padding (bytemuck's `Pod` proves it) and native endianness: they never leave
-//! the host.
+//! `repr(C)`, have no padding (bytemuck's `Pod` proves it) and native endianness: the data never
+//! leaves the host.
 
 mod cgroup;
 mod fault;
@@ -44,7 +44,8 @@ pub enum RecordKind {
     MmSyscall = 4,
     /// Socket release, with lifetime; body [`SocketRecord`].
     Socket = 5,
-    /// A descriptor-making system call failed for want of a resource; body [`FdFailureRecord`].
+    /// A system call that makes a descriptor failed because a resource was used up; body
+    /// [`FdFailureRecord`].
     FdFailure = 6,
     /// Fork, exec or exit; body [`TaskRecord`].
     Task = 7,
@@ -120,18 +121,17 @@ pub trait Record: Pod {
 /// First kind that never comes from the kernel.
 pub const OWN_KINDS: u16 = 1 << 8;
 
-/// Why something that should have been counted or delivered was not. Indices into [`Counts::lost`],
-/// above the per-kind ring losses: `lost[kind]` counts records of that kind that found the ring
-/// full, `lost[KIND_SLOTS + LossKind]` counts the rest.
+/// Why an event was not counted or not delivered. Indices into [`Counts::lost`], above the per-kind
+/// ring losses: `lost[kind]` counts records of that kind that found the ring full,
+/// `lost[KIND_SLOTS + LossKind]` counts the rest.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LossKind {
     /// Two threads shared a slot of the per-thread state table at the same time: a start time was
     /// overwritten, one stall is missing from the histograms.
     TaskSlot = 0,
-    /// No row of the cgroup histograms was free for a cgroup: what its threads do is counted for
-    /// the host, and by cgroup only in the row of the others. Counted once for each thread that
-    /// looked for it.
+    /// No row of the cgroup histograms was free for a cgroup: its threads are counted for the host,
+    /// and in the row for all other cgroups. Counted once for each thread that looked for it.
     CgroupSlot = 1,
     /// The socket table had no free slot: one socket's lifetime and ownership are unknown.
     SocketSlot = 2,
@@ -142,13 +142,13 @@ pub enum LossKind {
     /// A memory-management call whose end was not seen: the kernel missed a return (kretprobe), or
     /// the call never returned.
     BeginWithoutEnd = 5,
-    /// A wait whose begin the kernel itself has wrong: the thread slept on a run queue that it was
-    /// to leave later (`sched_entity::sched_delayed`, Linux 6.12), was moved to another one
-    /// meanwhile, and its books have it waiting from then on.
+    /// A wait whose begin is wrong in the kernel itself: the thread slept, was still on its run
+    /// queue (delayed dequeue, `sched_entity::sched_delayed`, Linux 6.12), and was moved to another
+    /// run queue; the kernel counts it as waiting from then on.
     SleepBookedAsWait = 6,
-    /// A run of one of observer's programs that the kernel left out, for it was in the middle of a
-    /// program on that CPU (`recursion_misses`, kernel/bpf/syscall.c `bpf_prog_show_fdinfo`). Read
-    /// by user space; kernels before Linux 6.7 do not count it for classic tracepoints and kprobes.
+    /// A run of one of observer's programs that the kernel skipped, because that CPU was already
+    /// running a program (`recursion_misses`, kernel/bpf/syscall.c `bpf_prog_show_fdinfo`). Read by
+    /// user space; kernels before Linux 6.7 do not count it for classic tracepoints and kprobes.
     ProgramMissed = 7,
 }
 
@@ -180,11 +180,11 @@ impl LossKind {
         }
     }
 
-    /// Whether the programs know whose loss it is. Otherwise all of it may be the target's.
+    /// Whether the programs know whose loss it is. If not, the whole loss may be the target's.
     #[must_use]
     pub const fn owner_is_known(self) -> bool {
-        // The kernel does not say for which task it left a program out, and the table of threads
-        // does not keep the process of an entry's former owner.
+        // The kernel does not say for which task it skipped a program, and the table of threads
+        // does not store the process of an entry's former owner.
         !matches!(self, Self::ProgramMissed | Self::TaskSlot)
     }
 }
@@ -220,14 +220,14 @@ pub struct Counts {
 pub struct Config {
     /// Stalls of the target shorter than this are counted, not sent; by [`RecordKind`].
     pub floor_ns: [u64; KIND_SLOTS],
-    /// Fill of the ring, in bytes, past which user space is woken early.
+    /// If the ring holds more bytes than this, user space is woken early.
     pub wake_bytes: u64,
     /// Process of the load generator, when this host runs it; 0 otherwise.
     pub generator_tgid: u64,
-    /// Written by the kernel side: when that process first connected; 0 until then. Generators
-    /// that count from an instant they do not write down are placed by it.
+    /// Written by the kernel side: when that process first connected; 0 until then. It gives the
+    /// start of generators that report times relative to a start which they do not report.
     pub generator_connected_ns: u64,
-    /// Which program at the exit of all system calls books accepted sockets and failures: a
+    /// Which program at the exit of all system calls counts accepted sockets and failures: a
     /// [`CallExit`] discriminant. Probes attached by different tiers may have both there, and a
     /// third one at the calls themselves.
     pub descriptor_calls_at: u64,

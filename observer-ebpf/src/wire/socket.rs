@@ -70,7 +70,8 @@ pub const SOCKET_ENTRY_TARGET: u32 = 2;
 /// Entries of the socket table. A power of two.
 pub const SOCKET_SLOTS: u32 = 1 << 16;
 
-/// Entries looked at before a socket is given up as [`LossKind::SocketSlot`](super::LossKind).
+/// Entries that are searched before a socket is counted as
+/// [`LossKind::SocketSlot`](super::LossKind).
 pub const SOCKET_PROBES: u32 = 8;
 
 /// System calls whose failures are counted.
@@ -125,14 +126,15 @@ pub enum Counter {
     TargetSocketsReleased = 5,
     /// kswapd was woken.
     KswapdWakeups = 6,
-    /// Faults the kernel took for a thread without an exception (get_user_pages): no latency.
+    /// Faults that the kernel handled on behalf of a thread without an exception (get_user_pages);
+    /// their latency is not known.
     FaultsWithoutException = 7,
-    /// Nanoseconds the kernel booked as waits of the target and that are none
+    /// Nanoseconds of sleep that the kernel counted as waits of the target
     /// ([`LossKind::SleepBookedAsWait`](super::LossKind::SleepBookedAsWait)).
     TargetSleepBookedNs = 8,
     /// First of the 16 failure counters: `FdFailures + syscall * 4 + errno position`, all tasks.
     FdFailures = 16,
-    /// The same for the target.
+    /// The same failures of the target.
     TargetFdFailures = 32,
 }
 

@@ -29,8 +29,8 @@ impl Record for TaskRecord {
     const KIND: u16 = RecordKind::Task as u16;
 }
 
-/// What is known of one thread between two events, one cache line, found at
-/// `tid & (entries - 1)`.
+/// What the programs know about one thread between two events: one cache line, found at `tid &
+/// (entries - 1)`.
 ///
 /// A direct-mapped table instead of a hash map: a hash look-up costs more than the rest of the
 /// context-switch program together. Two threads whose ids collide while both are in the middle of
@@ -59,15 +59,15 @@ pub struct TaskState {
     /// When the current memory-management system call began; 0 outside one.
     pub syscall_ns: u64,
     /// Length of the last fault, while it may still turn out to be major; 0 otherwise.
-    pub fault_booked_ns: u64,
+    pub fault_counted_ns: u64,
 }
 
-/// Highest bit of [`TaskState::involuntary_switches`]: the thread was moved to another run queue
-/// in its sleep, and what the kernel books as its next wait is not one.
+/// Highest bit of [`TaskState::involuntary_switches`]: the thread was moved to another run queue in
+/// its sleep, and what the kernel counts as its next wait is not a wait.
 pub const MOVED_ASLEEP: u64 = 1 << 63;
 
-/// Of [`TaskState::involuntary_switches`], in the tier that keeps its own clock: a wait is under way,
-/// and its begin is known here alone.
+/// Of [`TaskState::involuntary_switches`], in the tier that keeps its own clock: the thread is
+/// waiting, and only this entry knows since when.
 pub const WAITS: u64 = 1 << 62;
 
 /// Lowest bit of [`TaskState::fault_ns`]: a major fault was counted since the begin.
@@ -77,8 +77,7 @@ pub const FAULT_SEEN_MAJOR: u64 = 1;
 /// it.
 pub const FAULT_IN_KERNEL: u64 = 1 << 63;
 
-/// The same for what happens seldom, in a table of its own, so that [`TaskState`] stays within
-/// its cache line.
+/// State of rare events, in a table of its own, so that [`TaskState`] stays within its cache line.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct MemoryState {

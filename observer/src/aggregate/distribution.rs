@@ -232,7 +232,7 @@ mod tests {
         later.record(50_000);
         let delta = later.delta(&earlier);
         assert_eq!((delta.count(), delta.sum_ns), (1, 50_000));
-        // The longest of all time came earlier: the bound of the bucket stands for it.
+        // The longest of all time came earlier, so the bound of the bucket is used instead.
         assert!(delta.max_ns >= 50_000 && delta.max_ns < 55_000, "{}", delta.max_ns);
         later.record(3_000_000);
         assert_eq!(later.delta(&earlier).max_ns, 3_000_000);

@@ -1,7 +1,7 @@
 //! Distributions: what the kernel's histograms and the target's records say about how long stalls
 //! took.
 //!
-//! Counts and sums come from the in-kernel histograms ([`Snapshot`]), where nothing is ever lost;
+//! Counts and sums come from the in-kernel histograms ([`Snapshot`]), which lose nothing;
 //! percentiles with three significant digits come from records ([`CauseRecorder`]), where they
 //! exist.
 

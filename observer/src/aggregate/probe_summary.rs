@@ -18,7 +18,7 @@ pub struct ProbeSeries {
     pub records: &'static [RecordKind],
 }
 
-/// The table of all probes, in the order people are shown them.
+/// The table of all probes, in the order in which the outputs show them.
 pub const PROBE_SERIES: &[ProbeSeries] = &[
     ProbeSeries {
         probe: "runqueue",
@@ -98,7 +98,7 @@ impl Snapshot {
             max_ns: five.max_ns,
             parts,
             records: row.records.iter().map(|&kind| self.emitted(kind)).sum(),
-            // Known to whoever has the records.
+            // Only the code that has the records knows these.
             unrecorded_ns: 0,
             counters: self.probe_counters(row.probe),
         }
@@ -119,9 +119,9 @@ impl Snapshot {
                 }
             }
             "runqueue" => {
-                let booked_ns = self.counter(Counter::TargetSleepBookedNs);
-                if booked_ns > 0 {
-                    counters.insert("sleep_booked_as_wait_ns".to_owned(), signed(booked_ns));
+                let counted_ns = self.counter(Counter::TargetSleepBookedNs);
+                if counted_ns > 0 {
+                    counters.insert("sleep_booked_as_wait_ns".to_owned(), signed(counted_ns));
                 }
             }
             "socket" => {

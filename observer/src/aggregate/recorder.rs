@@ -23,7 +23,7 @@ pub struct CauseRecorder {
 }
 
 impl CauseRecorder {
-    /// Counts the stall an event stands for; events that stall nobody are ignored.
+    /// Counts the stall an event stands for; events that are not stalls are ignored.
     pub fn record_event(&mut self, event: &Event) {
         if let Some(stall) = Stall::from_event(event) {
             self.record(stall.cause, event.duration_ns);

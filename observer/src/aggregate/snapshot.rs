@@ -1,4 +1,4 @@
-//! What the kernel maps hold at an instant.
+//! The contents of the kernel maps at one instant.
 
 use std::collections::BTreeMap;
 
@@ -40,18 +40,18 @@ pub struct Snapshot {
     /// Everything but the target, one distribution a series, indexed by the [`Series`]
     /// discriminant.
     pub rest: Box<[Distribution; SERIES]>,
-    /// The target, likewise.
+    /// The target, in the same form.
     pub target: Box<[Distribution; SERIES]>,
     /// Name of the target's row, where there is a target.
     pub target_name: Option<String>,
-    /// [`Self::rest`] again by cgroup, as far as the cgroups exist.
+    /// [`Self::rest`] by cgroup, for the cgroups that still exist.
     pub cgroups: Vec<CgroupDistributions>,
     /// How many cgroups there are in it.
     pub cgroup_counts: CgroupCounts,
     /// Indexed by [`Counter`].
     pub counters: [u64; COUNTER_SLOTS],
-    /// Losses of the whole host, indexed as [`LossKind`] tells: ring losses by record kind, then the
-    /// rest.
+    /// Losses of the whole host, indexed as [`LossKind`] describes: ring losses by record kind,
+    /// then the rest.
     pub lost: [u64; LOSS_SLOTS],
     /// The target's part of them: at most this much where the programs cannot know
     /// ([`LossKind::owner_is_known`]).
@@ -105,7 +105,7 @@ fn delta_of_scope(
 
 impl Snapshot {
     /// What was counted since `earlier`. Gauges (live sockets, coverage, memory) are those of
-    /// `self`. A cgroup is found again by its name.
+    /// `self`. Cgroups are matched by name.
     #[must_use]
     pub fn delta(&self, earlier: &Self) -> Self {
         let cgroups = self

@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// The answer that was left, or, for a run that did not get that far, the one that can be worked
-/// out from its streams. All there is to tell only when asked for.
+/// out from its streams. Builds the complete answer only if `all` is set.
 fn answer(directory: &RunDir, all: bool) -> Result<(Option<Summary>, Option<Answer>)> {
     let summary = directory.read_summary()?;
     if summary.is_some() {
@@ -77,7 +77,7 @@ fn answer(directory: &RunDir, all: bool) -> Result<(Option<Summary>, Option<Answ
     Ok((Some(summary), answer))
 }
 
-/// All there is to tell of a run that has just ended: from its directory, and should that not be
+/// Everything known about a run that has just ended: from its directory, and should that not be
 /// readable (the disk was full), from what is in memory. With `report.html` written into it, or why
 /// that was not possible.
 pub fn finished(finished: &Finished) -> (Answer, Result<()>) {
@@ -95,7 +95,7 @@ pub fn finished(finished: &Finished) -> (Answer, Result<()>) {
     }
 }
 
-/// Prints an answer for people.
+/// Prints an answer for users.
 ///
 /// # Errors
 /// When standard output cannot be written.
@@ -104,7 +104,7 @@ pub fn print_answer(answer: &Answer) -> Result<()> {
 }
 
 fn print_json(directory: &RunDir, summary: Option<&Summary>) -> Result<()> {
-    // A directory without run.json is none of ours, whatever else it holds.
+    // A directory without run.json is not a run directory, whatever else it contains.
     directory.read_run()?;
     let Some(summary) = summary else {
         return Err(Error::new(

@@ -10,7 +10,8 @@ use super::timeline::{Timeline, Timelines, split};
 use crate::model::{Cause, CauseSummary, Reason};
 use crate::text::percent;
 
-/// A cause with a smaller share is not named, however sure it is: it would not be worth fixing.
+/// A cause with a smaller share is not named, however significant it is: it would not be worth
+/// fixing.
 pub(super) const LEAST_SHARE: f64 = 0.05;
 /// A cause is named below this p-value (episodes placed at random).
 pub(super) const MOST_P: f64 = 0.01;
@@ -18,7 +19,7 @@ pub(super) const MOST_P: f64 = 0.01;
 /// run cannot get far below it: shifts by less than their length still overlap.
 pub(super) const MOST_SHIFTED_P: f64 = 0.05;
 
-/// What was measured.
+/// The measurements.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     /// As in [`super::Analysis::causes`]; `named` by the statistics alone.
@@ -156,7 +157,7 @@ fn generator(groups: &Groups<'_>, rng: &mut Xoshiro256PlusPlus) -> Option<CauseS
     })
 }
 
-/// Shares out the instants that several named causes cover, until all that remain keep enough to
+/// Divides the instants that several named causes cover, until each remaining cause keeps enough to
 /// be named. Returns the resamples of the named ones together.
 fn resolve(
     groups: &Groups<'_>,

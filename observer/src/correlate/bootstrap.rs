@@ -9,9 +9,9 @@ use super::share::{Shares, Sums, shares};
 /// Resamples.
 const RESAMPLES: usize = 1_000;
 
-/// Length of a block: a fiftieth of the window, and several times the longest slow response so
-/// that what belongs together is drawn together; at most a tenth of the window, so that there is
-/// something to draw.
+/// Length of a block: a fiftieth of the window, and several times the longest slow response so that
+/// samples that belong together are drawn together; at most a tenth of the window, so that there
+/// are enough blocks to draw from.
 pub(super) fn block_ns(window_ns: u64, longest_ns: u64) -> u64 {
     (window_ns / 50).max(longest_ns.saturating_mul(4)).min(window_ns / 10).max(1)
 }
@@ -61,7 +61,7 @@ impl Blocks {
         sums
     }
 
-    /// The shares of each resample in which there is something to share.
+    /// The shares of each resample that has extra latency.
     pub(super) fn resample(&self, duties: &[f64], rng: &mut Xoshiro256PlusPlus) -> Vec<Shares> {
         let count = self.0.len();
         if count == 0 {

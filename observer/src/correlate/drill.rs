@@ -36,7 +36,7 @@ impl Drill {
         }
     }
 
-    /// A stall that harms nobody.
+    /// A stall that harms no request.
     pub(super) fn innocent(&mut self, cause: Cause, tid: u32, start: u64, end: u64) {
         self.stalls.push(Stall {
             start: MonoNanos(ORIGIN + start),

@@ -110,7 +110,7 @@ fn a_healthy_run_has_nothing_to_explain() {
 }
 
 #[test]
-fn a_sleeping_handler_is_nobodys_fault() {
+fn a_sleeping_handler_is_unexplained() {
     for seed in 0..20 {
         let mut drill = Drill::new(seed, 20);
         // Noise that is always there.
@@ -400,7 +400,7 @@ fn what_raised_floors_hid_matters_where_it_may_be_the_cause() {
     let unsure = asleep(60 * SECOND);
     assert_eq!(unsure.outcome, Outcome::Inconclusive, "{unsure:?}");
     assert_eq!(unsure.reasons[0].code, "thresholds_raised");
-    // A cause that carries nearly everything leaves no room for what was hidden.
+    // A cause that accounts for nearly everything leaves no room for hidden stalls.
     let mut drill = squeezed(3, |drill| drill.jittered(5, SQUEEZE));
     drill.plain_load(400);
     drill.quality.hidden = hidden(60 * SECOND);

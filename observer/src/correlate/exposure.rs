@@ -9,8 +9,8 @@ use super::timeline::Timeline;
 use super::{Evidence, Ignored};
 use crate::model::{LatencySummary, Sample, SamplesSummary, SlowSpec};
 
-/// Samples of one group (slow, typical) whose exposure is measured; of a larger group this many
-/// are drawn. The standard error of a mean over so many is below 1 % of its spread.
+/// Samples of one group (slow, typical) whose exposure is measured; of a larger group this many are
+/// drawn. The standard error of a mean over this many is below 1 % of its spread.
 pub(super) const MEASURED: usize = 20_000;
 
 /// A sample as attribution sees it: the part served, `[start, end)` since the start of the
@@ -116,8 +116,8 @@ pub(super) fn draw<T: Copy>(items: &[T], limit: usize, rng: &mut Xoshiro256PlusP
     index::sample(rng, items.len(), limit).into_iter().map(|index| items[index]).collect()
 }
 
-/// Samples that lie wholly inside the window, but for the error of their times: of what lies
-/// outside no stall could be seen.
+/// Samples that lie completely inside the window, allowing for the error of their times: stalls
+/// outside it were not seen.
 fn inside_window(evidence: &Evidence<'_>, ignored: &mut Ignored) -> Vec<usize> {
     let mut inside = Vec::with_capacity(evidence.samples.len());
     for (index, sample) in evidence.samples.iter().enumerate() {

@@ -25,7 +25,7 @@ impl Losses {
         self.spoilt.get(next).is_some_and(|(start, _)| *start < sample.end.0)
     }
 
-    /// Moments were spoilt.
+    /// Whether any moments were spoilt.
     pub(super) fn any_placed(&self) -> bool {
         !self.placed.is_empty()
     }

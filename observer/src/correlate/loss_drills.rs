@@ -53,7 +53,7 @@ fn only_requests_in_the_seconds_of_a_loss_are_left_out() {
     assert_eq!(analysis.samples.slow_left_out, slow.filter(spoilt).count() as u64);
     assert!(analysis.samples.slow_left_out > 0);
     let reason = analysis.verdict.reasons.iter().find(|reason| reason.code == "seconds_left_out");
-    let evidence = &reason.expect("it is told").evidence;
+    let evidence = &reason.expect("it is reported").evidence;
     assert_eq!(evidence["left_out"], analysis.samples.slow_left_out);
     assert!(analysis.ruled_out.iter().all(|row| row.cause != Cause::RECLAIM_DIRECT), "in doubt");
 }

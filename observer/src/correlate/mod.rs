@@ -42,7 +42,7 @@ use crate::model::{
 /// The same evidence gives the same answer.
 const SEED: u64 = 0x6f62_7365_7276_6572;
 
-/// What attribution works on.
+/// The input of attribution.
 #[derive(Clone, Debug)]
 pub struct Evidence<'a> {
     /// First and last instant in which every probe was attached.
@@ -53,7 +53,7 @@ pub struct Evidence<'a> {
     pub stalls: &'a [Stall],
     /// Which samples are slow.
     pub slow: SlowSpec,
-    /// What decides whether a verdict may be given.
+    /// The data that decides whether a verdict is possible.
     pub quality: Quality,
 }
 
@@ -67,11 +67,11 @@ pub struct Quality {
     pub loss_spans: Vec<LossSpan>,
     /// Waits of the target for a CPU, recorded or not; 0 where that is not known.
     pub target_waits: u64,
-    /// How far the samples' clock and the kernel's may be apart, nanoseconds.
+    /// Maximum difference between the samples' clock and the kernel's, nanoseconds.
     pub clock_uncertainty_ns: u64,
     /// Steps of the wall clock during the run.
     pub wall_clock_steps: usize,
-    /// The samples' times came over the wall clock.
+    /// The samples' times were converted from the wall clock.
     pub samples_on_wall_clock: bool,
     /// Causes whose stalls could not be seen.
     pub unwatched: Vec<Unwatched>,
@@ -108,11 +108,11 @@ pub struct Hidden {
 /// Input that took no part in the analysis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ignored {
-    /// Samples not wholly within the window: what lies outside was not watched.
+    /// Samples that are not completely within the window: stalls outside it were not watched.
     pub samples_outside_window: u64,
     /// Samples that end before they begin.
     pub samples_reversed: u64,
-    /// Stalls wholly outside the window.
+    /// Stalls completely outside the window.
     pub stalls_outside_window: u64,
     /// Stalls of no length, or that end before they begin.
     pub stalls_empty_or_reversed: u64,
@@ -120,7 +120,7 @@ pub struct Ignored {
     pub stalls_without_kernel_cause: u64,
 }
 
-/// The answer and what it rests on.
+/// The answer and the data behind it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Analysis {
     /// The answer.
@@ -130,7 +130,7 @@ pub struct Analysis {
     /// 1; the share of a cause that is not named is an estimate within the rest. Empty when there
     /// is nothing to explain or nothing to compare.
     pub causes: Vec<CauseSummary>,
-    /// Causes that were watched and can have no part; empty unless the answer is conclusive.
+    /// Causes that were watched and are excluded; empty unless the answer is conclusive.
     pub ruled_out: Vec<RuledOut>,
     /// Everything but `skipped`, which only the reader of the generator's output knows.
     pub samples: SamplesSummary,

@@ -1,5 +1,5 @@
-//! Random nestings, compared nanosecond by nanosecond with the plainest way to say who has an
-//! instant.
+//! Random nestings, compared nanosecond by nanosecond with the simplest algorithm that assigns each
+//! instant to a stall.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ fn flat(stalls: &[Stall]) -> Timelines {
     flatten(stalls, (MonoNanos(BEGIN), MonoNanos(END)), &mut Ignored::default())
 }
 
-/// Who has this instant of this thread.
+/// The stall that this instant of this thread is assigned to.
 fn owner(stalls: &[Stall], tid: u32, now: u64) -> Option<Cause> {
     stalls
         .iter()
@@ -111,8 +111,8 @@ struct Life {
     history: Vec<(u64, Vec<(usize, Cause)>)>,
 }
 
-/// Threads go in and out of stalls, die in the middle of them, and their ids are given to others.
-/// Of a stall whose end nobody saw there is no record; what it was nested in has its time.
+/// Threads go in and out of stalls, die in the middle of them, and their ids are given to others. A
+/// stall whose end was not seen has no record; its time belongs to the stall around it.
 #[test]
 fn stalls_without_an_end_and_dying_threads_neither_lose_time_nor_count_it_twice() {
     for seed in 0..CASES {

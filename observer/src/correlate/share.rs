@@ -1,7 +1,7 @@
 //! From exposures to shares of the excess latency.
 //!
-//! With D the share of the window that the causes cover, coincidence brings D/(1−D) ns of
-//! exposure for each ns a sample is not stalled. So the part of the excess that cause c carries is
+//! With D the share of the window that the causes cover, coincidence brings D/(1−D) ns of exposure
+//! for each ns a sample is not stalled. So the part of the excess that cause c accounts for is
 //! `Δx(c) − d(c)/(1−D) · Δu`: Δx its exposure and u the time no cause covers, each slow minus
 //! typical. For rare stalls this is observed minus expected of the circular shifts; where stalls
 //! cover much of the run it does not shrink, and a cause to which slow and typical samples are

@@ -1,9 +1,9 @@
 //! How likely coincidence alone gives the overlap that was seen.
 //!
-//! Two nulls, because each is blind where the other sees:
+//! Two null hypotheses, because each detects what the other misses:
 //! - **placed**: every episode of slow samples is moved to a random time of its own. Sharp with a
-//!   handful of episodes, and a strictly periodic schedule does not help it by aligning all of
-//!   them again. But it takes episodes for independent.
+//!   handful of episodes, and a strictly periodic schedule does not help it by aligning all of them
+//!   again. But it assumes that episodes are independent.
 //! - **shifted**: the whole stall timeline is moved against all samples at once, slow and typical.
 //!   It keeps what both have in common over the run (a warm-up, a common period), so an innocent
 //!   cause that recurs with the period of the slow requests is caught unless it is also in phase.
@@ -29,8 +29,8 @@ pub(super) struct Coincidence {
 }
 
 /// Begins of the independent units that slow samples come in: samples closer than a hundredth of
-/// the window (at most 1 s) belong together, but no unit is longer than `longest_ns`, lest slow
-/// samples scattered over the whole run chain up to one.
+/// the window (at most 1 s) belong together, but no unit is longer than `longest_ns`, because slow
+/// samples scattered over the whole run must not join into one.
 pub(super) fn episodes(slow_spans: &[(u64, u64)], window_ns: u64, longest_ns: u64) -> Vec<u64> {
     let gap_ns = (window_ns / 100).min(1_000_000_000);
     let mut begins: Vec<u64> = Vec::new();
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn late_samples_are_told_from_equally_late_ones() {
+    fn late_samples_are_distinguished_from_equally_late_ones() {
         let with = |late: fn(u64) -> u64, count: u64| -> Vec<Served> {
             (0..count).map(|i| Served { start: i, end: i, lateness_ns: late(i) }).collect()
         };

@@ -162,7 +162,7 @@ pub(super) fn flatten(
             let pieces = &mut pieces[cause.index()];
             match pieces.last_mut() {
                 _ if start >= end => {}
-                // No gap: one piece, so that memory stays linear in the stalls.
+                // Without a gap, both become one piece, so that memory stays linear in the stalls.
                 Some(last) if last.end == start => last.end = end,
                 _ => pieces.push(Span { start, end }),
             }
@@ -173,9 +173,9 @@ pub(super) fn flatten(
     Timelines { by_cause, stalls: counts }
 }
 
-/// Sweeps one thread's stalls (sorted by start) and hands over who has which interval: of the
-/// stalls open at an instant the one that began last, whatever its cause; of several that began
-/// together the one that ends first.
+/// Sweeps one thread's stalls (sorted by start) and passes on which stall has which interval: of
+/// the stalls open at an instant, the one that began last, whatever its cause; of several that
+/// began together, the one that ends first.
 fn innermost(thread: &[ThreadStall], mut each: impl FnMut(Cause, u64, u64)) {
     let mut open: BinaryHeap<(u64, Reverse<u64>, Reverse<Cause>)> = BinaryHeap::new();
     let mut upcoming = thread.iter().peekable();

@@ -12,14 +12,14 @@ use crate::text::{count, duration, percent};
 
 /// Slow samples needed for an answer.
 const LEAST_SLOW: u64 = 5;
-/// Episodes of slow samples needed: two may well be chance.
+/// Episodes of slow samples needed: two may be coincidence.
 const LEAST_EPISODES: u64 = 3;
 /// Typical samples needed to say what is typical.
 const LEAST_TYPICAL: usize = 5;
-/// Above a quantile there are always samples. Less extra latency than this, or than the typical
-/// response itself (a mean tail within twice the typical), is how healthy services look.
+/// There are always samples above a quantile. A service is healthy if the extra latency is below
+/// this, or below the typical response itself (a mean tail within twice the typical response).
 const HEALTHY_EXCESS_NS: f64 = 500_000.0;
-/// More of the slow samples left out than this: the others may not be like them.
+/// If more of the slow samples than this are left out, the others may differ from them.
 const MOST_LEFT_OUT: f64 = 0.5;
 /// Stalls hidden by raised thresholds, as a share of the extra latency, above which they may be a
 /// cause: as much as a cause must have to be named.
@@ -37,7 +37,7 @@ const fn verdict(outcome: Outcome, reasons: Vec<Reason>) -> Verdict {
     Verdict { outcome, top_cause: None, reasons }
 }
 
-/// The answer where attribution has nothing to work on: no samples, none slow, none typical.
+/// The answer when attribution has no input: no samples, none slow, none typical.
 pub(super) fn nothing_to_explain(
     evidence: &Evidence<'_>,
     population: &Population,
@@ -117,7 +117,7 @@ pub(super) fn nothing_to_explain(
     Some(verdict(outcome, vec![Reason::new(code, text, numbers)]))
 }
 
-/// The answer to what was found. An inconclusive run names no cause.
+/// The answer from the result of attribution. An inconclusive run names no cause.
 pub(super) fn decide(
     evidence: &Evidence<'_>,
     population: &Population,
@@ -359,7 +359,7 @@ fn too_few(evidence: &Evidence<'_>, population: &Population, found: &Found) -> O
     })
 }
 
-/// What the reader of any outcome should know.
+/// Notes that apply to any outcome.
 pub(super) fn notes(
     evidence: &Evidence<'_>,
     population: &Population,

@@ -57,7 +57,7 @@ fn a_host_without_fentry_and_kprobes_will_do() {
 }
 
 #[test]
-fn rights_are_told_capability_by_capability() {
+fn rights_are_reported_capability_by_capability() {
     let none = Facts { euid: 1000, capabilities: 0, ..healthy() };
     assert_eq!(exit(&none), 3);
     let checks = judge(&none);

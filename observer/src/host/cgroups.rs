@@ -213,7 +213,7 @@ impl Cgroups {
         tightest
     }
 
-    /// The directory a person means by `path`: a directory as it is, or a cgroup name as
+    /// The directory that a user means by `path`: a directory as it is, or a cgroup name as
     /// `/proc/PID/cgroup` and systemd print it, looked up in the memory hierarchy, then in
     /// version 2. `None` when it is no cgroup.
     #[must_use]
@@ -240,7 +240,7 @@ fn cgroup_with(text: &str, controller: &str) -> Option<String> {
     })
 }
 
-/// Version 1 has no word for "no limit": the largest page-aligned number stands for it.
+/// Version 1 represents "no limit" by the largest page-aligned number.
 const V1_UNLIMITED_BYTES: u64 = 1 << 62;
 
 fn parse_limit(text: &str) -> Option<u64> {
@@ -274,7 +274,7 @@ pub fn processes_below(directory: &Path) -> Vec<Tgid> {
     let mut tgids = Vec::new();
     walk(directory, |directory| {
         if let Ok(text) = fs::read_to_string(directory.join("cgroup.procs")) {
-            // 0 stands for a process outside of this pid namespace.
+            // 0 means a process outside of this pid namespace.
             tgids.extend(
                 text.lines().filter_map(|line| line.parse().ok()).filter(|&id| id != 0).map(Tgid),
             );
@@ -292,13 +292,13 @@ pub struct CgroupNames {
     /// When the last walk began.
     walked: Option<Instant>,
     truncated: bool,
-    /// Ids without a name, and when each was first asked for.
+    /// Ids without a name, and when each was first looked up.
     unnamed: HashMap<u64, Instant>,
 }
 
 impl CgroupNames {
-    /// Pause between two walks: an id of a cgroup removed before it could be named is asked for
-    /// again and again.
+    /// Pause between two walks, because an id of a cgroup that was removed before it had a name is
+    /// looked up again and again.
     const WALK_INTERVAL: Duration = Duration::from_secs(1);
 
     /// Most names kept; ids are never reused, so this bounds memory only.
@@ -317,7 +317,8 @@ impl CgroupNames {
     }
 
     /// The cgroup's path within its hierarchy (`/`, `/system.slice/nginx.service`). Names of
-    /// cgroups removed since are kept. `None` for one that came and went unseen.
+    /// cgroups removed since are kept. `None` for a cgroup that was created and removed between two
+    /// walks.
     pub fn name(&mut self, id: u64) -> Option<&str> {
         if !self.names.contains_key(&id)
             && self.walked.is_none_or(|at| at.elapsed() >= Self::WALK_INTERVAL)
@@ -399,7 +400,7 @@ mod tests {
 ";
 
     #[test]
-    fn each_layout_is_told_apart() {
+    fn each_layout_is_recognised() {
         let hybrid = Cgroups::parse(HYBRID);
         assert_eq!(hybrid.layout(), Layout::Hybrid);
         assert_eq!(hybrid.memory().unwrap().mount_point, Path::new("/sys/fs/cgroup/memory"));
@@ -441,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_is_told_from_a_limit() {
+    fn no_limit_is_distinguished_from_a_limit() {
         assert_eq!(parse_limit("max\n"), None);
         assert_eq!(parse_limit("9223372036854771712\n"), None);
         assert_eq!(parse_limit("67108864\n"), Some(64 << 20));

@@ -17,8 +17,8 @@ pub use cgroups::{CgroupNames, Cgroups, Hierarchy, Layout};
 pub use process::Process;
 pub use sockets::{SocketCensus, ip_sockets_of};
 
-/// Reads a file of `/proc` or `/sys` in as few system calls as it takes: these files tell no size,
-/// and [`std::fs::read`] would begin with 32 bytes.
+/// Reads a file of `/proc` or `/sys` in as few system calls as it takes: these files report no
+/// size, and [`std::fs::read`] would begin with 32 bytes.
 ///
 /// # Errors
 /// When it cannot be opened or read.

@@ -80,7 +80,7 @@ pub fn socket_inode(link: &str) -> Option<u64> {
 }
 
 /// Descriptors of a process that are sockets, with the socket's inode. `None` when the process is
-/// gone or may not be looked at.
+/// gone or may not be inspected.
 #[must_use]
 pub fn socket_descriptors(tgid: Tgid) -> Option<Vec<(i32, u64)>> {
     let entries = fs::read_dir(format!("/proc/{}/fd", tgid.0)).ok()?;

@@ -67,7 +67,7 @@ impl Stat {
         })
     }
 
-    /// A kernel thread: it has no user memory and serves nobody's requests.
+    /// A kernel thread: it has no user memory and serves no requests.
     #[must_use]
     pub const fn is_kernel_thread(&self) -> bool {
         self.flags & PF_KTHREAD != 0
@@ -124,8 +124,8 @@ impl Status {
     }
 }
 
-/// A process: its id, what it is called, and since when it exists, which together tell it from a
-/// later process with the same id.
+/// A process: its id, its name and its start time. The start time distinguishes it from a later
+/// process with the same id.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Process {
     /// Process id in the initial pid namespace.
@@ -239,7 +239,7 @@ pub struct Executable {
 }
 
 /// The program a process runs; `None` for kernel threads, for processes that are gone, and for
-/// those one may not look at.
+/// those that observer may not inspect.
 #[must_use]
 pub fn executable(tgid: Tgid) -> Option<Executable> {
     let link = entry(tgid, "exe");

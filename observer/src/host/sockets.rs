@@ -1,8 +1,8 @@
 //! Counting the IP sockets that processes hold.
 //!
-//! `/proc/PID/fd` names every socket by inode but not its family, and `/proc/net/tcp` does not
-//! show a socket that is neither bound nor connected. So each descriptor is borrowed for an
-//! instant (`pidfd_getfd`) and asked (`SO_DOMAIN`), which is exact. Where that is not allowed
+//! `/proc/PID/fd` names every socket by inode but not its family, and `/proc/net/tcp` does not show
+//! a socket that is neither bound nor connected. So each descriptor is duplicated for an instant
+//! (`pidfd_getfd`) and its family is read (`SO_DOMAIN`), which is exact. Where that is not allowed
 //! (Yama at level 3, kernels before 5.6) the tables under `/proc/PID/net` are used and the answer
 //! says so.
 
@@ -17,7 +17,8 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use super::network::socket_descriptors;
 use crate::model::Tgid;
 
-/// Most sockets looked at: asking one takes about 2 µs, so this many take about half a second.
+/// Maximum number of sockets to examine: one takes about 2 µs, so this many take about half a
+/// second.
 pub const SOCKETS_MAX: usize = 262_144;
 
 /// What one socket is.
@@ -38,11 +39,11 @@ pub struct SocketCensus {
     pub sockets: BTreeMap<u64, IpSocket>,
     /// Processes that were gone, or whose descriptors may not be read.
     pub unreadable_processes: u32,
-    /// Sockets told from the tables under `/proc/PID/net`, which do not show unbound ones.
+    /// Sockets found in the tables under `/proc/PID/net`, which do not show unbound ones.
     pub from_tables: u32,
-    /// Sockets that were closed while they were looked at, or whose family stayed unknown.
+    /// Sockets that were closed while they were examined, or whose family stayed unknown.
     pub unknown: u32,
-    /// Sockets not looked at because of [`SOCKETS_MAX`].
+    /// Sockets that were not examined because of [`SOCKETS_MAX`].
     pub over_limit: u32,
 }
 

@@ -98,7 +98,7 @@ pub fn youngest_task() -> Option<u32> {
     read_trimmed("/proc/loadavg")?.rsplit(' ').next()?.parse().ok()
 }
 
-/// Changes at every boot, and so tells whether monotonic times of two runs can be compared.
+/// Changes at every boot, and so shows whether monotonic times of two runs can be compared.
 #[must_use]
 pub fn boot_id() -> Option<String> {
     read_trimmed("/proc/sys/kernel/random/boot_id")
@@ -122,7 +122,7 @@ pub enum Lockdown {
     Integrity,
     /// Reading the running kernel's memory as well: BPF cannot read kernel structures.
     Confidentiality,
-    /// securityfs is not mounted: it cannot be told.
+    /// securityfs is not mounted: not known.
     Unknown,
 }
 
@@ -234,7 +234,8 @@ mod tests {
     #[test]
     fn the_youngest_task_changes_with_a_birth() {
         let before = youngest_task().unwrap();
-        // Others may be born too; only a whole round of ids could bring the same again.
+        // Other tasks may be born too; the same id can only come again after all other ids were
+        // used.
         std::thread::spawn(|| {}).join().unwrap();
         assert_ne!(youngest_task(), Some(before));
     }

@@ -30,8 +30,8 @@ pub fn own() -> Usage {
     let rss_bytes = rss_bytes();
     Usage {
         cpu_seconds: seconds(usage.ru_utime) + seconds(usage.ru_stime),
-        // Kilobytes on Linux. The kernel brings its peak up to date only now and then, and with a
-        // counter of which each CPU may hold a part back: what is there now may be more.
+        // Kilobytes on Linux. The kernel updates the peak only now and then, from a counter of
+        // which each CPU may hold back a part, so the current value may be larger.
         max_rss_bytes: (u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024).max(rss_bytes),
         rss_bytes,
     }

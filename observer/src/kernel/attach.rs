@@ -1,4 +1,5 @@
-//! Attaching the programs, each by itself: one that this kernel refuses is a line of coverage.
+//! Attaching the programs one by one: a program that this kernel refuses is reported as
+//! unsupported.
 
 use std::collections::BTreeMap;
 
@@ -17,16 +18,16 @@ use crate::host::system;
 use crate::model::{Coverage, ProbeState};
 use crate::probe::{Attach, PROBES, Program, Tier};
 
-/// What became of one program.
+/// The state of one program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProgramState {
     /// Loaded and attached.
     Attached,
-    /// This kernel gives no reason to.
+    /// This kernel does not need it.
     NotNeeded,
-    /// This kernel does not offer the hook; why.
+    /// This kernel does not offer the hook, for this reason.
     Unsupported(String),
-    /// The kernel offers it and refused; why.
+    /// The kernel offers the hook but refused the program, for this reason.
     Failed {
         /// One line.
         reason: String,
@@ -38,12 +39,12 @@ pub enum ProgramState {
 /// States of all programs, by program name.
 pub type ProgramStates = BTreeMap<&'static str, ProgramState>;
 
-/// How one probe came to be attached.
+/// How one probe was attached.
 #[derive(Clone, Debug)]
 pub struct Choice {
     /// The tier taken.
     pub tier: Option<&'static Tier>,
-    /// All its tiers, the best first; `Err` is why one cannot be taken.
+    /// All its tiers, the best first; `Err` says why a tier cannot be used.
     pub offers: Vec<(&'static Tier, Result<(), String>)>,
     /// Better tiers whose programs the kernel refused, and why.
     pub refused: Vec<(&'static Tier, String)>,
@@ -52,11 +53,11 @@ pub struct Choice {
 /// Choices by probe name.
 pub(super) type Choices = BTreeMap<&'static str, Choice>;
 
-/// Attaches each probe asked for by the best tier that the kernel offers and whose programs it
-/// accepts; where it accepts no tier whole, by what it accepts of the best one.
+/// Attaches each selected probe by the best tier that the kernel offers and whose programs it
+/// accepts. If the kernel accepts no tier completely, uses what it accepts of the best one.
 ///
 /// # Errors
-/// When a tier is forced that is not to be had.
+/// When a forced tier is not available.
 pub(super) fn attach_probes(
     loaded: &mut Loaded,
     options: &LoadOptions,
@@ -84,7 +85,7 @@ pub(super) fn attach_probes(
     Ok((choices, states))
 }
 
-/// The first tier that is accepted whole.
+/// The first tier of which the kernel accepts all programs.
 fn choose(loaded: &mut Loaded, choice: &mut Choice, states: &mut ProgramStates) {
     let Choice { offers, refused, tier: taken } = choice;
     for (tier, offer) in offers {
@@ -103,20 +104,21 @@ fn choose(loaded: &mut Loaded, choice: &mut Choice, states: &mut ProgramStates) 
         };
         refused.push((tier, refusal.clone()));
         *offer = Err(refusal);
-        // Nothing of a tier that is not taken may run beside the one that is.
+        // No program of an unused tier may run beside the tier in use.
         for program in attached {
             detach(loaded, program);
             states.remove(program);
         }
     }
-    // None is whole; what is refused of the best one is told by the states of its programs.
+    // No tier is complete; the states of the best one's programs show what the kernel refused.
     if let Some((tier, _)) = refused.drain(..).next() {
         attach_tier(loaded, tier, states);
         *taken = Some(tier);
     }
 }
 
-/// Attaches what is not attached yet, each program by itself; the names of what now is.
+/// Attaches the programs that are not attached yet, one by one, and returns the names of those that
+/// are attached now.
 fn attach_tier(loaded: &mut Loaded, tier: &Tier, states: &mut ProgramStates) -> Vec<&'static str> {
     let mut attached = Vec::new();
     for program in tier.programs {
@@ -127,7 +129,7 @@ fn attach_tier(loaded: &mut Loaded, tier: &Tier, states: &mut ProgramStates) -> 
         if state == ProgramState::Attached {
             attached.push(program.name);
         } else {
-            // What it got hold of before it failed (some of several calls).
+            // Removes the links made before the failure (for some of several calls).
             detach(loaded, program.name);
         }
         states.insert(program.name, state);
@@ -135,9 +137,10 @@ fn attach_tier(loaded: &mut Loaded, tier: &Tier, states: &mut ProgramStates) -> 
     attached
 }
 
-/// Which program at the exit of all system calls books what the socket probe asks for: the one of
-/// its tier, though that of another probe's tier may be there as well. Without that probe, the one
-/// there is: the load generator's first connection is of use all the same.
+/// Which program at the exit of all system calls counts for the socket probe: the one of its own
+/// tier, because a program of another probe's tier may be attached as well. Without the socket
+/// probe, it is whichever program is attached: the load generator's first connection is useful
+/// anyway.
 pub(super) fn descriptor_calls_at(socket: Option<&Choice>, states: &ProgramStates) -> CallExit {
     let tier = socket.and_then(|choice| choice.tier);
     let serves = |name: &str| {
@@ -233,13 +236,13 @@ fn try_attach(loaded: &mut Loaded, program: &Program) -> Result<(), AttachError>
         }
         Attach::Kprobe(functions) | Attach::Kretprobe(functions) => {
             <&mut KProbe>::try_from(&mut *handle)?.load()?;
-            // A kernel without one of several system calls has no function of it either.
+            // If the kernel lacks one of several system calls, it has no function for it either.
             let there = functions.iter().filter(|name| function(&loaded.btf, name).is_ok());
             there.map(|name| Site::Function(name)).collect()
         }
         Attach::Syscalls(_, prefix, calls) => {
             <&mut TracePoint>::try_from(&mut *handle)?.load()?;
-            // A kernel without the system call has no tracepoint of it either.
+            // If the kernel lacks the system call, it has no tracepoint for it either.
             let is_there = |name: &String| {
                 system::tracefs().is_some_and(|at| at.join("events/syscalls").join(name).exists())
             };
@@ -276,7 +279,7 @@ fn failed(program: &Program, error: &ProgramError) -> ProgramState {
         return ProgramState::Failed { reason, verifier_log: None };
     };
     let log = verifier_log.to_string();
-    // What was wrong is the last line before the statistics (`print_verification_stats`,
+    // The error is the last line before the statistics (`print_verification_stats`,
     // kernel/bpf/verifier.c).
     let statistics = |line: &str| {
         ["verification time ", "stack depth ", "processed "]
@@ -346,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptor_calls_are_booked_once() {
+    fn descriptor_calls_are_counted_once() {
         let socket = PROBES.iter().find(|probe| probe.name == "socket").expect("it is there");
         let by = |name: &str| Choice {
             tier: socket.tiers.iter().find(|tier| tier.name == name),
@@ -369,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn coverage_tells_whole_part_none_and_refused_apart() {
+    fn coverage_distinguishes_complete_partial_none_and_refused() {
         let tier = &PROBES[2].tiers[1];
         let choice = Choice { tier: Some(tier), offers: vec![(tier, Ok(()))], refused: Vec::new() };
         let missing = || ProgramState::Unsupported("no tracepoint x".into());

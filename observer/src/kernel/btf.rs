@@ -1,7 +1,7 @@
 //! Struct offsets, enum values and tracepoints of the running kernel, from its BTF.
 //!
-//! The format is Documentation/bpf/btf.rst of the kernel. Only what the loader asks for is
-//! decoded; the input may be a file somebody handed in, so nothing is trusted.
+//! The format is Documentation/bpf/btf.rst of the kernel. Only what the loader asks for is decoded;
+//! the input may be a file from the user, so none of it is trusted.
 
 use std::ffi::CStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -14,16 +14,16 @@ pub enum BtfError {
     /// The file cannot be read.
     #[error("cannot read BTF from {path}: {source}")]
     Read {
-        /// Where it was looked for.
+        /// The file that was tried.
         path: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
     /// Not BTF, or damaged.
     #[error("malformed BTF: {0}")]
     Malformed(&'static str),
-    /// A file somebody named is not BTF, or damaged.
+    /// A file that the user named is not BTF, or is damaged.
     #[error("{path} is not BTF of a kernel: {reason}")]
     File {
         /// Its name.
@@ -36,7 +36,7 @@ pub enum BtfError {
     Missing(String),
 }
 
-/// Where the kernel shows its own BTF.
+/// Where the kernel provides its own BTF.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 const KIND_PTR: u32 = 2;
@@ -63,7 +63,7 @@ pub struct Btf {
     /// Byte offset of each type, by id (0 is void).
     types: Vec<usize>,
     /// Hash of kind and name with the id, sorted, of the kinds that are asked for. A table with the
-    /// names in it would take as long to make as all the rest of attaching.
+    /// names would take as long to build as all other steps of attaching together.
     names: Vec<(u64, u32)>,
 }
 
@@ -71,14 +71,14 @@ impl Btf {
     /// Reads the running kernel's BTF.
     ///
     /// # Errors
-    /// When the kernel shows none, or it is damaged.
+    /// When the kernel provides none, or it is damaged.
     pub fn of_kernel() -> Result<Self, BtfError> {
         let data = std::fs::read(KERNEL_BTF)
             .map_err(|source| BtfError::Read { path: KERNEL_BTF.into(), source })?;
         Self::parse(data)
     }
 
-    /// Reads BTF from a file: raw, as the kernel shows it, or the `.BTF` section of an ELF file
+    /// Reads BTF from a file: raw, as the kernel provides it, or the `.BTF` section of an ELF file
     /// such as vmlinux.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The rows of the cgroup histograms: giving them out, reading them, and taking them back from
+//! The rows of the cgroup histograms: assigning them, reading them, and reclaiming them from
 //! cgroups that were removed.
 
 use std::collections::BTreeMap;
@@ -28,7 +28,8 @@ const HISTOGRAM_TICKET: usize = offset_of!(CgroupHistogram, ticket) / 8;
 const HISTOGRAM_SUM: usize = offset_of!(CgroupHistogram, sum_ns) / 8;
 const HISTOGRAM_OCTAVES: usize = offset_of!(CgroupHistogram, octaves) / 8;
 
-/// Name of the row of all cgroups that have none of their own. No path: those begin with a slash.
+/// Name of the row of all cgroups that have none of their own. It cannot be a path, because paths
+/// begin with a slash.
 const OTHER: &str = "other";
 
 /// How long a row stays closed before another cgroup gets it. A program that checked the ticket
@@ -40,14 +41,14 @@ const GRACE: Duration = Duration::from_secs(1);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const LOOK_INTERVAL_MAX: Duration = Duration::from_secs(32);
 
-/// A row that belongs to nobody for a while.
+/// A row that belongs to no cgroup for a while.
 struct Closed {
     since: Instant,
     row: usize,
     ticket: u64,
 }
 
-/// The two maps, and what is known of the cgroups in them.
+/// The two maps, and the known data about the cgroups in them.
 pub(super) struct CgroupRows {
     table: MappedWords,
     histograms: MappedWords,
@@ -103,7 +104,7 @@ impl CgroupRows {
         }
     }
 
-    /// Threads of cgroups without a row ask again.
+    /// Makes the threads of cgroups without a row ask again.
     fn open_other(&self) {
         let ticket = next_ticket(self.table.get(OTHER_TICKET));
         self.validate(CGROUP_ROW_OTHER as usize, ticket);
@@ -116,7 +117,7 @@ impl CgroupRows {
         let given = self.table.get(GIVEN);
         self.table.set(FREE + given as usize % CGROUP_FREE_PLACES, ticket);
         if let Some(word) = self.table.words().get(GIVEN) {
-            // Whoever sees the new number sees the ticket as well.
+            // A CPU that sees the new number sees the ticket as well.
             word.store(given.wrapping_add(1), Ordering::Release);
         }
     }
@@ -125,7 +126,7 @@ impl CgroupRows {
         self.table.get(GIVEN).wrapping_sub(self.table.get(TAKEN)) as usize
     }
 
-    /// All entries of the index in use: where, whose, and with which ticket, if they have one.
+    /// All entries of the index that are in use: position, cgroup id, and ticket if there is one.
     fn entries(&self) -> impl Iterator<Item = (usize, u64, Option<u64>)> {
         (0..CGROUP_ENTRIES).filter_map(|entry| {
             let at = ENTRIES + entry * ENTRY_WORDS;
@@ -149,8 +150,8 @@ impl CgroupRows {
         }
     }
 
-    /// What was counted by cgroup. A cgroup that was removed and made again has another id, and is
-    /// the same to people: its rows are added up, or a scrape would have one series twice.
+    /// The counts by cgroup. A cgroup that was removed and created again has another id but the
+    /// same path: its rows are added up, because a scrape must not contain a series twice.
     pub(super) fn snapshot(&mut self) -> (Vec<CgroupDistributions>, CgroupCounts) {
         if self.rows == 0 {
             return Default::default();
@@ -204,7 +205,7 @@ impl CgroupRows {
         self.names = Some(names);
     }
 
-    /// Gives the rows away that have been closed for long enough.
+    /// Frees the rows that have been closed for long enough.
     fn reopen(&mut self) {
         let (ripe, waiting) =
             self.closed.drain(..).partition::<Vec<_>, _>(|closed| closed.since.elapsed() >= GRACE);
@@ -227,9 +228,9 @@ impl CgroupRows {
 
     /// Takes an entry out of the index, and its row out of use.
     fn close(&mut self, at: usize, ticket: Option<u64>) {
-        // The ticket first: whoever takes the entry must not find the ticket of another cgroup. A
-        // late event of the removed cgroup may fetch a row meanwhile; the next owner of the entry
-        // has it then.
+        // The ticket first: the next owner of the entry must not find the ticket of another cgroup.
+        // A late event of the removed cgroup may fetch a row meanwhile; that row then goes to the
+        // next owner of the entry.
         let Some(word) = self.table.words().get(at + ENTRY_TICKET) else { return };
         let expected = ticket.unwrap_or_default();
         if word.compare_exchange(expected, 0, Ordering::SeqCst, Ordering::Relaxed).is_err() {

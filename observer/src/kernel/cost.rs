@@ -1,5 +1,5 @@
 //! What the programs cost: their run time while the kernel's statistics are on, and what the hooks
-//! take beside it.
+//! cost in addition.
 
 use std::hint::black_box;
 use std::os::fd::{AsFd, AsRawFd};
@@ -54,8 +54,8 @@ impl Kernel {
 }
 
 /// Time of one system call that does nothing, as it is now: with programs at every system call it
-/// is longer by what they and the slow path cost. The shortest of many short series, which nothing
-/// has interrupted.
+/// is longer by what they and the slow path cost. It is the shortest of many short series, so that
+/// interrupts do not count.
 #[must_use]
 pub fn empty_call_ns() -> f64 {
     const SERIES: usize = 40;
@@ -72,7 +72,7 @@ pub fn empty_call_ns() -> f64 {
 }
 
 impl Attach {
-    /// Whether every system call of the host pays for it.
+    /// Whether it slows down every system call of the host.
     #[must_use]
     pub const fn is_at_every_system_call(self) -> bool {
         match self {

@@ -28,7 +28,7 @@ pub(super) enum Site {
     Cgroup(PathBuf),
 }
 
-/// The kernel refused a link; why.
+/// The kernel refused a link, for this reason.
 #[derive(Debug)]
 pub(super) struct LinkError(pub(super) String);
 
@@ -108,7 +108,8 @@ fn link(
     site: &Site,
     links: &mut Vec<Box<dyn Link>>,
 ) -> Result<(), ProgramError> {
-    // The link is taken out of the program, which would drop it with itself only.
+    // The link is taken out of the program, because the program would keep it until it is dropped
+    // itself.
     macro_rules! take {
         ($program:expr, $link:expr) => {{
             let link = $link?;
@@ -129,7 +130,7 @@ fn link(
             take!(program, program.attach("syscalls", name));
         }
         (AyaProgram::PerfEvent(program), Site::EveryCpu(event)) => {
-            // Every single one is sampled.
+            // Samples every single event.
             for cpu in system::online_cpus() {
                 let (config, scope) =
                     (PerfEventConfig::Software(*event), PerfEventScope::AllProcessesOneCpu { cpu });

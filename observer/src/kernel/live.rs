@@ -1,8 +1,9 @@
 //! Detaching a probe while everything runs, and attaching it again.
 //!
-//! A detached program stays loaded; only its links go. A program that several probes name goes with
-//! the last attached one of them. Whatever the programs remember of a thread or socket is forgotten
-//! before they are attached again: a begin from before the pause must not meet an end from after it.
+//! A detached program stays loaded; only its links go. A program that several probes share is
+//! detached with the last of them. The programs' state of threads and sockets is cleared before
+//! they are attached again: a begin from before the pause must not be matched with an end from
+//! after it.
 
 use std::collections::BTreeMap;
 use std::mem::offset_of;
@@ -26,10 +27,10 @@ pub enum LiveError {
     /// No program of it is attached.
     #[error("probe {0} has no program attached, so there is nothing to detach")]
     NotAttached(String),
-    /// What follows the target has to stay.
+    /// The probe that follows the target has to stay.
     #[error("probe {0} follows the target's processes; the other probes need it")]
     FollowsTarget(&'static str),
-    /// Its programs cannot forget what they saw before.
+    /// The state of its programs cannot be cleared.
     #[error("cannot clear the state in BPF map {map}: {reason}")]
     State {
         /// The map.
@@ -62,7 +63,7 @@ const fn memory_words(words: &'static [usize]) -> Remembered {
     Remembered { map: "MEMORY", value_bytes: size_of::<MemoryState>(), words }
 }
 
-/// What the programs that send records of this kind remember between a begin and its end.
+/// The state that the programs for this kind of record keep between a begin and its end.
 fn remembered(kind: RecordKind) -> Option<Remembered> {
     Some(match kind {
         RecordKind::Runqueue => task_words(&[
@@ -71,7 +72,7 @@ fn remembered(kind: RecordKind) -> Option<Remembered> {
         ]),
         RecordKind::Fault => task_words(&[
             offset_of!(TaskState, fault_ns) / 8,
-            offset_of!(TaskState, fault_booked_ns) / 8,
+            offset_of!(TaskState, fault_counted_ns) / 8,
         ]),
         RecordKind::MmSyscall => task_words(&[offset_of!(TaskState, syscall_ns) / 8]),
         RecordKind::Reclaim => memory_words(&[offset_of!(MemoryState, reclaim_ns) / 8]),
@@ -89,8 +90,8 @@ fn remembered(kind: RecordKind) -> Option<Remembered> {
 pub(super) type Pauses = BTreeMap<&'static str, Detached>;
 
 impl Kernel {
-    /// Detaches a probe, for a reason that its coverage then tells. Its histograms stay as they are,
-    /// and its programs stay loaded.
+    /// Detaches a probe, for a reason that its coverage then shows. Its histograms stay as they
+    /// are, and its programs stay loaded.
     ///
     /// # Errors
     /// When it is not attached, or follows the target.
@@ -101,20 +102,20 @@ impl Kernel {
         }
         let pause = self.pauses.entry(probe.name).or_default();
         pause.begin(MonoNanos::now(), reason);
-        // Begins first: what has begun may still end.
+        // Begins first: stalls that have begun may still end.
         for program in self.programs_of(probe) {
             if !self.is_needed(program) {
                 self.links.detach(program.name);
             }
         }
-        self.tell_who_books_descriptor_calls();
+        self.select_descriptor_program();
         Ok(())
     }
 
-    /// Attaches a detached probe again. One that is attached stays as it is.
+    /// Attaches a detached probe again. Does nothing if it is attached.
     ///
     /// # Errors
-    /// When the kernel refuses now what it allowed before; the probe is then detached as before.
+    /// When the kernel refuses what it allowed before; the probe then stays detached.
     pub fn attach_again(&mut self, name: &str) -> Result<(), LiveError> {
         let Some(probe) = PROBES.into_iter().find(|probe| probe.name == name) else {
             return Err(LiveError::NotAttached(name.to_owned()));
@@ -136,7 +137,7 @@ impl Kernel {
         if let Some(pause) = self.pauses.get_mut(probe.name) {
             pause.end(MonoNanos::now());
         }
-        self.tell_who_books_descriptor_calls();
+        self.select_descriptor_program();
         Ok(())
     }
 
@@ -175,14 +176,14 @@ impl Kernel {
         programs.filter(taken).collect()
     }
 
-    /// Whether a probe that is attached names this program.
+    /// Whether an attached probe uses this program.
     fn is_needed(&self, program: &Program) -> bool {
         let attached = PROBES.into_iter().filter(|probe| !self.is_detached(probe));
         attached.flat_map(|probe| self.programs_of(probe)).any(|other| other.name == program.name)
     }
 
-    /// Which program notes accepted sockets and failures is a matter of which probes are attached.
-    fn tell_who_books_descriptor_calls(&self) {
+    /// Which program counts accepted sockets and failures depends on which probes are attached.
+    fn select_descriptor_program(&self) {
         let socket = PROBES.into_iter().find(|probe| probe.sends(RecordKind::Socket));
         let calls_at = match socket {
             Some(probe) if self.is_detached(probe) => observer_ebpf::wire::CallExit::None,
@@ -191,7 +192,7 @@ impl Kernel {
         self.config.set(super::DESCRIPTOR_CALLS_AT, calls_at as u64);
     }
 
-    /// Zeroes what the probe's programs remember, once none of them can be running any more.
+    /// Clears the state of the probe's programs, once none of them can still be running.
     fn forget_begins(&self, probe: &Probe) -> Result<(), LiveError> {
         wait_for_running_programs();
         for remembered in probe.kinds().filter_map(remembered) {

@@ -25,19 +25,19 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ob
 /// Bytes of one series' histogram.
 pub(super) const HISTOGRAM_BYTES: usize = size_of::<observer_ebpf::wire::Histogram>();
 
-/// Histograms of cgroups take this much memory at most, and at most this part of the host's. Where
-/// it is not enough for every CPU, neighbouring CPUs share a stripe; where one stripe does not fit,
-/// fewer cgroups get rows of their own.
+/// Histograms of cgroups take at most this much memory, and at most this part of the host's memory.
+/// If that is not enough for one stripe per CPU, neighbouring CPUs share a stripe; if not even one
+/// stripe fits, fewer cgroups get rows of their own.
 const CGROUP_BUDGET_BYTES: u64 = 64 << 20;
 const CGROUP_MEMORY_SHARE: u64 = 32;
 
-/// Rows that there are on the smallest host.
+/// Number of rows on the smallest host.
 const CGROUP_ROWS_MIN: usize = 16;
 
 /// Default size of the ring.
 pub const RING_BYTES: u32 = 8 << 20;
 
-/// Why the programs could not be brought into the kernel at all.
+/// Why the programs could not be loaded at all.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// No usable BTF.
@@ -59,9 +59,9 @@ pub enum LoadError {
         /// What is wrong.
         reason: String,
     },
-    /// A tier that was asked for is not to be had.
+    /// A tier that was asked for is not available.
     #[error(
-        "tier {tier} of probe {probe} is not to be had here: {reason}; `observer doctor` lists those that are"
+        "tier {tier} of probe {probe} is not available here: {reason}; `observer doctor` lists those that are"
     )]
     Tier {
         /// The probe.
@@ -71,27 +71,27 @@ pub enum LoadError {
         /// Why not.
         reason: String,
     },
-    /// The kernel would not make a map.
+    /// The kernel refused to create a map.
     #[error("cannot create BPF map {name} ({} KiB): {reason}; {todo}", bytes / 1024)]
     Create {
         /// Its name in the object.
         name: String,
-        /// Memory it would take.
+        /// Memory that the map would take.
         bytes: u64,
         /// What the kernel said.
         reason: String,
         /// What to do.
         todo: String,
-        /// For want of a right.
+        /// Whether a privilege is missing.
         permission: bool,
     },
-    /// The kernel refused for want of privileges.
+    /// The kernel refused because privileges are missing.
     #[error("the kernel refused BPF: {0}")]
     Permission(String),
 }
 
 impl LoadError {
-    /// Whether it is for want of a right.
+    /// Whether a missing privilege is the reason.
     #[must_use]
     pub const fn is_permission(&self) -> bool {
         matches!(self, Self::Permission(_) | Self::Create { permission: true, .. })
@@ -128,7 +128,8 @@ pub struct LoadOptions {
     pub has_target: bool,
     /// Bytes of the ring, a power of two of at least one page.
     pub ring_bytes: u32,
-    /// The probes to attach, and how. What follows the target is attached whenever there is one.
+    /// The probes to attach, and how. The probe that follows the target is attached whenever there
+    /// is a target.
     pub probes: ProbeOptions,
     /// Count by cgroup as well, which costs memory and a little time for each event.
     pub by_cgroup: bool,
@@ -148,7 +149,8 @@ pub(super) struct Loaded {
     pub(super) links: Links,
     pub(super) btf: Btf,
     pub(super) offsets: Offsets,
-    /// The kernel's own types, by which the verifier types arguments; `Err` is why there are none.
+    /// The kernel's own types, by which the verifier types arguments; `Err` says why there are
+    /// none.
     pub(super) own_btf: Result<aya::Btf, String>,
     pub(super) cgroups: Cgroups,
     pub(super) histograms: MappedWords,
@@ -168,11 +170,12 @@ pub(super) struct Loaded {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     pub(super) cpus: usize,
-    /// Series that there is room for.
+    /// Number of series that fit.
     pub(super) series: usize,
-    /// Rows of cgroups, the one of the others included; 0 when nothing is counted by cgroup.
+    /// Rows for cgroups, including the one for all other cgroups; 0 when nothing is counted by
+    /// cgroup.
     pub(super) cgroup_rows: usize,
-    /// Each so many CPUs (as a power of two) share a stripe of them.
+    /// How many CPUs share a stripe, as a power of two.
     pub(super) cgroup_stripe_shift: u32,
     pub(super) task_slots: u32,
 }
@@ -295,8 +298,8 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     Ok(loaded)
 }
 
-/// The globals that switch parts of shared programs on, with whether they are asked for: by a probe
-/// that may come to be attached by a tier with that part.
+/// The globals that switch parts of shared programs on, and whether each is needed: whether a
+/// selected probe may be attached by a tier with that part.
 fn parts(options: &LoadOptions, offsets: &Offsets) -> Vec<(&'static str, u32)> {
     let selection = options.selection();
     let mut parts = BTreeMap::new();
@@ -334,7 +337,7 @@ where
 }
 
 /// Memory of all maps as the kernel accounts it (`memlock` of fdinfo, kernel/bpf/syscall.c
-/// `bpf_map_show_fdinfo`). Constant, since every map is allocated whole.
+/// `bpf_map_show_fdinfo`). It is constant, because every map is allocated completely at creation.
 fn map_bytes(ebpf: &Ebpf) -> u64 {
     ebpf.maps()
         .filter_map(|(_, map)| match map {
@@ -345,7 +348,7 @@ fn map_bytes(ebpf: &Ebpf) -> u64 {
         .sum()
 }
 
-/// Tells a lack of memory and a lack of privileges from everything else.
+/// Distinguishes a lack of memory and a lack of privileges from other errors.
 fn refusal(error: aya::EbpfError, plan: &[MapPlan]) -> LoadError {
     let mut source: Option<&dyn std::error::Error> = Some(&error);
     while let Some(inner) = source {
@@ -364,7 +367,7 @@ fn refusal(error: aya::EbpfError, plan: &[MapPlan]) -> LoadError {
 }
 
 /// Before Linux 5.11 map memory counts against `RLIMIT_MEMLOCK`; later kernels ignore it, so a
-/// failure here shows where it matters: at map creation.
+/// failure here shows up at map creation, where it matters.
 fn raise_memlock_limit() {
     use rustix::process::{Resource, Rlimit, setrlimit};
     let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });

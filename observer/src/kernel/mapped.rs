@@ -74,8 +74,8 @@ impl MappedWords {
 
 impl Drop for MappedWords {
     fn drop(&mut self) {
-        // SAFETY: mapped in `part` with this size; no reference outlives `self`. A failure would
-        // leave the mapping behind, nothing worse.
+        // SAFETY: mapped in `part` with this size; no reference outlives `self`. A failure only
+        // leaves the mapping behind.
         let _ = unsafe { munmap(self.words.as_ptr().cast(), self.bytes) };
     }
 }

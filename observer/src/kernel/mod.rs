@@ -54,7 +54,7 @@ const DESCRIPTOR_CALLS_AT: usize = offset_of!(Config, descriptor_calls_at) / 8;
 /// The attached programs. Dropping it detaches and frees everything; so does the death of the
 /// process, since nothing is pinned.
 pub struct Kernel {
-    /// Links go before the programs they belong to.
+    /// Links are dropped before the programs they belong to.
     links: links::Links,
     /// Owns the programs.
     ebpf: aya::Ebpf,
@@ -119,7 +119,7 @@ impl TargetSet {
 pub struct FloorSet(Arc<MappedWords>);
 
 impl FloorSet {
-    /// Sets the floor of a kind; the next stall of any CPU is held against it.
+    /// Sets the floor of a kind; it applies from the next stall on any CPU.
     pub fn set(&self, kind: RecordKind, floor_ns: u64) {
         self.0.set(kind as usize, floor_ns);
     }
@@ -132,11 +132,11 @@ impl FloorSet {
 }
 
 impl Kernel {
-    /// Loads the object and attaches every program this kernel takes.
+    /// Loads the object and attaches every program that this kernel accepts.
     ///
     /// # Errors
-    /// When nothing can be loaded at all, or a forced tier is not to be had; a single refused
-    /// program is coverage instead.
+    /// When nothing can be loaded at all, or a forced tier is not available. A single refused
+    /// program is not an error: it is reported as unsupported.
     pub fn attach(options: &LoadOptions) -> Result<Self, LoadError> {
         let mut loaded = load::load(options)?;
         let (choices, states) = attach::attach_probes(&mut loaded, options)?;
@@ -173,7 +173,7 @@ impl Kernel {
         })
     }
 
-    /// What the verifier said of each program that it refused, in its own words.
+    /// The verifier's output for each program that it refused.
     pub fn verifier_logs(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.states.iter().filter_map(|(program, state)| match state {
             ProgramState::Failed { verifier_log: Some(log), .. } => Some((*program, log.as_str())),
@@ -197,7 +197,7 @@ impl Kernel {
         PROBES.iter().map(|probe| (probe.name.to_owned(), of(probe.name))).collect()
     }
 
-    /// How a probe came to be attached; `None` when it was not asked for.
+    /// How a probe was attached; `None` when it was not selected.
     #[must_use]
     pub fn choice(&self, probe: &str) -> Option<&Choice> {
         self.choices.get(probe)
@@ -209,7 +209,7 @@ impl Kernel {
         TargetSet(Arc::clone(&self.targets))
     }
 
-    /// No process is watched any more: no further record is sent, and the counters rest.
+    /// Stops watching all processes: no further record is sent, and the target's counters stop.
     pub fn forget_targets(&self) {
         self.targets.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
     }
@@ -230,8 +230,8 @@ impl Kernel {
         FloorSet(Arc::clone(&self.config))
     }
 
-    /// Total length of the target's stalls of a series so far, over all CPUs. A few loads of
-    /// mapped memory, so that it can be asked for often.
+    /// Total length of the target's stalls of a series so far, over all CPUs. It takes a few loads
+    /// of mapped memory, so that it can be called often.
     #[must_use]
     pub fn target_sum_ns(&self, series: Series) -> u64 {
         (0..self.shape.cpus)
@@ -239,7 +239,7 @@ impl Kernel {
             .fold(0, u64::wrapping_add)
     }
 
-    /// Names the load generator's process, whose first connect(2) is then noted.
+    /// Sets the load generator's process, so that the kernel side records its first connect(2).
     pub fn watch_generator(&self, tgid: u32) {
         self.config.set(GENERATOR_TGID, u64::from(tgid));
     }
@@ -266,27 +266,28 @@ impl Kernel {
         self.map_bytes
     }
 
-    /// A snapshot of the losses so far and of nothing else: what the programs counted, and the runs
-    /// of them that the kernel left out, for which it is asked program by program.
+    /// A snapshot of only the losses so far: those that the programs counted, and the program runs
+    /// that the kernel skipped, which are read program by program.
     #[must_use]
     pub fn losses(&self) -> Snapshot {
-        let [lost, lost_target] = self.all_losses(&self.counts(), &self.program_books());
+        let [lost, lost_target] = self.all_losses(&self.counts(), &self.program_statistics());
         Snapshot { lost, lost_target, ..Snapshot::default() }
     }
 
     /// Losses of the host and of the target, indexed as [`Counts::lost`].
-    fn all_losses(&self, counts: &Counts, programs: &ProgramBooks) -> [[u64; LOSS_SLOTS]; 2] {
+    fn all_losses(&self, counts: &Counts, programs: &ProgramStatistics) -> [[u64; LOSS_SLOTS]; 2] {
         const MISSED: usize = KIND_SLOTS + LossKind::ProgramMissed as usize;
         let mut lost = counts.lost;
         lost[MISSED] = programs.missed;
-        // Records exist for the target alone. For which task a program was left out nobody knows.
+        // Records exist for the target alone. It is not known for which task the kernel skipped a
+        // program.
         let mut of_target = lost;
         of_target[KIND_SLOTS..].copy_from_slice(&counts.lost_target);
         of_target[MISSED] = if self.has_target { programs.missed } else { 0 };
         [lost, of_target]
     }
 
-    /// All counters, summed over the CPUs. No system call is made for them.
+    /// All counters, summed over the CPUs, read without a system call.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let mut total = Counts::zeroed();
@@ -323,19 +324,19 @@ impl Kernel {
         distribution
     }
 
-    /// Takes the histogram rows back from cgroups that were removed, where rows are short. Call it
-    /// once a second or so; it costs next to nothing as long as there are enough.
+    /// Reclaims the histogram rows of cgroups that were removed, if rows are short. Call it about
+    /// once a second; it costs almost nothing as long as there are enough rows.
     pub fn tend_cgroups(&mut self) {
         self.cgroups.tend();
     }
 
-    /// What the maps hold now. `target` names the target's own row; there is none without it.
+    /// The contents of the maps now. `target` names the target's own row; there is none without it.
     pub fn snapshot(&mut self, target: Option<&str>) -> Snapshot {
-        let programs = self.program_books();
+        let programs = self.program_statistics();
         let counts = self.counts();
         let [lost, lost_target] = self.all_losses(&counts, &programs);
-        // The host before its cgroups: what is counted meanwhile makes their sum larger, never
-        // smaller.
+        // Reads the host before its cgroups: events counted meanwhile can make the sum of the
+        // cgroups only larger, never smaller.
         let (rest, target_series) = (self.scope(SCOPE_REST), self.scope(SCOPE_TARGET));
         let (cgroups, cgroup_counts) = self.cgroups.snapshot();
         Snapshot {
@@ -357,8 +358,8 @@ impl Kernel {
         }
     }
 
-    /// Own cost, as far as the kernel keeps books of it.
-    fn self_usage(&self, programs: &ProgramBooks) -> SelfSummary {
+    /// Observer's own cost, as far as the kernel measures it.
+    fn self_usage(&self, programs: &ProgramStatistics) -> SelfSummary {
         let own = crate::host::usage::own();
         SelfSummary {
             cpu_seconds: own.cpu_seconds,
@@ -373,10 +374,10 @@ impl Kernel {
         }
     }
 
-    /// The kernel's books on all programs together (`/proc/self/fdinfo`, kernel/bpf/syscall.c
+    /// The kernel's statistics of all programs together (`/proc/self/fdinfo`, kernel/bpf/syscall.c
     /// `bpf_prog_show_fdinfo`).
-    fn program_books(&self) -> ProgramBooks {
-        let mut total = ProgramBooks::default();
+    fn program_statistics(&self) -> ProgramStatistics {
+        let mut total = ProgramStatistics::default();
         for (_, program) in self.ebpf.programs() {
             let Ok(fd) = program.fd() else { continue };
             let info = fdinfo(fd.as_fd().as_raw_fd());
@@ -388,14 +389,14 @@ impl Kernel {
     }
 }
 
-/// What the kernel keeps books of about programs.
+/// The kernel's statistics about programs.
 #[derive(Clone, Copy, Debug, Default)]
-struct ProgramBooks {
+struct ProgramStatistics {
     /// Time in them, while the kernel's BPF statistics are on.
     run_time_ns: u64,
-    /// Runs, likewise.
+    /// Runs, while the statistics are on.
     runs: u64,
-    /// Runs left out, always.
+    /// Runs that the kernel skipped; counted always.
     missed: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What this kernel offers the tiers to build on, asked once.
+//! The kernel features that the tiers need, detected once.
 
 use rustix::mount::MountFlags;
 
@@ -9,7 +9,7 @@ use super::support::{self, Support};
 use crate::host::system;
 use crate::probe::{Need, Probe, Tier};
 
-/// What is the same for all probes; `Err` is why it is not there.
+/// The features that do not depend on a probe; `Err` says why a feature is missing.
 pub(super) struct Offered {
     own_btf: Result<(), String>,
     fentry: Result<(), String>,
@@ -20,7 +20,7 @@ pub(super) struct Offered {
 }
 
 impl Offered {
-    /// Asks the kernel.
+    /// Detects the features.
     pub(super) fn by(loaded: &Loaded) -> Self {
         let has = |there: bool, otherwise: &str| there.then_some(()).ok_or(otherwise.to_owned());
         Self {
@@ -40,7 +40,7 @@ impl Offered {
         }
     }
 
-    /// The tiers of a probe, each with whether it can be taken.
+    /// The tiers of a probe, and whether each can be used.
     pub(super) fn tiers(
         &self,
         btf: &Btf,
@@ -71,7 +71,7 @@ fn supported(support: Support) -> Result<(), String> {
     }
 }
 
-/// Whether the kernel has this tracepoint, with at least so many arguments.
+/// Whether the kernel has this tracepoint, with at least this number of arguments.
 pub(super) fn tracepoint(btf: &Btf, name: &str, arguments: usize) -> Result<(), String> {
     match btf.tracepoint_arguments(name) {
         None => Err(format!("no tracepoint {name}")),
@@ -90,11 +90,11 @@ pub(super) fn function(btf: &Btf, name: &str) -> Result<(), String> {
     }
 }
 
-/// Whether tracefs is there; mounts it where it belongs if it is not.
+/// Whether tracefs is mounted; mounts it at its usual place if it is not.
 fn tracefs() -> bool {
     const MOUNT_POINT: &str = "/sys/kernel/tracing";
     if system::tracefs().is_none() {
-        // A failure shows right below.
+        // A failure is detected right below.
         let _ = rustix::mount::mount(
             "tracefs",
             MOUNT_POINT,

@@ -36,11 +36,11 @@ const MEMBERS: &[(Members, &str, &str, &str)] = &[
     (Members::Registers, "OFF_REGS_ARG2", "pt_regs", "dx"),
 ];
 
-/// Members by which the programs know that the kernel does something at all: 0 where it does not.
+/// Members that show the programs whether the kernel has a feature: 0 if it does not.
 const OPTIONAL: &[(&str, &str, &str)] =
     &[("OFF_TASK_SCHED_DELAYED", "task_struct", "se.sched_delayed")];
 
-/// Name of the global, enum, enumerator, and what it is where BTF has no such enum: flags that were
+/// Name of the global, enum, enumerator, and its value if BTF has no such enum: flags that were
 /// macros before they were enumerators (include/linux/mm_types.h).
 const FLAGS: &[(&str, &str, &str, u32)] = &[
     ("FAULT_FLAG_TRIED", "fault_flag", "FAULT_FLAG_TRIED", 0x20),
@@ -75,20 +75,20 @@ fn signatures(btf: &Btf) -> [(&'static str, u32); 4] {
     ]
 }
 
-/// What the kernel's types say, for the programs.
+/// The values that the programs take from the kernel's types.
 #[derive(Debug, Default)]
 pub(super) struct Offsets {
     /// Every global that comes from them, with its value.
     pub(super) globals: Vec<(&'static str, u32)>,
-    /// Groups of which something is missing, and what.
+    /// Groups of which a member is missing, and the name of that member.
     missing: BTreeMap<Members, String>,
 }
 
 impl Offsets {
-    /// Looks everything up.
+    /// Looks up all members and enumerators.
     ///
     /// # Errors
-    /// When something is missing that every program reads.
+    /// When a member is missing that every program reads.
     pub(super) fn of(btf: &Btf, cgroup_v1: bool) -> Result<Self, BtfError> {
         let mut offsets = Self::default();
         for (members, global, structure, path) in MEMBERS {
@@ -151,7 +151,7 @@ impl Offsets {
         self.globals.push((global, value.unwrap_or(0)));
     }
 
-    /// Whether all members of these groups are there; else what is missing first.
+    /// Whether all members of these groups exist; otherwise the first missing member.
     pub(super) fn have(&self, groups: &[Members]) -> Result<(), String> {
         match groups.iter().find_map(|group| self.missing.get(group)) {
             Some(missing) => Err(missing.clone()),

@@ -1,5 +1,5 @@
-//! The memory the maps will take, computed before anything is loaded, by the numbers the maps are
-//! then made with.
+//! The memory the maps will take, computed before anything is loaded, from the same numbers that
+//! the maps are then created with.
 
 use observer_ebpf::wire::{
     CgroupHistogram, CgroupTable, Config, Counts, Histogram, MemoryState, PID_MAX_LIMIT, SCOPES,
@@ -21,7 +21,7 @@ pub struct MapPlan {
     pub(super) sized_at_load: bool,
 }
 
-/// How the kernel lays a map out.
+/// The kernel's layout of a map.
 #[derive(Clone, Copy)]
 enum Layout {
     /// `array_map_mem_usage` (kernel/bpf/arraymap.c); values are rounded up to eight bytes.

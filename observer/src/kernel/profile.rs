@@ -11,7 +11,7 @@ pub struct ProgramProfile {
     pub name: String,
     /// Runs while the kernel's BPF statistics were on ([`super::RunTimeStatistics`]).
     pub runs: u64,
-    /// Time in them, with what taking the time itself costs.
+    /// Time in those runs, including the cost of measuring it.
     pub run_time_ns: u64,
     /// Instructions the verifier went through, on all paths (since Linux 5.16).
     pub verified_instructions: u32,
@@ -22,7 +22,7 @@ pub struct ProgramProfile {
 }
 
 impl Kernel {
-    /// All attached programs, by name. A figure the kernel does not tell is 0.
+    /// All attached programs, by name. A figure that the kernel does not report is 0.
     #[must_use]
     pub fn profile(&self) -> Vec<ProgramProfile> {
         let attached = |name: &str| self.states.get(name) == Some(&ProgramState::Attached);

@@ -10,8 +10,8 @@ use rustix::time::Timespec;
 /// The consumer's end of the ring.
 pub struct Ring {
     ring: RingBuf<MapData>,
-    /// Tells of the kernel side's wake-ups alone, being edge-triggered: poll(2) returns at once
-    /// whenever the ring holds anything, which under load is always.
+    /// Reports only the kernel side's wake-ups, because it is edge-triggered: poll(2) would return
+    /// at once whenever the ring holds anything, which under load is always.
     wakeups: Option<OwnedFd>,
 }
 
@@ -27,7 +27,7 @@ impl Ring {
         Self { ring, wakeups }
     }
 
-    /// Hands up to `limit` records to `sink`, as they lie in the ring; how many there were.
+    /// Passes up to `limit` records to `sink`, in place in the ring, and returns their number.
     pub fn drain(&mut self, limit: usize, mut sink: impl FnMut(&[u8])) -> usize {
         let mut count = 0;
         while count < limit
@@ -42,7 +42,7 @@ impl Ring {
     /// Sleeps until the kernel side wakes it (the ring fills up) or the time is over.
     pub fn wait(&self, timeout: Duration) {
         let Some(epoll) = &self.wakeups else {
-            // The timer alone will do: a ring that fills up meanwhile is a loss that is counted.
+            // The timer alone is enough: if the ring fills up meanwhile, the loss is counted.
             std::thread::sleep(timeout);
             return;
         };

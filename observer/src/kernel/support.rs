@@ -16,11 +16,11 @@ pub enum Support {
     Yes,
     /// It does not, and why.
     No(String),
-    /// It cannot be told, and why (usually: not privileged enough to try).
+    /// It is not known, for this reason (usually: not privileged enough to try).
     Unknown(String),
 }
 
-/// What matters to the probes.
+/// The features that matter to the probes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelSupport {
     /// Ring buffer maps: without them nothing can be delivered.
@@ -53,7 +53,8 @@ impl KernelSupport {
 }
 
 impl KernelSupport {
-    /// Tries only what nothing works without: the rest shows when it is attached.
+    /// Tries only what is indispensable: other missing features show up when the programs are
+    /// attached.
     #[must_use]
     pub fn required() -> Self {
         let untried = || Support::Unknown("not tried".into());
@@ -113,7 +114,7 @@ fn tp_btf() -> Support {
 
 /// Whether programs can be put at the entry and exit of kernel functions.
 pub(super) fn fentry() -> Support {
-    // The doctor asks for it and for the tiers; to try takes reading all of the kernel's types.
+    // Cached, because the doctor needs it twice and the test has to read all of the kernel's types.
     static FOUND: OnceLock<Support> = OnceLock::new();
     let find = || match is_program_supported(ProgramType::Tracing) {
         Ok(true) => Support::Yes,

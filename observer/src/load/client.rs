@@ -59,7 +59,7 @@ pub(super) enum Failure {
     /// All connections were busy and no more may be opened.
     #[error("all {0} connections were busy")]
     NoConnection(usize),
-    /// The generator was told to end.
+    /// The generator was asked to end.
     #[error("the generator was interrupted")]
     Interrupted,
 }
@@ -116,7 +116,7 @@ fn io_kind(error: &std::io::Error) -> Option<&'static str> {
 
 type Driver = http1::Connection<TokioIo<TcpStream>, Empty<Bytes>>;
 
-/// A connection, driven by whoever holds it.
+/// A connection, driven by the task that holds it.
 struct Connection {
     sender: http1::SendRequest<Empty<Bytes>>,
     /// `None` once it has ended.
@@ -132,9 +132,9 @@ impl Connection {
         Ok(Self { sender, driver: Some(driver) })
     }
 
-    /// Lets the connection do what it can; notices when the server has closed it.
+    /// Lets the connection make progress; detects that the server has closed it.
     fn poll_driver(driver: &mut Option<Driver>, cx: &mut Context<'_>) {
-        // An error reaches whoever waits for the answer; here it only means the end.
+        // An error reaches the task that waits for the answer; here it only means the end.
         if driver.as_mut().is_some_and(|driver| Pin::new(driver).poll(cx).is_ready()) {
             *driver = None;
         }
@@ -168,7 +168,7 @@ impl Connection {
 
     /// Whether another request can be sent on it now.
     fn is_usable(&mut self) -> bool {
-        // Nobody drives a connection that is not in use: this look finds out that the server has
+        // No task drives a connection that is not in use, so this check detects that the server has
         // closed it in the meantime.
         Self::poll_driver(&mut self.driver, &mut Context::from_waker(Waker::noop()));
         self.driver.is_some() && !self.sender.is_closed()
@@ -294,7 +294,7 @@ impl Drop for Permit<'_> {
     }
 }
 
-/// What became of a request.
+/// The result of a request.
 pub(super) struct Done {
     /// Its task began to run: it takes a free connection, or begins to open one.
     pub(super) start: MonoNanos,

@@ -187,7 +187,7 @@ pub fn generate(
         let writing = spawn(scope, "load-writer", || {
             let totals = writer.run(received, &counts, || stop.is_stopped());
             if totals.is_err() {
-                // Nobody reads any more: requests would be sent for nothing.
+                // The reader has gone: further requests would be useless.
                 stop.stop();
                 abort.send_replace(true);
             }
@@ -294,8 +294,8 @@ impl Pacer<'_> {
         // The kernel may otherwise delay each wake-up by 50 us to batch timers. Where it cannot
         // be set, requests are that much later, and say so.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
-        // The first task woken pays for threads and code that nobody has touched yet: milliseconds,
-        // which would be the lateness of the first request.
+        // The first task that runs pays for threads and code that were not used before:
+        // milliseconds, which would be the lateness of the first request.
         for _ in 0..WARM_UPS {
             sleep_until(MonoNanos::now().0 + LEAD_NS / (2 * WARM_UPS), self.stop);
             let (rows, counts) = (rows.clone(), Arc::clone(counts));

@@ -14,7 +14,7 @@ pub enum Output {
     Stdout,
     /// A file that does not exist yet, or a FIFO that does.
     File(PathBuf),
-    /// A Unix socket that somebody listens on.
+    /// A Unix socket on which another process listens.
     Unix(PathBuf),
 }
 
@@ -47,7 +47,7 @@ impl Output {
     ///
     /// # Errors
     ///
-    /// When it cannot be made, exists, or nobody listens.
+    /// When it cannot be created, already exists, or no process listens on it.
     pub fn open(&self) -> std::io::Result<Box<dyn Write + Send>> {
         Ok(match self {
             Self::Stdout => Box::new(std::io::stdout()),
@@ -66,7 +66,7 @@ fn open_file(path: &Path) -> std::io::Result<File> {
         return options.create_new(true).open(path);
     }
     let file = options.open(path)?;
-    // Between the look and the opening it may have been replaced.
+    // It may have been replaced between the check and the opening.
     if is_fifo(&file.metadata()?) {
         Ok(file)
     } else {
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_output_is_told_by_its_form() {
+    fn an_output_is_recognised_by_its_form() {
         let parse = |text: &str| text.parse::<Output>();
         assert_eq!(parse("-"), Ok(Output::Stdout));
         assert_eq!(parse("a:b"), Ok(Output::File("a:b".into())));

@@ -239,7 +239,7 @@ fn a_timeout_is_a_row_with_its_latency() {
 }
 
 #[test]
-fn a_server_that_hangs_up_and_one_that_fails_are_told_apart() {
+fn a_server_that_hangs_up_and_one_that_fails_are_distinguished() {
     let server = Server::start(Manner::HangUp);
     let (report, _) =
         run(&config(server.address, 50.0, Duration::from_millis(400)), &Stop::default());

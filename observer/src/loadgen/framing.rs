@@ -2,7 +2,7 @@
 
 use bytes::BytesMut;
 
-/// How the records of a format are told apart.
+/// How the records of a format are separated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// One record a line.
@@ -49,7 +49,7 @@ impl Framer {
         }
     }
 
-    /// Takes a piece and hands on every whole record in it, several at a time.
+    /// Takes a piece and passes on every complete record in it, several at a time.
     pub(super) fn push(&mut self, piece: &[u8], mut block: impl FnMut(&[u8])) {
         for step in piece.chunks(STEP_BYTES) {
             self.step(step, &mut block);
@@ -58,8 +58,8 @@ impl Framer {
 
     fn step(&mut self, mut piece: &[u8], block: &mut impl FnMut(&[u8])) {
         if self.discarding {
-            // The quotes of a record that was given up are not to be trusted: the next line end
-            // is where reading resumes.
+            // The quotes of a record that was skipped cannot be trusted: reading resumes at the
+            // next line end.
             let Some(end) = piece.iter().position(|byte| *byte == b'\n') else { return };
             self.discarding = false;
             piece = &piece[end + 1..];
@@ -87,12 +87,12 @@ impl Framer {
         }
     }
 
-    /// What is left when nothing more comes: a record without its end.
+    /// The rest at the end of the input: a record without its end.
     pub(super) fn take_rest(&mut self) -> BytesMut {
         self.pending.split()
     }
 
-    /// Whether the stream ended inside a record that was given up as too long.
+    /// Whether the stream ended inside a record that was skipped as too long.
     pub(super) const fn is_discarding(&self) -> bool {
         self.discarding
     }

@@ -21,7 +21,7 @@ const EARLY_EDGE: f64 = 0.02;
 /// Rates given per minute are below ten a second.
 const MAX_PER_MINUTE: f64 = 600.0;
 
-/// A constant rate: so many requests per so many seconds.
+/// A constant rate: a number of requests in a number of seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Rate {
     requests: f64,

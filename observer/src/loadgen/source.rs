@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Ingest, IngestError};
 
-/// Read at one go.
+/// Bytes per read.
 const READ_BYTES: usize = 64 << 10;
 
 /// [`SamplesFile::read`] returns after about this much, so that a session with a huge file stays
@@ -19,7 +19,7 @@ const MOST_BYTES: u64 = 16 << 20;
 pub struct SamplesFile {
     path: PathBuf,
     opened: Option<Opened>,
-    /// Gets all that is read, as it came.
+    /// Receives everything that is read, unchanged.
     copy: Option<File>,
 }
 
@@ -36,15 +36,15 @@ impl SamplesFile {
     ///
     /// # Errors
     ///
-    /// When it exists and cannot be read, or is it is neither a file nor a FIFO.
+    /// When it exists and cannot be read, or when it is neither a file nor a FIFO.
     pub fn follow(path: &Path) -> Result<Self, IngestError> {
         let mut file = Self { path: path.to_owned(), opened: None, copy: None };
         file.open()?;
         Ok(file)
     }
 
-    /// Keeps what is read from here on in `copy` as well, an empty file. Without room for it the
-    /// samples are read all the same.
+    /// From now on, also writes what is read to `copy`, an empty file. If there is no room for it,
+    /// the samples are read nevertheless.
     #[must_use]
     pub fn copied_to(self, copy: File) -> Self {
         Self { copy: Some(copy), ..self }
@@ -55,8 +55,8 @@ impl SamplesFile {
     }
 
     fn open(&mut self) -> Result<(), IngestError> {
-        // Not blocking: a FIFO without a writer must not hold up the run, nor may a terminal or a
-        // device that somebody put there.
+        // Non-blocking: a FIFO without a writer must not hold up the run, nor may a terminal or a
+        // device at this path.
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
         let file = match OpenOptions::new().read(true).custom_flags(flags).open(&self.path) {
             Ok(file) => file,

@@ -373,7 +373,7 @@ fn lines_that_cannot_be_used_are_counted_by_reason() {
 }
 
 #[test]
-fn nothing_and_a_header_alone_are_told_apart() {
+fn nothing_and_a_header_alone_are_distinguished() {
     for format in ADAPTERS {
         let error = Run::here(START).ingest(format.name, b"").unwrap_err();
         assert_eq!(error, IngestError::Empty, "{}", format.name);
@@ -385,7 +385,7 @@ fn nothing_and_a_header_alone_are_told_apart() {
 }
 
 #[test]
-fn every_format_is_told_from_every_other() {
+fn every_format_is_distinguished_from_every_other() {
     let here = stream(START).into_bytes();
     let streams = [
         ("observer-load", here),

@@ -1,4 +1,4 @@
-//! How often similar messages are written: so many a minute, and a count of the rest.
+//! How often similar messages are written: a maximum per minute, and a count of the rest.
 
 use std::collections::HashMap;
 use std::fmt::{Debug, Write};
@@ -15,7 +15,8 @@ const SHOWN_MAX: u32 = 10;
 /// The minute begins with the first of the similar messages.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// Kinds of messages told apart; beyond these, all messages of one place in the source are similar.
+/// Kinds of messages that are distinguished; beyond these, all messages of one place in the source
+/// are similar.
 const KINDS_MAX: usize = 1_024;
 
 /// Messages are similar when they come from one place in the source and differ in numbers only.
@@ -84,7 +85,7 @@ struct Minute {
 #[derive(Default)]
 pub(super) struct RateLimit {
     minutes: HashMap<Key, Minute>,
-    /// Of minutes that were over before anybody asked.
+    /// Of minutes that ended before they were read.
     overdue: Vec<Suppressed>,
 }
 
@@ -203,7 +204,7 @@ mod tests {
         for _ in 0..SHOWN_MAX + 3 {
             admit(&mut limit, "lost", begin);
         }
-        // The next minute begins before anybody asked about the first.
+        // The next minute begins before the first one was read.
         for _ in 0..SHOWN_MAX + 2 {
             admit(&mut limit, "lost", begin + WINDOW);
         }

@@ -1,7 +1,7 @@
 //! Log lines on standard error: which levels are shown, in which form, and how often.
 //!
 //! The library logs with `tracing`; only the program decides what becomes of it ([`start`]).
-//! Results for people (the report, figures, the progress line) are output, not log lines.
+//! Results for users (the report, figures, the progress line) are output, not log lines.
 
 mod limit;
 mod line;
@@ -71,7 +71,7 @@ const INFO: LevelFilter = LevelFilter::INFO;
 /// Form of the log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// One line for people; with the time, unless a terminal or journald reads it.
+    /// One line for users; with the time, unless a terminal or journald reads it.
     #[default]
     Text,
     /// One JSON object per line.
@@ -132,7 +132,7 @@ pub fn failure(message: &str) {
             tracing::error!("{message}");
         }
         _ => {
-            // A closed standard error is nobody's loss.
+            // A closed standard error is no error.
             let _ = writeln!(StandardError, "observer: error: {message}");
         }
     }

@@ -23,7 +23,7 @@ pub enum CauseKind {
 pub struct CauseInfo {
     /// The name in every output.
     pub id: &'static str,
-    /// The same for people, a few words.
+    /// The name for users, a few words.
     pub title: &'static str,
     /// Continues "Requests were slow because".
     pub sentence: &'static str,

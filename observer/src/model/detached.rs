@@ -19,14 +19,14 @@ pub struct Pause {
     pub until_ns: Option<MonoNanos>,
 }
 
-/// When a probe was detached. What happened meanwhile is in none of its numbers.
+/// When a probe was detached. Its numbers do not contain what happened during a pause.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detached {
     /// Why, the last time.
     pub reason: String,
     /// How often.
     pub times: u64,
-    /// For how long altogether, without a pause that is under way.
+    /// Total time, without a current pause.
     pub total_ns: u64,
     /// Since when it is detached; `None` while it is attached.
     pub since_ns: Option<MonoNanos>,
@@ -63,7 +63,7 @@ impl Detached {
         self.since_ns.is_some()
     }
 
-    /// The same, with the time up to `now` of a pause that is under way.
+    /// The same pauses, including the time up to `now` of a current one.
     #[must_use]
     pub fn until(&self, now: MonoNanos) -> Self {
         let running_ns = self.since_ns.map_or(0, |since| now.since(since));
@@ -76,12 +76,12 @@ impl fmt::Display for Detached {
         let seconds = self.total_ns as f64 / 1e9;
         let times =
             if self.times == 1 { "once".to_owned() } else { format!("{} times", self.times) };
-        write!(f, "detached {times}, for {seconds:.1} s altogether: {}", self.reason)
+        write!(f, "detached {times}, for {seconds:.1} s in total: {}", self.reason)
     }
 }
 
 impl Coverage {
-    /// The same, of a probe that was detached for some of the time until `now`.
+    /// The pauses until `now`, if the probe was detached at any time.
     #[must_use]
     pub fn with_pauses(mut self, detached: &Detached, now: MonoNanos) -> Self {
         let detached = detached.until(now);
@@ -130,9 +130,9 @@ mod tests {
         };
         let coverage = whole.with_pauses(&detached, MonoNanos(3_500_000_000));
         assert_eq!(coverage.state, ProbeState::Partial);
-        let reason = coverage.reason.expect("told");
-        assert_eq!(reason, "detached once, for 2.5 s altogether: it is dear");
-        assert_eq!(coverage.detached.expect("told").total_ns, 2_500_000_000);
+        let reason = coverage.reason.expect("reported");
+        assert_eq!(reason, "detached once, for 2.5 s in total: it is dear");
+        assert_eq!(coverage.detached.expect("reported").total_ns, 2_500_000_000);
         detached.end(MonoNanos(4_000_000_000));
         assert_eq!(detached.until(MonoNanos(9_000_000_000)).total_ns, 3_000_000_000);
     }

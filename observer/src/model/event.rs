@@ -25,8 +25,8 @@ pub(super) const HEADER_BYTES: usize = size_of::<Header>();
 /// Most bytes that may follow the header of a record.
 pub(super) const BODY_BYTES: usize = 64;
 
-/// What happened to a thread of the target, or what observer noted: the common part of a record,
-/// and the rest as it came. [`Event::record`] gives the whole record back.
+/// An event of a thread of the target, or observer's own: the decoded common part of a record, and
+/// its other bytes unchanged. [`Event::record`] gives the whole record back.
 #[derive(Clone, Copy)]
 pub struct Event {
     /// End of the stall, or the instant.
@@ -98,7 +98,7 @@ impl Event {
         self.row.name
     }
 
-    /// The cause of the stall it stands for; `None` for events that stall nobody.
+    /// The cause of the stall it stands for; `None` for events that are not stalls.
     #[must_use]
     pub fn cause(&self) -> Option<Cause> {
         (self.row.cause)(self)
@@ -150,13 +150,13 @@ impl Event {
         Some(field.value(self))
     }
 
-    /// So many bytes at an offset of the record, which lies behind the header.
+    /// `length` bytes at an offset of the record, behind the header.
     pub(super) fn bytes(&self, offset: usize, length: usize) -> &[u8] {
         let from = offset.saturating_sub(HEADER_BYTES);
         self.body.get(from..from + length).unwrap_or_default()
     }
 
-    /// The same, to be written.
+    /// The same bytes, for writing.
     pub(super) fn bytes_mut(&mut self, offset: usize, length: usize) -> &mut [u8] {
         let from = offset.saturating_sub(HEADER_BYTES);
         self.body.get_mut(from..from + length).unwrap_or_default()

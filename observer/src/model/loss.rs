@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use super::{Cause, LossSummary};
 use crate::clock::MonoNanos;
 
-/// Whose loss it is where the kernel does not count the target's apart.
+/// Whose loss it is, if the kernel does not count the target separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LossScope {
-    /// The target's, for all that is known.
+    /// Possibly all the target's.
     Target,
     /// Some task of the host's.
     Host,
@@ -17,7 +17,7 @@ pub enum LossScope {
 /// Which causes a loss can hide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hides {
-    /// None: it stalls nobody.
+    /// None: it is not a stall.
     Nothing,
     /// The stalls of these probes.
     Probes(&'static [&'static str]),
@@ -30,11 +30,11 @@ pub enum Hides {
 pub struct LossInfo {
     /// The name in every output.
     pub id: &'static str,
-    /// The same for people, as a plural that goes with a number.
+    /// The name for users, a plural that follows a number.
     pub title: &'static str,
     /// What happened, one sentence.
     pub sentence: &'static str,
-    /// Whose it is where that was not counted.
+    /// Whose loss it is, if that was not counted.
     pub scope: LossScope,
     /// Which causes it can hide.
     pub hides: Hides,
@@ -113,8 +113,8 @@ pub static LOSSES: &[LossInfo] = &[
         title: "waits with a wrong begin",
         sentence: "The kernel counted time asleep as time on the run queue (Linux 6.12 and later).",
         hides: Hides::Probes(&["runqueue"]),
-        // They are waits of any length, and more of them may be missing, since they are ordinary
-        // wake-ups: a full ring loses whatever comes at the worst moment.
+        // These waits can have any length, and they are ordinary wake-ups, so a higher share may be
+        // missing: a full ring, in contrast, loses records at the worst moment.
         limit: 0.05,
         of_all_waits: true,
         ..RECORDS

@@ -1,4 +1,4 @@
-//! The words of the product as types: events, stalls, causes, samples, and what a run leaves.
+//! The data types of the product: events, stalls, causes, samples, and the files of a run.
 
 mod cause;
 mod detached;

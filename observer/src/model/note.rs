@@ -1,4 +1,4 @@
-//! What observer notes itself, kept in the trace beside what the kernel sent: changes of floors,
+//! Observer's own records, kept in the trace beside those from the kernel: changes of floors,
 //! losses by the second, and changes of sampling.
 
 use bytemuck::{Pod, Zeroable};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Event, LossScope, LossSpan, RecordRow, field};
 use crate::clock::MonoNanos;
 
-/// A change of the length from which on stalls of a kind are sent as records.
+/// A change of the minimum length of stalls of a kind that are sent as records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FloorChange {
     /// The kind of record.
@@ -75,7 +75,7 @@ fn record_name(number: u32) -> Option<&'static str> {
 
 static FLOOR: RecordRow = RecordRow::new::<FloorRecord>(
     "floor",
-    "observer changed the length from which on stalls of a kind are sent.",
+    "observer changed the minimum length of the stalls of a kind that are sent.",
     &[
         field!(
             FloorRecord.record,
@@ -130,7 +130,7 @@ impl FloorChange {
     }
 }
 
-/// Losses of one kind between two looks at the kernel's counters, about a second apart.
+/// Losses of one kind between two readings of the kernel's counters, about a second apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LossSecond {
     /// Index into the kernel's loss counters: a [`RecordKind`], or [`KIND_SLOTS`] and a [`LossKind`].
@@ -170,7 +170,7 @@ pub fn loss_name(index: u32) -> Option<&'static str> {
 
 static LOSS: RecordRow = RecordRow::new::<LossRecord>(
     "loss",
-    "observer found that something was lost between `start_ns` and `end_ns` (about a second).",
+    "observer noticed a loss of events between `start_ns` and `end_ns` (about a second).",
     &[
         field!(
             LossRecord.loss,
@@ -190,7 +190,7 @@ static LOSS: RecordRow = RecordRow::new::<LossRecord>(
 );
 
 impl LossSecond {
-    /// The loss as an event that lasted since the last look.
+    /// The loss as an event that began at the last reading.
     #[must_use]
     pub fn event(&self, at: MonoNanos, since: MonoNanos) -> Event {
         let record = LossRecord {
@@ -212,7 +212,7 @@ impl LossSecond {
 }
 
 impl LossSpan {
-    /// What an event says the target lost, and when.
+    /// The target's loss in an event, and its time span.
     #[must_use]
     pub fn from_event(event: &Event) -> Option<Self> {
         let LossSecond { loss, scope, count } = LossSecond::from_event(event)?;
@@ -226,9 +226,9 @@ impl LossSpan {
 pub struct SamplingChange {
     /// The kind of record.
     pub record: RecordKind,
-    /// One in so many was kept until now.
+    /// Until now, one record in this many was kept.
     pub old_one_in: u32,
-    /// One in so many is kept from now on.
+    /// From now on, one record in this many is kept.
     pub new_one_in: u32,
 }
 
@@ -257,8 +257,16 @@ static SAMPLING: RecordRow = RecordRow::new::<SamplingRecord>(
             "the kind of record, `socket` or `task`",
             record_name
         ),
-        field!(SamplingRecord.old_one_in, "old_one_in", "until then, one in so many was kept"),
-        field!(SamplingRecord.new_one_in, "new_one_in", "from then on, one in so many is kept"),
+        field!(
+            SamplingRecord.old_one_in,
+            "old_one_in",
+            "until then, one record in this many was kept"
+        ),
+        field!(
+            SamplingRecord.new_one_in,
+            "new_one_in",
+            "from then on, one record in this many is kept"
+        ),
     ],
 );
 
@@ -285,7 +293,7 @@ impl SamplingChange {
     }
 }
 
-/// The kinds that observer notes itself.
+/// The kinds of observer's own records.
 pub static OWN_RECORDS: [&RecordRow; 3] = [&FLOOR, &LOSS, &SAMPLING];
 
 const fn header(at: MonoNanos, duration_ns: u64, kind: u16) -> Header {

@@ -1,8 +1,8 @@
-//! Reasons: why an answer is what it is, for programs and for people.
+//! Reasons: why an answer is what it is, for programs and for users.
 
 use serde::{Deserialize, Serialize};
 
-/// One reason: a code for programs, a sentence for people, and the numbers behind both.
+/// One reason: a code for programs, a sentence for users, and the numbers behind both.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "Written")]
 pub struct Reason {

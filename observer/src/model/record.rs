@@ -1,5 +1,5 @@
 //! Kinds of record, as data: which fields a record has, and what it means. Decoding, the trace and
-//! its documentation, and the text for people follow from the rows.
+//! its documentation, and the text for users follow from the rows.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use super::{Cause, Event, Tgid, Tid};
 /// Who had what a thread waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// The thread; `Tid(0)` when nobody had it (an idle CPU).
+    /// The thread; `Tid(0)` when no thread had it (an idle CPU).
     pub tid: Tid,
     /// Its process.
     pub tgid: Tgid,
@@ -28,14 +28,14 @@ pub struct RecordRow {
     pub about: &'static str,
     /// Bytes of the record, header included.
     pub size: usize,
-    /// Stalls of the target below this are counted and not sent, nanoseconds; `None` for what has no
-    /// length, all of which is sent.
+    /// Stalls of the target below this are counted and not sent, nanoseconds; `None` for kinds
+    /// without a length, whose records are all sent.
     pub floor_ns: Option<u64>,
     /// Above a rate, only every n-th is kept in the trace.
     pub sampled: bool,
-    /// What it holds beside the header.
+    /// Its fields besides the header.
     pub fields: &'static [Field],
-    /// The cause of the stall; `None` for what stalls nobody.
+    /// The cause of the stall; `None` for kinds that are not stalls.
     pub cause: fn(&Event) -> Option<Cause>,
     /// Who had what the thread waited for.
     pub holder: fn(&Event) -> Option<Holder>,
@@ -46,7 +46,7 @@ pub struct RecordRow {
 }
 
 impl RecordRow {
-    /// A kind that stalls nobody, with all its fields in plain text for people.
+    /// A kind that is not a stall, with all its fields as plain text for users.
     #[must_use]
     pub const fn new<R: Record>(
         name: &'static str,
@@ -125,8 +125,8 @@ pub struct Field {
     pub data: Data,
     /// Where in the record.
     pub offset: usize,
-    /// A trace without this column can be read; the field is zero then. For fields that were added
-    /// after a version that lacks them was released.
+    /// A trace without this column can be read; the field is then zero. For fields that were added
+    /// after a version without them was released.
     pub optional: bool,
 }
 
@@ -143,13 +143,13 @@ pub enum Data {
     I32,
     /// A bit of the header's flags.
     Flag(u16),
-    /// A name by bits of the header's flags: the first whose bits are set.
+    /// A name chosen by bits of the header's flags: the first name whose bits are set.
     FlagNames(&'static [(u16, &'static str)]),
     /// A name by a number of four bytes.
     Names(fn(u32) -> Option<&'static str>),
-    /// A name of so many bytes at most, NUL padded.
+    /// A name of at most this many bytes, NUL padded.
     Text(usize),
-    /// Up to so many numbers of eight bytes; the first zero ends the list.
+    /// Up to this many numbers of eight bytes; the first zero ends the list.
     List(usize),
 }
 
@@ -328,7 +328,7 @@ impl Field {
                 .find(|value| name(*value) == Some(text))
                 .is_some_and(|value| number(event, &value.to_ne_bytes())),
             (Data::Text(length), Value::Text(text)) => {
-                // The kernel's own names fit; of another's, what fits is kept.
+                // The kernel's own names fit; a longer name is cut.
                 let cut = text.floor_char_boundary(length);
                 number(event, &text.as_bytes()[..cut])
             }

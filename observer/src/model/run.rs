@@ -16,15 +16,15 @@ pub mod files {
     pub const RUN: &str = "run.json";
     /// The answer.
     pub const SUMMARY: &str = "summary.json";
-    /// The answer, for people with a browser.
+    /// The answer as a web page.
     pub const REPORT: &str = "report.html";
     /// End of the names of the streams of events, one a kind.
     pub const STREAM_SUFFIX: &str = ".arrows";
     /// Samples, Arrow IPC stream.
     pub const SAMPLES: &str = "samples.arrows";
-    /// COMMAND's standard output, or the samples that came by standard input, as it came.
+    /// COMMAND's standard output, or the samples from standard input, unchanged.
     pub const LOADGEN_OUT: &str = "loadgen.out";
-    /// What was read of the samples file, as it came.
+    /// The part of the samples file that was read, unchanged.
     pub const LOADGEN_SAMPLES: &str = "loadgen.samples";
     /// The generator's standard error.
     pub const LOADGEN_ERR: &str = "loadgen.err";
@@ -37,7 +37,8 @@ pub struct Coverage {
     pub state: ProbeState,
     /// How it is attached.
     pub tier: Option<String>,
-    /// Why it is not (wholly) attached, or not by a better tier that the kernel seemed to offer.
+    /// Why it is not (completely) attached, or why a better tier that the kernel seemed to offer is
+    /// not used.
     pub reason: Option<String>,
     /// When it was detached while the run went on; `None` when it never was.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -31,7 +31,7 @@ impl Sample {
         self.intended_start.unwrap_or(self.start)
     }
 
-    /// What the user of the service felt: end minus intended start (or start).
+    /// Latency as a user of the service sees it: end minus intended start (or start).
     #[must_use]
     pub fn response_ns(&self) -> u64 {
         self.end.since(self.begin())
@@ -68,7 +68,8 @@ impl Default for SlowSpec {
 impl std::fmt::Display for SlowSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            // 0.999 * 100 has no short decimal form in binary; nobody writes more decimals than these.
+            // 0.999 * 100 has no short decimal form in binary; users do not write more decimals
+            // than these.
             Self::Quantile(q) => {
                 let text = format!("{:.9}", q * 100.0);
                 write!(f, "p{}", text.trim_end_matches('0').trim_end_matches('.'))

@@ -11,7 +11,7 @@ use crate::clock::MonoNanos;
 /// reasons have a code and evidence, and causes may have any name.
 pub const SUMMARY_SCHEMA: u32 = 2;
 
-/// What can be said.
+/// The kind of answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -72,7 +72,7 @@ pub struct SamplesSummary {
     pub count: u64,
     /// Of these, failed requests.
     pub errors: u64,
-    /// Samples per second over the span of the samples.
+    /// Samples per second, from the first to the last sample.
     pub rate_hz: f64,
     /// Response times from the intended start where known.
     pub latency_ns: LatencySummary,
@@ -90,7 +90,7 @@ pub struct SamplesSummary {
     /// Slow samples.
     #[serde(default)]
     pub slow_count: u64,
-    /// Slow samples beside those that were left out, because records that may matter were lost
+    /// Slow samples, without those that were left out because records that may matter were lost
     /// while they ran.
     #[serde(default)]
     pub slow_left_out: u64,
@@ -140,7 +140,7 @@ pub struct RuledOut {
     pub reason: Reason,
 }
 
-/// How a probe got into this kernel.
+/// The state of a probe on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProbeState {
@@ -177,7 +177,7 @@ pub struct ProbeSummary {
     pub state: ProbeState,
     /// How it is attached: a name of docs/PROBES.md (`tp_btf`, `perf_event`, ...).
     pub tier: Option<String>,
-    /// Why it is not (wholly) attached.
+    /// Why it is not (completely) attached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Stalls counted in the kernel's histograms over the run, all tasks of the target's cgroup
@@ -288,9 +288,9 @@ pub struct FloorSummary {
     pub changes: u64,
     /// How long it was higher than at the start.
     pub raised_for_ns: u64,
-    /// Up to when that was booked.
+    /// The time up to which that is counted.
     #[serde(skip)]
-    pub(crate) booked_until: MonoNanos,
+    pub(crate) counted_until: MonoNanos,
     /// Length of the stalls that went unrecorded in that time.
     pub hidden_ns: u64,
     /// Which floor applied when; only the first few hundred changes, all are in the trace.
@@ -308,7 +308,7 @@ impl FloorSummary {
             lowest_ns: floor_ns,
             highest_ns: floor_ns,
             last_ns: floor_ns,
-            booked_until: start,
+            counted_until: start,
             history: vec![FloorSpan { from_ns: start, floor_ns, reason: None }],
             ..Self::default()
         }
@@ -333,12 +333,12 @@ impl FloorSummary {
         }
     }
 
-    /// Books the time until `now` under the floor in force.
+    /// Counts the time until `now` for the floor in force.
     pub fn pass(&mut self, now: MonoNanos) {
         if self.last_ns > self.first_ns() {
-            self.raised_for_ns += now.since(self.booked_until);
+            self.raised_for_ns += now.since(self.counted_until);
         }
-        self.booked_until = now;
+        self.counted_until = now;
     }
 }
 
@@ -352,7 +352,7 @@ pub struct SelfSummary {
     /// Resident set at the end of the run, before the answer was worked out.
     #[serde(default)]
     pub rss_bytes: u64,
-    /// What the resident set of a run can come to at most.
+    /// Upper bound of the resident set of a run.
     #[serde(default)]
     pub rss_bound_bytes: u64,
     /// Time inside the BPF programs (0 when the kernel's BPF statistics could not be enabled).
@@ -370,8 +370,8 @@ pub struct SelfSummary {
     pub added_cpu_share: Option<AddedShare>,
 }
 
-/// CPU time that observer added to the host, as a share of that of all CPUs: its own threads, its BPF
-/// programs, and what their hooks cost whoever passes them.
+/// CPU time that observer added to the host, as a share of that of all CPUs: its own threads, its
+/// BPF programs, and what their hooks cost the threads that pass them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AddedShare {
     /// Mean over the run.

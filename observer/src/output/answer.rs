@@ -1,4 +1,4 @@
-//! All there is to tell about one run, for the outputs for people.
+//! Everything known about one run, for the outputs that users read.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ pub struct WorstRequest {
     pub omitted: u64,
 }
 
-/// One run, as it is told to people.
+/// One run, as users see it.
 #[derive(Debug)]
 pub struct Answer {
     /// The run directory.
@@ -79,7 +79,7 @@ impl Answer {
         let mut notes = Vec::new();
         if run.end_reason == EndReason::Running {
             notes.push(
-                "the run has not ended, or its observer died: this report has what was written"
+                "the run has not ended, or its observer died: this report contains what was written"
                     .to_owned(),
             );
         }
@@ -110,7 +110,7 @@ impl Answer {
         }
     }
 
-    /// Reads a run directory. Traces that are damaged become notes: the rest can still be told.
+    /// Reads a run directory. Traces that are damaged become notes: the rest can still be shown.
     ///
     /// # Errors
     /// [`crate::error::Exit::RunUnreadable`] when `run.json` or `summary.json` cannot be read.
@@ -120,7 +120,8 @@ impl Answer {
         Ok(Self::of_directory(directory, run, summary, None))
     }
 
-    /// The same with an answer and samples that are not in the directory: those of a crashed run.
+    /// Like [`Answer::load`], with an answer and samples that are not in the directory: those of a
+    /// crashed run.
     #[must_use]
     pub fn recovered(
         directory: &RunDir,
@@ -355,7 +356,8 @@ fn ends_early(name: &str) -> String {
     format!("{name} ends early; its last moments are missing")
 }
 
-/// The headline claims no more than the shares: where the rest is the larger part, it says so.
+/// The headline claims no more than the shares: if the rest is the larger part, the headline says
+/// so.
 fn attributed(summary: &Summary, slow: &str) -> String {
     let top = summary.verdict.top_cause.unwrap_or(Cause::UNEXPLAINED);
     let rest = summary.causes.iter().find(|row| row.cause.is_rest()).map_or(0.0, |row| row.share);

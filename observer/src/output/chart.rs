@@ -45,7 +45,8 @@ pub fn timeline(answer: &Answer) -> Option<String> {
         let root = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
         let (upper, lower) = root.split_vertically(latency_height);
         let seconds = 0.0..end_ns / 1e9;
-        // Drawing into a string cannot fail; a picture less is better than no report.
+        // Drawing into a string cannot fail; if it did, a report without the picture is better than
+        // none.
         if latency_height > 0 {
             draw_latency(answer, &upper, seconds.clone(), &lanes).ok()?;
         }
@@ -167,7 +168,7 @@ fn draw_latency(answer: &Answer, area: &Area<'_>, seconds: Range<f64>, lanes: &[
 
 /// Neighbouring columns of about the same cover as one: from, to, cover.
 fn runs(covered: &[f64]) -> Vec<(usize, usize, f64)> {
-    // Eight shades are told apart by eye; any stall at all gets the first.
+    // The eye distinguishes eight shades; any stall at all gets the first.
     let shade = |cover: f64| {
         if cover > 0.0 { ((cover.min(1.0) * 8.0).ceil()).max(1.0) / 8.0 } else { 0.0 }
     };

@@ -1,5 +1,5 @@
-//! What the outputs for people need of a run's events, gathered while they stream by: a trace may
-//! be larger than memory should be.
+//! What the outputs for users need of a run's events, gathered while they stream by: a trace may be
+//! larger than memory should be.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub(super) const COLUMNS: usize = 900;
 /// Slow requests shown one by one.
 const WORST: usize = 10;
 /// Stalls kept for one request; the rest is counted. A request of seconds under reclaim overlaps
-/// tens of thousands of stalls, and nobody reads those.
+/// tens of thousands of stalls, which no user reads.
 const OVERLAPS_KEPT: usize = 50;
 
 pub(super) struct Digest {

@@ -16,9 +16,9 @@ use crate::clock::MonoNanos;
 use crate::error::Result;
 use crate::model::{Event, RecordRow, files};
 
-/// A trace of bounded size has so many segments, of which the oldest is removed to make room.
+/// A trace of bounded size has this many segments; the oldest is removed to make room.
 const SEGMENTS: u64 = 8;
-/// Files with streams that are looked at in a directory.
+/// Maximum number of stream files to read in a directory.
 const FILES_MAX: usize = 10_000;
 
 /// A file of a run directory that is named like a stream of events.
@@ -87,17 +87,17 @@ struct Ring {
     closed: VecDeque<Segment>,
 }
 
-/// What was removed from a trace of bounded size.
+/// The events removed from a trace of bounded size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
     /// Rows, by kind.
     pub rows: BTreeMap<&'static str, u64>,
-    /// What ended after this instant is still there, as far as it was written.
+    /// Events that ended after this instant are still there, if they were written.
     pub until: MonoNanos,
 }
 
-/// Writes events, each into the stream of its kind. After a failed write everything is left as it
-/// is, readable up to the last whole batch of each stream.
+/// Writes events, each into the stream of its kind. After a failed write, the files stay as they
+/// are, readable up to the last complete batch of each stream.
 pub struct EventWriter {
     directory: OwnedFd,
     streams: BTreeMap<u16, Stream>,
@@ -210,7 +210,7 @@ pub struct EventsRead {
 }
 
 impl EventsRead {
-    /// What a person should know, one sentence each.
+    /// Notes for the user, one sentence each.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
@@ -238,7 +238,7 @@ impl EventsRead {
         }
         if self.skipped_rows > 0 {
             notes.push(format!(
-                "{} rows hold what this observer does not know and were skipped",
+                "{} rows contain values that this observer does not know and were skipped",
                 crate::text::count(self.skipped_rows)
             ));
         }
@@ -276,7 +276,8 @@ impl RunDir {
         self.events_writer(None)
     }
 
-    /// The same with a bound on the disk they take: the oldest are removed.
+    /// Like [`RunDir::create_events`], with a limit of the disk space: the oldest events are
+    /// removed.
     ///
     /// # Errors
     /// As [`RunDir::create_events`].
@@ -312,8 +313,8 @@ impl RunDir {
         Ok(found)
     }
 
-    /// Hands over the events of all streams, a batch at a time, one kind behind the other. What is
-    /// damaged costs the rest of its stream, and is in the result.
+    /// Hands over the events of all streams, a batch at a time, one kind behind the other. The rest
+    /// of a damaged stream is skipped, and the result reports it.
     ///
     /// # Errors
     /// When the directory cannot be listed.

@@ -35,8 +35,8 @@ const STYLE: &str = include_str!("report.css");
 pub fn render(answer: &Answer) -> String {
     let mut page = String::new();
     let title = format!("observer: {}", answer.headline());
-    // The policy is for hostile names that an escape may have missed: no script runs, nothing is
-    // fetched.
+    // The policy is a second protection against hostile names, should an escape have missed one: no
+    // script runs, and nothing is fetched.
     let _ = write!(
         page,
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\

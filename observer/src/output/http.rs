@@ -28,7 +28,7 @@ const MAX_CONNECTIONS: usize = 32;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
 /// A connection ends after this time, so that one which does not read its answer cannot stay.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
-/// What a request under way at shutdown is given.
+/// Time for requests in progress at shutdown.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
 type Source = dyn Fn() -> Snapshot + Send + Sync;
@@ -41,7 +41,7 @@ pub async fn serve(
     source: impl Fn() -> Snapshot + Send + Sync + 'static,
     shutdown: impl Future<Output = ()>,
 ) {
-    // The lock keeps the scrapes in turn: each reads all maps.
+    // The lock serialises the scrapes, because each reads all maps.
     let source: Arc<Mutex<Box<Source>>> = Arc::new(Mutex::new(Box::new(source)));
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let (stop, stopped) = watch::channel(());
@@ -49,7 +49,7 @@ pub async fn serve(
     let accept = async {
         loop {
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
-            // Finished tasks are forgotten, else the set would grow for ever.
+            // Removes finished tasks, otherwise the set would grow for ever.
             while connections.try_join_next().is_some() {}
             match listener.accept().await {
                 Ok((stream, _)) => {
@@ -95,7 +95,7 @@ async fn connection(
     tokio::pin!(serving);
     let limited = timeout(CONNECTION_TIMEOUT, async {
         tokio::select! {
-            // The client's errors (reset, garbage instead of HTTP) are no concern of the daemon's.
+            // The client's errors (reset, garbage instead of HTTP) do not matter to the daemon.
             _ = &mut serving => return,
             _ = stopped.changed() => {}
         }
@@ -134,7 +134,7 @@ async fn answer(
 
 async fn metrics(as_openmetrics: bool, source: Arc<Mutex<Box<Source>>>) -> Response<Full<Bytes>> {
     let rendered = tokio::task::spawn_blocking(move || {
-        // A scrape that panicked has left nothing half-done: the source only reads.
+        // A scrape that panicked leaves nothing inconsistent: the source only reads.
         let snapshot = source.lock().unwrap_or_else(PoisonError::into_inner)();
         let text = openmetrics(snapshot)?;
         Ok::<_, std::fmt::Error>(if as_openmetrics { text } else { to_prometheus(&text) })

@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 
-/// A server on its own thread; asking happens on the test's, with plain sockets.
+/// A server on its own thread; the test sends requests from its own thread, with plain sockets.
 struct Server {
     address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,

@@ -1,4 +1,4 @@
-//! What a run leaves, and what people and other programs read: one format a file.
+//! The files of a run, and the outputs for users and other programs: one file for each format.
 
 pub mod answer;
 pub mod chart;

@@ -51,7 +51,7 @@ impl Kind {
         }
     }
 
-    /// What the name of a sample has that the name of the family has not.
+    /// The suffix that the name of a sample has in addition to that of its family.
     const fn suffix(self) -> &'static str {
         match self {
             Self::Counter => "_total",
@@ -148,7 +148,7 @@ impl Family<'_> {
     }
 
     /// One histogram for each cgroup in which anything was counted, and one for the target. `rows`
-    /// are the series of the family, each with the labels that tell it from the others.
+    /// are the series of the family, each with the labels that distinguish it from the others.
     fn per_cgroup(&mut self, snapshot: &Snapshot, rows: Rows, bounds: Bounds) -> fmt::Result {
         for (series, labels) in rows {
             let labelled = |cgroup, target| [&[cgroup, target][..], *labels].concat();

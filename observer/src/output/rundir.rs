@@ -1,7 +1,7 @@
-//! The run directory: made once, never overwritten, readable by its owner alone.
+//! The run directory: created once, never overwritten, readable by its owner only.
 //!
 //! All files are reached through the directory's descriptor and never through a symbolic link, so
-//! that a process of another user cannot turn a write of root elsewhere.
+//! that a process of another user cannot redirect root's writes.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -40,7 +40,7 @@ pub struct RunDir {
     reserve: Mutex<Option<OwnedFd>>,
 }
 
-/// Of a failed write: a full disk has an exit code of its own.
+/// The error of a failed write: a full disk has an exit code of its own.
 fn write_exit(problem: &(dyn std::error::Error + 'static)) -> Exit {
     let full = if let Some(errno) = problem.downcast_ref::<Errno>() {
         is_disk_full(&std::io::Error::from(*errno))
@@ -120,7 +120,7 @@ impl RunDir {
         Ok(made)
     }
 
-    /// Where it is, absolute where that can be told.
+    /// Its path, absolute if possible.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -134,7 +134,7 @@ impl RunDir {
         for name in [files::RUN].into_iter().chain(loadgen).chain(streams) {
             let _ = fs::unlinkat(&self.directory, name, AtFlags::empty());
         }
-        // Fails when something else is in it, which is then not ours to remove.
+        // Fails if the directory contains other files, which must stay.
         let _ = std::fs::remove_dir(&self.path);
     }
 
@@ -144,7 +144,8 @@ impl RunDir {
         Error::new(exit, format!("cannot write {}: {problem}", path.display()))
     }
 
-    /// Keeps room for the answer. Where the file system cannot, the answer takes its chance.
+    /// Reserves room for the answer. If the file system cannot, the answer is written without a
+    /// reserve.
     fn reserve(&self) {
         let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
         let file = fs::openat(&self.directory, ".", flags, Mode::RUSR | Mode::WUSR);
@@ -198,7 +199,7 @@ impl RunDir {
             Ok(())
         };
         written().map_err(|error| {
-            // Half a file is of no use to anybody; that it cannot be removed changes nothing.
+            // Half a file is of no use. An error while removing it changes nothing.
             let _ = fs::unlinkat(&self.directory, temporary.as_str(), AtFlags::empty());
             self.write_error(name, error)
         })
@@ -334,7 +335,7 @@ impl RunDir {
     }
 }
 
-/// A new file for a person who named its path, mode 0600; never overwrites.
+/// A new file at a path that the user named, mode 0600; never overwrites.
 ///
 /// # Errors
 /// [`Exit::Output`] when it exists or cannot be made.

@@ -56,7 +56,7 @@ fn nothing_that_exists_is_overwritten() {
     refusal(RunDir::create(Some(&link)), Exit::OutputExists);
     directory.create_file(files::LOADGEN_OUT).unwrap();
     refusal(directory.create_file(files::LOADGEN_OUT), Exit::Output);
-    // A link that somebody put where a file should go is not followed.
+    // A symbolic link in the place of a file is not followed.
     let aim = root.path().join("aim");
     symlink(&aim, path.join(files::SAMPLES)).unwrap();
     refusal(directory.create_samples().map(|_| ()), Exit::Output);
@@ -83,7 +83,7 @@ fn bad_places_are_refused_with_the_reason() {
 }
 
 #[test]
-fn what_is_no_run_is_told_from_what_is_damaged() {
+fn a_missing_run_is_distinguished_from_a_damaged_one() {
     let root = tempfile::tempdir().unwrap();
     refusal(RunDir::open(&root.path().join("none")), Exit::RunUnreadable);
     let file = root.path().join("file");
@@ -106,7 +106,7 @@ fn what_is_no_run_is_told_from_what_is_damaged() {
 }
 
 #[test]
-fn the_default_name_tells_the_time() {
+fn the_default_name_contains_the_time() {
     let time = time::OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
     assert_eq!(default_name(time), "observer-run-20231114-221320");
 }

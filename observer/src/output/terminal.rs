@@ -1,4 +1,4 @@
-//! The answer for people at a terminal.
+//! The answer for users at a terminal.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
@@ -247,7 +247,7 @@ fn probes(text: &mut String, summary: &Summary, paint: Paint) {
     }
 }
 
-/// `socket: created 3, live 2`, and what the attribution did not get to see.
+/// `socket: created 3, live 2`, and the time that the attribution did not see.
 pub(super) fn counters((name, probe): (&String, &ProbeSummary)) -> Option<String> {
     let mut facts: Vec<String> = probe
         .counters

@@ -85,7 +85,7 @@ fn a_crashed_run_says_so_and_shows_what_there_is() {
 }
 
 #[test]
-fn losses_and_doubts_about_the_samples_are_told() {
+fn losses_and_doubts_about_the_samples_are_reported() {
     let mut summary = example::attributed();
     summary.loss.total = 3;
     summary.loss.by_kind.insert("runqueue".into(), 3);

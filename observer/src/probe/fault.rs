@@ -11,7 +11,7 @@ const BEGINS: &str = "begins of faults";
 const ENDS: &str = "ends of faults";
 const SIGNALS: &str = "faults that end in a signal";
 
-/// The exceptions, as a kernel without BTF of its own offers them.
+/// The exceptions, as a kernel without its own BTF offers them.
 const EXCEPTIONS_RAW: [Program; 2] = [
     Program::new("page_fault_user_raw", Attach::RawTracepoint("page_fault_user", 3), USER),
     Program::new("page_fault_kernel_raw", Attach::RawTracepoint("page_fault_kernel", 3), KERNEL),
@@ -30,14 +30,14 @@ const HANDLER: &str = "handle_mm_fault";
 pub(super) const PROBE: Probe = Probe {
     name: "fault",
     about: "Page faults, minor and major, with latency and address.",
-    notes: "Counted as fields minflt and majflt of /proc/PID/stat are. `fentry` and `kprobe` time the \
-            kernel's fault handler, retries included, from its first entry to its last return. The \
-            other tiers begin at the x86 exception, and so include the wait for the lock of the \
-            address space; faults that the kernel takes on behalf of a thread without an exception \
-            (get_user_pages) are in /proc/PID/stat but have no begin there: they are counted apart. \
-            The memory-cgroup tracepoint exists since Linux 6.15; a fault that fails for want of a page \
-            (SIGBUS) passes it too. A perf event on every fault costs \
-            more. The kernel watches a limited number of returns by kretprobe at a time.",
+    notes: "Counted as fields minflt and majflt of /proc/PID/stat are. `fentry` and `kprobe` time \
+            the kernel's fault handler, retries included, from its first entry to its last return. \
+            The other tiers begin at the x86 exception, and so include the wait for the lock of \
+            the address space; faults that the kernel takes on behalf of a thread without an \
+            exception (get_user_pages) are in /proc/PID/stat but have no begin there: they are \
+            counted apart. The memory-cgroup tracepoint exists since Linux 6.15; a fault that \
+            fails because there is no page (SIGBUS) passes it too. A perf event on every fault \
+            costs more. The kernel watches a limited number of returns by kretprobe at a time.",
     tiers: &[
         Tier {
             name: "fentry",

@@ -7,16 +7,16 @@ pub enum Attach {
     Fentry(&'static str),
     /// Return of this kernel function, through a BPF trampoline.
     Fexit(&'static str),
-    /// BTF-typed raw tracepoint of this name, with at least so many arguments.
+    /// BTF-typed raw tracepoint of this name, with at least this many arguments.
     TpBtf(&'static str, usize),
-    /// Raw tracepoint of this name, with at least so many arguments.
+    /// Raw tracepoint of this name, with at least this many arguments.
     RawTracepoint(&'static str, usize),
     /// Entry of these kernel functions, through a breakpoint or ftrace.
     Kprobe(&'static [&'static str]),
     /// Return of these kernel functions, by the same.
     Kretprobe(&'static [&'static str]),
-    /// Classic tracepoints `syscalls:PREFIX_CALL`, one for each call this kernel has: how people
-    /// are told, the prefix, the calls.
+    /// Classic tracepoints `syscalls:PREFIX_CALL`, one for each call that this kernel has: the text
+    /// for users, the prefix, and the calls.
     Syscalls(&'static str, &'static str, &'static [&'static str]),
     /// Software perf event `PERF_COUNT_SW_PAGE_FAULTS_MIN`, period 1, every CPU.
     PerfMinorFaults,
@@ -29,7 +29,7 @@ pub enum Attach {
 }
 
 impl Attach {
-    /// Name of this kind of hook, for people.
+    /// Name of this kind of hook, for users.
     #[must_use]
     pub const fn kind(self) -> &'static str {
         match self {
@@ -45,7 +45,7 @@ impl Attach {
         }
     }
 
-    /// The hook itself, for people.
+    /// The hook itself, for users.
     #[must_use]
     pub fn hook(self) -> String {
         match self {
@@ -72,7 +72,7 @@ pub struct Program {
     pub attach: Attach,
     /// What is missing without it.
     pub gives: &'static str,
-    /// The member of a struct of the kernel that makes it necessary; `None` when it always is.
+    /// The kernel struct member that makes the program necessary; `None` when it always is.
     pub only_with: Option<(&'static str, &'static str)>,
     /// The part of a shared program that this probe needs: the name of the global that switches it
     /// on. Parts that no probe asks for are removed by the verifier.
@@ -84,21 +84,21 @@ impl Program {
         Self { name, attach, gives, only_with: None, part: None }
     }
 
-    /// The same, of which the probe needs this part.
+    /// The same program, of which the probe needs only this part.
     pub(super) const fn part(self, global: &'static str) -> Self {
         Self { part: Some(global), ..self }
     }
 
-    /// The same, for kernels whose struct has this member.
+    /// The same program, for kernels whose struct has this member.
     pub(super) const fn only_with(self, structure: &'static str, path: &'static str) -> Self {
         Self { only_with: Some((structure, path)), ..self }
     }
 }
 
-/// Something of the kernel that a tier builds on.
+/// A kernel feature that a tier needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// BTF of its own, by which the verifier types arguments.
+    /// The kernel's own BTF, from which the verifier knows the types of arguments.
     OwnBtf,
     /// BPF trampolines at kernel functions.
     Fentry,
@@ -126,7 +126,7 @@ pub enum Members {
     Comm,
     /// How many threads of the process are left.
     LiveThreads,
-    /// What tells kernel threads from others.
+    /// The flags that mark kernel threads.
     TaskFlags,
     /// From a task to the id of its cgroup.
     Cgroup,
@@ -150,12 +150,13 @@ pub struct Tier {
     /// Its name in every output and for `--tier`, unique within the probe: that of the hooks which
     /// tell it from the others.
     pub name: &'static str,
-    /// How it works, for people.
+    /// How it works, for users.
     pub about: &'static str,
     /// What the kernel must have for it.
     pub needs: &'static [Need],
-    /// What its programs read of the kernel's structs, beside [`Members::Ids`].
+    /// The kernel struct members that its programs read, besides [`Members::Ids`].
     pub reads: &'static [Members],
-    /// What it attaches, begins before ends. Programs that several probes name exist once.
+    /// The programs it attaches, begins before ends. A program that several probes share is loaded
+    /// once.
     pub programs: &'static [Program],
 }

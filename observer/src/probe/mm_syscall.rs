@@ -6,11 +6,11 @@ use super::{Attach, Members, Need, Probe, Program, Tier};
 use crate::model::{Cause, Event, RecordRow, field};
 use crate::text::bytes;
 
-/// Shared with the socket probe: without the part of either.
+/// Shared with the socket probe; without the parts that only one of the two needs.
 pub(super) const SYS_EXIT: Program =
     Program::new("sys_exit", Attach::TpBtf("sys_exit", 2), RESULTS);
 
-/// The same, read by helper calls.
+/// The same programs, reading by helper calls.
 pub(super) const SYS_EXIT_RAW: Program =
     Program::new("sys_exit_raw", Attach::RawTracepoint("sys_exit", 2), RESULTS);
 

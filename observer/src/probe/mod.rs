@@ -1,5 +1,5 @@
-//! The probes, as data: which programs they need, how each is attached, which records they send
-//! and how a record becomes an event. One file a probe, one row here.
+//! The probes, as data: which programs they need, how each is attached, which records they send and
+//! how a record becomes an event. Each probe has one file, and one row here.
 
 pub mod docs;
 mod fault;
@@ -26,10 +26,10 @@ pub struct Probe {
     pub name: &'static str,
     /// What it watches, one sentence.
     pub about: &'static str,
-    /// Where its numbers come from and what they do not cover, for the docs.
+    /// Where its numbers come from and what they leave out, for the docs.
     pub notes: &'static str,
-    /// Ways to attach it, the best first: the most exact, and of those the cheapest. The first whose
-    /// needs the kernel meets, and whose programs it accepts, is taken.
+    /// Ways to attach it, the best first: the most exact, and of those the cheapest. The first tier
+    /// whose needs the kernel meets and whose programs it accepts is used.
     pub tiers: &'static [Tier],
     /// Kinds of record it sends.
     pub records: &'static [&'static RecordRow],
@@ -82,7 +82,7 @@ pub fn records() -> impl Iterator<Item = &'static RecordRow> {
     sent.chain(OWN_RECORDS.iter().copied())
 }
 
-/// What is known of a kind that the kernel side sends.
+/// The description of a kind that the kernel side sends.
 #[must_use]
 pub fn record(kind: RecordKind) -> Option<&'static RecordRow> {
     ROWS[kind as usize]
@@ -119,7 +119,8 @@ pub enum DecodeError {
     BadField,
 }
 
-/// Decodes one record as it lies in the ring. Pure: the same for live capture and replay.
+/// Decodes one record in place in the ring. It is a pure function, used for live capture and for
+/// replay.
 ///
 /// # Errors
 /// When the bytes are not a record this version knows.

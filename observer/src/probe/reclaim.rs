@@ -27,11 +27,11 @@ macro_rules! tracepoints {
 pub(super) const PROBE: Probe = Probe {
     name: "reclaim",
     about: "Direct and memory-cgroup reclaim, direct compaction, kswapd wake-ups.",
-    notes: "Reclaim by the thread that allocates (the kernel books the same time as \
+    notes: "Reclaim by the thread that allocates (the kernel counts the same time as \
             freepages_delay_total in taskstats). Background reclaim by kswapd and background \
-            compaction by kcompactd stall nobody and are not stalls; wake-ups of kswapd are \
-            counted. The tracepoints sit where the kernel's own books begin and end; the functions \
-            around them would add nothing.",
+            compaction by kcompactd stall no thread and are not counted; wake-ups of kswapd are \
+            counted. The tracepoints are where the kernel's own measurement begins and ends; the \
+            functions around them would add nothing.",
     tiers: &[
         Tier {
             name: "tp_btf",

@@ -11,16 +11,16 @@ const WAKEUP_NEW: &str = "first waits of new threads";
 
 /// Run-delay accounting (CONFIG_SCHED_INFO) and the clock it is kept in.
 const RUN_DELAY: &[Members] = &[Members::Comm, Members::Cgroup, Members::RunDelay];
-/// What begin times of observer's own need.
+/// The struct members needed when observer keeps its own begin times.
 const OWN_CLOCK: &[Members] = &[Members::Comm, Members::Cgroup, Members::State];
 
 /// The part of the programs on `sched_switch` that waits need.
 const WAITS: &str = "SWITCH_RUNQUEUE";
 
-/// Threads that are moved asleep, whose waits the kernel books wrongly since it has delayed dequeue
-/// (Linux 6.12).
+/// Threads that are moved while they sleep: with delayed dequeue (Linux 6.12), the kernel counts
+/// part of their sleep as a wait.
 const fn moved(name: &'static str, attach: Attach) -> Program {
-    Program::new(name, attach, "sleeps that the kernel books as waits")
+    Program::new(name, attach, "sleeps that the kernel counts as waits")
         .only_with("task_struct", "se.sched_delayed")
 }
 
@@ -32,9 +32,10 @@ pub(super) const PROBE: Probe = Probe {
             wait ended; thread 0 means the CPU was idle and had to wake up. The wait of the idle \
             task itself is no stall. Since Linux 6.12 a thread that goes to sleep may stay on its \
             run queue for a moment; when it is moved to another one in that moment, the kernel \
-            books the rest of its sleep as run delay. Such a wait is not counted, its begin being \
-            unknown: it is the loss `sleep_booked_as_wait`, and `counters.sleep_booked_as_wait_ns` \
-            what the kernel's books of the target have more. The `_pair` tiers do not need that.",
+            counts the rest of its sleep as run delay. observer does not count such a wait, \
+            because its begin is unknown: it is the loss `sleep_booked_as_wait`. \
+            `counters.sleep_booked_as_wait_ns` is the excess of the kernel's counter over \
+            observer's. The `_pair` tiers do not need this.",
     tiers: &[
         Tier {
             name: "tp_btf",

@@ -1,11 +1,11 @@
-//! Which of the probes are asked for, and how they are to be attached.
+//! Which probes are selected, and how they are attached.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::{PROBES, Tier};
 
-/// Why a probe that was left out is not there.
+/// The reason shown for a probe that is not selected.
 pub const NOT_ASKED_FOR: &str = "not asked for";
 
 /// A choice among [`PROBES`].
@@ -19,13 +19,13 @@ impl Selection {
     /// Every probe.
     pub const ALL: Self = Self { bits: u32::MAX };
 
-    /// Whether the probe of this name is asked for.
+    /// Whether the probe of this name is selected.
     #[must_use]
     pub fn contains(self, name: &str) -> bool {
         position(name).is_some_and(|bit| self.bits >> bit & 1 != 0)
     }
 
-    /// The same with one more.
+    /// This selection with one more probe.
     #[must_use]
     pub fn with(self, name: &str) -> Self {
         Self { bits: self.bits | position(name).map_or(0, |bit| 1 << bit) }
@@ -86,12 +86,12 @@ impl FromStr for ForcedTier {
     }
 }
 
-/// The tiers that are forced. Of several for one probe the last one counts.
+/// The forced tiers. If there are several for one probe, the last one applies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForcedTiers(Vec<ForcedTier>);
 
 impl ForcedTiers {
-    /// A probe that a tier is forced on and that is not asked for.
+    /// A probe that has a forced tier but is not selected.
     #[must_use]
     pub fn beside(&self, selection: Selection) -> Option<&'static str> {
         let names = self.0.iter().map(|forced| PROBES[forced.probe].name);
@@ -112,12 +112,12 @@ impl FromIterator<ForcedTier> for ForcedTiers {
     }
 }
 
-/// What people may say about the probes.
+/// The user's choices about the probes.
 #[derive(Clone, Debug, Default)]
 pub struct ProbeOptions {
     /// The probes to attach.
     pub selection: Selection,
-    /// How, where it is not to be the best way.
+    /// Tiers to use instead of the best one.
     pub tiers: ForcedTiers,
     /// BTF of the running kernel from a file, instead of the kernel's own.
     pub btf: Option<PathBuf>,
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_choose_and_unknown_ones_are_told_what_there_is() {
+    fn names_select_probes_and_unknown_names_list_them() {
         let chosen: Selection = "runqueue, fault".parse().unwrap();
         assert!(chosen.contains("runqueue") && chosen.contains("fault"));
         assert!(!chosen.contains("socket") && chosen.with("socket").contains("socket"));
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn tiers_are_forced_by_name_and_unknown_ones_are_told_what_there_is() {
+    fn tiers_are_forced_by_name_and_unknown_names_list_them() {
         let parse = |text: &str| text.parse::<ForcedTier>();
         let forced: ForcedTiers = ["fault=perf_event", "fault=kprobe", "task=raw_tracepoint"]
             .map(|one| parse(one).unwrap())

@@ -15,14 +15,14 @@ const RELEASE: Program =
 /// The part of the programs at the exit of all calls that accepted sockets and failures need.
 const DESCRIPTORS: &str = "SYS_EXIT_DESCRIPTORS";
 
-/// What programs at the calls themselves read.
+/// The members that programs at the calls themselves read.
 const AT_CALLS: &[Members] = &[Members::Cgroup, Members::Descriptors];
-/// What programs at the exit of all calls read.
+/// The members that programs at the exit of all calls read.
 const AT_EXIT: &[Members] =
     &[Members::Cgroup, Members::Descriptors, Members::Registers, Members::CallAbi];
 
 const ACCEPTED: &str = "accepted sockets, and failures of accept";
-const FAILURES: &str = "failures for want of descriptors or memory";
+const FAILURES: &str = "failures due to exhausted descriptors or memory";
 
 const fn leave(name: &'static str, function: &'static str, gives: &'static str) -> Program {
     Program::new(name, Attach::Fexit(function), gives)
@@ -31,7 +31,7 @@ const fn leave(name: &'static str, function: &'static str, gives: &'static str) 
 pub(super) const PROBE: Probe = Probe {
     name: "socket",
     about: "IP sockets created, accepted and released, their lifetime and live count; failures \
-            of socket, accept, connect and open for want of descriptors or memory.",
+            of socket, accept, connect and open due to exhausted descriptors or memory.",
     notes: "IPv4 and IPv6 sockets only: the kernel has no release hook for other families. \
             Sockets accepted through io_uring are counted when they are released.",
     tiers: &[

@@ -1,4 +1,4 @@
-//! `task`: forks, execs and exits, by which the target is followed.
+//! `task`: forks, execs and exits, which show the target's processes.
 
 use observer_ebpf::wire::{TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord};
 

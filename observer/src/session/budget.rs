@@ -1,10 +1,10 @@
 //! The budget: what observer may add to the host, as a share of all CPU time. A pure state machine;
-//! whoever measures the programs feeds it.
+//! the code that measures the programs feeds it.
 //!
-//! While the sum is above the budget, the machine sheds probes: of those that make up a good part of
-//! the excess, first one whose pauses are no cause of latency, then the dearest. A probe that was
-//! shed is tried again after a while. The trial is as short as one measurement, so that it costs
-//! next to nothing, and each one that fails doubles the wait for the next.
+//! While the sum is above the budget, the machine sheds probes that make up a considerable part of
+//! the excess: first a probe whose stalls are not a cause of latency, then the most expensive one.
+//! A probe that was shed is tried again after a while. The trial is as short as one measurement, so
+//! that it costs next to nothing, and each one that fails doubles the wait for the next.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,7 +18,7 @@ impl Budget {
     /// Everything stays attached, whatever it costs.
     pub const NONE: Self = Self(None);
 
-    /// The share of all CPU time; `None` when there is no bound.
+    /// The bound as a share of all CPU time; `None` when there is none.
     #[must_use]
     pub const fn share(self) -> Option<f64> {
         self.0
@@ -63,7 +63,7 @@ const HOLD_NS: u64 = 10_000_000_000;
 const HOLD_MAX_NS: u64 = 320_000_000_000;
 /// A probe on trial stays when all together is below this part of the budget.
 const STAY_SHARE: f64 = 0.8;
-/// Probes whose programs cost less than this part of the excess are not to blame for it.
+/// Probes whose programs cost less than this part of the excess are not shed for it.
 const BLAME_SHARE: f64 = 0.1;
 
 /// One probe the machine may shed.
@@ -84,7 +84,7 @@ pub(super) struct Measured {
     pub(super) now_ns: u64,
     /// What observer's own threads took, as a share of all CPU time.
     pub(super) own_share: f64,
-    /// What each attached program took, likewise, with its hook.
+    /// The same share of each attached program, with its hook.
     pub(super) programs: BTreeMap<&'static str, f64>,
 }
 
@@ -95,7 +95,7 @@ impl Measured {
     }
 }
 
-/// What is to be done now.
+/// What to do now.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Step {
     /// Detach the probe, for this reason.
@@ -129,7 +129,7 @@ impl BudgetControl {
         Self { budget, probes: probes.into_iter().map(state).collect(), trial: None }
     }
 
-    /// Takes in a measurement; what is to be done.
+    /// Processes a measurement and returns what to do.
     pub(super) fn step(&mut self, measured: &Measured) -> Vec<Step> {
         let Some(budget) = self.budget.share() else { return Vec::new() };
         let all = measured.share();
@@ -147,7 +147,7 @@ impl BudgetControl {
         if !steps.is_empty() || all > budget * STAY_SHARE {
             return steps;
         }
-        // One at a time, and first what can be a cause.
+        // One at a time, and first the probes whose stalls can be a cause.
         let due = |state: &&State| state.due_ns.is_some_and(|due_ns| measured.now_ns >= due_ns);
         let next = self.probes.iter().filter(due).max_by_key(|state| state.sheddable.has_causes);
         let Some(probe) = next.map(|state| state.sheddable.probe) else { return Vec::new() };
@@ -197,7 +197,7 @@ impl BudgetControl {
             let Some(probe) = dearest else { break };
             let reason = self.reason(budget, before);
             steps.extend(self.shed(probe, measured.now_ns, false, reason));
-            // A program goes with the last probe that names it.
+            // A program is detached with the last probe that uses it.
             let attached = self.probes.iter().filter(|state| state.due_ns.is_none());
             let needed: BTreeSet<&str> =
                 attached.flat_map(|state| state.sheddable.programs.iter().copied()).collect();
@@ -217,7 +217,7 @@ impl BudgetControl {
         reason: String,
     ) -> Option<Step> {
         let state = self.state(probe)?;
-        // One that came back and has to go again soon was brought back too early.
+        // A probe that has to be shed again soon was brought back too early.
         let soon = state.back_ns.take().is_some_and(|back_ns| now_ns - back_ns < 2 * state.hold_ns);
         state.hold_ns = match failed_trial || soon {
             true => (2 * state.hold_ns).min(HOLD_MAX_NS),

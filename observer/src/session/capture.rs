@@ -1,4 +1,5 @@
-//! From the ring to the sinks: one thread drains and decodes, one hands the events to the sinks.
+//! From the ring to the sinks: one thread drains and decodes, another one passes the events to the
+//! sinks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use crate::clock::MonoNanos;
 use crate::kernel::Ring;
 use crate::model::{Event, Stall, Tgid};
 
-/// Batches under way between the threads; beyond, the drain waits and the ring fills up.
+/// Maximum number of batches in flight between the threads; above it, the drain waits and the ring
+/// fills up.
 pub(super) const BATCHES: usize = 16;
 /// Pause between two ticks of the sinks.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);
@@ -26,7 +28,7 @@ const TICK_INTERVAL: Duration = Duration::from_secs(1);
 /// Why a stall that was delivered is not kept.
 pub(super) const BEYOND_CAP: &str = "beyond_event_cap";
 
-/// What the capture gathered.
+/// The result of the capture.
 #[derive(Default)]
 pub struct Captured {
     /// Stalls of the target that may not be in the trace, because it could not be written, in the
@@ -35,7 +37,7 @@ pub struct Captured {
     pub(super) unwritten: Vec<Stall>,
     /// Command names by thread, as forks, execs and exits told them.
     pub thread_names: BTreeMap<u32, String>,
-    /// Names that had to go because there are more than are kept.
+    /// Names that were dropped because there were too many.
     pub names_dropped: u64,
     /// Lengths by cause.
     pub recorder: CauseRecorder,
@@ -51,18 +53,18 @@ pub struct Captured {
     pub removed: [u64; KIND_SLOTS],
     /// Times the drain thread woke up.
     pub wakeups: u64,
-    /// Which floors applied when; `None` when the thread that knew died.
+    /// Which floors applied when; `None` when the drain thread died.
     pub(super) floors: Option<FloorLog>,
     /// Why the trace is incomplete, if it is.
     pub trace_error: Option<String>,
-    /// Why stalls that were written are not known any more, if that is so.
+    /// Why stalls that were written cannot be read back, if so.
     pub stalls_missing: Option<String>,
     /// The disk was full.
     pub disk_full: bool,
 }
 
-/// The sinks of a run or of a daemon that keeps a trace, and where the first of them tells the
-/// target's new processes.
+/// The sinks of a run or of a daemon that keeps a trace, and the list where the first of them
+/// enters the target's new processes.
 pub(super) fn sinks(trace: TraceSink) -> (Vec<Box<dyn Sink>>, Receiver<Tgid>) {
     let (told, births) = Births::new();
     let sinks: Vec<Box<dyn Sink>> = vec![
@@ -87,7 +89,7 @@ impl Capture {
     /// Starts draining `ring` into `sinks`, adapting `floors`.
     ///
     /// # Errors
-    /// When the system has no thread to give.
+    /// When the system cannot start another thread.
     pub(super) fn start(
         ring: Ring,
         sinks: Vec<Box<dyn Sink>>,
@@ -116,7 +118,7 @@ impl Capture {
         &self.counts
     }
 
-    /// Hands events of observer's own to the sinks; gives them back while there is no room.
+    /// Passes observer's own events to the sinks; returns them while there is no room.
     pub(super) fn note(&self, events: Vec<Event>) -> Vec<Event> {
         match self.notes.try_send(events) {
             Ok(()) => Vec::new(),
@@ -124,7 +126,7 @@ impl Capture {
         }
     }
 
-    /// Hands over the last of them, however long it takes.
+    /// Passes on the last of them, however long it takes.
     pub(super) fn note_last(&self, events: Vec<Event>) {
         // Fails when the thread behind died, which its join reports.
         let _ = self.notes.send(events);

@@ -27,7 +27,7 @@ pub(super) struct Generator {
     pub(super) exited: Option<MonoNanos>,
 }
 
-/// Whether the program exists, told before anything is started or created.
+/// Checks that the program exists, before anything is started or created.
 ///
 /// # Errors
 /// [`Exit::Command`].
@@ -74,13 +74,14 @@ impl Generator {
         let spawned = MonoNanos::now();
         let mut child = Command::new(&command[0]);
         child.args(&command[1..]).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::from(err));
-        // Of its own: what a shell in COMMAND starts is ended with it, and ^C at the terminal reaches
-        // it once, through `end`.
+        // COMMAND gets its own process group, so that processes started by a shell in COMMAND end
+        // with it, and ^C at the terminal reaches it only once, through `end`.
         child.process_group(0);
         let observer = rustix::process::getpid();
         let die_along = move || {
-            // Killed, observer cannot end it: nothing is to keep loading a service for nobody. (The
-            // thread that spawns is the main one, which lives as long as the process.)
+            // If observer is killed, it cannot end COMMAND itself, and COMMAND must not keep
+            // loading the service. (The thread that spawns is the main one, which lives as long as
+            // the process.)
             rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
             if rustix::process::getppid() == Some(observer) {
                 Ok(())
@@ -113,15 +114,16 @@ impl Generator {
         Ok(self.status.is_some())
     }
 
-    /// Ends it if it still runs, with all it started: SIGINT, SIGTERM, SIGKILL, each with its time.
+    /// Ends it and all processes it started, if it still runs: SIGINT, SIGTERM, SIGKILL, with a
+    /// wait after each.
     pub(super) fn end(&mut self) -> Result<()> {
         if self.has_exited()? {
             return Ok(());
         }
         let group = Pid::from_raw(self.child.id() as i32);
         for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
-            // The group has its id as long as anybody is in it, and none of ours fits otherwise: an
-            // id is not given out again while a group has it.
+            // The group keeps its id as long as it has a member, and the kernel does not assign the
+            // id again during that time, so the signal cannot reach another group.
             let Some(true) = group.map(|group| kill_process_group(group, signal).is_ok()) else {
                 break;
             };
@@ -133,7 +135,8 @@ impl Generator {
         self.has_exited().map(|_| ())
     }
 
-    /// Nobody is left of what COMMAND started, but for those that left its process group.
+    /// Whether all processes that COMMAND started have ended, except those that left its process
+    /// group.
     fn group_is_gone(&self) -> bool {
         let group = Pid::from_raw(self.child.id() as i32);
         group.is_none_or(|group| test_kill_process_group(group).is_err())
@@ -147,7 +150,7 @@ impl Generator {
 }
 
 impl Drop for Generator {
-    /// Nothing keeps loading a service after the run that asked for it is gone.
+    /// COMMAND must not keep loading a service after its run has gone.
     fn drop(&mut self) {
         let _ = self.end();
     }

@@ -34,7 +34,7 @@ struct Window {
     programs: Vec<ProgramCost>,
 }
 
-/// One measurement, and for how long it stands.
+/// One measurement, and the time it represents.
 struct Sample {
     share: f64,
     for_seconds: f64,
@@ -57,11 +57,12 @@ pub(super) struct CostWatch {
 /// What the watch changed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Changed {
-    /// The probe of sockets was detached or attached, so that their balance begins anew.
+    /// The socket probe was detached or attached, so the count of live sockets has to be taken
+    /// again.
     pub(super) sockets: bool,
 }
 
-/// Measurements kept; then every two are made one.
+/// Number of measurements kept; above it, each two neighbours are merged.
 const SAMPLES_MAX: usize = 4_096;
 
 impl CostWatch {
@@ -108,7 +109,7 @@ impl CostWatch {
         });
     }
 
-    /// Call it at every turn of a loop, at least when [`CostWatch::window_left`] is over.
+    /// Call it in every iteration of a loop, at least when [`CostWatch::window_left`] is over.
     pub(super) fn tick(&mut self, kernel: &mut Kernel) -> Changed {
         match &self.window {
             Some(window) if window.started.elapsed() >= Self::WINDOW => {
@@ -123,13 +124,13 @@ impl CostWatch {
         }
     }
 
-    /// Until the open window is to be closed; `None` while none is open.
+    /// Time until the open window must be closed; `None` while none is open.
     pub(super) fn window_left(&self) -> Option<Duration> {
         let window = self.window.as_ref()?;
         Some(Self::WINDOW.saturating_sub(window.started.elapsed()))
     }
 
-    /// Ends the measurement; by how much the sampled figures are to be multiplied.
+    /// Ends the measurement; returns the factor for the sampled figures.
     pub(super) fn scale(&mut self, kernel: &Kernel) -> f64 {
         self.close(kernel);
         let on = self.on.as_secs_f64();
@@ -146,7 +147,7 @@ impl CostWatch {
         let share = sum(&|sample| sample.share * sample.for_seconds) / weight;
         let off = |sample: &Sample| ((sample.share - share) * sample.for_seconds).powi(2);
         let spread = match self.samples.len() {
-            // One window says nothing about the others.
+            // A single window gives no interval.
             1 => share,
             count => {
                 let count = count as f64;
@@ -181,7 +182,7 @@ impl CostWatch {
         Some(measured)
     }
 
-    /// Two neighbours become one of both times.
+    /// Merges two neighbours into one measurement that represents the time of both.
     fn thin_out(&mut self) {
         let merge = |pair: &[Sample]| {
             let for_seconds: f64 = pair.iter().map(|sample| sample.for_seconds).sum();
@@ -207,7 +208,8 @@ impl CostWatch {
             let time_ns = cost.run_time_ns.saturating_sub(then.run_time_ns) as f64;
             costs.push((cost, runs, time_ns + runs * cost.program.attach.around_ns()));
         }
-        // The one that runs at every call stands for the slow path of them all, its own run included.
+        // The program that runs at every call accounts for the slow path of all calls, including
+        // its own run.
         let everywhere = costs
             .iter_mut()
             .filter(|(cost, ..)| is_at_every_call(cost))

@@ -24,12 +24,12 @@ use crate::output::http;
 use crate::probe::ProbeOptions;
 use crate::target::{Membership, TargetSpec};
 
-/// Pause between two looks at the target.
+/// Pause between two checks of the target.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(250);
 /// Without individual stalls to deliver, little comes through the ring: births, deaths, sockets.
 /// Should there be many, the kernel side wakes the thread at half a ring.
 const DRAIN_INTERVAL: Duration = Duration::from_secs(1);
-/// Pause between two looks at the flag that ends it all, and at the rows of the cgroups.
+/// Pause between two checks of the stop flag and of the rows of the cgroups.
 const STOP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What to serve.
@@ -39,13 +39,13 @@ pub struct DaemonOptions {
     pub listen: SocketAddr,
     /// Processes to show apart from their cgroups.
     pub target: Option<TargetSpec>,
-    /// Wait for them.
+    /// Wait for the target to appear.
     pub wait: bool,
     /// The probes to attach, and how.
     pub probes: ProbeOptions,
     /// What observer may add to the host.
     pub budget: Budget,
-    /// A directory to make, for the target's stalls one by one.
+    /// A directory to create, for the records of the target's stalls.
     pub trace: Option<PathBuf>,
     /// Most that the trace takes on disk; its oldest part is removed.
     pub trace_bytes: u64,
@@ -62,7 +62,7 @@ struct Shared {
     kernel: Kernel,
     watching: Option<Watching>,
     recording: Option<Recording>,
-    /// Without a budget nobody asks what the programs cost, and they are not measured.
+    /// Without a budget, the cost of the programs is not needed, and it is not measured.
     cost: Option<CostWatch>,
 }
 
@@ -100,7 +100,7 @@ impl Shared {
 /// Attaches, listens, serves until `stop` is raised.
 ///
 /// # Errors
-/// When the kernel, the target or the address will not do.
+/// When the kernel, the target or the address cannot be used.
 pub fn serve(
     options: &DaemonOptions,
     stop: &Arc<AtomicBool>,
@@ -108,7 +108,7 @@ pub fn serve(
 ) -> Result<()> {
     crate::doctor::preflight(options.probes.btf.as_deref())?;
     let Some(membership) = first_target(options, stop)? else { return Ok(()) };
-    // The port is taken before anything is attached: it is what most often cannot be had.
+    // The port is taken before anything is attached: it is what fails most often.
     let failed = |error: std::io::Error| {
         Error::new(
             Exit::Failure,
@@ -126,7 +126,8 @@ pub fn serve(
         by_cgroup: true,
     })?;
     if options.trace.is_none() {
-        // Nobody reads individual stalls: the histograms say it all, at no cost per event.
+        // Individual stalls are not needed: the histograms contain everything, at no cost per
+        // event.
         for kind in RecordKind::ALL {
             kernel.set_floor_ns(kind, u64::MAX);
         }
@@ -136,7 +137,7 @@ pub fn serve(
         recording = Some(Recording::start(options, out, membership, &mut kernel)?);
     }
     let watching = membership.map(|membership| Watching::begin(membership, &kernel));
-    // Without a target nothing comes through the ring, and nobody has to be followed.
+    // Without a target nothing comes through the ring, and no process has to be followed.
     let followed = options.target.clone();
     let ring = kernel.take_ring().filter(|_| followed.is_some());
     listening(address, &kernel);
@@ -158,9 +159,9 @@ pub fn serve(
     result.and(recorded.unwrap_or(Ok(())))
 }
 
-/// Who is the target now. With `wait` it may be nobody yet, and the metrics of the host are served
-/// until there is somebody; but a trace begins with its target, which is waited for here. `None`
-/// when `stop` was raised meanwhile.
+/// The processes of the target now. With `wait` there may be none yet, and the metrics of the host
+/// are served until there is one. A trace begins with its target, so this function waits for it.
+/// `None` when `stop` was raised meanwhile.
 fn first_target(options: &DaemonOptions, stop: &AtomicBool) -> Result<Option<Option<Membership>>> {
     let Some(spec) = &options.target else { return Ok(Some(None)) };
     if options.trace.is_some() {
@@ -193,8 +194,8 @@ fn listen(
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let stopped = async move {
-            // The flag is raised by the same signals; looking at it all the time would be most of
-            // what an idle daemon does.
+            // The flag is raised by the same signals; checking it all the time would be most of the
+            // work of an idle daemon.
             while !stop.load(Ordering::Relaxed) {
                 tokio::select! {
                     _ = interrupt.recv() => return,
@@ -237,14 +238,14 @@ fn keep_budget(shared: &Arc<Mutex<Shared>>, stop: &Arc<AtomicBool>) -> JoinHandl
     })
 }
 
-/// Keeps up with who belongs to the target, once there is anybody.
+/// Updates the processes of the target, once there is one.
 fn follow(spec: TargetSpec, shared: &Arc<Mutex<Shared>>, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
     let (shared, stop) = (Arc::clone(shared), Arc::clone(stop));
     std::thread::spawn(move || {
         while !stop.load(Ordering::Relaxed) {
             std::thread::sleep(FOLLOW_INTERVAL);
             let waiting = lock(&shared).watching.is_none();
-            // Looked for without the lock: on a large host it takes a while.
+            // The search does not hold the lock, because it takes a while on a large host.
             let found = if waiting { Membership::new(&spec).ok() } else { None };
             let mut shared = lock(&shared);
             let Shared { kernel, watching, recording, .. } = &mut *shared;

@@ -15,18 +15,18 @@ use crate::kernel::{FloorSet, Ring};
 use crate::model::Event;
 use crate::probe::{self, DecodeError};
 
-/// Time between two looks at the ring. The kernel side wakes the thread early past half a ring.
+/// Time between two checks of the ring. The kernel side wakes the thread early past half a ring.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
-/// The same after looks that found little: the pause doubles up to here.
+/// After checks that found little, the pause doubles up to this.
 const QUIET_INTERVAL: Duration = Duration::from_millis(80);
-/// The same after looks that found nothing: the pause doubles up to here. Waking up costs more than
-/// looking, and is most of what an idle run does.
+/// After checks that found nothing, the pause doubles up to this. Waking up costs more than
+/// checking, and is most of what an idle run does.
 const IDLE_INTERVAL: Duration = Duration::from_millis(480);
-/// The part of the ring that is little to find.
+/// A fill of the ring below this part counts as little.
 const LITTLE_PART: usize = 64;
 /// Events handed over at once.
 pub(super) const BATCH_EVENTS: usize = 8_192;
-/// What a record takes in the ring besides itself (`BPF_RINGBUF_HDR_SZ`).
+/// Bytes that a record takes in the ring besides its own (`BPF_RINGBUF_HDR_SZ`).
 const RECORD_HEADER_BYTES: usize = 8;
 
 /// Progress, readable from any thread.
@@ -42,7 +42,7 @@ pub struct CaptureCounts {
     pub wakeups: AtomicU64,
     /// Everything that ended before this instant is in the trace file.
     pub written_until_ns: AtomicU64,
-    /// Records lost so far, as told by whoever reads the kernel's counters.
+    /// Records lost so far, set by the thread that reads the kernel's counters.
     pub lost: AtomicU64,
     /// Records delivered that the trace had no room for, by kind.
     pub beyond_cap: [AtomicU64; KIND_SLOTS],
@@ -72,7 +72,7 @@ impl CaptureCounts {
     }
 }
 
-/// What the drain tells at its end.
+/// The result of the drain.
 pub(super) struct Drained {
     /// Records that could not be decoded, by reason.
     pub(super) undecoded: BTreeMap<&'static str, u64>,
@@ -80,7 +80,7 @@ pub(super) struct Drained {
     pub(super) floors: FloorLog,
 }
 
-/// How the floors of a run are handled.
+/// How the floors of a run are set.
 pub struct Floors {
     /// Where they are set.
     pub set: FloorSet,
@@ -129,7 +129,7 @@ impl Drain {
         }
     }
 
-    /// Drains until `stop` is raised, and then what is left.
+    /// Drains until `stop` is raised, and then the rest.
     pub(super) fn run(mut self, stop: &AtomicBool) -> Drained {
         let mut pause = DRAIN_INTERVAL;
         loop {
@@ -160,7 +160,7 @@ impl Drain {
         }
     }
 
-    /// The pause behind one, after so much was found.
+    /// The next pause, after this many records were found.
     fn pause_after(&self, pause: Duration, found_bytes: usize) -> Duration {
         let little = self.floors.ring_bytes as usize / LITTLE_PART;
         match found_bytes {
@@ -170,7 +170,7 @@ impl Drain {
         }
     }
 
-    /// Decodes up to a batch of records; how many there were, and the events.
+    /// Decodes up to one batch of records; returns how many there were, and the events.
     fn take_batch(&mut self) -> (usize, Vec<Event>) {
         let Self { ring, drained, bytes, .. } = self;
         let mut batch = Vec::new();
@@ -197,12 +197,12 @@ impl Drain {
         (count, batch)
     }
 
-    /// One step of the control; `false` when nobody takes events any more.
+    /// One step of the control; `false` when the receiver of the events has gone.
     fn adapt(&mut self) -> bool {
         let elapsed = self.stepped.elapsed();
         self.stepped = Instant::now();
         let lost = self.counts.lost.load(Ordering::Relaxed);
-        // A drain that was held up itself says nothing of how fast the ring fills.
+        // If the drain itself was delayed, its interval does not show how fast the ring fills.
         let intervals = elapsed.as_secs_f64() / DRAIN_INTERVAL.as_secs_f64();
         let load = Load {
             now_ns: MonoNanos::now().0,

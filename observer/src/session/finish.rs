@@ -1,4 +1,5 @@
-//! The end of a run: everything gathered becomes the run directory and the answer.
+//! The end of a run: writes everything that was gathered to the run directory, and computes the
+//! answer.
 
 use std::collections::BTreeMap;
 
@@ -23,9 +24,9 @@ use serde_json::json;
 
 use super::{Captured, Session};
 
-/// What a run came to.
+/// The result of a run.
 pub struct Finished {
-    /// Where it is.
+    /// The run directory.
     pub directory: RunDir,
     /// How it was made.
     pub info: RunInfo,
@@ -35,7 +36,8 @@ pub struct Finished {
     pub complaint: Option<Error>,
 }
 
-/// Ends the run and writes its directory. What cannot be written is the complaint, not the end.
+/// Ends the run and writes its directory. A file that cannot be written is reported and does not
+/// stop the others.
 ///
 /// # Errors
 /// When the kernel's counters cannot be read or COMMAND cannot be waited for.
@@ -64,7 +66,8 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     if let Some(generator) = &mut generator {
         generator.end()?;
     }
-    // From here on nothing is sent: what the counters say was sent is all there is to drain.
+    // From here on nothing is sent, so the counters now show exactly how many records have to be
+    // drained.
     kernel.forget_targets();
     hidden.tick(&kernel, capture.counts());
     losses.finish(&kernel, &capture);
@@ -136,8 +139,8 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     };
 
     directory.release_reserve();
-    // Each is tried whatever became of the others: a full disk may still take the short ones, and
-    // the answer is told all the same.
+    // Each file is tried even if others failed: a full disk may still have room for the short ones,
+    // and the answer is shown in any case.
     let written = [
         directory.write_summary(&summary),
         directory.write_run(&info),
@@ -153,14 +156,15 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
 /// The one line about a disk that was full.
 fn disk_full(directory: &RunDir) -> Error {
     let text = format!(
-        "the disk of {} was full: the trace ends early, the answer does not (what was gathered is \
-         kept); make room or choose another --out",
+        "the disk of {} was full: the trace ends early, but the answer is complete (all data \
+         written so far is kept); make room or choose another --out",
         directory.path().display()
     );
     Error::new(Exit::DiskFull, text)
 }
 
-/// The stalls of the trace, and those that did not get that far; and when the target lost what.
+/// The stalls in the trace, those that did not get into it, and the target's losses with their
+/// times.
 pub(super) fn read_back(
     directory: &RunDir,
     captured: &mut Captured,
@@ -204,14 +208,14 @@ pub(super) fn records(counts: &Counts, captured: &Captured) -> BTreeMap<String, 
     RecordKind::ALL.into_iter().map(|kind| (kind.name().to_owned(), summary(kind))).collect()
 }
 
-/// What the kernel side lost, and what was lost behind it.
+/// The losses of the kernel side and those of user space.
 pub(super) fn loss(
     mut loss: LossSummary,
     records: &BTreeMap<String, RecordSummary>,
     captured: &Captured,
 ) -> LossSummary {
-    // Sent and never seen again: a fault of the drain itself. (What could not be decoded was
-    // delivered, and is counted below.)
+    // Records that were sent and never read: an error of the drain itself. (What could not be
+    // decoded was delivered, and is counted below.)
     let undecoded: u64 = captured
         .skipped
         .iter()
@@ -227,7 +231,7 @@ pub(super) fn loss(
         loss.total += count;
         loss.add_of_target(reason, *count);
     }
-    // No record, and no total: the ten worst requests then tell threads by their id alone.
+    // No record, and no total: the ten worst requests then show threads by id only.
     if captured.names_dropped > 0 {
         loss.add_of_target("thread_name", captured.names_dropped);
     }
@@ -262,8 +266,8 @@ pub(super) fn quality(
     }
 }
 
-/// Rows that tell nothing and might have been slow ones. A request from before or after the run is
-/// none of them: it was read, and the run says nothing about it.
+/// Rows that could not be used and might have been slow requests. A request from before or after
+/// the run does not count: it was read, but the run contains nothing about it.
 fn unusable(ingested: &Ingested) -> u64 {
     let skipped = ingested.skipped.iter();
     skipped.filter(|(reason, _)| *reason != OUTSIDE_RUN).map(|(_, count)| count).sum()
@@ -283,7 +287,8 @@ fn raised(floors: &BTreeMap<String, FloorSummary>) -> Vec<Hidden> {
         .collect()
 }
 
-/// What the analysis cannot know: that the samples were cut or unreadable, or the trace ended.
+/// Problems that the analysis itself cannot see: that the samples were cut or unreadable, or the
+/// trace ended.
 pub(super) fn judge_input(
     analysis: &mut Analysis,
     ingested: Option<&Ingested>,
@@ -393,7 +398,7 @@ fn complaint(
     problem: Option<&IngestError>,
 ) -> Option<Error> {
     let source = options.samples.as_ref().map(super::source_name).unwrap_or_default();
-    // Ended by us, it fails by our doing.
+    // If observer ended COMMAND, its failure is expected.
     let command_failed = info.end_reason == EndReason::CommandExit
         && info.command_exit.is_some_and(|code| code != 0);
     if let Some(error) = problem
@@ -410,7 +415,7 @@ fn complaint(
     if ingested.is_some_and(|ingested| ingested.truncated) && !interrupted {
         return Some(Error::new(
             Exit::SamplesTruncated,
-            format!("{source}: the samples end in the middle; what was whole is used"),
+            format!("{source}: the samples end in the middle; the complete records were used"),
         ));
     }
     None

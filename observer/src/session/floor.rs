@@ -1,5 +1,5 @@
-//! The adaptive floor: from which length on stalls of the frequent kinds are sent, by how many
-//! there are. A pure state machine; the thread that drains the ring feeds it.
+//! The adaptive floor: the minimum length of stalls that are sent as records, for the frequent
+//! kinds, depending on their rate. A pure state machine; the thread that drains the ring feeds it.
 //!
 //! Under pressure the floors of the kinds that make up most of the records rise: at once when
 //! records are lost or the ring fills up faster than it is drained, after a moment when there are
@@ -11,10 +11,10 @@ use observer_ebpf::wire::{KIND_SLOTS, RecordKind};
 use crate::model::{FloorChange, FloorReason};
 use crate::probe;
 
-/// Records a second that are always welcome. A record costs about a microsecond from the ring to
+/// Records a second that are always accepted. A record costs about a microsecond from the ring to
 /// the trace: this is some two percent of a CPU.
 const BUDGET_HZ: f64 = 20_000.0;
-/// At the rate of now, the memory for stalls shall last at least this long. Since the budget
+/// At the current rate, the memory for stalls must last at least this long. Since the budget
 /// shrinks with the room that is left, it is never used up.
 const ROOM_LASTS_SECONDS: f64 = 120.0;
 /// Rates are taken over this time.
@@ -34,7 +34,7 @@ const CALM_FACTOR: u64 = 4;
 /// How long the load must have been low before a step down; doubled by each that was taken back.
 const HOLD_NS: u64 = 1_000_000_000;
 const HOLD_MAX_NS: u64 = 64_000_000_000;
-/// A kind with less than this part of the records is not the one to blame.
+/// A kind with less than this part of the records is not raised.
 const BLAME_SHARE: f64 = 0.2;
 /// Smallest floor a raise leads to: below, the clock alone decides.
 const RAISED_MIN_NS: u64 = 1_000;
@@ -104,7 +104,7 @@ impl FloorControl {
         }
     }
 
-    /// Takes in what happened; the floors that are to be changed now.
+    /// Processes what happened and returns the floors to change now.
     pub(super) fn step(&mut self, load: &Load) -> Vec<FloorChange> {
         for (sum, count) in self.window.iter_mut().zip(load.records) {
             *sum += count;

@@ -1,4 +1,4 @@
-//! Which floor applied when, and what went unrecorded because of it.
+//! Which floor applied when, and how much stall time went unrecorded because of it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -48,8 +48,8 @@ impl FloorLog {
     }
 }
 
-/// Watches how much stall time goes unrecorded while a floor is raised: what the kernel's
-/// histograms have and the records have not.
+/// Watches how much stall time goes unrecorded while a floor is raised: the stall time that is in
+/// the kernel's histograms but not in the records.
 pub(super) struct HiddenWatch {
     floors: FloorSet,
     kinds: Vec<HiddenKind>,
@@ -78,14 +78,15 @@ impl HiddenWatch {
         Self { floors, kinds }
     }
 
-    /// Call it often: what went unrecorded since the last call is booked under the floor of now.
+    /// Call it often: stall time that went unrecorded since the last call is counted for the
+    /// current floor.
     pub(super) fn tick(&mut self, kernel: &Kernel, counts: &CaptureCounts) {
         for kind in &mut self.kinds {
             let all: u64 = kind.series.iter().map(|series| kernel.target_sum_ns(*series)).sum();
             let recorded = counts.recorded_ns[kind.kind as usize].load(Ordering::Relaxed);
             let unrecorded_ns = all.wrapping_sub(recorded) as i64;
             if self.floors.get(kind.kind) > kind.base_ns {
-                // Negative at times: records that were under way at the last call have arrived.
+                // Can be negative: records that were in transit at the last call have arrived.
                 kind.hidden_ns += unrecorded_ns - kind.unrecorded_ns;
             }
             kind.unrecorded_ns = unrecorded_ns;

@@ -1,5 +1,5 @@
-//! run.json while a run is under way: the clock anchors, and up to when everything is in the streams
-//! and what was lost until then, for whoever reads it should this process die.
+//! run.json during a run: the clock anchors, the time up to which the streams are complete, and the
+//! losses until then, so that the files can be read if this process dies.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ pub(super) const ANCHORS_MAX: usize = 8_192;
 /// Pause between two times that run.json is brought up to date, unless writing it takes long.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A run directory in the making, and what its run.json is to say.
+/// A run directory that is being written, and the contents of its run.json.
 pub(super) struct Journal {
     pub(super) directory: RunDir,
     pub(super) info: RunInfo,
@@ -30,7 +30,7 @@ pub(super) struct Journal {
     before: Snapshot,
     anchored: Instant,
     anchor_interval: Duration,
-    /// When run.json was last written, and for how long that will do.
+    /// When run.json was last written, and how long until it is written again.
     checked: Instant,
     check_interval: Duration,
 }
@@ -57,7 +57,8 @@ impl Journal {
         })
     }
 
-    /// Call it at every turn of a loop: takes a clock anchor and writes run.json when it is time to.
+    /// Call it in every iteration of a loop: takes a clock anchor and writes run.json when they are
+    /// due.
     pub(super) fn tick(&mut self, kernel: &Kernel, counts: &CaptureCounts) {
         counts.lost.store(kernel.records_lost(), Ordering::Relaxed);
         if self.anchored.elapsed() >= self.anchor_interval {
@@ -106,8 +107,8 @@ impl Journal {
     }
 }
 
-/// Pause until the next checkpoint, after one that took so long: a thousandth of the time goes into
-/// them, and half a minute at most is missing from a run that is killed.
+/// Pause until the next checkpoint, from the duration of the last one: checkpoints take a
+/// thousandth of the time, and a run that is killed lacks half a minute at most.
 fn checkpoint_pause(took: Duration) -> Duration {
     const LONGEST: Duration = Duration::from_secs(30);
     (took * 1000).clamp(CHECKPOINT_INTERVAL, LONGEST)

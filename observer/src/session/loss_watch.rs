@@ -1,4 +1,4 @@
-//! Losses by the second: what the kernel side's counters grew by, as events of the trace.
+//! Losses by the second: the increments of the kernel side's counters, as events of the trace.
 
 use observer_ebpf::wire::LOSS_SLOTS;
 
@@ -7,13 +7,13 @@ use crate::clock::MonoNanos;
 use crate::kernel::Kernel;
 use crate::model::{Event, LossScope, LossSecond, loss_name};
 
-/// Pause between two looks.
+/// Pause between two readings.
 const INTERVAL_NS: u64 = 1_000_000_000;
 
-/// Counters of losses by scope, as of one look.
+/// Counters of losses by scope, at one reading.
 type Losses = [(LossScope, [u64; LOSS_SLOTS]); 2];
 
-/// Looks at the counters about once a second.
+/// Reads the counters about once a second.
 pub(super) struct LossWatch {
     before: Losses,
     looked: MonoNanos,
@@ -26,7 +26,7 @@ fn losses(kernel: &Kernel) -> Losses {
     [(LossScope::Target, losses.lost_target), (LossScope::Host, losses.lost)]
 }
 
-/// What was lost between two looks.
+/// The losses between two readings.
 fn grown(before: &Losses, now: &Losses) -> Vec<LossSecond> {
     let mut grown = Vec::new();
     for ((scope, now), (_, before)) in now.iter().zip(before) {
@@ -41,7 +41,7 @@ fn grown(before: &Losses, now: &Losses) -> Vec<LossSecond> {
 }
 
 impl LossWatch {
-    /// What was lost until now does not count.
+    /// Earlier losses do not count.
     pub(super) fn new(kernel: &Kernel) -> Self {
         Self { before: losses(kernel), looked: MonoNanos::now(), pending: Vec::new() }
     }
@@ -53,7 +53,7 @@ impl LossWatch {
         }
     }
 
-    /// The end: what was lost since the last look.
+    /// The end: the losses since the last reading.
     pub(super) fn finish(mut self, kernel: &Kernel, capture: &Capture) {
         self.look(kernel, capture);
         capture.note_last(self.pending);

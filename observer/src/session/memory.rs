@@ -1,5 +1,5 @@
-//! The most memory user space may come to use. Everything that grows with a run is bounded, and
-//! what does not fit is counted.
+//! The upper bound of user-space memory. Everything that grows with a run has a limit, and what
+//! exceeds it is counted.
 
 use crate::loadgen::{MAX_ERROR_BYTES, MAX_SAMPLES, RawRow};
 use crate::model::{Event, Sample, Stall};
@@ -15,8 +15,9 @@ use crate::clock::Anchor;
 const FIXED_BYTES: usize = 96 << 20;
 /// A name with its node in the table.
 const NAME_BYTES: usize = 96;
-/// Working out the answer takes this per stall beside the stall itself: the stall clipped (24),
-/// its place among those open (24), its pieces (32), and the timelines twice (64).
+/// Computing the answer takes this much memory per stall, in addition to the stall itself: the
+/// stall clipped (24), its place among those open (24), its pieces (32), and the timelines twice
+/// (64).
 const ANALYSIS_BYTES: usize = 144;
 
 /// Bytes, at most.
@@ -37,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bound_is_one_people_can_afford() {
+    fn the_bound_is_affordable() {
         let bytes = resident_bound_bytes();
         assert!((1 << 30..3 << 30).contains(&bytes), "{bytes}");
     }

@@ -1,4 +1,4 @@
-//! One run, from attach to answer: the only place where everything is wired together.
+//! One run, from attach to answer: the only place that connects all parts.
 
 mod budget;
 mod capture;
@@ -89,7 +89,7 @@ pub struct RunOptions {
     pub floors_ns: Vec<(RecordKind, u64)>,
 }
 
-/// Progress, for whoever shows it.
+/// Progress, for display.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Progress {
     /// Since the probes were attached.
@@ -105,13 +105,13 @@ pub struct Progress {
 /// Name of the target's row in a run's snapshots.
 const TARGET_ROW: &str = "target";
 
-/// Pause between two looks at everything: the target, the generator, the clock.
+/// Pause between two checks of the target, the generator and the clock.
 const TICK: Duration = Duration::from_millis(50);
-/// The same while there is no generator to look at.
+/// The pause while there is no generator.
 const IDLE_TICK: Duration = Duration::from_millis(900);
 /// A target without a process for so long is gone: longer than a record takes to be drained.
 const NEWS_TIME: Duration = Duration::from_millis(600);
-/// Everything that lives while a run is under way.
+/// Everything that exists during a run.
 pub struct Session {
     options: RunOptions,
     journal: Journal,
@@ -132,11 +132,11 @@ pub struct Session {
 impl From<LoadError> for Error {
     fn from(error: LoadError) -> Self {
         let exit = if error.is_permission() { Exit::Permission } else { Exit::Kernel };
-        // What to do stands there already.
+        // The message already says what to do.
         if matches!(error, LoadError::Create { .. }) {
             return Self::new(exit, error.to_string());
         }
-        Self::new(exit, format!("{error}; `observer doctor` tells more"))
+        Self::new(exit, format!("{error}; run `observer doctor` for details"))
     }
 }
 
@@ -145,7 +145,7 @@ impl Session {
     /// the target was waited for.
     ///
     /// # Errors
-    /// When the target, the kernel, the run directory or COMMAND will not do; nothing is left
+    /// When the target, the kernel, the run directory or COMMAND cannot be used; nothing is left
     /// behind then.
     pub fn start(options: RunOptions, stop: &AtomicBool) -> Result<Option<Self>> {
         doctor::preflight(options.probes.btf.as_deref())?;
@@ -221,7 +221,7 @@ impl Session {
         let source = samples.map(|spec| &spec.source);
         let from_command = source == Some(&SamplesSource::CommandOutput);
         let out = directory.create_file(files::LOADGEN_OUT)?;
-        // Samples that are somewhere else are looked for before anything is sent.
+        // Opens samples that do not come from COMMAND before any request is sent.
         if let Some(spec) = samples.filter(|_| !from_command) {
             let copy = match spec.source {
                 SamplesSource::Path(_) => directory.create_file(files::LOADGEN_SAMPLES)?,
@@ -235,7 +235,8 @@ impl Session {
         let err = directory.create_file(files::LOADGEN_ERR)?;
         let mut generator = Generator::start(&self.options.command, from_command, &out, err)?;
         self.kernel.watch_generator(generator.pid());
-        // Named by command, cgroup or port, the generator is not what is under test.
+        // If the target is named by command, cgroup or port, the generator must not become part of
+        // it.
         self.membership.exclude(Tgid(generator.pid()));
         let output = generator.take_output();
         self.generator = Some(generator);
@@ -285,7 +286,7 @@ impl Session {
             if self.options.duration.is_some_and(|duration| elapsed >= duration) {
                 return Ok(EndReason::Duration);
             }
-            // The news of a child may still be under way when its parent is gone.
+            // The event of a child's birth may still be in transit when its parent has gone.
             if self.membership.all_gone()
                 && gone_since.get_or_insert_with(Instant::now).elapsed() >= NEWS_TIME
             {
@@ -295,7 +296,7 @@ impl Session {
     }
 
     /// How long to sleep: a COMMAND's end is part of the result, other things can wait a little.
-    /// Neither the end of the run nor that of the run-time statistics is overslept.
+    /// Never longer than until the end of the run or of the window of run-time statistics.
     fn tick(&self, target_is_gone: bool) -> Duration {
         let tick = if self.generator.is_some() || target_is_gone { TICK } else { IDLE_TICK };
         let left =
@@ -330,8 +331,8 @@ fn unexpected(error: &dyn std::fmt::Display) -> Error {
     Error::new(Exit::Failure, format!("cannot start: {error}"))
 }
 
-/// Who is meant now; with `wait`, as soon as there is anybody, and `None` when `stop` was raised
-/// first.
+/// The processes of the target now. With `wait`, waits until there is one; `None` when `stop` was
+/// raised first.
 fn find_target(spec: &TargetSpec, wait: bool, stop: &AtomicBool) -> Result<Option<Membership>> {
     if wait {
         return Ok(Membership::wait(spec, stop)?);
@@ -347,7 +348,7 @@ fn read_samples(
     SampleReader::start(spec, command_output, copy).map_err(|error| error.at(&source_name(spec)))
 }
 
-/// How the source of the samples is called in a message.
+/// The name of the source of the samples in messages.
 fn source_name(spec: &SamplesSpec) -> String {
     match &spec.source {
         SamplesSource::Path(path) => path.display().to_string(),
@@ -368,9 +369,10 @@ fn mark_first(membership: &mut Membership, kernel: &Kernel) {
     }
 }
 
-/// Tells the kernel side who has joined the target. Forks it follows by itself; this is for
-/// processes that join otherwise. Nor does it need to be told who left: it takes the mark away as
-/// the last thread exits, and from here the mark might be that of the next process with the id.
+/// Marks the processes that have joined the target. The kernel side follows forks by itself; this
+/// function is for processes that join in other ways. It does not remove marks: the kernel side
+/// does that when the last thread exits, and here the mark might already belong to the next process
+/// with the same id.
 fn mark_joined(membership: &mut Membership, kernel: &Kernel) -> Changes {
     let targets = kernel.targets();
     let changes = membership.poll();
@@ -381,8 +383,8 @@ fn mark_joined(membership: &mut Membership, kernel: &Kernel) -> Changes {
     changes
 }
 
-/// Marks a process, unless the kernel side did already (from here the mark of an id's next life
-/// cannot be told from that of this one), or it exited before the mark was there to be taken away.
+/// Marks a process, unless the kernel side already did (user space cannot distinguish the mark from
+/// that of a later process with the same id), or the process exited before it was marked.
 fn mark(targets: &TargetSet, process: &Process) {
     if targets.contains(process.tgid.0) {
         return;
@@ -393,7 +395,7 @@ fn mark(targets: &TargetSet, process: &Process) {
     }
 }
 
-/// A run that begins now, of what is watched and how.
+/// The description of a run that begins now: what is watched, and how.
 fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo {
     let uname = system::uname();
     let start = MonoNanos::now();

@@ -1,5 +1,5 @@
-//! How much of what comes the trace keeps: caps by kind, and every n-th of what is frequent and
-//! stalls nobody. Pure; the sink that writes the trace asks.
+//! How many events the trace keeps: limits by kind, and every n-th event of frequent kinds that are
+//! not stalls. Pure; called by the sink that writes the trace.
 
 use observer_ebpf::wire::{KIND_SLOTS, RecordKind};
 
@@ -7,7 +7,7 @@ use crate::clock::MonoNanos;
 use crate::model::SamplingChange;
 use crate::probe;
 
-/// A quarter of the room is shared out among the kinds; the rest is for whoever comes.
+/// A quarter of the room is divided among the kinds; the rest is open to all of them.
 const RESERVED_PART: u64 = 4;
 
 /// How many events of each kind are kept: no kind can take the room that is reserved for another.
@@ -25,7 +25,7 @@ fn pool(kind: usize) -> usize {
 }
 
 impl Caps {
-    /// Room for so many stalls, and for so many other events.
+    /// Room for this many stalls and this many other events.
     pub(super) fn new(stalls: u64, others: u64) -> Self {
         let totals = [stalls, others];
         let mut kinds = [0; 2];
@@ -78,7 +78,7 @@ pub(super) struct Sampling {
 }
 
 impl Sampling {
-    /// About so many events a second of each kind are kept.
+    /// About this many events a second of each kind are kept.
     pub(super) const fn new(per_second: u64, now: MonoNanos) -> Self {
         let sampler = Sampler { one_in: 1, seen: 0, kept: 0, skipped: 0 };
         Self { per_second, samplers: [sampler; KIND_SLOTS], second: now }
@@ -94,7 +94,7 @@ impl Sampling {
         }
         sampler.skipped = 0;
         sampler.kept += 1;
-        // A burst is not given the second it would take to notice it.
+        // Reacts within the second, so that a burst cannot fill the trace first.
         let full = sampler.kept >= 2 * self.per_second;
         let change = full.then(|| {
             sampler.kept = 0;
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(caps.room(), 0);
     }
 
-    /// Events a second for so many seconds; how many are kept, and the changes.
+    /// Sends events at a rate for some seconds; returns how many are kept, and the changes.
     fn flood(sampling: &mut Sampling, from: u64, seconds: u64, rate: u64) -> (u64, Vec<u32>) {
         let (mut kept, mut changes) = (0, Vec::new());
         for second in from..from + seconds {

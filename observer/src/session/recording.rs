@@ -21,7 +21,7 @@ use crate::model::{EndReason, Tgid};
 use crate::output::rundir::RunDir;
 use crate::target::Membership;
 
-/// A trace in the making, beside the metrics.
+/// A trace that is being written, in addition to the metrics.
 pub(super) struct Recording {
     journal: Journal,
     capture: Capture,

@@ -1,4 +1,4 @@
-//! The answer of a run that did not come to its end: worked out from what its streams hold.
+//! The answer of a run that did not end normally, computed from the contents of its streams.
 //!
 //! `run.json` is written anew every few seconds meanwhile; its `end_ns` is the instant up to which
 //! everything was in the streams, and its loss is that of the same time. Only that part is used.
@@ -30,7 +30,7 @@ pub struct Recovered {
     pub samples: Vec<Sample>,
 }
 
-/// Works the answer out; `None` when the run ended before anything was known to be whole.
+/// Computes the answer; `None` when the run ended before its first checkpoint.
 ///
 /// # Errors
 /// When a stream is there and cannot be read.
@@ -56,7 +56,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
             recorder.record_event(event);
             stalls.extend(row.stall());
             loss_spans.extend(LossSpan::from_event(event));
-            // A trace that lost its beginning says again what is in force.
+            // A trace that lost its beginning repeats the floors in force.
             if let Some(change) = FloorChange::from_event(event)
                 && let Some(floor) = floors.get_mut(change.record.name())
                 && floor.last_ns != change.new_ns
@@ -84,7 +84,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
         analysis.verdict.outcome = Outcome::Inconclusive;
         analysis.verdict.top_cause = None;
         let text = "Recording thresholds were raised, and what they hid is not known: the run did \
-                    not come to its end.";
+                    not end normally.";
         let reason = Reason::new("thresholds_raised", text, serde_json::json!({}));
         analysis.verdict.reasons.insert(0, reason);
     }
@@ -93,7 +93,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
     let seconds = info.end_ns.since(info.start_ns) as f64 / 1e9;
     let text = if info.end_reason == EndReason::Running {
         format!(
-            "The run did not come to its end: this is worked out from what it had written of its \
+            "The run did not end normally: this answer was computed from what it wrote in its \
              first {seconds:.1} s."
         )
     } else {

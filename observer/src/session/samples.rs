@@ -1,5 +1,5 @@
-//! Reading the generator's samples while it runs: from COMMAND's output, a file that grows, a
-//! FIFO or standard input. What comes is kept as it came.
+//! Reading the generator's samples while it runs: from COMMAND's output, a file that grows, a FIFO
+//! or standard input. The input is kept unchanged.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -14,10 +14,11 @@ use rustix::time::Timespec;
 
 use crate::loadgen::{Ingest, IngestError, Live, SamplesFile, SamplesSource, SamplesSpec};
 
-/// Time between two looks at a file that may grow.
+/// Time between two checks of a file that may grow.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long is read on after the generator's end: for as much as a pipe and a busy host may hold up.
+/// How long to continue reading after the generator's end, to allow for delays of a pipe and a busy
+/// host.
 const LAST_READ: Duration = Duration::from_secs(2);
 
 /// Reads one source on a thread of its own.
@@ -35,7 +36,7 @@ fn lock(ingest: &Mutex<Ingest>) -> MutexGuard<'_, Ingest> {
 enum Source {
     /// A pipe, and the copy kept of it.
     Stream(File, File),
-    /// A file or FIFO that somebody else keeps.
+    /// A file or FIFO that another program keeps.
     Followed(SamplesFile),
 }
 
@@ -85,7 +86,7 @@ impl SampleReader {
         lock(&self.ingest).live()
     }
 
-    /// Reads to the end of what is there and hands the rows over.
+    /// Reads the remaining input and returns the rows.
     ///
     /// # Errors
     /// When the source cannot be read.
@@ -120,8 +121,8 @@ fn read_stream(
         let last = stop.load(Ordering::Relaxed);
         let since = last.then(|| stopped.get_or_insert_with(Instant::now).elapsed());
         let readable = readable(&stream);
-        // Somebody else may hold COMMAND's output open, and even write to it; nothing more comes
-        // from COMMAND.
+        // Another process may hold COMMAND's output open, and even write to it, but nothing more
+        // comes from COMMAND.
         if since.is_some_and(|since| !readable || since >= LAST_READ) {
             return Ok(());
         }
@@ -132,7 +133,7 @@ fn read_stream(
             Ok(0) => return Ok(()),
             Ok(length) => {
                 lock(ingest).feed(&buffer[..length]);
-                // The copy serves people; without room for it the run goes on.
+                // The copy is for users only; if there is no room for it, the run continues.
                 let _ = copy.write_all(&buffer[..length]);
             }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}

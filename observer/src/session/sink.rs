@@ -41,11 +41,11 @@ impl Sink for Stalls {
     }
 }
 
-/// Command names of threads, as forks, execs and exits have them.
+/// Command names of threads, from forks, execs and exits.
 #[derive(Default)]
 pub(super) struct Names {
     names: BTreeMap<u32, String>,
-    /// Threads by the time their first name came: where there are too many, the oldest goes.
+    /// Threads in the order of their first name: if there are too many, the oldest is dropped.
     order: VecDeque<u32>,
     dropped: u64,
 }
@@ -72,11 +72,11 @@ impl Sink for Names {
     }
 }
 
-/// Tells whoever follows the target about its new processes.
+/// Passes the target's new processes to the code that follows the target.
 pub(super) struct Births(SyncSender<Tgid>);
 
 impl Births {
-    /// The sink, and where it tells them.
+    /// The sink, and the list it fills.
     pub(super) fn new() -> (Self, Receiver<Tgid>) {
         let (sender, receiver) = sync_channel(BIRTHS_MAX);
         (Self(sender), receiver)
@@ -86,8 +86,8 @@ impl Births {
 impl Sink for Births {
     fn event(&mut self, event: &Event) {
         if event.flags & TASK_FORK != 0 && event.is::<TaskRecord>() && event.tid.0 == event.tgid.0 {
-            // Nobody listens any more once the run is over. A process that does not fit is found
-            // when /proc is looked through.
+            // There is no receiver once the run is over. A process that does not fit is found by
+            // the next scan of /proc.
             let _ = self.0.try_send(event.tgid);
         }
     }

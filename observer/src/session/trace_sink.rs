@@ -18,9 +18,9 @@ use crate::output::trace::TraceError;
 /// 0.75 GiB of memory while the answer is worked out, and 0.3 GiB of disk, at the cap. The floors
 /// rise so that it is not reached.
 pub const EVENTS_MAX: u64 = 4_000_000;
-/// The same of what stalls nobody, which is on disk alone.
+/// The limit for events that are not stalls, which are only on disk.
 const OTHERS_MAX: u64 = 1_000_000;
-/// Of the kinds that are sampled, about so many a second are kept.
+/// Of each sampled kind, about this many records a second are kept.
 const SAMPLED_HZ: u64 = 1_000;
 /// A record is in the trace writer's hands this long after the stall ended, at the latest, unless
 /// observer itself was held up.
@@ -28,7 +28,7 @@ const ON_THE_WAY_NS: u64 = 500_000_000;
 
 /// Writes the trace; where that fails, keeps the stalls in memory.
 pub(super) struct TraceSink {
-    /// `None` once a write failed.
+    /// `None` after a write failed.
     file: Option<EventWriter>,
     counts: Arc<CaptureCounts>,
     caps: Caps,
@@ -98,7 +98,7 @@ impl TraceSink {
         self.kept = std::mem::take(&mut self.unwritten);
     }
 
-    /// A trace that lost its beginning says again what is in force.
+    /// A trace that lost its beginning repeats the floors in force.
     fn repeat(&mut self, now: MonoNanos) {
         let floors = self.floors.values().map(|change| change.event(now));
         let sampling = self.sampling.in_force().into_iter().map(|change| change.event(now));
@@ -111,7 +111,7 @@ impl Sink for TraceSink {
     fn event(&mut self, event: &Event) {
         let row = event.row();
         let kind = usize::from(row.kind);
-        // What observer notes itself is rare, and explains the rest.
+        // Observer's own records are rare, and they explain the others.
         if kind >= KIND_SLOTS {
             if let Some(change) = FloorChange::from_event(event) {
                 self.floors.insert(change.record, change);

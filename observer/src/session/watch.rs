@@ -6,12 +6,12 @@ use crate::host::sockets::{SocketCensus, ip_sockets_of};
 use crate::kernel::Kernel;
 use crate::target::{Changes, Membership};
 
-/// Live IP sockets of the target: a census, and what the kernel side counted since.
+/// Live IP sockets of the target: a count at one instant, and what the kernel side counted since.
 pub(super) struct SocketWatch {
     census: SocketCensus,
     since: i64,
-    /// A process of the target is gone. The kernel side is told before it closes its descriptors,
-    /// and counts no release of those that were there before the probe.
+    /// A process of the target has gone. The kernel side learns this before the process closes its
+    /// descriptors, and does not count the release of sockets that are older than the probe.
     stale: bool,
 }
 
@@ -24,7 +24,8 @@ fn balance(counts: &Counts) -> i64 {
 
 impl SocketWatch {
     /// Counts the sockets the target holds, again until nothing changes meanwhile (at most a few
-    /// times: a busy service never rests, and a socket more or less is then the least of it).
+    /// times: a busy service changes all the time, and an error of one socket does not matter
+    /// then).
     pub(super) fn start(kernel: &Kernel, membership: &Membership) -> Self {
         let mut before = balance(&kernel.counts());
         for _ in 0..5 {
@@ -38,19 +39,19 @@ impl SocketWatch {
         Self { census: ip_sockets_of(membership.tgids()), since: before, stale: false }
     }
 
-    /// Takes note of who left the target.
+    /// Handles the processes that left the target.
     pub(super) fn note(&mut self, changes: &Changes) {
         self.stale |= !changes.left.is_empty();
     }
 
-    /// The probe was detached or attached again: what it counted is not the whole balance.
+    /// The probe was detached or attached again, so its counts since then are incomplete.
     pub(super) const fn count_again(&mut self) {
         self.stale = true;
     }
 
-    /// How many there are now; `None` when the census could not see all of them.
+    /// How many there are now; `None` when not all of them could be counted.
     pub(super) fn live(&mut self, kernel: &Kernel, membership: &Membership) -> Option<i64> {
-        // While the probe is detached, what is there now is all that can be counted.
+        // While the probe is detached, only the current sockets can be counted.
         if self.stale || !kernel.is_attached("socket") {
             *self = Self::start(kernel, membership);
         }

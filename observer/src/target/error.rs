@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::error::{Error, Exit};
 use crate::model::Tgid;
 
-/// Why no process stands for the target.
+/// Why there is no target process.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// `--pid`: there is none.
@@ -25,7 +25,7 @@ pub enum TargetError {
     /// `--pid`: observer's own.
     #[error("process {} is observer itself; name another target", .0.0)]
     Itself(Tgid),
-    /// `--comm`: nobody is called that.
+    /// `--comm`: no process has this name.
     #[error(
         "no process has the command name {0:?}; see `ps -e -o comm`, or add --wait to wait for it"
     )]
@@ -33,16 +33,16 @@ pub enum TargetError {
     /// `--exe`: the file does not exist.
     #[error("no program {0} and no process that runs it; check the path, or add --wait")]
     NoProgram(PathBuf),
-    /// `--exe`: the file exists and nobody runs it.
+    /// `--exe`: the file exists and no process runs it.
     #[error("no process runs {0}; start it, or add --wait to wait for it")]
     NotRunning(PathBuf),
     /// `--cgroup`: no such cgroup.
     #[error("{0} is no cgroup of this host; see /proc/PID/cgroup, or add --wait to wait for it")]
     NoCgroup(PathBuf),
-    /// `--cgroup`: nobody is in it.
+    /// `--cgroup`: it contains no process.
     #[error("no process in cgroup {0}; start the service, or add --wait to wait for it")]
     EmptyCgroup(PathBuf),
-    /// `--port`: nobody listens.
+    /// `--port`: no process listens.
     #[error("no process listens on port {0}; start the service, or add --wait to wait for it")]
     NoListener(u16),
     /// `--port`: only the service manager holds the socket.

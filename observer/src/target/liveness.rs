@@ -1,4 +1,4 @@
-//! Whether a process still lives, without mistaking a later one with its id for it.
+//! Whether a process still lives, without confusing it with a later process that has the same id.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -7,7 +7,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::host::Process;
 
-/// A process with a handle on it.
+/// A process with a handle (pidfd).
 #[derive(Debug)]
 pub(super) struct Watched {
     pub(super) process: Process,
@@ -24,7 +24,8 @@ impl Watched {
             .then(|| i32::try_from(process.tgid.0).ok().and_then(Pid::from_raw))
             .flatten()
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        // After the handle is taken: what has the right start time now is what the handle is on.
+        // After the handle is taken: if the start time is still the expected one, the handle refers
+        // to the right process.
         process.is_alive().then_some(Self { process, seed, pidfd })
     }
 }

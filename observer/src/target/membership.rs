@@ -1,4 +1,4 @@
-//! The processes that stand for the target, as they come and go.
+//! The processes of the target, as they start and exit.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write;
@@ -13,26 +13,26 @@ use super::spec::{Matcher, TargetSpec};
 use crate::host::{Process, process, system};
 use crate::model::Tgid;
 
-/// Pause between two looks at `/proc` while the target runs.
+/// Pause between two scans of `/proc` while the target runs.
 const SCAN_INTERVAL: Duration = Duration::from_millis(200);
-/// The same with `--pid`.
+/// The pause with `--pid`.
 const CHILDREN_INTERVAL: Duration = Duration::from_secs(1);
-/// The same while no process was born on the host: one that lives may still change its name, its
+/// The pause while no process was born on the host: a living process may still change its name, its
 /// cgroup or its port.
 const QUIET_INTERVAL: Duration = Duration::from_secs(2);
-/// Pause between two looks while it is waited for.
+/// Pause between two scans while observer waits for the target.
 const WAIT_INTERVAL: Duration = Duration::from_millis(50);
-/// A look may take at most one part in so many of a processor's time: a host with 100,000
-/// processes is looked at less often, rather than disturbed. (116 processes take about 1 ms.)
+/// Scans may take at most one part in this many of a processor's time: a host with 100,000
+/// processes is scanned less often, so that it is not disturbed. (116 processes take about 1 ms.)
 const SCAN_SHARE: u32 = 300;
-/// Unless the pause would become longer than [`QUIET_INTERVAL`]: then one part in so many.
+/// One part in this many, if the pause would otherwise become longer than [`QUIET_INTERVAL`].
 const SCAN_SHARE_MAX: u32 = 100;
-/// The same while it is waited for, when there is nothing to disturb yet.
+/// One part in this many while observer waits for the target, when there is nothing to disturb yet.
 const WAIT_SHARE: u32 = 20;
-/// A process younger than this is looked at each time: a service is often forked by a shell or a
+/// A process younger than this is checked each time: a service is often forked by a shell or a
 /// manager under another name and executes its program a moment later.
 const SETTLING: Duration = Duration::from_secs(5);
-/// Of the older ones, so many are looked at each time, in turn.
+/// Of the older ones, this many are checked each time, in turn.
 const RECHECKED: usize = 32;
 /// Handles on processes: below the usual limit of 1024 descriptors.
 const PIDFDS_MAX: usize = 512;
@@ -54,41 +54,42 @@ impl Changes {
     }
 }
 
-/// A process that was looked at and is not part of the target.
+/// A process that was checked and is not part of the target.
 #[derive(Debug)]
 struct Stranger {
     start_ticks: u64,
     first_seen: Instant,
 }
 
-/// Processor time of this thread. A look is not longer because others have the processor meanwhile.
+/// Processor time of this thread. It does not count the time in which other threads have the
+/// processor.
 fn own_cpu() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
-/// How long to wait after a look that took so long.
+/// How long to wait after a scan of this duration.
 fn pause(look: Duration) -> Duration {
     let at_most = QUIET_INTERVAL.max(look.saturating_mul(SCAN_SHARE_MAX));
     look.saturating_mul(SCAN_SHARE).clamp(SCAN_INTERVAL, at_most)
 }
 
-/// The processes that stand for the target now: those that match, and their descendants.
+/// The processes of the target now: those that match, and their descendants.
 ///
 /// A member stays one until it exits, whatever it executes and wherever it is moved.
 #[derive(Debug)]
 pub struct Membership {
     spec: TargetSpec,
-    /// Nothing is matched process by process with `--pid`, `--cgroup` and `--port`.
+    /// Processes are not checked one by one with `--pid`, `--cgroup` and `--port`.
     matcher: Option<Matcher>,
     members: BTreeMap<Tgid, Watched>,
     excluded: HashMap<Tgid, Process>,
     strangers: HashMap<Tgid, Stranger>,
     recheck_from: Tgid,
     next_scan: Instant,
-    /// When there is a look although nothing was born; `None` where that would find nothing.
+    /// When to scan even if no process was born; `None` if such a scan would find nothing.
     next_quiet_scan: Option<Instant>,
-    /// The host's youngest task as of the last look.
+    /// The host's youngest task at the last scan.
     youngest: Option<u32>,
 }
 
@@ -125,7 +126,7 @@ impl Membership {
         Ok(membership)
     }
 
-    /// The same, waiting until something matches. `None` when `stop` was set meanwhile.
+    /// Like [`Self::new`], but waits until a process matches. `None` when `stop` was set meanwhile.
     ///
     /// # Errors
     /// When waiting cannot help (an id that is no process).
@@ -163,7 +164,7 @@ impl Membership {
         self.members.keys().copied().collect()
     }
 
-    /// The same with what is known of each.
+    /// The target's processes, with what is known about each.
     pub fn processes(&self) -> impl Iterator<Item = &Process> {
         self.members.values().map(|watched| &watched.process)
     }
@@ -174,7 +175,7 @@ impl Membership {
         self.members.contains_key(&tgid)
     }
 
-    /// The process that stands for the target where one must: the oldest that matches, else the
+    /// The process to show where only one can be shown: the oldest that matches, otherwise the
     /// oldest of all. `None` once all are gone.
     #[must_use]
     pub fn primary(&self) -> Option<&Process> {
@@ -193,7 +194,7 @@ impl Membership {
         self.members.is_empty()
     }
 
-    /// What is watched, for people: `--comm nginx: 812 nginx, 815 nginx and 6 more`.
+    /// What is watched, for users: `--comm nginx: 812 nginx, 815 nginx and 6 more`.
     #[must_use]
     pub fn describe(&self) -> String {
         const NAMED: usize = 4;
@@ -231,8 +232,9 @@ impl Membership {
         }
     }
 
-    /// Notices processes that left (always) and that joined (every 200 ms at most; less often
-    /// where looking takes long or nothing was born). Cheap enough to be called at every turn of a loop.
+    /// Notices processes that left (always) and that joined (every 200 ms at most; less often where
+    /// looking takes long or nothing was born). Cheap enough to be called in every iteration of a
+    /// loop.
     pub fn poll(&mut self) -> Changes {
         let mut changes = Changes { joined: Vec::new(), left: self.reap() };
         if self.is_due() {
@@ -242,7 +244,7 @@ impl Membership {
     }
 
     /// Reading the whole of `/proc` is by far the most that observer does while nothing happens, so
-    /// it is done when a task was born, which one short file tells.
+    /// it is done only when a task was born, which one short file shows.
     fn is_due(&self) -> bool {
         let now = Instant::now();
         if now < self.next_scan {
@@ -269,7 +271,7 @@ impl Membership {
     /// is found here, what is forked later by the kernel side.
     pub fn rescan(&mut self) -> Vec<Process> {
         let (started, cpu_started) = (Instant::now(), own_cpu());
-        // Before the look: what is born during it is found by the next one.
+        // Before the scan: a process born during it is found by the next one.
         self.youngest = system::youngest_task();
         let before: BTreeMap<Tgid, u64> = self
             .members
@@ -347,8 +349,8 @@ impl Membership {
         }
     }
 
-    /// The next [`RECHECKED`] ids after those of the last time. Nothing with `--pid`: what has no
-    /// member for a parent when it is born never becomes one.
+    /// The next [`RECHECKED`] ids after those of the last time. Nothing with `--pid`: a process
+    /// whose parent is no member at its birth never becomes one.
     fn due_for_recheck(&mut self, ids: &[Tgid]) -> HashSet<Tgid> {
         if self.matcher.is_none() {
             return HashSet::new();

@@ -36,9 +36,8 @@ struct Which {
     port: Option<u16>,
 }
 
-/// TARGET on the command line, to be flattened into a subcommand's arguments. The argument group
-/// is called `target`; a subcommand that cannot do without one makes it required with
-/// `mut_group`.
+/// TARGET on the command line, to be flattened into a subcommand's arguments. The argument group is
+/// called `target`; a subcommand that needs a target makes it required with `mut_group`.
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Target (one of; children and new threads are included)")]
 pub struct TargetArgs {
@@ -114,7 +113,7 @@ impl TargetSpec {
     }
 }
 
-/// Who can be a target without being named by its id.
+/// Whether a process can be a target without being named by its id.
 fn is_candidate(process: &Process) -> bool {
     !process.kernel_thread && process.tgid.0 != std::process::id()
 }
@@ -185,12 +184,13 @@ fn candidates(tgids: impl IntoIterator<Item = Tgid>) -> Vec<Process> {
     tgids.into_iter().filter_map(Process::read).filter(is_candidate).collect()
 }
 
-/// A program file, known by what it is and by what it is called.
+/// A program file, identified by device and inode, and by its name.
 #[derive(Clone, Debug)]
 pub(super) struct Program {
     /// Device and inode, where the file exists in this mount namespace.
     file: Option<(u64, u64)>,
-    /// A file replaced by an upgrade keeps its name, one in a container has it there only.
+    /// A file that an upgrade replaced keeps its name; a file in a container has its name only
+    /// there.
     paths: Vec<PathBuf>,
 }
 

@@ -10,7 +10,8 @@ use super::*;
 use crate::host::Process;
 use crate::model::Tgid;
 
-/// A shell that does what it is told, line by line, and is killed with its children at the end.
+/// A shell that executes the commands it gets, line by line, and is killed with its children at the
+/// end.
 struct Shell {
     child: Child,
     lines: mpsc::Receiver<String>,
@@ -262,7 +263,7 @@ fn fork_and_exec_events_are_taken_at_once() {
 }
 
 #[test]
-fn waiting_ends_when_told_and_is_refused_where_it_cannot_help() {
+fn waiting_ends_on_request_and_is_refused_where_it_cannot_help() {
     let stop = Arc::new(AtomicBool::new(false));
     let waiting = {
         let stop = Arc::clone(&stop);

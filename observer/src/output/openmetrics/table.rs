@@ -72,7 +72,7 @@ pub static METRICS: &[Metric] = &[
         kind: Kind::Gauge,
         unit: None,
         labels: &["probe", "tier", "state"],
-        help: "1 where the probe works, wholly or in part; 0 where it does not",
+        help: "1 if the probe works, completely or in part; 0 if it does not",
         fill: |snapshot, family| {
             for (probe, coverage) in &snapshot.coverage {
                 let works = matches!(coverage.state, ProbeState::Attached | ProbeState::Partial);
@@ -280,7 +280,7 @@ pub static METRICS: &[Metric] = &[
         kind: Kind::Counter,
         unit: None,
         labels: &["call", "errno"],
-        help: "Calls that failed for want of descriptors, buffers or memory, all tasks",
+        help: "Calls that failed because descriptors, buffers or memory were exhausted, all tasks",
         fill: |snapshot, family| fd_failures(snapshot, family, false),
     },
     Metric {

@@ -1,4 +1,4 @@
-//! Events as columns: what all kinds have in common, then the fields of the kind's row.
+//! Events as columns: first those that all kinds have, then the fields of the kind's row.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -33,13 +33,13 @@ const TIMES: [(&str, &str); 3] = [
     ("end_ns", "end of the stall, or the instant of the event"),
     ("duration_ns", "length; 0 for instants"),
 ];
-/// Columns of what happened to a thread.
+/// Columns of events that happen to a thread.
 const THREAD: [(&str, &str); 3] = [
     ("tid", "thread it happened to (initial pid namespace)"),
     ("tgid", "its process"),
     ("cpu", "CPU it ended on"),
 ];
-/// Column of what stalls a thread.
+/// Column of events that stall a thread.
 const CAUSE: (&str, &str) = ("cause", "the cause of the stall");
 
 /// Whether events of a kind happen to a thread.

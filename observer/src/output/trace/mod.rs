@@ -1,10 +1,10 @@
 //! Trace dumps: events and samples as Arrow IPC streams, one stream a kind of event.
 //!
-//! A stream is append-only, so a crash costs what was not flushed and at most one torn batch,
-//! which the reader leaves out. Columns are read by name: a stream of another version may have more
-//! of them, and those that this version does not know are skipped. Text columns are plain, not
-//! dictionary-encoded: a dictionary would let a small hostile file blow up in memory when it is
-//! read.
+//! A stream is append-only, so a crash loses the rows that were not flushed and at most one
+//! incomplete batch, which the reader ignores. Columns are read by name: a stream of another
+//! version may have more of them, and those that this version does not know are skipped. Text
+//! columns are plain, not dictionary-encoded: a dictionary would let a small hostile file blow up
+//! in memory when it is read.
 
 mod column;
 mod event;
@@ -66,7 +66,7 @@ pub enum TraceError {
     /// A stream of events of a kind that this version does not know.
     #[error("events of kind {0:?}, which this observer does not know; use a newer observer")]
     UnknownKind(String),
-    /// A cell that no writer of this version writes.
+    /// A cell with a value that no writer of this version writes.
     #[error("column {column}, row {row}: {problem}")]
     Value {
         /// The column.
@@ -91,7 +91,7 @@ impl From<ArrowError> for TraceError {
 }
 
 impl TraceError {
-    /// No room on the disk (or no more of this user's share).
+    /// No room on the disk, or this user's quota is used up.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         let Self::Io(error) = self else { return false };
@@ -111,7 +111,7 @@ fn metadata(content: &str) -> std::collections::HashMap<String, String> {
     .into()
 }
 
-/// The content that a stream's metadata names, of a version that can be read.
+/// The content that a stream's metadata names, if its version can be read.
 fn content(schema: &Schema) -> Result<&str, TraceError> {
     let metadata = |key: &str| schema.metadata().get(key).map(String::as_str);
     let Some(content) = metadata(key::CONTENT) else {

@@ -1,7 +1,7 @@
-//! Reading a trace that may be cut anywhere, and that anybody may have written.
+//! Reading a trace that may be cut anywhere and may come from an untrusted source.
 //!
-//! The messages are taken apart here rather than by the Arrow crate's stream reader, because that
-//! one panics on buffers that point outside their message (arrow-ipc 60).
+//! This module parses the messages itself, because the Arrow crate's stream reader panics on
+//! buffers that point outside their message (arrow-ipc 60).
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read};
@@ -21,13 +21,13 @@ const MAX_DEPTH: u32 = 4;
 /// Largest batch. A full one of this version takes one or two megabytes.
 const MAX_BODY_BYTES: u64 = 1 << 28;
 
-/// What a trace held.
+/// The contents of a trace.
 #[derive(Debug, PartialEq)]
 pub struct Loaded<R> {
-    /// The rows that are whole.
+    /// The complete rows.
     pub rows: Vec<R>,
-    /// The stream does not end with its end mark: the writer died or the disk was full. What was
-    /// not flushed by then is missing.
+    /// The stream does not end with its end mark: the writer died or the disk was full. Rows that
+    /// were not flushed by then are missing.
     pub truncated: bool,
 }
 
@@ -36,7 +36,7 @@ pub trait Reader {
     /// What a row becomes.
     type Row;
 
-    /// Looks at what the stream is.
+    /// Checks the stream's content.
     ///
     /// # Errors
     /// When it holds something else, or lacks a column.
@@ -45,7 +45,7 @@ pub trait Reader {
     /// Decodes the rows of a batch.
     ///
     /// # Errors
-    /// When a cell holds what no writer writes.
+    /// When a cell holds a value that no writer writes.
     fn read(&mut self, batch: &RecordBatch, into: &mut Vec<Self::Row>) -> Result<(), TraceError>;
 }
 
@@ -62,14 +62,16 @@ fn damaged(problem: &str) -> TraceError {
     TraceError::Arrow(ArrowError::IpcError(problem.to_owned()))
 }
 
-/// Exactly `length` bytes. Grows with the bytes that arrive, so a claimed length costs nothing.
+/// Exactly `length` bytes. The buffer grows with the bytes that arrive, so a false length in the
+/// input costs no memory.
 fn bytes(input: &mut impl Read, length: u64) -> Result<Piece<Vec<u8>>, TraceError> {
     let mut bytes = Vec::new();
     input.by_ref().take(length).read_to_end(&mut bytes)?;
     Ok(if bytes.len() as u64 == length { Piece::Whole(bytes) } else { Piece::Cut })
 }
 
-/// Four bytes, little-endian; a cut continuation mark is still told from another format.
+/// Four bytes, little-endian; a truncated continuation mark is still distinguished from another
+/// format.
 fn word(input: &mut impl Read) -> Result<Piece<u32>, TraceError> {
     let mut word = [0u8; 4];
     let mut filled = 0;
@@ -98,7 +100,7 @@ fn metadata(input: &mut impl Read) -> Result<Piece<Vec<u8>>, TraceError> {
     }
 }
 
-/// The message a description describes.
+/// Parses the description of a message.
 fn message(metadata: &[u8]) -> Result<Message<'_>, TraceError> {
     arrow_ipc::root_as_message(metadata).map_err(|_| damaged("a message that cannot be parsed"))
 }
@@ -120,9 +122,9 @@ pub fn read<R: Reader>(input: impl Read, reader: &mut R) -> Result<Loaded<R::Row
     Ok(Loaded { rows, truncated })
 }
 
-/// Hands over all whole rows, a batch at a time; whether the stream was cut. Memory is bounded by a
-/// small multiple of the input's size: lengths claimed in it are not believed before the bytes have
-/// been seen.
+/// Passes on all complete rows, a batch at a time, and returns whether the stream was cut. Memory
+/// is bounded by a small multiple of the input's size: lengths in the input are not trusted before
+/// the bytes have been read.
 ///
 /// # Errors
 /// When the input is not such a trace, or is damaged other than by being cut.
@@ -209,14 +211,14 @@ where
         offset.checked_add(length).is_some_and(|end| end <= self.size).then_some(length)
     }
 
-    /// The next buffer, if it holds so many values of so many bytes.
+    /// The next buffer, if it holds this many values of this many bytes.
     fn values(&mut self, count: u64, width: u64) -> Option<()> {
         let length = self.buffer()?;
         (length % width == 0 && length >= count.checked_mul(width)?).then_some(())
     }
 
-    /// Claims the parts of a column of so many rows; `None` when they do not fit, or it is of a type
-    /// that no version of observer writes.
+    /// Claims the parts of a column of this many rows; `None` when they do not fit, or it is of a
+    /// type that no version of observer writes.
     fn column(&mut self, field: &Field, rows: u64, depth: u32) -> Option<()> {
         let node = self.nodes.next()?;
         let validity = self.buffer()?;
@@ -258,7 +260,7 @@ where
         }
     }
 
-    /// Claims the column of a list's items; how many there are is in its own node.
+    /// Claims the column of a list's items; their number is in its own node.
     fn items(&mut self, item: &Field, depth: u32) -> Option<()> {
         let count = u64::try_from(self.nodes.clone().next()?.length()).ok()?;
         // A bit an item at least.

@@ -119,7 +119,7 @@ pub fn columns_markdown() -> String {
     text
 }
 
-/// Takes samples out of their stream.
+/// Reads samples from their stream.
 #[derive(Debug, Default)]
 pub struct SampleReader;
 

@@ -273,7 +273,7 @@ fn columns_are_read_by_name_and_unknown_ones_are_skipped() {
         Some((FdSyscall::Open as u32, 23))
     );
     assert_eq!(Vec::from_iter(reader.unknown_columns), ["container", "frames"]);
-    // A word that a later version may know costs its row.
+    // A row with a word that only a later version knows is skipped.
     let mut reader = EventReader::default();
     let bytes = foreign(&metadata, columns(["pidfd_open", "open"]));
     let loaded = read(Cursor::new(bytes), &mut reader).unwrap();
@@ -387,7 +387,7 @@ fn damaged_streams_never_panic_and_never_grow() {
     }
 }
 
-/// A disk with room for so many bytes.
+/// A disk with room for this many bytes.
 struct Disk {
     room: usize,
     held: Vec<u8>,

@@ -9,10 +9,10 @@ use arrow_schema::SchemaRef;
 
 use super::{Columns, TraceError};
 
-/// What is gathered before it goes into the file at once.
+/// Bytes that are collected before they are written to the file.
 const BUFFER_BYTES: usize = 1 << 16;
 
-/// Rows that make a batch of themselves; [`TraceWriter::flush`] makes smaller ones.
+/// Rows of a full batch; [`TraceWriter::flush`] writes smaller ones.
 pub const BATCH_ROWS: usize = 8_192;
 
 /// Appends rows to an Arrow IPC stream.
