@@ -5,7 +5,7 @@ use std::fs;
 
 use crate::Result;
 
-/// A BPF object, as the kernel numbers it. Numbers are not used again soon.
+/// A BPF object, by the kernel's id. Ids are not reused soon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Object {
     /// A program.
@@ -28,13 +28,13 @@ struct NextId {
 const COMMANDS: [(libc::c_int, Made); 3] =
     [(11, Object::Program), (12, Object::Map), (31, Object::Link)];
 
-/// What a number found by a command is the number of.
+/// The type of object that a command lists.
 type Made = fn(u32) -> Object;
 
-/// All objects there are.
+/// All existing objects.
 ///
 /// # Errors
-/// When the kernel does not tell.
+/// When the kernel does not report them.
 pub fn all() -> Result<BTreeSet<Object>> {
     let mut objects = BTreeSet::new();
     for (command, object) in COMMANDS {

@@ -1,4 +1,4 @@
-//! Cgroups of one's own, in whichever hierarchy limits memory or processor time on this host.
+//! Cgroups for tests, in the hierarchy that limits memory or processor time on this host.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -106,9 +106,9 @@ impl MemoryCgroup {
         }
     }
 
-    /// Sets the limit to what is in use, at a moment when that is little: whoever asks for more
-    /// later has to reclaim, and not the one who writes the limit. Returns the instant before it
-    /// was written.
+    /// Sets the limit to what is in use, at a moment when that is little: processes that ask for
+    /// more later have to reclaim, and not the one that writes the limit. Returns the instant
+    /// before it was written.
     ///
     /// # Errors
     /// As for [`Self::usage_bytes`] and [`Self::limit`].
@@ -210,8 +210,8 @@ impl Drop for Group {
     }
 }
 
-/// A cgroup of version 2, for the books that need no controller: `cpu.stat` and pressure. Removed
-/// when dropped.
+/// A cgroup of version 2, for kernel counters that need no controller: `cpu.stat` and pressure.
+/// Removed when dropped.
 #[derive(Debug)]
 pub struct UnifiedCgroup {
     group: Group,
@@ -305,7 +305,7 @@ impl CpuCgroup {
         self.group.entrance()
     }
 
-    /// So much processor time in each period, for all processes together.
+    /// Limits the processor time in each period, for all processes together.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -325,7 +325,7 @@ impl CpuCgroup {
         let stat = self.group.flat("cpu.stat")?;
         let microseconds = stat.get("throttled_usec").map(|us| us * 1000);
         microseconds.or_else(|| stat.get("throttled_time")).ok_or_else(|| {
-            format!("cpu.stat of {} tells of no throttling", self.group.directory.display())
+            format!("cpu.stat of {} reports no throttling", self.group.directory.display())
         })
     }
 }

@@ -6,10 +6,10 @@ use std::mem::size_of;
 /// Forks. The child has the id `pid` (in the namespace of the caller) where one is named; it runs
 /// `work` and ends.
 ///
-/// For programs of one thread: what another thread held at the fork stays held in the child.
+/// For programs of one thread: locks that another thread held at the fork stay locked in the child.
 ///
 /// # Errors
-/// When the kernel refuses, for one because the id is taken.
+/// When the kernel refuses, for example because the id is in use.
 pub fn clone_with_pid(pid: Option<i32>, work: impl FnOnce()) -> io::Result<i32> {
     // SAFETY: a plain structure; zero is "nothing asked for".
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };

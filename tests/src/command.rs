@@ -1,4 +1,4 @@
-//! observer as a person runs it: arguments in, exit code and both outputs out.
+//! observer as a user runs it: arguments in, exit code and both outputs out.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::Result;
 use crate::process::{Placement, Running};
 
-/// What a command left.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Finished {
     /// Its exit code; `None` when a signal ended it.
@@ -83,7 +83,7 @@ where
         command.args(arguments);
         return Ok(command);
     }
-    // The build directory may lie in a home directory that nobody else may enter.
+    // The build directory may be in a home directory that other users may not enter.
     let copy = directory.join("program-for-all");
     if !copy.exists() {
         fs::copy(program, &copy)

@@ -73,7 +73,7 @@ impl Daemon {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Its process, for tests that treat it badly.
+    /// Its process, for tests that disturb it.
     pub const fn process(&mut self) -> &mut Running {
         &mut self.process
     }
@@ -108,7 +108,7 @@ impl Metrics {
         Self(answer.body)
     }
 
-    /// All of it, as it came.
+    /// All of it, unchanged.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.0

@@ -40,8 +40,8 @@ const SEED: u64 = 0x0b5e_77e7;
 const HEAD: Duration = Duration::from_secs(2);
 const TAIL: Duration = Duration::from_millis(1200);
 
-/// Episodes of 300 to 600 ms, 1.2 to 2.6 s apart. Irregular, so that no shift of the whole
-/// schedule falls onto itself: attribution tells coincidence from cause by such shifts.
+/// Episodes of 300 to 600 ms, 1.2 to 2.6 s apart. Irregular, so that no shift of the whole schedule
+/// matches itself: attribution uses such shifts to distinguish coincidence from cause.
 #[must_use]
 pub fn plan(load: Duration) -> Vec<Planned> {
     let mut random = SmallRng::seed_from_u64(SEED);

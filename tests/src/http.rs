@@ -1,4 +1,4 @@
-//! The smallest HTTP client that can tell an answer from a failure.
+//! The smallest HTTP client that can distinguish an answer from a failure.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -11,7 +11,7 @@ use crate::Result;
 pub struct Answer {
     /// Status.
     pub status: u16,
-    /// Header lines, as they came, in lower case.
+    /// Header lines in their original order, in lower case.
     pub headers: String,
     /// Body.
     pub body: String,
@@ -41,7 +41,7 @@ pub fn get(port: u16, path: &str, headers: &str) -> Result<Answer> {
     })
 }
 
-/// A port that nobody listens on.
+/// A port on which no process listens.
 ///
 /// # Errors
 /// When there is none.

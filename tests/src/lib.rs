@@ -1,5 +1,5 @@
 //! What the tests and the demo share: starting services and workloads, doing them harm on a
-//! schedule, running observer on them, and reading the kernel's own books.
+//! schedule, running observer on them, and reading the kernel's own counters.
 
 pub mod bpf;
 pub mod cgroup;

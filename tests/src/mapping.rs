@@ -45,7 +45,7 @@ impl Mapping {
     /// # Errors
     /// When the kernel refuses.
     pub fn of_file(file: &File, length_bytes: usize) -> io::Result<Self> {
-        // SAFETY: as for `anonymous`. Nobody truncates the files of the tests, and a mapping that
+        // SAFETY: as for `anonymous`. Nothing truncates the files of the tests, and a mapping that
         // is only ever read page by page through `read_volatile` makes no promise on its contents.
         let base = unsafe {
             mmap(ptr::null_mut(), length_bytes, ProtFlags::READ, MapFlags::SHARED, file, 0)

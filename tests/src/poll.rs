@@ -5,7 +5,7 @@ use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-/// Data word that stands for the listener; connections carry their descriptor.
+/// Data word that stands for the listener; that of a connection is its descriptor.
 const LISTENER: u64 = u64::MAX;
 
 /// What has something to do.

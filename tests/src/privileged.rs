@@ -8,8 +8,8 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// Set by `cargo xtask test`: a test that cannot run is then a failure.
 const MUST_RUN: &str = "OBSERVER_TEST_PRIVILEGED";
 
-/// `None`: the test is not to run, which was said. The guard keeps the tests of one program from
-/// disturbing each other's measurements, whatever `--test-threads` says.
+/// `None`: the test does not run, and a message says so. The guard keeps the tests of one program
+/// from disturbing each other's measurements, whatever `--test-threads` says.
 ///
 /// # Panics
 /// Without root when the tests were asked for by `OBSERVER_TEST_PRIVILEGED=1`.
@@ -20,9 +20,9 @@ pub fn ready(test: &str) -> Option<MutexGuard<'static, ()>> {
     }
     let must = std::env::var_os(MUST_RUN).is_some_and(|value| value == "1");
     assert!(!must, "{test} needs root, and {MUST_RUN}=1 says that it must run");
-    // Not `eprintln!`: what a passing test prints that way is shown to nobody.
+    // Not `eprintln!`: the test harness does not show what a passing test prints that way.
     let said = writeln!(std::io::stderr(), "{test}: not run: needs root (cargo xtask test)");
-    // Nobody to tell is no reason to fail.
+    // A message that cannot be written is no reason to fail.
     drop(said);
     None
 }

@@ -1,4 +1,4 @@
-//! Child processes that never outlive whoever started them, and ^C.
+//! Child processes that never outlive the process that started them, and ^C.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -68,7 +68,7 @@ pub struct Running {
 
 impl Running {
     /// Starts a child in a process group of its own, so that ^C at the terminal reaches it only
-    /// through whoever started it.
+    /// through the process that started it.
     ///
     /// # Errors
     /// When it cannot be started or placed.

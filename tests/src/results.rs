@@ -1,5 +1,5 @@
-//! Every number of observer that is held against one of the kernel's books: asserted here, and
-//! written down, so that docs/EXACTNESS.md can be made from a run.
+//! Every number of observer that is compared with a kernel counter: asserted here, and recorded, so
+//! that docs/EXACTNESS.md can be generated from a run.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -13,14 +13,14 @@ use crate::{Result, disturbance, trial};
 /// Names the file that results are appended to, one JSON object a line.
 pub const RESULTS_FILE: &str = "OBSERVER_TEST_RESULTS";
 
-/// What must hold between observer's number and the book's.
+/// The relation that must hold between observer's number and the kernel counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Relation {
-    /// They are the same.
+    /// Both are equal.
     Equal,
-    /// The book bounds the number from above.
+    /// The kernel counter is an upper bound of the number.
     AtMost,
-    /// The book bounds the number from below.
+    /// The kernel counter is a lower bound of the number.
     AtLeast,
 }
 
@@ -33,38 +33,38 @@ impl Relation {
         }
     }
 
-    /// How far `observed` is from where it may be, as a part of the book.
-    fn error(self, observed: u64, book: u64) -> f64 {
-        let off = observed as f64 - book as f64;
+    /// How far `observed` is from its allowed range, relative to the kernel counter.
+    fn error(self, observed: u64, expected: u64) -> f64 {
+        let off = observed as f64 - expected as f64;
         let off = match self {
             Self::Equal => off,
             Self::AtMost => off.max(0.0),
             Self::AtLeast => off.min(0.0),
         };
-        if off == 0.0 { 0.0 } else { off / (book as f64).max(1.0) }
+        if off == 0.0 { 0.0 } else { off / (expected as f64).max(1.0) }
     }
 }
 
-/// One number against one book.
+/// One number of observer and the kernel counter it is compared with.
 #[derive(Clone, Debug)]
 pub struct Comparison<'a> {
     /// What is compared: `minor`, `sum_ns`, ...
     pub metric: &'a str,
-    /// The book: `/proc/PID/stat minflt`.
+    /// The name of the kernel counter: `/proc/PID/stat minflt`.
     pub against: &'a str,
     /// What must hold.
     pub relation: Relation,
     /// observer's number.
     pub observed: u64,
-    /// The book's.
-    pub book: u64,
-    /// Part of the book that they may be apart.
+    /// The kernel counter's value.
+    pub expected: u64,
+    /// Allowed difference, relative to the kernel counter.
     pub tolerance: f64,
-    /// And so much more, where the book itself is late by a fixed amount.
+    /// Additional allowed difference, if the kernel counter itself lags by a fixed amount.
     pub slack: u64,
 }
 
-/// The numbers of one probe in one run, to be held against the books.
+/// The numbers of one probe in one run, for comparison with the kernel counters.
 #[derive(Clone, Debug)]
 pub struct Held {
     test: String,
@@ -92,72 +92,111 @@ impl Held {
         Self { test: test.to_owned(), probe: probe.to_owned(), tier: tier.to_owned() }
     }
 
-    /// Both are the same within `tolerance` of the book.
+    /// Both are equal within `tolerance`, relative to the kernel counter.
     ///
     /// # Panics
-    /// When they are not, or the book is empty.
+    /// When they are not, or the kernel counter is 0.
     #[track_caller]
-    pub fn equal(&self, metric: &str, against: &str, observed: u64, book: u64, tolerance: f64) {
+    pub fn equal(&self, metric: &str, against: &str, observed: u64, expected: u64, tolerance: f64) {
         let relation = Relation::Equal;
-        self.check(&Comparison { metric, against, relation, observed, book, tolerance, slack: 0 });
+        self.check(&Comparison {
+            metric,
+            against,
+            relation,
+            observed,
+            expected,
+            tolerance,
+            slack: 0,
+        });
     }
 
-    /// The book bounds the number from above.
+    /// The kernel counter is an upper bound of the number.
     ///
     /// # Panics
-    /// When it does not, or the book is empty.
+    /// When it is not, or the kernel counter is 0.
     #[track_caller]
-    pub fn at_most(&self, metric: &str, against: &str, observed: u64, book: u64, tolerance: f64) {
+    pub fn at_most(
+        &self,
+        metric: &str,
+        against: &str,
+        observed: u64,
+        expected: u64,
+        tolerance: f64,
+    ) {
         let relation = Relation::AtMost;
-        self.check(&Comparison { metric, against, relation, observed, book, tolerance, slack: 0 });
+        self.check(&Comparison {
+            metric,
+            against,
+            relation,
+            observed,
+            expected,
+            tolerance,
+            slack: 0,
+        });
     }
 
-    /// The book bounds the number from below.
+    /// The kernel counter is a lower bound of the number.
     ///
     /// # Panics
-    /// When it does not, or the book is empty.
+    /// When it is not, or the kernel counter is 0.
     #[track_caller]
-    pub fn at_least(&self, metric: &str, against: &str, observed: u64, book: u64, tolerance: f64) {
+    pub fn at_least(
+        &self,
+        metric: &str,
+        against: &str,
+        observed: u64,
+        expected: u64,
+        tolerance: f64,
+    ) {
         let relation = Relation::AtLeast;
-        self.check(&Comparison { metric, against, relation, observed, book, tolerance, slack: 0 });
+        self.check(&Comparison {
+            metric,
+            against,
+            relation,
+            observed,
+            expected,
+            tolerance,
+            slack: 0,
+        });
     }
 
-    /// Both are the same, where the book is (in part) that of threads that ended: the kernel closes
-    /// it before a thread leaves its last CPU, and what it waits after that is in observer's number
-    /// alone. In a guest, whose CPUs stand still for up to 100 ms at a time, and with PREEMPT_RT,
-    /// where many locks sleep that an exit takes, that may be as much as all before.
+    /// Both are equal, where the kernel counter is (in part) that of threads that ended: the kernel
+    /// reads it before a thread leaves its last CPU, and waits after that are only in observer's
+    /// number. In a guest, whose CPUs stand still for up to 100 ms at a time, and with PREEMPT_RT,
+    /// where many locks sleep that an exit takes, these waits may be as long as all earlier ones.
     ///
     /// # Panics
-    /// When they are not, or the book is empty.
+    /// When they are not, or the kernel counter is 0.
     #[track_caller]
-    pub fn equal_to_ended(&self, metric: &str, against: &str, observed: u64, book: u64) {
+    pub fn equal_to_ended(&self, metric: &str, against: &str, observed: u64, expected: u64) {
         const TOLERANCE: f64 = 0.03;
         if trial::in_guest() {
             let tolerance = trial::between_clocks(TOLERANCE);
-            self.at_least(metric, against, observed, book, tolerance);
+            self.at_least(metric, against, observed, expected, tolerance);
         } else {
-            self.equal(metric, against, observed, book, TOLERANCE);
+            self.equal(metric, against, observed, expected, TOLERANCE);
         }
     }
 
-    /// Writes the comparison down, then asserts it.
+    /// Records the comparison, then asserts it.
     ///
     /// # Panics
-    /// When it does not hold, or the book is empty: then nothing was tested.
+    /// When it does not hold, or the kernel counter is 0: then nothing was tested.
     #[track_caller]
     pub fn check(&self, comparison: &Comparison<'_>) {
         let (passed, error) = comparison.judge();
-        let Comparison { metric, against, relation, observed, book, tolerance, slack } = comparison;
+        let Comparison { metric, against, relation, observed, expected, tolerance, slack } =
+            comparison;
         let Self { test, probe, tier } = self;
         // Counts are exact, whatever the host does.
         let repeats = if metric.contains("sum_ns") { disturbance::repeats() } else { 0 };
         if !passed && metric.contains("sum_ns") {
             let failed =
-                format!("{test}: {probe} ({tier}), {metric}: {observed}, {against} {book}");
+                format!("{test}: {probe} ({tier}), {metric}: {observed}, {against} {expected}");
             disturbance::repeat_if_disturbed(&failed);
         }
         println!(
-            "{probe} ({tier}) {metric}: observer {observed}, {against} {book} ({:+.3} %, {}, \
+            "{probe} ({tier}) {metric}: observer {observed}, {against} {expected} ({:+.3} %, {}, \
              allowed {:.1} % + {slack})",
             error * 100.0,
             relation.name(),
@@ -165,13 +204,13 @@ impl Held {
         );
         write_down(&json!({
             "kernel": kernel(), "test": test, "probe": probe, "tier": tier, "metric": metric,
-            "against": against, "relation": relation.name(), "observed": observed, "book": book,
+            "against": against, "relation": relation.name(), "observed": observed, "book": expected,
             "error": error, "tolerance": tolerance, "slack": slack, "passed": passed,
             "repeated": repeats,
         }));
         assert!(
             passed,
-            "{test}: {probe} ({tier}), {metric}: observer has {observed}, {against} {book}: {:+.2} %, \
+            "{test}: {probe} ({tier}), {metric}: observer has {observed}, {against} {expected}: {:+.2} %, \
              allowed are {:.1} % + {slack} ({})",
             error * 100.0,
             tolerance * 100.0,
@@ -181,16 +220,16 @@ impl Held {
 }
 
 impl Comparison<'_> {
-    /// Whether it holds, and the error as a part of the book.
+    /// Whether it holds, and the error relative to the kernel counter.
     fn judge(&self) -> (bool, f64) {
-        let error = self.relation.error(self.observed, self.book);
-        let allowed = self.tolerance * self.book as f64 + self.slack as f64;
-        let off = (error * (self.book as f64).max(1.0)).abs();
-        (self.book > 0 && off <= allowed, error)
+        let error = self.relation.error(self.observed, self.expected);
+        let allowed = self.tolerance * self.expected as f64 + self.slack as f64;
+        let off = (error * (self.expected as f64).max(1.0)).abs();
+        (self.expected > 0 && off <= allowed, error)
     }
 }
 
-/// Writes down that a test, or one comparison of it, has nothing to run on here, and why.
+/// Records that a test, or one of its comparisons, cannot run here, and why.
 pub fn not_applicable(test: &str, probe: &str, metric: &str, reason: &str) {
     println!("{test}: {probe} {metric}: not here: {reason}");
     write_down(&json!({
@@ -199,7 +238,7 @@ pub fn not_applicable(test: &str, probe: &str, metric: &str, reason: &str) {
     }));
 }
 
-/// Writes down what a trap did that is no comparison of numbers (it is asserted where it is seen).
+/// Records what a test checked without comparing numbers (the test asserts it itself).
 pub fn case_held(test: &str, probe: &str, what: &str) {
     println!("{test}: {probe}: {what}");
     write_down(&json!({
@@ -246,9 +285,16 @@ pub fn read(path: &std::path::Path) -> Result<Vec<Map<String, Value>>> {
 mod tests {
     use super::*;
 
-    fn judge(relation: Relation, observed: u64, book: u64, tolerance: f64, slack: u64) -> bool {
-        let comparison =
-            Comparison { metric: "m", against: "b", relation, observed, book, tolerance, slack };
+    fn judge(relation: Relation, observed: u64, expected: u64, tolerance: f64, slack: u64) -> bool {
+        let comparison = Comparison {
+            metric: "m",
+            against: "b",
+            relation,
+            observed,
+            expected,
+            tolerance,
+            slack,
+        };
         comparison.judge().0
     }
 
@@ -265,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_agrees_with_empty_books() {
+    fn nothing_agrees_with_empty_counters() {
         assert!(!judge(Relation::Equal, 0, 0, 0.5, 10));
         assert!(!judge(Relation::AtLeast, 5, 0, 0.5, 0));
     }

@@ -34,7 +34,7 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Threads that compete for the service's CPU.
 const HOGS: usize = 8;
 
-/// Priority of the service that is to be short of memory and not of CPU.
+/// Priority of the service that must be short of memory and not of CPU.
 const RECLAIM_NICE: i32 = -10;
 
 /// Part of the slow requests that must lie in an episode; the rest may be chance (a busy host).
@@ -47,7 +47,7 @@ pub enum Scenario {
     Reclaim,
     /// CPU hogs are pinned beside the service: requests wait to run.
     Hog,
-    /// The service sleeps in its handler: no kernel cause is to be named.
+    /// The service sleeps in its handler: no kernel cause may be named.
     Sleep,
 }
 
@@ -65,7 +65,7 @@ impl Scenario {
         }
     }
 
-    /// What happens, for people.
+    /// What happens, for users.
     #[must_use]
     pub const fn explanation(self) -> &'static str {
         match self {
@@ -131,7 +131,7 @@ pub struct Finding {
     pub slow_inside: usize,
 }
 
-/// Harm being done by a thread of its own, on schedule, until stopped.
+/// A thread that does the harm on schedule, until it is stopped.
 struct Harm {
     thread: JoinHandle<Result<Vec<Episode>>>,
 }
@@ -253,7 +253,7 @@ pub fn play(
         Scenario::Hog | Scenario::Sleep => None,
     };
     // Reclaim keeps a CPU busy. One worker, and ahead of whatever else runs here: several would
-    // wait for each other's CPU, and it is memory that is to be short.
+    // wait for each other's CPU, but only memory must be short.
     let nice = cgroup.as_ref().map(|_| RECLAIM_NICE);
     let place = Placement { cgroup: cgroup.as_deref(), cpu, nice, ..Placement::default() };
     let mut arguments: Vec<&OsStr> = Vec::new();
@@ -412,7 +412,7 @@ impl Finding {
         self.summary.causes.iter().find(|cause| cause.cause == expected)
     }
 
-    /// Holds the answer against what was done.
+    /// Compares the answer with what was done.
     ///
     /// # Errors
     /// One line that says what is wrong with it.
@@ -439,7 +439,7 @@ impl Finding {
             };
         };
         let inside = self.slow_inside as f64;
-        // Whoever else keeps that CPU busy does the same harm as the hogs.
+        // Other processes that keep that CPU busy do the same harm as the hogs.
         if self.scenario != Scenario::Hog && inside < SLOW_INSIDE_MIN * self.slow as f64 {
             return Err(format!(
                 "only {} of {} slow requests lie in the {} episodes: the host is too busy",
@@ -469,7 +469,7 @@ impl Finding {
         }
     }
 
-    /// Expected and found, for people.
+    /// Expected and found, for users.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         let latency = self.summary.samples.latency_ns;

@@ -13,11 +13,12 @@ use crate::Result;
 
 const DELAY_ACCOUNTING: &str = "/proc/sys/kernel/task_delayacct";
 
-/// Delay accounting switched on; put back as it was when the last of those who asked for it, in
-/// whichever process, is dropped. Only tasks born while it is on have books.
+/// Delay accounting switched on; restored when the last value of this type, in any process, is
+/// dropped. Only tasks born while it is on have counters.
 #[derive(Debug)]
 pub struct DelayAccounting {
-    /// Locked shared while somebody wants accounting; holds what it was before the first did.
+    /// Locked shared while a process wants accounting; contains the setting from before the first
+    /// one.
     users: File,
 }
 
@@ -61,7 +62,7 @@ impl Drop for DelayAccounting {
     }
 }
 
-/// How often, and for how long in all.
+/// Number of delays, and their total length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Delay {
     /// Times.
@@ -84,7 +85,7 @@ impl Delay {
     }
 }
 
-/// The books of one thread since its birth.
+/// The delays of one thread since its birth.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Delays {
     /// Waits for a CPU.
@@ -206,7 +207,7 @@ impl Taskstats {
         Delays::parse(stats, tid)
     }
 
-    /// From now on the books of every thread that ends come to this connection.
+    /// From now on, the kernel sends the delays of every thread that ends to this connection.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -303,7 +304,7 @@ impl Taskstats {
     }
 }
 
-/// The last books of threads that ended, as the kernel sends them.
+/// The final delays of threads that ended, as the kernel sends them.
 #[derive(Debug)]
 pub struct Exits {
     connection: Taskstats,
@@ -311,10 +312,10 @@ pub struct Exits {
 }
 
 impl Exits {
-    /// The books of all threads with this id that ended so far, in the order they ended.
+    /// The delays of all threads with this id that ended so far, in the order they ended.
     ///
     /// # Errors
-    /// When the kernel had more to say than it could keep (nobody asked for too long).
+    /// When the kernel's buffer overflowed (it was not read for too long).
     pub fn of(&self, tid: u32) -> Result<Vec<Delays>> {
         while let Some(message) = self.connection.receive(libc::MSG_DONTWAIT)? {
             let Some(aggregate) = attribute(&message, TASKSTATS_TYPE_AGGR_PID) else { continue };

@@ -1,4 +1,5 @@
-//! What workloads tell of single calls, mappings and sockets, for single records to be held against.
+//! What workloads report about single calls, mappings and sockets, for comparison with single
+//! records.
 
 use std::borrow::Cow;
 
@@ -22,7 +23,7 @@ pub struct Faults {
     pub read_into: Area,
 }
 
-/// One memory-management call, and what the kernel said.
+/// One memory-management call, and the kernel's result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
     /// Its name.
@@ -57,11 +58,11 @@ pub struct Socket {
     pub socket_type: u32,
     /// It came from accept(2).
     pub accepted: bool,
-    /// It was there before the workload was told to go.
+    /// It existed before the workload was started.
     pub preexisting: bool,
     /// The monotonic clock before and after it was made, nanoseconds.
     pub made_ns: [u64; 2],
-    /// The same around its close.
+    /// The monotonic clock before and after its close, nanoseconds.
     pub closed_ns: [u64; 2],
 }
 

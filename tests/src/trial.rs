@@ -1,5 +1,5 @@
-//! One workload at rest, observer attached to it, the work, and the books read around it: on the
-//! host that built the tests and in a small guest alike.
+//! Attaches observer to a workload at rest, lets it work, and reads the kernel counters before and
+//! after: on the host that built the tests and in small guests.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,13 +20,13 @@ use crate::watch::{Watch, Work};
 
 /// How much work is done, percent: a guest that is emulated does less.
 const SCALE: &str = "OBSERVER_TEST_SCALE";
-/// Set to 1 in a guest of one's own: whole-host harm (CPU hotplug, global memory pressure) is
-/// done only there.
+/// Set to 1 in a guest for these tests alone: whole-host harm (CPU hotplug, global memory pressure)
+/// is done only there.
 const GUEST: &str = "OBSERVER_TEST_GUEST";
 /// Names a directory for files that must lie on a disk.
 const DIRECTORY: &str = "OBSERVER_TEST_DIR";
 
-/// `full`, or as much less of it as asked for; never nothing.
+/// `full`, or the configured percentage of it, at least 1.
 ///
 /// # Panics
 /// When the percentage is no number.
@@ -50,9 +50,9 @@ pub fn in_guest() -> bool {
     std::env::var_os(GUEST).is_some_and(|value| value == "1")
 }
 
-/// What two clocks may be apart that are not read at the same instant: `fraction`, and more where
-/// the CPU is emulated, because each CPU of such a guest stands still for up to 100 ms while another
-/// one's turn is, anywhere within or around what is measured.
+/// The allowed difference of two clocks that are not read at the same instant: `fraction`, and more
+/// where the CPU is emulated, because each CPU of such a guest stands still for up to 100 ms while
+/// another one's turn is, anywhere within or around what is measured.
 #[must_use]
 pub fn between_clocks(fraction: f64) -> f64 {
     const EMULATED: f64 = 8.0;
@@ -105,10 +105,10 @@ pub fn start(arguments: &[&str], place: Placement<'_>) -> Work {
     work
 }
 
-/// Waits until no thread of a workload has run for a moment. The one that said that all is ready, or
-/// done, may still have to wait for the CPU before it falls asleep: often that of whoever it woke by
-/// saying so. What it waits while observer is attached and outside of what the books are read for
-/// would be in observer's numbers alone.
+/// Waits until no thread of a workload has run for a moment. The one that said that all is ready,
+/// or done, may still have to wait for the CPU before it falls asleep: often that of the thread
+/// that it woke by its message. Its waits while observer is attached, but outside the interval of
+/// the kernel counters, would be in observer's numbers only.
 pub fn settle(pid: u32) {
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut before = None;
@@ -151,8 +151,8 @@ pub fn watched(arguments: &[&str], options: &[&str], directory: &Path) -> (Work,
 }
 
 /// Makes every thread of a workload run for a moment. Of a wait that was moved from CPU to CPU
-/// observer knows all parts once it has seen the thread run; the first one after it was attached
-/// would be in the books and not in its numbers, which on a busy host is a long one.
+/// observer knows all parts once it has seen the thread run; the first wait after it was attached
+/// would be in the kernel counters and not in its numbers, and on a busy host it is a long one.
 ///
 /// # Panics
 /// When one of them does not run.
@@ -199,7 +199,7 @@ pub fn unique(name: &str) -> String {
 /// The tiers of a probe that this kernel offers, the best one first, as `--tier` takes them.
 ///
 /// # Panics
-/// When the doctor does not tell.
+/// When the doctor does not report them.
 #[must_use]
 pub fn offered_tiers(probe: &str) -> Vec<String> {
     let mut doctor = Command::new(programs().observer);
@@ -216,7 +216,7 @@ pub fn offered_tiers(probe: &str) -> Vec<String> {
     offered
 }
 
-/// A test, and the tiers its observers are told to use.
+/// A test, and the tiers that its observers must use.
 #[derive(Clone, Debug)]
 pub struct Trial {
     /// Name of the test, as in the results.
@@ -248,9 +248,9 @@ pub struct Observed<B> {
     pub runs: Vec<Run>,
     /// The workload's own counts.
     pub counts: Value,
-    /// The books before the work.
+    /// The kernel counters before the work.
     pub before: B,
-    /// The books after the work.
+    /// The kernel counters after the work.
     pub after: B,
 }
 
@@ -262,7 +262,8 @@ impl Trial {
     }
 
     /// Watches a workload, which is at rest when observer comes and when it goes, so that the
-    /// interval between the two readings of the books is the interval of the work for both sides.
+    /// interval between the two readings of the kernel counters is the interval of the work for
+    /// both sides.
     ///
     /// # Panics
     /// When observer or the workload fails, or observer lost anything.
@@ -276,7 +277,7 @@ impl Trial {
         self.observe_target(&target, work, directory, read)
     }
 
-    /// The same with a target that is not the workload's first process.
+    /// Like [`Self::observe`], with a target that is not the workload's first process.
     ///
     /// # Panics
     /// As [`Self::observe`].
@@ -334,7 +335,7 @@ impl Trial {
         runs
     }
 
-    /// Holds each run against the books, then the others against the first.
+    /// Compares each run with the kernel counters, then the others with the first.
     ///
     /// # Panics
     /// When they do not agree.
@@ -361,14 +362,14 @@ impl Trial {
     }
 }
 
-/// What the kernel's books of the target call run delay, nanoseconds: the waits, and the sleeps that
-/// are booked as some.
+/// The kernel's run delay of the target, nanoseconds: the waits, and the sleeps that the kernel
+/// counts as waits.
 #[must_use]
 pub fn run_delay_ns(summary: &Summary) -> u64 {
     summary.probes["runqueue"].sum_ns + sleep_booked_as_wait_ns(summary)
 }
 
-/// Sleeps of the target that the kernel booked as waits, nanoseconds.
+/// Sleeps of the target that the kernel counted as waits, nanoseconds.
 #[must_use]
 pub fn sleep_booked_as_wait_ns(summary: &Summary) -> u64 {
     let counters = &summary.probes["runqueue"].counters;

@@ -121,7 +121,8 @@ impl Watch {
             .and_then(|file| Ok((file.try_clone()?, file)))
             .map_err(|error| format!("cannot make {}: {error}", log.display()))?;
         let mut command = Command::new(&programs.observer);
-        // Workloads here do nothing but what is dear to watch, and every count is compared.
+        // Workloads here do only what is expensive to watch, and every count is compared, so no
+        // probe may be detached.
         let asked_for = target.contains(&"--budget");
         let budget = if asked_for { &[][..] } else { &["--budget", "none"] };
         command.arg("run").args(target).args(budget).arg("--out").arg(&run).arg("--");

@@ -1,10 +1,11 @@
-//! What observer adds to the host stays within its budget, and what it left out for that is told.
+//! What observer adds to the host stays within its budget, and observer reports what it left out
+//! for that.
 
 use observer::model::ProbeState;
 use observer_tests::privileged;
 use observer_tests::trial::{directory, scaled_text, watched};
 
-/// The same work with these options; the summary and run.json it leaves.
+/// Runs the same work with these options; returns the summary and run.json.
 fn storm(options: &[&str]) -> (observer::model::Summary, observer::model::RunInfo) {
     let directory = directory();
     let rounds = scaled_text(200_000);
@@ -16,7 +17,7 @@ fn storm(options: &[&str]) -> (observer::model::Summary, observer::model::RunInf
 }
 
 #[test]
-fn what_does_not_fit_the_budget_is_detached_and_told() {
+fn what_does_not_fit_the_budget_is_detached_and_reported() {
     let Some(_guard) = privileged::ready("budget") else { return };
     // So little that a storm is beyond it on a host of any size.
     let (summary, info) = storm(&["--budget", "0.01%"]);

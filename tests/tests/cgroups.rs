@@ -139,7 +139,7 @@ fn a_thousand_cgroups_have_rows_and_the_rows_of_removed_ones_are_used_again() {
     let left_out = (first.len() - with_row) as u64 * PAGES as u64;
     assert!(other >= left_out, "{other} faults of others, {left_out} of those here");
 
-    // The host is read before the cgroups, which nobody removes now.
+    // The host is read before the cgroups, which no process removes now.
     let host = |metrics: &Metrics| metrics.count(HOST, &[]);
     let sum: u64 = by_cgroup.values().sum();
     assert!(host(&full) <= sum, "host {}, all cgroups {sum}", host(&full));

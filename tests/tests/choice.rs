@@ -64,7 +64,7 @@ fn every_tier_that_is_offered_can_be_forced_and_every_other_says_why_not() {
 }
 
 #[test]
-fn a_tier_that_is_not_there_is_told_with_those_that_are() {
+fn an_unavailable_tier_is_reported_with_the_available_ones() {
     for (choice, hint) in
         [("fault", "PROBE=TIER"), ("faults=fentry", "runqueue"), ("fault=uprobe", "perf_event")]
     {
@@ -96,7 +96,7 @@ fn types_from_a_file_that_has_none_are_refused_in_one_line() {
 }
 
 #[test]
-fn without_the_kernels_own_types_everything_is_counted_all_the_same() {
+fn without_the_kernels_own_types_everything_is_still_counted() {
     let Some(_guard) = privileged::ready("no types of its own") else { return };
     let directory = trial::directory();
     let file = directory.path().join("types");
@@ -110,7 +110,7 @@ fn without_the_kernels_own_types_everything_is_counted_all_the_same() {
         assert!(!["tp_btf", "tp_btf_pair", "fentry", "tracepoint"].contains(&tier), "{probe:#}");
     }
 
-    // The whole way, with every helper call that stands in for a typed load.
+    // The complete path, with all helper calls that replace typed loads.
     let pages = trial::scaled_text(20_000);
     let mut work = trial::start(&["minor-faults", "--pages", &pages], Placement::default());
     let target = ["--pid".to_owned(), work.id().to_string(), "--btf".into(), file.into()];
@@ -128,9 +128,9 @@ fn without_the_kernels_own_types_everything_is_counted_all_the_same() {
     work.end().expect("the workload ends");
 }
 
-/// Programs that the kernel refuses, for a reason that can be made: no more descriptors.
+/// Programs that the kernel refuses, for a reason that a test can cause: no more descriptors.
 #[test]
-fn a_refused_program_is_a_line_of_coverage() {
+fn a_refused_program_is_reported_in_the_coverage() {
     let Some(_guard) = privileged::ready("refused programs") else { return };
     let mut incomplete = 0;
     for descriptors in (16_u64..120).step_by(8) {
@@ -202,7 +202,7 @@ const READERS: [(&str, &[&str]); 10] = [
 ];
 
 #[test]
-fn a_member_that_is_missing_costs_the_tiers_that_read_it() {
+fn a_missing_member_disables_the_tiers_that_read_it() {
     let Some(_guard) = privileged::ready("missing members") else { return };
     let directory = trial::directory();
     let types = directory.path().join("types");
@@ -275,7 +275,7 @@ fn a_shared_program_has_the_parts_that_are_asked_for() {
     println!(
         "instructions at the exit of all calls: {both}, {calls} for mm_syscall, {sockets} for socket"
     );
-    // Each is shorter by the part of the other, and what they share is there once.
+    // Each lacks the part of the other, and the shared part is loaded once.
     assert!(calls < both && sockets < both, "{both}, {calls}, {sockets}");
     assert!(calls + sockets > both, "{both}, {calls}, {sockets}");
 }
@@ -317,7 +317,7 @@ fn a_program_that_the_verifier_refuses_is_one_line_and_its_own_words_at_verbose(
     let there = |arguments: &[&str]| with_types(&types, arguments);
     let says = "access beyond struct task_struct";
 
-    // The next tier is taken, and what became of the better one is told, in one line.
+    // The next tier is used, and one line reports why the better one is not.
     let output = there(&["doctor", "--json"]);
     assert!(output.status.success(), "{}", said(&output));
     let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
@@ -330,7 +330,8 @@ fn a_program_that_the_verifier_refuses_is_one_line_and_its_own_words_at_verbose(
     }
     assert!(found["verifier_logs"]["sched_switch"].as_str().is_some_and(|log| log.contains(says)));
 
-    // Without a choice the probe goes without that program, and the run with the other probes.
+    // Without another tier, the probe runs without that program, and the run continues with the
+    // other probes.
     let forced = ["--tier", "runqueue=tp_btf"];
     let doctor = there(&[&["--verbose", "doctor"], &forced[..]].concat());
     assert!(doctor.status.success(), "{}", said(&doctor));

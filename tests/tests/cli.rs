@@ -1,5 +1,5 @@
-//! Bad input at the command line: each kind has its own exit code and one clear line, and what was
-//! gathered by then is kept.
+//! Bad input at the command line: each kind has its own exit code and one clear line, and the data
+//! gathered so far is kept.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ fn service() -> Service {
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// A service to be watched, and a directory for what is left of it.
+/// A service to watch, and a directory for the run.
 struct Bad {
     service: Service,
     directory: TempDir,
@@ -50,7 +50,7 @@ impl Bad {
         observer(&all)
     }
 
-    /// The same with a shell command as COMMAND. `$LOAD` is a second of load on the service.
+    /// Runs observer with a shell command as COMMAND. `$LOAD` is a second of load on the service.
     fn run_shell(&self, arguments: &[&str], script: &str) -> Finished {
         let load = format!(
             "'{}' load {}/ --rate 200 --duration 1s",
@@ -88,7 +88,7 @@ fn an_unknown_pid_is_a_target_error() {
 }
 
 #[test]
-fn a_target_that_nobody_is_gets_its_own_line() {
+fn a_target_without_a_process_gets_its_own_line() {
     let Some(_guard) = privileged::ready("missing targets") else { return };
     let directory = directory();
     let out = directory.path().join("run");
@@ -129,7 +129,7 @@ fn a_command_that_fails_leaves_a_complete_run() {
 }
 
 #[test]
-fn nobody_may_not_run_and_is_told_so() {
+fn an_unprivileged_user_gets_a_message() {
     let directory = TempDir::new().expect("a directory");
     let observer = programs().observer;
     for arguments in [
@@ -259,7 +259,7 @@ fn samples_on_another_clock_keep_the_run() {
 }
 
 #[test]
-fn a_run_that_cannot_be_read_is_said_so() {
+fn a_run_that_cannot_be_read_is_an_error() {
     let directory = directory();
     let missing = directory.path().join("missing");
     observer(&["report", missing.to_str().expect("UTF-8")]).assert_code(Exit::RunUnreadable as u8);
@@ -270,7 +270,7 @@ fn a_run_that_cannot_be_read_is_said_so() {
 }
 
 #[test]
-fn a_command_line_that_makes_no_sense_is_a_usage_error() {
+fn an_invalid_command_line_is_a_usage_error() {
     for arguments in [
         &["run"][..],
         &["run", "--pid", "1", "--comm", "init"],
@@ -289,17 +289,17 @@ fn a_command_line_that_makes_no_sense_is_a_usage_error() {
 }
 
 #[test]
-fn doctor_tells_programs_what_it_tells_people() {
-    let people = observer(&["doctor"]);
+fn doctor_reports_the_same_as_json_and_as_text() {
+    let text = observer(&["doctor"]);
     let finished = observer(&["doctor", "--json"]);
-    assert_eq!(people.code, finished.code);
+    assert_eq!(text.code, finished.code);
     let allowed = [0, Exit::Permission as i32, Exit::Kernel as i32].map(Some);
     assert!(allowed.contains(&finished.code), "{finished:#?}");
     let report: serde_json::Value =
         serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}"));
     assert!(report.is_object(), "{report}");
     for probe in ["runqueue", "fault", "reclaim", "mm_syscall", "socket"] {
-        assert!(people.stdout.contains(probe), "{probe} in {}", people.stdout);
+        assert!(text.stdout.contains(probe), "{probe} in {}", text.stdout);
         assert!(finished.stdout.contains(&format!("\"{probe}\"")), "{probe} in {report}");
     }
     if rustix::process::geteuid().is_root() {

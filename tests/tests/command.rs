@@ -1,4 +1,4 @@
-//! How COMMAND ends: with everything it started, and with its samples whole.
+//! How COMMAND ends: with all processes it started, and with complete samples.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -30,7 +30,7 @@ fn a_command_behind_a_shell_ends_with_all_it_started() {
     let service = Service::start(&programs().service, &[], Placement::default()).expect("service");
     let directory = directory();
     let (out, mark) = (directory.path().join("run"), directory.path().join("never"));
-    // Writes on and on, into the pipe that observer reads, and does not end with the shell.
+    // Keeps writing into the pipe that observer reads, and does not end with the shell.
     let script = format!(
         "{} load {}/ --rate 50 --duration 600s & cat {}; true",
         text(&programs().observer),
@@ -48,7 +48,7 @@ fn a_command_behind_a_shell_ends_with_all_it_started() {
     assert_eq!(info.end_reason, EndReason::Duration);
     assert!(begun.elapsed() < TIMEOUT / 2, "{:?}", begun.elapsed());
     let left = command_lines_with(&service.url);
-    assert!(left.is_empty(), "nobody loads the service any more: {left:?}");
+    assert!(left.is_empty(), "no process loads the service any more: {left:?}");
 }
 
 #[test]
@@ -76,8 +76,8 @@ fn an_interrupt_at_the_terminal_reaches_the_generator_once() {
     kill_process_group(group, Signal::INT).expect("the group is there");
     let info = ended(&mut observer, &out);
     assert_eq!(info.end_reason, EndReason::Interrupted);
-    // Requests that were under way (some thirty) are waited for and written, and so is what the
-    // generator says of itself at its end.
+    // Requests that were under way (some thirty) are waited for and written, and so is the
+    // generator's summary at its end.
     let said = fs::read_to_string(out.join("loadgen.err")).expect("its words");
     assert!(said.contains("interrupted before the end of the schedule"), "{said}");
 }

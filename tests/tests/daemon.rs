@@ -1,4 +1,4 @@
-//! `observer daemon`: metrics for whoever scrapes it, and a clean end.
+//! `observer daemon`: metrics for scrapers, and a clean end.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -77,7 +77,7 @@ fn a_daemon_serves_while_its_target_is_waited_for() {
 }
 
 #[test]
-fn a_daemon_whose_target_is_gone_goes_on() {
+fn a_daemon_whose_target_has_gone_continues() {
     let Some(_guard) = privileged::ready("daemon without target") else { return };
     let service = service();
     let mut daemon = Daemon::start(&["--pid", &service.process.id().to_string()]);
@@ -89,7 +89,7 @@ fn a_daemon_whose_target_is_gone_goes_on() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_said_so() {
+fn a_port_that_is_in_use_is_an_error() {
     let Some(_guard) = privileged::ready("taken port") else { return };
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address").to_string();

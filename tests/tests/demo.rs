@@ -10,15 +10,15 @@ use observer_tests::process::Programs;
 use observer_tests::scenario::{Finding, Scenario, play};
 use observer_tests::trial;
 
-/// A generator that sends so late does not get the processor time it needs, and the answer is no
-/// longer the known one.
+/// A generator that sends this late does not get the processor time it needs, and the answer may
+/// then differ from the known one.
 const LATE_P99_MAX: Duration = Duration::from_millis(5);
-/// Part of the processor time that the hypervisor gave to others, from which the same is true.
+/// The same is true if the hypervisor gives at least this part of the processor time to others.
 const STOLEN_MAX: f64 = 0.02;
 /// Times that a scenario is played on a host that is too busy for it.
 const ATTEMPTS: usize = 3;
 
-/// Plays it once; what went wrong, and whether the host was too busy.
+/// Plays it once; returns what went wrong, and whether the host was too busy.
 fn played(programs: &Programs, scenario: Scenario, at: &Path) -> Result<Finding, (String, bool)> {
     let (before, begun) = (kernel_counters::stolen(), Instant::now());
     let log = at.join("log");
@@ -49,7 +49,7 @@ fn is_named(scenario: Scenario) {
                 None
             }
             Err((said, _)) => {
-                // Kept, for whoever looks into it.
+                // Kept for analysis.
                 let kept = directory.keep();
                 panic!("{said}\nrun directory: {}/run", kept.display())
             }

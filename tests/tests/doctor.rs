@@ -28,7 +28,7 @@ fn with_privileges_the_exit_code_agrees_with_what_is_printed() {
     for id in ["kernel", "privileges", "btf", "ring_buffer", "cgroups", "clock_source"] {
         assert!(ids.contains(&id), "{id} is missing from {ids:?}");
     }
-    // This test's own host must be able to run observer, or nothing else here means anything.
+    // The host of this test must be able to run observer, otherwise the other checks prove nothing.
     assert!(output.status.success(), "{found:#}");
     let probes = found["probes"].as_array().expect("probes");
     let runqueue = probes.iter().find(|probe| probe["probe"] == "runqueue").expect("runqueue");

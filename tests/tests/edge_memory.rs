@@ -41,7 +41,7 @@ fn a_fault_that_is_tried_again_counts_once() {
             let against = "/proc/PID/stat minflt + majflt";
             held.equal("minor + major, retried", against, minor + major, all, 0.01);
             // Where each mapping has a lock of its own (Linux 6.7), a fault that is served by
-            // userfaultfd is none that was tried again.
+            // userfaultfd is not retried.
             if majors > 0 {
                 held.equal("major, retried", "/proc/PID/stat majflt", major, majors, 0.01);
             }
@@ -71,7 +71,7 @@ fn a_fault_that_ends_in_a_signal_is_not_a_page() {
         |held, run| {
             let found = run.count("fault", "minor") + run.count("fault", "major");
             held.at_least("minor + major", "/proc/PID/stat minflt + majflt", found, all, 0.01);
-            // memory.stat counts a fault that fails for want of a page (SIGBUS) as well, and so
+            // memory.stat also counts a fault that fails because there is no page (SIGBUS), and so
             // does the tier that ends faults there.
             let against = "/proc/PID/stat minflt + majflt, and SIGBUS";
             held.at_most("minor + major", against, found, all + bus, 0.01);
@@ -118,7 +118,7 @@ fn a_reclaim_inside_a_fault_inside_a_call_is_each_once() {
         (read(pid), taskstats.delays(pid).expect("the workload is there"))
     });
     let (before, after) = (&observed.before, &observed.after);
-    let booked = after.1.reclaim.since(before.1.reclaim);
+    let counted = after.1.reclaim.since(before.1.reclaim);
     let faults = after.0.since(before.0);
     let calls = number(&observed.counts, "mmap");
     // Pages that mmap(2) brings itself are no exceptions.
@@ -133,7 +133,7 @@ fn a_reclaim_inside_a_fault_inside_a_call_is_each_once() {
                 "sum_ns",
                 against,
                 found.sum_ns,
-                booked.total_ns,
+                counted.total_ns,
                 trial::between_clocks(0.05),
             );
             let held = Held::new(trial.test, "fault", &run.summary);
@@ -156,7 +156,8 @@ fn a_reclaim_inside_a_fault_inside_a_call_is_each_once() {
     work.end().expect("the workload ends");
 }
 
-/// That a reclaim lies within what it delays, wholly: only then the innermost can have the time.
+/// Asserts that a reclaim lies completely within the stall that contains it: only then can the
+/// innermost one get the time.
 fn nested(trial: &Trial, run: &Run) {
     let events = run.events();
     let of = |kind: &str| -> Vec<&Event> {

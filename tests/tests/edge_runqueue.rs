@@ -1,4 +1,4 @@
-//! Waits for a CPU that are easily booked on the wrong thread, twice, or not at all.
+//! Waits for a CPU that are easily counted for the wrong thread, twice, or not at all.
 
 use std::fs;
 use std::path::Path;
@@ -16,16 +16,16 @@ use serde_json::Value;
 const PROBE: &str = "runqueue";
 const TOLERANCE: f64 = 0.02;
 
-fn hold(held: &Held, run: &Run, delay_ns: u64, arrivals: u64, book: &str) {
+fn hold(held: &Held, run: &Run, delay_ns: u64, arrivals: u64, source: &str) {
     let found = run.probe(PROBE);
     let apart = trial::between_clocks(TOLERANCE);
-    held.equal("sum_ns", &format!("{book} run delay"), run.run_delay_ns(), delay_ns, apart);
-    held.equal("count", &format!("{book} arrivals"), found.count, arrivals, apart);
+    held.equal("sum_ns", &format!("{source} run delay"), run.run_delay_ns(), delay_ns, apart);
+    held.equal("count", &format!("{source} arrivals"), found.count, arrivals, apart);
 }
 
-/// Two observers: by the scheduler's own books, which see no wake-up at all, and by begin times of our
-/// own, which have to get wake-ups right.
-fn books_and_own_clock(test: &'static str) -> Trial {
+/// Two observers: one uses the scheduler's own counters, which do not depend on wake-ups, and one
+/// keeps its own begin times and has to handle wake-ups correctly.
+fn counters_and_own_clock(test: &'static str) -> Trial {
     Trial { test, tiers: vec![None, Some("runqueue=tp_btf_pair".to_owned())] }
 }
 
@@ -79,12 +79,12 @@ fn a_wait_belongs_to_the_woken_and_not_to_the_waker() {
         [0, 1].map(|index| kernel_counters::schedstat_since(&after[index], &before[index]));
     assert!(
         waited.delay_ns.abs_diff(held_up.delay_ns) * 20 > waited.delay_ns.max(held_up.delay_ns),
-        "the two can be told apart: woken {waited:?}, waker {held_up:?}"
+        "the two differ clearly: woken {waited:?}, waker {held_up:?}"
     );
-    for (watches, book) in watches.into_iter().zip([waited, held_up]) {
+    for (watches, expected) in watches.into_iter().zip([waited, held_up]) {
         let runs = trial.finish(watches);
         let held = Held::new(trial.test, PROBE, &runs[0].summary);
-        hold(&held, &runs[0], book.delay_ns, book.arrivals, "schedstat");
+        hold(&held, &runs[0], expected.delay_ns, expected.arrivals, "schedstat");
     }
     woken.end().expect("it ends");
     waker.end().expect("it ends");
@@ -96,13 +96,16 @@ fn a_thread_that_migrates_while_it_waits_waits_once() {
     let test = "migration while waiting";
     if two_cpus(test) {
         repeated(|| {
-            exact::run_delay(&books_and_own_clock(test), &["migrate", "--ms", &scaled_text(1000)]);
+            exact::run_delay(
+                &counters_and_own_clock(test),
+                &["migrate", "--ms", &scaled_text(1000)],
+            );
         });
     }
 }
 
 #[test]
-fn a_sleep_that_the_kernel_books_as_a_wait_is_none() {
+fn a_sleep_that_the_kernel_counts_as_a_wait_is_none() {
     let Some(_guard) = privileged::ready("moved asleep") else { return };
     let trial = Trial::new("moved asleep");
     if !two_cpus(trial.test) {
@@ -123,7 +126,7 @@ fn a_sleep_that_the_kernel_books_as_a_wait_is_none() {
     let slept_ns = trial::sleep_booked_as_wait_ns(&run.summary);
     let held = Held::new(trial.test, PROBE, &run.summary);
     let against = "schedstat run delay";
-    held.equal("sum_ns + sleeps", against, run.run_delay_ns(), booked.delay_ns, TOLERANCE);
+    held.equal("sum_ns + sleeps", against, run.run_delay_ns(), counted.delay_ns, TOLERANCE);
     case_held(trial.test, PROBE, &format!("{sleeps} sleeps of {slept_ns} ns in the run delay"));
     // Delayed dequeue came with Linux 6.12.
     if kernel_counters::kernel_version() >= (6, 12) {
@@ -142,7 +145,7 @@ fn a_wake_up_of_a_running_thread_begins_no_wait() {
     if two_cpus(test) {
         let arguments = ["wake-running", "--rounds", &scaled_text(100_000)];
         repeated(|| exact::run_delay(&Trial::new(test), &arguments));
-        repeated(|| exact::no_more_waits(&books_and_own_clock(test), &arguments));
+        repeated(|| exact::no_more_waits(&counters_and_own_clock(test), &arguments));
     }
 }
 
@@ -150,7 +153,7 @@ fn a_wake_up_of_a_running_thread_begins_no_wait() {
 fn threads_woken_by_interrupts_wait_as_others_do() {
     let Some(_guard) = privileged::ready("interrupts that wake") else { return };
     let arguments = ["sleepers", "--threads", "4", "--rounds", &scaled_text(500)];
-    repeated(|| exact::run_delay(&books_and_own_clock("interrupts that wake"), &arguments));
+    repeated(|| exact::run_delay(&counters_and_own_clock("interrupts that wake"), &arguments));
 }
 
 /// Sum of what the named threads had when they ended.
@@ -228,10 +231,10 @@ fn a_cpu_that_goes_and_comes_back_loses_no_wait() {
         }
     }
     let counts = work.counts().expect("the workload works");
-    let book = kernel_counters::schedstat_since(&stat(&work), &before);
+    let expected = kernel_counters::schedstat_since(&stat(&work), &before);
     let runs = trial.finish(watches);
     let held = Held::new(test, PROBE, &runs[0].summary);
-    hold(&held, &runs[0], book.delay_ns, book.arrivals, "schedstat");
+    hold(&held, &runs[0], expected.delay_ns, expected.arrivals, "schedstat");
     assert!(number(&counts, "threads") == 4 && switched == 6);
     case_held(test, PROBE, "CPU 1 went and came back three times");
     work.end().expect("the workload ends");

@@ -1,5 +1,5 @@
-//! Tables that are too small for what happens: counted as loss by kind, never silent. And cgroups
-//! of either version as the host lays them out.
+//! Tables that are too small for the number of events: losses are counted by kind, and never
+//! silent. And cgroups of either version as the host lays them out.
 
 use std::fs;
 use std::path::Path;
@@ -85,7 +85,7 @@ fn threads_that_share_a_slot_lose_what_they_say_they_lose() {
     let lost = run.lost("task_slot");
     let counted = run.count("mm_syscall", "mmap") + run.count("mm_syscall", "munmap");
     let calls = number(&observed.counts, "calls");
-    assert!(lost > 0, "they were in each other's way: {:?}", run.summary.loss);
+    assert!(lost > 0, "threads shared a slot: {:?}", run.summary.loss);
     let against = "the callers' own count";
     held.at_most("calls", against, counted, calls, 0.01);
     // Faults that are lost the same way are in the losses as well. Two CPUs that take over a slot
@@ -103,7 +103,7 @@ fn row_of_a_cgroup(test: &str) {
     let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
     let mut work = trial::start(&["minor-faults", "--pages", "5000"], place);
     work.go().expect("the workload works");
-    let book = cgroup.stat().expect("memory.stat").get("pgfault").expect("pgfault");
+    let expected = cgroup.stat().expect("memory.stat").get("pgfault").expect("pgfault");
     let metrics = daemon.scrape();
     let held = Held::of_tier(test, "fault", &metrics.tier("fault"));
     let row = format!("cgroup=\"/{name}\"");
@@ -112,7 +112,7 @@ fn row_of_a_cgroup(test: &str) {
         against: &format!("memory.stat pgfault, version {}", cgroup.version()),
         relation: Relation::Equal,
         observed: metrics.count(FAULTS, &[&row]),
-        book,
+        expected,
         tolerance: 0.02,
         slack: MemoryCgroup::late_events(),
     });

@@ -1,4 +1,4 @@
-//! Who a wait or a fault belongs to when ids are used again, change hands, or mean something else
+//! Assigning waits and faults to the right process when ids are reused, are taken over, or differ
 //! inside a namespace.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use observer_tests::results::Held;
 use observer_tests::taskstats::{Delay, DelayAccounting, Exits, Taskstats};
 use observer_tests::trial::{self, Trial, number, scaled_text};
 
-/// What one process has, of its own and of its children.
+/// The kernel counters of one process and of its children.
 fn read(pid: u32) -> (BTreeMap<u32, SchedStat>, kernel_counters::Faults) {
     let schedstat = kernel_counters::schedstat(pid).expect("the workload is there");
     (schedstat, kernel_counters::faults(pid).expect("the workload is there"))
@@ -22,7 +22,7 @@ fn minor(before: &kernel_counters::Faults, after: &kernel_counters::Faults) -> u
     faults.minor + faults.minor_children
 }
 
-/// Every life of an id, from the books of the dead.
+/// Every life of an id, from the final counters of ended threads.
 fn lives(exits: &Exits, pid: u64) -> Vec<Delay> {
     let pid = u32::try_from(pid).expect("a process");
     let lives = exits.of(pid).expect("the kernel sent everything");
@@ -119,7 +119,8 @@ fn a_thread_that_executes_a_program_takes_the_id_of_the_first() {
     work.end().expect("the workload ends");
 }
 
-/// Watches processes in namespaces of their own, by what `target` makes of the outer process.
+/// Watches processes in namespaces of their own, with the target that `target` derives from the
+/// outer process.
 fn namespaces(test: &'static str, place: Placement<'_>, target: impl Fn(u32) -> Vec<String>) {
     let trial = Trial::new(test);
     let directory = trial::directory();
@@ -145,7 +146,7 @@ fn namespaces(test: &'static str, place: Placement<'_>, target: impl Fn(u32) -> 
             let held = Held::new(trial.test, "runqueue", &run.summary);
             let found = run.run_delay_ns();
             let against = "schedstat, and taskstats of those inside";
-            // Those inside waited a little before observer came.
+            // The processes inside waited a little before observer was attached.
             held.equal_to_ended("sum_ns", against, found, own.delay_ns + inner.total_ns);
         },
         &[],

@@ -1,8 +1,8 @@
-//! What observer counts, against the kernel's own books: same interval, same threads.
+//! Compares what observer counts with the kernel's own counters: same interval, same threads.
 //!
 //! Each workload is at rest (all its threads asleep) when observer is attached and when it is
-//! detached, so that the interval between the two readings of the books is the interval of the
-//! work for both sides, however long attaching takes.
+//! detached, so that the interval between the two readings of the kernel counters is the interval
+//! of the work for both sides, however long attaching takes.
 
 use observer_tests::disturbance::repeated;
 use observer_tests::trial::{Trial, scaled_text};
@@ -77,7 +77,7 @@ fn live_sockets_are_the_socket_descriptors() {
 }
 
 #[test]
-fn failures_for_want_of_descriptors_are_counted_by_call_and_errno() {
+fn failures_due_to_descriptor_exhaustion_are_counted_by_call_and_errno() {
     let Some(_guard) = privileged::ready("descriptors") else { return };
     exact::descriptors(&Trial::new("no descriptor left"));
 }

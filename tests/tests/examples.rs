@@ -1,5 +1,5 @@
-//! Every example in the help texts, run as printed but for names that are another host's and
-//! times that would be long.
+//! Every example in the help texts, run as printed, except for names of another host and long
+//! times.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -71,7 +71,7 @@ impl Host {
         run(command.arg(&self.run), TIMEOUT).expect("it ends").assert_code(0);
     }
 
-    /// An example as it is to be typed on this host.
+    /// An example as a user would type it on this host.
     fn localise(&self, example: &str) -> String {
         let cgroup = self.cgroup.directory().file_name().expect("a name").to_string_lossy();
         let mut line = example

@@ -1,5 +1,5 @@
-//! Faults of observer's own world: a drain that is held up, a death at any moment, a full disk, a
-//! map that cannot be made, little locked memory, and another observer beside it.
+//! Faults in observer's own environment: a drain that is held up, a death at any moment, a full
+//! disk, a map that cannot be made, little locked memory, and another observer beside it.
 
 use std::ffi::CString;
 use std::fs;
@@ -100,8 +100,8 @@ fn a_run_that_lost_records_gives_no_verdict() {
     }
     for _ in 0..2 {
         observer.signal(Signal::STOP);
-        // So long that most slow requests lie in seconds with a loss: a few such seconds alone are left
-        // out of the answer and do not void it.
+        // Long enough that most slow requests are in seconds with a loss: a few such seconds alone
+        // are left out of the answer and do not void it.
         std::thread::sleep(Duration::from_secs(4));
         observer.signal(Signal::CONT);
         std::thread::sleep(Duration::from_millis(500));
@@ -130,7 +130,7 @@ fn assert_gone(objects: &std::collections::BTreeSet<Object>) {
     }
 }
 
-/// Stops a process so that what it holds can be read, and kills it.
+/// Stops a process, so that its objects can be listed, and kills it.
 fn kill(process: &mut Running) -> std::collections::BTreeSet<Object> {
     process.signal(Signal::STOP);
     let held = bpf::held_by(process.id());
@@ -170,7 +170,7 @@ fn a_run_that_is_killed_at_any_moment_leaves_nothing_in_the_kernel() {
         println!("killed after {wait:?}: held {}", held.len());
         held_most = held_most.max(held.len());
         assert_gone(&held);
-        // COMMAND does not outlive it: a generator would load the service for nobody.
+        // COMMAND does not outlive it: a generator would load the service without a run.
         let deadline = Instant::now() + Duration::from_secs(10);
         while !command_lines_with(text(&stop)).is_empty() {
             assert!(Instant::now() < deadline, "COMMAND ends with observer");
@@ -227,7 +227,7 @@ fn the_trace_of_a_killed_run_is_readable_to_the_last_batch_and_answers() {
     let summary: Summary = serde_json::from_str(&finished.stdout).expect("an answer");
     assert!(summary.samples.count > 200, "{:?}", summary.samples);
     assert!(summary.samples.slow_count > 5, "{:?}", summary.samples);
-    assert_ne!(summary.verdict.outcome, Outcome::Attributed, "sleeping is nobody's fault");
+    assert_ne!(summary.verdict.outcome, Outcome::Attributed, "a sleep has no kernel cause");
     let told = |reason: &Reason| reason.code == "recovered";
     assert!(summary.verdict.reasons.iter().any(told), "{:?}", summary.verdict);
     // Requests after the last instant that is known to be whole tell nothing, and spoil nothing.
@@ -260,7 +260,7 @@ fn a_daemon_that_is_killed_leaves_nothing_in_the_kernel() {
     observer_report(&trace);
 }
 
-/// A small file system of one's own, gone when dropped.
+/// A small file system for this test, unmounted when dropped.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -438,7 +438,8 @@ fn two_observers_of_one_target_do_not_disturb_each_other() {
     let [one, other] = watches.map(|watch| {
         let (summary, _) = watch.finish().unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(summary.probes["fault"].parts["minor"].count, after.minor);
-        // The kernel's switch of run-time statistics is shared: it stays on while anybody wants it.
+        // The kernel's switch of run-time statistics is shared: it stays on while a process wants
+        // it.
         assert!(summary.observer.bpf_run_count > 0, "{:?}", summary.observer);
         summary
     });

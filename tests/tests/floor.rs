@@ -1,5 +1,5 @@
-//! The floor of frequent records rises in a storm and falls when it is over; nobody is woken for a
-//! record; memory stays within what was promised.
+//! The floor of frequent records rises in a storm and falls when it is over; no record causes a
+//! wake-up; memory stays within what was promised.
 
 use std::fs;
 use std::process::Command;
@@ -80,7 +80,7 @@ fn the_floor_is_a_metric_of_the_daemon() {
     let daemon = Daemon::start(&["--pid", &pid, "--trace", trace.to_str().expect("UTF-8")]);
     let sum = |name: &str| daemon.scrape().sum(name, &[]);
     let before = sum("observer_record_floor_seconds");
-    assert!(before > 0.0, "floors are told");
+    assert!(before > 0.0, "floors are reported");
     assert_eq!(sum("observer_record_floor_changes_total"), 0.0);
     work.go().expect("it works");
     let raised = sum("observer_record_floor_seconds");
@@ -139,7 +139,7 @@ fn wakeups(arguments: &[&str], kind: &str) {
 }
 
 #[test]
-fn nobody_is_woken_for_a_record() {
+fn no_record_causes_a_wake_up() {
     let Some(_guard) = privileged::ready("wake-ups") else { return };
     wakeups(&["memory-calls", "--rounds", &scaled_text(30_000)], "mm_syscall");
     // Records that come one by one, with time between them to fall asleep and be woken.

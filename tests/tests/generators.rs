@@ -74,7 +74,7 @@ fn hey_against_nginx() {
     assert!(!samples.intended_start_known, "hey does not say when it meant to send");
     assert!(samples.latency_ns.p50 > 0 && samples.latency_ns.p99 < 1_000_000_000, "{samples:?}");
     assert!((150.0..250.0).contains(&samples.rate_hz), "{samples:?}");
-    // A busy host may delay nginx; nothing else can have been the matter.
+    // A busy host may delay nginx; there is no other possible cause.
     let cause = summary.verdict.top_cause;
     assert!(matches!(cause, None | Some(Cause::RUNQUEUE)), "{:?}", summary.verdict);
     // One wake-up of a worker may serve several connections.

@@ -1,5 +1,5 @@
-//! The readers of the kernel's books against each other: a wrong reader would make the exactness
-//! tests prove nothing.
+//! Compares the readers of the kernel's counters with each other: with a wrong reader, the
+//! exactness tests would prove nothing.
 
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::kernel_counters;
@@ -9,25 +9,26 @@ use observer_tests::taskstats::{DelayAccounting, Taskstats};
 use observer_tests::trial;
 
 #[test]
-fn taskstats_and_schedstat_tell_the_same_run_delay() {
+fn taskstats_and_schedstat_report_the_same_run_delay() {
     let Some(_guard) = privileged::ready("taskstats and schedstat") else { return };
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
     let taskstats = Taskstats::connect().expect("the kernel has taskstats");
     let arguments = ["contend", "--threads", "3", "--ms", "300"];
     let mut work = trial::start(&arguments, Placement::default());
     let counts = work.go().expect("the workload works");
-    // Both books are read of threads that sleep: a run between the readings is in one of them only.
+    // Both counters are read while the threads sleep: a run between the readings would be in one of
+    // them only.
     trial::settle(work.id());
     let delays = kernel_counters::schedstat(work.id()).expect("the workload is there");
     assert_eq!(delays.len(), 4);
-    for (tid, book) in &delays {
+    for (tid, expected) in &delays {
         let stats = taskstats.delays(*tid).expect("the thread is there");
-        assert_eq!(stats.cpu.total_ns, book.delay_ns, "thread {tid}");
-        assert_eq!(stats.cpu.count, book.arrivals, "thread {tid}");
+        assert_eq!(stats.cpu.total_ns, expected.delay_ns, "thread {tid}");
+        assert_eq!(stats.cpu.count, expected.arrivals, "thread {tid}");
     }
     // Three threads on one CPU: each waits two thirds of the time, and longer where others run on
     // that CPU too, or the thread that started them waits as well.
-    let total_ns: u64 = delays.values().map(|book| book.delay_ns).sum();
+    let total_ns: u64 = delays.values().map(|expected| expected.delay_ns).sum();
     let there_ns = trial::number(&counts, "there_ns");
     assert!((there_ns / 2..2 * there_ns).contains(&total_ns), "{total_ns} of {there_ns}");
     assert!(taskstats.delays(u32::MAX >> 1).is_err(), "no such thread");
@@ -42,7 +43,7 @@ fn a_workload_in_a_tight_cgroup_reclaims_and_survives() {
     let directory = trial::directory();
     let file = directory.path().join("sparse");
     let arguments = ["reclaim", "--file", file.to_str().expect("UTF-8"), "--rounds", "2"];
-    let cgroup = MemoryCgroup::create(&trial::unique("books")).expect("a cgroup can be made");
+    let cgroup = MemoryCgroup::create(&trial::unique("counters")).expect("a cgroup can be made");
     cgroup.limit(Some(24 << 20)).expect("a limit can be set");
     let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
     let mut work = trial::start(&arguments, place);
@@ -58,8 +59,8 @@ fn a_workload_in_a_tight_cgroup_reclaims_and_survives() {
 }
 
 #[test]
-fn the_books_of_a_thread_that_ended_are_sent() {
-    let Some(_guard) = privileged::ready("books of the dead") else { return };
+fn the_counters_of_a_thread_that_ended_are_sent() {
+    let Some(_guard) = privileged::ready("counters of ended threads") else { return };
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
     let exits = Taskstats::of_ended_tasks().expect("the kernel sends them");
     let mut work = trial::start(&["minor-faults", "--pages", "700"], Placement::default());

@@ -143,7 +143,7 @@ fn nothing_that_began_before_a_pause_ends_after_it() {
 }
 
 #[test]
-fn the_wait_of_a_pause_is_not_booked_after_it() {
+fn the_wait_of_a_pause_is_not_counted_after_it() {
     let Some(_guard) = privileged::ready("detached runqueue") else { return };
     const WAITS: [Series; 2] = [Series::RunqueueWakeup, Series::RunqueuePreempt];
     let mut kernel = attach("runqueue");

@@ -1,5 +1,5 @@
-//! Far more records than the ring can hold: what was made is what was delivered and what was lost,
-//! to the last record, and the distributions do not care.
+//! Far more records than the ring can hold: records made equal records delivered plus records lost,
+//! exactly, and the distributions stay complete.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ use observer_tests::trial::{
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// What the kernel's books say of a process.
+/// The kernel's counters of a process.
 #[derive(Debug)]
 struct KernelCounters {
     run_delay_ns: BTreeMap<u32, u64>,
@@ -93,7 +93,7 @@ impl Flood {
         self.summary.records[kind]
     }
 
-    /// Holds the numbers of a kind against each other: in the kernel's histogram, in the counters,
+    /// Compares the numbers of a kind with each other: in the kernel's histogram, in the counters,
     /// delivered, and found in the trace.
     #[track_caller]
     fn adds_up(&self, kind: &str) {
@@ -108,7 +108,7 @@ impl Flood {
             assert_eq!(probe.count, delivered + lost, "{kind}: produced = delivered + lost");
         }
         let by_kind = self.summary.loss.by_kind.get(kind).copied().unwrap_or_default();
-        assert_eq!(by_kind, lost, "{kind}: the loss is told");
+        assert_eq!(by_kind, lost, "{kind}: the loss is reported");
         let of_target = self.summary.loss.of_target().get(kind).copied().unwrap_or_default();
         assert_eq!(of_target, lost, "{kind}: records are the target's");
     }
@@ -143,7 +143,7 @@ impl Flood {
     }
 }
 
-/// Under the flood the distributions agree with the books as without it.
+/// During the flood, the distributions agree with the kernel counters as they do without it.
 impl Flood {
     #[track_caller]
     fn held(&self, probe: &str) -> Held {
@@ -174,7 +174,8 @@ fn produced_is_delivered_and_lost_for_several_kinds_at_once() {
         assert!(lost > 1_000 && delivered > 1_000, "{kind}: {delivered} and {lost}");
     }
     // The distributions are as exact as without the flood. With PREEMPT_RT threads are preempted in
-    // the middle of a program, and the kernel leaves out its runs for others meanwhile, which is told.
+    // the middle of a program, and the kernel skips the program for other threads meanwhile; this
+    // loss is reported.
     let missed = flood.summary.loss.by_kind.get("program_missed").copied().unwrap_or_default();
     let (found, made) = (flood.part("mm_syscall", "madvise"), flood.number("madvise"));
     println!("madvise: {found} of {made}, {missed} runs left out");
@@ -220,8 +221,8 @@ fn produced_is_delivered_and_lost_for_waits() {
     flood.waits_agree();
 }
 
-/// Other processes fill the socket table and are moved between CPUs in their sleep. Their losses are
-/// counted, and the target's own are none of them.
+/// Other processes fill the socket table and are moved between CPUs in their sleep. Their losses
+/// are counted, and none of them is counted for the target.
 #[test]
 fn what_other_processes_lose_is_not_the_targets_loss() {
     let Some(_guard) = privileged::ready("losses of others") else { return };
@@ -243,7 +244,7 @@ fn what_other_processes_lose_is_not_the_targets_loss() {
     let loss = &run.summary.loss;
     assert!(run.lost("socket_slot") >= 4000, "{loss:?}");
     assert_eq!(run.target_lost("socket_slot"), 0, "{loss:?}");
-    // The target sleeps as well, and may be moved meanwhile; its time then says so.
+    // The target sleeps as well, and may be moved meanwhile; its counted time then shows it.
     let kind = "sleep_booked_as_wait";
     let (all, targets) = (run.lost(kind), run.target_lost(kind));
     let slept_ns = trial::sleep_booked_as_wait_ns(&run.summary);

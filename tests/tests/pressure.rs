@@ -1,5 +1,5 @@
-//! Memory that is short for the whole system: reclaim by whoever allocates, pages that come back
-//! from swap, compaction for huge pages. In guests of one's own only.
+//! Memory that is short for the whole system: reclaim by the threads that allocate, pages that come
+//! back from swap, compaction for huge pages. Only in guests for these tests alone.
 
 use std::fs;
 use std::path::Path;
@@ -41,7 +41,7 @@ fn has_swap() -> bool {
     fs::read_to_string("/proc/swaps").is_ok_and(|swaps| swaps.lines().count() > 1)
 }
 
-/// Watches a workload; what came of it, and the pages that its recorded reclaims freed.
+/// Watches a workload; returns its results, and the pages that its recorded reclaims freed.
 fn watched(trial: &Trial, arguments: &[&str]) -> (Observed<KernelCounters>, u64) {
     let directory = trial::directory();
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
@@ -54,7 +54,7 @@ fn watched(trial: &Trial, arguments: &[&str]) -> (Observed<KernelCounters>, u64)
     (observed, freed)
 }
 
-/// Before the work kswapd slept: what it did meanwhile, somebody woke it for.
+/// kswapd slept before the work, so its work since then was requested by a wake-up.
 fn kswapd_was_seen(run: &Run, host: &Flat) {
     let rounds = host.get("pageoutrun").expect("/proc/vmstat has pageoutrun");
     let stalls = host.sum("allocstall_").expect("allocstall");
@@ -65,7 +65,7 @@ fn kswapd_was_seen(run: &Run, host: &Flat) {
 }
 
 #[test]
-fn reclaim_for_the_whole_system_is_in_every_book() {
+fn reclaim_for_the_whole_system_is_in_every_counter() {
     let Some(_guard) = privileged::ready("global reclaim") else { return };
     let trial = Trial::new("memory of the whole system is short");
     if !trial::in_guest() || !has_swap() {
@@ -77,10 +77,10 @@ fn reclaim_for_the_whole_system_is_in_every_book() {
     let (observed, freed) = watched(&trial, &["fill", "--mib", &mib.to_string(), "--rounds", "2"]);
     let (before, after) = (&observed.before, &observed.after);
     let host = after.host.since(&before.host);
-    let booked = after.delays.reclaim.since(before.delays.reclaim);
+    let counted = after.delays.reclaim.since(before.delays.reclaim);
     let swapin = after.delays.swapin.since(before.delays.swapin);
     let faults = after.faults.since(before.faults);
-    println!("{booked:?}, {swapin:?}, {faults:?}");
+    println!("{counted:?}, {swapin:?}, {faults:?}");
     let run = &observed.runs[0];
     let held = Held::new(trial.test, "fault", &run.summary);
     let (minor, major) = (run.count("fault", "minor"), run.count("fault", "major"));
@@ -94,23 +94,23 @@ fn reclaim_for_the_whole_system_is_in_every_book() {
         held.at_least("sum_ns", against, sum_ns, swapin.total_ns, trial::between_clocks(0.02));
     }
     kswapd_was_seen(run, &host);
-    if booked.count == 0 {
+    if counted.count == 0 {
         let reason = "kswapd was fast enough: nobody reclaimed directly";
         return not_applicable(trial.test, "reclaim", "direct", reason);
     }
     let held = Held::new(trial.test, "reclaim", &run.summary);
     let (count, sum_ns) = (run.count("reclaim", "direct"), run.sum_ns("reclaim", "direct"));
-    held.equal("direct", "taskstats freepages_count", count, booked.count, 0.05);
+    held.equal("direct", "taskstats freepages_count", count, counted.count, 0.05);
     let against = "taskstats freepages_delay_total";
     let apart = trial::between_clocks(0.05);
-    held.equal("direct sum_ns", against, sum_ns, booked.total_ns, apart);
+    held.equal("direct sum_ns", against, sum_ns, counted.total_ns, apart);
     let allocstall = host.sum("allocstall_").expect("allocstall");
     held.at_most("direct", "/proc/vmstat allocstall_*", count, allocstall, 0.0);
     // Of all tasks: others reclaim as well where memory is that short.
     for what in ["pgsteal_direct", "pgscan_direct"] {
-        let book = host.get(what).unwrap_or_else(|| panic!("/proc/vmstat has {what}"));
+        let expected = host.get(what).unwrap_or_else(|| panic!("/proc/vmstat has {what}"));
         let against = format!("/proc/vmstat {what}");
-        held.at_most("freed pages", &against, freed, book, 0.0);
+        held.at_most("freed pages", &against, freed, expected, 0.0);
     }
     match (&before.pressure, &after.pressure) {
         (Ok(before), Ok(after)) => {
@@ -189,13 +189,13 @@ fn compaction_for_huge_pages_is_that_of_delay_accounting() {
     held.at_most("compaction", against, count, stalls * zones, 0.0);
     match (before.delays.compact, after.delays.compact) {
         (Some(before), Some(after)) => {
-            let booked = after.since(before);
+            let counted = after.since(before);
             let against = "taskstats compact_delay_total";
             let apart = trial::between_clocks(0.01);
-            held.at_most("compaction sum_ns", against, sum_ns, booked.total_ns, apart);
+            held.at_most("compaction sum_ns", against, sum_ns, counted.total_ns, apart);
             // A stall whose zones are all deferred takes time and compacts nothing
             // (`try_to_compact_pages`, mm/compaction.c).
-            let compacted_ns = booked.total_ns * count.min(stalls) / stalls;
+            let compacted_ns = counted.total_ns * count.min(stalls) / stalls;
             let against = "taskstats compact_delay_total, of stalls that compacted";
             held.at_least("compaction sum_ns", against, sum_ns, compacted_ns, 0.25);
         }

@@ -1,4 +1,4 @@
-//! What single records say, against what the workload knows of the stalls they are of.
+//! Compares single records with what the workload knows about its stalls.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -25,7 +25,7 @@ fn tiers(probe: &str) -> Vec<Option<String>> {
     trial::offered_tiers(probe).into_iter().map(Some).collect()
 }
 
-/// Runs a workload under observer: what it told, and the records of its process.
+/// Runs a workload under observer; returns what it reported, and the records of its process.
 fn recorded<T: DeserializeOwned>(
     arguments: &[&str],
     options: &[&str],
@@ -41,12 +41,12 @@ fn recorded<T: DeserializeOwned>(
     let (summary, info) = watch.finish().unwrap_or_else(|error| panic!("{error}"));
     let events = of_process(&Run { summary, info, directory: place }, work.id());
     work.end().expect("the workload ends");
-    (serde_json::from_value(told).expect("what it tells"), events)
+    (serde_json::from_value(told).expect("what it reports"), events)
 }
 
 /// Every fault is recorded, however short.
 const ALL_FAULTS: [&str; 2] = ["--floor", "fault=0ns"];
-/// The same of memory-management calls.
+/// Every memory-management call is recorded, however short.
 const ALL_CALLS: [&str; 2] = ["--floor", "mm_syscall=0ns"];
 
 fn of_process(run: &Run, pid: u32) -> Vec<Event> {
@@ -125,7 +125,7 @@ fn waits_name_who_ran(run: &Run, pid: u32, names: &BTreeMap<u32, String>) {
             Some(Value::Text(name)) => name.into_owned(),
             other => panic!("a name, not {other:?}"),
         };
-        assert_ne!(ran_tid, event.tid.0, "nobody waits for itself: {event:?}");
+        assert_ne!(ran_tid, event.tid.0, "no thread waits for itself: {event:?}");
         // Those that share the CPU were preempted by each other.
         let works = |name: &String| name.starts_with("work-");
         let shares = preempted && names.get(&event.tid.0).is_some_and(works);
@@ -160,7 +160,7 @@ fn a_waits_record_names_the_thread_that_ran_instead() {
     work.end().expect("the workload ends");
 }
 
-fn calls_are_those_told(told: &Calls, mut events: Vec<Event>) {
+fn calls_are_those_reported(told: &Calls, mut events: Vec<Event>) {
     let call = |event: &Event| {
         let MmSyscallRecord { address, length_bytes, result, argument, .. } = event.record()?;
         let Some(Value::Text(call)) = event.value("syscall") else { return None };
@@ -170,12 +170,12 @@ fn calls_are_those_told(told: &Calls, mut events: Vec<Event>) {
     };
     events.sort_unstable_by_key(Event::start);
     let found: Vec<Call> = events.iter().filter_map(call).collect();
-    // Not all at once: a list of hundreds helps nobody.
+    // Stops at the first: a list of hundreds does not help.
     for (index, (found, told)) in found.iter().zip(&told.calls).enumerate() {
         assert_eq!(found, told, "call {index}");
     }
     assert_eq!(found.len(), told.calls.len());
-    // That the workload did what this is about.
+    // Asserts that the workload did what this test needs.
     let results = |call: MmCall| -> BTreeSet<i64> {
         let of_call = told.calls.iter().filter(|told| told.call == call.name());
         of_call.map(|told| told.result).filter(|result| *result <= 0).collect()
@@ -192,7 +192,7 @@ fn a_memory_calls_record_has_its_arguments_and_its_result() {
     for tier in tiers("mm_syscall") {
         let arguments = ["told-calls", "--rounds", "50"];
         let (told, events) = recorded(&arguments, &ALL_CALLS, tier.as_deref());
-        calls_are_those_told(&told, events);
+        calls_are_those_reported(&told, events);
     }
 }
 
@@ -237,7 +237,7 @@ fn a_reclaims_record_has_its_order_its_flags_and_its_pages() {
     work.end().expect("the workload ends");
 }
 
-fn sockets_are_those_told(told: &[Socket], events: &[Event]) {
+fn sockets_are_those_reported(told: &[Socket], events: &[Event]) {
     let released = |event: &&Event| event.is::<SocketRecord>();
     let released: Vec<&Event> = events.iter().filter(released).collect();
     assert_eq!(released.len(), told.len(), "{released:?} of {told:?}");
@@ -252,7 +252,7 @@ fn sockets_are_those_told(told: &[Socket], events: &[Event]) {
         let within = |[begin, end]: [u64; 2], instant: u64| begin <= instant && instant <= end;
         assert!(within(told.closed_ns, event.end.0), "{event:?} of {told:?}");
         if told.preexisting {
-            assert_eq!(event.duration_ns, 0, "nobody knows how old it is: {event:?}");
+            assert_eq!(event.duration_ns, 0, "its age is not known: {event:?}");
         } else {
             assert!(within(told.made_ns, event.start().0), "{event:?} of {told:?}");
             assert!(event.duration_ns >= 100_000_000, "it was held so long: {event:?}");
@@ -266,6 +266,6 @@ fn a_sockets_record_has_its_kind_and_its_life() {
     for tier in tiers("socket") {
         let arguments = ["told-sockets", "--ms", "100"];
         let (told, events): (Vec<Socket>, _) = recorded(&arguments, &[], tier.as_deref());
-        sockets_are_those_told(&told, &events);
+        sockets_are_those_reported(&told, &events);
     }
 }

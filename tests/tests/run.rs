@@ -60,7 +60,7 @@ fn a_duration_ends_the_run_in_time() {
 }
 
 #[test]
-fn nobody_else_may_read_a_run() {
+fn no_other_user_may_read_a_run() {
     let Some(_guard) = privileged::ready("modes") else { return };
     let (service, directory) = (service(Placement::default()), directory());
     let pid = service.process.id().to_string();
@@ -73,7 +73,7 @@ fn nobody_else_may_read_a_run() {
     }
 }
 
-/// Starts a run that lasts until it is told to end, sends a signal, and reads what it left.
+/// Starts a run that has no end of its own, sends a signal, and reads its run directory.
 fn ended_by(signal: Signal) {
     let (service, directory) = (service(Placement::default()), directory());
     let pid = service.process.id().to_string();
@@ -85,7 +85,7 @@ fn ended_by(signal: Signal) {
     assert!(status.success(), "{status}: {}", watch.printed());
     let (_, info) = complete(&watch.run);
     assert_eq!(info.end_reason, EndReason::Interrupted);
-    // The command waits for a file in this directory; nobody is left who does.
+    // The command waits for a file in this directory; no such process is left.
     let needle = directory.path().to_string_lossy().into_owned();
     let deadline = Instant::now() + Duration::from_secs(2);
     while !command_lines_with(&needle).is_empty() {
@@ -234,7 +234,7 @@ fn json_is_the_summary_and_the_report_says_the_same_without_root() {
     give_to_nobody(&out).expect("root may");
     let public = TempDir::new().expect("a directory");
     let moved = public.path().join("run");
-    // Where nobody can reach it, too.
+    // Also where it cannot be reached.
     copy_directory(&out, &moved);
     let report = |arguments: &[&str]| {
         let mut all = vec!["report", moved.to_str().expect("UTF-8")];

@@ -20,7 +20,7 @@ fn sleeper(placement: Placement<'_>) -> Running {
 }
 
 fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    // The larger the host (or the slower: a guest), the longer the pause between two looks at all
+    // The larger the host (or the slower: a guest), the longer the pause between two scans of all
     // processes.
     let deadline = Instant::now() + Duration::from_secs(60);
     while !done() {
@@ -34,7 +34,7 @@ fn a_cgroup_is_followed_with_what_is_moved_into_it() {
     let Some(_guard) = privileged::ready("followed cgroup") else { return };
     let cgroup = MemoryCgroup::create(&unique("cgroup")).expect("cgroup");
     let spec = TargetSpec::Cgroup(cgroup.directory().to_path_buf());
-    assert!(Membership::new(&spec).is_err(), "nobody is in it yet");
+    assert!(Membership::new(&spec).is_err(), "it is still empty");
 
     let inside = sleeper(Placement { cgroup: Some(&cgroup), ..Placement::default() });
     let outside = sleeper(Placement::default());
@@ -48,7 +48,7 @@ fn a_cgroup_is_followed_with_what_is_moved_into_it() {
         target.contains(Tgid(outside.id()))
     });
 
-    // By name instead of by directory, as people copy it from /proc/PID/cgroup.
+    // By name instead of by directory, as users copy it from /proc/PID/cgroup.
     let cgroups = Cgroups::read();
     let name = cgroups.memory_cgroup_of(Tgid(inside.id())).expect("cgroup of the process");
     let by_name = Membership::new(&TargetSpec::Cgroup(PathBuf::from(&name))).expect("by name");

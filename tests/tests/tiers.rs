@@ -1,5 +1,5 @@
-//! Every tier that this kernel offers, forced, against the same books as observer's own choice;
-//! and all tiers of a probe side by side on the same work.
+//! Forces every tier that this kernel offers and compares it with the same kernel counters as
+//! observer's own choice; and compares all tiers of a probe side by side on the same work.
 
 use observer_tests::disturbance::repeated;
 use observer_tests::exact;

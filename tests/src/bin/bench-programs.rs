@@ -1,8 +1,7 @@
 //! What each BPF program takes: runs and time a run for each operation of `bench-work`, and sizes.
 //!
-//! Taking the time of a run costs time by itself; how much is told by a program that does nothing,
-//! attached meanwhile. With `--empty HOOK` that program is all there is: what a hook costs before
-//! anything is done there.
+//! Measuring the time of a run costs time itself; an attached program that does nothing shows how
+//! much. With `--empty HOOK` only that program is attached: it shows the cost of the hook itself.
 
 use std::fs::File;
 use std::io::{Error, Read, Result};
@@ -93,14 +92,14 @@ fn profile(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// One burst; how many operations were done.
+/// Makes one burst and returns how many operations were done.
 fn work(args: &Args, operation: &str) -> Result<u64> {
     let program: PathBuf = std::env::current_exe()?.with_file_name("bench-work");
     let output = Command::new(program)
         .args([operation, &args.milliseconds.to_string(), "--cpu", &args.cpu.to_string()])
         .output()?;
     let burst: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    burst["operations"].as_u64().ok_or_else(|| Error::other("bench-work told no operations"))
+    burst["operations"].as_u64().ok_or_else(|| Error::other("bench-work reported no operations"))
 }
 
 /// A program of two instructions on a raw tracepoint.
@@ -126,7 +125,7 @@ mod bpf {
         pub(super) license: u64,
     }
 
-    /// The same for opening a raw tracepoint.
+    /// The head of `union bpf_attr` for opening a raw tracepoint.
     #[repr(C)]
     pub(super) struct Open {
         pub(super) name: u64,
@@ -176,7 +175,7 @@ impl Empty {
 
     fn profile(&self) -> ProgramProfile {
         let mut told = String::new();
-        // What cannot be read is told as 0 runs.
+        // A program that cannot be read is reported with 0 runs.
         let _ = File::open(format!("/proc/self/fdinfo/{}", self.program.as_raw_fd()))
             .and_then(|mut file| file.read_to_string(&mut told));
         let field = |name: &str| {

@@ -36,7 +36,7 @@ struct Args {
     without_cgroups: bool,
 }
 
-/// The operations that take the path of each probe. The other two probes watch what happens seldom.
+/// The operations that take the path of each probe. The other two probes watch rare events.
 const OPERATIONS: [(&str, &[&str]); 4] = [
     ("runqueue", &["switch"]),
     ("fault", &["fault"]),
@@ -87,7 +87,7 @@ fn measure(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// One row for each operation, or why the tier is not to be had.
+/// One row for each operation, or why the tier is not available.
 fn tier_rows(
     work: &mut Work,
     probe: &Probe,
@@ -164,7 +164,7 @@ impl Work {
             let mut line = String::new();
             from.read_line(&mut line)?;
             let told: Value = serde_json::from_str(&line)?;
-            told["p25_ns"].as_f64().ok_or_else(|| Error::other("bench-work told no time"))
+            told["p25_ns"].as_f64().ok_or_else(|| Error::other("bench-work reported no time"))
         };
         operations.iter().map(burst).collect()
     }

@@ -1,10 +1,10 @@
 //! Small workloads of which each operation takes the path of one probe. Prints nanoseconds per
 //! operation. `cargo xtask bench` runs them with and without observers.
 //!
-//! A burst is cut into slices of about a millisecond, and what is told are quantiles over the
-//! slices: whatever else the machine does meanwhile makes a slice slower, never faster, so that a
-//! low quantile is what the operation costs by itself. With `--serve` one process makes all bursts
-//! of a comparison, because two processes differ by where their memory lies.
+//! A burst is cut into slices of about a millisecond, and the results are quantiles over the
+//! slices: other work on the machine makes a slice slower, never faster, so a low quantile is the
+//! cost of the operation itself. With `--serve` one process makes all bursts of a comparison,
+//! because two processes differ by where their memory lies.
 
 use std::{
     env,
@@ -37,7 +37,7 @@ struct Arguments {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Operation {
-    /// Two processes on one CPU hand a byte to and fro: a wake-up and a switch each
+    /// Two processes on one CPU pass a byte back and forth: a wake-up and a switch each
     Switch,
     /// The first touch of an anonymous page
     Fault,
@@ -47,7 +47,7 @@ enum Operation {
     Madvise,
     /// socket and close, together one operation
     Socket,
-    /// A system call that does nothing and that no probe asks for
+    /// A system call that does nothing and that no probe watches
     Getppid,
     /// The other side of `switch`: sends every byte back
     Echo,
@@ -139,7 +139,7 @@ struct Work {
 }
 
 impl Work {
-    /// Slices of `operation` for so long, as one line of JSON.
+    /// Runs slices of `operation` for this long; returns one line of JSON.
     fn burst(&mut self, operation: Operation, duration: Duration) -> io::Result<String> {
         let mut slice: Box<dyn FnMut() -> io::Result<f64> + '_> = match operation {
             Operation::Switch => {

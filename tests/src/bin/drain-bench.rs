@@ -1,6 +1,6 @@
 //! How fast records reach user space: made at ever higher rates by all CPUs, drained meanwhile,
-//! until some are lost. Nothing is computed from anything else: the highest rate that a whole step
-//! was kept up at without loss is the answer.
+//! until some are lost. The result is measured directly: it is the highest rate that was sustained
+//! for a whole step without loss.
 //!
 //! Every madvise(2) of this process becomes a record (floor 0). The drain decodes each of them, as
 //! `observer run` does; nothing is written.
@@ -45,7 +45,7 @@ fn thread_cpu() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// What the producers are to do.
+/// The task of the producers.
 #[derive(Default)]
 struct Orders {
     /// Records a second, each.
@@ -74,8 +74,8 @@ fn produce(orders: &Orders) {
                 libc::madvise(page, 4096, libc::MADV_NORMAL);
             }
             due += Duration::from_secs_f64(BURST as f64 / rate_hz as f64);
-            // A moment without a CPU is made up for, a long one is not: the rate that counts is the
-            // one that is counted.
+            // Short times without a CPU are compensated for, long ones are not: the result is the
+            // rate that was measured.
             due = due.max(now.checked_sub(CATCH_UP).unwrap_or(now));
         }
     }
@@ -146,7 +146,7 @@ fn ramp(args: &Args, kernel: &Kernel, orders: &Orders, producers: usize) -> Resu
             return Ok(found);
         }
         found.sustained_hz = found.sustained_hz.max(made_hz);
-        // Somebody else may have had the CPUs for a step.
+        // Another process may have had the CPUs for a step.
         short = if made_hz < 0.7 * wanted_hz { short + 1 } else { 0 };
         if short == 5 {
             return Ok(found);

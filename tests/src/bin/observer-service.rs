@@ -8,8 +8,8 @@
 //! - `/sleep?ms=60&every=50` sleeps in every 50th request, with nothing for the kernel to show.
 //! - `/cpu?us=500` burns CPU.
 //!
-//! Why the index is mapped more than once: before reclaim frees a mapped page it visits each of
-//! its mappings to see whether the page was used lately. A clean page that nobody mapped is freed
+//! The index is mapped more than once because reclaim, before it frees a mapped page, visits each
+//! of its mappings to see whether the page was used lately. A clean page without a mapping is freed
 //! in less time than it takes to fill it again (16 to 64 us for a batch of 64), and no request
 //! would be slow by much. A data base whose processes share an index pays as this service does.
 //!

@@ -105,14 +105,15 @@ pub fn memory_calls(trial: &Trial) {
                 let own = number(&observed.counts, call);
                 held.at_least(call, "the caller's own count", found, own, 0.0);
                 if let Some(strace) = &strace {
-                    let book = strace.get(*call).copied().unwrap_or_default().calls;
-                    held.equal(call, "strace -c", found, book, 0.0);
+                    let expected = strace.get(*call).copied().unwrap_or_default().calls;
+                    held.equal(call, "strace -c", found, expected, 0.0);
                 }
                 match counter {
                     Some(counter) => {
-                        let book = counter.stat().expect("perf counts").count;
-                        // Less where programs of others hide calls from perf; never nothing.
-                        held.at_least(call, "perf count of the tracepoint", found, book, 0.0);
+                        let expected = counter.stat().expect("perf counts").count;
+                        // Perf counts fewer calls if programs of other tools hide some from it, but
+                        // never none.
+                        held.at_least(call, "perf count of the tracepoint", found, expected, 0.0);
                     }
                     None => {
                         not_applicable(trial.test, "mm_syscall", call, "perf has no tracepoint");
@@ -232,12 +233,12 @@ pub fn memory_call_time(trial: &Trial) {
         for other in others {
             let pair = |(one, first): ((u64, u64), &(u64, u64))| (one.0, first.0);
             let lengths = lengths(other, MmCall::Munmap, counts);
-            let (found, book) = undisturbed(lengths.into_iter().zip(&best).map(pair).collect());
+            let (found, expected) = undisturbed(lengths.into_iter().zip(&best).map(pair).collect());
             let held = Held::new(trial.test, "mm_syscall", &other.summary);
             let tier = first.probe("mm_syscall").tier.as_deref().unwrap_or_default();
             let against = format!("{tier}, side by side");
             // Between the clocks of two tiers lies no more than one end of an empty call.
-            held.equal("munmap sum_ns", &against, found, book, outside / 2.0);
+            held.equal("munmap sum_ns", &against, found, expected, outside / 2.0);
         }
     }
     work.end().expect("the workload ends");

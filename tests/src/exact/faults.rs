@@ -21,20 +21,20 @@ fn major(run: &Run) -> u64 {
     run.count("fault", "major")
 }
 
-/// What `memory.stat` may be late by, in books that are read from it.
-fn lazy(held: &Held, metric: &str, against: &str, observed: u64, book: u64) {
+/// Allows for the delay of `memory.stat`, for counters that are read from it.
+fn lazy(held: &Held, metric: &str, against: &str, observed: u64, expected: u64) {
     held.check(&Comparison {
         metric,
         against,
         relation: Relation::Equal,
         observed,
-        book,
+        expected,
         tolerance: TOLERANCE,
         slack: MemoryCgroup::late_events(),
     });
 }
 
-/// Every book on the faults of one thread, at one instant.
+/// All kernel counters of the faults of one thread, at one instant.
 struct KernelCounters {
     faults: Faults,
     delays: Delays,
@@ -161,7 +161,7 @@ pub fn families(trial: &Trial) {
 /// part of their faults.
 ///
 /// # Panics
-/// When a book is contradicted.
+/// When a kernel counter is contradicted.
 pub fn copied_pages(trial: &Trial) {
     let directory = trial::directory();
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");

@@ -1,4 +1,4 @@
-//! Each probe on a workload of its own against every book that says something about it. The
+//! Compares each probe, on a workload of its own, with every kernel counter that covers it. The
 //! same comparison serves observer's own choice of tier and every tier that can be forced.
 
 mod calls;

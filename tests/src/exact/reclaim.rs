@@ -13,8 +13,8 @@ use crate::trial::{self, Run, Trial, scaled_text};
 /// more; the tracepoints do not.
 const TOLERANCE: f64 = 0.05;
 
-/// Reclaims of both scopes: a task that is over its cgroup's limit may have to reclaim for the
-/// host as well, and delay accounting books both.
+/// Reclaims of both scopes: a task that is over its cgroup's limit may have to reclaim for the host
+/// as well, and delay accounting counts both.
 fn count(run: &Run) -> u64 {
     run.count("reclaim", "memcg") + run.count("reclaim", "direct")
 }
@@ -40,7 +40,7 @@ struct KernelCounters {
 /// Page cache in a cgroup that is too small for it.
 ///
 /// # Panics
-/// When observer and the books differ.
+/// When observer and the kernel counters differ.
 pub fn memcg_reclaim(trial: &Trial) {
     let directory = trial::directory();
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
@@ -71,7 +71,7 @@ pub fn memcg_reclaim(trial: &Trial) {
         pressure: Pressure::read(&pressure),
     });
     let (before, after) = (&observed.before, &observed.after);
-    let booked = after.delays.reclaim.since(before.delays.reclaim);
+    let counted = after.delays.reclaim.since(before.delays.reclaim);
     let charged = after.cgroup.since(&before.cgroup);
     let host = after.host.since(&before.host);
     let other_ns = after.delays.thrashing.since(before.delays.thrashing).total_ns
@@ -85,9 +85,9 @@ pub fn memcg_reclaim(trial: &Trial) {
         "reclaim",
         |held, run| {
             assert!(run.count("reclaim", "memcg") > 0, "the limit made the workload reclaim");
-            held.equal("count", "taskstats freepages_count", count(run), booked.count, TOLERANCE);
+            held.equal("count", "taskstats freepages_count", count(run), counted.count, TOLERANCE);
             let against = "taskstats freepages_delay_total";
-            held.equal("sum_ns", against, sum_ns(run), booked.total_ns, apart);
+            held.equal("sum_ns", against, sum_ns(run), counted.total_ns, apart);
             freed(held, freed_pages(run), &charged, &host);
             match (&before.pressure, &after.pressure) {
                 (Ok(before), Ok(after)) => {
@@ -111,24 +111,24 @@ pub fn memcg_reclaim(trial: &Trial) {
 /// Pages freed, against what the cgroup and the host count.
 fn freed(held: &Held, pages: u64, charged: &Flat, host: &Flat) {
     let slack = MemoryCgroup::late_events();
-    let check = |relation, against: &str, book| {
+    let check = |relation, against: &str, expected| {
         let comparison = Comparison {
             metric: "freed pages",
             against,
             relation,
             observed: pages,
-            book,
+            expected,
             tolerance: TOLERANCE,
             slack,
         };
         held.check(&comparison);
     };
     let direct = charged.get("pgsteal_direct").or(charged.get("pgsteal"));
-    if let Some(book) = direct {
-        check(Relation::Equal, "memory.stat pgsteal_direct", book);
-    } else if let Some(book) = charged.get("pgpgout") {
+    if let Some(expected) = direct {
+        check(Relation::Equal, "memory.stat pgsteal_direct", expected);
+    } else if let Some(expected) = charged.get("pgpgout") {
         // Version 1 counts a large folio once.
-        check(Relation::AtLeast, "memory.stat pgpgout", book);
+        check(Relation::AtLeast, "memory.stat pgpgout", expected);
     }
     // Others may reclaim meanwhile; and what was freed was looked at first.
     for what in ["pgsteal", "pgscan"] {
@@ -139,7 +139,7 @@ fn freed(held: &Held, pages: u64, charged: &Flat, host: &Flat) {
             check(Relation::AtMost, &against, anonymous + file);
         }
     }
-    if let Some(book) = charged.get("pgscan_direct").or(charged.get("pgscan")) {
-        check(Relation::AtMost, "memory.stat pgscan_direct", book);
+    if let Some(expected) = charged.get("pgscan_direct").or(charged.get("pgscan")) {
+        check(Relation::AtMost, "memory.stat pgscan_direct", expected);
     }
 }

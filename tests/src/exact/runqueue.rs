@@ -16,12 +16,13 @@ const TOLERANCE: f64 = 0.02;
 const TOLERANCE_SHORT: f64 = 0.3;
 const TOLERANCE_EMULATED: f64 = 0.5;
 
-fn tolerance(run: &Run, book: SchedStat) -> f64 {
-    let mean_ns = book.delay_ns as f64 / book.arrivals.max(1) as f64;
+fn tolerance(run: &Run, expected: SchedStat) -> f64 {
+    let mean_ns = expected.delay_ns as f64 / expected.arrivals.max(1) as f64;
     let short = mean_ns < SHORT_NS as f64;
     match (own_clock(run), trial::in_guest()) {
         (true, true) => TOLERANCE_EMULATED,
-        // A guest's CPU may stand still for 100 ms between a reading of the books and the work.
+        // A guest's CPU may stand still for 100 ms between a reading of the kernel counters and the
+        // work.
         (false, true) => 0.05,
         (true, false) if short => TOLERANCE_SHORT,
         (_, false) => TOLERANCE,
@@ -32,11 +33,12 @@ fn side_by_side_tolerance() -> f64 {
     if trial::in_guest() { TOLERANCE_EMULATED } else { TOLERANCE_SHORT }
 }
 
-/// The kernel counts a few arrivals that pass no switch; next to some hundred they show.
+/// The kernel counts a few arrivals without a context switch; among some hundred arrivals they
+/// matter.
 const ARRIVALS_WITHOUT_SWITCH: u64 = 10;
 /// Mean wait below which the distance between two clocks matters.
 const SHORT_NS: u64 = 50_000;
-/// What programs of several observers take between the reading of two clocks, a wait.
+/// Time per wait that the programs of several observers take between the readings of two clocks.
 const CLOCKS_APART_NS: u64 = 5_000;
 
 fn own_clock(run: &Run) -> bool {
@@ -61,10 +63,10 @@ pub fn run_delay(trial: &Trial, arguments: &[&str]) {
     let observed = trial.observe(&mut work, directory.path(), |pid| {
         kernel_counters::schedstat(pid).expect("the workload is there")
     });
-    let book = kernel_counters::schedstat_since(&observed.after, &observed.before);
-    // Clocks of their own are read before and behind the scheduler's, with the programs of all
-    // observers between: next to waits of a microsecond that is no rounding.
-    let short = book.delay_ns / book.arrivals.max(1) < SHORT_NS;
+    let expected = kernel_counters::schedstat_since(&observed.after, &observed.before);
+    // These tiers read their own clock before and after the scheduler reads its clock, with the
+    // programs of all observers in between: for waits of a microsecond, that is not negligible.
+    let short = expected.delay_ns / expected.arrivals.max(1) < SHORT_NS;
     let side_by_side: [Metric<'_>; 2] =
         [("count", TOLERANCE, &count), ("sum_ns", side_by_side_tolerance(), &sum_ns)];
     trial.hold(
@@ -76,7 +78,7 @@ pub fn run_delay(trial: &Trial, arguments: &[&str]) {
                 against: "schedstat arrivals",
                 relation: Relation::Equal,
                 observed: count(run),
-                book: book.arrivals,
+                expected: expected.arrivals,
                 tolerance: TOLERANCE,
                 slack: ARRIVALS_WITHOUT_SWITCH,
             });
@@ -85,9 +87,9 @@ pub fn run_delay(trial: &Trial, arguments: &[&str]) {
                 against: "schedstat run delay",
                 relation: Relation::Equal,
                 observed: run.run_delay_ns(),
-                book: book.delay_ns,
-                tolerance: tolerance(run, book),
-                slack: if own_clock(run) { book.arrivals * CLOCKS_APART_NS } else { 0 },
+                expected: expected.delay_ns,
+                tolerance: tolerance(run, expected),
+                slack: if own_clock(run) { expected.arrivals * CLOCKS_APART_NS } else { 0 },
             });
         },
         if short { &side_by_side[..1] } else { &side_by_side },
@@ -95,8 +97,8 @@ pub fn run_delay(trial: &Trial, arguments: &[&str]) {
     work.end().expect("the workload ends");
 }
 
-/// The same where wake-ups come that begin no wait: a tier that took them for one would have more waits
-/// than the scheduler, and longer ones.
+/// The same comparison with wake-ups that begin no wait: a tier that counted them as waits would
+/// have more and longer waits than the scheduler.
 ///
 /// # Panics
 /// When there are more.
@@ -106,27 +108,27 @@ pub fn no_more_waits(trial: &Trial, arguments: &[&str]) {
     let observed = trial.observe(&mut work, directory.path(), |pid| {
         kernel_counters::schedstat(pid).expect("the workload is there")
     });
-    let book = kernel_counters::schedstat_since(&observed.after, &observed.before);
-    let slack = book.arrivals * CLOCKS_APART_NS;
+    let expected = kernel_counters::schedstat_since(&observed.after, &observed.before);
+    let slack = expected.arrivals * CLOCKS_APART_NS;
     trial.hold(
         &observed,
         "runqueue",
         |held, run| {
-            let tolerance = tolerance(run, book);
-            let check = |metric, against, observed, book, slack| {
+            let tolerance = tolerance(run, expected);
+            let check = |metric, against, observed, expected, slack| {
                 let relation = Relation::AtMost;
                 held.check(&Comparison {
                     metric,
                     against,
                     relation,
                     observed,
-                    book,
+                    expected,
                     tolerance,
                     slack,
                 });
             };
-            check("count", "schedstat arrivals", count(run), book.arrivals, 0);
-            check("sum_ns", "schedstat run delay", run.run_delay_ns(), book.delay_ns, slack);
+            check("count", "schedstat arrivals", count(run), expected.arrivals, 0);
+            check("sum_ns", "schedstat run delay", run.run_delay_ns(), expected.delay_ns, slack);
         },
         &[],
     );
@@ -160,8 +162,8 @@ pub fn processor_time(trial: &Trial) {
             kernel_counters::stolen(),
         )
     });
-    // A tick more than was booked, of what the hypervisor took from the CPU: the threads neither ran
-    // then nor waited for each other.
+    // One tick more than was counted of the time that the hypervisor took from the CPU: the threads
+    // neither ran then nor waited for each other.
     let stolen = observed.after.3.saturating_sub(observed.before.3) + Duration::from_millis(10);
     let stolen_ns = u64::try_from(stolen.as_nanos()).expect("a short run");
     let ran_us = observed.after.0.since(&observed.before.0).get("usage_usec").expect("usage_usec");
@@ -178,7 +180,7 @@ pub fn processor_time(trial: &Trial) {
                 against: "cpu.stat usage_usec",
                 relation: Relation::Equal,
                 observed: sum_ns(run),
-                book: waited,
+                expected: waited,
                 tolerance: apart,
                 slack: THREADS * stolen_ns,
             });
@@ -193,7 +195,7 @@ pub fn processor_time(trial: &Trial) {
                 (Ok(before), Ok(after)) => {
                     let some_ns = 1000 * after.since(*before).some_us;
                     // At any stalled instant at least one thread waits, and at most all do (while
-                    // somebody else's runs).
+                    // that of another process runs).
                     held.at_least("sum_ns", "cpu.pressure some", sum_ns(run), some_ns, 0.03);
                     let most_ns = THREADS * some_ns;
                     let against = "cpu.pressure some, times threads";

@@ -48,7 +48,7 @@ pub fn sockets(trial: &Trial) {
     work.end().expect("the workload ends");
 }
 
-/// Calls that fail for want of descriptors.
+/// Calls that fail because no descriptors are left.
 ///
 /// # Panics
 /// When a count differs.

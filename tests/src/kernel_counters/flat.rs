@@ -1,4 +1,4 @@
-//! KernelCounters of one `name number` a line: /proc/vmstat, memory.stat, cpu.stat.
+//! Files with one `name number` a line: /proc/vmstat, memory.stat, cpu.stat.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The kernel's own books on a process, read independently of observer's readers.
+//! The kernel's own counters of a process, read independently of observer's readers.
 
 mod flat;
 mod pressure;
@@ -29,7 +29,7 @@ pub fn threads(pid: u32) -> Result<Vec<u32>> {
     Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }
 
-/// The scheduler's books on a thread, or the sum over several.
+/// The scheduler's counters of a thread, or the sum over several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SchedStat {
     /// Time on a CPU.
@@ -96,7 +96,7 @@ pub fn schedstat(pid: u32) -> Result<BTreeMap<u32, SchedStat>> {
     Ok(threads_stat)
 }
 
-/// What all threads have in `after` and had not in `before`. Threads that ended are missing.
+/// The difference between `after` and `before`, over all threads. Threads that ended are missing.
 #[must_use]
 pub fn schedstat_since(
     after: &BTreeMap<u32, SchedStat>,

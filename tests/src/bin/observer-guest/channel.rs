@@ -44,14 +44,14 @@ impl Channel {
 
     fn send(&self, message: &Value) {
         let mut port = self.port.lock().unwrap_or_else(PoisonError::into_inner);
-        // In one write: lines of two threads must not mix. Nobody is left to tell an error to but
-        // the kernel's console.
+        // In one write: lines of two threads must not mix. An error can only be reported to the
+        // kernel's console.
         if let Err(error) = port.write_all(format!("{message}\n").as_bytes()) {
             eprintln!("observer-guest: cannot write to {PORT}: {error}");
         }
     }
 
-    /// The system stands; `made` says what it has.
+    /// The system is up; `made` says what it has.
     pub(crate) fn booted(&mut self, made: &Value) {
         self.send(&json!({"event": "booted", "system": made}));
     }

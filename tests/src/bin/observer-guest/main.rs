@@ -1,5 +1,5 @@
 //! The first process of a guest that `cargo xtask vm` boots: makes the system that the tests
-//! expect, runs them, tells what came of it on the second serial port, and powers the guest off.
+//! expect, runs them, reports the results on the second serial port, and powers the guest off.
 //!
 //! There is no shell and no distribution around it, only the files of the initramfs.
 
@@ -16,7 +16,7 @@ use rustix::system::{RebootCommand, reboot};
 
 use crate::channel::Channel;
 
-/// What an error is told with, in one line.
+/// The text of an error, in one line.
 type Result<T> = std::result::Result<T, String>;
 
 /// The argument by which the first process starts itself again as the one that works.

@@ -1,4 +1,4 @@
-//! What this guest is to do: a file that `cargo xtask vm` puts into the initramfs.
+//! The tasks of this guest: a file that `cargo xtask vm` puts into the initramfs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,7 +29,7 @@ pub(crate) struct Plan {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Planned {
-    /// What it is called in the results.
+    /// Its name in the results.
     pub(crate) name: String,
     /// Where it lies.
     pub(crate) program: PathBuf,
@@ -39,7 +39,7 @@ pub(crate) struct Planned {
     pub(crate) directory: PathBuf,
     /// Its environment, all of it.
     pub(crate) variables: BTreeMap<String, String>,
-    /// It is killed after so long.
+    /// It is killed after this many seconds.
     pub(crate) timeout_seconds: u64,
 }
 

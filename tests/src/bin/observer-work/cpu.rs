@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::memory::no_huge_pages;
 use crate::stage::{crew, pin};
 
-/// Two threads that wake each other so many times.
+/// Two threads that wake each other this many times.
 fn ping_and_pong(rounds: usize) -> io::Result<[Box<dyn FnOnce() + Send>; 2]> {
     let (mut ping_out, mut ping_in) = io::pipe()?;
     let (mut pong_out, mut pong_in) = io::pipe()?;

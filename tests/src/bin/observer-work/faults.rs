@@ -91,7 +91,7 @@ pub(crate) fn userfault(pages: usize, killed: usize) -> io::Result<()> {
 fn kill_in_fault() -> io::Result<()> {
     let mapping = Mapping::anonymous(PAGE_BYTES)?;
     let child = clone_with_pid(None, || {
-        // Its own userfaultfd, which nobody serves.
+        // Its own userfaultfd, which no thread serves.
         let _fd = served(&mapping);
         mapping.read_page(0);
     })?;

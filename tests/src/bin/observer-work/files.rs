@@ -70,7 +70,7 @@ fn is_emfile<T>(result: io::Result<T>) -> bool {
 /// processes as it takes where one may not have that many descriptors.
 pub(crate) fn many_sockets(count: usize) -> io::Result<()> {
     const OTHER_DESCRIPTORS: usize = 32;
-    // A limit above what the kernel allows anybody (or none) can be kept, but not set.
+    // A limit above the kernel's maximum (or no limit) can be kept, but not set.
     let most = std::fs::read_to_string("/proc/sys/fs/nr_open")?;
     let most = most.trim().parse::<u64>().map_err(io::Error::other)?;
     let maximum = getrlimit(Resource::Nofile).maximum.unwrap_or(most).min(most);

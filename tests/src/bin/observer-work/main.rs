@@ -1,4 +1,4 @@
-//! Small workloads whose effect on the kernel's books is known to the last count.
+//! Small workloads whose effect on the kernel's counters is known exactly.
 //!
 //! Each prints `ready`, waits for a line (so that an observer can be attached), works, prints its
 //! own counts as one line of JSON, and waits for the end of its input before it exits (so that
@@ -226,22 +226,23 @@ enum Work {
         #[arg(long)]
         mib: usize,
     },
-    /// Faults of this process and of the kernel, in memory that it tells of.
+    /// Faults of this process and of the kernel, in memory that it reports.
     ToldFaults {
         #[arg(long, default_value_t = 200)]
         pages: usize,
     },
-    /// Memory-management calls, good and bad, each told with its arguments and its result.
+    /// Memory-management calls, successful and failing, each reported with its arguments and its
+    /// result.
     ToldCalls {
         #[arg(long, default_value_t = 50)]
         rounds: usize,
     },
-    /// Sockets, each told with when it was made and closed.
+    /// Sockets, each reported with the times when it was created and closed.
     ToldSockets {
         #[arg(long, default_value_t = 100)]
         ms: u64,
     },
-    /// What observer is given for a load generator: says that it was started, ends when told so.
+    /// A stand-in for a load generator: reports that it was started, and ends on request.
     Hold {
         /// Made at once.
         started: PathBuf,

@@ -25,7 +25,7 @@ pub(crate) fn no_huge_pages(mapping: &Mapping) -> io::Result<()> {
     let advice = rustix::mm::Advice::LinuxNoHugepage;
     // SAFETY: advises on the caller's own mapping; no page of it changes.
     match unsafe { rustix::mm::madvise(mapping.base(), mapping.length_bytes(), advice) } {
-        // A kernel that has no huge pages at all (PREEMPT_RT) knows no such advice.
+        // A kernel that has no huge pages at all (PREEMPT_RT) rejects this advice.
         Err(rustix::io::Errno::INVAL) => Ok(()),
         other => Ok(other?),
     }
@@ -72,7 +72,7 @@ pub(crate) fn memory_calls(rounds: usize) -> io::Result<()> {
                 madvise(base, LENGTH, Advice::LinuxDontNeed)?;
                 let base = mremap(base, LENGTH, 2 * LENGTH, MremapFlags::MAYMOVE)?;
                 munmap(base, 2 * LENGTH)?;
-                // Fails, and is a call all the same.
+                // Fails, but still counts as a call.
                 let _ = madvise(base, LENGTH, Advice::LinuxDontNeed);
             }
         }
@@ -180,8 +180,8 @@ impl CallTimes {
         Self { long: room(), empty: room(), total_ns: [0; 3] }
     }
 
-    /// One round with mappings of so many bytes. Their pages are all the page of zeroes: the calls
-    /// take long, and the caches stay about as warm as an empty call leaves them.
+    /// One round with mappings of this many bytes. Their pages are all the page of zeroes: the
+    /// calls take long, and the caches stay about as warm as an empty call leaves them.
     fn round(&mut self, lengths: [usize; 3]) -> io::Result<()> {
         use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
         let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
@@ -244,7 +244,7 @@ impl CallTimes {
         self.empty[kind].push(time);
     }
 
-    /// Whether a kind of long call takes so many times as long as its empty call.
+    /// Whether a kind of long call takes this many times as long as its empty call.
     fn empty_fits(&self, kind: usize, times: u64) -> bool {
         let median = |calls: &[Timed]| {
             let mut lengths: Vec<u64> = calls.iter().map(|[begin, end]| end - begin).collect();
@@ -266,7 +266,8 @@ pub(crate) fn long_calls(rounds: usize) -> io::Result<()> {
     let mut times = CallTimes::with_room(rounds);
     let mut tried = CallTimes::with_room(TRIED_ROUNDS);
     if wait_for_go()? {
-        // Records are told apart by their lengths: no two kinds have the same, and no tried round.
+        // Records are identified by their lengths: no two kinds have the same length, and neither
+        // do the trial rounds.
         let lengths = |pages: [usize; 3], more: usize| {
             [MMAP, MADVISE, MUNMAP].map(|kind| (pages[kind] + kind + more) * PAGE_BYTES)
         };

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// Waits for a line; `false` at the end of the input.
 pub(crate) fn wait_for_go() -> io::Result<bool> {
-    // Executed by a workload that was told to go already.
+    // Executed by a workload that was already started.
     if std::env::var_os(crate::tasks::EXECUTED_BY).is_some() {
         return Ok(true);
     }
@@ -39,8 +39,8 @@ pub(crate) fn pin(cpu: usize) {
     }
 }
 
-/// Threads that do their part between two barriers and stay until the process ends, so that
-/// their books can be read.
+/// Threads that do their part between two barriers and stay until the process ends, so that the
+/// kernel's counters of them can be read.
 struct Crew {
     go: Arc<Barrier>,
     done: Arc<Barrier>,
@@ -80,7 +80,7 @@ impl Crew {
     }
 }
 
-/// Threads that do their parts while the first one sleeps; `counts` is asked afterwards.
+/// Threads that do their parts while the first one sleeps; `counts` is called afterwards.
 pub(crate) fn crew(
     parts: Vec<Box<dyn FnOnce() + Send>>,
     counts: impl FnOnce() -> Value,

@@ -31,7 +31,7 @@ pub(crate) fn churn(threads: usize, processes: usize, pages: usize) -> io::Resul
                 .map_err(|_| io::Error::other("a thread panicked"))??;
         }
         for _ in 0..processes {
-            // Its own minor-faults workload: forked, executed, and told to go at once.
+            // Its own minor-faults workload: forked, executed, and started at once.
             let own = std::env::current_exe()?;
             let mut child = Command::new(own)
                 .args(["minor-faults", "--pages", &pages.to_string()])
@@ -51,7 +51,7 @@ pub(crate) fn churn(threads: usize, processes: usize, pages: usize) -> io::Resul
     wait_for_end()
 }
 
-/// The thread that executed this program, for one that has its task begun already.
+/// The thread that executed this program, if its task has begun already.
 pub(crate) const EXECUTED_BY: &str = "OBSERVER_WORK_EXECUTED_BY";
 
 /// A thread that is not the first executes another program: all others die, and it gets the id of

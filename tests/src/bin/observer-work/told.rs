@@ -1,4 +1,4 @@
-//! Work that is told call by call, for single records to be held against.
+//! Work that is reported call by call, so that tests can compare single records with it.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -36,12 +36,12 @@ pub(crate) fn faults(pages: usize) -> io::Result<()> {
     wait_for_end()
 }
 
-/// Calls whose arguments and results are noted. There is room for all of them from the start: more
-/// room would be calls that nobody tells of.
+/// Calls whose arguments and results are noted. There is room for all of them from the start,
+/// because allocating more room would be calls that are not reported.
 struct Teller(Vec<Call>);
 
 impl Teller {
-    /// Makes a call of these arguments; returns what the kernel said.
+    /// Makes a call with these arguments and returns the kernel's result.
     fn call(&mut self, call: MmCall, arguments: [u64; 4], length_bytes: u64, argument: u32) -> i64 {
         const ANYWHERE: [i64; 2] = [-1, 0];
         let number = match call {
@@ -114,7 +114,7 @@ fn timed<T>(act: impl FnOnce() -> T) -> (T, [u64; 2]) {
     (done, [begin_ns, MonoNanos::now().0])
 }
 
-/// An open socket, and what is to be told of it.
+/// An open socket, and what to report about it.
 struct Open {
     socket: Box<dyn std::any::Any>,
     told: Socket,
@@ -134,7 +134,7 @@ impl Open {
     }
 }
 
-/// Sockets of every kind, open for so long.
+/// Sockets of every kind, open for this long.
 pub(crate) fn sockets(length: Duration) -> io::Result<()> {
     let old = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     if wait_for_go()? {

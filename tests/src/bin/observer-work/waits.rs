@@ -1,4 +1,4 @@
-//! Waits for a CPU that are easily booked wrong.
+//! Waits for a CPU that are easily counted wrong.
 
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
