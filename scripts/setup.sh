@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes this host able to build and run observer, and says what it installs and why. Idempotent:
-# what is there already is left alone, quickly and silently. Asks nothing.
+# existing parts are left alone, quickly and silently. Non-interactive.
 #
 # usage: scripts/setup.sh [--check] [--with-tests] [--with-bench]
 #   --check       look at the host only: machine, kernel, BTF, lockdown; install nothing

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the host must offer, whatever is installed on it. Sourced by setup.sh.
+# What the host itself must offer, apart from installed packages. Sourced by setup.sh.
 
 # Everything read from the host goes through this prefix, so that the refusals can be tested on a
 # host that has nothing to refuse.
@@ -25,7 +25,7 @@ check_btf() {
 }
 
 # Lockdown in confidentiality mode forbids BPF programs to read kernel memory. securityfs may not
-# be mounted; the kernel's command line then still tells what was asked for at boot.
+# be mounted; the kernel's command line then still shows what was requested at boot.
 check_lockdown() {
     local state=''
     if [ -r "$HOST_ROOT/sys/kernel/security/lockdown" ]; then

@@ -19,7 +19,7 @@ is_supported_distribution() {
     esac
 }
 
-# require_install WHAT: dies unless this person, on this host, can install packages.
+# require_install WHAT: exits unless this user can install packages on this host.
 require_install() {
     local name
     if ! is_supported_distribution; then
@@ -38,7 +38,7 @@ as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo -n "$@"; fi
 }
 
-# A failed refresh is told and survived: the lists already here may do.
+# A failed refresh is reported and does not end the set-up: the existing lists may be enough.
 refresh_packages() {
     [ "$packages_refreshed" = no ] || return 0
     packages_refreshed=yes
@@ -51,7 +51,7 @@ package_candidate() {
     apt-cache policy "$1" 2>/dev/null | sed -n 's/^  Candidate: //p' | grep -vx '(none)'
 }
 
-# install_packages WHY PACKAGE...: installs those that are missing, telling why.
+# install_packages WHY PACKAGE...: installs those that are missing, and says why.
 install_packages() {
     local why=$1 package missing=()
     shift
@@ -77,7 +77,7 @@ install_idle() {
     done
     [ "${#fresh[@]}" -gt 0 ] || return 0
     require_install "${fresh[*]}"
-    # The word of whoever runs this host, if there is one, stays.
+    # An existing policy of this host's administrator stays in force.
     if [ ! -e "$policy" ]; then
         own_policy=yes
         # shellcheck disable=SC2064  # expanded now on purpose

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What set-up tells the person, and the exit codes it ends with. Sourced by setup.sh.
+# Messages of set-up for the user, and its exit codes. Sourced by setup.sh.
 
 # Exit codes of set-up; docs: README.md, "When set-up cannot go on".
 # shellcheck disable=SC2034  # used by the files that source this one

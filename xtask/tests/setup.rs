@@ -176,7 +176,7 @@ fn package_that_cannot_be_installed() {
     let output = host.setup(&[]);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(16), "{stderr}");
-    // What apt-get said is shown, and the last line tells what it means.
+    // The output of apt-get is shown, and the last line says what it means.
     assert!(stderr.contains("apt-get must not run"), "{stderr}");
     assert!(stderr.lines().last().is_some_and(|line| line.contains("could not install gcc")));
     // What was about to be installed, and why, was said before.
@@ -184,7 +184,7 @@ fn package_that_cannot_be_installed() {
     assert!(stdout.contains("installing gcc libc6-dev (the linker that Rust programs need)"));
 }
 
-/// A host that has everything, save the packages of which dpkg-query is told to know nothing.
+/// A host that has everything, except the packages that dpkg-query must not know.
 fn host_that_lacks(package: &str) -> Host {
     let host = Host::new();
     host.program("id", "echo 0");

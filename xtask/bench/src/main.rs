@@ -140,7 +140,7 @@ fn run(options: &Options) -> Outcome {
         return Err("the benchmark attaches observers: run it as root".to_owned());
     }
     let release = built("release");
-    // In one go: by themselves they would be built with other features of their libraries.
+    // In one build: built separately, their libraries would have other features.
     let build = ["build", "--release", "--package", "observer", "--package", "observer-tests"];
     must(cargo(build).arg("--bins"))?;
     let cpus = thread::available_parallelism().map_or(1, usize::from);
@@ -168,8 +168,8 @@ fn run(options: &Options) -> Outcome {
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Leaves the last processor to the workloads: this process, and with it the observers it starts,
-/// stay on the others.
+/// Reserves the last processor for the workloads: this process, and the observers that it starts,
+/// run on the others.
 fn leave_cpu(cpus: usize) -> Result<(), String> {
     if cpus < 2 {
         eprintln!("one processor only: observers' own threads count as added cost");
@@ -198,7 +198,7 @@ impl Bench<'_> {
     }
 
     fn measure(&mut self, part: Part) -> Result<(), String> {
-        // Not for ratios of two short measurements: a third of the rounds is enough.
+        // These are not ratios of two short measurements, so a third of the rounds is enough.
         let few = self.options.rounds.div_ceil(3);
         match part {
             // One run measures all operations that were asked for: at the first of them.

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::workload::{OPERATIONS, Operation};
 
-/// One observer, on the operations that it answers for.
+/// One observer, with the operations that it measures.
 pub(crate) struct Session {
     pub(crate) observer: String,
     pub(crate) operations: Vec<Operation>,
@@ -41,7 +41,7 @@ const OWN_SETTLE: Duration = Duration::from_millis(400);
 /// Of the peers: bpftrace prints that it is about to attach, not that it has attached.
 const PEER_SETTLE: Duration = Duration::from_millis(1800);
 
-/// The session of a peer for one operation, if it answers for that one.
+/// The session of a peer for one operation, if it measures that operation.
 type PeerSession = fn(Operation) -> Option<Session>;
 
 /// The peers there are.
@@ -85,8 +85,8 @@ pub(crate) fn peers(wanted: Option<&[String]>) -> Result<Vec<&'static str>, Stri
     Ok(peers)
 }
 
-/// The sessions of the peers. Each answers the question of one row at a time: the least that it can
-/// be asked, while observer answers for all rows at once.
+/// The sessions of the peers. Each measures what one row needs, which is the least that it can do,
+/// while observer measures for all rows at once.
 pub(crate) fn peer_sessions(peers: &[&str], operations: &[Operation]) -> Vec<Session> {
     let known: [(&str, PeerSession); 3] =
         [("runqlat", runqlat), ("bpftrace", bpftrace), ("perf", perf)];
@@ -190,7 +190,7 @@ fn bpftrace(operation: Operation) -> Option<Session> {
     })
 }
 
-/// Latency histograms over all tasks, as short as a person would write them.
+/// Latency histograms over all tasks, as short as a user would write them.
 const fn bpftrace_script(operation: Operation) -> Option<&'static str> {
     Some(match operation {
         Operation::Switch => {
@@ -219,8 +219,7 @@ const fn bpftrace_script(operation: Operation) -> Option<&'static str> {
                @ns = hist(nsecs - @start[tid]); delete(@start[tid]); } \
              END { clear(@start); }"
         }
-        // Creation by result, and lifetime by descriptor.
-        // No observer's question.
+        // Creation by result, and lifetime by descriptor. No observer measures this.
         Operation::Getppid => return None,
         Operation::Socket => {
             "tracepoint:syscalls:sys_exit_socket { \
@@ -232,7 +231,7 @@ const fn bpftrace_script(operation: Operation) -> Option<&'static str> {
     })
 }
 
-/// All of its questions at once, as observer answers all of its own.
+/// All of its measurements at once, as observer does.
 pub(crate) fn bpftrace_all() -> Session {
     let (mut scripts, mut ends) = (String::new(), String::new());
     for (index, script) in OPERATIONS.into_iter().filter_map(bpftrace_script).enumerate() {

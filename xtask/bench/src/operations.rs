@@ -47,7 +47,7 @@ pub(crate) fn sessions(
     Ok(sessions)
 }
 
-/// One session. What does not run, or saw nothing, cost nothing: it gives no row.
+/// One session. An observer that does not run, or saw nothing, gives no row.
 pub(crate) fn measure(
     session: &Session,
     workload: &mut Workload,

@@ -1,5 +1,6 @@
-//! An observer's own CPU time: its user space by the scheduler's counters, and its BPF
-//! programs by the kernel's run-time statistics, in a time of their own because taking them costs.
+//! An observer's own CPU time: its user space by the scheduler's counters, and its BPF programs by
+//! the kernel's run-time statistics, in a separate interval, because the statistics themselves cost
+//! time.
 
 use std::{
     fs, io,
@@ -21,10 +22,10 @@ use super::{
 const USER_TIME: Duration = Duration::from_secs(10);
 const PROGRAM_TIME: Duration = Duration::from_secs(1);
 
-/// Processes that are there when observer starts are looked at more often for five seconds.
+/// Processes that exist when observer starts are checked more often for five seconds.
 const SETTLE: Duration = Duration::from_secs(6);
 
-/// Names of what the host does meanwhile.
+/// Names of the loads on the host.
 const IDLE: &str = "idle";
 const SWITCHES: &str = "context switches";
 
@@ -47,8 +48,8 @@ pub(crate) fn measure(
         run(observer, "run, a target that sleeps", bystander.id(), &whole),
         run(observer, "run, the workload its target", workload.id(), &whole),
     ];
-    // The first burst starts the other process of the pair, which is to be there before a target
-    // is looked for.
+    // The first burst starts the other process of the pair, which must exist before observer
+    // searches for a target.
     workload.measure(Operation::Switch)?;
     for session in sessions {
         eprintln!("own use: {}", session.observer);

@@ -8,7 +8,7 @@ use super::{
     table::{NONE, Table},
 };
 
-/// Told by the profiling program for the one that does nothing.
+/// The name that the profiling program reports for the program that does nothing.
 const EMPTY: &str = "(empty)";
 
 /// Profiles all programs once.
@@ -29,7 +29,7 @@ pub(crate) fn markdown(rows: &Rows) -> String {
     let mut programs: BTreeMap<(&str, &str), Vec<&Program>> = BTreeMap::new();
     for row in rows.iter() {
         if let Row::Program(program) = row
-            // What ran less often than the operation was some other task's doing.
+            // A program that ran less often than the operation was run by another task.
             && program.runs * 4 > program.operations
         {
             programs.entry((&program.operation, &program.program)).or_default().push(program);

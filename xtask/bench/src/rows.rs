@@ -1,4 +1,4 @@
-//! What was measured, row by row: kept in a file if wanted, and all that the tables are made from.
+//! The measurements, row by row: appended to a file if wanted, and the only source of the tables.
 
 use std::{
     fs::File,
@@ -14,7 +14,7 @@ use super::Operation;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "part", rename_all = "snake_case")]
 pub(crate) enum Row {
-    /// What everything was measured on.
+    /// The machine that was measured.
     Host { text: String },
     /// One operation with one observer attached, and without before and after.
     Operation { operation: Operation, observer: String, bare_ns: f64, with_ns: f64 },

@@ -34,7 +34,7 @@ impl Kind {
         }
     }
 
-    /// The programs it takes, and the packages of Debian that have them.
+    /// The programs it needs, and Debian's packages for them.
     const fn programs(self) -> [&'static str; 2] {
         match self {
             Self::Nginx => ["nginx", "wrk"],
@@ -87,7 +87,7 @@ impl Service {
             .map_err(failed)?;
         let mut service = Self { kind, child, port, requests: 20_000, _directory: directory };
         service.wait()?;
-        // How many requests make a slice is only known by trying.
+        // The number of requests in a slice is found by trying.
         let rate_hz = service.serve()?.rate_hz;
         service.requests = (rate_hz * SLICE.as_secs_f64()) as u64;
         Ok(service)
@@ -190,7 +190,7 @@ fn wrk(text: &str) -> Option<Served> {
     })
 }
 
-/// The same from redis-benchmark's CSV.
+/// Rate and p99 from redis-benchmark's CSV.
 fn redis_benchmark(text: &str) -> Option<Served> {
     let mut lines = text.lines().map(|line| {
         line.split(',').map(|cell| cell.trim().trim_matches('"').to_owned()).collect::<Vec<_>>()
@@ -254,7 +254,7 @@ pub(crate) fn measure(
 }
 
 fn alternate(session: &Session, service: &Service, cpus: &str) -> Result<Served, String> {
-    // Where it likes, as it would in earnest.
+    // Not pinned, as in production.
     let running = Running::start(session, Some(cpus))?;
     let with = service.serve()?;
     running.stop(session)?;

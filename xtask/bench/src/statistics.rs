@@ -1,4 +1,4 @@
-//! Medians and how sure they are.
+//! Medians and their confidence intervals.
 
 use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng};
 

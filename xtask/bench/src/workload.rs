@@ -26,7 +26,7 @@ pub(crate) enum Operation {
 pub(crate) const OPERATIONS: [Operation; 5] =
     [Operation::Switch, Operation::Fault, Operation::Mmap, Operation::Madvise, Operation::Socket];
 
-/// What one operation is meant to cost at most.
+/// The goal for the added cost of one operation.
 pub(crate) struct Goal {
     /// The probe that sits in it.
     pub(crate) probe: &'static str,
@@ -80,7 +80,7 @@ pub(crate) struct Workload {
     burst: Duration,
 }
 
-/// What a burst came to.
+/// The result of a burst.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub(crate) struct Burst {
     /// A quarter of the slices took less per operation. Whatever else the machine does makes a

@@ -7,7 +7,7 @@ use std::{
     process::{Command, ExitCode, ExitStatus, Stdio},
 };
 
-/// Result of a project command; the error is one line for the person.
+/// Result of a project command; the error is one line for the user.
 pub type Outcome = Result<ExitCode, String>;
 
 /// Top directory of the workspace.
@@ -163,7 +163,7 @@ pub fn printed(command: &mut Command) -> Result<Vec<u8>, String> {
     }
 }
 
-/// `command` as a person would type it.
+/// `command` as a user would type it.
 #[must_use]
 pub fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program());

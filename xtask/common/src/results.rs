@@ -57,7 +57,7 @@ pub fn read(path: &Path) -> Result<Vec<Value>, String> {
     text.lines().enumerate().map(line).collect()
 }
 
-/// Removes the results of earlier runs: what is there afterwards is of this run.
+/// Removes the results of earlier runs, so that all later results are of this run.
 ///
 /// # Errors
 /// When they cannot be removed.

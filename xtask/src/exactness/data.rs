@@ -218,7 +218,7 @@ impl Cell {
     }
 }
 
-/// To a ten-thousandth of a percent, which is all that the file is read for.
+/// To a ten-thousandth of a percent, which is enough for readers of the file.
 fn rounded(part: f64) -> f64 {
     (part * 1e6).round() / 1e6
 }

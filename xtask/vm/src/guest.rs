@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_stops_is_said_to() {
+    fn a_guest_that_stops_is_reported() {
         let limit = Duration::from_secs(5);
         for (ending, word) in [
             (Ending::Stopped, "stopped"),

@@ -221,7 +221,7 @@ fn make_disk(path: &Path) -> Result<(), String> {
     // Without a journal: the disk is deleted with the guest.
     let mut command = Command::new("mkfs.ext4");
     command.args(["-q", "-F", "-O", "^has_journal"]).arg(path);
-    // Some people have no /sbin in PATH.
+    // Some users have no /sbin in PATH.
     let path = std::env::var("PATH").unwrap_or_default();
     must(command.env("PATH", format!("{path}:/usr/sbin:/sbin")))
 }

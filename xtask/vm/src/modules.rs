@@ -9,7 +9,7 @@ use std::{
 
 use xtask_common::project::shown;
 
-/// Modules that guests use, and whether they can do without.
+/// Modules that guests use, and whether they are optional.
 const WANTED: &[(&str, Need)] = &[
     // The disk, whose pages can be dropped from the cache and read back: major faults.
     ("virtio_pci", Need::Always),
@@ -82,7 +82,7 @@ pub(crate) fn keep(tree: &Path, directory: &Path) -> Result<(), String> {
     fs::write(directory.join(LIST), list).map_err(failed)
 }
 
-/// A program of kmod; some people have no /sbin in PATH.
+/// A program of kmod; some users have no /sbin in PATH.
 fn program(name: &str) -> Command {
     let mut command = Command::new(name);
     let path = std::env::var("PATH").unwrap_or_default();

@@ -40,7 +40,7 @@ impl Programs {
         }
     }
 
-    /// The same with some of the tests.
+    /// The same programs with some of the tests.
     pub(crate) fn with_tests(&self, keep: impl Fn(&str) -> bool) -> Self {
         let mut some = self.clone();
         some.tests.retain(|test| keep(&test.name));
