@@ -120,7 +120,7 @@ fn a_sleep_that_the_kernel_counts_as_a_wait_is_none() {
     });
     // On a busy host some of the 40 moves come too late for the sleep they are meant for.
     assert!(number(&observed.counts, "moves") > 0, "{}", observed.counts);
-    let booked = kernel_counters::schedstat_since(&observed.after, &observed.before);
+    let counted = kernel_counters::schedstat_since(&observed.after, &observed.before);
     let run = &observed.runs[0];
     let sleeps = run.target_lost("sleep_booked_as_wait");
     let slept_ns = trial::sleep_booked_as_wait_ns(&run.summary);

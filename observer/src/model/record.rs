@@ -41,7 +41,7 @@ pub struct RecordRow {
     pub holder: fn(&Event) -> Option<Holder>,
     /// Id of the thread's stack.
     pub stack: fn(&Event) -> Option<u32>,
-    /// What the fields say, for people.
+    /// What the fields say, for users.
     pub detail: fn(&Event) -> String,
 }
 
@@ -87,7 +87,7 @@ impl RecordRow {
         Self { stack, ..self }
     }
 
-    /// Its text for people.
+    /// Its text for users.
     #[must_use]
     pub const fn detail(self, detail: fn(&Event) -> String) -> Self {
         Self { detail, ..self }
