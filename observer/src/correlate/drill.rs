@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::{Analysis, Evidence, Quality, analyse};
 use crate::clock::MonoNanos;
-use crate::model::{Cause, CauseSummary, REASON_CODES, Sample, SlowSpec, Stall, Tgid, Tid};
+use crate::model::{Cause, CauseSummary, REASON_CODES, Sample, SlowSpec, Stall};
 
 pub(super) const MS: u64 = 1_000_000;
 pub(super) const SECOND: u64 = 1_000 * MS;
@@ -38,17 +38,7 @@ impl Drill {
 
     /// A stall that harms no request.
     pub(super) fn innocent(&mut self, cause: Cause, tid: u32, start: u64, end: u64) {
-        self.stalls.push(Stall {
-            start: MonoNanos(ORIGIN + start),
-            end: MonoNanos(ORIGIN + end),
-            tid: Tid(tid),
-            tgid: Tgid(1),
-            cpu: 0,
-            holder: None,
-            stack: None,
-            row: None,
-            cause,
-        });
+        self.stalls.push(Stall::of_thread(tid, cause, ORIGIN + start, ORIGIN + end));
     }
 
     /// Nothing makes progress between `start` and `end`, whatever the stalls say.

@@ -8,7 +8,6 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
-use crate::model::{Tgid, Tid};
 
 /// The window; stalls reach beyond both of its ends.
 const BEGIN: u64 = 100;
@@ -21,17 +20,7 @@ fn causes() -> Vec<Cause> {
 }
 
 fn stall(tid: u32, cause: Cause, start: u64, end: u64) -> Stall {
-    Stall {
-        start: MonoNanos(start),
-        end: MonoNanos(end),
-        tid: Tid(tid),
-        tgid: Tgid(1),
-        cpu: 0,
-        holder: None,
-        stack: None,
-        row: None,
-        cause,
-    }
+    Stall::of_thread(tid, cause, start, end)
 }
 
 fn flat(stalls: &[Stall]) -> Timelines {

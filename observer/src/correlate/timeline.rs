@@ -234,20 +234,9 @@ pub(super) fn split(timelines: &[&Timeline]) -> Vec<Timeline> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Tgid, Tid};
 
     fn stall(tid: u32, cause: Cause, start: u64, end: u64) -> Stall {
-        Stall {
-            start: MonoNanos(start),
-            end: MonoNanos(end),
-            tid: Tid(tid),
-            tgid: Tgid(1),
-            cpu: 0,
-            holder: None,
-            stack: None,
-            row: None,
-            cause,
-        }
+        Stall::of_thread(tid, cause, start, end)
     }
 
     fn flat(stalls: &[Stall]) -> (Timelines, Ignored) {

@@ -40,8 +40,9 @@ use client::Pool;
 use write::{Finished, Progress, RowSender, Writer};
 
 use crate::clock::MonoNanos;
+use crate::host::system::boot_id;
 use crate::loadgen::observer_load::{
-    ClockName, FORMAT, Header, Quantiles, ScheduleInfo, UNIT, VERSION, boot_id,
+    ClockName, FORMAT, Header, Quantiles, ScheduleInfo, UNIT, VERSION,
 };
 
 /// What to send, when and where.

@@ -205,7 +205,7 @@ pub struct FirstDial {
 
 impl Sink {
     fn new() -> Self {
-        Self { precision_ns: 1, boot_id: observer_load::boot_id(), ..Self::default() }
+        Self { precision_ns: 1, boot_id: crate::host::system::boot_id(), ..Self::default() }
     }
 
     /// Takes a row; beyond [`MAX_SAMPLES`] it is only counted.

@@ -143,13 +143,6 @@ pub const fn is_success(status: u16) -> bool {
     status >= 200 && status < 400
 }
 
-/// This host's boot id; the monotonic clock has no meaning in another boot.
-#[must_use]
-pub fn boot_id() -> Option<String> {
-    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    Some(text.trim().to_owned())
-}
-
 fn looks_like(head: &[u8]) -> bool {
     let text = String::from_utf8_lossy(head);
     let first = text.lines().next().unwrap_or_default();

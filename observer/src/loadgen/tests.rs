@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::observer_load::{
-    ClockName, EndLine, EndSummary, FORMAT, Header, Quantiles, Row, UNIT, VERSION, boot_id,
+    ClockName, EndLine, EndSummary, FORMAT, Header, Quantiles, Row, UNIT, VERSION,
 };
 use super::*;
 use crate::clock::{Anchor, Anchors, MonoNanos, WallNanos};
 use crate::error::Exit;
+use crate::host::system::boot_id;
 
 #[derive(Clone, Copy, Deserialize)]
 struct Clocks {

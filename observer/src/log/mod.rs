@@ -27,9 +27,6 @@ use line::{Destination, Line};
 /// on, like the address the daemon serves on.
 pub const NOTICE: &str = "observer::notice";
 
-/// Target of what the BPF programs themselves say.
-pub const BPF: &str = "observer::bpf";
-
 /// Target of the lines that report suppressed messages. They are never suppressed themselves.
 const SUPPRESSED: &str = "observer::suppressed";
 
@@ -43,7 +40,7 @@ pub enum Verbosity {
     Default,
     /// What is done and why.
     Verbose,
-    /// Everything, including what the BPF programs say.
+    /// Everything.
     Debug,
 }
 
@@ -143,12 +140,6 @@ pub fn failure(message: &str) {
 pub fn shows_progress() -> bool {
     let quiet = STARTED.get().is_some_and(|started| started.verbosity == Verbosity::Quiet);
     !quiet && io::stderr().is_terminal()
-}
-
-/// Whether debug messages are shown: then the BPF programs are loaded with theirs.
-#[must_use]
-pub fn is_debug() -> bool {
-    STARTED.get().is_some_and(|started| started.verbosity == Verbosity::Debug)
 }
 
 /// Makes log lines appear above this progress line; `None` when it is gone.

@@ -32,6 +32,22 @@ pub struct Stall {
 const _: () = assert!(size_of::<Stall>() == 56);
 
 impl Stall {
+    /// A stall of which nothing but the time, the thread and the cause is known.
+    #[cfg(test)]
+    pub(crate) const fn of_thread(tid: u32, cause: Cause, start: u64, end: u64) -> Self {
+        Self {
+            start: MonoNanos(start),
+            end: MonoNanos(end),
+            tid: Tid(tid),
+            tgid: Tgid(1),
+            cpu: 0,
+            holder: None,
+            stack: None,
+            row: None,
+            cause,
+        }
+    }
+
     /// The stall an event stands for, without a row; `None` for events that stall nobody (sockets,
     /// forks).
     #[must_use]

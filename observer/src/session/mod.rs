@@ -403,7 +403,7 @@ fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo
         schema: RUN_SCHEMA,
         observer_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release: uname.release,
-        boot_id: crate::loadgen::observer_load::boot_id(),
+        boot_id: system::boot_id(),
         machine: uname.machine,
         cpus: system::online_cpus().len() as u32,
         target,
