@@ -17,6 +17,7 @@ pub mod privileged;
 pub mod process;
 pub mod results;
 pub mod scenario;
+pub mod switch_cost;
 pub mod taskstats;
 pub mod told;
 pub mod trial;

@@ -107,6 +107,25 @@ impl Mapping {
         }
     }
 
+    /// Writes one byte of a page. Of an anonymous mapping only.
+    ///
+    /// # Panics
+    /// When the mapping has no such page.
+    pub fn write_page(&mut self, page: usize) {
+        let byte = &mut self.as_mut_slice()[page * PAGE_BYTES];
+        // SAFETY: `byte` is a valid reference; volatile so that the store is not left out.
+        unsafe { ptr::from_mut(byte).write_volatile(1) };
+    }
+
+    /// Asks for huge pages.
+    ///
+    /// # Errors
+    /// When the kernel refuses: it has none.
+    pub fn advise_huge(&self) -> io::Result<()> {
+        // SAFETY: changes no page of the mapping, which is this value's.
+        Ok(unsafe { madvise(self.base, self.length_bytes, Advice::LinuxHugepage) }?)
+    }
+
     /// Writes one byte of every page. Of an anonymous mapping only.
     pub fn write_every_page(&mut self) {
         for byte in self.as_mut_slice().iter_mut().step_by(PAGE_BYTES) {

@@ -15,7 +15,8 @@ use tempfile::TempDir;
 use crate::disturbance::Window;
 use crate::kernel_counters::{self, SchedStat};
 use crate::process::{Placement, Programs};
-use crate::results::Held;
+use crate::results::{Comparison, Held, Relation};
+use crate::switch_cost;
 use crate::watch::{Watch, Work};
 
 /// How much work is done, percent: a guest that is emulated does less.
@@ -227,8 +228,9 @@ pub struct Trial {
     pub tiers: Vec<Option<String>>,
 }
 
-/// A number that runs are compared by: name, tolerance, and where it is.
-pub type Metric<'a> = (&'a str, f64, &'a dyn Fn(&Run) -> u64);
+/// A number that runs are compared by: name, relative tolerance, additional allowed difference, and
+/// where it is.
+pub type Metric<'a> = (&'a str, f64, u64, &'a dyn Fn(&Run) -> u64);
 
 /// What one run left.
 #[derive(Debug)]
@@ -252,6 +254,8 @@ pub struct Observed<B> {
     pub before: B,
     /// The kernel counters after the work.
     pub after: B,
+    /// What a wake-up and a switch cost while all observers were attached, nanoseconds.
+    pub switch_ns: u64,
 }
 
 impl Trial {
@@ -296,7 +300,8 @@ impl Trial {
         settle(work.id());
         let after = read(work.id());
         window.end();
-        Observed { runs: self.finish(watches), counts, before, after }
+        let switch_ns = switch_cost::measure_ns();
+        Observed { runs: self.finish(watches), counts, before, after, switch_ns }
     }
 
     /// Attaches every observer of the trial.
@@ -354,9 +359,16 @@ impl Trial {
         let best = first.summary.probes[probe].tier.clone().unwrap_or_default();
         for other in others {
             let held = Held::new(self.test, probe, &other.summary);
-            for (metric, tolerance, number) in side_by_side {
-                let against = format!("{best}, side by side");
-                held.equal(metric, &against, number(other), number(first), *tolerance);
+            for (metric, tolerance, slack, number) in side_by_side {
+                held.check(&Comparison {
+                    metric,
+                    against: &format!("{best}, side by side"),
+                    relation: Relation::Equal,
+                    observed: number(other),
+                    expected: number(first),
+                    tolerance: *tolerance,
+                    slack: *slack,
+                });
             }
         }
     }

@@ -37,7 +37,7 @@ fn time_that_a_cgroup_is_throttled_is_waiting() {
 #[test]
 fn minor_faults_are_the_kernels() {
     let Some(_guard) = privileged::ready("minor faults") else { return };
-    repeated(|| exact::minor_faults(&Trial::new("minor faults")));
+    exact::minor_faults(&Trial::new("minor faults"));
 }
 
 #[test]
@@ -56,6 +56,12 @@ fn faults_of_children_and_new_threads_are_counted() {
 fn copies_of_written_pages_are_part_of_their_faults() {
     let Some(_guard) = privileged::ready("copies") else { return };
     repeated(|| exact::copied_pages(&Trial::new("copied pages")));
+}
+
+#[test]
+fn time_in_faults_is_the_faulting_threads() {
+    let Some(_guard) = privileged::ready("fault time") else { return };
+    repeated(|| exact::fault_time(&Trial::new("faults of huge pages")));
 }
 
 #[test]

@@ -32,7 +32,8 @@ fn all_tiers_of_runqueue_agree() {
 #[test]
 fn all_tiers_of_fault_agree() {
     let Some(_guard) = privileged::ready("tiers of fault") else { return };
-    repeated(|| exact::minor_faults(&tiers("tiers: minor faults", "fault")));
+    exact::minor_faults(&tiers("tiers: minor faults", "fault"));
+    repeated(|| exact::fault_time(&tiers("tiers: faults of huge pages", "fault")));
     exact::major_faults(&tiers("tiers: major faults", "fault"));
     // The probe of tasks has the same comparison; attaching takes an emulated CPU seconds.
     if !trial::in_guest() {

@@ -14,10 +14,10 @@ use perf_event_open::event::tp::Tracepoint;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::clocks::{Lengths, outside, readings, side_by_side, sums, undisturbed};
 use crate::kernel_counters::{self, Calls};
-use crate::mapping::LONG_CALL_FACTOR;
 use crate::process::{Placement, Running};
-use crate::results::{Held, not_applicable};
+use crate::results::not_applicable;
 use crate::told::MmCall;
 use crate::trial::{self, Metric, Run, Trial, number, scaled_text};
 
@@ -89,12 +89,12 @@ pub fn memory_calls(trial: &Trial) {
     });
     let strace = strace.map(Strace::counts);
     let metrics: [Metric<'_>; 6] = [
-        ("mmap", 0.0, &|run| run.count("mm_syscall", "mmap")),
-        ("munmap", 0.0, &|run| run.count("mm_syscall", "munmap")),
-        ("mremap", 0.0, &|run| run.count("mm_syscall", "mremap")),
-        ("brk", 0.0, &|run| run.count("mm_syscall", "brk")),
-        ("mprotect", 0.0, &|run| run.count("mm_syscall", "mprotect")),
-        ("madvise", 0.0, &|run| run.count("mm_syscall", "madvise")),
+        ("mmap", 0.0, 0, &|run| run.count("mm_syscall", "mmap")),
+        ("munmap", 0.0, 0, &|run| run.count("mm_syscall", "munmap")),
+        ("mremap", 0.0, 0, &|run| run.count("mm_syscall", "mremap")),
+        ("brk", 0.0, 0, &|run| run.count("mm_syscall", "brk")),
+        ("mprotect", 0.0, 0, &|run| run.count("mm_syscall", "mprotect")),
+        ("madvise", 0.0, 0, &|run| run.count("mm_syscall", "madvise")),
     ];
     trial.hold(
         &observed,
@@ -126,15 +126,6 @@ pub fn memory_calls(trial: &Trial) {
     work.end().expect("the workload ends");
 }
 
-/// Lengths of calls: by observer's record, and by another clock.
-type Lengths = Vec<(u64, u64)>;
-
-/// Begin and end of calls, as the caller read its clock.
-fn readings(own: &Value) -> impl Iterator<Item = (u64, u64)> {
-    let calls = own.as_array().expect("the caller's clock readings").iter();
-    calls.map(|own| (own[0].as_u64().expect("ns"), own[1].as_u64().expect("ns")))
-}
-
 /// Pairs the caller's calls with observer's records of them: each record lies within the call.
 fn lengths(run: &Run, call: MmCall, counts: &Value) -> Lengths {
     let length = number(&counts["length_bytes"], call.name());
@@ -153,42 +144,6 @@ fn lengths(run: &Run, call: MmCall, counts: &Value) -> Lengths {
         (event.duration_ns, end - begin)
     };
     events.iter().zip(own).map(pair).collect()
-}
-
-/// The sums of both sides without the tenth of the calls on which they differ most: between two
-/// readings of a clock the caller may have been interrupted, preempted, or its CPU taken away.
-fn undisturbed(mut lengths: Lengths) -> (u64, u64) {
-    lengths.sort_unstable_by_key(|(one, other)| one.abs_diff(*other));
-    lengths.truncate(lengths.len() - lengths.len() / 10);
-    sums(&lengths)
-}
-
-fn sums(lengths: &[(u64, u64)]) -> (u64, u64) {
-    lengths.iter().fold((0, 0), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1))
-}
-
-/// Part of a call that the caller's clock may have more than observer's.
-///
-/// The caller's clock includes the way into the kernel and out of it and the BPF programs of every
-/// observer on both; so does the caller's time of an empty call. A long call leaves the caches colder
-/// for its way out than an empty one, hence one empty call for each end. The workload makes its
-/// calls at least [`LONG_CALL_FACTOR`] times as long as an empty one, so this stays a small part on
-/// every CPU.
-fn outside(call: MmCall, lengths: &Lengths, counts: &Value) -> f64 {
-    let median = |mut lengths: Vec<u64>| {
-        lengths.sort_unstable();
-        lengths.get(lengths.len() / 2).copied().expect("calls")
-    };
-    let empty = readings(&counts["empty"][call.name()]).map(|(begin, end)| end - begin).collect();
-    let empty_ns = median(empty);
-    let long_ns = median(lengths.iter().map(|(_, own)| *own).collect());
-    let apart_ns = median(lengths.iter().map(|(found, own)| own.abs_diff(*found)).collect());
-    println!(
-        "{}: a call takes {long_ns} ns, an empty one {empty_ns} ns, the clocks are {apart_ns} ns \
-         apart (medians)",
-        call.name(),
-    );
-    2.0 * (empty_ns as f64 / long_ns as f64).max(1.0 / LONG_CALL_FACTOR as f64)
 }
 
 /// Time in long calls, which the caller measures as well.
@@ -214,7 +169,7 @@ pub fn memory_call_time(trial: &Trial) {
             for call in [MmCall::Mmap, MmCall::Madvise, MmCall::Munmap] {
                 let name = call.name();
                 let lengths = lengths(run, call, counts);
-                let outside = outside(call, &lengths, counts);
+                let outside = outside(name, &lengths, &counts["empty"][name]);
                 let recorded_ns = sums(&lengths).0;
                 let sum_ns = run.sum_ns("mm_syscall", name);
                 assert!(sum_ns >= recorded_ns, "{name}: {sum_ns} ns, {recorded_ns} in records");
@@ -227,19 +182,8 @@ pub fn memory_call_time(trial: &Trial) {
         },
         &[],
     );
-    if let [first, others @ ..] = observed.runs.as_slice() {
-        let best = lengths(first, MmCall::Munmap, counts);
-        let outside = outside(MmCall::Munmap, &best, counts);
-        for other in others {
-            let pair = |(one, first): ((u64, u64), &(u64, u64))| (one.0, first.0);
-            let lengths = lengths(other, MmCall::Munmap, counts);
-            let (found, expected) = undisturbed(lengths.into_iter().zip(&best).map(pair).collect());
-            let held = Held::new(trial.test, "mm_syscall", &other.summary);
-            let tier = first.probe("mm_syscall").tier.as_deref().unwrap_or_default();
-            let against = format!("{tier}, side by side");
-            // Between the clocks of two tiers lies no more than one end of an empty call.
-            held.equal("munmap sum_ns", &against, found, expected, outside / 2.0);
-        }
-    }
+    let lengths = |run: &Run| lengths(run, MmCall::Munmap, counts);
+    let metric = ("mm_syscall", "munmap sum_ns");
+    side_by_side(trial, &observed.runs, metric, lengths, &counts["empty"]["munmap"]);
     work.end().expect("the workload ends");
 }

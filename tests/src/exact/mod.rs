@@ -2,13 +2,14 @@
 //! same comparison serves observer's own choice of tier and every tier that can be forced.
 
 mod calls;
+mod clocks;
 mod faults;
 mod reclaim;
 mod runqueue;
 mod sockets;
 
 pub use calls::{memory_call_time, memory_calls};
-pub use faults::{copied_pages, families, major_faults, minor_faults};
+pub use faults::{copied_pages, families, fault_time, major_faults, minor_faults};
 pub use reclaim::{freed_pages, memcg_reclaim};
 pub use runqueue::{no_more_waits, processor_time, run_delay, throttled};
 pub use sockets::{descriptors, sockets};

@@ -3,44 +3,36 @@
 use std::time::Duration;
 
 use crate::cgroup::{CpuCgroup, UnifiedCgroup};
-use crate::kernel_counters::{self, Flat, Pressure, SchedStat};
+use crate::kernel_counters::{self, Flat, Pressure};
 use crate::process::Placement;
 use crate::results::{Comparison, Relation, not_applicable};
 use crate::trial::{self, Metric, Run, Trial, number, scaled_text};
 
 const TOLERANCE: f64 = 0.02;
 
-/// For tiers that take the time themselves: they read the clock some tenths of a microsecond before
-/// and after the scheduler does, which counts where waits are that short; and on an emulated CPU, which
-/// may stand still in between.
-const TOLERANCE_SHORT: f64 = 0.3;
+/// On an emulated CPU, which may stand still between the readings of two clocks.
 const TOLERANCE_EMULATED: f64 = 0.5;
 
-fn tolerance(run: &Run, expected: SchedStat) -> f64 {
-    let mean_ns = expected.delay_ns as f64 / expected.arrivals.max(1) as f64;
-    let short = mean_ns < SHORT_NS as f64;
+fn tolerance(run: &Run) -> f64 {
     match (own_clock(run), trial::in_guest()) {
         (true, true) => TOLERANCE_EMULATED,
         // A guest's CPU may stand still for 100 ms between a reading of the kernel counters and the
         // work.
         (false, true) => 0.05,
-        (true, false) if short => TOLERANCE_SHORT,
         (_, false) => TOLERANCE,
     }
 }
 
 fn side_by_side_tolerance() -> f64 {
-    if trial::in_guest() { TOLERANCE_EMULATED } else { TOLERANCE_SHORT }
+    if trial::in_guest() { TOLERANCE_EMULATED } else { TOLERANCE }
 }
 
 /// The kernel counts a few arrivals without a context switch; among some hundred arrivals they
 /// matter.
 const ARRIVALS_WITHOUT_SWITCH: u64 = 10;
-/// Mean wait below which the distance between two clocks matters.
-const SHORT_NS: u64 = 50_000;
-/// Time per wait that the programs of several observers take between the readings of two clocks.
-const CLOCKS_APART_NS: u64 = 5_000;
 
+/// These tiers take the time themselves: a bit before and after the scheduler does, with the programs
+/// of all observers in between.
 fn own_clock(run: &Run) -> bool {
     run.probe("runqueue").tier.as_ref().is_some_and(|tier| tier.ends_with("_pair"))
 }
@@ -64,11 +56,15 @@ pub fn run_delay(trial: &Trial, arguments: &[&str]) {
         kernel_counters::schedstat(pid).expect("the workload is there")
     });
     let expected = kernel_counters::schedstat_since(&observed.after, &observed.before);
-    // These tiers read their own clock before and after the scheduler reads its clock, with the
-    // programs of all observers in between: for waits of a microsecond, that is not negligible.
-    let short = expected.delay_ns / expected.arrivals.max(1) < SHORT_NS;
-    let side_by_side: [Metric<'_>; 2] =
-        [("count", TOLERANCE, &count), ("sum_ns", side_by_side_tolerance(), &sum_ns)];
+    let apart_ns = expected.arrivals * observed.switch_ns;
+    // Only the tiers that read the scheduler's counters have the sleeps that it counts as waits.
+    let slept = |run: &Run| trial::sleep_booked_as_wait_ns(&run.summary);
+    let slept_ns = observed.runs.iter().map(slept).max().unwrap_or_default();
+    println!("the scheduler counted {slept_ns} ns of sleeps as waits");
+    let side_by_side: [Metric<'_>; 2] = [
+        ("count", TOLERANCE, 0, &count),
+        ("sum_ns", side_by_side_tolerance(), apart_ns, &sum_ns),
+    ];
     trial.hold(
         &observed,
         "runqueue",
@@ -86,13 +82,13 @@ pub fn run_delay(trial: &Trial, arguments: &[&str]) {
                 metric: "sum_ns",
                 against: "schedstat run delay",
                 relation: Relation::Equal,
-                observed: run.run_delay_ns(),
+                observed: sum_ns(run) + slept_ns,
                 expected: expected.delay_ns,
-                tolerance: tolerance(run, expected),
-                slack: if own_clock(run) { expected.arrivals * CLOCKS_APART_NS } else { 0 },
+                tolerance: tolerance(run),
+                slack: if own_clock(run) { apart_ns } else { 0 },
             });
         },
-        if short { &side_by_side[..1] } else { &side_by_side },
+        &side_by_side,
     );
     work.end().expect("the workload ends");
 }
@@ -109,12 +105,12 @@ pub fn no_more_waits(trial: &Trial, arguments: &[&str]) {
         kernel_counters::schedstat(pid).expect("the workload is there")
     });
     let expected = kernel_counters::schedstat_since(&observed.after, &observed.before);
-    let slack = expected.arrivals * CLOCKS_APART_NS;
+    let slack = expected.arrivals * observed.switch_ns;
     trial.hold(
         &observed,
         "runqueue",
         |held, run| {
-            let tolerance = tolerance(run, expected);
+            let tolerance = tolerance(run);
             let check = |metric, against, observed, expected, slack| {
                 let relation = Relation::AtMost;
                 held.check(&Comparison {
@@ -206,7 +202,7 @@ pub fn processor_time(trial: &Trial) {
                 }
             }
         },
-        &[("sum_ns", TOLERANCE, &sum_ns)],
+        &[("sum_ns", TOLERANCE, 0, &sum_ns)],
     );
     work.end().expect("the workload ends");
 }
@@ -241,7 +237,7 @@ pub fn throttled(trial: &Trial) {
             held.equal("sum_ns", "schedstat run delay", found, schedstat.delay_ns, TOLERANCE);
             held.at_least("sum_ns", "cpu.stat throttled", found, throttled_ns, 0.03);
         },
-        &[("sum_ns", TOLERANCE, &sum_ns)],
+        &[("sum_ns", TOLERANCE, 0, &sum_ns)],
     );
     work.end().expect("the workload ends");
 }

@@ -43,7 +43,7 @@ pub fn sockets(trial: &Trial) {
             let accepts = done("accept") + done("accept4");
             held.equal("accepted", "strace -c accept", accepted(run), accepts, 0.0);
         },
-        &[("created", 0.0, &created), ("accepted", 0.0, &accepted)],
+        &[("created", 0.0, 0, &created), ("accepted", 0.0, 0, &accepted)],
     );
     work.end().expect("the workload ends");
 }

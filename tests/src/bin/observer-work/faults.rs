@@ -12,7 +12,7 @@ use observer_tests::clone::{clone_with_pid, wait_for};
 use observer_tests::mapping::{Mapping, PAGE_BYTES};
 use serde_json::json;
 
-use crate::memory::no_huge_pages;
+use crate::memory::{Timed, median_ns, no_huge_pages, timed};
 use crate::stage::{report, wait_for_end, wait_for_go};
 
 /// linux/userfaultfd.h.
@@ -68,6 +68,36 @@ fn serve(fd: &OwnedFd, pages: usize) -> io::Result<()> {
         control(fd, UFFDIO_COPY, [address, page.as_ptr() as u64, PAGE_BYTES as u64, 0, 0])?;
     }
     Ok(())
+}
+
+/// Faults that are long in comparison with the shortest: each clears a huge page. The caller reports
+/// when each began and ended, by its own clock, and the same of faults that map the page of zeroes.
+/// Where the kernel has no huge page to give, no fault is long.
+pub(crate) fn huge_faults(rounds: usize) -> io::Result<()> {
+    const LEAST_FACTOR: u64 = 10;
+    let size = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
+    let size: usize = size.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(2 << 20);
+    let small = Mapping::anonymous(2 * rounds * PAGE_BYTES)?;
+    no_huge_pages(&small)?;
+    let mut huge = Mapping::anonymous(2 * size)?;
+    let has_huge_pages = huge.advise_huge().is_ok();
+    let first = (huge.base() as usize).next_multiple_of(size) - huge.base() as usize;
+    let mut empty: Vec<Timed> = Vec::with_capacity(rounds);
+    let mut long = Vec::with_capacity(rounds);
+    if wait_for_go()? {
+        for round in 0..rounds {
+            // The first one warms the caches for the second.
+            small.read_page(2 * round);
+            empty.push(timed(|| small.read_page(2 * round + 1)).1);
+            long.push(timed(|| huge.write_page(first / PAGE_BYTES)).1);
+            huge.discard()?;
+        }
+        let least_ns = LEAST_FACTOR * median_ns(&empty);
+        long.retain(|[begin, end]| has_huge_pages && end - begin >= least_ns);
+        let address = huge.base() as usize + first;
+        report(&json!({ "address": address, "long": long, "empty": empty }))?;
+    }
+    wait_for_end()
 }
 
 /// Faults that wait for another thread of this process, so that each is tried twice; then

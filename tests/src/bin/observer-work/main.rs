@@ -110,6 +110,11 @@ enum Work {
         #[arg(long, default_value_t = 200)]
         rounds: usize,
     },
+    /// Writes to huge pages, one fault each, timed here.
+    HugeFaults {
+        #[arg(long, default_value_t = 200)]
+        rounds: usize,
+    },
     /// Wakes a thread of another process through a fifo, and keeps the CPU.
     Waker {
         #[arg(long)]
@@ -300,6 +305,7 @@ fn main() -> ExitCode {
         Work::Churn { threads, processes, pages } => tasks::churn(threads, processes, pages),
         Work::CopyOnWrite { pages } => memory::copy_on_write(pages),
         Work::LongCalls { rounds } => memory::long_calls(rounds),
+        Work::HugeFaults { rounds } => faults::huge_faults(rounds),
         Work::Userfault { pages, killed } => faults::userfault(pages, killed),
         Work::BadFaults { file, rounds, killed } => faults::bad_faults(&file, rounds, killed),
         Work::Nested { file, mib, rounds } => faults::nested(&file, mib, rounds),

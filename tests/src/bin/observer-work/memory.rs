@@ -151,9 +151,9 @@ fn no_huge_pages_at_all() -> io::Result<()> {
 }
 
 /// One call: when it began and ended, by the caller's own clock.
-type Timed = [u64; 2];
+pub(crate) type Timed = [u64; 2];
 
-fn timed<T>(call: impl FnOnce() -> T) -> (T, Timed) {
+pub(crate) fn timed<T>(call: impl FnOnce() -> T) -> (T, Timed) {
     let begin = MonoNanos::now();
     let result = call();
     (result, [begin.0, MonoNanos::now().0])
@@ -246,13 +246,14 @@ impl CallTimes {
 
     /// Whether a kind of long call takes this many times as long as its empty call.
     fn empty_fits(&self, kind: usize, times: u64) -> bool {
-        let median = |calls: &[Timed]| {
-            let mut lengths: Vec<u64> = calls.iter().map(|[begin, end]| end - begin).collect();
-            lengths.sort_unstable();
-            lengths.get(lengths.len() / 2).copied().unwrap_or_default()
-        };
-        median(&self.long[kind]) >= times * median(&self.empty[kind])
+        median_ns(&self.long[kind]) >= times * median_ns(&self.empty[kind])
     }
+}
+
+pub(crate) fn median_ns(calls: &[Timed]) -> u64 {
+    let mut lengths: Vec<u64> = calls.iter().map(|[begin, end]| end - begin).collect();
+    lengths.sort_unstable();
+    lengths.get(lengths.len() / 2).copied().unwrap_or_default()
 }
 
 /// Calls that are long in comparison with an empty call, whatever the CPU and the programs attached:
