@@ -1,8 +1,8 @@
 //! Observer's own records, kept in the trace beside those from the kernel: changes of floors,
-//! losses by the second, and changes of sampling.
+//! losses by the second, changes of sampling, and probes that the budget detached.
 
 use bytemuck::{Pod, Zeroable};
-use observer_ebpf::wire::{Header, KIND_SLOTS, LossKind, OWN_KINDS, Record, RecordKind};
+use observer_ebpf::wire::{COMM_LEN, Header, KIND_SLOTS, LossKind, OWN_KINDS, Record, RecordKind};
 use serde::{Deserialize, Serialize};
 
 use super::{Event, LossScope, LossSpan, RecordRow, field};
@@ -293,8 +293,62 @@ impl SamplingChange {
     }
 }
 
+/// A probe was detached to keep the budget, or attached again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeChange {
+    /// Its name; 16 bytes of it are kept.
+    pub probe: &'static str,
+    /// From now on it is attached.
+    pub attached: bool,
+}
+
+/// [`ProbeChange`] as a record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+struct ProbeRecord {
+    header: Header,
+    probe: [u8; COMM_LEN],
+    change: u32,
+    reserved: u32,
+}
+
+impl Record for ProbeRecord {
+    const KIND: u16 = OWN_KINDS + 3;
+}
+
+const CHANGES: [&str; 2] = ["detached", "attached"];
+
+static PROBE: RecordRow = RecordRow::new::<ProbeRecord>(
+    "probe",
+    "observer detached a probe to keep the budget, or attached it again.",
+    &[
+        field!(ProbeRecord.probe, "probe", "the probe"),
+        field!(
+            ProbeRecord.change,
+            "change",
+            "`detached`: from then on nothing was counted and no record was sent; `attached`: from \
+             then on it works again",
+            |number| CHANGES.get(number as usize).copied()
+        ),
+    ],
+);
+
+impl ProbeChange {
+    /// The change as an event.
+    #[must_use]
+    pub fn event(&self, at: MonoNanos) -> Event {
+        let mut probe = [0; COMM_LEN];
+        for (kept, byte) in probe.iter_mut().zip(self.probe.bytes()) {
+            *kept = byte;
+        }
+        let header = header(at, 0, ProbeRecord::KIND);
+        let change = u32::from(self.attached);
+        own_event(&PROBE, &ProbeRecord { header, probe, change, reserved: 0 })
+    }
+}
+
 /// The kinds of observer's own records.
-pub static OWN_RECORDS: [&RecordRow; 3] = [&FLOOR, &LOSS, &SAMPLING];
+pub static OWN_RECORDS: [&RecordRow; 4] = [&FLOOR, &LOSS, &SAMPLING, &PROBE];
 
 const fn header(at: MonoNanos, duration_ns: u64, kind: u16) -> Header {
     Header { end_ns: at.0, duration_ns, tid: 0, tgid: 0, kind, flags: 0, cpu: 0 }
@@ -307,6 +361,7 @@ fn own_event<R: Record>(row: &'static RecordRow, record: &R) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Value;
 
     #[test]
     fn notes_come_back_from_their_events() {
@@ -327,6 +382,10 @@ mod tests {
         }
         let change = SamplingChange { record: RecordKind::Socket, old_one_in: 1, new_one_in: 4 };
         assert_eq!(SamplingChange::from_event(&change.event(at)), Some(change));
+        let event = ProbeChange { probe: "mm_syscall", attached: true }.event(at);
+        assert_eq!((event.name(), event.end), ("probe", at));
+        assert_eq!(event.value("probe"), Some(Value::Text("mm_syscall".into())));
+        assert_eq!(event.value("change"), Some(Value::Text("attached".into())));
     }
 
     #[test]

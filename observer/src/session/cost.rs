@@ -9,7 +9,7 @@ use super::budget::{Budget, BudgetControl, Measured, Sheddable, Step};
 use crate::clock::MonoNanos;
 use crate::host::{system, usage};
 use crate::kernel::{Kernel, ProgramCost, RunTimeStatistics, empty_call_ns};
-use crate::model::AddedShare;
+use crate::model::{AddedShare, Event, ProbeChange};
 use crate::probe::PROBES;
 
 /// What a system call costs before anything is attached, measured at the start.
@@ -55,8 +55,10 @@ pub(super) struct CostWatch {
 }
 
 /// What the watch changed.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Changed {
+    /// Probes that it detached or attached, for the trace.
+    pub(super) probes: Vec<Event>,
     /// The socket probe was detached or attached, so the count of live sockets has to be taken
     /// again.
     pub(super) sockets: bool,
@@ -223,19 +225,21 @@ impl CostWatch {
     fn act(&mut self, kernel: &mut Kernel, measured: &Measured) -> Changed {
         let mut changed = Changed::default();
         for step in self.control.step(measured) {
-            let probe = match step {
+            let (probe, attached) = match step {
                 Step::Detach(probe, reason) => {
                     // It fails only for a probe that is not attached.
                     let _ = kernel.detach(probe, &reason);
-                    probe
+                    (probe, false)
                 }
                 Step::Attach(probe) => {
                     if kernel.attach_again(probe).is_err() {
                         self.control.refused(probe, measured.now_ns);
+                        continue;
                     }
-                    probe
+                    (probe, true)
                 }
             };
+            changed.probes.push(ProbeChange { probe, attached }.event(MonoNanos::now()));
             let of = PROBES.into_iter().find(|known| known.name == probe);
             changed.sockets |= of.is_some_and(|of| {
                 of.records.iter().any(|row| row.kind == RecordKind::Socket as u16)

@@ -227,9 +227,13 @@ fn keep_budget(shared: &Arc<Mutex<Shared>>, stop: &Arc<AtomicBool>) -> JoinHandl
             let left = lock(&shared).cost.as_ref().and_then(CostWatch::window_left);
             std::thread::sleep(left.unwrap_or(STOP_INTERVAL));
             let mut shared = lock(&shared);
-            let Shared { kernel, watching, cost, .. } = &mut *shared;
+            let Shared { kernel, watching, recording, cost } = &mut *shared;
             let Some(cost) = cost else { return };
-            if cost.tick(kernel).sockets
+            let changed = cost.tick(kernel);
+            if let Some(recording) = recording {
+                recording.note(changed.probes);
+            }
+            if changed.sockets
                 && let Some(watching) = watching
             {
                 watching.sockets.count_again();

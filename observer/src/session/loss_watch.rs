@@ -46,6 +46,11 @@ impl LossWatch {
         Self { before: losses(kernel), looked: MonoNanos::now(), pending: Vec::new() }
     }
 
+    /// Something else that observer has to note in the trace.
+    pub(super) fn note(&mut self, events: Vec<Event>) {
+        self.pending.extend(events);
+    }
+
     /// Call it often.
     pub(super) fn tick(&mut self, kernel: &Kernel, capture: &Capture) {
         if MonoNanos::now().since(self.looked) >= INTERVAL_NS {

@@ -268,9 +268,11 @@ impl Session {
             if !self.membership.all_gone() {
                 gone_since = None;
             }
-            if self.cost.tick(&mut self.kernel).sockets {
+            let changed = self.cost.tick(&mut self.kernel);
+            if changed.sockets {
                 self.sockets.count_again();
             }
+            self.losses.note(changed.probes);
             self.journal.tick(&self.kernel, self.capture.counts());
             self.hidden.tick(&self.kernel, self.capture.counts());
             self.losses.tick(&self.kernel, &self.capture);

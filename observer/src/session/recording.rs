@@ -17,7 +17,7 @@ use super::{Capture, CaptureCounts, DaemonOptions, Floors, describe, unexpected}
 use crate::clock::{Anchor, MonoNanos};
 use crate::error::{Error, Exit, Result};
 use crate::kernel::{Kernel, RING_BYTES};
-use crate::model::{EndReason, Tgid};
+use crate::model::{EndReason, Event, Tgid};
 use crate::output::rundir::RunDir;
 use crate::target::Membership;
 
@@ -61,6 +61,11 @@ impl Recording {
         }
         self.journal.tick(kernel, self.capture.counts());
         self.losses.tick(kernel, &self.capture);
+    }
+
+    /// Something else that observer has to note in the trace.
+    pub(super) fn note(&mut self, events: Vec<Event>) {
+        self.losses.note(events);
     }
 
     /// Changes of floors so far, by kind.
