@@ -29,6 +29,9 @@ globals! {
     /// 1 when the histograms' cgroup is the one of the v1 memory hierarchy.
     CGROUP_V1: cgroup_v1 = 0;
 
+    /// 1 when the programs log why they give up on an event.
+    LOG_LOSSES: log_losses = 0;
+
     /// 1 when the kernel has BTF of its own: the current task is then a pointer the verifier
     /// types.
     KERNEL_BTF: kernel_btf = 1;

@@ -5,12 +5,14 @@ use aya_ebpf::{
     helpers::bpf_get_smp_processor_id,
 };
 use observer_ebpf::wire::{
-    COUNTER_SLOTS, Config, Counter, Header, KIND_SLOTS, LossKind, RecordKind,
+    COUNTER_SLOTS, Config, Counter, Header, KIND_SLOTS, LOSS_KIND_SLOTS, LOSS_SLOTS, LossKind,
+    Record, RecordKind,
 };
 
 use crate::{
     atomic, config,
     kernel::Task,
+    log,
     maps::{CONFIG, COUNTS, RING, TARGETS},
 };
 
@@ -32,16 +34,46 @@ macro_rules! bump {
 /// it.
 #[inline(always)]
 pub(crate) fn lose(kind: LossKind, is_target: bool) {
-    bump!(lost[KIND_SLOTS + kind as usize]);
-    if is_target {
-        bump!(lost_target[kind as usize]);
+    if logs_losses() {
+        log::lost(kind, log::current());
     }
+    count_loss(KIND_SLOTS + kind as usize, is_target);
 }
 
 /// [`lose`] of something that concerns this task.
 #[inline(always)]
 pub(crate) fn lose_of(kind: LossKind, task: Task) {
-    lose(kind, config::has_target() != 0 && is_target(task.tgid()));
+    let tgid = task.tgid();
+    if logs_losses() {
+        log::lost(kind, (tgid, task.tid()));
+    }
+    count_loss(KIND_SLOTS + kind as usize, config::has_target() != 0 && is_target(tgid));
+}
+
+/// Whether losses are logged. They are counted after that, so that user space never counts more
+/// losses than there are messages.
+#[inline(always)]
+fn logs_losses() -> bool {
+    config::log_losses() != 0 && settings().is_some_and(|settings| settings.log_paused == 0)
+}
+
+/// Counts a loss at its place in [`Counts::lost`](observer_ebpf::wire::Counts::lost).
+///
+/// A function of its own, since it would be in every program several times.
+#[inline(never)]
+fn count_loss(place: usize, is_target: bool) {
+    let Some(counts) = COUNTS.get_ptr_mut(cpu()) else { return };
+    // SAFETY: a map value; only addresses are formed here. The masks show the verifier the bounds.
+    let (lost, of_target) = unsafe {
+        (
+            &raw mut (*counts).lost[place & (LOSS_SLOTS - 1)],
+            &raw mut (*counts).lost_target[place & (LOSS_KIND_SLOTS - 1)],
+        )
+    };
+    atomic::add(lost, 1);
+    if is_target {
+        atomic::add(of_target, 1);
+    }
 }
 
 /// Adds one to a counter.
@@ -105,8 +137,13 @@ pub(crate) fn header(
 
 /// Reserves, fills and submits one record; counts it, or its loss.
 #[inline(always)]
-pub(crate) fn emit<T: 'static>(kind: RecordKind, record: T) {
+pub(crate) fn emit<T: Record>(kind: RecordKind, record: T) {
     let Some(mut entry) = RING.reserve::<T>(0) else {
+        if logs_losses() {
+            // SAFETY: a `Record` begins with its header.
+            let header = unsafe { &*(&raw const record).cast::<Header>() };
+            log::ring_full(kind, (header.tgid, header.tid));
+        }
         bump!(lost[kind as usize]);
         return;
     };

@@ -11,6 +11,7 @@ mod config;
 mod emit;
 mod histogram;
 mod kernel;
+mod log;
 mod maps;
 mod probe;
 mod task;

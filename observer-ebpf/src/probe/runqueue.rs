@@ -88,9 +88,8 @@ fn waited(prev: Task, next: Task) {
         _ => 0,
     };
     if moved_asleep {
-        let is_target = emit::is_target(next.tgid());
-        emit::lose(LossKind::SleepBookedAsWait, is_target);
-        if is_target {
+        emit::lose_of(LossKind::SleepBookedAsWait, next);
+        if emit::is_target(next.tgid()) {
             emit::count_by(Counter::TargetSleepBookedNs, duration_ns);
         }
         return;

@@ -231,6 +231,8 @@ pub struct Config {
     /// [`CallExit`] discriminant. Probes attached by different tiers may have both there, and a
     /// third one at the calls themselves.
     pub descriptor_calls_at: u64,
+    /// Not 0 while the programs log nothing, because user space has enough to read.
+    pub log_paused: u64,
 }
 
 /// A program at the exit of all system calls.

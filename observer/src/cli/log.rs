@@ -5,7 +5,7 @@ use crate::log::{Format, Verbosity};
 /// Options about log lines.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct LogArgs {
-    /// Verbose output; -vv also shows debug messages
+    /// Verbose output; -vv also shows debug messages, those of the BPF programs included
     #[arg(short, long, global = true, action = clap::ArgAction::Count, display_order = 900)]
     verbose: u8,
     /// Print errors only: no warnings, no progress line

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 
 use aya::maps::{Map, MapData, RingBuf};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
@@ -14,13 +15,15 @@ use super::btf::{Btf, BtfError};
 use super::cgroup_rows::CgroupRows;
 use super::links::Links;
 use super::mapped::MappedWords;
+use super::messages::{self, Messages};
 use super::offsets::Offsets;
 use super::plan::{self, MapPlan};
 use crate::host::cgroups::{CgroupNames, Cgroups};
 use crate::host::system;
 use crate::probe::{self, PROBES, ProbeOptions, Selection};
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer-bpf"));
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer-bpf"));
 
 /// Bytes of one series' histogram.
 pub(super) const HISTOGRAM_BYTES: usize = size_of::<observer_ebpf::wire::Histogram>();
@@ -97,7 +100,7 @@ impl LoadError {
         matches!(self, Self::Permission(_) | Self::Create { permission: true, .. })
     }
 
-    fn map(name: &'static str, reason: &dyn ToString) -> Self {
+    pub(super) fn map(name: &'static str, reason: &dyn ToString) -> Self {
         Self::Map { name, reason: reason.to_string() }
     }
 
@@ -156,9 +159,11 @@ pub(super) struct Loaded {
     pub(super) histograms: MappedWords,
     pub(super) cgroup_rows: CgroupRows,
     pub(super) targets: MappedWords,
-    pub(super) config: MappedWords,
-    pub(super) counts: MappedWords,
+    pub(super) config: Arc<MappedWords>,
+    pub(super) counts: Arc<MappedWords>,
     pub(super) ring: RingBuf<MapData>,
+    /// `None` unless the programs log.
+    pub(super) messages: Option<Messages>,
     pub(super) shape: Shape,
     pub(super) map_bytes: u64,
     /// Maps reached through memory only; the programs need their descriptors at load.
@@ -241,6 +246,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     globals.push(("CGROUP_STRIPE_SHIFT", shape.cgroup_stripe_shift));
     globals.push(("KERNEL_BTF", u32::from(own_btf.is_ok())));
     globals.push(("HAS_TARGET", u32::from(options.has_target)));
+    globals.push(("LOG_LOSSES", u32::from(messages::are_shown())));
     let mut loader = EbpfLoader::new();
     loader.btf(own_btf.as_ref().ok()).verifier_log_level(VerifierLogLevel::STATS);
     let plan = plan::of_shape(shape, options.ring_bytes);
@@ -274,9 +280,13 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     let names = cgroups.memory().cloned().map(CgroupNames::new);
     let cgroup_rows = CgroupRows::new(cgroup_table, cgroup_histograms, names, shape);
     let targets = mapped("TARGETS", PID_MAX_LIMIT as usize / 64, 8)?;
-    let config = mapped("CONFIG", 1, size_of::<Config>())?;
-    let counts = mapped("COUNTS", shape.cpus, size_of::<Counts>())?;
+    let config = Arc::new(mapped("CONFIG", 1, size_of::<Config>())?);
+    let counts = Arc::new(mapped("COUNTS", shape.cpus, size_of::<Counts>())?);
     let ring = take(&mut ebpf, "RING")?;
+    let messages = match messages::are_shown() {
+        true => Some(Messages::of(&mut ebpf, &config, &counts)?),
+        false => None,
+    };
     let loaded = Loaded {
         ebpf,
         links: Links::default(),
@@ -290,6 +300,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         config,
         counts,
         ring,
+        messages,
         shape,
         map_bytes,
         mapped_maps,

@@ -8,6 +8,7 @@ mod links;
 mod live;
 mod load;
 mod mapped;
+mod messages;
 mod offers;
 mod offsets;
 mod plan;
@@ -65,7 +66,7 @@ pub struct Kernel {
     cgroups: CgroupRows,
     targets: Arc<MappedWords>,
     config: Arc<MappedWords>,
-    counts: MappedWords,
+    counts: Arc<MappedWords>,
     ring: Option<Ring>,
     shape: Shape,
     map_bytes: u64,
@@ -149,6 +150,7 @@ impl Kernel {
             config,
             counts,
             ring,
+            messages,
             shape,
             map_bytes,
             ..
@@ -164,9 +166,9 @@ impl Kernel {
             histograms,
             cgroups: cgroup_rows,
             targets: Arc::new(targets),
-            config: Arc::new(config),
+            config,
             counts,
-            ring: Some(Ring::new(ring)),
+            ring: Some(Ring::new(ring, messages)),
             shape,
             map_bytes,
             has_target: options.has_target,

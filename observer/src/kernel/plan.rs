@@ -7,6 +7,7 @@ use observer_ebpf::wire::{
 };
 
 use super::load::Shape;
+use super::messages;
 
 /// One map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,7 @@ pub(super) fn of_shape(shape: Shape, ring_bytes: u32) -> Vec<MapPlan> {
         map("SOCKETS", Array, SOCKET_SLOTS, size_of::<SocketEntry>()),
         sized(map("COUNTS", Array, cpus as u32, size_of::<Counts>())),
         map("CONFIG", Array, 1, size_of::<Config>()),
+        sized(map("AYA_LOGS", Ring, messages::ring_bytes(), 1)),
     ]
 }
 

@@ -7,16 +7,20 @@ use aya::maps::{MapData, RingBuf};
 use rustix::event::epoll;
 use rustix::time::Timespec;
 
+use super::messages::Messages;
+
 /// The consumer's end of the ring.
 pub struct Ring {
     ring: RingBuf<MapData>,
     /// Reports only the kernel side's wake-ups, because it is edge-triggered: poll(2) would return
     /// at once whenever the ring holds anything, which under load is always.
     wakeups: Option<OwnedFd>,
+    /// What the programs log, if they do.
+    messages: Option<Messages>,
 }
 
 impl Ring {
-    pub(super) fn new(ring: RingBuf<MapData>) -> Self {
+    pub(super) fn new(ring: RingBuf<MapData>, messages: Option<Messages>) -> Self {
         let edges = || {
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
             let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
@@ -24,10 +28,11 @@ impl Ring {
             Ok::<_, rustix::io::Errno>(epoll)
         };
         let wakeups = edges().ok();
-        Self { ring, wakeups }
+        Self { ring, wakeups, messages }
     }
 
-    /// Passes up to `limit` records to `sink`, in place in the ring, and returns their number.
+    /// Passes up to `limit` records to `sink`, in place in the ring, and returns their number. Also
+    /// logs what the programs say.
     pub fn drain(&mut self, limit: usize, mut sink: impl FnMut(&[u8])) -> usize {
         let mut count = 0;
         while count < limit
@@ -36,7 +41,16 @@ impl Ring {
             sink(&record);
             count += 1;
         }
+        if let Some(messages) = &mut self.messages {
+            messages.pass_on();
+        }
         count
+    }
+
+    /// Whether the programs log, so that there is something to drain without a target as well.
+    #[must_use]
+    pub const fn has_messages(&self) -> bool {
+        self.messages.is_some()
     }
 
     /// Sleeps until the kernel side wakes it (the ring fills up) or the time is over.

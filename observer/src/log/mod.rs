@@ -27,6 +27,9 @@ use line::{Destination, Line};
 /// on, like the address the daemon serves on.
 pub const NOTICE: &str = "observer::notice";
 
+/// Target of what the BPF programs say about an event that they give up on.
+pub const BPF: &str = "observer::bpf";
+
 /// Target of the lines that report suppressed messages. They are never suppressed themselves.
 const SUPPRESSED: &str = "observer::suppressed";
 
@@ -40,7 +43,7 @@ pub enum Verbosity {
     Default,
     /// What is done and why.
     Verbose,
-    /// Everything.
+    /// Everything, including what the BPF programs say.
     Debug,
 }
 

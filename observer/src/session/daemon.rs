@@ -137,9 +137,9 @@ pub fn serve(
         recording = Some(Recording::start(options, out, membership, &mut kernel)?);
     }
     let watching = membership.map(|membership| Watching::begin(membership, &kernel));
-    // Without a target nothing comes through the ring, and no process has to be followed.
+    // Without a target no record comes through the ring, and no process has to be followed.
     let followed = options.target.clone();
-    let ring = kernel.take_ring().filter(|_| followed.is_some());
+    let ring = kernel.take_ring().filter(|ring| followed.is_some() || ring.has_messages());
     listening(address, &kernel);
     let bounded = options.budget != Budget::NONE;
     let cost = bounded.then(|| CostWatch::start(options.budget, calibration, &kernel));

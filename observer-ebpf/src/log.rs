@@ -1,0 +1,85 @@
+//! What the programs say about an event that they give up on. Only reached with `LOG_LOSSES`: the
+//! verifier removes these functions otherwise.
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_log_ebpf::debug;
+use observer_ebpf::wire::{LossKind, RecordKind};
+
+/// Process and thread.
+type Ids = (u32, u32);
+
+/// One function for each message: the length of a message has to be a constant, and its parts need
+/// much of a program's stack.
+macro_rules! messages {
+    ($($name:ident: $text:literal;)*) => {$(
+        #[inline(never)]
+        fn $name(tgid: u32, tid: u32) {
+            debug!((), target: "", $text, tid, tgid);
+        }
+    )*};
+}
+
+// The first word is the loss in every output, and what follows is its sentence in the table of
+// losses (observer/src/model/loss.rs).
+messages! {
+    task_slot: "task_slot: two threads shared an entry of the table of threads at the same time; \
+                noticed while thread {} of process {} ran";
+    cgroup_slot: "cgroup_slot: there were more cgroups than the metrics have room for; these \
+                  stalls are in one common row; noticed while thread {} of process {} ran";
+    socket_slot: "socket_slot: there were more sockets than the table has room for; thread {} of \
+                  process {}";
+    end_without_begin: "end_without_begin: the begin happened before the probe was attached, or \
+                        was lost; thread {} of process {}";
+    compat_syscall: "compat_syscall: system calls of the 32-bit ABI are not watched; thread {} of \
+                     process {}";
+    begin_without_end: "begin_without_end: the kernel skipped the program at the end of a call, or \
+                        the call never returned; thread {} of process {}";
+    sleep_booked_as_wait: "sleep_booked_as_wait: the kernel counted time asleep as time on the run \
+                           queue (Linux 6.12 and later); thread {} of process {}";
+    runqueue: "runqueue: the ring buffer was full; thread {} of process {}";
+    fault: "fault: the ring buffer was full; thread {} of process {}";
+    reclaim: "reclaim: the ring buffer was full; thread {} of process {}";
+    compaction: "compaction: the ring buffer was full; thread {} of process {}";
+    mm_syscall: "mm_syscall: the ring buffer was full; thread {} of process {}";
+    socket: "socket: the ring buffer was full; thread {} of process {}";
+    fd_failure: "fd_failure: the ring buffer was full; thread {} of process {}";
+    task: "task: the ring buffer was full; thread {} of process {}";
+}
+
+/// The thread that runs this program.
+#[inline(always)]
+pub(crate) fn current() -> Ids {
+    let ids = bpf_get_current_pid_tgid();
+    ((ids >> 32) as u32, ids as u32)
+}
+
+/// Something other than a record was lost.
+#[inline(always)]
+pub(crate) fn lost(kind: LossKind, (tgid, tid): Ids) {
+    match kind {
+        LossKind::TaskSlot => task_slot(tgid, tid),
+        LossKind::CgroupSlot => cgroup_slot(tgid, tid),
+        LossKind::SocketSlot => socket_slot(tgid, tid),
+        LossKind::EndWithoutBegin => end_without_begin(tgid, tid),
+        LossKind::CompatSyscall => compat_syscall(tgid, tid),
+        LossKind::BeginWithoutEnd => begin_without_end(tgid, tid),
+        LossKind::SleepBookedAsWait => sleep_booked_as_wait(tgid, tid),
+        // A program that was skipped says nothing.
+        LossKind::ProgramMissed => {}
+    }
+}
+
+/// The ring had no room for a record about this thread.
+#[inline(always)]
+pub(crate) fn ring_full(kind: RecordKind, (tgid, tid): Ids) {
+    match kind {
+        RecordKind::Runqueue => runqueue(tgid, tid),
+        RecordKind::Fault => fault(tgid, tid),
+        RecordKind::Reclaim => reclaim(tgid, tid),
+        RecordKind::Compaction => compaction(tgid, tid),
+        RecordKind::MmSyscall => mm_syscall(tgid, tid),
+        RecordKind::Socket => socket(tgid, tid),
+        RecordKind::FdFailure => fd_failure(tgid, tid),
+        RecordKind::Task => task(tgid, tid),
+    }
+}
