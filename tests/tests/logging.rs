@@ -18,7 +18,8 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-const TIMEOUT: Duration = Duration::from_secs(60);
+/// For a guest without hardware support for virtualisation; elsewhere a second is enough.
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 fn observer(arguments: &[&str]) -> Finished {
     run(Command::new(programs().observer).args(arguments), TIMEOUT)
