@@ -98,9 +98,8 @@ pub fn minor_faults(trial: &Trial) {
 /// record lies within the touch.
 fn lengths(run: &Run, counts: &Value) -> Lengths {
     let address = number(counts, "address");
-    let at_address = |event: &Event| {
-        event.record().is_some_and(|record: FaultRecord| record.address == address)
-    };
+    let at_address =
+        |event: &Event| event.record().is_some_and(|record: FaultRecord| record.address == address);
     let events: Vec<Event> = run.events().into_iter().filter(at_address).collect();
     let length = |(begin, end): (u64, u64)| {
         let within = |event: &&Event| begin <= event.start().0 && event.end.0 <= end;

@@ -61,10 +61,8 @@ pub fn run_delay(trial: &Trial, arguments: &[&str]) {
     let slept = |run: &Run| trial::sleep_booked_as_wait_ns(&run.summary);
     let slept_ns = observed.runs.iter().map(slept).max().unwrap_or_default();
     println!("the scheduler counted {slept_ns} ns of sleeps as waits");
-    let side_by_side: [Metric<'_>; 2] = [
-        ("count", TOLERANCE, 0, &count),
-        ("sum_ns", side_by_side_tolerance(), apart_ns, &sum_ns),
-    ];
+    let side_by_side: [Metric<'_>; 2] =
+        [("count", TOLERANCE, 0, &count), ("sum_ns", side_by_side_tolerance(), apart_ns, &sum_ns)];
     trial.hold(
         &observed,
         "runqueue",
