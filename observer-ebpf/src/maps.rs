@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use observer_ebpf::wire::{
     CgroupHistogram, CgroupTable, Config, Counts, Histogram, MemoryState, PID_MAX_LIMIT, SCOPES,
-    SERIES, SOCKET_SLOTS, SocketEntry, TASK_SLOTS_MAX, TaskState,
+    SERIES, SOCKET_SLOTS, SocketEntry, TASK_SLOTS_MAX, TaskState, UPROBE_COUNTERS,
 };
 
 /// Records on their way to user space (loader).
@@ -54,6 +54,11 @@ pub(crate) static SOCKETS: Array<SocketEntry> =
 /// (`bpf_disable_instrumentation`, include/linux/bpf.h).
 #[map]
 pub(crate) static COUNTS: Array<Counts> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Calls of the target at places in user-space binaries, by the cookie of the place.
+#[map]
+pub(crate) static UPROBE_CALLS: Array<u64> =
+    Array::with_max_entries(UPROBE_COUNTERS, BPF_F_MMAPABLE);
 
 /// What user space may change while the programs run.
 #[map]

@@ -26,3 +26,4 @@ mod runqueue;
 mod socket;
 mod syscall;
 mod task;
+mod uprobe;

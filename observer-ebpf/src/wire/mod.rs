@@ -12,6 +12,7 @@ mod reclaim;
 mod runqueue;
 mod socket;
 mod task;
+mod uprobe;
 
 pub use cgroup::*;
 pub use fault::*;
@@ -21,6 +22,7 @@ pub use reclaim::*;
 pub use runqueue::*;
 pub use socket::*;
 pub use task::*;
+pub use uprobe::*;
 
 use bytemuck::{Pod, Zeroable};
 

@@ -8,7 +8,7 @@ use aya::maps::{Map, MapData, RingBuf};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use observer_ebpf::wire::{
     CGROUP_ROWS_MAX, CgroupHistogram, CgroupTable, Config, Counts, KIND_SLOTS, PID_MAX_LIMIT,
-    RecordKind, SCOPES, SERIES, TASK_SLOTS_MAX,
+    RecordKind, SCOPES, SERIES, TASK_SLOTS_MAX, UPROBE_COUNTERS,
 };
 
 use super::btf::{Btf, BtfError};
@@ -161,13 +161,13 @@ pub(super) struct Loaded {
     pub(super) targets: MappedWords,
     pub(super) config: Arc<MappedWords>,
     pub(super) counts: Arc<MappedWords>,
+    pub(super) uprobe_calls: MappedWords,
     pub(super) ring: RingBuf<MapData>,
     /// `None` unless the programs log.
     pub(super) messages: Option<Messages>,
     pub(super) shape: Shape,
     pub(super) map_bytes: u64,
     /// Maps reached through memory only; the programs need their descriptors at load.
-    #[expect(dead_code, reason = "kept open")]
     pub(super) mapped_maps: Vec<MapData>,
 }
 
@@ -259,7 +259,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     let mut ebpf = loader.load(OBJECT).map_err(|error| refusal(error, &plan))?;
     drop(loader);
     let map_bytes = map_bytes(&ebpf);
-    // The descriptors stay open until the programs that use the maps are loaded.
+    // The descriptors stay open, because some programs are loaded later.
     let mut mapped_maps = Vec::new();
     let mut mapped = |name: &'static str, entries: usize, value_bytes: usize| {
         let Some(Map::Array(map)) = ebpf.take_map(name) else {
@@ -282,6 +282,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     let targets = mapped("TARGETS", PID_MAX_LIMIT as usize / 64, 8)?;
     let config = Arc::new(mapped("CONFIG", 1, size_of::<Config>())?);
     let counts = Arc::new(mapped("COUNTS", shape.cpus, size_of::<Counts>())?);
+    let uprobe_calls = mapped("UPROBE_CALLS", UPROBE_COUNTERS as usize, 8)?;
     let ring = take(&mut ebpf, "RING")?;
     let messages = match messages::are_shown() {
         true => Some(Messages::of(&mut ebpf, &config, &counts)?),
@@ -299,6 +300,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         targets,
         config,
         counts,
+        uprobe_calls,
         ring,
         messages,
         shape,

@@ -1,9 +1,11 @@
 //! The kernel side from user space: load, attach, ring, histograms. The only importer of aya.
 
 mod attach;
+mod binary;
 mod btf;
 mod cgroup_rows;
 mod cost;
+mod follow;
 mod links;
 mod live;
 mod load;
@@ -11,10 +13,12 @@ mod mapped;
 mod messages;
 mod offers;
 mod offsets;
+mod overlay;
 mod plan;
 mod profile;
 mod ring;
 pub mod support;
+mod uprobe;
 
 use std::collections::BTreeMap;
 use std::mem::offset_of;
@@ -29,13 +33,16 @@ use observer_ebpf::wire::{
 };
 
 pub use attach::{Choice, ProgramState, ProgramStates, coverage};
+pub use binary::{Binary, BinaryError, BinaryId, FileId};
 pub use btf::{Btf, BtfError, KERNEL_BTF};
 pub use cost::{ProgramCost, empty_call_ns};
+pub use follow::FindPlaces;
 pub use live::LiveError;
 pub use load::{LoadError, LoadOptions, RING_BYTES};
 pub use plan::{MapPlan, plan};
 pub use profile::ProgramProfile;
 pub use ring::Ring;
+pub use uprobe::{Place, UprobeError};
 
 use crate::aggregate::{Distribution, Snapshot};
 use crate::clock::MonoNanos;
@@ -57,8 +64,12 @@ const DESCRIPTOR_CALLS_AT: usize = offset_of!(Config, descriptor_calls_at) / 8;
 pub struct Kernel {
     /// Links are dropped before the programs they belong to.
     links: links::Links,
+    uprobes: uprobe::Uprobes,
+    binaries: follow::Binaries,
     /// Owns the programs.
     ebpf: aya::Ebpf,
+    /// Maps of programs that are loaded later.
+    _mapped_maps: Vec<aya::maps::MapData>,
     pauses: live::Pauses,
     choices: Choices,
     states: ProgramStates,
@@ -153,13 +164,18 @@ impl Kernel {
             messages,
             shape,
             map_bytes,
+            uprobe_calls,
+            mapped_maps,
             ..
         } = loaded;
         let calls_at = attach::descriptor_calls_at(choices.get("socket"), &states);
         config.set(DESCRIPTOR_CALLS_AT, calls_at as u64);
         Ok(Self {
             links,
+            uprobes: uprobe::Uprobes::new(uprobe_calls),
+            binaries: follow::Binaries::default(),
             ebpf,
+            _mapped_maps: mapped_maps,
             pauses: live::Pauses::new(),
             choices,
             states,

@@ -3,7 +3,7 @@
 
 use observer_ebpf::wire::{
     CgroupHistogram, CgroupTable, Config, Counts, Histogram, MemoryState, PID_MAX_LIMIT, SCOPES,
-    SOCKET_SLOTS, SocketEntry, TaskState,
+    SOCKET_SLOTS, SocketEntry, TaskState, UPROBE_COUNTERS,
 };
 
 use super::load::Shape;
@@ -73,6 +73,7 @@ pub(super) fn of_shape(shape: Shape, ring_bytes: u32) -> Vec<MapPlan> {
         map("TARGETS", Array, PID_MAX_LIMIT / 64, 8),
         map("SOCKETS", Array, SOCKET_SLOTS, size_of::<SocketEntry>()),
         sized(map("COUNTS", Array, cpus as u32, size_of::<Counts>())),
+        map("UPROBE_CALLS", Array, UPROBE_COUNTERS, 8),
         map("CONFIG", Array, 1, size_of::<Config>()),
         sized(map("AYA_LOGS", Ring, messages::ring_bytes(), 1)),
     ]

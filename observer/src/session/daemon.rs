@@ -262,6 +262,7 @@ fn follow(spec: TargetSpec, shared: &Arc<Mutex<Shared>>, stop: &Arc<AtomicBool>)
                     recording.tick(&mut watching.membership, kernel);
                 }
                 let changes = mark_joined(&mut watching.membership, kernel);
+                kernel.follow_binaries(watching.membership.processes());
                 watching.sockets.note(&changes);
             }
         }

@@ -264,6 +264,7 @@ impl Session {
                 self.membership.on_fork(child);
             }
             let changes = mark_joined(&mut self.membership, &self.kernel);
+            self.kernel.follow_binaries(self.membership.processes());
             self.sockets.note(&changes);
             if !self.membership.all_gone() {
                 gone_since = None;
