@@ -291,6 +291,12 @@ fn hooks(facts: &Facts) -> Vec<Check> {
             "probes can attach to kernel functions where no better hook exists",
             "not needed: every probe has tiers without it",
         )),
+        optional(hook(
+            "uprobe",
+            &support.uprobe,
+            "probes can attach to places in programs, such as the Go runtime",
+            "places in programs cannot be watched; no probe needs it yet",
+        )),
         hook(
             "perf_event_programs",
             &support.perf_event,

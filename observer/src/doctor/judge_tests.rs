@@ -23,6 +23,7 @@ fn healthy() -> Facts {
             tp_btf: Support::Yes,
             fentry: Support::No("refused".into()),
             kprobe: Support::No("not built".into()),
+            uprobe: Support::Yes,
             perf_event: Support::Yes,
             cgroup_sock: Support::Yes,
         },

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use aya::maps::MapType;
 use aya::programs::{ProgramError, ProgramType};
-use aya::sys::{is_map_supported, is_program_supported};
+use aya::sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported};
 
 use super::btf::Btf;
 
@@ -31,6 +31,8 @@ pub struct KernelSupport {
     pub fentry: Support,
     /// Dynamic probes in kernel functions.
     pub kprobe: Support,
+    /// Programs at places in user-space binaries, told apart by their cookies.
+    pub uprobe: Support,
     /// Programs on perf events (page faults).
     pub perf_event: Support,
     /// Programs on the socket hooks of a cgroup.
@@ -46,6 +48,7 @@ impl KernelSupport {
             tp_btf: tp_btf(),
             fentry: fentry(),
             kprobe: kprobe(),
+            uprobe: uprobe(),
             perf_event: program(ProgramType::PerfEvent, "perf event programs"),
             cgroup_sock: program(ProgramType::CgroupSock, "cgroup socket programs"),
         }
@@ -63,6 +66,7 @@ impl KernelSupport {
             tp_btf: untried(),
             fentry: untried(),
             kprobe: untried(),
+            uprobe: untried(),
             perf_event: untried(),
             cgroup_sock: untried(),
         }
@@ -133,4 +137,17 @@ pub(super) fn kprobe() -> Support {
         return Support::No("this kernel is built without kprobe events".into());
     }
     program(ProgramType::KProbe, "kprobe programs")
+}
+
+/// Whether programs can be put at places in user-space binaries, and learn which place they run at.
+fn uprobe() -> Support {
+    if !Path::new("/sys/bus/event_source/devices/uprobe/type").exists() {
+        return Support::No("this kernel is built without uprobe events".into());
+    }
+    match is_helper_supported(ProgramType::KProbe, BpfHelper::BPF_FUNC_get_attach_cookie) {
+        Ok(true) => Support::Yes,
+        Ok(false) => Support::No("uprobes have no cookies (Linux 5.15)".into()),
+        Err(ProgramError::SyscallError(error)) => from_io(error.call, &error.io_error),
+        Err(error) => Support::Unknown(error.to_string()),
+    }
 }
