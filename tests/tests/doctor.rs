@@ -25,7 +25,7 @@ fn with_privileges_the_exit_code_agrees_with_what_is_printed() {
         .iter()
         .filter_map(|c| c["id"].as_str())
         .collect();
-    for id in ["kernel", "privileges", "btf", "ring_buffer", "cgroups", "clock_source"] {
+    for id in ["kernel", "privileges", "btf", "ring_buffer", "uprobe", "cgroups", "clock_source"] {
         assert!(ids.contains(&id), "{id} is missing from {ids:?}");
     }
     // The host of this test must be able to run observer, otherwise the other checks prove nothing.

@@ -18,7 +18,7 @@ use crate::{package::Image, programs::Programs};
 
 /// Programs of this host that the tests start.
 const HOST_PROGRAMS: &[&str] =
-    &["sh", "sleep", "strace", "unshare", "ip", "setpriv", "true", "cat", "printf", "mount"];
+    &["sh", "sleep", "strace", "unshare", "ip", "setpriv", "true", "cat", "printf", "mount", "cp"];
 
 /// Their directory in the guest.
 const BIN: &str = "/usr/bin";

@@ -22,6 +22,7 @@ const WANTED: &[(&str, Need)] = &[
     ("lz4", Need::IfThere),
     ("zram", Need::Always),
     ("veth", Need::Always),
+    ("overlay", Need::IfThere),
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]

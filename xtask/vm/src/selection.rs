@@ -24,6 +24,7 @@ const SHARE: &[(&str, &[Kernel])] = &[
     ("records", &[Kernel::V6_12]),
     ("edge_runqueue", &[Kernel::V6_12]),
     ("edge_tasks", &[Kernel::V6_12]),
+    ("uprobe", &[Kernel::V6_1Rt, Kernel::V6_12Rt]),
 ];
 
 /// The privileged test programs of these names; all that can run in a guest where none is named.

@@ -4,6 +4,7 @@
 //! own counts as one line of JSON, and waits for the end of its input before it exits (so that
 //! `/proc` can still be read). Nothing is going on while it waits.
 
+mod calls;
 mod cpu;
 mod faults;
 mod files;
@@ -13,6 +14,7 @@ mod tasks;
 mod told;
 mod waits;
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -247,6 +249,17 @@ enum Work {
         #[arg(long, default_value_t = 100)]
         ms: u64,
     },
+    /// Calls two functions that nothing else calls: one so many times, the other twice as often.
+    Calls {
+        #[arg(long)]
+        times: u64,
+        /// Without waiting for anything, before or after.
+        #[arg(long)]
+        at_once: bool,
+        /// Then executes this program, with these arguments.
+        #[arg(last = true)]
+        then: Vec<OsString>,
+    },
     /// A stand-in for a load generator: reports that it was started, and ends on request.
     Hold {
         /// Made at once.
@@ -316,6 +329,7 @@ fn main() -> ExitCode {
         Work::ToldFaults { pages } => told::faults(pages),
         Work::ToldCalls { rounds } => told::calls(rounds),
         Work::ToldSockets { ms } => told::sockets(Duration::from_millis(ms)),
+        Work::Calls { times, at_once, then } => calls::calls(times, at_once, &then),
         Work::Hold { started, stop } => hold(&started, &stop),
         Work::Reclaim { file, mib, rounds } => memory::reclaim(&file, mib, rounds),
     };
