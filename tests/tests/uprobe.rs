@@ -277,6 +277,12 @@ fn places_are_attached_with_the_first_process_and_detached_with_the_last() {
     changing.end().expect("it ends");
     follow(&mut kernel, &[], |kernel| kernel.uprobes() == 0);
     assert_eq!(kernel.binaries().count(), 0);
+
+    // A binary that is executed again at once gets its place back, and only once.
+    let mut again = start(&other, 4);
+    follow(&mut kernel, &[again.id()], |kernel| kernel.uprobes() == 1);
+    go(&kernel, &mut again);
+    assert_eq!([0, 1, 2].map(|cookie| calls(&kernel, cookie)), [57, 9, 4]);
     assert!(
         kernel.unwatched().keys().all(|kind| *kind == "process_gone"),
         "{:?}",

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::Kernel;
@@ -44,6 +45,8 @@ pub(super) struct Binaries {
     find: Option<FindPlaces>,
     executions: BTreeMap<Tgid, Execution>,
     followed: BTreeMap<FileId, Followed>,
+    /// Binaries whose places are being detached.
+    leaving: BTreeMap<FileId, JoinHandle<()>>,
     failures: BTreeMap<&'static str, u64>,
     next: Option<Instant>,
 }
@@ -92,6 +95,7 @@ impl Kernel {
         if self.binaries.find.is_none() || self.binaries.next.is_some_and(|next| started < next) {
             return;
         }
+        self.binaries.leaving.retain(|_, thread| !thread.is_finished());
         let mut present = BTreeSet::new();
         for process in processes {
             if self.look_at(process) {
@@ -107,7 +111,10 @@ impl Kernel {
             // The kernel takes about 0.1 s for each, which is too long to wait for here. If there can
             // be no thread, the links are dropped at once.
             let detach = move || drop((links, followed.binary));
-            let _ = std::thread::Builder::new().name("observer-detach".into()).spawn(detach);
+            let thread = std::thread::Builder::new().name("observer-detach".into()).spawn(detach);
+            if let Ok(thread) = thread {
+                self.binaries.leaving.insert(file, thread);
+            }
         }
         self.binaries.next = Some(Instant::now() + PAUSE.max(started.elapsed() * SHARE));
     }
@@ -123,20 +130,31 @@ impl Kernel {
         if known.is_some_and(|known| (known.start_ticks, known.seen) == (start_ticks, seen)) {
             return true;
         }
-        let file = self.enter(process).map_err(|error| {
-            self.binaries.fail(process, &error);
-            error.kind()
-        });
+        let file = match self.enter(process) {
+            Ok(Some(file)) => Ok(file),
+            Ok(None) => {
+                self.binaries.executions.remove(&process.tgid);
+                return true;
+            }
+            Err(error) => {
+                self.binaries.fail(process, &error);
+                Err(error.kind())
+            }
+        };
         self.binaries.executions.insert(process.tgid, Execution { start_ticks, seen, file });
         true
     }
 
-    /// Attaches to the places in the binary of a process, if no other process executes it.
-    fn enter(&mut self, process: &Process) -> Result<FileId, UprobeError> {
+    /// Attaches to the places in the binary of a process, if no other process executes it. `None`
+    /// while its places are still being detached: their programs would run twice.
+    fn enter(&mut self, process: &Process) -> Result<Option<FileId>, UprobeError> {
         let binary = Binary::of_process(process)?;
         let file = binary.id().file.clone();
         if self.binaries.followed.contains_key(&file) {
-            return Ok(file);
+            return Ok(Some(file));
+        }
+        if self.binaries.leaving.contains_key(&file) {
+            return Ok(None);
         }
         if self.binaries.followed.len() >= BINARIES_MAX {
             return Err(UprobeError::TooManyBinaries(BINARIES_MAX));
@@ -150,7 +168,7 @@ impl Kernel {
             }
         }
         self.binaries.followed.insert(file.clone(), Followed { binary, places: attached });
-        Ok(file)
+        Ok(Some(file))
     }
 
     /// The binaries that the target executes, as last seen.
