@@ -18,8 +18,10 @@ macro_rules! globals {
 }
 
 globals! {
-    /// Entries of the per-thread table minus one.
+    /// Entries of the tables of threads minus one.
     TASK_MASK: task_mask = 0;
+    /// 1 when page faults are watched as well.
+    WATCHES_FAULTS: watches_faults = 0;
     /// Rows of the cgroup histograms; 0 when nothing is counted by cgroup.
     CGROUP_ROWS: cgroup_rows = 0;
     /// How many CPUs share one stripe of these histograms, as a power of two.

@@ -6,7 +6,7 @@ use core::ptr::{addr_of, addr_of_mut};
 use observer_ebpf::wire::{
     BUCKET_SLOTS, CGROUP_ENTRIES, CGROUP_FREE_PLACES, CGROUP_PROBES, CGROUP_ROW_MASK,
     CGROUP_ROW_OTHER, CGROUP_TICKET_PENDING, CgroupEntry, CgroupHistogram, CgroupTable, Histogram,
-    LossKind, OCTAVES, SCOPES, SERIES, Series, TaskState, bucket_index, cgroup_home,
+    LossKind, OCTAVES, SCOPES, SERIES, Series, ThreadCgroup, bucket_index, cgroup_home,
     octave_of_bucket,
 };
 
@@ -14,28 +14,27 @@ use crate::{
     atomic, config, emit,
     kernel::Task,
     maps::{CGROUP_HISTOGRAMS, CGROUPS, HISTOGRAMS},
-    task,
 };
 
 /// Adds a duration to a series of the target, or of the rest of the host and the task's cgroup.
 ///
 /// For programs that run with preemption off (tracepoints, perf events): plain additions suffice.
-/// `state` is the thread's own state, if the program has already looked it up.
+/// `cgroup` is what the program knows about the thread's cgroup, if it has state of the thread.
 #[inline(always)]
 pub(crate) fn observe(
     task: Task,
-    state: Option<&mut TaskState>,
+    cgroup: Option<&mut ThreadCgroup>,
     is_target: bool,
     series: Series,
     duration_ns: u64,
 ) {
-    count(task, state, is_target, series, duration_ns, plain_add);
+    count(task, cgroup, is_target, series, duration_ns, plain_add);
 }
 
 /// Like [`observe`], for programs that can be preempted (cgroup hooks).
 #[inline(always)]
 pub(crate) fn observe_preemptible(task: Task, is_target: bool, series: Series, duration_ns: u64) {
-    count(task, task::claim(task.tid()), is_target, series, duration_ns, atomic::add);
+    count(task, None, is_target, series, duration_ns, atomic::add);
 }
 
 /// Subtracts a duration that was just counted on this CPU under another series, except for the
@@ -43,7 +42,7 @@ pub(crate) fn observe_preemptible(task: Task, is_target: bool, series: Series, d
 #[inline(always)]
 pub(crate) fn take_back(
     task: Task,
-    state: &mut TaskState,
+    cgroup: &mut ThreadCgroup,
     is_target: bool,
     series: Series,
     duration_ns: u64,
@@ -58,7 +57,7 @@ pub(crate) fn take_back(
         histogram.buckets[bucket] = histogram.buckets[bucket].wrapping_sub(1);
     }
     if !is_target && config::cgroup_rows() != 0 {
-        count_for_cgroup(task, Some(state), (cpu, series, bucket), (duration_ns, true), plain_add);
+        count_for_cgroup(task, Some(cgroup), (cpu, series, bucket), (duration_ns, true), plain_add);
     }
 }
 
@@ -71,7 +70,7 @@ fn plain_add(word: *mut u64, number: u64) {
 #[inline(always)]
 fn count(
     task: Task,
-    state: Option<&mut TaskState>,
+    cgroup: Option<&mut ThreadCgroup>,
     is_target: bool,
     series: Series,
     duration_ns: u64,
@@ -89,7 +88,7 @@ fn count(
     }
     add(&raw mut histogram.buckets[bucket], 1);
     if !is_target && config::cgroup_rows() != 0 {
-        count_for_cgroup(task, state, (cpu, series, bucket), (duration_ns, false), add);
+        count_for_cgroup(task, cgroup, (cpu, series, bucket), (duration_ns, false), add);
     }
 }
 
@@ -107,7 +106,7 @@ fn histogram(cpu: u32, is_target: bool, series: Series) -> Option<&'static mut H
 #[inline(always)]
 fn count_for_cgroup(
     task: Task,
-    state: Option<&mut TaskState>,
+    cgroup: Option<&mut ThreadCgroup>,
     (cpu, series, bucket): (u32, Series, usize),
     (duration_ns, back): (u64, bool),
     add: impl Fn(*mut u64, u64),
@@ -118,16 +117,16 @@ fn count_for_cgroup(
         let row = first + (ticket & CGROUP_ROW_MASK as u32);
         CGROUP_HISTOGRAMS.get_ptr_mut(row * SERIES as u32 + series as u32)
     };
-    let ticket = match state {
-        Some(state) => {
-            let ticket = remembered_ticket(task, state);
+    let ticket = match cgroup {
+        Some(cgroup) => {
+            let ticket = remembered_ticket(task, cgroup);
             let Some(histogram) = row(ticket) else { return };
             // SAFETY: a map value.
             if unsafe { atomic::load(addr_of!((*histogram).ticket)) } == u64::from(ticket) {
                 ticket
             } else {
                 // The row was given to another cgroup, or the cgroup may have got one meanwhile.
-                state.css_set = 0;
+                cgroup.css_set = 0;
                 CGROUP_ROW_OTHER as u32
             }
         }
@@ -155,13 +154,13 @@ fn count_for_cgroup(
 /// The ticket of the task's cgroup, looked up again only when its `css_set` changed: following four
 /// pointers costs more than the rest of a context switch's bookkeeping.
 #[inline(always)]
-fn remembered_ticket(task: Task, state: &mut TaskState) -> u32 {
+fn remembered_ticket(task: Task, cgroup: &mut ThreadCgroup) -> u32 {
     let css_set = task.css_set();
-    if state.css_set != css_set {
-        state.cgroup_ticket = ticket_of(task.cgroup_id());
-        state.css_set = if state.cgroup_ticket == 0 { 0 } else { css_set };
+    if cgroup.css_set != css_set {
+        cgroup.ticket = ticket_of(task.cgroup_id());
+        cgroup.css_set = if cgroup.ticket == 0 { 0 } else { css_set };
     }
-    state.cgroup_ticket
+    cgroup.ticket
 }
 
 /// The ticket of a cgroup's row, fetched at its first event; the ticket of the row for all other

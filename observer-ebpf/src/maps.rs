@@ -7,22 +7,30 @@ use aya_ebpf::{
     maps::{Array, RingBuf},
 };
 use observer_ebpf::wire::{
-    CgroupHistogram, CgroupTable, Config, Counts, Histogram, MemoryState, PID_MAX_LIMIT, SCOPES,
-    SERIES, SOCKET_SLOTS, SocketEntry, TASK_SLOTS_MAX, TaskState, UPROBE_COUNTERS,
+    CgroupHistogram, CgroupTable, Config, Counts, FaultState, Histogram, MmSyscallState,
+    PID_MAX_LIMIT, ReclaimState, RunqueueState, SCOPES, SERIES, SOCKET_SLOTS, Slot, SocketEntry,
+    TASK_SLOTS_MAX, UPROBE_COUNTERS,
 };
 
 /// Records on their way to user space (loader).
 #[map]
 pub(crate) static RING: RingBuf = RingBuf::with_byte_size(1 << 23, 0);
 
-/// State per thread (loader).
-#[map]
-pub(crate) static TASKS: Array<TaskState> = Array::with_max_entries(TASK_SLOTS_MAX, BPF_F_MMAPABLE);
+/// Tables of threads, one for each probe (loader).
+macro_rules! thread_tables {
+    ($($table:ident: $state:ident;)*) => {$(
+        #[map]
+        pub(crate) static $table: Array<Slot<$state>> =
+            Array::with_max_entries(TASK_SLOTS_MAX, BPF_F_MMAPABLE);
+    )*};
+}
 
-/// Reclaim and compaction per thread (loader).
-#[map]
-pub(crate) static MEMORY: Array<MemoryState> =
-    Array::with_max_entries(TASK_SLOTS_MAX, BPF_F_MMAPABLE);
+thread_tables! {
+    RUNQUEUE: RunqueueState;
+    FAULTS: FaultState;
+    MM_SYSCALLS: MmSyscallState;
+    RECLAIMS: ReclaimState;
+}
 
 /// Histograms of the target and of everything else: by CPU, then scope, then series (loader). A
 /// plain array indexed by CPU instead of a per-CPU map, so that user space maps it and reads

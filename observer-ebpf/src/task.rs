@@ -1,80 +1,99 @@
-//! The per-thread state tables.
+//! What each probe knows about a thread between two events: one table for each probe, indexed by
+//! thread id.
 
-use observer_ebpf::wire::{LossKind, MOVED_ASLEEP, MemoryState, TaskState, WAITS};
+use aya_ebpf::maps::Array;
+use observer_ebpf::wire::{
+    FaultState, LossKind, MmSyscallState, Owner, ReclaimState, RunqueueState, Slot,
+};
 
 use crate::{
     config, emit,
-    maps::{MEMORY, TASKS},
+    kernel::Task,
+    maps::{FAULTS, MM_SYSCALLS, RECLAIMS, RUNQUEUE},
 };
 
-/// The thread's slot. If another thread had it, this thread takes it over.
+/// What one probe knows about a thread.
+pub(crate) trait State: Copy + Default + 'static {
+    /// The probe's table.
+    fn table() -> &'static Array<Slot<Self>>;
+    /// Whether a stall has begun, which is lost if another thread takes over the entry.
+    fn has_begun(&self) -> bool;
+}
+
+macro_rules! states {
+    ($($state:ident in $table:ident: |$this:ident| $has_begun:expr;)*) => {$(
+        impl State for $state {
+            #[inline(always)]
+            fn table() -> &'static Array<Slot<Self>> {
+                &$table
+            }
+
+            #[inline(always)]
+            fn has_begun(&self) -> bool {
+                let $this = self;
+                $has_begun
+            }
+        }
+    )*};
+}
+
+states! {
+    RunqueueState in RUNQUEUE: |state| state.runnable_ns != 0;
+    FaultState in FAULTS: |state| state.begin_ns != 0;
+    MmSyscallState in MM_SYSCALLS: |state| state.begin_ns != 0;
+    ReclaimState in RECLAIMS: |state| state.reclaim_ns | state.compaction_ns != 0;
+}
+
+/// The thread's state, and whether it replaced the state of another thread: then it is new, although
+/// the thread may have had one before.
 ///
-/// Taking over a slot while its owner was in a stall loses that stall; the loss is counted.
+/// If the former owner was in a stall, that stall is lost, and counted.
 #[inline(always)]
-pub(crate) fn claim(tid: u32) -> Option<&'static mut TaskState> {
-    let state = TASKS.get_ptr_mut(tid & config::task_mask())?;
+pub(crate) fn claim_entry<S: State>(task: Task) -> Option<(&'static mut S, bool)> {
+    let tid = task.tid();
+    let slot = slot::<S>(tid)?;
+    if slot.owner.tid == tid {
+        return Some((&mut slot.state, false));
+    }
+    if slot.state.has_begun() {
+        emit::lose(LossKind::TaskSlot, emit::is_target(slot.owner.tgid));
+    }
+    let replaced = slot.owner.tid != 0;
+    slot.owner = Owner { tid, tgid: task.tgid() };
+    slot.state = S::default();
+    Some((&mut slot.state, replaced))
+}
+
+/// The thread's state; it is new if there was none.
+#[inline(always)]
+pub(crate) fn claim<S: State>(task: Task) -> Option<&'static mut S> {
+    claim_entry(task).map(|(state, _)| state)
+}
+
+/// The thread's state, if there is one.
+#[inline(always)]
+pub(crate) fn find<S: State>(task: Task) -> Option<&'static mut S> {
+    let tid = task.tid();
+    let slot = slot::<S>(tid)?;
+    (slot.owner.tid == tid).then_some(&mut slot.state)
+}
+
+/// Frees the thread's entry for another thread.
+#[inline(always)]
+pub(crate) fn forget<S: State>(task: Task) {
+    let tid = task.tid();
+    if let Some(slot) = slot::<S>(tid)
+        && slot.owner.tid == tid
+    {
+        slot.owner = Owner::default();
+        slot.state = S::default();
+    }
+}
+
+#[inline(always)]
+fn slot<S: State>(tid: u32) -> Option<&'static mut Slot<S>> {
+    let slot = S::table().get_ptr_mut(tid & config::task_mask())?;
     // SAFETY: an array value; only this thread's own events touch it, apart from a wake-up or a
     // move on another CPU, which is ordered before the switch by the run-queue lock.
-    let state = unsafe { &mut *state };
-    if state.tid != tid {
-        let waits = state.involuntary_switches & (WAITS | MOVED_ASLEEP);
-        if state.fault_ns | state.syscall_ns | waits != 0 {
-            // The process of the former owner is not kept: it may have been the target.
-            emit::lose(LossKind::TaskSlot, config::has_target() != 0);
-        }
-        state.tid = tid;
-        state.css_set = 0;
-        state.run_delay_ns = 0;
-        state.involuntary_switches = 0;
-        state.fault_ns = 0;
-        state.syscall_ns = 0;
-    }
-    Some(state)
-}
-
-/// The thread's slot, if it is still its own.
-#[inline(always)]
-pub(crate) fn find(tid: u32) -> Option<&'static mut TaskState> {
-    let state = TASKS.get_ptr_mut(tid & config::task_mask())?;
-    // SAFETY: as in `claim`.
-    let state = unsafe { &mut *state };
-    (state.tid == tid).then_some(state)
-}
-
-/// Frees the thread's slot for another thread.
-#[inline(always)]
-pub(crate) fn forget(tid: u32) {
-    if let Some(state) = find(tid) {
-        state.fault_ns = 0;
-        state.syscall_ns = 0;
-        state.involuntary_switches = 0;
-        state.tid = 0;
-    }
-}
-
-/// [`claim`] for reclaim and compaction.
-#[inline(always)]
-pub(crate) fn claim_memory(tid: u32) -> Option<&'static mut MemoryState> {
-    let state = MEMORY.get_ptr_mut(tid & config::task_mask())?;
-    // SAFETY: an array value; only this thread's own events touch it.
-    let state = unsafe { &mut *state };
-    if state.tid != tid {
-        if state.reclaim_ns | state.compaction_ns != 0 {
-            // The process of the former owner is not kept: it may have been the target.
-            emit::lose(LossKind::TaskSlot, config::has_target() != 0);
-        }
-        state.tid = tid;
-        state.reclaim_ns = 0;
-        state.compaction_ns = 0;
-    }
-    Some(state)
-}
-
-/// [`find`] for reclaim and compaction.
-#[inline(always)]
-pub(crate) fn find_memory(tid: u32) -> Option<&'static mut MemoryState> {
-    let state = MEMORY.get_ptr_mut(tid & config::task_mask())?;
-    // SAFETY: as in `claim_memory`.
-    let state = unsafe { &mut *state };
-    (state.tid == tid).then_some(state)
+    Some(unsafe { &mut *slot })
 }

@@ -9,8 +9,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, PerfEventContext, ProbeContext, RetProbeContext},
 };
 use observer_ebpf::wire::{
-    Counter, FAULT_IN_KERNEL, FAULT_KERNEL, FAULT_MAJOR, FAULT_SEEN_MAJOR, FaultRecord, LossKind,
-    RecordKind, Series, TaskState,
+    Counter, FAULT_KERNEL, FAULT_MAJOR, FaultRecord, FaultState, LossKind, RecordKind, Series,
 };
 
 use crate::{
@@ -68,35 +67,43 @@ fn user_exception(arguments: Arguments) {
 
 #[inline(always)]
 fn kernel_exception(arguments: Arguments) {
-    begin(arguments, FAULT_IN_KERNEL);
+    begin(arguments, 1);
 }
 
 #[inline(always)]
-fn begin(arguments: Arguments, mode: u64) {
-    if let Some(state) = task::claim(Task::current().tid()) {
-        begin_at(state, arguments.word::<0>() | mode);
+fn begin(arguments: Arguments, in_kernel: u32) {
+    if let Some(state) = task::claim(Task::current()) {
+        begin_at(state, arguments.word::<0>(), in_kernel);
     }
 }
 
 #[inline(always)]
-fn begin_at(state: &mut TaskState, address: u64) {
-    state.fault_address = address;
-    state.fault_counted_ns = 0;
-    state.fault_ns = now_ns() & !FAULT_SEEN_MAJOR;
+fn begin_at(state: &mut FaultState, address: u64, in_kernel: u32) {
+    state.address = address;
+    state.in_kernel = in_kernel;
+    state.is_major = 0;
+    state.minor_ns = 0;
+    state.begin_ns = now_ns();
+}
+
+/// The state of a thread that is in a fault.
+#[inline(always)]
+fn in_fault(current: Task) -> Option<&'static mut FaultState> {
+    task::find::<FaultState>(current).filter(|state| state.begin_ns != 0)
 }
 
 /// The fault handler is entered, possibly again for a fault it gave up before: to wait for a page,
 /// or for the lock of the whole address space after that of the mapping alone.
 #[inline(always)]
 fn handler_entered(address: u64, flags: u32) {
-    let Some(state) = task::claim(Task::current().tid()) else { return };
-    let mode = if flags & config::fault_flag_user() != 0 { 0 } else { FAULT_IN_KERNEL };
-    if state.fault_ns == 0 || state.fault_address != address | mode {
-        begin_at(state, address | mode);
+    let Some(state) = task::claim::<FaultState>(Task::current()) else { return };
+    let in_kernel = u32::from(flags & config::fault_flag_user() == 0);
+    if state.begin_ns == 0 || state.address != address || state.in_kernel != in_kernel {
+        begin_at(state, address, in_kernel);
     }
     // The kernel counts a retried fault as major (`mm_account_fault`).
     if flags & config::fault_flag_tried() != 0 {
-        state.fault_ns |= FAULT_SEEN_MAJOR;
+        state.is_major = 1;
     }
 }
 
@@ -105,8 +112,7 @@ fn handler_entered(address: u64, flags: u32) {
 #[inline(always)]
 fn handler_left(result: u32) {
     let current = Task::current();
-    let begun = task::find(current.tid()).filter(|state| state.fault_ns != 0);
-    let Some(state) = begun else {
+    let Some(state) = in_fault(current) else {
         emit::lose_of(LossKind::EndWithoutBegin, current);
         return;
     };
@@ -114,10 +120,10 @@ fn handler_left(result: u32) {
         return;
     }
     if result & config::vm_fault_error() != 0 {
-        state.fault_ns = 0;
+        state.begin_ns = 0;
         return;
     }
-    let major = result & config::vm_fault_major() != 0 || state.fault_ns & FAULT_SEEN_MAJOR != 0;
+    let major = result & config::vm_fault_major() != 0 || state.is_major != 0;
     end(current, state, major);
 }
 
@@ -128,18 +134,16 @@ fn event_counted(arguments: Arguments) {
     let item = arguments.word::<1>() as u32;
     if item == config::vm_event_pgfault() {
         let current = Task::current();
-        let begun = task::find(current.tid()).filter(|state| state.fault_ns != 0);
-        let Some(state) = begun else {
+        let Some(state) = in_fault(current) else {
             emit::count(Counter::FaultsWithoutException);
             return;
         };
-        let major = state.fault_ns & FAULT_SEEN_MAJOR != 0;
+        let major = state.is_major != 0;
         end(current, state, major);
     } else if item == config::vm_event_pgmajfault()
-        && let Some(state) = task::find(Task::current().tid())
-        && state.fault_ns != 0
+        && let Some(state) = in_fault(Task::current())
     {
-        state.fault_ns |= FAULT_SEEN_MAJOR;
+        state.is_major = 1;
     }
 }
 
@@ -147,8 +151,14 @@ fn event_counted(arguments: Arguments) {
 /// signal instead of a page would leave its begin time behind.
 #[inline(always)]
 fn signal_delivered(_arguments: Arguments) {
-    if let Some(state) = task::find(Task::current().tid()) {
-        state.fault_ns = 0;
+    no_fault(Task::current());
+}
+
+/// The thread is not in a fault, even if the begin of one was seen.
+#[inline(always)]
+pub(super) fn no_fault(current: Task) {
+    if let Some(state) = task::find::<FaultState>(current) {
+        state.begin_ns = 0;
     }
 }
 
@@ -157,16 +167,17 @@ fn signal_delivered(_arguments: Arguments) {
 #[perf_event]
 fn page_faults_maj_check(_ctx: PerfEventContext) {
     let current = Task::current();
-    let Some(state) = task::find(current.tid()) else { return };
+    let Some(state) = task::find::<FaultState>(current) else { return };
     // `end` stores the length of a fault here if it counted the fault as minor.
-    let duration_ns = state.fault_counted_ns;
+    let duration_ns = state.minor_ns;
     if duration_ns == 0 {
         return;
     }
-    state.fault_counted_ns = 0;
-    let kernel_mode = state.fault_address & FAULT_IN_KERNEL != 0;
+    state.minor_ns = 0;
+    let kernel_mode = state.in_kernel != 0;
     let is_target = is_target(current);
-    histogram::take_back(current, state, is_target, series(false, kernel_mode), duration_ns);
+    let minor = series(false, kernel_mode);
+    histogram::take_back(current, &mut state.cgroup, is_target, minor, duration_ns);
     count_fault(current, state, is_target, (true, kernel_mode), duration_ns, now_ns());
 }
 
@@ -185,9 +196,9 @@ fn page_faults_maj(_ctx: PerfEventContext) {
 #[inline(always)]
 fn perf_end(major: bool) {
     let current = Task::current();
-    match task::find(current.tid()) {
-        Some(state) if state.fault_ns != 0 => end(current, state, major),
-        _ => emit::lose_of(LossKind::EndWithoutBegin, current),
+    match in_fault(current) {
+        Some(state) => end(current, state, major),
+        None => emit::lose_of(LossKind::EndWithoutBegin, current),
     }
 }
 
@@ -208,33 +219,31 @@ const fn series(major: bool, kernel_mode: bool) -> Series {
 }
 
 #[inline(always)]
-fn end(current: Task, state: &mut TaskState, major: bool) {
+fn end(current: Task, state: &mut FaultState, major: bool) {
     let now = now_ns();
-    let duration_ns = now.wrapping_sub(state.fault_ns & !FAULT_SEEN_MAJOR);
-    state.fault_ns = 0;
-    state.fault_counted_ns = if major { 0 } else { duration_ns };
-    let kernel_mode = state.fault_address & FAULT_IN_KERNEL != 0;
+    let duration_ns = now.wrapping_sub(state.begin_ns);
+    state.begin_ns = 0;
+    state.minor_ns = if major { 0 } else { duration_ns };
+    let kernel_mode = state.in_kernel != 0;
     count_fault(current, state, is_target(current), (major, kernel_mode), duration_ns, now);
 }
 
 #[inline(always)]
 fn count_fault(
     current: Task,
-    state: &mut TaskState,
+    state: &mut FaultState,
     is_target: bool,
     (major, kernel_mode): (bool, bool),
     duration_ns: u64,
     end_ns: u64,
 ) {
-    let tid = state.tid;
-    let address = state.fault_address & !FAULT_IN_KERNEL;
     let series = series(major, kernel_mode);
-    histogram::observe(current, Some(state), is_target, series, duration_ns);
+    histogram::observe(current, Some(&mut state.cgroup), is_target, series, duration_ns);
     if is_target && emit::past_floor(RecordKind::Fault, duration_ns) {
         let flags =
             if major { FAULT_MAJOR } else { 0 } | if kernel_mode { FAULT_KERNEL } else { 0 };
-        let header =
-            emit::header(RecordKind::Fault, flags, (current.tgid(), tid), end_ns, duration_ns);
-        emit::emit(RecordKind::Fault, FaultRecord { header, address });
+        let ids = (current.tgid(), current.tid());
+        let header = emit::header(RecordKind::Fault, flags, ids, end_ns, duration_ns);
+        emit::emit(RecordKind::Fault, FaultRecord { header, address: state.address });
     }
 }

@@ -1,7 +1,8 @@
 //! Direct and memcg reclaim, direct compaction, kswapd wake-ups.
 
 use observer_ebpf::wire::{
-    CompactionRecord, Counter, LossKind, RECLAIM_MEMCG, ReclaimRecord, RecordKind, Series,
+    CompactionRecord, Counter, LossKind, RECLAIM_MEMCG, ReclaimRecord, ReclaimState, RecordKind,
+    Series,
 };
 
 use crate::{
@@ -39,9 +40,9 @@ fn memcg_reclaim_done(arguments: Arguments) {
 
 #[inline(always)]
 fn reclaim_begun(arguments: Arguments) {
-    let (order, gfp_flags) = (arguments.word::<0>(), arguments.word::<1>() as u32);
-    if let Some(state) = task::claim_memory(Task::current().tid()) {
-        state.reclaim_arguments = order << 32 | u64::from(gfp_flags);
+    if let Some(state) = task::claim::<ReclaimState>(Task::current()) {
+        state.order = arguments.word::<0>() as u32;
+        state.gfp_flags = arguments.word::<1>() as u32;
         state.reclaim_ns = now_ns();
     }
 }
@@ -49,16 +50,12 @@ fn reclaim_begun(arguments: Arguments) {
 #[inline(always)]
 fn reclaim_done(arguments: Arguments, series: Series, flags: u16) {
     let current = Task::current();
-    let tid = current.tid();
-    let Some(state) = task::find_memory(tid) else {
+    let begun = task::find::<ReclaimState>(current).filter(|state| state.reclaim_ns != 0);
+    let Some(state) = begun else {
         emit::lose_of(LossKind::EndWithoutBegin, current);
         return;
     };
     let since = state.reclaim_ns;
-    if since == 0 {
-        emit::lose_of(LossKind::EndWithoutBegin, current);
-        return;
-    }
     state.reclaim_ns = 0;
     let now = now_ns();
     let duration_ns = now.wrapping_sub(since);
@@ -66,13 +63,14 @@ fn reclaim_done(arguments: Arguments, series: Series, flags: u16) {
     let is_target = emit::is_target(tgid);
     histogram::observe(current, None, is_target, series, duration_ns);
     if is_target && emit::past_floor(RecordKind::Reclaim, duration_ns) {
+        let ids = (tgid, current.tid());
         emit::emit(
             RecordKind::Reclaim,
             ReclaimRecord {
-                header: emit::header(RecordKind::Reclaim, flags, (tgid, tid), now, duration_ns),
+                header: emit::header(RecordKind::Reclaim, flags, ids, now, duration_ns),
                 reclaimed_pages: arguments.word::<0>(),
-                gfp_flags: state.reclaim_arguments as u32,
-                order: (state.reclaim_arguments >> 32) as u32,
+                gfp_flags: state.gfp_flags,
+                order: state.order,
             },
         );
     }
@@ -85,7 +83,7 @@ fn compaction_begun(_arguments: Arguments) {
     if current.is_kernel_thread() {
         return;
     }
-    if let Some(state) = task::claim_memory(current.tid()) {
+    if let Some(state) = task::claim::<ReclaimState>(current) {
         state.compaction_ns = now_ns();
     }
 }
@@ -96,25 +94,21 @@ fn compaction_done(arguments: Arguments) {
     if current.is_kernel_thread() {
         return;
     }
-    let tid = current.tid();
-    let since = match task::find_memory(tid) {
-        Some(state) if state.compaction_ns != 0 => {
-            let since = state.compaction_ns;
-            state.compaction_ns = 0;
-            since
-        }
-        _ => {
-            emit::lose_of(LossKind::EndWithoutBegin, current);
-            return;
-        }
+    let begun = task::find::<ReclaimState>(current).filter(|state| state.compaction_ns != 0);
+    let Some(state) = begun else {
+        emit::lose_of(LossKind::EndWithoutBegin, current);
+        return;
     };
+    let since = state.compaction_ns;
+    state.compaction_ns = 0;
     let now = now_ns();
     let duration_ns = now.wrapping_sub(since);
     let tgid = current.tgid();
     let is_target = emit::is_target(tgid);
     histogram::observe(current, None, is_target, Series::Compaction, duration_ns);
     if is_target && emit::past_floor(RecordKind::Compaction, duration_ns) {
-        let header = emit::header(RecordKind::Compaction, 0, (tgid, tid), now, duration_ns);
+        let ids = (tgid, current.tid());
+        let header = emit::header(RecordKind::Compaction, 0, ids, now, duration_ns);
         // Before Linux 5.18 it had one argument more.
         let status = if config::compaction_end_arguments() == 5 {
             arguments.word::<4>()

@@ -1,8 +1,7 @@
 //! Scheduler delay: from wake-up (or preemption) to running.
 
 use observer_ebpf::wire::{
-    Counter, LossKind, MOVED_ASLEEP, RUNQUEUE_PREEMPTED, RecordKind, RunqueueRecord, Series,
-    TaskState, WAITS,
+    Counter, LossKind, RUNQUEUE_PREEMPTED, RecordKind, RunqueueRecord, RunqueueState, Series,
 };
 
 use crate::{
@@ -52,16 +51,14 @@ fn switched(arguments: Arguments) {
 /// thread's last arrival is the other parts.
 #[inline(always)]
 fn waited(prev: Task, next: Task) {
-    let tid = next.tid();
     // The idle task is always runnable, and its waits are no stalls.
-    if tid == 0 {
+    if next.tid() == 0 {
         return;
     }
-    let Some(state) = task::claim(tid) else { return };
-    let moved_asleep =
-        config::off_task_sched_delayed() != 0 && state.involuntary_switches & MOVED_ASLEEP != 0;
+    let Some((state, replaced)) = task::claim_entry::<RunqueueState>(next) else { return };
+    let moved_asleep = config::off_task_sched_delayed() != 0 && state.moved_asleep != 0;
     if moved_asleep {
-        state.involuntary_switches &= !MOVED_ASLEEP;
+        state.moved_asleep = 0;
     }
     let total_delay_ns = next.run_delay_ns();
     let involuntary_switches = next.involuntary_switches();
@@ -94,6 +91,11 @@ fn waited(prev: Task, next: Task) {
         }
         return;
     }
+    // Another thread had the entry since this one's last arrival: whether the wait began by
+    // preemption, and its earlier parts, are lost. There are none if both counts are still 0.
+    if replaced && (total_delay_ns | involuntary_switches) != 0 {
+        emit::lose_of(LossKind::TaskSlot, next);
+    }
     arrived(prev, next, state, preempted, duration_ns);
 }
 
@@ -107,23 +109,23 @@ fn waited(prev: Task, next: Task) {
 fn moved(arguments: Arguments) {
     let task = arguments.task::<0>();
     if task.leaves_later()
-        && let Some(state) = task::claim(task.tid())
+        && let Some(state) = task::claim::<RunqueueState>(task)
     {
-        state.involuntary_switches |= MOVED_ASLEEP;
+        state.moved_asleep = 1;
     }
 }
 
 /// Counts and sends a wait that has just ended.
 #[inline(always)]
-fn arrived(prev: Task, next: Task, state: &mut TaskState, preempted: bool, duration_ns: u64) {
+fn arrived(prev: Task, next: Task, state: &mut RunqueueState, preempted: bool, duration_ns: u64) {
     let tgid = next.tgid();
     let is_target = emit::is_target(tgid);
     let series = if preempted { Series::RunqueuePreempt } else { Series::RunqueueWakeup };
-    let tid = state.tid;
-    histogram::observe(next, Some(state), is_target, series, duration_ns);
+    histogram::observe(next, Some(&mut state.cgroup), is_target, series, duration_ns);
     if is_target && emit::past_floor(RecordKind::Runqueue, duration_ns) {
         let flags = if preempted { RUNQUEUE_PREEMPTED } else { 0 };
-        let header = emit::header(RecordKind::Runqueue, flags, (tgid, tid), now_ns(), duration_ns);
+        let ids = (tgid, next.tid());
+        let header = emit::header(RecordKind::Runqueue, flags, ids, now_ns(), duration_ns);
         emit::emit(
             RecordKind::Runqueue,
             RunqueueRecord {
@@ -141,10 +143,10 @@ fn arrived(prev: Task, next: Task, state: &mut TaskState, preempted: bool, durat
 #[inline(always)]
 fn woken(arguments: Arguments) {
     let woken = arguments.task::<0>();
-    let Some(state) = task::claim(woken.tid()) else { return };
-    if state.run_delay_ns == 0 {
-        state.run_delay_ns = now_ns();
-        state.involuntary_switches = WAITS;
+    let Some(state) = task::claim::<RunqueueState>(woken) else { return };
+    if state.runnable_ns == 0 {
+        state.runnable_ns = now_ns();
+        state.preempted = 0;
     }
 }
 
@@ -158,28 +160,24 @@ fn switched_timed(arguments: Arguments) {
         if config::switch_has_state() != 0 { arguments.word::<3>() as u32 } else { prev.state() };
     let now = now_ns();
 
-    let prev_tid = prev.tid();
-    if prev_tid != 0
-        && let Some(state) = task::claim(prev_tid)
+    if prev.tid() != 0
+        && let Some(state) = task::claim::<RunqueueState>(prev)
     {
-        let waits = preempted || prev_state == 0;
-        state.run_delay_ns = if waits { now } else { 0 };
-        state.involuntary_switches = if waits { WAITS | 1 } else { 0 };
+        state.runnable_ns = if preempted || prev_state == 0 { now } else { 0 };
+        state.preempted = 1;
     }
 
-    let next_tid = next.tid();
-    if next_tid == 0 {
+    if next.tid() == 0 {
         return;
     }
     // Without a slot of its own, the begin of this wait is unknown (before attach, or counted as
     // lost when the slot was taken over).
-    let Some(state) = task::find(next_tid) else { return };
-    let since = state.run_delay_ns;
+    let Some(state) = task::find::<RunqueueState>(next) else { return };
+    let since = state.runnable_ns;
     if since == 0 {
         return;
     }
-    let was_preempted = state.involuntary_switches != WAITS;
-    state.run_delay_ns = 0;
-    state.involuntary_switches = 0;
+    state.runnable_ns = 0;
+    let was_preempted = state.preempted != 0;
     arrived(prev, next, state, was_preempted, now.wrapping_sub(since));
 }

@@ -15,10 +15,11 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use observer_ebpf::wire::{
-    CallExit, Counter, FdFailureRecord, FdSyscall, LossKind, MmSyscallRecord, RecordKind, Series,
+    CallExit, Counter, FdFailureRecord, FdSyscall, LossKind, MmSyscallRecord, MmSyscallState,
+    RecordKind, Series,
 };
 
-use super::socket;
+use super::{fault, socket};
 use crate::{
     config, emit, histogram,
     kernel::{Arguments, Registers, Task, now_ns},
@@ -104,25 +105,22 @@ descriptor_returns! {
 fn mm_call_kprobe(ctx: ProbeContext) {
     let Some(registers) = ctx.arg::<u64>(0) else { return };
     let current = Task::current();
-    let tid = current.tid();
-    // The arguments are gone when the function returns.
-    if let Some(memory) = task::claim_memory(tid) {
-        memory.registers = registers;
-    }
-    if let Some(state) = task::claim(tid) {
+    if let Some(state) = task::claim::<MmSyscallState>(current) {
+        // The arguments are gone when the function returns.
+        state.registers = registers;
         // The kernel tracks only a limited number of pending returns, and misses the others.
-        if state.syscall_ns != 0 {
+        if state.begin_ns != 0 {
             emit::lose_of(LossKind::BeginWithoutEnd, current);
         }
-        state.syscall_ns = now_ns();
+        state.begin_ns = now_ns();
     }
 }
 
 /// The end of these calls.
 #[kretprobe]
 fn mm_call_kretprobe(ctx: RetProbeContext) {
-    let Some(memory) = task::find_memory(Task::current().tid()) else { return };
-    let registers = Registers::at(memory.registers);
+    let Some(state) = task::find::<MmSyscallState>(Task::current()) else { return };
+    let registers = Registers::at(state.registers);
     mm_call_done(registers, registers.number(), ctx.ret());
 }
 
@@ -171,12 +169,15 @@ const GO_ON: u32 = 1;
 
 #[inline(always)]
 fn mm_call_begun() {
-    if let Some(state) = task::claim(Task::current().tid()) {
-        state.syscall_ns = now_ns();
-        // A thread that makes a call is not in a fault. A fault in the kernel that ended in EFAULT
-        // would leave its begin time behind, and the next page that the kernel brings in by itself
-        // (MAP_POPULATE) would end it.
-        state.fault_ns = 0;
+    let current = Task::current();
+    if let Some(state) = task::claim::<MmSyscallState>(current) {
+        state.begin_ns = now_ns();
+    }
+    // A thread that makes a call is not in a fault. A fault in the kernel that ended in EFAULT would
+    // leave its begin time behind, and the next page that the kernel brings in by itself
+    // (MAP_POPULATE) would end it.
+    if config::watches_faults() != 0 {
+        fault::no_fault(current);
     }
 }
 
@@ -261,14 +262,13 @@ fn connect_done(result: i64) {
 #[inline(always)]
 fn mm_call_done(registers: Registers, number: u64, result: i64) {
     let current = Task::current();
-    let tid = current.tid();
-    let Some(state) = task::find(tid) else { return };
-    let since = state.syscall_ns;
+    let Some(state) = task::find::<MmSyscallState>(current) else { return };
+    let since = state.begin_ns;
     // Zero for a call of the 32-bit ABI, and for one that began before the probe was attached.
     if since == 0 {
         return;
     }
-    state.syscall_ns = 0;
+    state.begin_ns = 0;
     let now = now_ns();
     let duration_ns = now.wrapping_sub(since);
     let series = match number {
@@ -281,7 +281,7 @@ fn mm_call_done(registers: Registers, number: u64, result: i64) {
     };
     let tgid = current.tgid();
     let is_target = emit::is_target(tgid);
-    histogram::observe(current, Some(state), is_target, series, duration_ns);
+    histogram::observe(current, Some(&mut state.cgroup), is_target, series, duration_ns);
     if is_target && emit::past_floor(RecordKind::MmSyscall, duration_ns) {
         let [address, second, third] = registers.arguments();
         let (length_bytes, argument) = match number {
@@ -290,10 +290,11 @@ fn mm_call_done(registers: Registers, number: u64, result: i64) {
             MREMAP => (third, 0),
             _ => (second, third as u32),
         };
+        let ids = (tgid, current.tid());
         emit::emit(
             RecordKind::MmSyscall,
             MmSyscallRecord {
-                header: emit::header(RecordKind::MmSyscall, 0, (tgid, tid), now, duration_ns),
+                header: emit::header(RecordKind::MmSyscall, 0, ids, now, duration_ns),
                 address,
                 length_bytes,
                 result,

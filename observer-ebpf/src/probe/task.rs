@@ -1,6 +1,9 @@
 //! Fork, exec and exit: following the target.
 
-use observer_ebpf::wire::{RecordKind, TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord};
+use observer_ebpf::wire::{
+    FaultState, MmSyscallState, RecordKind, RunqueueState, TASK_EXEC, TASK_EXIT, TASK_FORK,
+    TaskRecord,
+};
 
 use crate::{
     atomic, emit,
@@ -51,7 +54,9 @@ fn executed(arguments: Arguments) {
     let task = arguments.task::<0>();
     // If the thread is not the first of its process, it takes over the id of the first one, and the
     // state stored under that id belongs to another thread.
-    task::forget(task.tid());
+    task::forget::<RunqueueState>(task);
+    task::forget::<FaultState>(task);
+    task::forget::<MmSyscallState>(task);
     if emit::is_target(task.tgid()) {
         report(TASK_EXEC, task, 0);
     }

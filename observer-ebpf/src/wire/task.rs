@@ -1,4 +1,4 @@
-//! Life and death of the target's tasks, and the per-thread state table.
+//! Life and death of the target's tasks, and what each probe knows about a thread.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -29,74 +29,116 @@ impl Record for TaskRecord {
     const KIND: u16 = RecordKind::Task as u16;
 }
 
-/// What the programs know about one thread between two events: one cache line, found at `tid &
-/// (entries - 1)`.
+/// Whose an entry of a table of threads is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Owner {
+    /// The thread; 0 where the entry is free.
+    pub tid: u32,
+    /// The process of that thread.
+    pub tgid: u32,
+}
+
+/// An entry of a table of threads, found at `tid & (entries - 1)`.
 ///
 /// A direct-mapped table instead of a hash map: a hash look-up costs more than the rest of the
-/// context-switch program together. Two threads whose ids collide while both are in the middle of
-/// something are counted as [`LossKind::TaskSlot`](super::LossKind::TaskSlot); with `pid_max` at
-/// or below the table size that cannot happen.
+/// context-switch program together. If the state of a live thread is overwritten because the id of
+/// another thread belongs to the same entry, that is counted as
+/// [`LossKind::TaskSlot`](super::LossKind::TaskSlot); with `pid_max` at or below the table size it
+/// cannot happen.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct TaskState {
-    /// Owner of the slot.
-    pub tid: u32,
-    /// Ticket of the histogram row of the cgroup behind `css_set`.
-    pub cgroup_ticket: u32,
-    /// The thread's `css_set` when `cgroup_ticket` was looked up; 0 when it was not.
-    pub css_set: u64,
-    /// The thread's `sched_info.run_delay` as of its last arrival on a CPU. In the tier that
-    /// keeps its own clock: when the thread became runnable, 0 when it does not wait.
-    pub run_delay_ns: u64,
-    /// The thread's involuntary context switches as of its last arrival; [`MOVED_ASLEEP`] may be
-    /// set. In the tier that keeps its own clock: [`WAITS`] while it waits, with 1 added when the wait
-    /// began by preemption.
-    pub involuntary_switches: u64,
-    /// When the current page fault began, 0 outside one; [`FAULT_SEEN_MAJOR`] may be set.
-    pub fault_ns: u64,
-    /// Address of the current page fault; [`FAULT_IN_KERNEL`] may be set.
-    pub fault_address: u64,
-    /// When the current memory-management system call began; 0 outside one.
-    pub syscall_ns: u64,
-    /// Length of the last fault, while it may still turn out to be major; 0 otherwise.
-    pub fault_counted_ns: u64,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot<S> {
+    /// Whose entry it is.
+    pub owner: Owner,
+    /// What a probe knows about that thread.
+    pub state: S,
 }
 
-/// Highest bit of [`TaskState::involuntary_switches`]: the thread was moved to another run queue in
-/// its sleep, and what the kernel counts as its next wait is not a wait.
-pub const MOVED_ASLEEP: u64 = 1 << 63;
-
-/// Of [`TaskState::involuntary_switches`], in the tier that keeps its own clock: the thread is
-/// waiting, and only this entry knows since when.
-pub const WAITS: u64 = 1 << 62;
-
-/// Lowest bit of [`TaskState::fault_ns`]: a major fault was counted since the begin.
-pub const FAULT_SEEN_MAJOR: u64 = 1;
-
-/// Highest bit of [`TaskState::fault_address`]: taken in kernel mode. User addresses do not have
-/// it.
-pub const FAULT_IN_KERNEL: u64 = 1 << 63;
-
-/// State of rare events, in a table of its own, so that [`TaskState`] stays within its cache line.
+/// The row of a thread's cgroup, as last looked up.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct MemoryState {
-    /// Owner of the slot.
-    pub tid: u32,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ThreadCgroup {
+    /// The thread's `css_set` at the look-up; 0 when there was none.
+    pub css_set: u64,
+    /// Ticket of the histogram row of the cgroup behind `css_set`.
+    pub ticket: u32,
     /// Explicit padding.
     pub reserved: u32,
-    /// When the current reclaim began; 0 outside one.
-    pub reclaim_ns: u64,
-    /// Order (high 32 bits) and gfp flags (low 32 bits) of the current reclaim.
-    pub reclaim_arguments: u64,
-    /// When the current compaction run began; 0 outside one.
-    pub compaction_ns: u64,
-    /// Address of the registers of the current memory-management system call, for the end that
-    /// does not get them (kretprobe).
-    pub registers: u64,
 }
 
-/// Largest size of the per-thread table. A power of two; the loader uses the next power of two
+/// What the `runqueue` probe knows about a thread. With its owner it fills one cache line.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct RunqueueState {
+    /// The thread's `sched_info.run_delay` as of its last arrival on a CPU.
+    pub run_delay_ns: u64,
+    /// The thread's involuntary context switches as of its last arrival.
+    pub involuntary_switches: u64,
+    /// When the thread became able to run; 0 when it does not wait. Only in the tiers that keep
+    /// their own clock.
+    pub runnable_ns: u64,
+    /// 1 when the wait since `runnable_ns` began by preemption.
+    pub preempted: u32,
+    /// 1 when the thread was moved to another run queue in its sleep, so that what the kernel counts
+    /// as its next wait is not a wait.
+    pub moved_asleep: u32,
+    /// The thread's cgroup.
+    pub cgroup: ThreadCgroup,
+    /// Explicit padding.
+    pub reserved: u64,
+}
+
+/// What the `fault` probe knows about a thread. With its owner it fills one cache line.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct FaultState {
+    /// When the current page fault began; 0 outside one.
+    pub begin_ns: u64,
+    /// Address of the current page fault.
+    pub address: u64,
+    /// Length of the last fault, while it may still turn out to be major; 0 otherwise.
+    pub minor_ns: u64,
+    /// 1 when the current fault is known to be major.
+    pub is_major: u32,
+    /// 1 when it was taken in kernel mode.
+    pub in_kernel: u32,
+    /// The thread's cgroup.
+    pub cgroup: ThreadCgroup,
+    /// Explicit padding.
+    pub reserved: u64,
+}
+
+/// What the `mm_syscall` probe knows about a thread.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct MmSyscallState {
+    /// When the current memory-management system call began; 0 outside one.
+    pub begin_ns: u64,
+    /// Address of its registers, for the end that does not get them (kretprobe).
+    pub registers: u64,
+    /// The thread's cgroup.
+    pub cgroup: ThreadCgroup,
+}
+
+/// What the `reclaim` probe knows about a thread.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ReclaimState {
+    /// When the current reclaim began; 0 outside one.
+    pub reclaim_ns: u64,
+    /// When the current compaction run began; 0 outside one.
+    pub compaction_ns: u64,
+    /// Order of the allocation that reclaims.
+    pub order: u32,
+    /// Its flags (`gfp_t`).
+    pub gfp_flags: u32,
+}
+
+const _: () = assert!(size_of::<Slot<RunqueueState>>() == 64);
+const _: () = assert!(size_of::<Slot<FaultState>>() == 64);
+
+/// Largest size of a table of threads. A power of two; the loader uses the next power of two
 /// above `pid_max` where that is smaller.
 pub const TASK_SLOTS_MAX: u32 = 1 << 17;
 

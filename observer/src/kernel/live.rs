@@ -11,7 +11,10 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use aya::maps::Map;
-use observer_ebpf::wire::{MemoryState, RecordKind, SOCKET_SLOTS, SocketEntry, TaskState};
+use observer_ebpf::wire::{
+    FaultState, MmSyscallState, ReclaimState, RecordKind, RunqueueState, SOCKET_SLOTS, Slot,
+    SocketEntry,
+};
 use rustix::thread::{MembarrierCommand, membarrier};
 
 use super::links::LinkError;
@@ -55,28 +58,44 @@ struct Remembered {
     words: &'static [usize],
 }
 
-const fn task_words(words: &'static [usize]) -> Remembered {
-    Remembered { map: "TASKS", value_bytes: size_of::<TaskState>(), words }
-}
-
-const fn memory_words(words: &'static [usize]) -> Remembered {
-    Remembered { map: "MEMORY", value_bytes: size_of::<MemoryState>(), words }
+impl Remembered {
+    const fn in_table<S>(map: &'static str, words: &'static [usize]) -> Self {
+        Self { map, value_bytes: size_of::<Slot<S>>(), words }
+    }
 }
 
 /// The state that the programs for this kind of record keep between a begin and its end.
 fn remembered(kind: RecordKind) -> Option<Remembered> {
     Some(match kind {
-        RecordKind::Runqueue => task_words(&[
-            offset_of!(TaskState, run_delay_ns) / 8,
-            offset_of!(TaskState, involuntary_switches) / 8,
-        ]),
-        RecordKind::Fault => task_words(&[
-            offset_of!(TaskState, fault_ns) / 8,
-            offset_of!(TaskState, fault_counted_ns) / 8,
-        ]),
-        RecordKind::MmSyscall => task_words(&[offset_of!(TaskState, syscall_ns) / 8]),
-        RecordKind::Reclaim => memory_words(&[offset_of!(MemoryState, reclaim_ns) / 8]),
-        RecordKind::Compaction => memory_words(&[offset_of!(MemoryState, compaction_ns) / 8]),
+        RecordKind::Runqueue => Remembered::in_table::<RunqueueState>(
+            "RUNQUEUE",
+            &[
+                offset_of!(Slot<RunqueueState>, state.run_delay_ns) / 8,
+                offset_of!(Slot<RunqueueState>, state.involuntary_switches) / 8,
+                offset_of!(Slot<RunqueueState>, state.runnable_ns) / 8,
+                // This word also holds `preempted`, which belongs to `runnable_ns`.
+                offset_of!(Slot<RunqueueState>, state.moved_asleep) / 8,
+            ],
+        ),
+        RecordKind::Fault => Remembered::in_table::<FaultState>(
+            "FAULTS",
+            &[
+                offset_of!(Slot<FaultState>, state.begin_ns) / 8,
+                offset_of!(Slot<FaultState>, state.minor_ns) / 8,
+            ],
+        ),
+        RecordKind::MmSyscall => Remembered::in_table::<MmSyscallState>(
+            "MM_SYSCALLS",
+            &[offset_of!(Slot<MmSyscallState>, state.begin_ns) / 8],
+        ),
+        RecordKind::Reclaim => Remembered::in_table::<ReclaimState>(
+            "RECLAIMS",
+            &[offset_of!(Slot<ReclaimState>, state.reclaim_ns) / 8],
+        ),
+        RecordKind::Compaction => Remembered::in_table::<ReclaimState>(
+            "RECLAIMS",
+            &[offset_of!(Slot<ReclaimState>, state.compaction_ns) / 8],
+        ),
         RecordKind::Socket => Remembered {
             map: "SOCKETS",
             value_bytes: size_of::<SocketEntry>(),

@@ -245,6 +245,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     globals.push(("CGROUP_ROWS", shape.cgroup_rows as u32));
     globals.push(("CGROUP_STRIPE_SHIFT", shape.cgroup_stripe_shift));
     globals.push(("KERNEL_BTF", u32::from(own_btf.is_ok())));
+    globals.push(("WATCHES_FAULTS", u32::from(options.selection().contains("fault"))));
     globals.push(("HAS_TARGET", u32::from(options.has_target)));
     globals.push(("LOG_LOSSES", u32::from(messages::are_shown())));
     let mut loader = EbpfLoader::new();

@@ -2,8 +2,8 @@
 //! the maps are then created with.
 
 use observer_ebpf::wire::{
-    CgroupHistogram, CgroupTable, Config, Counts, Histogram, MemoryState, PID_MAX_LIMIT, SCOPES,
-    SOCKET_SLOTS, SocketEntry, TaskState, UPROBE_COUNTERS,
+    CgroupHistogram, CgroupTable, Config, Counts, FaultState, Histogram, MmSyscallState,
+    PID_MAX_LIMIT, ReclaimState, RunqueueState, SCOPES, SOCKET_SLOTS, Slot, SocketEntry, UPROBE_COUNTERS,
 };
 
 use super::load::Shape;
@@ -65,8 +65,10 @@ pub(super) fn of_shape(shape: Shape, ring_bytes: u32) -> Vec<MapPlan> {
     let sized = |map: MapPlan| MapPlan { sized_at_load: true, ..map };
     vec![
         sized(map("RING", Ring, ring_bytes, 1)),
-        sized(map("TASKS", Array, task_slots, size_of::<TaskState>())),
-        sized(map("MEMORY", Array, task_slots, size_of::<MemoryState>())),
+        sized(map("RUNQUEUE", Array, task_slots, size_of::<Slot<RunqueueState>>())),
+        sized(map("FAULTS", Array, task_slots, size_of::<Slot<FaultState>>())),
+        sized(map("MM_SYSCALLS", Array, task_slots, size_of::<Slot<MmSyscallState>>())),
+        sized(map("RECLAIMS", Array, task_slots, size_of::<Slot<ReclaimState>>())),
         sized(map("HISTOGRAMS", Array, histograms, size_of::<Histogram>())),
         sized(map("CGROUP_HISTOGRAMS", Array, cgroup_histograms, size_of::<CgroupHistogram>())),
         map("CGROUPS", Array, 1, size_of::<CgroupTable>()),
