@@ -129,8 +129,9 @@ pub const OWN_KINDS: u16 = 1 << 8;
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LossKind {
-    /// Two threads shared a slot of the per-thread state table at the same time: a start time was
-    /// overwritten, one stall is missing from the histograms.
+    /// Two live threads share an entry of a table of threads, and one overwrote what the other
+    /// needed: a begin, so that one stall is missing from the histograms; or what tells the kind and
+    /// the earlier parts of a wait for a CPU, which is then counted as a wake-up with its last part.
     TaskSlot = 0,
     /// No row of the cgroup histograms was free for a cgroup: its threads are counted for the host,
     /// and in the row for all other cgroups. Counted once for each thread that looked for it.
@@ -185,9 +186,8 @@ impl LossKind {
     /// Whether the programs know whose loss it is. If not, the whole loss may be the target's.
     #[must_use]
     pub const fn owner_is_known(self) -> bool {
-        // The kernel does not say for which task it skipped a program, and the table of threads
-        // does not store the process of an entry's former owner.
-        !matches!(self, Self::ProgramMissed | Self::TaskSlot)
+        // The kernel does not say for which task it skipped a program.
+        !matches!(self, Self::ProgramMissed)
     }
 }
 

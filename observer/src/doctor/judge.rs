@@ -376,12 +376,11 @@ fn clock_source(facts: &Facts) -> Check {
 fn pid_max(facts: &Facts) -> Check {
     let value = facts.pid_max.to_string();
     if facts.pid_max <= TASK_SLOTS_MAX {
-        return ok("pid_max", value, "every thread has its own slot for start times");
+        return ok("pid_max", value, "every thread has its own entry in the tables of threads");
     }
     let means = format!(
-        "threads whose ids are equal modulo {TASK_SLOTS_MAX} share a slot; if two of them are in \
-         a fault or a memory call at the same time, one stall is counted as lost (task_slot), and \
-         only the last part of a wait that moved between CPUs may be counted"
+        "threads whose ids are equal modulo {TASK_SLOTS_MAX} share an entry; if one of them \
+         overwrites what another one needs, that is counted as lost (task_slot)"
     );
     ok("pid_max", value, means)
 }

@@ -85,7 +85,7 @@ pub static LOSSES: &[LossInfo] = &[
     LossInfo {
         id: "task_slot",
         title: "overwritten begin times",
-        sentence: "Two threads shared an entry of the table of threads at the same time.",
+        sentence: "Two live threads shared an entry of a table of threads, and one overwrote the other.",
         ..RECORDS
     },
     LossInfo {
@@ -228,11 +228,11 @@ mod tests {
 
     #[test]
     fn the_hosts_losses_are_not_the_targets() {
-        let by_kind = [("cgroup_slot", 9), ("task_slot", 4), ("unheard_of", 2)];
+        let by_kind = [("cgroup_slot", 9), ("program_missed", 4), ("unheard_of", 2)];
         let by_kind = by_kind.map(|(kind, count)| (kind.to_owned(), count)).into();
         let mut loss = LossSummary { total: 0, by_kind, target_by_kind: None };
         let of_target: Vec<String> = loss.of_target().into_keys().collect();
-        assert_eq!(of_target, ["task_slot", "unheard_of"]);
+        assert_eq!(of_target, ["program_missed", "unheard_of"]);
         loss.target_by_kind = Some(BTreeMap::from([("task_slot".to_owned(), 1)]));
         assert_eq!(loss.of_target(), BTreeMap::from([("task_slot".to_owned(), 1)]));
     }

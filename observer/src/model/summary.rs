@@ -229,7 +229,7 @@ pub struct LossSummary {
     /// By kind, whole host: ring losses under the record kind's name, other losses under their own.
     pub by_kind: BTreeMap<String, u64>,
     /// The part of them that concerns the target; `None` in runs of older versions. All of
-    /// `program_missed` and `task_slot`, since it is not known which task these concern.
+    /// `program_missed`, since it is not known which task that concerns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_by_kind: Option<BTreeMap<String, u64>>,
 }
