@@ -20,6 +20,14 @@ macro_rules! globals {
 globals! {
     /// Entries of the tables of threads minus one.
     TASK_MASK: task_mask = 0;
+    /// 1 when `RunqueueState` is in task-local storage.
+    RUNQUEUE_STORED: runqueue_stored = 0;
+    /// 1 when `FaultState` is in task-local storage.
+    FAULTS_STORED: faults_stored = 0;
+    /// 1 when `MmSyscallState` is in task-local storage.
+    MM_SYSCALLS_STORED: mm_syscalls_stored = 0;
+    /// 1 when `ReclaimState` is in task-local storage.
+    RECLAIMS_STORED: reclaims_stored = 0;
     /// 1 when page faults are watched as well.
     WATCHES_FAULTS: watches_faults = 0;
     /// Rows of the cgroup histograms; 0 when nothing is counted by cgroup.

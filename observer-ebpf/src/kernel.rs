@@ -5,6 +5,7 @@ use core::arch::asm;
 
 use aya_ebpf::{
     EbpfContext,
+    bindings::task_struct,
     helpers::{
         bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel,
         bpf_probe_read_kernel_buf,
@@ -112,6 +113,17 @@ impl Arguments {
 pub(crate) struct Task(Pointer);
 
 impl Task {
+    /// Whether the verifier knows that it is one.
+    #[inline(always)]
+    pub(crate) const fn is_typed(self) -> bool {
+        self.0.typed
+    }
+
+    #[inline(always)]
+    pub(crate) const fn as_ptr(self) -> *mut task_struct {
+        self.0.address.cast_mut().cast()
+    }
+
     /// The task that runs this program.
     #[inline(always)]
     pub(crate) fn current() -> Self {

@@ -1,35 +1,72 @@
 //! All maps. Sizes marked "loader" are set at load time. User space can map the state that outlives
 //! an event, and clears it before a detached probe is attached again.
 
+use core::{ffi::c_void, ptr};
+
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
-    macros::map,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE},
+    macros::{btf_map, map},
     maps::{Array, RingBuf},
 };
 use observer_ebpf::wire::{
     CgroupHistogram, CgroupTable, Config, Counts, FaultState, Histogram, MmSyscallState,
     PID_MAX_LIMIT, ReclaimState, RunqueueState, SCOPES, SERIES, SOCKET_SLOTS, Slot, SocketEntry,
-    TASK_SLOTS_MAX, UPROBE_COUNTERS,
+    Stored, TASK_SLOTS_MAX, UPROBE_COUNTERS,
 };
 
 /// Records on their way to user space (loader).
 #[map]
 pub(crate) static RING: RingBuf = RingBuf::with_byte_size(1 << 23, 0);
 
-/// Tables of threads, one for each probe (loader).
-macro_rules! thread_tables {
-    ($($table:ident: $state:ident;)*) => {$(
+/// A map for values in task-local storage. aya-ebpf has no type for it; this is a definition in BTF
+/// like those of its `btf_maps`.
+#[repr(C)]
+pub(crate) struct TaskStorage<T> {
+    r#type: *const [i32; BPF_MAP_TYPE_TASK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+}
+
+// SAFETY: the pointers are never followed; the loader reads only their types.
+unsafe impl<T> Sync for TaskStorage<T> {}
+
+impl<T> TaskStorage<T> {
+    const fn new() -> Self {
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) const fn as_ptr(&self) -> *mut c_void {
+        ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+/// What each probe knows about a thread: a table of threads (loader), and task-local storage. The
+/// loader chooses one of them.
+macro_rules! thread_states {
+    ($($table:ident, $storage:ident: $state:ident;)*) => {$(
         #[map]
         pub(crate) static $table: Array<Slot<$state>> =
             Array::with_max_entries(TASK_SLOTS_MAX, BPF_F_MMAPABLE);
+
+        #[btf_map]
+        pub(crate) static $storage: TaskStorage<Stored<$state>> = TaskStorage::new();
     )*};
 }
 
-thread_tables! {
-    RUNQUEUE: RunqueueState;
-    FAULTS: FaultState;
-    MM_SYSCALLS: MmSyscallState;
-    RECLAIMS: ReclaimState;
+thread_states! {
+    RUNQUEUE, RUNQUEUE_STORAGE: RunqueueState;
+    FAULTS, FAULTS_STORAGE: FaultState;
+    MM_SYSCALLS, MM_SYSCALLS_STORAGE: MmSyscallState;
+    RECLAIMS, RECLAIMS_STORAGE: ReclaimState;
 }
 
 /// Histograms of the target and of everything else: by CPU, then scope, then series (loader). A

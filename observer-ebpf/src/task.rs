@@ -1,31 +1,56 @@
-//! What each probe knows about a thread between two events: one table for each probe, indexed by
-//! thread id.
+//! What each probe knows about a thread between two events: in the thread's task-local storage, or in
+//! a table indexed by thread id. The loader chooses for each probe, since storage costs more than a
+//! table, and in a table two threads can share an entry.
 
-use aya_ebpf::maps::Array;
+use core::ptr;
+
+use aya_ebpf::{
+    bindings::BPF_LOCAL_STORAGE_GET_F_CREATE, helpers::bpf_task_storage_get, maps::Array,
+};
 use observer_ebpf::wire::{
-    FaultState, LossKind, MmSyscallState, Owner, ReclaimState, RunqueueState, Slot,
+    FaultState, LossKind, MmSyscallState, Owner, ReclaimState, RecordKind, RunqueueState, Slot,
+    Stored,
 };
 
 use crate::{
     config, emit,
     kernel::Task,
-    maps::{FAULTS, MM_SYSCALLS, RECLAIMS, RUNQUEUE},
+    maps::{self, TaskStorage},
 };
 
 /// What one probe knows about a thread.
 pub(crate) trait State: Copy + Default + 'static {
+    /// The kind of record whose epoch it follows.
+    const KIND: RecordKind;
     /// The probe's table.
     fn table() -> &'static Array<Slot<Self>>;
+    /// The probe's map for task-local storage.
+    fn storage() -> &'static TaskStorage<Stored<Self>>;
+    /// Whether it is in task-local storage.
+    fn is_stored() -> bool;
     /// Whether a stall has begun, which is lost if another thread takes over the entry.
     fn has_begun(&self) -> bool;
 }
 
 macro_rules! states {
-    ($($state:ident in $table:ident: |$this:ident| $has_begun:expr;)*) => {$(
+    ($($state:ident, $kind:ident in $table:ident, $storage:ident if $stored:ident:
+        |$this:ident| $has_begun:expr;)*) => {$(
         impl State for $state {
+            const KIND: RecordKind = RecordKind::$kind;
+
             #[inline(always)]
             fn table() -> &'static Array<Slot<Self>> {
-                &$table
+                &maps::$table
+            }
+
+            #[inline(always)]
+            fn storage() -> &'static TaskStorage<Stored<Self>> {
+                &maps::$storage
+            }
+
+            #[inline(always)]
+            fn is_stored() -> bool {
+                config::$stored() != 0
             }
 
             #[inline(always)]
@@ -38,10 +63,13 @@ macro_rules! states {
 }
 
 states! {
-    RunqueueState in RUNQUEUE: |state| state.runnable_ns != 0;
-    FaultState in FAULTS: |state| state.begin_ns != 0;
-    MmSyscallState in MM_SYSCALLS: |state| state.begin_ns != 0;
-    ReclaimState in RECLAIMS: |state| state.reclaim_ns | state.compaction_ns != 0;
+    RunqueueState, Runqueue in RUNQUEUE, RUNQUEUE_STORAGE if runqueue_stored:
+        |state| state.runnable_ns != 0;
+    FaultState, Fault in FAULTS, FAULTS_STORAGE if faults_stored: |state| state.begin_ns != 0;
+    MmSyscallState, MmSyscall in MM_SYSCALLS, MM_SYSCALLS_STORAGE if mm_syscalls_stored:
+        |state| state.begin_ns != 0;
+    ReclaimState, Reclaim in RECLAIMS, RECLAIMS_STORAGE if reclaims_stored:
+        |state| state.reclaim_ns | state.compaction_ns != 0;
 }
 
 /// The thread's state, and whether it replaced the state of another thread: then it is new, although
@@ -50,6 +78,17 @@ states! {
 /// If the former owner was in a stall, that stall is lost, and counted.
 #[inline(always)]
 pub(crate) fn claim_entry<S: State>(task: Task) -> Option<(&'static mut S, bool)> {
+    if is_stored::<S>(task) {
+        let Some(stored) = stored::<S>(task, BPF_LOCAL_STORAGE_GET_F_CREATE.into()) else {
+            emit::lose_of(LossKind::ThreadStorage, task);
+            return None;
+        };
+        let epoch = epoch::<S>();
+        if stored.epoch != epoch {
+            *stored = Stored { epoch, state: S::default() };
+        }
+        return Some((&mut stored.state, false));
+    }
     let tid = task.tid();
     let slot = slot::<S>(tid)?;
     if slot.owner.tid == tid {
@@ -73,20 +112,49 @@ pub(crate) fn claim<S: State>(task: Task) -> Option<&'static mut S> {
 /// The thread's state, if there is one.
 #[inline(always)]
 pub(crate) fn find<S: State>(task: Task) -> Option<&'static mut S> {
+    if is_stored::<S>(task) {
+        let stored = stored::<S>(task, 0)?;
+        return (stored.epoch == epoch::<S>()).then_some(&mut stored.state);
+    }
     let tid = task.tid();
     let slot = slot::<S>(tid)?;
     (slot.owner.tid == tid).then_some(&mut slot.state)
 }
 
-/// Frees the thread's entry for another thread.
+/// Frees the entry of the thread's id for another thread. Task-local storage belongs to the task and
+/// not to its id.
 #[inline(always)]
 pub(crate) fn forget<S: State>(task: Task) {
+    if S::is_stored() {
+        return;
+    }
     let tid = task.tid();
     if let Some(slot) = slot::<S>(tid)
         && slot.owner.tid == tid
     {
         slot.owner = Owner::default();
         slot.state = S::default();
+    }
+}
+
+#[inline(always)]
+fn is_stored<S: State>(task: Task) -> bool {
+    task.is_typed() && S::is_stored()
+}
+
+#[inline(always)]
+fn epoch<S: State>() -> u64 {
+    emit::settings().map_or(0, |settings| settings.epoch[S::KIND as usize])
+}
+
+#[inline(always)]
+fn stored<S: State>(task: Task, flags: u64) -> Option<&'static mut Stored<S>> {
+    // SAFETY: the verifier knows the task, and checks the map and what is read of the value. Only
+    // the thread's own events touch it, and those of the scheduler that its lock orders.
+    unsafe {
+        bpf_task_storage_get(S::storage().as_ptr(), task.as_ptr(), ptr::null_mut(), flags)
+            .cast::<Stored<S>>()
+            .as_mut()
     }
 }
 

@@ -258,7 +258,7 @@ fn exit_instructions(probes: &str) -> u32 {
     let probes = ProbeOptions {
         selection: probes.parse().expect("probes"),
         tiers: tiers.iter().map(|tier| tier.parse::<ForcedTier>().expect("a tier")).collect(),
-        btf: None,
+        ..ProbeOptions::default()
     };
     let options = LoadOptions { has_target: true, ring_bytes: RING_BYTES, probes, by_cgroup: true };
     let kernel = Kernel::attach(&options).unwrap_or_else(|error| panic!("{error}"));
@@ -278,6 +278,33 @@ fn a_shared_program_has_the_parts_that_are_asked_for() {
     // Each lacks the part of the other, and the shared part is loaded once.
     assert!(calls < both && sockets < both, "{both}, {calls}, {sockets}");
     assert!(calls + sockets > both, "{both}, {calls}, {sockets}");
+}
+
+fn thread_state(arguments: &[&str]) -> String {
+    let (found, output) = doctor(&[&["--thread-state", "storage"], arguments].concat());
+    assert!(output.status.success(), "{found:#}");
+    for probe in probes(&found) {
+        assert_eq!(probe["state"], "attached", "{probe:#}");
+    }
+    let checks = found["checks"].as_array().expect("checks");
+    let check = checks.iter().find(|check| check["id"] == "thread_state").expect("it is there");
+    check["value"].as_str().expect("a text").to_owned()
+}
+
+#[test]
+fn the_state_of_threads_is_where_every_program_in_use_reaches_it() {
+    let Some(_guard) = privileged::ready("places of state") else { return };
+    let best = thread_state(&[]);
+    if best == "tables" {
+        println!("no task-local storage here");
+        return;
+    }
+    assert_eq!(best, "task-local storage: runqueue, fault, mm_syscall, reclaim");
+    // These programs do not know the type of the tasks that they switch between.
+    assert_eq!(
+        thread_state(&["--tier", "runqueue=raw_tracepoint"]),
+        "task-local storage: fault, mm_syscall, reclaim; tables: runqueue"
+    );
 }
 
 /// This kernel's types, with a member of `sched_info` moved far behind the end of its struct.

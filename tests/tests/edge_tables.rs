@@ -5,13 +5,15 @@ use std::fs;
 use std::path::Path;
 
 use observer::host::cgroups::Cgroups;
+use observer::kernel::ThreadPlaces;
+use observer::probe::{ProbeOptions, ThreadState};
 use observer_ebpf::wire::{SOCKET_SLOTS, TASK_SLOTS_MAX};
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::daemon::Daemon;
 use observer_tests::privileged;
 use observer_tests::process::Placement;
 use observer_tests::results::{Comparison, Held, Relation, case_held, not_applicable};
-use observer_tests::trial::{self, Trial, number};
+use observer_tests::trial::{self, Run, Trial, number};
 
 const FAULTS: &str = "observer_fault_latency_seconds_count";
 
@@ -65,34 +67,69 @@ impl Drop for PidMax {
     }
 }
 
-#[test]
-fn threads_that_share_a_slot_lose_what_they_say_they_lose() {
-    let Some(_guard) = privileged::ready("shared slots") else { return };
-    let trial = Trial::new("threads that share a slot");
-    let pid_max = PidMax::at_least(3 * TASK_SLOTS_MAX);
-    if let Err(reason) = &pid_max {
-        return not_applicable(trial.test, "mm_syscall", "calls + losses", reason);
-    }
+/// A run on two live threads whose ids belong to the same entry of a table of threads, with the
+/// number of their calls; or why there cannot be one.
+fn collision(trial: &Trial, place: &str) -> Result<(Run, u64), String> {
+    let _pid_max = PidMax::at_least(3 * TASK_SLOTS_MAX)?;
     if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2) {
-        return not_applicable(trial.test, "mm_syscall", "calls + losses", "needs two CPUs");
+        return Err("needs two CPUs".into());
     }
     let directory = trial::directory();
     let rounds = trial::scaled(2000).max(500).to_string();
     let mut work = trial::start(&["collide", "--rounds", &rounds], Placement::default());
-    let observed = trial.observe(&mut work, directory.path(), |_| ());
-    let run = &observed.runs[0];
+    let pid = work.id().to_string();
+    let target = ["--pid", &pid, "--thread-state", place].map(str::to_owned);
+    let mut observed = trial.observe_target(&target, &mut work, directory.path(), |_| ());
+    work.end().expect("the workload ends");
+    Ok((observed.runs.remove(0), number(&observed.counts, "calls")))
+}
+
+fn memory_calls(run: &Run) -> u64 {
+    run.count("mm_syscall", "mmap") + run.count("mm_syscall", "munmap")
+}
+
+#[test]
+fn threads_that_share_a_slot_lose_what_they_say_they_lose() {
+    let Some(_guard) = privileged::ready("shared slots") else { return };
+    let trial = Trial::new("threads that share a slot");
+    let (run, calls) = match collision(&trial, "tables") {
+        Ok(found) => found,
+        Err(reason) => {
+            return not_applicable(trial.test, "mm_syscall", "calls + losses", &reason);
+        }
+    };
     let held = Held::new(trial.test, "mm_syscall", &run.summary);
     let lost = run.lost("task_slot");
-    let counted = run.count("mm_syscall", "mmap") + run.count("mm_syscall", "munmap");
-    let calls = number(&observed.counts, "calls");
+    let counted = memory_calls(&run);
     assert!(lost > 0, "threads shared a slot: {:?}", run.summary.loss);
+    assert_eq!(run.target_lost("task_slot"), lost, "both are the target's");
     let against = "the callers' own count";
     held.at_most("calls", against, counted, calls, 0.01);
     // Faults that are lost the same way are in the losses as well. Two CPUs that take over a slot
     // at the same instant see one loss where there are two.
     held.at_least("calls + losses", against, counted + lost, calls, 0.002);
     case_held(trial.test, "mm_syscall", &format!("{lost} of {calls} counted as task_slot"));
-    work.end().expect("the workload ends");
+}
+
+#[test]
+fn threads_with_storage_of_their_own_share_nothing() {
+    let Some(_guard) = privileged::ready("task-local storage") else { return };
+    let trial = Trial::new("threads with storage of their own");
+    let options = ProbeOptions { thread_state: ThreadState::Storage, ..ProbeOptions::default() };
+    if let Some(why) = ThreadPlaces::of_host(&options).why() {
+        println!("no task-local storage here: {why}");
+        return;
+    }
+    match collision(&trial, "storage") {
+        Ok((run, calls)) => {
+            println!("{} calls counted, {calls} made", memory_calls(&run));
+            let lost = [run.lost("task_slot"), run.lost("thread_storage")];
+            assert_eq!(lost, [0, 0], "{:?}", run.summary.loss);
+            // The process that starts the two makes a few calls as well.
+            assert!((calls..=calls + calls / 100).contains(&memory_calls(&run)));
+        }
+        Err(reason) => println!("no ids that collide: {reason}"),
+    }
 }
 
 /// One workload in a cgroup, as the daemon's row of that cgroup has it.

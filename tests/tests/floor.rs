@@ -6,8 +6,10 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use observer::kernel::ThreadPlaces;
 use observer::model::{FloorChange, FloorReason};
 use observer::output::rundir::RunDir;
+use observer::probe::ProbeOptions;
 use observer_ebpf::wire::RecordKind;
 use observer_tests::daemon::Daemon;
 use observer_tests::kernel_counters;
@@ -175,7 +177,8 @@ fn memory_is_what_the_doctor_says_before_anything_is_loaded() {
     let (summary, _) = watch.finish_with_loss().unwrap_or_else(|error| panic!("{error}"));
     work.end().expect("it ends");
     let own = summary.observer;
-    let planned: u64 = observer::kernel::plan(observer::kernel::RING_BYTES, false)
+    let places = ThreadPlaces::of_host(&ProbeOptions::default());
+    let planned: u64 = observer::kernel::plan(observer::kernel::RING_BYTES, false, &places)
         .iter()
         .map(|map| map.bytes)
         .sum();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use observer::kernel::{Kernel, LoadOptions};
 use observer::model::ProbeState;
-use observer::probe::ProbeOptions;
+use observer::probe::{ProbeOptions, ThreadState};
 use observer_ebpf::wire::Series;
 use observer_tests::kernel_counters;
 use observer_tests::privileged;
@@ -16,9 +16,12 @@ use rustix::process::{Pid, Signal, kill_process};
 const REASON: &str = "the test says so";
 const PAUSE: Duration = Duration::from_secs(1);
 
-fn attach(probes: &str) -> Kernel {
+/// Both places where the state of threads can be: each is cleared in its own way.
+const PLACES: [ThreadState; 2] = [ThreadState::Tables, ThreadState::Storage];
+
+fn attach(probes: &str, thread_state: ThreadState) -> Kernel {
     let selection = probes.parse().expect("names of probes");
-    let probes = ProbeOptions { selection, ..ProbeOptions::default() };
+    let probes = ProbeOptions { selection, thread_state, ..ProbeOptions::default() };
     let options = LoadOptions { has_target: true, ring_bytes: 1 << 20, probes, by_cgroup: true };
     Kernel::attach(&options).unwrap_or_else(|error| panic!("{error}"))
 }
@@ -80,7 +83,11 @@ fn equal(what: &str, observed: u64, kernel: u64) {
 #[test]
 fn faults_are_counted_while_attached_and_none_spans_a_pause() {
     let Some(_guard) = privileged::ready("detached faults") else { return };
-    let mut kernel = attach("fault");
+    PLACES.into_iter().for_each(faults_with_pauses);
+}
+
+fn faults_with_pauses(state: ThreadState) {
+    let mut kernel = attach("fault", state);
     let mut work = start(&["storm", "--rounds", "100000000"]);
     let pid = work.id();
     kernel.targets().set(pid, true);
@@ -120,7 +127,11 @@ fn faults_are_counted_while_attached_and_none_spans_a_pause() {
 #[test]
 fn nothing_that_began_before_a_pause_ends_after_it() {
     let Some(_guard) = privileged::ready("detached in the middle") else { return };
-    let mut kernel = attach("fault,mm_syscall,reclaim,runqueue,socket");
+    PLACES.into_iter().for_each(stalls_with_pauses);
+}
+
+fn stalls_with_pauses(state: ThreadState) {
+    let mut kernel = attach("fault,mm_syscall,reclaim,runqueue,socket", state);
     let mut work = start(&["storm", "--rounds", "100000000"]);
     kernel.targets().set(work.id(), true);
     work.begin().expect("it works");
@@ -145,8 +156,12 @@ fn nothing_that_began_before_a_pause_ends_after_it() {
 #[test]
 fn the_wait_of_a_pause_is_not_counted_after_it() {
     let Some(_guard) = privileged::ready("detached runqueue") else { return };
+    PLACES.into_iter().for_each(waits_with_a_pause);
+}
+
+fn waits_with_a_pause(state: ThreadState) {
     const WAITS: [Series; 2] = [Series::RunqueueWakeup, Series::RunqueuePreempt];
-    let mut kernel = attach("runqueue");
+    let mut kernel = attach("runqueue", state);
     let mut work = start(&["contend", "--threads", "4", "--ms", "4000"]);
     let pid = work.id();
     kernel.targets().set(pid, true);
@@ -175,7 +190,7 @@ fn the_wait_of_a_pause_is_not_counted_after_it() {
 fn a_program_that_two_probes_share_goes_with_the_second() {
     let Some(_guard) = privileged::ready("detached sharers") else { return };
     const CALLS: [Series; 2] = [Series::Mprotect, Series::Madvise];
-    let mut kernel = attach("mm_syscall,socket");
+    let mut kernel = attach("mm_syscall,socket", ThreadState::Auto);
     let mut expected = 0;
     let mut calls = |kernel: &mut Kernel, attached: bool| {
         let mut work = start(&["memory-calls", "--rounds", &scaled_text(200)]);

@@ -153,11 +153,14 @@ pub enum LossKind {
     /// running a program (`recursion_misses`, kernel/bpf/syscall.c `bpf_prog_show_fdinfo`). Read by
     /// user space; kernels before Linux 6.7 do not count it for classic tracepoints and kprobes.
     ProgramMissed = 7,
+    /// The kernel gave no task-local storage for the state of a thread: it had no memory at that
+    /// moment, or was already making storage on that CPU. One begin, or one wait, is missing.
+    ThreadStorage = 8,
 }
 
 impl LossKind {
     /// All kinds, in the order of their discriminants.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::TaskSlot,
         Self::CgroupSlot,
         Self::SocketSlot,
@@ -166,6 +169,7 @@ impl LossKind {
         Self::BeginWithoutEnd,
         Self::SleepBookedAsWait,
         Self::ProgramMissed,
+        Self::ThreadStorage,
     ];
 
     /// The name used in every output.
@@ -180,6 +184,7 @@ impl LossKind {
             Self::BeginWithoutEnd => "begin_without_end",
             Self::SleepBookedAsWait => "sleep_booked_as_wait",
             Self::ProgramMissed => "program_missed",
+            Self::ThreadStorage => "thread_storage",
         }
     }
 
@@ -235,6 +240,8 @@ pub struct Config {
     pub descriptor_calls_at: u64,
     /// Not 0 while the programs log nothing, because user space has enough to read.
     pub log_paused: u64,
+    /// The present epoch of the state in task-local storage ([`Stored`]); by [`RecordKind`].
+    pub epoch: [u64; KIND_SLOTS],
 }
 
 /// A program at the exit of all system calls.

@@ -55,6 +55,19 @@ pub struct Slot<S> {
     pub state: S,
 }
 
+/// A value in a thread's task-local storage, where a probe's state is there.
+///
+/// User space cannot clear the storage of all threads. Instead it changes
+/// [`Config::epoch`](super::Config::epoch), and a state of another epoch is empty.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stored<S> {
+    /// The epoch that `state` belongs to.
+    pub epoch: u64,
+    /// What a probe knows about the thread.
+    pub state: S,
+}
+
 /// The row of a thread's cgroup, as last looked up.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::error::{Error, Exit, Result};
-use crate::probe::{ForcedTier, PROBES, ProbeOptions, Selection};
+use crate::probe::{ForcedTier, PROBES, ProbeOptions, Selection, ThreadState};
 
 /// Options about the probes.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -19,6 +19,9 @@ pub struct ProbeArgs {
     /// Tiers that need the kernel's own BTF are then not available
     #[arg(long, value_name = "FILE")]
     pub btf: Option<PathBuf>,
+    /// Where to keep the state of threads, for tests and the benchmark: auto, tables or storage
+    #[arg(long, value_name = "PLACE", hide = true)]
+    pub thread_state: Option<ThreadState>,
 }
 
 impl ProbeArgs {
@@ -46,6 +49,7 @@ impl ProbeArgs {
             selection: self.probes.unwrap_or_default(),
             tiers: self.tier.iter().copied().collect(),
             btf: self.btf.clone(),
+            thread_state: self.thread_state.unwrap_or_default(),
         }
     }
 }

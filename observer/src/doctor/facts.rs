@@ -6,7 +6,7 @@ use crate::host::cgroups::{Cgroups, Layout};
 use crate::host::process;
 use crate::host::system::{self, Lockdown};
 use crate::kernel::support::KernelSupport;
-use crate::kernel::{KERNEL_BTF, MapPlan, RING_BYTES};
+use crate::kernel::{KERNEL_BTF, MapPlan, RING_BYTES, ThreadPlaces};
 use crate::model::Tgid;
 use crate::session::memory;
 
@@ -40,6 +40,10 @@ pub struct Facts {
     pub memlock_bytes: Option<u64>,
     /// The maps, and the kernel memory that each will take.
     pub maps: Vec<MapPlan>,
+    /// Largest number of threads that the kernel allows.
+    pub threads_max: u32,
+    /// Where the programs keep what they know about each thread.
+    pub thread_places: ThreadPlaces,
     /// Upper bound of observer's resident memory.
     pub resident_bound_bytes: u64,
     /// `net.core.bpf_jit_enable`.
@@ -74,7 +78,7 @@ impl Facts {
     /// Examines the host. `btf` is a file to use instead of the kernel's own types; `support` is what
     /// was found by trying.
     #[must_use]
-    pub fn gather(btf: Option<&Path>, support: KernelSupport) -> Self {
+    pub fn gather(btf: Option<&Path>, support: KernelSupport, places: ThreadPlaces) -> Self {
         let uname = system::uname();
         let cgroups = Cgroups::read();
         let status = process::status(Tgid(std::process::id())).unwrap_or_default();
@@ -93,7 +97,9 @@ impl Facts {
                 .is_ok_and(|link| link.as_os_str() == INITIAL_PID_NAMESPACE),
             lockdown: system::lockdown(),
             memlock_bytes: system::memlock_limit_bytes(),
-            maps: crate::kernel::plan(RING_BYTES, false),
+            maps: crate::kernel::plan(RING_BYTES, false, &places),
+            threads_max: system::threads_max(),
+            thread_places: places,
             resident_bound_bytes: memory::resident_bound_bytes(),
             bpf_jit: system::read_trimmed("/proc/sys/net/core/bpf_jit_enable")
                 .and_then(|text| text.parse().ok()),
@@ -110,5 +116,11 @@ impl Facts {
             transparent_hugepages: system::transparent_hugepages(),
             pressure_stall_information: system::has_pressure_stall_information(),
         }
+    }
+
+    /// Another place for what the programs know about each thread, and the maps for it.
+    pub(super) fn place_threads(&mut self, places: ThreadPlaces) {
+        self.maps = crate::kernel::plan(RING_BYTES, false, &places);
+        self.thread_places = places;
     }
 }

@@ -73,6 +73,7 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
         cgroup_layout(facts),
         clock_source(facts),
         pid_max(facts),
+        thread_state(facts),
         tracefs(facts),
         delay_accounting(facts),
         swap(facts),
@@ -216,8 +217,18 @@ fn memory(facts: &Facts) -> Check {
         mib(maps),
         mib(facts.resident_bound_bytes)
     );
+    let threads = u64::from(facts.threads_max.min(facts.pid_max));
+    let by_thread = facts.maps.iter().map(|map| map.thread_bytes).sum::<u64>();
+    let for_threads = match by_thread {
+        0 => String::new(),
+        bytes => format!(
+            "; task-local storage takes up to {bytes} bytes more for each thread, {} if there are \
+             {threads}",
+            mib(bytes * threads)
+        ),
+    };
     let means = format!(
-        "BPF maps: {}; resident memory grows with the requests of a run (at most {}) and, during \
+        "BPF maps: {}{for_threads}; resident memory grows with the requests of a run (at most {}) and, during \
          the analysis, with its stalls (at most {})",
         each.join(", "),
         crate::loadgen::MAX_SAMPLES,
@@ -379,10 +390,20 @@ fn pid_max(facts: &Facts) -> Check {
         return ok("pid_max", value, "every thread has its own entry in the tables of threads");
     }
     let means = format!(
-        "threads whose ids are equal modulo {TASK_SLOTS_MAX} share an entry; if one of them \
-         overwrites what another one needs, that is counted as lost (task_slot)"
+        "threads whose ids are equal modulo {TASK_SLOTS_MAX} share an entry in the tables of \
+         threads; if one of them overwrites what another one needs, that is counted as lost \
+         (task_slot)"
     );
     ok("pid_max", value, means)
+}
+
+/// Where the programs keep what they know about each thread.
+fn thread_state(facts: &Facts) -> Check {
+    let means = match facts.thread_places.why() {
+        Some(why) => format!("not in task-local storage: {why}"),
+        None => "task-local storage belongs to one thread; tables are faster".to_owned(),
+    };
+    ok("thread_state", facts.thread_places.text(), means)
 }
 
 fn tracefs(facts: &Facts) -> Check {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::doctor::Report;
+use crate::kernel::ThreadPlaces;
 use crate::kernel::support::KernelSupport;
 
 fn healthy() -> Facts {
@@ -15,7 +16,9 @@ fn healthy() -> Facts {
         initial_pid_namespace: true,
         lockdown: Lockdown::Integrity,
         memlock_bytes: Some(8 << 20),
-        maps: crate::kernel::plan(8 << 20, false),
+        maps: crate::kernel::plan(8 << 20, false, &ThreadPlaces::tables("a test")),
+        threads_max: 100_000,
+        thread_places: ThreadPlaces::tables("a test"),
         resident_bound_bytes: 1 << 30,
         bpf_jit: Some(1),
         support: KernelSupport {

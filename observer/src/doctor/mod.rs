@@ -15,18 +15,26 @@ use std::path::Path;
 use try_attach::Tried;
 
 use crate::error::{Error, Result};
+use crate::kernel::ThreadPlaces;
 use crate::kernel::support::KernelSupport;
 use crate::probe::ProbeOptions;
 
 /// Examines the host and, if programs can be loaded, attaches every probe for a moment.
 #[must_use]
 pub fn examine(probes: &ProbeOptions) -> Report {
-    let facts = Facts::gather(probes.btf.as_deref(), KernelSupport::probe());
+    let places = ThreadPlaces::of_host(probes);
+    let mut facts = Facts::gather(probes.btf.as_deref(), KernelSupport::probe(), places);
     let mut checks = judge(&facts);
     if checks.iter().any(|check| check.blocks.is_some()) {
         return Report::new(checks, Vec::new());
     }
-    let Tried { probes, verifier_logs, programs, refused } = try_attach::try_all(probes);
+    let tried = try_attach::try_all(probes);
+    let Tried { probes, verifier_logs, programs, thread_places, refused } = tried;
+    if let Some(places) = thread_places.filter(|places| *places != facts.thread_places) {
+        // The tiers in use need another place than the one that was planned.
+        facts.place_threads(places);
+        checks = judge(&facts);
+    }
     checks.extend(refused.map(|value| Check {
         id: "bpf",
         state: State::Missing,
@@ -47,7 +55,8 @@ pub fn examine(probes: &ProbeOptions) -> Report {
 /// # Errors
 /// When a privilege or a kernel feature is missing.
 pub fn preflight(btf: Option<&Path>) -> Result<()> {
-    let facts = Facts::gather(btf, KernelSupport::required());
+    let places = ThreadPlaces::tables("not looked at");
+    let facts = Facts::gather(btf, KernelSupport::required(), places);
     let report = Report::new(judge(&facts), Vec::new());
     match (report.exit(), report.blocked_by.first()) {
         (Some(exit), Some(why)) => {

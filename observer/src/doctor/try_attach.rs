@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::report::{ProbeReport, TierReport, TierState};
-use crate::kernel::{Choice, Kernel, LoadOptions, RING_BYTES};
+use crate::kernel::{Choice, Kernel, LoadOptions, RING_BYTES, ThreadPlaces};
 use crate::model::{Coverage, ProbeState};
 use crate::probe::{PROBES, Probe, ProbeOptions};
 
@@ -35,6 +35,8 @@ pub(super) struct Tried {
     pub(super) verifier_logs: BTreeMap<String, String>,
     /// Instructions of each attached program after verification.
     pub(super) programs: BTreeMap<String, u32>,
+    /// Where the programs kept what they know about each thread.
+    pub(super) thread_places: Option<ThreadPlaces>,
     /// Why the kernel refused everything, if a privilege was missing.
     pub(super) refused: Option<String>,
 }
@@ -66,7 +68,8 @@ pub(super) fn try_all(probes: &ProbeOptions) -> Tried {
                 .into_iter()
                 .map(|program| (program.name, program.translated_bytes / INSTRUCTION_BYTES))
                 .collect();
-            Tried { probes, verifier_logs, programs, refused: None }
+            let thread_places = Some(kernel.thread_places().clone());
+            Tried { probes, verifier_logs, programs, thread_places, refused: None }
         }
         Err(error) => {
             let coverage = Coverage {

@@ -91,6 +91,14 @@ pub fn pid_max() -> u32 {
         .unwrap_or(observer_ebpf::wire::PID_MAX_LIMIT)
 }
 
+/// `kernel.threads-max`: so many threads there can be. The largest `pid_max` when it cannot be read.
+#[must_use]
+pub fn threads_max() -> u32 {
+    read_number("/proc/sys/kernel/threads-max")
+        .and_then(|max| u32::try_from(max).ok())
+        .unwrap_or(observer_ebpf::wire::PID_MAX_LIMIT)
+}
+
 /// Id of the task (process or thread) that was born last on this host: the last field of
 /// `/proc/loadavg`.
 #[must_use]

@@ -230,6 +230,21 @@ impl Btf {
         (0..count).map(|index| read_u32(&self.data, offset + 12 + index * 8 + 4)).collect()
     }
 
+    /// Where the length of each array of this integer type is in the data, and the length.
+    pub(super) fn arrays_of(&self, element: &str) -> impl Iterator<Item = (usize, u32)> {
+        self.types.iter().skip(1).filter_map(move |&offset| {
+            let (kind, _) = self.info(offset)?;
+            if kind != KIND_ARRAY {
+                return None;
+            }
+            let of = self.resolve(read_u32(&self.data, offset + 12)?)?;
+            let name = self.name_at(*self.types.get(of as usize)?)?;
+            // `struct btf_array`: the types of element and index, and the length.
+            let at = offset + 20;
+            (name == element.as_bytes()).then_some((at, read_u32(&self.data, at)?))
+        })
+    }
+
     fn struct_id(&self, name: &str) -> Option<u32> {
         self.find(KIND_STRUCT, name)
     }

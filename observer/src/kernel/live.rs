@@ -214,11 +214,17 @@ impl Kernel {
     /// Clears the state of the probe's programs, once none of them can still be running.
     fn forget_begins(&self, probe: &Probe) -> Result<(), LiveError> {
         wait_for_running_programs();
+        for kind in probe.kinds() {
+            // The epoch of a state in task-local storage.
+            let epoch = super::EPOCH + kind as usize;
+            self.config.set(epoch, self.config.get(epoch) + 1);
+        }
         for remembered in probe.kinds().filter_map(remembered) {
             let failed = |reason: String| LiveError::State { map: remembered.map, reason };
             let entries = match remembered.map {
                 "SOCKETS" => SOCKET_SLOTS,
-                _ => self.shape.task_slots,
+                table if self.places.is_table(table) => self.shape.task_slots,
+                _ => continue,
             };
             let Some(Map::Array(map)) = self.ebpf.map(remembered.map) else {
                 return Err(failed("missing in the object".to_owned()));

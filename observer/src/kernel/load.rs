@@ -1,5 +1,6 @@
 //! Loading the BPF object: sizes and offsets for this kernel, then each program by itself.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use super::mapped::MappedWords;
 use super::messages::{self, Messages};
 use super::offsets::Offsets;
 use super::plan::{self, MapPlan};
+use super::thread_state::{self, ThreadPlaces};
 use crate::host::cgroups::{CgroupNames, Cgroups};
 use crate::host::system;
 use crate::probe::{self, PROBES, ProbeOptions, Selection};
@@ -166,6 +168,7 @@ pub(super) struct Loaded {
     /// `None` unless the programs log.
     pub(super) messages: Option<Messages>,
     pub(super) shape: Shape,
+    pub(super) places: ThreadPlaces,
     pub(super) map_bytes: u64,
     /// Maps reached through memory only; the programs need their descriptors at load.
     pub(super) mapped_maps: Vec<MapData>,
@@ -225,8 +228,12 @@ impl Shape {
     }
 }
 
-/// Creates the maps and relocates the programs.
-pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
+/// Creates the maps and relocates the programs, with the states of threads in these places, or in
+/// the best ones.
+pub(super) fn load(
+    options: &LoadOptions,
+    places: Option<ThreadPlaces>,
+) -> Result<Loaded, LoadError> {
     raise_memlock_limit();
     let (btf, own_btf) = match &options.probes.btf {
         Some(file) => (Btf::of_file(file)?, Err(format!("types are from {}", file.display()))),
@@ -237,6 +244,9 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     };
     let cgroups = Cgroups::read();
     let shape = Shape::of_host(options.by_cgroup);
+    let places = places.unwrap_or_else(|| {
+        ThreadPlaces::choose(options.probes.thread_state, own_btf.is_ok().then_some(&btf))
+    });
     let offsets = Offsets::of(&btf, cgroups.memory_v1.is_some())
         .map_err(|error| LoadError::Members(error.to_string()))?;
     let mut globals = offsets.globals.clone();
@@ -246,18 +256,26 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     globals.push(("CGROUP_STRIPE_SHIFT", shape.cgroup_stripe_shift));
     globals.push(("KERNEL_BTF", u32::from(own_btf.is_ok())));
     globals.push(("WATCHES_FAULTS", u32::from(options.selection().contains("fault"))));
+    globals.extend(places.iter().map(|(state, stored)| (state.global, u32::from(stored))));
     globals.push(("HAS_TARGET", u32::from(options.has_target)));
     globals.push(("LOG_LOSSES", u32::from(messages::are_shown())));
     let mut loader = EbpfLoader::new();
     loader.btf(own_btf.as_ref().ok()).verifier_log_level(VerifierLogLevel::STATS);
-    let plan = plan::of_shape(shape, options.ring_bytes);
+    let plan = plan::of_shape(shape, options.ring_bytes, &places);
     for map in plan.iter().filter(|map| map.sized_at_load) {
         loader.map_max_entries(map.name, map.entries);
     }
     for (name, value) in &globals {
         loader.override_global(name, value, true);
     }
-    let mut ebpf = loader.load(OBJECT).map_err(|error| refusal(error, &plan))?;
+    // aya has no type for maps in task-local storage.
+    loader.allow_unsupported_maps();
+    let object = if places.any_stored() {
+        Cow::Borrowed(OBJECT)
+    } else {
+        Cow::Owned(thread_state::without_storage(OBJECT)?)
+    };
+    let mut ebpf = loader.load(&object).map_err(|error| refusal(error, &plan))?;
     drop(loader);
     let map_bytes = map_bytes(&ebpf);
     // The descriptors stay open, because some programs are loaded later.
@@ -305,6 +323,7 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
         ring,
         messages,
         shape,
+        places,
         map_bytes,
         mapped_maps,
     };
@@ -355,7 +374,7 @@ where
 fn map_bytes(ebpf: &Ebpf) -> u64 {
     ebpf.maps()
         .filter_map(|(_, map)| match map {
-            Map::Array(map) | Map::RingBuf(map) => Some(map.fd()),
+            Map::Array(map) | Map::RingBuf(map) | Map::Unsupported(map) => Some(map.fd()),
             _ => None,
         })
         .map(|fd| super::fdinfo_field(&super::fdinfo(fd.as_fd().as_raw_fd()), "memlock:"))

@@ -18,6 +18,7 @@ mod plan;
 mod profile;
 mod ring;
 pub mod support;
+mod thread_state;
 mod uprobe;
 
 use std::collections::BTreeMap;
@@ -42,6 +43,7 @@ pub use load::{LoadError, LoadOptions, RING_BYTES};
 pub use plan::{MapPlan, plan};
 pub use profile::ProgramProfile;
 pub use ring::Ring;
+pub use thread_state::ThreadPlaces;
 pub use uprobe::{Place, UprobeError};
 
 use crate::aggregate::{Distribution, Snapshot};
@@ -58,6 +60,7 @@ use mapped::MappedWords;
 const GENERATOR_TGID: usize = offset_of!(Config, generator_tgid) / 8;
 const GENERATOR_CONNECTED: usize = offset_of!(Config, generator_connected_ns) / 8;
 const DESCRIPTOR_CALLS_AT: usize = offset_of!(Config, descriptor_calls_at) / 8;
+const EPOCH: usize = offset_of!(Config, epoch) / 8;
 
 /// The attached programs. Dropping it detaches and frees everything; so does the death of the
 /// process, since nothing is pinned.
@@ -80,6 +83,7 @@ pub struct Kernel {
     counts: Arc<MappedWords>,
     ring: Option<Ring>,
     shape: Shape,
+    places: ThreadPlaces,
     map_bytes: u64,
     has_target: bool,
 }
@@ -150,8 +154,18 @@ impl Kernel {
     /// When nothing can be loaded at all, or a forced tier is not available. A single refused
     /// program is not an error: it is reported as unsupported.
     pub fn attach(options: &LoadOptions) -> Result<Self, LoadError> {
-        let mut loaded = load::load(options)?;
-        let (choices, states) = attach::attach_probes(&mut loaded, options)?;
+        let (mut loaded, mut choices, mut states);
+        let mut places = None;
+        loop {
+            loaded = load::load(options, places)?;
+            (choices, states) = attach::attach_probes(&mut loaded, options)?;
+            places = loaded.places.for_choices(&choices);
+            if places.is_none() {
+                break;
+            }
+            // The programs in use cannot reach a state where it is: everything is loaded again.
+            drop(loaded);
+        }
         let Loaded {
             links,
             ebpf,
@@ -163,6 +177,7 @@ impl Kernel {
             ring,
             messages,
             shape,
+            places,
             map_bytes,
             uprobe_calls,
             mapped_maps,
@@ -186,6 +201,7 @@ impl Kernel {
             counts,
             ring: Some(Ring::new(ring, messages)),
             shape,
+            places,
             map_bytes,
             has_target: options.has_target,
         })
@@ -219,6 +235,12 @@ impl Kernel {
     #[must_use]
     pub fn choice(&self, probe: &str) -> Option<&Choice> {
         self.choices.get(probe)
+    }
+
+    /// Where the programs keep what they know about each thread.
+    #[must_use]
+    pub const fn thread_places(&self) -> &ThreadPlaces {
+        &self.places
     }
 
     /// The set of target processes.

@@ -2,12 +2,13 @@
 //! the maps are then created with.
 
 use observer_ebpf::wire::{
-    CgroupHistogram, CgroupTable, Config, Counts, FaultState, Histogram, MmSyscallState,
-    PID_MAX_LIMIT, ReclaimState, RunqueueState, SCOPES, SOCKET_SLOTS, Slot, SocketEntry, UPROBE_COUNTERS,
+    CgroupHistogram, CgroupTable, Config, Counts, Histogram, PID_MAX_LIMIT, SCOPES, SOCKET_SLOTS,
+    SocketEntry, UPROBE_COUNTERS,
 };
 
 use super::load::Shape;
 use super::messages;
+use super::thread_state::ThreadPlaces;
 
 /// One map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,9 @@ pub struct MapPlan {
     pub entries: u32,
     /// Kernel memory, as the kernel accounts it.
     pub bytes: u64,
+    /// More kernel memory for each live thread that the map has a value for; the kernel does not
+    /// account it to the map.
+    pub thread_bytes: u64,
     /// Its size is not the object's own, and is set at load.
     pub(super) sized_at_load: bool,
 }
@@ -30,7 +34,17 @@ enum Layout {
     /// `ringbuf_map_mem_usage` (kernel/bpf/ringbuf.c): the data, mapped twice, and its pages'
     /// pointers.
     Ring,
+    /// `local_storage_map_mem_usage` (kernel/bpf/bpf_local_storage.c): `struct
+    /// bpf_local_storage_map`, rounded up, and two buckets a CPU or more. Values are allocated one
+    /// by one.
+    TaskStorage,
 }
+
+/// `struct bpf_local_storage_elem` without the value, and what the allocator adds.
+const STORAGE_ELEMENT_BYTES: usize = 80;
+
+/// `struct bpf_local_storage`, one for each thread that has a value in any map, as allocated.
+const LOCAL_STORAGE_BYTES: u64 = 256;
 
 /// `struct bpf_array`, rounded up.
 const ARRAY_HEADER_BYTES: u64 = 512;
@@ -46,29 +60,45 @@ fn map(name: &'static str, layout: Layout, entries: u32, value_bytes: usize) -> 
             let pages = u64::from(entries).div_ceil(page);
             3 * page + whole_pages(u64::from(entries)) + (3 + 2 * pages) * 8
         }
+        Layout::TaskStorage => 1024,
     };
-    MapPlan { name, entries, bytes, sized_at_load: false }
+    let thread_bytes = match layout {
+        // The allocator's next size, at most.
+        Layout::TaskStorage => (STORAGE_ELEMENT_BYTES + value_bytes).next_multiple_of(64) as u64,
+        _ => 0,
+    };
+    MapPlan { name, entries, bytes, thread_bytes, sized_at_load: false }
 }
 
 /// All maps for this host; `by_cgroup` as in [`LoadOptions`](super::LoadOptions).
 #[must_use]
-pub fn plan(ring_bytes: u32, by_cgroup: bool) -> Vec<MapPlan> {
-    of_shape(Shape::of_host(by_cgroup), ring_bytes)
+pub fn plan(ring_bytes: u32, by_cgroup: bool, places: &ThreadPlaces) -> Vec<MapPlan> {
+    of_shape(Shape::of_host(by_cgroup), ring_bytes, places)
 }
 
-pub(super) fn of_shape(shape: Shape, ring_bytes: u32) -> Vec<MapPlan> {
-    use Layout::{Array, Ring};
+pub(super) fn of_shape(shape: Shape, ring_bytes: u32, places: &ThreadPlaces) -> Vec<MapPlan> {
+    use Layout::{Array, Ring, TaskStorage};
     let Shape { cpus, series, cgroup_rows, task_slots, .. } = shape;
     let histograms = (cpus * SCOPES * series) as u32;
     // A map has at least one entry.
     let cgroup_histograms = (shape.cgroup_stripes() * cgroup_rows * series).max(1) as u32;
     let sized = |map: MapPlan| MapPlan { sized_at_load: true, ..map };
-    vec![
+    // Of a state's two maps one is in use, and the other as small as possible.
+    let states = places.iter().flat_map(|(state, stored)| {
+        let (slots, layout, entries) = match (stored, places.any_stored()) {
+            (true, _) => (1, TaskStorage, 0),
+            (false, true) => (task_slots, TaskStorage, 0),
+            (false, false) => (task_slots, Array, 1),
+        };
+        let storage = sized(map(state.storage, layout, entries, state.stored_bytes));
+        let thread_bytes = if stored { storage.thread_bytes } else { 0 };
+        [
+            sized(map(state.table, Array, slots, state.slot_bytes)),
+            MapPlan { thread_bytes, ..storage },
+        ]
+    });
+    let others = [
         sized(map("RING", Ring, ring_bytes, 1)),
-        sized(map("RUNQUEUE", Array, task_slots, size_of::<Slot<RunqueueState>>())),
-        sized(map("FAULTS", Array, task_slots, size_of::<Slot<FaultState>>())),
-        sized(map("MM_SYSCALLS", Array, task_slots, size_of::<Slot<MmSyscallState>>())),
-        sized(map("RECLAIMS", Array, task_slots, size_of::<Slot<ReclaimState>>())),
         sized(map("HISTOGRAMS", Array, histograms, size_of::<Histogram>())),
         sized(map("CGROUP_HISTOGRAMS", Array, cgroup_histograms, size_of::<CgroupHistogram>())),
         map("CGROUPS", Array, 1, size_of::<CgroupTable>()),
@@ -78,7 +108,12 @@ pub(super) fn of_shape(shape: Shape, ring_bytes: u32) -> Vec<MapPlan> {
         map("UPROBE_CALLS", Array, UPROBE_COUNTERS, 8),
         map("CONFIG", Array, 1, size_of::<Config>()),
         sized(map("AYA_LOGS", Ring, messages::ring_bytes(), 1)),
-    ]
+    ];
+    let mut maps: Vec<MapPlan> = others.into_iter().chain(states).collect();
+    if let Some(first) = maps.iter_mut().find(|map| map.thread_bytes > 0) {
+        first.thread_bytes += LOCAL_STORAGE_BYTES;
+    }
+    maps
 }
 
 #[cfg(test)]
@@ -93,8 +128,12 @@ mod tests {
         Shape::new(cpus, memory_bytes, 1 << 17, SERIES_PLANNED, true)
     }
 
+    fn tables() -> ThreadPlaces {
+        ThreadPlaces::tables("a test")
+    }
+
     fn bytes(shape: Shape) -> u64 {
-        of_shape(shape, 8 << 20).iter().map(|map| map.bytes).sum()
+        of_shape(shape, 8 << 20, &tables()).iter().map(|map| map.bytes).sum()
     }
 
     #[test]
@@ -124,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_map_takes_at_least_its_values() {
-        for map in plan(8 << 20, true) {
+        for map in plan(8 << 20, true, &tables()) {
             assert!(map.bytes >= u64::from(map.entries), "{map:?}");
         }
     }

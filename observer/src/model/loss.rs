@@ -89,6 +89,12 @@ pub static LOSSES: &[LossInfo] = &[
         ..RECORDS
     },
     LossInfo {
+        id: "thread_storage",
+        title: "threads without storage",
+        sentence: "The kernel had no memory at that moment for what a probe knows about a thread.",
+        ..RECORDS
+    },
+    LossInfo {
         id: "end_without_begin",
         title: "ends without a begin",
         sentence: "The begin happened before the probe was attached, or was lost.",

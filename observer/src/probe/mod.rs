@@ -17,7 +17,7 @@ use observer_ebpf::wire::{Header, KIND_SLOTS, RecordKind};
 
 use crate::model::{Cause, Event, OWN_RECORDS, RecordRow};
 pub use hooks::{Attach, Members, Need, Program, Tier};
-pub use selection::{ForcedTier, ForcedTiers, NOT_ASKED_FOR, ProbeOptions, Selection};
+pub use selection::{ForcedTier, ForcedTiers, NOT_ASKED_FOR, ProbeOptions, Selection, ThreadState};
 
 /// One probe.
 #[derive(Clone, Copy, Debug)]

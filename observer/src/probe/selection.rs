@@ -121,6 +121,34 @@ pub struct ProbeOptions {
     pub tiers: ForcedTiers,
     /// BTF of the running kernel from a file, instead of the kernel's own.
     pub btf: Option<PathBuf>,
+    /// Where the programs keep what they know about each thread.
+    pub thread_state: ThreadState,
+}
+
+/// Where the programs keep what they know about each thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ThreadState {
+    /// In tables where no two threads can share an entry or where the path is hot; otherwise in
+    /// task-local storage, if the kernel has it.
+    #[default]
+    Auto,
+    /// In tables indexed by thread id.
+    Tables,
+    /// In task-local storage, if the kernel has it.
+    Storage,
+}
+
+impl FromStr for ThreadState {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "tables" => Ok(Self::Tables),
+            "storage" => Ok(Self::Storage),
+            _ => Err(format!("'{text}' is not auto, tables or storage")),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use clap::Parser;
 use observer::host::system;
 use observer::kernel::{Kernel, LoadOptions, RING_BYTES};
 use observer::model::ProbeState;
-use observer::probe::{ForcedTier, PROBES, Probe, ProbeOptions, Selection};
+use observer::probe::{ForcedTier, PROBES, Probe, ProbeOptions, Selection, ThreadState, Tier};
 use serde_json::{Value, json};
 
 /// Measures every tier that this kernel offers.
@@ -31,9 +31,15 @@ struct Args {
     /// Only this probe
     #[arg(long)]
     probe: Option<String>,
+    /// Only this tier
+    #[arg(long)]
+    tier: Option<String>,
     /// Count for the host alone, as a run does, and not by cgroup
     #[arg(long)]
     without_cgroups: bool,
+    /// Where the state of threads is kept (auto, tables, storage); with several, each in turn
+    #[arg(long, value_delimiter = ',', default_value = "auto")]
+    thread_state: Vec<ThreadState>,
 }
 
 /// The operations that take the path of each probe. The other two probes watch rare events.
@@ -67,17 +73,27 @@ fn measure(args: &Args) -> Result<()> {
             }
             let of_probe = OPERATIONS.iter().find(|(name, _)| *name == probe.name);
             let Some((_, operations)) = of_probe else { continue };
-            for tier in probe.tiers {
-                match tier_rows(&mut work, probe, tier.name, operations, !args.without_cgroups)? {
+            let places = &args.thread_state;
+            let wanted = |tier: &&Tier| args.tier.as_ref().is_none_or(|only| only == tier.name);
+            let tiers = probe.tiers.iter().filter(wanted);
+            let ways = tiers.flat_map(|tier| places.iter().map(move |at| (tier, *at)));
+            for (tier, at) in ways {
+                let name = match at {
+                    ThreadState::Auto => tier.name.to_owned(),
+                    ThreadState::Tables => format!("{}, tables", tier.name),
+                    ThreadState::Storage => format!("{}, storage", tier.name),
+                };
+                let way = (tier.name, at, !args.without_cgroups);
+                match tier_rows(&mut work, probe, operations, way)? {
                     Ok(rows) => {
                         for row in rows {
-                            tell(row, &kernel, probe, tier.name, results.as_mut())?;
+                            tell(row, &kernel, probe, &name, results.as_mut())?;
                         }
                     }
                     // The reason does not change from round to round.
                     Err(reason) if round == 0 => {
                         let row = json!({"part": "no_tier", "reason": reason});
-                        tell(row, &kernel, probe, tier.name, results.as_mut())?;
+                        tell(row, &kernel, probe, &name, results.as_mut())?;
                     }
                     Err(_) => {}
                 }
@@ -91,15 +107,14 @@ fn measure(args: &Args) -> Result<()> {
 fn tier_rows(
     work: &mut Work,
     probe: &Probe,
-    tier: &str,
     operations: &[&str],
-    by_cgroup: bool,
+    (tier, thread_state, by_cgroup): (&str, ThreadState, bool),
 ) -> Result<std::result::Result<Vec<Value>, String>> {
     let forced: ForcedTier =
         format!("{}={tier}", probe.name).parse().map_err(|error: String| Error::other(error))?;
     let selection: Selection = probe.name.parse().map_err(|error: String| Error::other(error))?;
-    let probes =
-        ProbeOptions { selection, tiers: [forced].into_iter().collect(), ..Default::default() };
+    let tiers = [forced].into_iter().collect();
+    let probes = ProbeOptions { selection, tiers, thread_state, ..Default::default() };
     let before = work.bursts(operations)?;
     let options = LoadOptions { has_target: false, ring_bytes: RING_BYTES, probes, by_cgroup };
     let kernel = match Kernel::attach(&options) {
