@@ -142,7 +142,7 @@ pub(crate) fn emit<T: Record>(kind: RecordKind, record: T) {
         if logs_losses() {
             // SAFETY: a `Record` begins with its header.
             let header = unsafe { &*(&raw const record).cast::<Header>() };
-            log::ring_full(kind, (header.tgid, header.tid));
+            log::ring_full(kind as u32, header.tgid, header.tid);
         }
         bump!(lost[kind as usize]);
         return;

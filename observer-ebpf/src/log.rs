@@ -3,7 +3,7 @@
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_log_ebpf::debug;
-use observer_ebpf::wire::{LossKind, RecordKind};
+use observer_ebpf::wire::LossKind;
 
 /// Process and thread.
 type Ids = (u32, u32);
@@ -22,8 +22,10 @@ macro_rules! messages {
 // The first word is the loss in every output, and what follows is its sentence in the table of
 // losses (observer/src/model/loss.rs).
 messages! {
-    task_slot: "task_slot: two threads shared an entry of the table of threads at the same time; \
-                noticed while thread {} of process {} ran";
+    task_slot: "task_slot: two live threads shared an entry of a table of threads, and one \
+                overwrote the other; noticed while thread {} of process {} ran";
+    thread_storage: "thread_storage: the kernel had no memory at that moment for what a probe \
+                     knows about a thread; thread {} of process {}";
     cgroup_slot: "cgroup_slot: there were more cgroups than the metrics have room for; these \
                   stalls are in one common row; noticed while thread {} of process {} ran";
     socket_slot: "socket_slot: there were more sockets than the table has room for; thread {} of \
@@ -36,14 +38,6 @@ messages! {
                         the call never returned; thread {} of process {}";
     sleep_booked_as_wait: "sleep_booked_as_wait: the kernel counted time asleep as time on the run \
                            queue (Linux 6.12 and later); thread {} of process {}";
-    runqueue: "runqueue: the ring buffer was full; thread {} of process {}";
-    fault: "fault: the ring buffer was full; thread {} of process {}";
-    reclaim: "reclaim: the ring buffer was full; thread {} of process {}";
-    compaction: "compaction: the ring buffer was full; thread {} of process {}";
-    mm_syscall: "mm_syscall: the ring buffer was full; thread {} of process {}";
-    socket: "socket: the ring buffer was full; thread {} of process {}";
-    fd_failure: "fd_failure: the ring buffer was full; thread {} of process {}";
-    task: "task: the ring buffer was full; thread {} of process {}";
 }
 
 /// The thread that runs this program.
@@ -58,6 +52,7 @@ pub(crate) fn current() -> Ids {
 pub(crate) fn lost(kind: LossKind, (tgid, tid): Ids) {
     match kind {
         LossKind::TaskSlot => task_slot(tgid, tid),
+        LossKind::ThreadStorage => thread_storage(tgid, tid),
         LossKind::CgroupSlot => cgroup_slot(tgid, tid),
         LossKind::SocketSlot => socket_slot(tgid, tid),
         LossKind::EndWithoutBegin => end_without_begin(tgid, tid),
@@ -69,17 +64,9 @@ pub(crate) fn lost(kind: LossKind, (tgid, tid): Ids) {
     }
 }
 
-/// The ring had no room for a record about this thread.
-#[inline(always)]
-pub(crate) fn ring_full(kind: RecordKind, (tgid, tid): Ids) {
-    match kind {
-        RecordKind::Runqueue => runqueue(tgid, tid),
-        RecordKind::Fault => fault(tgid, tid),
-        RecordKind::Reclaim => reclaim(tgid, tid),
-        RecordKind::Compaction => compaction(tgid, tid),
-        RecordKind::MmSyscall => mm_syscall(tgid, tid),
-        RecordKind::Socket => socket(tgid, tid),
-        RecordKind::FdFailure => fd_failure(tgid, tid),
-        RecordKind::Task => task(tgid, tid),
-    }
+/// The ring had no room for a record about this thread. User space replaces the number of its kind
+/// by the kind's name.
+#[inline(never)]
+pub(crate) fn ring_full(kind: u32, tgid: u32, tid: u32) {
+    debug!((), target: "", "{}: the ring buffer was full; thread {} of process {}", kind, tid, tgid);
 }

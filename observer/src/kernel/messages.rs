@@ -1,6 +1,7 @@
 //! What the BPF programs say about an event that they give up on. They are loaded with these
 //! messages only if debug messages are shown.
 
+use std::borrow::Cow;
 use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use aya::Ebpf;
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
-use observer_ebpf::wire::{Config, Counts, LOSS_SLOTS};
+use observer_ebpf::wire::{Config, Counts, LOSS_SLOTS, RecordKind};
 
 use super::load::LoadError;
 use super::mapped::MappedWords;
@@ -66,10 +67,19 @@ impl Log for Forward {
         if number == read.pause_after.load(Ordering::Relaxed) {
             read.config.set(PAUSED, 1);
         }
-        tracing::debug!(target: BPF, "{}", record.args());
+        tracing::debug!(target: BPF, "{}", named(&record.args().to_string()));
     }
 
     fn flush(&self) {}
+}
+
+/// The message, with the name of a kind of record where it begins with the kind's number.
+fn named(message: &str) -> Cow<'_, str> {
+    let name = |number: &str| RecordKind::from_raw(number.parse().ok()?).map(RecordKind::name);
+    match message.split_once(':').and_then(|(number, rest)| Some((name(number)?, rest))) {
+        Some((kind, rest)) => format!("{kind}:{rest}").into(),
+        None => message.into(),
+    }
 }
 
 impl Messages {
@@ -123,20 +133,36 @@ mod tests {
     use observer_ebpf::wire::{LossKind, RecordKind};
 
     use super::super::load::OBJECT;
+    use super::named;
     use crate::model::loss_info;
+
+    /// The sentence of a loss in the table, as the end of a message.
+    fn words(kind: &str) -> String {
+        let sentence = loss_info(kind).sentence;
+        let (first, rest) = sentence.split_at(1);
+        format!("{}{}", first.to_lowercase(), rest.trim_end_matches('.'))
+    }
 
     #[test]
     fn each_loss_has_its_message_in_the_words_of_the_table() {
         let kinds = LossKind::ALL.into_iter().filter(|kind| *kind != LossKind::ProgramMissed);
-        let kinds =
-            kinds.map(LossKind::name).chain(RecordKind::ALL.into_iter().map(RecordKind::name));
-        for kind in kinds {
-            let sentence = loss_info(kind).sentence;
-            let (first, rest) = sentence.split_at(1);
-            let words = format!("{}{}", first.to_lowercase(), rest.trim_end_matches('.'));
-            let message = format!("{kind}: {words}; ");
+        for kind in kinds.map(LossKind::name) {
+            let message = format!("{kind}: {}; ", words(kind));
             let is_there = OBJECT.windows(message.len()).any(|part| part == message.as_bytes());
             assert!(is_there, "observer-ebpf/src/log.rs has no message {message:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_without_room_is_named_in_the_words_of_the_table() {
+        for kind in RecordKind::ALL {
+            let name = kind.name();
+            let said =
+                named(&format!("{}: the ring buffer was full; thread 7", kind as u32)).into_owned();
+            assert_eq!(said, format!("{name}: {}; thread 7", words(name)));
+        }
+        for other in ["99: no kind", "task_slot: two", "no colon", ""] {
+            assert_eq!(named(other), other);
         }
     }
 }
