@@ -113,7 +113,7 @@ fn prometheus_scrapes_every_family_without_a_complaint() {
     value("histogram_quantile(1,observer_runqueue_latency_seconds_bucket)%20%3Cbool%200.016", "1");
     // Prometheus takes the metadata of a family only where it could parse it.
     let metadata = get(&web, "/api/v1/metadata").expect("metadata");
-    for metric in observer::output::openmetrics::METRICS {
+    for metric in observer::output::openmetrics::METRICS.iter() {
         assert!(metadata.contains(&metric.family()), "{} in {metadata}", metric.family());
     }
     let complaints = said();

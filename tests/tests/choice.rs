@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use observer::kernel::{KERNEL_BTF, Kernel, LoadOptions, RING_BYTES};
-use observer::probe::{ForcedTier, ProbeOptions};
+use observer::probe::{ForcedTier, Members, PROBES, ProbeOptions};
 use observer_tests::process::Placement;
 use observer_tests::results::Held;
 use observer_tests::trial::{self, Run, Trial};
@@ -20,7 +20,8 @@ fn observer(arguments: &[&str]) -> Command {
 }
 
 fn doctor(arguments: &[&str]) -> (Value, Output) {
-    let output = observer(&["doctor", "--json"]).args(arguments).output().expect("starts");
+    let all = ["doctor", "--json", "--probes", "all"];
+    let output = observer(&all).args(arguments).output().expect("starts");
     (serde_json::from_slice(&output.stdout).unwrap_or_default(), output)
 }
 
@@ -134,7 +135,7 @@ fn a_refused_program_is_reported_in_the_coverage() {
     let Some(_guard) = privileged::ready("refused programs") else { return };
     let mut incomplete = 0;
     for descriptors in (16_u64..120).step_by(8) {
-        let mut command = observer(&["doctor", "--json"]);
+        let mut command = observer(&["doctor", "--json", "--probes", "all"]);
         // SAFETY: a single system call between fork and exec.
         unsafe {
             command.pre_exec(move || {
@@ -178,45 +179,43 @@ fn with_types(types: &Path, arguments: &[&str]) -> Output {
         .expect("unshare starts")
 }
 
-/// A tier, named as for `--tier`; a probe alone stands for all of its tiers.
-const READERS: [(&str, &[&str]); 10] = [
-    ("run_delay", &["runqueue=tp_btf", "runqueue=raw_tracepoint"]),
-    ("__state", &["runqueue=tp_btf_pair", "runqueue=raw_tracepoint_pair"]),
-    ("comm", &["task", "runqueue"]),
-    ("live", &["task"]),
-    ("flags", &["reclaim"]),
-    ("kn", &["runqueue", "fault", "reclaim", "mm_syscall", "socket"]),
-    ("PGMAJFAULT", &["fault=tp_btf", "fault=raw_tracepoint"]),
-    ("private_data", &["socket"]),
-    (
-        "status",
-        &[
-            "mm_syscall=tracepoint",
-            "mm_syscall=tp_btf",
-            "mm_syscall=raw_tracepoint",
-            "socket=tp_btf",
-            "socket=raw_tracepoint",
-        ],
-    ),
-    ("orig_ax", &["mm_syscall", "socket=tp_btf", "socket=raw_tracepoint"]),
+/// A member or value of each group, by which the rest of the group is judged.
+const READ: [(&str, Members); 10] = [
+    ("run_delay", Members::RunDelay),
+    ("__state", Members::State),
+    ("comm", Members::Comm),
+    ("live", Members::LiveThreads),
+    ("flags", Members::TaskFlags),
+    ("kn", Members::Cgroup),
+    ("PGMAJFAULT", Members::FaultEvents),
+    ("private_data", Members::Descriptors),
+    ("status", Members::CallAbi),
+    ("orig_ax", Members::Registers),
 ];
+
+/// Whether a tier reads the members of this group.
+fn reads(probe: &str, tier: &str, members: Members) -> bool {
+    let row = PROBES.into_iter().find(|row| row.name == probe).expect("a probe");
+    let tier = row.tiers.iter().find(|one| one.name == tier).expect("a tier");
+    tier.reads.contains(&members)
+}
 
 #[test]
 fn a_missing_member_disables_the_tiers_that_read_it() {
     let Some(_guard) = privileged::ready("missing members") else { return };
     let directory = trial::directory();
     let types = directory.path().join("types");
-    for (name, readers) in READERS {
+    for (name, members) in READ {
         std::fs::write(&types, types_without(name)).expect("written");
-        let output = with_types(&types, &["doctor", "--json"]);
+        let output = with_types(&types, &["doctor", "--json", "--probes", "all"]);
         let found: Value = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|_| panic!("{name}: {}", said(&output)));
         for probe in probes(&found) {
             let probe_name = probe["probe"].as_str().expect("a name");
             let mut left = 0;
             for tier in probe["tiers"].as_array().expect("tiers") {
-                let tier_name = format!("{probe_name}={}", tier["tier"].as_str().expect("a name"));
-                let reads = readers.contains(&probe_name) || readers.contains(&&*tier_name);
+                let tier_name = tier["tier"].as_str().expect("a name");
+                let reads = reads(probe_name, tier_name, members);
                 let why = tier["why"].as_str().expect("a reason");
                 let not_offered = tier["state"] == "not_offered";
                 assert!(not_offered || !reads, "{name}: {tier_name} is taken or offered");

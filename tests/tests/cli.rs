@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use observer::error::Exit;
 use observer::model::{EndReason, Outcome};
+use observer::probe::PROBES;
 use observer_tests::command::{Finished, as_nobody, run};
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Service};
@@ -298,7 +299,7 @@ fn doctor_reports_the_same_as_json_and_as_text() {
     let report: serde_json::Value =
         serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}"));
     assert!(report.is_object(), "{report}");
-    for probe in ["runqueue", "fault", "reclaim", "mm_syscall", "socket"] {
+    for probe in PROBES.map(|probe| probe.name) {
         assert!(text.stdout.contains(probe), "{probe} in {}", text.stdout);
         assert!(finished.stdout.contains(&format!("\"{probe}\"")), "{probe} in {report}");
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use observer::probe::PROBES;
 use observer_tests::daemon::{Daemon, Metrics};
 use observer_tests::http;
 use observer_tests::privileged;
@@ -111,7 +112,7 @@ fn only_the_probes_asked_for_are_attached() {
         text.lines().find(|line| line.contains(&format!("probe=\"{probe}\",tier"))).unwrap_or("")
     };
     assert!(coverage("runqueue").contains("state=\"attached\""), "{text}");
-    for probe in ["task", "fault", "reclaim", "mm_syscall", "socket"] {
+    for probe in PROBES.map(|probe| probe.name).into_iter().filter(|name| *name != "runqueue") {
         assert!(coverage(probe).contains("state=\"not_asked\""), "{probe}: {text}");
     }
     assert!(metrics.count(WAITS, &[]) > 0, "{text}");

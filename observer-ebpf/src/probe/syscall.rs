@@ -15,8 +15,8 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use observer_ebpf::wire::{
-    CallExit, Counter, FdFailureRecord, FdSyscall, LossKind, MmSyscallRecord, MmSyscallState,
-    RecordKind, Series,
+    CallExit, FD_FAILURES, FdFailureRecord, FdSyscall, LossKind, MmSyscallRecord, MmSyscallState,
+    RecordKind, Series, TARGET_FD_FAILURES, fd_failure,
 };
 
 use super::{fault, socket};
@@ -314,12 +314,12 @@ fn exhausted(call: FdSyscall, errno: u32) {
         105 => 2,
         _ => 3,
     };
-    let index = call as usize * 4 + position;
-    emit::count_at(Counter::FdFailures as usize + index);
+    let index = fd_failure(call, position);
+    emit::count_at(FD_FAILURES + index);
     let current = Task::current();
     let tgid = current.tgid();
     if emit::is_target(tgid) {
-        emit::count_at(Counter::TargetFdFailures as usize + index);
+        emit::count_at(TARGET_FD_FAILURES + index);
         let header = emit::header(RecordKind::FdFailure, 0, (tgid, current.tid()), now_ns(), 0);
         emit::emit(RecordKind::FdFailure, FdFailureRecord { header, syscall: call as u32, errno });
     }

@@ -6,6 +6,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::Series;
+
 /// Buckets per octave (8, that is schema 3).
 pub const BUCKETS_PER_OCTAVE: u32 = 8;
 /// Everything up to 2^`MIN_EXPONENT` units of 2⁻³⁰ s (60 ns) falls into bucket 0.
@@ -38,44 +40,6 @@ pub const SCOPE_REST: usize = 0;
 /// Among [`SCOPES`], the target.
 pub const SCOPE_TARGET: usize = 1;
 
-/// Which distribution: the index of a [`Histogram`] among the series of one scope or cgroup.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Series {
-    /// Wake-up to running.
-    RunqueueWakeup = 0,
-    /// Preempted to running.
-    RunqueuePreempt = 1,
-    /// Minor fault taken in user mode.
-    FaultMinorUser = 2,
-    /// Minor fault taken in kernel mode (a copy to or from user memory).
-    FaultMinorKernel = 3,
-    /// Major fault taken in user mode.
-    FaultMajorUser = 4,
-    /// Major fault taken in kernel mode.
-    FaultMajorKernel = 5,
-    /// Direct reclaim for the whole host.
-    ReclaimDirect = 6,
-    /// Reclaim against a memory cgroup's limit.
-    ReclaimMemcg = 7,
-    /// Direct compaction.
-    Compaction = 8,
-    /// mmap(2).
-    Mmap = 9,
-    /// munmap(2).
-    Munmap = 10,
-    /// mremap(2).
-    Mremap = 11,
-    /// brk(2).
-    Brk = 12,
-    /// mprotect(2).
-    Mprotect = 13,
-    /// madvise(2).
-    Madvise = 14,
-    /// Socket creation (or acceptance) to release.
-    SocketLifetime = 15,
-}
-
 /// Histograms of one scope or cgroup: as many as there are series.
 pub const SERIES: usize = Series::ALL.len();
 
@@ -84,28 +48,6 @@ pub const SERIES: usize = Series::ALL.len();
 pub const SERIES_PLANNED: usize = 32;
 
 const _: () = assert!(SERIES <= SERIES_PLANNED);
-
-impl Series {
-    /// All series, in the order of their discriminants.
-    pub const ALL: [Self; 16] = [
-        Self::RunqueueWakeup,
-        Self::RunqueuePreempt,
-        Self::FaultMinorUser,
-        Self::FaultMinorKernel,
-        Self::FaultMajorUser,
-        Self::FaultMajorKernel,
-        Self::ReclaimDirect,
-        Self::ReclaimMemcg,
-        Self::Compaction,
-        Self::Mmap,
-        Self::Munmap,
-        Self::Mremap,
-        Self::Brk,
-        Self::Mprotect,
-        Self::Madvise,
-        Self::SocketLifetime,
-    ];
-}
 
 /// Bits 31..0 of `2^(j/8)` scaled so that 1.0 is 2³¹, for j in 0..8, rounded down. The values are
 /// irrational but for j = 0, so "greater than" needs no tie rule there.

@@ -1,4 +1,5 @@
-//! Data layouts that the kernel side and user space share: one file for each record family.
+//! Data layouts that the kernel side and user space share: one file for each record family, and one
+//! block for each probe in `numbers.rs`.
 //!
 //! Every record starts with a [`Header`]; its `kind` says which family follows. All layouts are
 //! `repr(C)`, have no padding (bytemuck's `Pod` proves it) and native endianness: the data never
@@ -8,6 +9,7 @@ mod cgroup;
 mod fault;
 mod histogram;
 mod mm_syscall;
+mod numbers;
 mod reclaim;
 mod runqueue;
 mod socket;
@@ -18,6 +20,7 @@ pub use cgroup::*;
 pub use fault::*;
 pub use histogram::*;
 pub use mm_syscall::*;
+pub use numbers::*;
 pub use reclaim::*;
 pub use runqueue::*;
 pub use socket::*;
@@ -28,65 +31,6 @@ use bytemuck::{Pod, Zeroable};
 
 /// Bytes of a command name, as the kernel keeps it (`TASK_COMM_LEN`, include/linux/sched.h).
 pub const COMM_LEN: usize = 16;
-
-/// What a record is about. The discriminants are the `kind` of [`Header`], the index of the
-/// floors, and (where one exists) of the loss and delivery counters.
-#[repr(u16)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum RecordKind {
-    /// Wake-up (or preemption) to running; body [`RunqueueRecord`].
-    Runqueue = 0,
-    /// Page fault; body [`FaultRecord`].
-    Fault = 1,
-    /// Direct or memcg reclaim; body [`ReclaimRecord`].
-    Reclaim = 2,
-    /// Compaction; body [`CompactionRecord`].
-    Compaction = 3,
-    /// mmap, munmap, mremap, brk, mprotect, madvise; body [`MmSyscallRecord`].
-    MmSyscall = 4,
-    /// Socket release, with lifetime; body [`SocketRecord`].
-    Socket = 5,
-    /// A system call that makes a descriptor failed because a resource was used up; body
-    /// [`FdFailureRecord`].
-    FdFailure = 6,
-    /// Fork, exec or exit; body [`TaskRecord`].
-    Task = 7,
-}
-
-impl RecordKind {
-    /// All kinds, in the order of their discriminants.
-    pub const ALL: [Self; 8] = [
-        Self::Runqueue,
-        Self::Fault,
-        Self::Reclaim,
-        Self::Compaction,
-        Self::MmSyscall,
-        Self::Socket,
-        Self::FdFailure,
-        Self::Task,
-    ];
-
-    /// The name used in every output (metrics label, summary key, trace column).
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Runqueue => "runqueue",
-            Self::Fault => "fault",
-            Self::Reclaim => "reclaim",
-            Self::Compaction => "compaction",
-            Self::MmSyscall => "mm_syscall",
-            Self::Socket => "socket",
-            Self::FdFailure => "fd_failure",
-            Self::Task => "task",
-        }
-    }
-
-    /// The kind with this discriminant.
-    #[must_use]
-    pub const fn from_raw(raw: u16) -> Option<Self> {
-        if (raw as usize) < Self::ALL.len() { Some(Self::ALL[raw as usize]) } else { None }
-    }
-}
 
 /// Slots reserved for per-kind counters and floors (more than [`RecordKind::ALL`], so that adding
 /// a kind does not change map sizes).

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Header, Record, RecordKind};
+use super::{COUNTER_SLOTS, Counter, Header, Record, RecordKind};
 
 /// Header flag: the socket was accepted (otherwise created by socket(2)).
 pub const SOCKET_ACCEPTED: u16 = 1;
@@ -108,35 +108,19 @@ impl FdSyscall {
 pub const FD_ERRNOS: [(u32, &str); 4] =
     [(24, "EMFILE"), (23, "ENFILE"), (105, "ENOBUFS"), (12, "ENOMEM")];
 
-/// Indices into [`Counts::counters`](super::Counts::counters).
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Counter {
-    /// IP sockets created, all tasks.
-    SocketsCreated = 0,
-    /// IP sockets accepted, all tasks.
-    SocketsAccepted = 1,
-    /// IP sockets released, all tasks.
-    SocketsReleased = 2,
-    /// IP sockets created by the target.
-    TargetSocketsCreated = 3,
-    /// IP sockets accepted by the target.
-    TargetSocketsAccepted = 4,
-    /// IP sockets of the target released.
-    TargetSocketsReleased = 5,
-    /// kswapd was woken.
-    KswapdWakeups = 6,
-    /// Faults that the kernel handled on behalf of a thread without an exception (get_user_pages);
-    /// their latency is not known.
-    FaultsWithoutException = 7,
-    /// Nanoseconds of sleep that the kernel counted as waits of the target
-    /// ([`LossKind::SleepBookedAsWait`](super::LossKind::SleepBookedAsWait)).
-    TargetSleepBookedNs = 8,
-    /// First of the 16 failure counters: `FdFailures + syscall * 4 + errno position`, all tasks.
-    FdFailures = 16,
-    /// The same failures of the target.
-    TargetFdFailures = 32,
+/// In [`Counts::counters`](super::Counts::counters), the first of the counters of failures of all
+/// tasks. That of a call and an errno is [`fd_failure`] further on.
+pub const FD_FAILURES: usize = 32;
+
+/// The same failures of the target.
+pub const TARGET_FD_FAILURES: usize = FD_FAILURES + FdSyscall::ALL.len() * FD_ERRNOS.len();
+
+/// The place of a call's failures with the errno of this row of [`FD_ERRNOS`].
+#[inline(always)]
+#[must_use]
+pub const fn fd_failure(call: FdSyscall, errno_position: usize) -> usize {
+    call as usize * FD_ERRNOS.len() + errno_position
 }
 
-/// Entries of [`Counts::counters`](super::Counts::counters).
-pub const COUNTER_SLOTS: usize = 64;
+const _: () = assert!(Counter::ALL.len() <= FD_FAILURES);
+const _: () = assert!(TARGET_FD_FAILURES + fd_failure(FdSyscall::Open, 3) < COUNTER_SLOTS);

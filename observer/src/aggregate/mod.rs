@@ -11,6 +11,5 @@ mod recorder;
 mod snapshot;
 
 pub use distribution::{Distribution, Octaves, bucket_upper_ns};
-pub use probe_summary::{PROBE_SERIES, ProbeSeries};
 pub use recorder::CauseRecorder;
 pub use snapshot::{CgroupCounts, CgroupDistributions, Snapshot};

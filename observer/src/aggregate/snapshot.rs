@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use observer_ebpf::wire::{
-    COUNTER_SLOTS, Counter, EMITTED_SLOTS, FD_ERRNOS, FdSyscall, KIND_SLOTS, LOSS_SLOTS, LossKind,
-    RecordKind, SERIES, Series,
+    COUNTER_SLOTS, Counter, EMITTED_SLOTS, KIND_SLOTS, LOSS_SLOTS, LossKind, RecordKind, SERIES,
+    Series,
 };
 
 use super::{Distribution, Octaves};
 use crate::clock::MonoNanos;
 use crate::model::{Coverage, LossSummary, SelfSummary};
+use crate::probe::Gauge;
 
 /// The distributions of one cgroup, without the target's part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -167,21 +168,18 @@ impl Snapshot {
         whole
     }
 
-    /// A plain counter. For failures see [`Snapshot::fd_failures`].
+    /// A plain counter.
     #[must_use]
     pub const fn counter(&self, counter: Counter) -> u64 {
         self.counters[counter as usize]
     }
 
-    /// Failures of a descriptor-making call, of the target or of all tasks; `errno_position` is
-    /// the row of [`FD_ERRNOS`]. 0 for a row that does not exist.
+    /// A number that user space works out; `None` where it is not known.
     #[must_use]
-    pub fn fd_failures(&self, target: bool, call: FdSyscall, errno_position: usize) -> u64 {
-        let base = if target { Counter::TargetFdFailures } else { Counter::FdFailures };
-        if errno_position >= FD_ERRNOS.len() {
-            return 0;
+    pub const fn gauge(&self, gauge: Gauge) -> Option<i64> {
+        match gauge {
+            Gauge::TargetLiveSockets => self.target_live_sockets,
         }
-        self.counters[base as usize + call as usize * FD_ERRNOS.len() + errno_position]
     }
 
     /// Records of a kind that were submitted.
@@ -232,6 +230,8 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
+    use observer_ebpf::wire::{FD_FAILURES, FdSyscall, TARGET_FD_FAILURES, fd_failure};
+
     use super::*;
     use crate::model::ProbeState;
 
@@ -310,8 +310,9 @@ mod tests {
             target_live_sockets: Some(4),
             ..Snapshot::default()
         };
-        snapshot.counters[Counter::TargetFdFailures as usize + 4] = 7; // accept, EMFILE
-        snapshot.counters[Counter::FdFailures as usize + 4] = 9;
+        let accept = fd_failure(FdSyscall::Accept, 0);
+        snapshot.counters[TARGET_FD_FAILURES + accept] = 7;
+        snapshot.counters[FD_FAILURES + accept] = 9;
         snapshot.emitted[RecordKind::Fault as usize] = 4;
         snapshot.coverage.insert(
             "fault".into(),
@@ -332,6 +333,5 @@ mod tests {
         assert_eq!(probes["socket"].counters["live"], 4);
         assert_eq!(probes["reclaim"].counters["kswapd_wakeups"], 0);
         assert_eq!(probes["reclaim"].state, ProbeState::Unsupported);
-        assert_eq!(snapshot.fd_failures(false, FdSyscall::Accept, 0), 9);
     }
 }

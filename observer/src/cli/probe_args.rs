@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::error::{Error, Exit, Result};
-use crate::probe::{ForcedTier, PROBES, ProbeOptions, Selection, ThreadState};
+use crate::probe::{ForcedTier, PROBES, Probe, ProbeOptions, Selection, ThreadState};
 
 /// Options about the probes.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -42,7 +42,7 @@ impl ProbeArgs {
         }
     }
 
-    /// The chosen probes and tiers; by default all probes, each by its best tier.
+    /// The chosen probes and tiers; by default the usual probes, each by its best tier.
     #[must_use]
     pub fn options(&self) -> ProbeOptions {
         ProbeOptions {
@@ -55,10 +55,14 @@ impl ProbeArgs {
 }
 
 fn probes_help() -> String {
-    let names: Vec<_> = PROBES.iter().map(|probe| probe.name).collect();
+    let names = |probes: &mut dyn Iterator<Item = &Probe>| {
+        probes.map(|probe| probe.name).collect::<Vec<_>>().join(", ")
+    };
+    let off = names(&mut PROBES.into_iter().filter(|probe| probe.off_by_default.is_some()));
+    let usual = if off.is_empty() { "all".to_owned() } else { format!("all but {off}") };
     format!(
-        "Attach only these probes ({}); the probe that follows the target is always attached \
-         [default: all]",
-        names.join(", ")
+        "Attach only these probes ({}); `all` stands for all of them, `default` for the usual ones. \
+         The probe that follows the target is always attached [default: {usual}]",
+        names(&mut PROBES.into_iter())
     )
 }

@@ -359,21 +359,34 @@ fn bad_evidence_is_inconclusive_with_the_reason() {
 
 #[test]
 fn an_unwatched_cause_matters_where_nothing_else_explains() {
-    let unwatch = |drill: &mut Drill| {
-        drill
-            .quality
-            .unwatched
-            .push(Unwatched { cause: Cause::FAULT_MAJOR, reason: "no perf events".to_owned() });
+    let unwatched = |usual| {
+        let reason = "no perf events".to_owned();
+        move |drill: &mut Drill| {
+            let one = Unwatched { cause: Cause::FAULT_MAJOR, reason: reason.clone(), usual };
+            drill.quality.unwatched.push(one);
+        }
     };
-    let named = spoilt(unwatch);
+    let named = spoilt(unwatched(true));
     assert_eq!(named.verdict.outcome, Outcome::Attributed);
     assert!(named.verdict.reasons.iter().any(|r| r.text.contains("fault_major was not watched")));
     inconclusive("not_watched", |drill| {
         drill.stalls.clear();
-        unwatch(drill);
+        unwatched(true)(drill);
     });
     let unexplained = spoilt(|drill| drill.stalls.clear());
     assert_eq!(unexplained.verdict.outcome, Outcome::Unexplained);
+
+    // A probe that is off by default leaves the answer as it is, and its causes open.
+    let named = spoilt(unwatched(false));
+    assert_eq!(named.verdict.outcome, Outcome::Attributed);
+    assert!(named.verdict.reasons.iter().all(|reason| reason.code != "not_watched"));
+    assert!(named.ruled_out.iter().all(|row| row.cause != Cause::FAULT_MAJOR));
+    let unexplained = spoilt(|drill| {
+        drill.stalls.clear();
+        unwatched(false)(drill);
+    });
+    assert_eq!(unexplained.verdict.outcome, Outcome::Unexplained);
+    assert!(unexplained.verdict.reasons.iter().any(|reason| reason.code == "not_watched"));
 }
 
 #[test]

@@ -109,8 +109,8 @@ fn what_was_watched_and_has_no_part_is_ruled_out() {
     for i in 0..3_000 {
         drill.innocent(Cause::FAULT_MINOR, 3, i * 10 * MS, i * 10 * MS + 1_000);
     }
-    drill.quality.unwatched =
-        vec![Unwatched { cause: Cause::COMPACTION, reason: "not asked for".to_owned() }];
+    let reason = "not asked for".to_owned();
+    drill.quality.unwatched = vec![Unwatched { cause: Cause::COMPACTION, reason, usual: true }];
     let hidden = Hidden { kind: "runqueue".into(), floor_ns: 1, raised_for_ns: 1, hidden_ns: 1 };
     drill.quality.hidden = vec![hidden];
     let analysis = drill.analyse();

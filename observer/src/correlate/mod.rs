@@ -90,6 +90,8 @@ pub struct Unwatched {
     pub cause: Cause,
     /// Why (the coverage of its probe).
     pub reason: String,
+    /// A run watches it unless something prevents that: without it, an answer is in doubt.
+    pub usual: bool,
 }
 
 /// Stalls that were too short to be recorded while a floor was raised.

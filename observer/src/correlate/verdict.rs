@@ -129,10 +129,13 @@ pub(super) fn decide(
     problems.extend(too_few(evidence, population, found));
     let top_cause = found.causes.iter().find(|cause| cause.named).map(|cause| cause.cause);
     problems.extend(hidden(evidence, population, found));
-    let unwatched = |part| evidence.quality.unwatched.iter().map(move |one| not_watched(one, part));
+    let unwatched = |usual, part| {
+        let all = evidence.quality.unwatched.iter();
+        all.filter(move |one| one.usual == usual).map(move |one| not_watched(one, part))
+    };
     if top_cause.is_none() {
         problems.append(&mut found.ambiguous);
-        problems.extend(unwatched(""));
+        problems.extend(unwatched(true, ""));
     }
     let left_out = left_out(population, losses);
     if !problems.is_empty() {
@@ -151,12 +154,13 @@ pub(super) fn decide(
         );
         let mut reasons =
             vec![Reason::new("nothing_found", text, json!({"extra_latency_ns": excess_ns}))];
+        reasons.extend(unwatched(false, ""));
         reasons.extend(left_out);
         return verdict(Outcome::Unexplained, reasons);
     }
     let named = found.causes.iter().filter(|cause| cause.named);
     let mut reasons: Vec<Reason> = named.map(|cause| accounts_for(cause, &excess)).collect();
-    reasons.extend(unwatched(" It may be part of the rest."));
+    reasons.extend(unwatched(true, " It may be part of the rest."));
     reasons.extend(left_out);
     Verdict { outcome: Outcome::Attributed, top_cause, reasons }
 }
@@ -180,7 +184,7 @@ fn accounts_for(row: &CauseSummary, excess: &str) -> Reason {
 }
 
 fn not_watched(unwatched: &Unwatched, part: &str) -> Reason {
-    let Unwatched { cause, reason } = unwatched;
+    let Unwatched { cause, reason, .. } = unwatched;
     let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
     Reason::new(
         "not_watched",

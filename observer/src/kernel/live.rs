@@ -12,8 +12,7 @@ use std::time::Duration;
 
 use aya::maps::Map;
 use observer_ebpf::wire::{
-    FaultState, MmSyscallState, ReclaimState, RecordKind, RunqueueState, SOCKET_SLOTS, Slot,
-    SocketEntry,
+    FaultState, MmSyscallState, ReclaimState, RecordKind, RunqueueState, Slot,
 };
 use rustix::thread::{MembarrierCommand, membarrier};
 
@@ -22,7 +21,7 @@ use super::mapped::MappedWords;
 use super::{Kernel, ProgramState, attach};
 use crate::clock::MonoNanos;
 use crate::model::Detached;
-use crate::probe::{PROBES, Probe, Program};
+use crate::probe::{Entries, PROBES, Probe, ProbeMap, Program};
 
 /// Why a probe could not be detached or attached again.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +63,7 @@ impl Remembered {
     }
 }
 
-/// The state that the programs for this kind of record keep between a begin and its end.
+/// The state of a thread that the programs for this kind of record keep between a begin and its end.
 fn remembered(kind: RecordKind) -> Option<Remembered> {
     Some(match kind {
         RecordKind::Runqueue => Remembered::in_table::<RunqueueState>(
@@ -96,12 +95,7 @@ fn remembered(kind: RecordKind) -> Option<Remembered> {
             "RECLAIMS",
             &[offset_of!(Slot<ReclaimState>, state.compaction_ns) / 8],
         ),
-        RecordKind::Socket => Remembered {
-            map: "SOCKETS",
-            value_bytes: size_of::<SocketEntry>(),
-            words: &[offset_of!(SocketEntry, sock) / 8],
-        },
-        RecordKind::FdFailure | RecordKind::Task => return None,
+        _ => return None,
     })
 }
 
@@ -219,20 +213,27 @@ impl Kernel {
             let epoch = super::EPOCH + kind as usize;
             self.config.set(epoch, self.config.get(epoch) + 1);
         }
-        for remembered in probe.kinds().filter_map(remembered) {
-            let failed = |reason: String| LiveError::State { map: remembered.map, reason };
-            let entries = match remembered.map {
-                "SOCKETS" => SOCKET_SLOTS,
-                table if self.places.is_table(table) => self.shape.task_slots,
-                _ => continue,
+        let of_threads = probe.kinds().filter_map(remembered);
+        for of_threads in of_threads.filter(|state| self.places.is_table(state.map)) {
+            self.clear(self.shape.task_slots as usize, &of_threads)?;
+        }
+        for own in probe.maps {
+            let entries = match own.entries {
+                Entries::PerCpu => self.shape.cpus,
+                Entries::Fixed(entries) => entries as usize,
             };
-            let Some(Map::Array(map)) = self.ebpf.map(remembered.map) else {
-                return Err(failed("missing in the object".to_owned()));
-            };
-            zero(map.fd(), entries as usize, &remembered)
-                .map_err(|error| failed(error.to_string()))?;
+            let ProbeMap { name: map, value_bytes, begins: words, .. } = *own;
+            self.clear(entries, &Remembered { map, value_bytes, words })?;
         }
         Ok(())
+    }
+
+    fn clear(&self, entries: usize, remembered: &Remembered) -> Result<(), LiveError> {
+        let failed = |reason: String| LiveError::State { map: remembered.map, reason };
+        let Some(Map::Array(map)) = self.ebpf.map(remembered.map) else {
+            return Err(failed("missing in the object".to_owned()));
+        };
+        zero(map.fd(), entries, remembered).map_err(|error| failed(error.to_string()))
     }
 }
 

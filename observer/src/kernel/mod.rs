@@ -50,7 +50,7 @@ use crate::aggregate::{Distribution, Snapshot};
 use crate::clock::MonoNanos;
 use crate::host::read_small;
 use crate::model::{Coverage, ProbeState, SelfSummary};
-use crate::probe::{NOT_ASKED_FOR, PROBES};
+use crate::probe::{NOT_ASKED_FOR, PROBES, Probe};
 use attach::Choices;
 use cgroup_rows::CgroupRows;
 use load::{HISTOGRAM_BYTES, Loaded, Shape};
@@ -94,13 +94,12 @@ const fn histogram_word(cpu: usize, scope: usize, series: usize) -> usize {
 }
 
 /// Coverage of a probe that was left out.
-fn not_asked() -> Coverage {
-    Coverage {
-        state: ProbeState::NotAsked,
-        tier: None,
-        reason: Some(NOT_ASKED_FOR.to_owned()),
-        detached: None,
-    }
+fn not_asked(probe: &Probe) -> Coverage {
+    let reason = probe.off_by_default.map_or_else(
+        || NOT_ASKED_FOR.to_owned(),
+        |why| format!("off by default, because {why}; `--probes all` turns it on"),
+    );
+    Coverage { state: ProbeState::NotAsked, tier: None, reason: Some(reason), detached: None }
 }
 
 /// Marks processes as target, from any thread.
@@ -218,17 +217,17 @@ impl Kernel {
     /// Coverage of every probe.
     #[must_use]
     pub fn coverage(&self) -> BTreeMap<String, Coverage> {
-        let of = |name: &str| match self.choices.get(name) {
+        let of = |probe: &Probe| match self.choices.get(probe.name) {
             Some(choice) => {
                 let coverage = coverage(choice, &self.states);
-                match self.detached(name) {
+                match self.detached(probe.name) {
                     Some(detached) => coverage.with_pauses(detached, MonoNanos::now()),
                     None => coverage,
                 }
             }
-            None => not_asked(),
+            None => not_asked(probe),
         };
-        PROBES.iter().map(|probe| (probe.name.to_owned(), of(probe.name))).collect()
+        PROBES.iter().map(|probe| (probe.name.to_owned(), of(probe))).collect()
     }
 
     /// How a probe was attached; `None` when it was not selected.

@@ -2,13 +2,14 @@
 //! the maps are then created with.
 
 use observer_ebpf::wire::{
-    CgroupHistogram, CgroupTable, Config, Counts, Histogram, PID_MAX_LIMIT, SCOPES, SOCKET_SLOTS,
-    SocketEntry, UPROBE_COUNTERS,
+    CgroupHistogram, CgroupTable, Config, Counts, Histogram, PID_MAX_LIMIT, SCOPES,
+    UPROBE_COUNTERS,
 };
 
 use super::load::Shape;
 use super::messages;
 use super::thread_state::ThreadPlaces;
+use crate::probe::{Entries, PROBES, ProbeMap};
 
 /// One map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,19 +98,23 @@ pub(super) fn of_shape(shape: Shape, ring_bytes: u32, places: &ThreadPlaces) -> 
             MapPlan { thread_bytes, ..storage },
         ]
     });
+    let of_probe = |own: &ProbeMap| match own.entries {
+        Entries::PerCpu => sized(map(own.name, Array, cpus as u32, own.value_bytes)),
+        Entries::Fixed(entries) => map(own.name, Array, entries, own.value_bytes),
+    };
     let others = [
         sized(map("RING", Ring, ring_bytes, 1)),
         sized(map("HISTOGRAMS", Array, histograms, size_of::<Histogram>())),
         sized(map("CGROUP_HISTOGRAMS", Array, cgroup_histograms, size_of::<CgroupHistogram>())),
         map("CGROUPS", Array, 1, size_of::<CgroupTable>()),
         map("TARGETS", Array, PID_MAX_LIMIT / 64, 8),
-        map("SOCKETS", Array, SOCKET_SLOTS, size_of::<SocketEntry>()),
         sized(map("COUNTS", Array, cpus as u32, size_of::<Counts>())),
         map("UPROBE_CALLS", Array, UPROBE_COUNTERS, 8),
         map("CONFIG", Array, 1, size_of::<Config>()),
         sized(map("AYA_LOGS", Ring, messages::ring_bytes(), 1)),
     ];
     let mut maps: Vec<MapPlan> = others.into_iter().chain(states).collect();
+    maps.extend(PROBES.into_iter().flat_map(|probe| probe.maps).map(of_probe));
     if let Some(first) = maps.iter_mut().find(|map| map.thread_bytes > 0) {
         first.thread_bytes += LOCAL_STORAGE_BYTES;
     }

@@ -4,13 +4,14 @@ mod table;
 
 use std::fmt::{self, Debug, Write};
 
-use observer_ebpf::wire::{OCTAVES, Series, octave_exponent};
+use observer_ebpf::wire::{OCTAVES, octave_exponent};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::aggregate::{Octaves, Snapshot};
+use crate::probe::{Bounds, HistogramFamily, Numbers};
 
 pub use table::METRICS;
 
@@ -62,6 +63,7 @@ impl Kind {
 }
 
 /// One metric family: its documentation and how it is filled.
+#[derive(Clone)]
 pub struct Metric {
     /// Name without unit and suffix.
     pub name: &'static str,
@@ -73,7 +75,20 @@ pub struct Metric {
     pub labels: &'static [&'static str],
     /// What it means.
     pub help: &'static str,
-    fill: fn(&Snapshot, &mut Family<'_>) -> fmt::Result,
+    fill: Fill,
+}
+
+/// How a family is filled.
+#[derive(Clone, Copy)]
+enum Fill {
+    /// By a function of its own.
+    Own(fn(&Snapshot, &mut Family<'_>) -> fmt::Result),
+    /// From a probe's histograms, by cgroup.
+    ByCgroup(&'static HistogramFamily),
+    /// From a probe's histograms, for the whole host.
+    Host(&'static HistogramFamily),
+    /// From a probe's other numbers.
+    Numbers(Numbers),
 }
 
 impl Debug for Metric {
@@ -118,8 +133,26 @@ impl Family<'_> {
         write(&mut self.encoder.encode_family(&labels)?)
     }
 
+    fn fill(&mut self, fill: Fill, snapshot: &Snapshot) -> fmt::Result {
+        match fill {
+            Fill::Own(fill) => fill(snapshot, self),
+            Fill::ByCgroup(family) => self.by_cgroup(snapshot, family),
+            Fill::Host(family) => self.host(snapshot, family),
+            Fill::Numbers(Numbers::Counters(places)) => places
+                .iter()
+                .try_for_each(|(place, labels)| self.count(labels, snapshot.counters[*place])),
+            Fill::Numbers(Numbers::Gauge(gauge)) => {
+                snapshot.gauge(gauge).map_or(Ok(()), |value| self.gauge([], value))
+            }
+        }
+    }
+
+    fn count(&mut self, values: &[&str], count: u64) -> fmt::Result {
+        self.with(values, |encoder| encoder.encode_counter::<NoLabelSet, _, u64>(&count, None))
+    }
+
     fn counter<const N: usize>(&mut self, values: [&str; N], count: u64) -> fmt::Result {
-        self.with(&values, |encoder| encoder.encode_counter::<NoLabelSet, _, u64>(&count, None))
+        self.count(&values, count)
     }
 
     fn counter_f64<const N: usize>(&mut self, values: [&str; N], count: f64) -> fmt::Result {
@@ -147,48 +180,39 @@ impl Family<'_> {
         })
     }
 
-    /// One histogram for each cgroup in which anything was counted, and one for the target. `rows`
-    /// are the series of the family, each with the labels that distinguish it from the others.
-    fn per_cgroup(&mut self, snapshot: &Snapshot, rows: Rows, bounds: Bounds) -> fmt::Result {
-        for (series, labels) in rows {
+    /// One histogram of each series for each cgroup in which anything was counted, and one for the
+    /// target.
+    fn by_cgroup(&mut self, snapshot: &Snapshot, family: &HistogramFamily) -> fmt::Result {
+        for (series, _, labels) in family.series {
             let labelled = |cgroup, target| [&[cgroup, target][..], *labels].concat();
             if let Some(name) = &snapshot.target_name {
                 let octaves = Octaves::from(snapshot.target_distribution(*series));
                 if octaves.count() > 0 {
-                    self.histogram(&labelled(name, "true"), &octaves, bounds)?;
+                    self.histogram(&labelled(name, "true"), &octaves, family.bounds)?;
                 }
             }
             for cgroup in &snapshot.cgroups {
                 if let Some(octaves) = cgroup.series.get(series) {
-                    self.histogram(&labelled(&cgroup.name, "false"), octaves, bounds)?;
+                    self.histogram(&labelled(&cgroup.name, "false"), octaves, family.bounds)?;
                 }
             }
         }
         Ok(())
     }
 
-    /// One histogram of the whole host for each row.
-    fn host(&mut self, snapshot: &Snapshot, rows: Rows, bounds: Bounds) -> fmt::Result {
-        rows.iter().try_for_each(|(series, labels)| {
+    /// One histogram of the whole host for each series.
+    fn host(&mut self, snapshot: &Snapshot, family: &HistogramFamily) -> fmt::Result {
+        family.series.iter().try_for_each(|(series, _, labels)| {
             let octaves = Octaves::from(&snapshot.host_distribution(*series));
-            self.histogram(labels, &octaves, bounds)
+            self.histogram(labels, &octaves, family.bounds)
         })
     }
 }
 
-/// The series of a family of histograms, each with the values of its labels.
-type Rows = &'static [(Series, &'static [&'static str])];
-
-/// Exponents of the first and the last finite bound, 2^exponent seconds.
-type Bounds = (i32, i32);
-/// From 0.95 µs to 4 s.
-const STALL: Bounds = (-20, 2);
-/// From 0.98 ms to 128 s.
-const LIFETIME: Bounds = (-10, 7);
-
 /// Counts between bounds one octave apart, and their total. The bounds are bounds of the kernel's
 /// octaves as well, so that nothing is counted on the wrong side.
-fn classic_buckets(octaves: &Octaves, (first, last): Bounds) -> (u64, Vec<(f64, u64)>) {
+fn classic_buckets(octaves: &Octaves, bounds: Bounds) -> (u64, Vec<(f64, u64)>) {
+    let Bounds { first, last } = bounds;
     let mut buckets: Vec<_> =
         (first..=last).map(|exponent| (f64::from(exponent).exp2(), 0)).collect();
     buckets.push((f64::INFINITY, 0));
@@ -207,7 +231,7 @@ struct FromSnapshot(Snapshot);
 
 impl Collector for FromSnapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for metric in METRICS {
+        for metric in METRICS.iter() {
             let unit = metric.unit.map(|unit| Unit::Other(unit.to_owned()));
             let encoder = encoder.encode_descriptor(
                 metric.name,
@@ -215,7 +239,7 @@ impl Collector for FromSnapshot {
                 unit.as_ref(),
                 metric.kind.metric_type(),
             )?;
-            (metric.fill)(&self.0, &mut Family { encoder, labels: metric.labels })?;
+            Family { encoder, labels: metric.labels }.fill(metric.fill, &self.0)?;
         }
         Ok(())
     }
@@ -267,7 +291,8 @@ pub fn to_prometheus(openmetrics: &str) -> String {
 pub fn metrics_markdown() -> String {
     let mut text = String::from(
         "# Metrics\n\n\
-         <!-- Generated from the METRICS table in observer/src/output/openmetrics/table.rs; \
+         <!-- Generated from the rows in observer/src/probe and the table in \
+         observer/src/output/openmetrics/table.rs; \
          `cargo xtask docs` rewrites it. -->\n\n\
          `observer daemon` serves these on `/metrics`, as OpenMetrics 1.0 text where the client's \
          `Accept` header asks for it, otherwise as Prometheus text 0.0.4. Counters and histograms \
@@ -283,7 +308,7 @@ pub fn metrics_markdown() -> String {
          their cgroup, with `target=\"true\"`.\n\n\
          | metric | type | unit | labels | meaning |\n| --- | --- | --- | --- | --- |\n",
     );
-    for metric in METRICS {
+    for metric in METRICS.iter() {
         let labels = metric.labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>();
         let name = metric.family() + metric.kind.suffix();
         let (kind, unit) = (metric.kind.name(), metric.unit.unwrap_or(""));

@@ -1,7 +1,9 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use observer_ebpf::wire::{Counter, KIND_SLOTS, LossKind, RecordKind};
+use observer_ebpf::wire::{
+    Counter, FdSyscall, KIND_SLOTS, LossKind, RecordKind, Series, TARGET_FD_FAILURES, fd_failure,
+};
 
 use super::*;
 use crate::aggregate::{CgroupCounts, CgroupDistributions, Distribution};
@@ -35,7 +37,7 @@ pub(crate) fn snapshot() -> Snapshot {
         ..Snapshot::default()
     };
     snapshot.counters[Counter::KswapdWakeups as usize] = 7;
-    snapshot.counters[Counter::TargetFdFailures as usize + 4] = 2;
+    snapshot.counters[TARGET_FD_FAILURES + fd_failure(FdSyscall::Accept, 0)] = 2;
     snapshot.emitted[RecordKind::Reclaim as usize] = 11;
     snapshot.lost[RecordKind::Fault as usize] = 1;
     snapshot.lost[KIND_SLOTS + LossKind::EndWithoutBegin as usize] = 7;
@@ -108,7 +110,7 @@ fn histograms_keep_counts_on_the_right_side_of_their_bounds() {
 #[test]
 fn every_sample_belongs_to_a_documented_family_with_its_labels() {
     let text = openmetrics(snapshot()).unwrap();
-    for metric in METRICS {
+    for metric in METRICS.iter() {
         assert!(!metric.help.contains(['\n', '\\']) && !metric.help.ends_with('.'));
         let family = metric.family();
         let mut samples = 0;

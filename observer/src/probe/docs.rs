@@ -81,6 +81,14 @@ fn floors(probe: &Probe) -> String {
 
 fn describe(page: &mut String, probe: &Probe) {
     let _ = write!(page, "\n## {}\n\n{}\n\n{}\n", probe.name, probe.about, probe.notes);
+    if let Some(why) = probe.off_by_default {
+        let _ = write!(
+            page,
+            "\nIt is off by default, because {why}. `--probes all` turns it on, or `--probes \
+             default,{}`.\n",
+            probe.name
+        );
+    }
     for (index, tier) in probe.tiers.iter().enumerate() {
         let _ = write!(
             page,

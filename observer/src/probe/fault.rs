@@ -1,8 +1,11 @@
 //! `fault`: page faults.
 
-use observer_ebpf::wire::{FAULT_KERNEL, FAULT_MAJOR, FaultRecord};
+use observer_ebpf::wire::{Counter, FAULT_KERNEL, FAULT_MAJOR, FaultRecord, Series};
 
-use super::{Attach, Members, Need, Probe, Program, Tier};
+use super::{
+    Attach, Bounds, HistogramFamily, Members, Need, NumberFamily, Numbers, Probe, Program,
+    SummaryNumbers, Tier,
+};
 use crate::model::{Cause, Field, RecordRow, field};
 
 const USER: &str = "faults in user mode";
@@ -24,6 +27,10 @@ const SIGNAL_RAW: Program =
 /// Retried major faults that the memory-cgroup events take for minor.
 const MAJOR_CHECK: Program =
     Program::new("page_faults_maj_check", Attach::PerfMajorFaults, "retried major faults");
+
+/// Faults that the tiers without the fault handler cannot measure.
+const WITHOUT_EXCEPTION: Numbers =
+    Numbers::Counters(&[(Counter::FaultsWithoutException as usize, &[])]);
 
 const HANDLER: &str = "handle_mm_fault";
 
@@ -109,6 +116,32 @@ pub(super) const PROBE: Probe = Probe {
         },
     ],
     records: &[&FAULT],
+    histograms: &[HistogramFamily {
+        name: "fault_latency",
+        help: "Time inside a page fault, minor or major, taken in user or kernel mode",
+        labels: &["kind", "mode"],
+        bounds: Bounds::STALL,
+        series: &[
+            (Series::FaultMinorUser, "minor", &["minor", "user"]),
+            (Series::FaultMinorKernel, "minor", &["minor", "kernel"]),
+            (Series::FaultMajorUser, "major", &["major", "user"]),
+            (Series::FaultMajorKernel, "major", &["major", "kernel"]),
+        ],
+    }],
+    numbers: &[NumberFamily {
+        name: "faults_without_exception",
+        help: "Pages the kernel brought for a task by itself (mmap with MAP_POPULATE, direct I/O), \
+               which have no latency of their own; counted by the tiers that end a fault where the \
+               memory cgroup counts it",
+        labels: &[],
+        numbers: WITHOUT_EXCEPTION,
+    }],
+    in_summary: &[SummaryNumbers {
+        name: "without_exception_all_tasks",
+        numbers: WITHOUT_EXCEPTION,
+        zeros: false,
+    }],
+    ..Probe::BASE
 };
 
 static FAULT: RecordRow = RecordRow::new::<FaultRecord>(

@@ -160,3 +160,27 @@ pub struct Tier {
     /// once.
     pub programs: &'static [Program],
 }
+
+/// How many entries a map has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entries {
+    /// One for each CPU; the loader sets it.
+    PerCpu,
+    /// This many, as the object declares.
+    Fixed(u32),
+}
+
+/// A map in which the programs of one probe keep something between two events: an array that user
+/// space can map.
+#[derive(Clone, Copy, Debug)]
+pub struct ProbeMap {
+    /// Its name in the BPF object.
+    pub name: &'static str,
+    /// How many values it has.
+    pub entries: Entries,
+    /// Bytes of a value, a multiple of eight.
+    pub value_bytes: usize,
+    /// The words of a value that hold the begin of something. They are cleared before a detached
+    /// probe is attached again.
+    pub begins: &'static [usize],
+}

@@ -2,7 +2,7 @@
 
 use observer_ebpf::wire::{MmSyscallRecord, Series};
 
-use super::{Attach, Members, Need, Probe, Program, Tier};
+use super::{Attach, Bounds, HistogramFamily, Members, Need, Probe, Program, Tier};
 use crate::model::{Cause, Event, RecordRow, field};
 use crate::text::bytes;
 
@@ -119,6 +119,21 @@ pub(super) const PROBE: Probe = Probe {
         },
     ],
     records: &[&MM_SYSCALL],
+    histograms: &[HistogramFamily {
+        name: "mm_syscall_duration",
+        help: "Time inside memory-management system calls",
+        labels: &["call"],
+        bounds: Bounds::STALL,
+        series: &[
+            (Series::Mmap, "mmap", &["mmap"]),
+            (Series::Munmap, "munmap", &["munmap"]),
+            (Series::Mremap, "mremap", &["mremap"]),
+            (Series::Brk, "brk", &["brk"]),
+            (Series::Mprotect, "mprotect", &["mprotect"]),
+            (Series::Madvise, "madvise", &["madvise"]),
+        ],
+    }],
+    ..Probe::BASE
 };
 
 /// The watched calls, with the series of each.

@@ -5,6 +5,7 @@ pub mod docs;
 mod fault;
 mod hooks;
 mod mm_syscall;
+mod numbers;
 mod reclaim;
 mod runqueue;
 mod selection;
@@ -13,10 +14,11 @@ mod task;
 
 use std::sync::LazyLock;
 
-use observer_ebpf::wire::{Header, KIND_SLOTS, RecordKind};
+use observer_ebpf::wire::{Header, KIND_SLOTS, RecordKind, Series};
 
 use crate::model::{Cause, Event, OWN_RECORDS, RecordRow};
-pub use hooks::{Attach, Members, Need, Program, Tier};
+pub use hooks::{Attach, Entries, Members, Need, ProbeMap, Program, Tier};
+pub use numbers::{Bounds, Gauge, HistogramFamily, Labels, NumberFamily, Numbers, SummaryNumbers};
 pub use selection::{ForcedTier, ForcedTiers, NOT_ASKED_FOR, ProbeOptions, Selection, ThreadState};
 
 /// One probe.
@@ -33,9 +35,46 @@ pub struct Probe {
     pub tiers: &'static [Tier],
     /// Kinds of record it sends.
     pub records: &'static [&'static RecordRow],
+    /// Families of histograms it feeds; together they are its distribution.
+    pub histograms: &'static [HistogramFamily],
+    /// What it counts besides, for the metrics.
+    pub numbers: &'static [NumberFamily],
+    /// What it counts besides, for the summary of a run.
+    pub in_summary: &'static [SummaryNumbers],
+    /// Maps of its own, in which its programs keep something between two events.
+    pub maps: &'static [ProbeMap],
+    /// Why it is attached only when it is asked for, a clause; `None` for a usual probe.
+    pub off_by_default: Option<&'static str>,
 }
 
 impl Probe {
+    /// A probe without parts, from which the rows begin.
+    const BASE: Self = Self {
+        name: "",
+        about: "",
+        notes: "",
+        tiers: &[],
+        records: &[],
+        histograms: &[],
+        numbers: &[],
+        in_summary: &[],
+        maps: &[],
+        off_by_default: None,
+    };
+
+    /// The parts of its distribution, each with its series.
+    #[must_use]
+    pub fn parts(&self) -> Vec<(&'static str, Vec<Series>)> {
+        let mut parts: Vec<(&str, Vec<Series>)> = Vec::new();
+        for (series, part, _) in self.histograms.iter().flat_map(|family| family.series) {
+            match parts.iter_mut().find(|(name, _)| name == part) {
+                Some((_, all)) => all.push(*series),
+                None => parts.push((part, vec![*series])),
+            }
+        }
+        parts
+    }
+
     /// Causes whose stalls it sees: the rows of [`crate::model::CAUSES`] that name it.
     pub fn causes(&self) -> impl Iterator<Item = Cause> + use<> {
         let name = self.name;
@@ -149,7 +188,7 @@ fn comm(bytes: &[u8]) -> String {
 mod tests {
     use std::collections::BTreeSet;
 
-    use observer_ebpf::wire::{FaultRecord, OWN_KINDS};
+    use observer_ebpf::wire::{Counter, FaultRecord, OWN_KINDS};
 
     use super::*;
 
@@ -198,6 +237,30 @@ mod tests {
         for row in records() {
             let fields: BTreeSet<&str> = row.fields.iter().map(|field| field.name).collect();
             assert_eq!(fields.len(), row.fields.len(), "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn every_series_and_counter_belongs_to_one_probe() {
+        let families = || PROBES.into_iter().flat_map(|probe| probe.histograms);
+        for series in Series::ALL {
+            let rows = families().flat_map(|family| family.series);
+            assert_eq!(rows.filter(|(of, ..)| *of == series).count(), 1, "{series:?}");
+        }
+        for family in families() {
+            assert!(family.series.iter().all(|(.., labels)| labels.len() == family.labels.len()));
+        }
+        let counts = |numbers: &Numbers, at: usize| match numbers {
+            Numbers::Counters(rows) => rows.iter().any(|(place, _)| *place == at),
+            Numbers::Gauge(_) => false,
+        };
+        for counter in Counter::ALL {
+            let owners = PROBES.into_iter().filter(|probe| {
+                let shown = probe.numbers.iter().map(|family| &family.numbers);
+                let summed = probe.in_summary.iter().map(|numbers| &numbers.numbers);
+                shown.chain(summed).any(|numbers| counts(numbers, counter as usize))
+            });
+            assert_eq!(owners.count(), 1, "{counter:?}");
         }
     }
 

@@ -1,8 +1,11 @@
 //! `reclaim`: a thread frees (or compacts) memory itself.
 
-use observer_ebpf::wire::{CompactionRecord, RECLAIM_MEMCG, ReclaimRecord};
+use observer_ebpf::wire::{CompactionRecord, Counter, RECLAIM_MEMCG, ReclaimRecord, Series};
 
-use super::{Attach, Members, Need, Probe, Program, Tier};
+use super::{
+    Attach, Bounds, HistogramFamily, Members, Need, NumberFamily, Numbers, Probe, Program,
+    SummaryNumbers, Tier,
+};
 use crate::model::{Cause, Field, RecordRow, field};
 use crate::text::count;
 
@@ -23,6 +26,8 @@ macro_rules! tracepoints {
         Program::new(concat!($name, $suffix), Attach::$kind($name, $arguments), $gives)
     };
 }
+
+const KSWAPD_WAKEUPS: Numbers = Numbers::Counters(&[(Counter::KswapdWakeups as usize, &[])]);
 
 pub(super) const PROBE: Probe = Probe {
     name: "reclaim",
@@ -49,6 +54,33 @@ pub(super) const PROBE: Probe = Probe {
         },
     ],
     records: &[&RECLAIM, &COMPACTION],
+    histograms: &[
+        HistogramFamily {
+            name: "reclaim_duration",
+            help: "Time in memory reclaim, for the host (direct) or a cgroup limit (memcg)",
+            labels: &["scope"],
+            bounds: Bounds::STALL,
+            series: &[
+                (Series::ReclaimDirect, "direct", &["direct"]),
+                (Series::ReclaimMemcg, "memcg", &["memcg"]),
+            ],
+        },
+        HistogramFamily {
+            name: "compaction_duration",
+            help: "Time in a memory compaction run",
+            labels: &[],
+            bounds: Bounds::STALL,
+            series: &[(Series::Compaction, "compaction", &[])],
+        },
+    ],
+    numbers: &[NumberFamily {
+        name: "kswapd_wakeups",
+        help: "Times kswapd was woken to reclaim memory in the background",
+        labels: &[],
+        numbers: KSWAPD_WAKEUPS,
+    }],
+    in_summary: &[SummaryNumbers { name: "kswapd_wakeups", numbers: KSWAPD_WAKEUPS, zeros: true }],
+    ..Probe::BASE
 };
 
 static RECLAIM: RecordRow = RecordRow::new::<ReclaimRecord>(

@@ -1,8 +1,10 @@
 //! `runqueue`: runnable, but not running.
 
-use observer_ebpf::wire::{RUNQUEUE_PREEMPTED, RunqueueRecord};
+use observer_ebpf::wire::{Counter, RUNQUEUE_PREEMPTED, RunqueueRecord, Series};
 
-use super::{Attach, Members, Need, Probe, Program, Tier};
+use super::{
+    Attach, Bounds, HistogramFamily, Members, Need, Numbers, Probe, Program, SummaryNumbers, Tier,
+};
 use crate::model::{Cause, Event, Field, Holder, RecordRow, Tgid, Tid, field};
 
 const SWITCH: &str = "waits for a CPU";
@@ -90,6 +92,22 @@ pub(super) const PROBE: Probe = Probe {
         },
     ],
     records: &[&RUNQUEUE],
+    histograms: &[HistogramFamily {
+        name: "runqueue_latency",
+        help: "Time from being able to run to running, by how the wait began",
+        labels: &["reason"],
+        bounds: Bounds::STALL,
+        series: &[
+            (Series::RunqueueWakeup, "wakeup", &["wakeup"]),
+            (Series::RunqueuePreempt, "preempted", &["preempted"]),
+        ],
+    }],
+    in_summary: &[SummaryNumbers {
+        name: "sleep_booked_as_wait_ns",
+        numbers: Numbers::Counters(&[(Counter::TargetSleepBookedNs as usize, &[])]),
+        zeros: false,
+    }],
+    ..Probe::BASE
 };
 
 static RUNQUEUE: RecordRow = RecordRow::new::<RunqueueRecord>(

@@ -19,6 +19,8 @@ impl Selection {
     /// Every probe.
     pub const ALL: Self = Self { bits: u32::MAX };
 
+    const NONE: Self = Self { bits: 0 };
+
     /// Whether the probe of this name is selected.
     #[must_use]
     pub fn contains(self, name: &str) -> bool {
@@ -33,8 +35,10 @@ impl Selection {
 }
 
 impl Default for Selection {
+    /// Every probe but those that have to be asked for.
     fn default() -> Self {
-        Self::ALL
+        let usual = PROBES.into_iter().filter(|probe| probe.off_by_default.is_none());
+        usual.fold(Self::NONE, |chosen, probe| chosen.with(probe.name))
     }
 }
 
@@ -45,13 +49,23 @@ fn position(name: &str) -> Option<usize> {
 impl FromStr for Selection {
     type Err = String;
 
-    /// From names with commas between them.
+    /// From names with commas between them; `all` and `default` stand for several.
     fn from_str(names: &str) -> Result<Self, String> {
-        let mut chosen = Self { bits: 0 };
+        let mut chosen = Self::NONE;
         for name in names.split(',').map(str::trim) {
+            let several = match name {
+                "all" => Some(Self::ALL),
+                "default" => Some(Self::default()),
+                _ => None,
+            };
+            if let Some(Self { bits }) = several {
+                chosen.bits |= bits;
+                continue;
+            }
             if position(name).is_none() {
                 let known: Vec<_> = PROBES.iter().map(|probe| probe.name).collect();
-                return Err(format!("there is no probe '{name}'; known: {}", known.join(", ")));
+                let known = known.join(", ");
+                return Err(format!("there is no probe '{name}'; known: {known}, all, default"));
             }
             chosen = chosen.with(name);
         }
@@ -161,6 +175,14 @@ mod tests {
         assert!(chosen.contains("runqueue") && chosen.contains("fault"));
         assert!(!chosen.contains("socket") && chosen.with("socket").contains("socket"));
         assert!(PROBES.iter().all(|probe| Selection::ALL.contains(probe.name)));
+        assert_eq!("all".parse(), Ok(Selection::ALL));
+        assert_eq!("default".parse(), Ok(Selection::default()));
+        for probe in PROBES {
+            let usual = Selection::default().contains(probe.name);
+            assert_eq!(usual, probe.off_by_default.is_none(), "{}", probe.name);
+            let more: Selection = format!("default,{}", probe.name).parse().unwrap();
+            assert_eq!(more, Selection::default().with(probe.name));
+        }
         for wrong in ["", "runqueue,", "faults"] {
             let error = wrong.parse::<Selection>().unwrap_err();
             assert!(PROBES.iter().all(|probe| error.contains(probe.name)), "{error}");

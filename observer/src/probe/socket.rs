@@ -1,10 +1,16 @@
 //! `socket`: IP sockets from creation to release, and descriptor exhaustion.
 
+use std::mem::offset_of;
+
 use observer_ebpf::wire::{
-    FdFailureRecord, FdSyscall, SOCKET_ACCEPTED, SOCKET_PREEXISTING, SocketRecord,
+    Counter, FD_ERRNOS, FD_FAILURES, FdFailureRecord, FdSyscall, SOCKET_ACCEPTED,
+    SOCKET_PREEXISTING, SOCKET_SLOTS, Series, SocketEntry, SocketRecord, TARGET_FD_FAILURES,
 };
 
-use super::{Attach, Members, Need, Probe, Program, Tier, mm_syscall};
+use super::{
+    Attach, Bounds, Entries, Gauge, HistogramFamily, Labels, Members, Need, NumberFamily, Numbers,
+    Probe, ProbeMap, Program, SummaryNumbers, Tier, mm_syscall,
+};
 use crate::model::{Field, RecordRow, field};
 
 const CREATE: Program =
@@ -27,6 +33,50 @@ const FAILURES: &str = "failures due to exhausted descriptors or memory";
 const fn leave(name: &'static str, function: &'static str, gives: &'static str) -> Program {
     Program::new(name, Attach::Fexit(function), gives)
 }
+
+const fn events(created: Counter, accepted: Counter, released: Counter) -> [(usize, Labels); 3] {
+    [
+        (created as usize, &["created"]),
+        (accepted as usize, &["accepted"]),
+        (released as usize, &["released"]),
+    ]
+}
+
+static SOCKETS: [(usize, Labels); 3] =
+    events(Counter::SocketsCreated, Counter::SocketsAccepted, Counter::SocketsReleased);
+static TARGET_SOCKETS: [(usize, Labels); 3] = events(
+    Counter::TargetSocketsCreated,
+    Counter::TargetSocketsAccepted,
+    Counter::TargetSocketsReleased,
+);
+const LIVE: Numbers = Numbers::Gauge(Gauge::TargetLiveSockets);
+
+const FAILURE_ROWS: usize = FdSyscall::ALL.len() * FD_ERRNOS.len();
+
+/// Call and errno of each counter of failures.
+static FAILURE_LABELS: [[&str; 2]; FAILURE_ROWS] = {
+    let mut labels = [[""; 2]; FAILURE_ROWS];
+    let mut row = 0;
+    while row < FAILURE_ROWS {
+        let call = FdSyscall::ALL[row / FD_ERRNOS.len()];
+        labels[row] = [call.name(), FD_ERRNOS[row % FD_ERRNOS.len()].1];
+        row += 1;
+    }
+    labels
+};
+
+const fn failures(first: usize) -> [(usize, Labels); FAILURE_ROWS] {
+    let mut rows: [(usize, Labels); FAILURE_ROWS] = [(0, &[]); FAILURE_ROWS];
+    let mut row = 0;
+    while row < FAILURE_ROWS {
+        rows[row] = (first + row, &FAILURE_LABELS[row]);
+        row += 1;
+    }
+    rows
+}
+
+static ALL_FAILURES: [(usize, Labels); FAILURE_ROWS] = failures(FD_FAILURES);
+static TARGET_FAILURES: [(usize, Labels); FAILURE_ROWS] = failures(TARGET_FD_FAILURES);
 
 pub(super) const PROBE: Probe = Probe {
     name: "socket",
@@ -110,6 +160,61 @@ pub(super) const PROBE: Probe = Probe {
         },
     ],
     records: &[&SOCKET, &FD_FAILURE],
+    histograms: &[HistogramFamily {
+        name: "socket_lifetime",
+        help: "Time from creation or acceptance of an IP socket to its release",
+        labels: &[],
+        bounds: Bounds::LIFETIME,
+        series: &[(Series::SocketLifetime, "lifetime", &[])],
+    }],
+    numbers: &[
+        NumberFamily {
+            name: "sockets",
+            help: "IP sockets created, accepted and released, all tasks",
+            labels: &["event"],
+            numbers: Numbers::Counters(&SOCKETS),
+        },
+        NumberFamily {
+            name: "target_sockets",
+            help: "IP sockets created, accepted and released by the target",
+            labels: &["event"],
+            numbers: Numbers::Counters(&TARGET_SOCKETS),
+        },
+        NumberFamily {
+            name: "target_live_sockets",
+            help: "IP sockets the target holds now; missing without a target",
+            labels: &[],
+            numbers: LIVE,
+        },
+        NumberFamily {
+            name: "fd_failures",
+            help: "Calls that failed because descriptors, buffers or memory were exhausted, all tasks",
+            labels: &["call", "errno"],
+            numbers: Numbers::Counters(&ALL_FAILURES),
+        },
+        NumberFamily {
+            name: "target_fd_failures",
+            help: "The same, of the target alone",
+            labels: &["call", "errno"],
+            numbers: Numbers::Counters(&TARGET_FAILURES),
+        },
+    ],
+    in_summary: &[
+        SummaryNumbers { name: "", numbers: Numbers::Counters(&TARGET_SOCKETS), zeros: true },
+        SummaryNumbers { name: "live", numbers: LIVE, zeros: true },
+        SummaryNumbers {
+            name: "failed",
+            numbers: Numbers::Counters(&TARGET_FAILURES),
+            zeros: false,
+        },
+    ],
+    maps: &[ProbeMap {
+        name: "SOCKETS",
+        entries: Entries::Fixed(SOCKET_SLOTS),
+        value_bytes: size_of::<SocketEntry>(),
+        begins: &[offset_of!(SocketEntry, sock) / 8],
+    }],
+    ..Probe::BASE
 };
 
 static SOCKET: RecordRow = RecordRow::new::<SocketRecord>(

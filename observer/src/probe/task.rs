@@ -50,6 +50,7 @@ pub(super) const PROBE: Probe = Probe {
         },
     ],
     records: &[&TASK],
+    ..Probe::BASE
 };
 
 static TASK: RecordRow = RecordRow::new::<TaskRecord>(

@@ -245,12 +245,19 @@ pub(super) fn quality(
 ) -> Quality {
     let mut unwatched = Vec::new();
     for probe in PROBES {
-        let Some(coverage) = info.coverage.get(probe.name) else { continue };
-        if coverage.state == ProbeState::Attached {
-            continue;
-        }
-        let reason = coverage.reason.clone().unwrap_or_default();
-        unwatched.extend(probe.causes().map(|cause| Unwatched { cause, reason: reason.clone() }));
+        let (reason, usual) = match info.coverage.get(probe.name) {
+            Some(coverage) if coverage.state == ProbeState::Attached => continue,
+            Some(coverage) => {
+                let asked_for = coverage.state != ProbeState::NotAsked;
+                let reason = coverage.reason.clone().unwrap_or_default();
+                (reason, asked_for || probe.off_by_default.is_none())
+            }
+            None => {
+                ("the observer that recorded the run does not have its probe".to_owned(), false)
+            }
+        };
+        let of = |cause| Unwatched { cause, reason: reason.clone(), usual };
+        unwatched.extend(probe.causes().map(of));
     }
     Quality {
         lost_of_target: info.loss.of_target(),

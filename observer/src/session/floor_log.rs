@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use observer_ebpf::wire::{KIND_SLOTS, RecordKind, Series};
 
 use super::CaptureCounts;
-use crate::aggregate::PROBE_SERIES;
 use crate::clock::MonoNanos;
 use crate::kernel::{FloorSet, Kernel};
 use crate::model::{FloorChange, FloorSummary};
@@ -69,8 +68,8 @@ impl HiddenWatch {
         let floors = kernel.floors();
         let kinds = kinds_with_floor()
             .filter_map(|kind| {
-                let row = PROBE_SERIES.iter().find(|row| row.records == [kind])?;
-                let series = row.parts.iter().flat_map(|(_, series)| *series).copied().collect();
+                let probe = probe::of_kind(kind).filter(|probe| probe.kinds().eq([kind]))?;
+                let series = probe.parts().into_iter().flat_map(|(_, series)| series).collect();
                 let base_ns = floors.get(kind);
                 Some(HiddenKind { kind, base_ns, series, unrecorded_ns: 0, hidden_ns: 0 })
             })

@@ -1,54 +1,13 @@
-//! The table of metrics, each with the function that fills it.
+//! The table of metrics, each with how it is filled: those of the probes' rows, and observer's own.
 
-use std::fmt;
+use std::sync::LazyLock;
 
-use observer_ebpf::wire::{Counter, FD_ERRNOS, FdSyscall, LossKind, RecordKind, Series};
+use observer_ebpf::wire::{LossKind, RecordKind};
 
-use super::{Family, Kind, LIFETIME, Metric, Rows, STALL};
+use super::{Fill, Kind, Metric};
 use crate::aggregate::Snapshot;
 use crate::model::ProbeState;
-
-const WAITS: Rows =
-    &[(Series::RunqueueWakeup, &["wakeup"]), (Series::RunqueuePreempt, &["preempted"])];
-
-const FAULTS: Rows = &[
-    (Series::FaultMinorUser, &["minor", "user"]),
-    (Series::FaultMinorKernel, &["minor", "kernel"]),
-    (Series::FaultMajorUser, &["major", "user"]),
-    (Series::FaultMajorKernel, &["major", "kernel"]),
-];
-
-const RECLAIM: Rows = &[(Series::ReclaimDirect, &["direct"]), (Series::ReclaimMemcg, &["memcg"])];
-
-const COMPACTION: Rows = &[(Series::Compaction, &[])];
-
-const MM_CALLS: Rows = &[
-    (Series::Mmap, &["mmap"]),
-    (Series::Munmap, &["munmap"]),
-    (Series::Mremap, &["mremap"]),
-    (Series::Brk, &["brk"]),
-    (Series::Mprotect, &["mprotect"]),
-    (Series::Madvise, &["madvise"]),
-];
-
-const LIFETIMES: Rows = &[(Series::SocketLifetime, &[])];
-
-fn fd_failures(snapshot: &Snapshot, family: &mut Family<'_>, target: bool) -> fmt::Result {
-    for call in FdSyscall::ALL {
-        for (position, (_, errno)) in FD_ERRNOS.iter().enumerate() {
-            let count = snapshot.fd_failures(target, call, position);
-            family.counter([call.name(), errno], count)?;
-        }
-    }
-    Ok(())
-}
-
-fn sockets(family: &mut Family<'_>, counts: [u64; 3]) -> fmt::Result {
-    for (event, count) in ["created", "accepted", "released"].into_iter().zip(counts) {
-        family.counter([event], count)?;
-    }
-    Ok(())
-}
+use crate::probe::{HistogramFamily, NumberFamily, Numbers, PROBES};
 
 /// The kinds of record that are sent and have a floor, with it.
 fn floors(snapshot: &Snapshot) -> impl Iterator<Item = (RecordKind, u64)> {
@@ -58,14 +17,58 @@ fn floors(snapshot: &Snapshot) -> impl Iterator<Item = (RecordKind, u64)> {
 }
 
 /// All metrics, in the order they are written and documented.
-pub static METRICS: &[Metric] = &[
+pub static METRICS: LazyLock<Vec<Metric>> = LazyLock::new(|| {
+    let mut metrics = ABOUT_PROBES.to_vec();
+    metrics.extend(PROBES.into_iter().flat_map(|probe| probe.histograms).flat_map(histograms));
+    metrics.extend_from_slice(ABOUT_CGROUPS);
+    // The last probes first, as in all earlier versions.
+    metrics.extend(PROBES.into_iter().rev().flat_map(|probe| probe.numbers).map(numbers));
+    metrics.extend_from_slice(ABOUT_OBSERVER);
+    metrics
+});
+
+/// The two metrics of a family of histograms of a probe: by cgroup, and of the whole host.
+fn histograms(family: &'static HistogramFamily) -> [Metric; 2] {
+    let metric = |before: &str, whose: &str, labels, fill| Metric {
+        name: format!("observer_{before}{}", family.name).leak(),
+        kind: Kind::Histogram,
+        unit: Some("seconds"),
+        labels,
+        help: format!("{}, all tasks {whose}", family.help).leak(),
+        fill,
+    };
+    let by_cgroup = [&["cgroup", "target"], family.labels].concat().leak();
+    [
+        metric("", "by cgroup", by_cgroup, Fill::ByCgroup(family)),
+        metric("host_", "of the host together", family.labels, Fill::Host(family)),
+    ]
+}
+
+/// The metric of a family of numbers of a probe.
+fn numbers(family: &'static NumberFamily) -> Metric {
+    let kind = match family.numbers {
+        Numbers::Counters(_) => Kind::Counter,
+        Numbers::Gauge(_) => Kind::Gauge,
+    };
+    Metric {
+        name: format!("observer_{}", family.name).leak(),
+        kind,
+        unit: None,
+        labels: family.labels,
+        help: family.help,
+        fill: Fill::Numbers(family.numbers),
+    }
+}
+
+/// How the probes are attached, and what they cost.
+static ABOUT_PROBES: &[Metric] = &[
     Metric {
         name: "observer_build",
         kind: Kind::Info,
         unit: None,
         labels: &["version"],
         help: "The running observer",
-        fill: |_, family| family.info([env!("CARGO_PKG_VERSION")]),
+        fill: Fill::Own(|_, family| family.info([env!("CARGO_PKG_VERSION")])),
     },
     Metric {
         name: "observer_probe_attached",
@@ -73,14 +76,14 @@ pub static METRICS: &[Metric] = &[
         unit: None,
         labels: &["probe", "tier", "state"],
         help: "1 if the probe works, completely or in part; 0 if it does not",
-        fill: |snapshot, family| {
+        fill: Fill::Own(|snapshot, family| {
             for (probe, coverage) in &snapshot.coverage {
                 let works = matches!(coverage.state, ProbeState::Attached | ProbeState::Partial);
                 let tier = coverage.tier.as_deref().unwrap_or("none");
                 family.gauge([probe, tier, coverage.state.name()], works.into())?;
             }
             Ok(())
-        },
+        }),
     },
     Metric {
         name: "observer_probe_detached",
@@ -89,13 +92,13 @@ pub static METRICS: &[Metric] = &[
         labels: &["probe"],
         help: "Time for which the probe was detached to keep the budget: what happened meanwhile is \
                in none of its numbers",
-        fill: |snapshot, family| {
+        fill: Fill::Own(|snapshot, family| {
             for (probe, coverage) in &snapshot.coverage {
                 let detached_ns = coverage.detached.as_ref().map_or(0, |pauses| pauses.total_ns);
                 family.counter_f64([probe], detached_ns as f64 / 1e9)?;
             }
             Ok(())
-        },
+        }),
     },
     Metric {
         name: "observer_added_cpu",
@@ -105,109 +108,17 @@ pub static METRICS: &[Metric] = &[
         help: "CPU time that observer adds to the host, as a share of that of all CPUs: its own \
                threads, its BPF programs and their hooks; the mean since the start and its 95 % \
                interval",
-        fill: |snapshot, family| {
+        fill: Fill::Own(|snapshot, family| {
             let Some(added) = snapshot.self_usage.added_cpu_share else { return Ok(()) };
             family.gauge_f64(["mean"], added.share)?;
             family.gauge_f64(["lower"], added.ci95[0])?;
             family.gauge_f64(["upper"], added.ci95[1])
-        },
+        }),
     },
-    Metric {
-        name: "observer_runqueue_latency",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["cgroup", "target", "reason"],
-        help: "Time from being able to run to running, by how the wait began, all tasks by cgroup",
-        fill: |snapshot, family| family.per_cgroup(snapshot, WAITS, STALL),
-    },
-    Metric {
-        name: "observer_host_runqueue_latency",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["reason"],
-        help: "Time from being able to run to running, by how the wait began, all tasks of the host together",
-        fill: |snapshot, family| family.host(snapshot, WAITS, STALL),
-    },
-    Metric {
-        name: "observer_fault_latency",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["cgroup", "target", "kind", "mode"],
-        help: "Time inside a page fault, minor or major, taken in user or kernel mode, all tasks by cgroup",
-        fill: |snapshot, family| family.per_cgroup(snapshot, FAULTS, STALL),
-    },
-    Metric {
-        name: "observer_host_fault_latency",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["kind", "mode"],
-        help: "Time inside a page fault, minor or major, taken in user or kernel mode, all tasks of the host together",
-        fill: |snapshot, family| family.host(snapshot, FAULTS, STALL),
-    },
-    Metric {
-        name: "observer_reclaim_duration",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["cgroup", "target", "scope"],
-        help: "Time in memory reclaim, for the host (direct) or a cgroup limit (memcg), all tasks by cgroup",
-        fill: |snapshot, family| family.per_cgroup(snapshot, RECLAIM, STALL),
-    },
-    Metric {
-        name: "observer_host_reclaim_duration",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["scope"],
-        help: "Time in memory reclaim, for the host (direct) or a cgroup limit (memcg), all tasks of the host together",
-        fill: |snapshot, family| family.host(snapshot, RECLAIM, STALL),
-    },
-    Metric {
-        name: "observer_compaction_duration",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["cgroup", "target"],
-        help: "Time in a memory compaction run, all tasks by cgroup",
-        fill: |snapshot, family| family.per_cgroup(snapshot, COMPACTION, STALL),
-    },
-    Metric {
-        name: "observer_host_compaction_duration",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &[],
-        help: "Time in a memory compaction run, all tasks of the host together",
-        fill: |snapshot, family| family.host(snapshot, COMPACTION, STALL),
-    },
-    Metric {
-        name: "observer_mm_syscall_duration",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["cgroup", "target", "call"],
-        help: "Time inside memory-management system calls, all tasks by cgroup",
-        fill: |snapshot, family| family.per_cgroup(snapshot, MM_CALLS, STALL),
-    },
-    Metric {
-        name: "observer_host_mm_syscall_duration",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["call"],
-        help: "Time inside memory-management system calls, all tasks of the host together",
-        fill: |snapshot, family| family.host(snapshot, MM_CALLS, STALL),
-    },
-    Metric {
-        name: "observer_socket_lifetime",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &["cgroup", "target"],
-        help: "Time from creation or acceptance of an IP socket to its release, all tasks by cgroup",
-        fill: |snapshot, family| family.per_cgroup(snapshot, LIFETIMES, LIFETIME),
-    },
-    Metric {
-        name: "observer_host_socket_lifetime",
-        kind: Kind::Histogram,
-        unit: Some("seconds"),
-        labels: &[],
-        help: "Time from creation or acceptance of an IP socket to its release, all tasks of the host together",
-        fill: |snapshot, family| family.host(snapshot, LIFETIMES, LIFETIME),
-    },
+];
+
+/// The cgroups in the histograms.
+static ABOUT_CGROUPS: &[Metric] = &[
     Metric {
         name: "observer_cgroups",
         kind: Kind::Gauge,
@@ -215,11 +126,11 @@ pub static METRICS: &[Metric] = &[
         labels: &["histograms"],
         help: "Cgroups in which something was counted and that exist: with histograms of their own, \
                or counted as cgroup=\"other\" since there is no room for more",
-        fill: |snapshot, family| {
+        fill: Fill::Own(|snapshot, family| {
             let counts = snapshot.cgroup_counts;
             family.gauge(["own"], signed(counts.with_row))?;
             family.gauge(["other"], signed(counts.without_row))
-        },
+        }),
     },
     Metric {
         name: "observer_cgroups_removed",
@@ -227,101 +138,23 @@ pub static METRICS: &[Metric] = &[
         unit: None,
         labels: &[],
         help: "Cgroups in which something was counted and that were removed since",
-        fill: |snapshot, family| family.counter([], snapshot.cgroup_counts.removed),
+        fill: Fill::Own(|snapshot, family| family.counter([], snapshot.cgroup_counts.removed)),
     },
-    Metric {
-        name: "observer_sockets",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &["event"],
-        help: "IP sockets created, accepted and released, all tasks",
-        fill: |snapshot, family| {
-            let count = |counter| snapshot.counter(counter);
-            sockets(
-                family,
-                [
-                    count(Counter::SocketsCreated),
-                    count(Counter::SocketsAccepted),
-                    count(Counter::SocketsReleased),
-                ],
-            )
-        },
-    },
-    Metric {
-        name: "observer_target_sockets",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &["event"],
-        help: "IP sockets created, accepted and released by the target",
-        fill: |snapshot, family| {
-            let count = |counter| snapshot.counter(counter);
-            sockets(
-                family,
-                [
-                    count(Counter::TargetSocketsCreated),
-                    count(Counter::TargetSocketsAccepted),
-                    count(Counter::TargetSocketsReleased),
-                ],
-            )
-        },
-    },
-    Metric {
-        name: "observer_target_live_sockets",
-        kind: Kind::Gauge,
-        unit: None,
-        labels: &[],
-        help: "IP sockets the target holds now; missing without a target",
-        fill: |snapshot, family| {
-            snapshot.target_live_sockets.map_or(Ok(()), |live| family.gauge([], live))
-        },
-    },
-    Metric {
-        name: "observer_fd_failures",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &["call", "errno"],
-        help: "Calls that failed because descriptors, buffers or memory were exhausted, all tasks",
-        fill: |snapshot, family| fd_failures(snapshot, family, false),
-    },
-    Metric {
-        name: "observer_target_fd_failures",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &["call", "errno"],
-        help: "The same, of the target alone",
-        fill: |snapshot, family| fd_failures(snapshot, family, true),
-    },
-    Metric {
-        name: "observer_kswapd_wakeups",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &[],
-        help: "Times kswapd was woken to reclaim memory in the background",
-        fill: |snapshot, family| family.counter([], snapshot.counter(Counter::KswapdWakeups)),
-    },
-    Metric {
-        name: "observer_faults_without_exception",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &[],
-        help: "Pages the kernel brought for a task by itself (mmap with MAP_POPULATE, direct I/O), \
-               which have no latency of their own; counted by the tiers that end a fault where the \
-               memory cgroup counts it",
-        fill: |snapshot, family| {
-            family.counter([], snapshot.counter(Counter::FaultsWithoutException))
-        },
-    },
+];
+
+/// Records, losses, and observer itself.
+static ABOUT_OBSERVER: &[Metric] = &[
     Metric {
         name: "observer_records_emitted",
         kind: Kind::Counter,
         unit: None,
         labels: &["kind"],
         help: "Records of the target put into the ring",
-        fill: |snapshot, family| {
+        fill: Fill::Own(|snapshot, family| {
             RecordKind::ALL
                 .into_iter()
                 .try_for_each(|kind| family.counter([kind.name()], snapshot.emitted(kind)))
-        },
+        }),
     },
     Metric {
         name: "observer_records_lost",
@@ -329,11 +162,11 @@ pub static METRICS: &[Metric] = &[
         unit: None,
         labels: &["kind"],
         help: "Records of the target that found the ring full",
-        fill: |snapshot, family| {
+        fill: Fill::Own(|snapshot, family| {
             RecordKind::ALL
                 .into_iter()
                 .try_for_each(|kind| family.counter([kind.name()], snapshot.ring_lost(kind)))
-        },
+        }),
     },
     Metric {
         name: "observer_losses",
@@ -341,7 +174,7 @@ pub static METRICS: &[Metric] = &[
         unit: None,
         labels: &["kind", "scope"],
         help: "Events dropped or misattributed, by reason: of the target, of all other tasks (host), or of an unknown task (unknown)",
-        fill: |snapshot, family| {
+        fill: Fill::Own(|snapshot, family| {
             for kind in LossKind::ALL {
                 let (lost, target) = (snapshot.other_lost(kind), snapshot.target_lost(kind));
                 if kind.owner_is_known() {
@@ -352,7 +185,7 @@ pub static METRICS: &[Metric] = &[
                 }
             }
             Ok(())
-        },
+        }),
     },
     Metric {
         name: "observer_record_floor",
@@ -360,11 +193,11 @@ pub static METRICS: &[Metric] = &[
         unit: Some("seconds"),
         labels: &["kind"],
         help: "Stalls of the target shorter than this are counted and not recorded now; missing where none is recorded",
-        fill: |snapshot, family| {
+        fill: Fill::Own(|snapshot, family| {
             floors(snapshot).try_for_each(|(kind, floor_ns)| {
                 family.gauge_f64([kind.name()], floor_ns as f64 / 1e9)
             })
-        },
+        }),
     },
     Metric {
         name: "observer_record_floor_changes",
@@ -372,11 +205,11 @@ pub static METRICS: &[Metric] = &[
         unit: None,
         labels: &["kind"],
         help: "Times the floor was raised for too many records, or lowered again",
-        fill: |snapshot, family| {
+        fill: Fill::Own(|snapshot, family| {
             floors(snapshot).try_for_each(|(kind, _)| {
                 family.counter([kind.name()], snapshot.floor_changes[kind as usize])
             })
-        },
+        }),
     },
     Metric {
         name: "observer_cpu",
@@ -384,7 +217,7 @@ pub static METRICS: &[Metric] = &[
         unit: Some("seconds"),
         labels: &[],
         help: "User and system time of the observer process",
-        fill: |snapshot, family| family.counter_f64([], snapshot.self_usage.cpu_seconds),
+        fill: Fill::Own(|snapshot, family| family.counter_f64([], snapshot.self_usage.cpu_seconds)),
     },
     Metric {
         name: "observer_resident_memory_max",
@@ -392,7 +225,9 @@ pub static METRICS: &[Metric] = &[
         unit: Some("bytes"),
         labels: &[],
         help: "Largest resident set of the observer process so far",
-        fill: |snapshot, family| family.gauge([], signed(snapshot.self_usage.max_rss_bytes)),
+        fill: Fill::Own(|snapshot, family| {
+            family.gauge([], signed(snapshot.self_usage.max_rss_bytes))
+        }),
     },
     Metric {
         name: "observer_resident_memory",
@@ -400,7 +235,7 @@ pub static METRICS: &[Metric] = &[
         unit: Some("bytes"),
         labels: &[],
         help: "Resident set of the observer process now",
-        fill: |snapshot, family| family.gauge([], signed(snapshot.self_usage.rss_bytes)),
+        fill: Fill::Own(|snapshot, family| family.gauge([], signed(snapshot.self_usage.rss_bytes))),
     },
     Metric {
         name: "observer_resident_memory_bound",
@@ -408,7 +243,9 @@ pub static METRICS: &[Metric] = &[
         unit: Some("bytes"),
         labels: &[],
         help: "Most that the resident set of a run can come to, by what observer keeps at most",
-        fill: |snapshot, family| family.gauge([], signed(snapshot.self_usage.rss_bound_bytes)),
+        fill: Fill::Own(|snapshot, family| {
+            family.gauge([], signed(snapshot.self_usage.rss_bound_bytes))
+        }),
     },
     Metric {
         name: "observer_bpf_map_memory",
@@ -416,7 +253,9 @@ pub static METRICS: &[Metric] = &[
         unit: Some("bytes"),
         labels: &[],
         help: "Kernel memory of the BPF maps",
-        fill: |snapshot, family| family.gauge([], signed(snapshot.self_usage.bpf_map_bytes)),
+        fill: Fill::Own(|snapshot, family| {
+            family.gauge([], signed(snapshot.self_usage.bpf_map_bytes))
+        }),
     },
     Metric {
         name: "observer_bpf_run_time",
@@ -424,9 +263,9 @@ pub static METRICS: &[Metric] = &[
         unit: Some("seconds"),
         labels: &[],
         help: "Time inside the BPF programs; 0 where the kernel's BPF statistics are off",
-        fill: |snapshot, family| {
+        fill: Fill::Own(|snapshot, family| {
             family.counter_f64([], snapshot.self_usage.bpf_run_time_ns as f64 / 1e9)
-        },
+        }),
     },
     Metric {
         name: "observer_bpf_runs",
@@ -434,7 +273,7 @@ pub static METRICS: &[Metric] = &[
         unit: None,
         labels: &[],
         help: "Runs of the BPF programs; 0 where the kernel's BPF statistics are off",
-        fill: |snapshot, family| family.counter([], snapshot.self_usage.bpf_run_count),
+        fill: Fill::Own(|snapshot, family| family.counter([], snapshot.self_usage.bpf_run_count)),
     },
 ];
 

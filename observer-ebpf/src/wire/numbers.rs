@@ -1,0 +1,190 @@
+//! The numbers of each probe: its kinds of record, its series and its counters. A new kind, series or
+//! counter is one line in the block of its probe; a new probe is one block at the end.
+
+macro_rules! probes {
+    ($(
+        $probe:ident {
+            records { $($(#[$of_record:meta])* $record:ident $name:literal,)* }
+            series { $($(#[$of_series:meta])* $series:ident,)* }
+            counters { $($(#[$of_counter:meta])* $counter:ident,)* }
+        }
+    )*) => {
+        /// What a record is about: the `kind` of [`Header`](super::Header), the index of the floors,
+        /// and (where one exists) of the loss and delivery counters.
+        #[repr(u16)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum RecordKind {
+            $($($(#[$of_record])* $record,)*)*
+        }
+
+        impl RecordKind {
+            /// All kinds, in the order of their numbers.
+            pub const ALL: [Self; [$($($name,)*)*].len()] = [$($(Self::$record,)*)*];
+
+            /// The name used in every output (metrics label, summary key, trace column).
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $($(Self::$record => $name,)*)*
+                }
+            }
+
+            /// The kind with this number.
+            #[must_use]
+            pub const fn from_raw(raw: u16) -> Option<Self> {
+                if (raw as usize) < Self::ALL.len() { Some(Self::ALL[raw as usize]) } else { None }
+            }
+        }
+
+        /// Which distribution: the index of a [`Histogram`](super::Histogram) among the series of one
+        /// scope or cgroup.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Series {
+            $($($(#[$of_series])* $series,)*)*
+        }
+
+        impl Series {
+            /// All series, in the order of their numbers.
+            pub const ALL: [Self; [$($(stringify!($series),)*)*].len()] = [$($(Self::$series,)*)*];
+        }
+
+        /// A count that is no distribution: an index into
+        /// [`Counts::counters`](super::Counts::counters).
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Counter {
+            $($($(#[$of_counter])* $counter,)*)*
+        }
+
+        impl Counter {
+            /// All counters, in the order of their numbers.
+            pub const ALL: [Self; [$($(stringify!($counter),)*)*].len()] = [$($(Self::$counter,)*)*];
+        }
+    };
+}
+
+probes! {
+    runqueue {
+        records {
+            /// Wake-up (or preemption) to running; body [`RunqueueRecord`](super::RunqueueRecord).
+            Runqueue "runqueue",
+        }
+        series {
+            /// Wake-up to running.
+            RunqueueWakeup,
+            /// Preempted to running.
+            RunqueuePreempt,
+        }
+        counters {
+            /// Nanoseconds of sleep that the kernel counted as waits of the target
+            /// ([`LossKind::SleepBookedAsWait`](super::LossKind::SleepBookedAsWait)).
+            TargetSleepBookedNs,
+        }
+    }
+    fault {
+        records {
+            /// Page fault; body [`FaultRecord`](super::FaultRecord).
+            Fault "fault",
+        }
+        series {
+            /// Minor fault taken in user mode.
+            FaultMinorUser,
+            /// Minor fault taken in kernel mode (a copy to or from user memory).
+            FaultMinorKernel,
+            /// Major fault taken in user mode.
+            FaultMajorUser,
+            /// Major fault taken in kernel mode.
+            FaultMajorKernel,
+        }
+        counters {
+            /// Faults that the kernel handled on behalf of a thread without an exception
+            /// (get_user_pages); their latency is not known.
+            FaultsWithoutException,
+        }
+    }
+    reclaim {
+        records {
+            /// Direct or memcg reclaim; body [`ReclaimRecord`](super::ReclaimRecord).
+            Reclaim "reclaim",
+            /// Compaction; body [`CompactionRecord`](super::CompactionRecord).
+            Compaction "compaction",
+        }
+        series {
+            /// Direct reclaim for the whole host.
+            ReclaimDirect,
+            /// Reclaim against a memory cgroup's limit.
+            ReclaimMemcg,
+            /// Direct compaction.
+            Compaction,
+        }
+        counters {
+            /// kswapd was woken.
+            KswapdWakeups,
+        }
+    }
+    mm_syscall {
+        records {
+            /// mmap, munmap, mremap, brk, mprotect, madvise; body
+            /// [`MmSyscallRecord`](super::MmSyscallRecord).
+            MmSyscall "mm_syscall",
+        }
+        series {
+            /// mmap(2).
+            Mmap,
+            /// munmap(2).
+            Munmap,
+            /// mremap(2).
+            Mremap,
+            /// brk(2).
+            Brk,
+            /// mprotect(2).
+            Mprotect,
+            /// madvise(2).
+            Madvise,
+        }
+        counters {}
+    }
+    socket {
+        records {
+            /// Socket release, with lifetime; body [`SocketRecord`](super::SocketRecord).
+            Socket "socket",
+            /// A system call that makes a descriptor failed because a resource was used up; body
+            /// [`FdFailureRecord`](super::FdFailureRecord).
+            FdFailure "fd_failure",
+        }
+        series {
+            /// Socket creation (or acceptance) to release.
+            SocketLifetime,
+        }
+        // Failures have a table of counters: see `FD_FAILURES`.
+        counters {
+            /// IP sockets created, all tasks.
+            SocketsCreated,
+            /// IP sockets accepted, all tasks.
+            SocketsAccepted,
+            /// IP sockets released, all tasks.
+            SocketsReleased,
+            /// IP sockets created by the target.
+            TargetSocketsCreated,
+            /// IP sockets accepted by the target.
+            TargetSocketsAccepted,
+            /// IP sockets of the target released.
+            TargetSocketsReleased,
+        }
+    }
+    task {
+        records {
+            /// Fork, exec or exit; body [`TaskRecord`](super::TaskRecord).
+            Task "task",
+        }
+        series {}
+        counters {}
+    }
+}
+
+/// Entries of [`Counts::counters`](super::Counts::counters): the counters of the blocks above, then
+/// the table of failures. A power of two, since the programs mask the index.
+pub const COUNTER_SLOTS: usize = 64;
+
+const _: () = assert!(RecordKind::ALL.len() <= super::KIND_SLOTS);
