@@ -204,7 +204,8 @@ pub fn unique(name: &str) -> String {
 #[must_use]
 pub fn offered_tiers(probe: &str) -> Vec<String> {
     let mut doctor = Command::new(programs().observer);
-    let output = doctor.args(["doctor", "--json"]).output().expect("the doctor answers");
+    let output =
+        doctor.args(["doctor", "--json", "--probes", "all"]).output().expect("the doctor answers");
     let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let probes = found["probes"].as_array().expect("probes");
     let row = probes.iter().find(|row| row["probe"] == probe).expect("the probe");
