@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use observer::kernel::{Kernel, LoadOptions};
 use observer::model::ProbeState;
-use observer::probe::{ProbeOptions, ThreadState};
+use observer::probe::{PROBES, ProbeOptions, ThreadState};
 use observer_ebpf::wire::Series;
 use observer_tests::kernel_counters;
 use observer_tests::privileged;
@@ -131,24 +131,27 @@ fn nothing_that_began_before_a_pause_ends_after_it() {
 }
 
 fn stalls_with_pauses(state: ThreadState) {
-    let mut kernel = attach("fault,mm_syscall,reclaim,runqueue,socket", state);
+    let mut kernel = attach("all", state);
+    // The probe that follows the target has to stay, and the next test is about waits.
+    let stays = ["task", "runqueue"];
+    let probes = || PROBES.into_iter().filter(|probe| !stays.contains(&probe.name));
     let mut work = start(&["storm", "--rounds", "100000000"]);
     kernel.targets().set(work.id(), true);
     work.begin().expect("it works");
     for _ in 0..2 {
         std::thread::sleep(Duration::from_millis(300));
-        for probe in ["fault", "mm_syscall", "reclaim", "socket"] {
-            kernel.detach(probe, REASON).expect("it was attached");
+        for probe in probes() {
+            kernel.detach(probe.name, REASON).expect("it was attached");
         }
         std::thread::sleep(PAUSE);
-        for probe in ["socket", "reclaim", "mm_syscall", "fault"] {
-            kernel.attach_again(probe).expect("it was attached before");
+        for probe in probes().rev() {
+            kernel.attach_again(probe.name).expect("it was attached before");
         }
     }
     std::thread::sleep(Duration::from_millis(300));
-    let series =
-        [&FAULTS[..], &[Series::Mmap, Series::Munmap, Series::Madvise, Series::SocketLifetime]];
-    let (count, _, longest) = counted(&mut kernel, &series.concat());
+    let series: Vec<Series> =
+        probes().flat_map(|probe| probe.parts()).flat_map(|(_, series)| series).collect();
+    let (count, _, longest) = counted(&mut kernel, &series);
     assert!(count > 0);
     assert!(longest < PAUSE, "{longest:?} is longer than it was attached at a time");
 }
