@@ -83,6 +83,12 @@ fn live_sockets_are_the_socket_descriptors() {
 }
 
 #[test]
+fn softirqs_are_those_of_proc_softirqs() {
+    let Some(_guard) = privileged::ready("softirqs") else { return };
+    exact::softirqs(&Trial::new("soft interrupts"));
+}
+
+#[test]
 fn failures_due_to_descriptor_exhaustion_are_counted_by_call_and_errno() {
     let Some(_guard) = privileged::ready("descriptors") else { return };
     exact::descriptors(&Trial::new("no descriptor left"));

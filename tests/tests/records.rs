@@ -7,6 +7,7 @@ use observer::model::{Event, Value};
 use observer_ebpf::wire::{
     FAULT_KERNEL, FAULT_MAJOR, FaultRecord, MmSyscallRecord, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED,
     ReclaimRecord, RunqueueRecord, SOCKET_ACCEPTED, SOCKET_PREEXISTING, SocketRecord,
+    SoftirqRecord,
 };
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::mapping::PAGE_BYTES;
@@ -235,6 +236,45 @@ fn a_reclaims_record_has_its_order_its_flags_and_its_pages() {
         reclaims_are_for_the_limit(run, work.id());
     }
     work.end().expect("the workload ends");
+}
+
+/// The workload is at rest when observer comes and when it goes, so that all of its soft interrupts
+/// are in the histograms and, without a floor, in the records.
+fn softirqs_are_those_counted(run: &Run, pid: u32) {
+    let mut by_vector: BTreeMap<String, u64> = BTreeMap::new();
+    let (mut count, mut sum_ns) = (0, 0);
+    for event in of_process(run, pid) {
+        if !event.is::<SoftirqRecord>() {
+            continue;
+        }
+        let Some(Value::Text(vector)) = event.value("vector") else { panic!("{event:?}") };
+        *by_vector.entry(vector.into_owned()).or_default() += 1;
+        assert_eq!(event.tid.0, pid, "it has one thread");
+        count += 1;
+        sum_ns += event.duration_ns;
+    }
+    println!("{by_vector:?}");
+    let counted = run.probe("softirq");
+    assert_eq!((count, sum_ns), (counted.count, counted.sum_ns), "there is no floor");
+    assert_eq!(by_vector.get("net_rx"), Some(&run.count("softirq", "net_rx")));
+}
+
+#[test]
+fn a_soft_interrupts_record_has_its_vector_and_is_in_the_threads_time() {
+    let Some(_guard) = privileged::ready("softirq records") else { return };
+    for tier in tiers("softirq") {
+        let directory = trial::directory();
+        let mut options = vec!["--probes", "softirq", "--floor", "softirq=0ns"];
+        options.extend(tier.iter().flat_map(|tier| ["--tier", tier.as_str()]));
+        let arguments = ["datagrams", "--count", &scaled_text(5_000)];
+        let (mut work, watch) = trial::watched(&arguments, &options, directory.path());
+        work.go().expect("it works");
+        trial::settle(work.id());
+        let place = watch.run.clone();
+        let (summary, info) = watch.finish().unwrap_or_else(|error| panic!("{error}"));
+        softirqs_are_those_counted(&Run { summary, info, directory: place }, work.id());
+        work.end().expect("the workload ends");
+    }
 }
 
 fn sockets_are_those_reported(told: &[Socket], events: &[Event]) {

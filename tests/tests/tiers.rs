@@ -62,6 +62,12 @@ fn all_tiers_of_socket_agree() {
 }
 
 #[test]
+fn all_tiers_of_softirq_agree() {
+    let Some(_guard) = privileged::ready("tiers of softirq") else { return };
+    exact::softirqs(&tiers("tiers: soft interrupts", "softirq"));
+}
+
+#[test]
 fn all_tiers_of_task_follow_families() {
     let Some(_guard) = privileged::ready("tiers of task") else { return };
     exact::families(&tiers("tiers: followed families", "task"));

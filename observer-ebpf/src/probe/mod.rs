@@ -24,6 +24,7 @@ mod fault;
 mod reclaim;
 mod runqueue;
 mod socket;
+mod softirq;
 mod syscall;
 mod task;
 mod uprobe;

@@ -13,6 +13,7 @@ mod numbers;
 mod reclaim;
 mod runqueue;
 mod socket;
+mod softirq;
 mod task;
 mod uprobe;
 
@@ -24,6 +25,7 @@ pub use numbers::*;
 pub use reclaim::*;
 pub use runqueue::*;
 pub use socket::*;
+pub use softirq::*;
 pub use task::*;
 pub use uprobe::*;
 

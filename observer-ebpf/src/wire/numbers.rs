@@ -181,6 +181,29 @@ probes! {
         series {}
         counters {}
     }
+    softirq {
+        records {
+            /// A soft interrupt in a thread's time; body [`SoftirqRecord`](super::SoftirqRecord).
+            Softirq "softirq",
+        }
+        series {
+            /// TIMER and HRTIMER.
+            SoftirqTimer,
+            /// NET_TX.
+            SoftirqNetTx,
+            /// NET_RX.
+            SoftirqNetRx,
+            /// BLOCK and IRQ_POLL.
+            SoftirqBlock,
+            /// SCHED.
+            SoftirqSched,
+            /// RCU.
+            SoftirqRcu,
+            /// HI and TASKLET.
+            SoftirqOther,
+        }
+        counters {}
+    }
 }
 
 /// Entries of [`Counts::counters`](super::Counts::counters): the counters of the blocks above, then

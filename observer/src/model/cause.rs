@@ -141,6 +141,20 @@ causes! {
         color: "#ca6f1e",
         kind: CauseKind::Stall,
     }
+    SOFTIRQ {
+        id: "softirq",
+        title: "Soft interrupts",
+        sentence: "the kernel handled packets, timers and other soft interrupts in the threads' time",
+        advice: "See in the slowest requests which vector it was. For net_rx and net_tx, let CPUs \
+                 that the service does not use handle the packets (the affinity of the network \
+                 device's interrupts, or rps_cpus), or move a load generator that sends over \
+                 loopback to another host. For timer, rcu and sched, isolate the service's CPUs \
+                 (nohz_full, rcu_nocbs).",
+        probe: Some("softirq"),
+        record: Some("softirq"),
+        color: "#b03a80",
+        kind: CauseKind::Stall,
+    }
     LOAD_GENERATOR {
         id: "load_generator",
         title: "Load generator",

@@ -10,6 +10,7 @@ mod reclaim;
 mod runqueue;
 mod selection;
 mod socket;
+mod softirq;
 mod task;
 
 use std::sync::LazyLock;
@@ -100,13 +101,14 @@ impl Probe {
 }
 
 /// All probes, in the order they are attached: first what follows the target.
-pub const PROBES: [&Probe; 6] = [
+pub const PROBES: [&Probe; 7] = [
     &task::PROBE,
     &runqueue::PROBE,
     &fault::PROBE,
     &reclaim::PROBE,
     &mm_syscall::PROBE,
     &socket::PROBE,
+    &softirq::PROBE,
 ];
 
 /// The probe that sends this kind of record.

@@ -7,9 +7,11 @@ mod faults;
 mod reclaim;
 mod runqueue;
 mod sockets;
+mod softirqs;
 
 pub use calls::{memory_call_time, memory_calls};
 pub use faults::{copied_pages, families, fault_time, major_faults, minor_faults};
 pub use reclaim::{freed_pages, memcg_reclaim};
 pub use runqueue::{no_more_waits, processor_time, run_delay, throttled};
 pub use sockets::{descriptors, sockets};
+pub use softirqs::softirqs;

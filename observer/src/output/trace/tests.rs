@@ -8,8 +8,8 @@ use bytemuck::{Pod, Zeroable};
 use observer_ebpf::wire::{
     CompactionRecord, FD_ERRNOS, FaultRecord, FdFailureRecord, FdSyscall, Header, MmSyscallRecord,
     OWN_KINDS, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED, ReclaimRecord, Record, RecordKind,
-    RunqueueRecord, SOCKET_ACCEPTED, Series, SocketRecord, TASK_EXEC, TASK_EXIT, TASK_FORK,
-    TaskRecord,
+    RunqueueRecord, SOCKET_ACCEPTED, Series, SocketRecord, SoftirqRecord, TASK_EXEC, TASK_EXIT,
+    TASK_FORK, TaskRecord,
 };
 
 use super::*;
@@ -78,6 +78,11 @@ fn events(index: u64) -> Vec<Event> {
             header: header(RecordKind::FdFailure, 0),
             syscall: FdSyscall::Accept as u32,
             errno: FD_ERRNOS[0].0,
+        }),
+        example::event(&SoftirqRecord {
+            header: header(RecordKind::Softirq, 0),
+            vector: index as u32 % 10,
+            reserved: 0,
         }),
         example::event(&task(TASK_FORK)),
         example::event(&task(TASK_EXEC)),

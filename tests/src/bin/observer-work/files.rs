@@ -37,6 +37,20 @@ pub(crate) fn sockets(pairs: usize) -> io::Result<()> {
     Ok(())
 }
 
+pub(crate) fn datagrams(count: usize) -> io::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    socket.connect(socket.local_addr()?)?;
+    if wait_for_go()? {
+        let mut bytes = [0; 64];
+        for _ in 0..count {
+            socket.send(&bytes)?;
+            socket.recv(&mut bytes)?;
+        }
+        report(&json!({ "datagrams": count }))?;
+    }
+    wait_for_end()
+}
+
 pub(crate) fn descriptors(rounds: usize) -> io::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let waiting = TcpStream::connect(listener.local_addr()?)?;

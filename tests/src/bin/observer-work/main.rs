@@ -54,6 +54,11 @@ enum Work {
         #[arg(long, default_value_t = 50)]
         pairs: usize,
     },
+    /// Datagrams to itself over loopback.
+    Datagrams {
+        #[arg(long, default_value_t = 20_000)]
+        count: usize,
+    },
     /// Two threads that wake each other through pipes.
     PingPong {
         #[arg(long, default_value_t = 20_000)]
@@ -297,6 +302,7 @@ fn main() -> ExitCode {
         Work::MajorFaults { file, pages } => memory::major_faults(&file, pages),
         Work::MemoryCalls { rounds } => memory::memory_calls(rounds),
         Work::Sockets { pairs } => files::sockets(pairs),
+        Work::Datagrams { count } => files::datagrams(count),
         Work::PingPong { rounds } => cpu::ping_pong(rounds),
         Work::Contend { threads, ms, cpu, anywhere } => {
             cpu::contend(threads, Duration::from_millis(ms), (!anywhere).then_some(cpu))
