@@ -2,8 +2,7 @@
 //! the maps are then created with.
 
 use observer_ebpf::wire::{
-    CgroupHistogram, CgroupTable, Config, Counts, Histogram, PID_MAX_LIMIT, SCOPES,
-    UPROBE_COUNTERS,
+    CgroupHistogram, CgroupTable, Config, Counts, Histogram, PID_MAX_LIMIT, SCOPES, UPROBE_COUNTERS,
 };
 
 use super::load::Shape;
