@@ -84,6 +84,8 @@ pub struct TierReport {
     pub tier: String,
     /// Whether it is available.
     pub state: TierState,
+    /// Its class of cost: `low`, `medium` or `high`.
+    pub cost: &'static str,
     /// How it works, or why it is not available.
     pub why: String,
 }
@@ -95,6 +97,8 @@ pub struct ProbeReport {
     pub probe: String,
     /// Tier it uses.
     pub tier: Option<String>,
+    /// The event at which its programs run.
+    pub runs_at: &'static str,
     /// Whether it works.
     pub state: ProbeState,
     /// Why it does not work, or only partly.
@@ -219,7 +223,11 @@ impl Report {
                 ProbeState::NotAsked => "off",
             };
             let tier = probe.tier.as_deref().unwrap_or("-");
-            let _ = writeln!(out, "{state:<8} {:<width$}  {tier}", probe.probe);
+            let taken = probe.tiers.iter().find(|tier| tier.state == TierState::Taken);
+            let cost = taken.map_or_else(String::new, |taken| {
+                format!("; {} cost, at every {}", taken.cost, probe.runs_at)
+            });
+            let _ = writeln!(out, "{state:<8} {:<width$}  {tier}{cost}", probe.probe);
             if let Some(reason) = probe.reason.as_ref().filter(|reason| said != Some(*reason)) {
                 let _ = writeln!(out, "{:<8} {:<width$}  {reason}", "", "");
                 said = Some(reason);
@@ -229,13 +237,14 @@ impl Report {
                 if tier.state == TierState::Taken && !verbose {
                     break;
                 }
-                let (name, why) = (&tier.tier, &tier.why);
+                let (name, why, cost) = (&tier.tier, &tier.why, tier.cost);
                 let how = match tier.state {
                     TierState::Taken => "uses",
                     TierState::Offered => "could use",
                     TierState::NotOffered => "cannot use",
                 };
-                let _ = writeln!(out, "{:<8} {:<width$}  {how} {name}: {why}", "", "");
+                let _ =
+                    writeln!(out, "{:<8} {:<width$}  {how} {name} ({cost} cost): {why}", "", "");
             }
         }
     }
@@ -252,12 +261,13 @@ mod tests {
     }
 
     fn tier(name: &str, state: TierState, why: &str) -> TierReport {
-        TierReport { tier: name.into(), state, why: why.into() }
+        TierReport { tier: name.into(), state, cost: "medium", why: why.into() }
     }
 
     fn probe(state: ProbeState) -> ProbeReport {
         ProbeReport {
             probe: "runqueue".into(),
+            runs_at: "context switch",
             tier: (state == ProbeState::Attached).then(|| "tp_btf".to_owned()),
             state,
             reason: None,
@@ -296,8 +306,8 @@ missing  broken  v
                  -> do this
 
 probes
-ok       runqueue  tp_btf
-                   cannot use fentry: refused
+ok       runqueue  tp_btf; medium cost, at every context switch
+                   cannot use fentry (medium cost): refused
 
 `observer run` does not work on this host:
   broken: v
@@ -305,8 +315,8 @@ ok       runqueue  tp_btf
         );
         let verbose = report.text(true);
         assert!(verbose.starts_with("ok       fine    v\n                 m\n"));
-        assert!(verbose.contains("uses tp_btf: typed\n"), "{verbose}");
-        assert!(verbose.contains("could use raw: untyped\n"), "{verbose}");
+        assert!(verbose.contains("uses tp_btf (medium cost): typed\n"), "{verbose}");
+        assert!(verbose.contains("could use raw (medium cost): untyped\n"), "{verbose}");
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(
             json,
@@ -318,10 +328,11 @@ ok       runqueue  tp_btf
                      "todo": "do this", "blocks": "kernel"},
                 ],
                 "probes": [{"probe": "runqueue", "tier": "tp_btf", "state": "attached",
+                            "runs_at": "context switch",
                             "reason": null, "tiers": [
-                    {"tier": "fentry", "state": "not_offered", "why": "refused"},
-                    {"tier": "tp_btf", "state": "taken", "why": "typed"},
-                    {"tier": "raw", "state": "offered", "why": "untyped"},
+                    {"tier": "fentry", "state": "not_offered", "cost": "medium", "why": "refused"},
+                    {"tier": "tp_btf", "state": "taken", "cost": "medium", "why": "typed"},
+                    {"tier": "raw", "state": "offered", "cost": "medium", "why": "untyped"},
                 ]}],
             })
         );

@@ -7,21 +7,22 @@ use crate::kernel::{Choice, Kernel, LoadOptions, RING_BYTES, ThreadPlaces};
 use crate::model::{Coverage, ProbeState};
 use crate::probe::{PROBES, Probe, ProbeOptions};
 
-fn tiers(choice: &Choice) -> Vec<TierReport> {
+fn tiers(probe: &Probe, choice: &Choice) -> Vec<TierReport> {
     let report = |(tier, offer): &(&crate::probe::Tier, Result<(), String>)| {
         let (state, why) = match offer {
             _ if choice.tier == Some(tier) => (TierState::Taken, tier.about.to_owned()),
             Ok(()) => (TierState::Offered, tier.about.to_owned()),
             Err(why) => (TierState::NotOffered, why.clone()),
         };
-        TierReport { tier: tier.name.into(), state, why }
+        TierReport { tier: tier.name.into(), state, cost: probe.cost_class(tier).name(), why }
     };
     choice.offers.iter().map(report).collect()
 }
 
 fn report(probe: &Probe, coverage: Coverage, tiers: Vec<TierReport>) -> ProbeReport {
     let Coverage { state, tier, reason, .. } = coverage;
-    ProbeReport { probe: probe.name.into(), tier, state, reason, tiers }
+    let runs_at = probe.runs_at.event();
+    ProbeReport { probe: probe.name.into(), tier, runs_at, state, reason, tiers }
 }
 
 /// `struct bpf_insn` (include/uapi/linux/bpf.h).
@@ -55,7 +56,8 @@ pub(super) fn try_all(probes: &ProbeOptions) -> Tried {
             let probes = PROBES
                 .into_iter()
                 .filter_map(|probe| {
-                    let tiers = kernel.choice(probe.name).map(tiers).unwrap_or_default();
+                    let choice = kernel.choice(probe.name);
+                    let tiers = choice.map(|choice| tiers(probe, choice)).unwrap_or_default();
                     Some(report(probe, coverage.remove(probe.name)?, tiers))
                 })
                 .collect();
@@ -99,7 +101,7 @@ mod tests {
             .map(|(index, tier)| (tier, if index == 0 { refused.clone() } else { Ok(()) }))
             .collect();
         let choice = Choice { tier: Some(&probe.tiers[1]), offers, refused: Vec::new() };
-        let tiers = tiers(&choice);
+        let tiers = tiers(probe, &choice);
         let states: Vec<TierState> = tiers.iter().map(|tier| tier.state).collect();
         assert_eq!(states[..3], [TierState::NotOffered, TierState::Taken, TierState::Offered]);
         assert_eq!(tiers[0].why, "no BTF");

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::Instant;
 
 use super::{Kernel, fdinfo, fdinfo_field};
-use crate::probe::{Attach, PROBES, Program};
+use crate::probe::{PROBES, Program};
 
 /// Runs and run time of one attached program.
 #[derive(Clone, Copy, Debug)]
@@ -69,33 +69,4 @@ pub fn empty_call_ns() -> f64 {
         started.elapsed().as_nanos() as f64 / f64::from(CALLS)
     };
     (0..SERIES).map(|_| series()).fold(f64::INFINITY, f64::min)
-}
-
-impl Attach {
-    /// Whether it slows down every system call of the host.
-    #[must_use]
-    pub const fn is_at_every_system_call(self) -> bool {
-        match self {
-            Self::Syscalls(..) => true,
-            Self::TpBtf(name, _) | Self::RawTracepoint(name, _) => {
-                matches!(name.as_bytes(), b"sys_enter" | b"sys_exit")
-            }
-            _ => false,
-        }
-    }
-
-    /// What the kernel does around a run of a program at this hook, nanoseconds: what published
-    /// measurements give for empty programs, rounded up. The run time does not contain it.
-    #[must_use]
-    pub const fn around_ns(self) -> f64 {
-        match self {
-            Self::TpBtf(..) | Self::RawTracepoint(..) => 15.0,
-            Self::Fentry(_) | Self::Fexit(_) => 25.0,
-            Self::CgroupSockCreate | Self::CgroupSockRelease => 25.0,
-            Self::Syscalls(..) => 70.0,
-            Self::Kprobe(_) => 140.0,
-            Self::PerfMinorFaults | Self::PerfMajorFaults => 150.0,
-            Self::Kretprobe(_) => 250.0,
-        }
-    }
 }

@@ -15,7 +15,10 @@ pub fn probes_markdown() -> String {
          records, for the attribution and the trace (docs/TRACE_FORMAT.md). Of a probe's tiers the \
          first that the running kernel offers is taken; `observer doctor` shows which, and `--tier \
          PROBE=NAME` forces one. A program \
-         that several probes name exists once.\n\n| probe | what it watches | causes | floor |\n| \
+         that several probes name exists once. A tier's cost is `low` (rare events, or events that \
+         take far longer than a program), `medium` (frequent events, tens of nanoseconds each) or \
+         `high` (a hundred nanoseconds and more each, or a tax on every system call of the host); \
+         docs/OVERHEAD.md has the measurements, and `--budget` bounds the sum.\n\n| probe | what it watches | causes | floor |\n| \
          --- | --- | --- | --- |\n",
     );
     for probe in PROBES {
@@ -92,9 +95,11 @@ fn describe(page: &mut String, probe: &Probe) {
     for (index, tier) in probe.tiers.iter().enumerate() {
         let _ = write!(
             page,
-            "\n{}. `{}`: {}\n\n| program | kind | hook | gives |\n| --- | --- | --- | --- |\n",
+            "\n{}. `{}` ({} cost, at every {}): {}\n\n| program | kind | hook | gives |\n| --- | --- | --- | --- |\n",
             index + 1,
             tier.name,
+            probe.cost_class(tier).name(),
+            probe.runs_at.event(),
             tier.about
         );
         for program in tier.programs {

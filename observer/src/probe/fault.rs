@@ -3,7 +3,7 @@
 use observer_ebpf::wire::{Counter, FAULT_KERNEL, FAULT_MAJOR, FaultRecord, Series};
 
 use super::{
-    Attach, Bounds, HistogramFamily, Members, Need, NumberFamily, Numbers, Probe, Program,
+    Attach, Bounds, HistogramFamily, Members, Need, NumberFamily, Numbers, Probe, Program, RunsAt,
     SummaryNumbers, Tier,
 };
 use crate::model::{Cause, Field, RecordRow, field};
@@ -36,6 +36,7 @@ const HANDLER: &str = "handle_mm_fault";
 
 pub(super) const PROBE: Probe = Probe {
     name: "fault",
+    runs_at: RunsAt::Frequent("page fault"),
     about: "Page faults, minor and major, with latency and address.",
     notes: "Counted as fields minflt and majflt of /proc/PID/stat are. `fentry` and `kprobe` time \
             the kernel's fault handler, retries included, from its first entry to its last return. \

@@ -61,6 +61,33 @@ impl Attach {
             Self::CgroupSockRelease => "BPF_CGROUP_INET_SOCK_RELEASE".to_owned(),
         }
     }
+
+    /// Whether it slows down every system call of the host.
+    #[must_use]
+    pub const fn is_at_every_system_call(self) -> bool {
+        match self {
+            Self::Syscalls(..) => true,
+            Self::TpBtf(name, _) | Self::RawTracepoint(name, _) => {
+                matches!(name.as_bytes(), b"sys_enter" | b"sys_exit")
+            }
+            _ => false,
+        }
+    }
+
+    /// What the kernel does around a run of a program at this hook, nanoseconds: what published
+    /// measurements give for empty programs, rounded up. The run time does not contain it.
+    #[must_use]
+    pub const fn around_ns(self) -> f64 {
+        match self {
+            Self::TpBtf(..) | Self::RawTracepoint(..) => 15.0,
+            Self::Fentry(_) | Self::Fexit(_) => 25.0,
+            Self::CgroupSockCreate | Self::CgroupSockRelease => 25.0,
+            Self::Syscalls(..) => 70.0,
+            Self::Kprobe(_) => 140.0,
+            Self::PerfMinorFaults | Self::PerfMajorFaults => 150.0,
+            Self::Kretprobe(_) => 250.0,
+        }
+    }
 }
 
 /// One BPF program of a probe.
@@ -159,6 +186,48 @@ pub struct Tier {
     /// The programs it attaches, begins before ends. A program that several probes share is loaded
     /// once.
     pub programs: &'static [Program],
+}
+
+/// What a tier costs a busy host, for the choice of probes. The budget goes by measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CostClass {
+    /// It runs at rare events, or at events that take far longer than its programs.
+    Low,
+    /// It runs at frequent events, through hooks that cost tens of nanoseconds.
+    Medium,
+    /// It slows down every system call of the host, or runs at frequent events through hooks that
+    /// cost a hundred nanoseconds and more.
+    High,
+}
+
+impl CostClass {
+    /// The name used in every output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+        }
+    }
+}
+
+impl Tier {
+    /// Its class of cost, for a probe that runs at frequent events or at rare ones.
+    #[must_use]
+    pub fn cost_class(&self, is_frequent: bool) -> CostClass {
+        const DEAR_NS: f64 = 100.0;
+        let any = |is: fn(&Program) -> bool| self.programs.iter().any(is);
+        if any(|program| program.attach.is_at_every_system_call())
+            || is_frequent && any(|program| program.attach.around_ns() >= DEAR_NS)
+        {
+            CostClass::High
+        } else if is_frequent {
+            CostClass::Medium
+        } else {
+            CostClass::Low
+        }
+    }
 }
 
 /// How many entries a map has.

@@ -2,7 +2,7 @@
 
 use observer_ebpf::wire::{MmSyscallRecord, Series};
 
-use super::{Attach, Bounds, HistogramFamily, Members, Need, Probe, Program, Tier};
+use super::{Attach, Bounds, HistogramFamily, Members, Need, Probe, Program, RunsAt, Tier};
 use crate::model::{Cause, Event, RecordRow, field};
 use crate::text::bytes;
 
@@ -40,6 +40,7 @@ const fn leave(name: &'static str, function: usize) -> Program {
 
 pub(super) const PROBE: Probe = Probe {
     name: "mm_syscall",
+    runs_at: RunsAt::Frequent("memory-management call"),
     about: "Latency, bytes and result of mmap, munmap, mremap, brk, mprotect and madvise.",
     notes: "Calls of the 32-bit ABI are not counted as `mm_syscall` (in the tiers that pass all \
             system calls at entry, as the loss `compat_syscall`): their numbers differ. Calls that \

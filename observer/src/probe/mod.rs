@@ -18,7 +18,7 @@ use std::sync::LazyLock;
 use observer_ebpf::wire::{Header, KIND_SLOTS, RecordKind, Series};
 
 use crate::model::{Cause, Event, OWN_RECORDS, RecordRow};
-pub use hooks::{Attach, Entries, Members, Need, ProbeMap, Program, Tier};
+pub use hooks::{Attach, CostClass, Entries, Members, Need, ProbeMap, Program, Tier};
 pub use numbers::{Bounds, Gauge, HistogramFamily, Labels, NumberFamily, Numbers, SummaryNumbers};
 pub use selection::{ForcedTier, ForcedTiers, NOT_ASKED_FOR, ProbeOptions, Selection, ThreadState};
 
@@ -44,11 +44,39 @@ pub struct Probe {
     pub in_summary: &'static [SummaryNumbers],
     /// Maps of its own, in which its programs keep something between two events.
     pub maps: &'static [ProbeMap],
+    /// At what its programs run, and whether a busy host has very many of these events: they decide
+    /// the class of its cost.
+    pub runs_at: RunsAt,
     /// Why it is attached only when it is asked for, a clause; `None` for a usual probe.
     pub off_by_default: Option<&'static str>,
 }
 
+/// The events at which a probe's programs run: every one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunsAt {
+    /// A busy host has hundreds of thousands of them a second.
+    Frequent(&'static str),
+    /// They are rare, or take far longer than a program.
+    Rare(&'static str),
+}
+
+impl RunsAt {
+    /// The event.
+    #[must_use]
+    pub const fn event(self) -> &'static str {
+        match self {
+            Self::Frequent(event) | Self::Rare(event) => event,
+        }
+    }
+}
+
 impl Probe {
+    /// The class of cost of one of its tiers.
+    #[must_use]
+    pub fn cost_class(&self, tier: &Tier) -> CostClass {
+        tier.cost_class(matches!(self.runs_at, RunsAt::Frequent(_)))
+    }
+
     /// A probe without parts, from which the rows begin.
     const BASE: Self = Self {
         name: "",
@@ -60,6 +88,7 @@ impl Probe {
         numbers: &[],
         in_summary: &[],
         maps: &[],
+        runs_at: RunsAt::Rare(""),
         off_by_default: None,
     };
 

@@ -3,7 +3,7 @@
 use observer_ebpf::wire::{CompactionRecord, Counter, RECLAIM_MEMCG, ReclaimRecord, Series};
 
 use super::{
-    Attach, Bounds, HistogramFamily, Members, Need, NumberFamily, Numbers, Probe, Program,
+    Attach, Bounds, HistogramFamily, Members, Need, NumberFamily, Numbers, Probe, Program, RunsAt,
     SummaryNumbers, Tier,
 };
 use crate::model::{Cause, Field, RecordRow, field};
@@ -31,6 +31,7 @@ const KSWAPD_WAKEUPS: Numbers = Numbers::Counters(&[(Counter::KswapdWakeups as u
 
 pub(super) const PROBE: Probe = Probe {
     name: "reclaim",
+    runs_at: RunsAt::Rare("reclaim and compaction"),
     about: "Direct and memory-cgroup reclaim, direct compaction, kswapd wake-ups.",
     notes: "Reclaim by the thread that allocates (the kernel counts the same time as \
             freepages_delay_total in taskstats). Background reclaim by kswapd and background \

@@ -3,7 +3,8 @@
 use observer_ebpf::wire::{Counter, RUNQUEUE_PREEMPTED, RunqueueRecord, Series};
 
 use super::{
-    Attach, Bounds, HistogramFamily, Members, Need, Numbers, Probe, Program, SummaryNumbers, Tier,
+    Attach, Bounds, HistogramFamily, Members, Need, Numbers, Probe, Program, RunsAt,
+    SummaryNumbers, Tier,
 };
 use crate::model::{Cause, Event, Field, Holder, RecordRow, Tgid, Tid, field};
 
@@ -28,6 +29,7 @@ const fn moved(name: &'static str, attach: Attach) -> Program {
 
 pub(super) const PROBE: Probe = Probe {
     name: "runqueue",
+    runs_at: RunsAt::Frequent("context switch"),
     about: "Time from wake-up (or preemption) of a thread until it runs.",
     notes: "The rule is that of the kernel's run delay (the second field of \
             /proc/PID/task/TID/schedstat). A record names the thread that had the CPU until the \

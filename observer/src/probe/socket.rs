@@ -9,7 +9,7 @@ use observer_ebpf::wire::{
 
 use super::{
     Attach, Bounds, Entries, Gauge, HistogramFamily, Labels, Members, Need, NumberFamily, Numbers,
-    Probe, ProbeMap, Program, SummaryNumbers, Tier, mm_syscall,
+    Probe, ProbeMap, Program, RunsAt, SummaryNumbers, Tier, mm_syscall,
 };
 use crate::model::{Field, RecordRow, field};
 
@@ -80,6 +80,7 @@ static TARGET_FAILURES: [(usize, Labels); FAILURE_ROWS] = failures(TARGET_FD_FAI
 
 pub(super) const PROBE: Probe = Probe {
     name: "socket",
+    runs_at: RunsAt::Frequent("socket created, accepted or released"),
     about: "IP sockets created, accepted and released, their lifetime and live count; failures \
             of socket, accept, connect and open due to exhausted descriptors or memory.",
     notes: "IPv4 and IPv6 sockets only: the kernel has no release hook for other families. \

@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use observer_ebpf::wire::{SOFTIRQ_VECTORS, Series, SoftirqRecord, SoftirqState};
 
 use super::{
-    Attach, Bounds, Entries, HistogramFamily, Members, Need, Probe, ProbeMap, Program, Tier,
+    Attach, Bounds, Entries, HistogramFamily, Members, Need, Probe, ProbeMap, Program, RunsAt, Tier,
 };
 use crate::model::{Cause, RecordRow, field};
 
@@ -14,6 +14,7 @@ const ENDS: &str = "ends of soft interrupts";
 
 pub(super) const PROBE: Probe = Probe {
     name: "softirq",
+    runs_at: RunsAt::Frequent("soft interrupt"),
     about: "Soft interrupts, by vector: packets, timers, RCU and others that the kernel handles in \
             the time of the running thread.",
     notes: "Counted as in /proc/softirqs, without those that were under way when the probe was \

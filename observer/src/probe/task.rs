@@ -2,7 +2,7 @@
 
 use observer_ebpf::wire::{TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord};
 
-use super::{Attach, Members, Need, Probe, Program, Tier};
+use super::{Attach, Members, Need, Probe, Program, RunsAt, Tier};
 use crate::model::{Field, RecordRow, field};
 
 const FORK: &str = "children of the target";
@@ -11,6 +11,7 @@ const EXIT: &str = "the end of the target's processes";
 
 pub(super) const PROBE: Probe = Probe {
     name: "task",
+    runs_at: RunsAt::Rare("fork, exec and exit of a process or thread"),
     about: "Forks, execs and exits of the target, so that children and new threads belong to it.",
     notes: "A process leaves the target with its last thread, before its id can be used again.",
     tiers: &[
