@@ -86,6 +86,8 @@ pub struct TierReport {
     pub state: TierState,
     /// Its class of cost: `low`, `medium` or `high`.
     pub cost: &'static str,
+    /// The event at which it costs something.
+    pub runs_at: &'static str,
     /// How it works, or why it is not available.
     pub why: String,
 }
@@ -97,8 +99,6 @@ pub struct ProbeReport {
     pub probe: String,
     /// Tier it uses.
     pub tier: Option<String>,
-    /// The event at which its programs run.
-    pub runs_at: &'static str,
     /// Whether it works.
     pub state: ProbeState,
     /// Why it does not work, or only partly.
@@ -225,7 +225,7 @@ impl Report {
             let tier = probe.tier.as_deref().unwrap_or("-");
             let taken = probe.tiers.iter().find(|tier| tier.state == TierState::Taken);
             let cost = taken.map_or_else(String::new, |taken| {
-                format!("; {} cost, at every {}", taken.cost, probe.runs_at)
+                format!("; {} cost, at every {}", taken.cost, taken.runs_at)
             });
             let _ = writeln!(out, "{state:<8} {:<width$}  {tier}{cost}", probe.probe);
             if let Some(reason) = probe.reason.as_ref().filter(|reason| said != Some(*reason)) {
@@ -261,13 +261,13 @@ mod tests {
     }
 
     fn tier(name: &str, state: TierState, why: &str) -> TierReport {
-        TierReport { tier: name.into(), state, cost: "medium", why: why.into() }
+        let (cost, runs_at) = ("medium", "context switch");
+        TierReport { tier: name.into(), state, cost, runs_at, why: why.into() }
     }
 
     fn probe(state: ProbeState) -> ProbeReport {
         ProbeReport {
             probe: "runqueue".into(),
-            runs_at: "context switch",
             tier: (state == ProbeState::Attached).then(|| "tp_btf".to_owned()),
             state,
             reason: None,
@@ -328,11 +328,13 @@ ok       runqueue  tp_btf; medium cost, at every context switch
                      "todo": "do this", "blocks": "kernel"},
                 ],
                 "probes": [{"probe": "runqueue", "tier": "tp_btf", "state": "attached",
-                            "runs_at": "context switch",
                             "reason": null, "tiers": [
-                    {"tier": "fentry", "state": "not_offered", "cost": "medium", "why": "refused"},
-                    {"tier": "tp_btf", "state": "taken", "cost": "medium", "why": "typed"},
-                    {"tier": "raw", "state": "offered", "cost": "medium", "why": "untyped"},
+                    {"tier": "fentry", "state": "not_offered", "cost": "medium",
+                     "runs_at": "context switch", "why": "refused"},
+                    {"tier": "tp_btf", "state": "taken", "cost": "medium",
+                     "runs_at": "context switch", "why": "typed"},
+                    {"tier": "raw", "state": "offered", "cost": "medium",
+                     "runs_at": "context switch", "why": "untyped"},
                 ]}],
             })
         );

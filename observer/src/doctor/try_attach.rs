@@ -14,15 +14,15 @@ fn tiers(probe: &Probe, choice: &Choice) -> Vec<TierReport> {
             Ok(()) => (TierState::Offered, tier.about.to_owned()),
             Err(why) => (TierState::NotOffered, why.clone()),
         };
-        TierReport { tier: tier.name.into(), state, cost: probe.cost_class(tier).name(), why }
+        let (cost, runs_at) = (probe.cost_class(tier).name(), probe.runs_at(tier));
+        TierReport { tier: tier.name.into(), state, cost, runs_at, why }
     };
     choice.offers.iter().map(report).collect()
 }
 
 fn report(probe: &Probe, coverage: Coverage, tiers: Vec<TierReport>) -> ProbeReport {
     let Coverage { state, tier, reason, .. } = coverage;
-    let runs_at = probe.runs_at.event();
-    ProbeReport { probe: probe.name.into(), tier, runs_at, state, reason, tiers }
+    ProbeReport { probe: probe.name.into(), tier, state, reason, tiers }
 }
 
 /// `struct bpf_insn` (include/uapi/linux/bpf.h).

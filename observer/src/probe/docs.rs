@@ -99,7 +99,7 @@ fn describe(page: &mut String, probe: &Probe) {
             index + 1,
             tier.name,
             probe.cost_class(tier).name(),
-            probe.runs_at.event(),
+            probe.runs_at(tier),
             tier.about
         );
         for program in tier.programs {

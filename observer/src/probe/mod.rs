@@ -77,6 +77,17 @@ impl Probe {
         tier.cost_class(matches!(self.runs_at, RunsAt::Frequent(_)))
     }
 
+    /// The event at which one of its tiers costs something.
+    #[must_use]
+    pub fn runs_at(&self, tier: &Tier) -> &'static str {
+        let everywhere = |program: &Program| program.attach.is_at_every_system_call();
+        if tier.programs.iter().any(everywhere) {
+            "system call of the host"
+        } else {
+            self.runs_at.event()
+        }
+    }
+
     /// A probe without parts, from which the rows begin.
     const BASE: Self = Self {
         name: "",

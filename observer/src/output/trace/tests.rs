@@ -15,8 +15,8 @@ use observer_ebpf::wire::{
 use super::*;
 use crate::clock::MonoNanos;
 use crate::model::{
-    Event, FloorChange, FloorReason, LossScope, LossSecond, RecordRow, Sample, SamplingChange,
-    TraceRow, field,
+    Event, FloorChange, FloorReason, LossScope, LossSecond, ProbeChange, RecordRow, Sample,
+    SamplingChange, TraceRow, field,
 };
 use crate::output::example;
 use crate::probe;
@@ -98,6 +98,7 @@ fn events(index: u64) -> Vec<Event> {
             .event(MonoNanos(at), MonoNanos(at - 10)),
         SamplingChange { record: RecordKind::Socket, old_one_in: 1, new_one_in: 8 }
             .event(MonoNanos(at)),
+        ProbeChange { probe: "mm_syscall", attached: index.is_multiple_of(2) }.event(MonoNanos(at)),
     ]
 }
 
