@@ -91,3 +91,26 @@ fn a_run_of_0_1_0_that_was_killed_is_worked_out_again() {
     assert!(stalls().any(|stall| of_others(&stall)), "{slowest:#?}");
     assert!(stalls().all(|stall| stall["trace_row"].is_null()), "{slowest:#?}");
 }
+
+#[test]
+fn words_of_a_newer_version_are_no_error() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    for entry in std::fs::read_dir(fixture("0.1.0-nginx")).expect("the fixture") {
+        let entry = entry.expect("a file");
+        std::fs::copy(entry.path(), directory.path().join(entry.file_name())).expect("a copy");
+    }
+    let replace = |file: &str, replaced: &[(&str, &str)]| {
+        let path = directory.path().join(file);
+        let mut text = std::fs::read_to_string(&path).expect("JSON");
+        for (old, new) in replaced {
+            assert!(text.contains(old), "{file} has {old}");
+            text = text.replace(old, new);
+        }
+        std::fs::write(&path, text).expect("it can be written");
+    };
+    let state = ("\"attached\"", "\"later_state\"");
+    replace("run.json", &[state, ("\"command_exit\"", "\"later_end\"")]);
+    replace("summary.json", &[state, ("\"attributed\"", "\"later_outcome\"")]);
+    let text = report(directory.path().to_str().expect("UTF-8"), &[]);
+    has(&text, &["runqueue       218   420 ms"]);
+}

@@ -221,6 +221,7 @@ impl Report {
                 ProbeState::Unsupported => "missing",
                 ProbeState::Failed => "failed",
                 ProbeState::NotAsked => "off",
+                ProbeState::Unknown => "unknown",
             };
             let tier = probe.tier.as_deref().unwrap_or("-");
             let taken = probe.tiers.iter().find(|tier| tier.state == TierState::Taken);

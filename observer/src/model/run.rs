@@ -59,6 +59,9 @@ pub enum EndReason {
     Interrupted,
     /// The run has not ended (or ended without saying so: a crash).
     Running,
+    /// What a newer version of observer wrote, which this one does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 /// `run.json`.

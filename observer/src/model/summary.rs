@@ -24,6 +24,9 @@ pub enum Outcome {
     /// The slow samples are not slower than the rest in any way worth explaining, or there are
     /// no samples.
     NoSlowSamples,
+    /// What a newer version of observer wrote, which this one does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 impl Outcome {
@@ -35,6 +38,7 @@ impl Outcome {
             Self::Unexplained => "unexplained",
             Self::Inconclusive => "inconclusive",
             Self::NoSlowSamples => "no_slow_samples",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -154,6 +158,9 @@ pub enum ProbeState {
     Failed,
     /// It was left out on purpose.
     NotAsked,
+    /// What a newer version of observer wrote, which this one does not know.
+    #[serde(other)]
+    Unknown,
 }
 
 impl ProbeState {
@@ -166,6 +173,7 @@ impl ProbeState {
             Self::Unsupported => "unsupported",
             Self::Failed => "failed",
             Self::NotAsked => "not_asked",
+            Self::Unknown => "unknown",
         }
     }
 }

@@ -197,6 +197,10 @@ impl Answer {
             Outcome::Inconclusive => {
                 "This run is inconclusive: the evidence does not allow an answer.".to_owned()
             }
+            Outcome::Unknown => {
+                "A newer version of observer gave a kind of answer that this one does not know."
+                    .to_owned()
+            }
             Outcome::NoSlowSamples if samples.count == 0 => {
                 "There are no request samples; this report has kernel statistics only.".to_owned()
             }
@@ -215,7 +219,7 @@ impl Answer {
         let wanted = |row: &&CauseSummary| match summary.verdict.outcome {
             Outcome::Attributed => row.named || row.cause.is_rest() && row.share >= HALF,
             Outcome::Unexplained => row.cause.is_rest(),
-            Outcome::Inconclusive | Outcome::NoSlowSamples => false,
+            Outcome::Inconclusive | Outcome::NoSlowSamples | Outcome::Unknown => false,
         };
         let rows = summary.causes.iter().filter(wanted);
         rows.map(|row| format!("{}: {}", row.cause.name(), row.cause.info().advice)).collect()

@@ -34,7 +34,7 @@ impl Paint {
             Some(Outcome::Attributed) => "1;31",
             Some(Outcome::NoSlowSamples) => "1;32",
             Some(Outcome::Unexplained) => "1;36",
-            Some(Outcome::Inconclusive) | None => "1;33",
+            Some(Outcome::Inconclusive | Outcome::Unknown) | None => "1;33",
         };
         self.wrap(code, text)
     }
