@@ -2,8 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::num::NonZeroU64;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
-use observer::model::{Event, Value};
+use observer::host::cgroups::Cgroups;
+use observer::model::{Event, Tgid, Value};
 use observer_ebpf::wire::{
     FAULT_KERNEL, FAULT_MAJOR, FaultRecord, MmSyscallRecord, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED,
     ReclaimRecord, RunqueueRecord, SOCKET_ACCEPTED, SOCKET_PREEXISTING, SocketRecord,
@@ -159,6 +163,57 @@ fn a_waits_record_names_the_thread_that_ran_instead() {
         waits_name_who_ran(run, work.id(), &observed.after);
     }
     work.end().expect("the workload ends");
+}
+
+/// Waits of the process `pid`, of which the process `hog` had the CPU for some; each with its cgroup.
+fn waits_have_the_cgroup_that_ran(run: &Run, (pid, own): (u32, u64), (hog, of_hog): (u32, u64)) {
+    let mut of_hog_count = 0;
+    for event in of_process(run, pid) {
+        let Some(RunqueueRecord { ran_tid, ran_tgid, ran_cgroup, .. }) = event.record() else {
+            continue;
+        };
+        if ran_tgid == hog {
+            of_hog_count += 1;
+            assert_eq!(ran_cgroup, of_hog, "{event:?}");
+        } else if ran_tgid == pid {
+            assert_eq!(ran_cgroup, own, "{event:?}");
+        }
+        assert_eq!(ran_cgroup == 0, ran_tid == 0, "every thread has a cgroup: {event:?}");
+        let holder = event.holder().expect("a wait has one");
+        assert_eq!(holder.cgroup.map_or(0, NonZeroU64::get), ran_cgroup);
+    }
+    println!("{of_hog_count} records name the hog");
+    assert!(of_hog_count > 0, "the hog ran while others waited");
+}
+
+#[test]
+fn a_waits_record_names_the_cgroup_that_ran_instead() {
+    let Some(_guard) = privileged::ready("cgroups in wait records") else { return };
+    let trial = Trial { test: "the cgroup in records of waits", tiers: tiers("runqueue") };
+    let directory = trial::directory();
+    let cgroup = MemoryCgroup::create(&trial::unique("hog")).expect("a cgroup can be made");
+    // Both before the rest of the host, and on one CPU.
+    let place = Placement { nice: Some(-10), ..Placement::default() };
+    let milliseconds = scaled_text(1000);
+    let arguments = ["contend", "--threads", "2", "--ms", &milliseconds];
+    let mut work = trial::start(&arguments, place);
+    let mut hog = trial::start(&arguments, Placement { cgroup: Some(&cgroup), ..place });
+    let watches = trial.watch(&["--pid".to_owned(), work.id().to_string()], directory.path());
+    hog.begin().expect("it begins");
+    work.go().expect("it works");
+    hog.counts().expect("it works");
+    trial::settle(work.id());
+    let runs = trial.finish(watches);
+    let id = |directory: &Path| fs::metadata(directory).expect("the cgroup is there").ino();
+    let cgroups = Cgroups::read();
+    let own = cgroups.memory_cgroup_of(Tgid(work.id())).expect("it is in a cgroup");
+    let own = cgroups.memory().and_then(|memory| memory.directory(&own)).expect("it is mounted");
+    for run in &runs {
+        let (own, of_hog) = (id(&own), id(cgroup.directory()));
+        waits_have_the_cgroup_that_ran(run, (work.id(), own), (hog.id(), of_hog));
+    }
+    work.end().expect("the workload ends");
+    hog.end().expect("the hog ends");
 }
 
 fn calls_are_those_reported(told: &Calls, mut events: Vec<Event>) {

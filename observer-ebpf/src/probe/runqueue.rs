@@ -126,13 +126,15 @@ fn arrived(prev: Task, next: Task, state: &mut RunqueueState, preempted: bool, d
         let flags = if preempted { RUNQUEUE_PREEMPTED } else { 0 };
         let ids = (tgid, next.tid());
         let header = emit::header(RecordKind::Runqueue, flags, ids, now_ns(), duration_ns);
+        let ran_tid = prev.tid();
         emit::emit(
             RecordKind::Runqueue,
             RunqueueRecord {
                 header,
-                ran_tid: prev.tid(),
+                ran_tid,
                 ran_tgid: prev.tgid(),
                 ran_comm: prev.comm(),
+                ran_cgroup: if ran_tid == 0 { 0 } else { prev.cgroup_id() },
             },
         );
     }

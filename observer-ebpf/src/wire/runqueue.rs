@@ -19,6 +19,8 @@ pub struct RunqueueRecord {
     pub ran_tgid: u32,
     /// Its command name, NUL padded.
     pub ran_comm: [u8; COMM_LEN],
+    /// Id of its cgroup, in the hierarchy that the histograms go by; 0 when the CPU was idle.
+    pub ran_cgroup: u64,
 }
 
 impl Record for RunqueueRecord {

@@ -144,7 +144,7 @@ mod tests {
             tid: Tid(12),
             tgid: Tgid(10),
             cpu: 3,
-            holder: Some(Holder { tid: Tid(7), tgid: Tgid(6) }),
+            holder: Some(Holder { tid: Tid(7), tgid: Tgid(6), cgroup: None }),
             stack: None,
             row: row.and_then(|row| TraceRow::new(0, row)),
             cause: Cause::RUNQUEUE,

@@ -2,6 +2,7 @@
 //! its documentation, and the text for users follow from the rows.
 
 use std::borrow::Cow;
+use std::num::NonZeroU64;
 
 use observer_ebpf::wire::Record;
 use serde::{Deserialize, Serialize};
@@ -9,13 +10,18 @@ use serde::{Deserialize, Serialize};
 use super::event::{BODY_BYTES, HEADER_BYTES};
 use super::{Cause, Event, Tgid, Tid};
 
-/// Who had what a thread waited for.
+/// Who had what a thread waited for. Packed, so that an optional one takes 20 bytes of a
+/// [`super::Stall`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[repr(Rust, packed(4))]
 pub struct Holder {
     /// The thread; `Tid(0)` when no thread had it (an idle CPU).
     pub tid: Tid,
     /// Its process.
     pub tgid: Tgid,
+    /// Id of its cgroup; `None` where the record does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<NonZeroU64>,
 }
 
 /// One kind of record.

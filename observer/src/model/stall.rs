@@ -29,7 +29,7 @@ pub struct Stall {
 }
 
 // The analysis keeps millions of them, and the memory that a run needs at most is computed from this.
-const _: () = assert!(size_of::<Stall>() == 56);
+const _: () = assert!(size_of::<Stall>() == 64);
 
 impl Stall {
     /// A stall of which nothing but the time, the thread and the cause is known.
@@ -138,7 +138,7 @@ mod tests {
     .stalls(0, |_| Some(Cause::COMPACTION))
     .holder(|event| {
         let owner = event.record::<LockRecord>()?.owner;
-        Some(Holder { tid: Tid(owner), tgid: Tgid(owner) })
+        Some(Holder { tid: Tid(owner), tgid: Tgid(owner), cgroup: None })
     })
     .stack(|event| Some(event.record::<LockRecord>()?.stack_id));
 
@@ -162,7 +162,7 @@ mod tests {
             tid: Tid(12),
             tgid: Tgid(10),
             cpu: 3,
-            holder: Some(Holder { tid: Tid(77), tgid: Tgid(77) }),
+            holder: Some(Holder { tid: Tid(77), tgid: Tgid(77), cgroup: None }),
             stack: Some(0),
             row: None,
             cause: Cause::COMPACTION,

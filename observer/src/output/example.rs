@@ -127,6 +127,7 @@ pub(crate) fn events() -> Vec<Event> {
             ran_tid: 123,
             ran_tgid: 123,
             ran_comm,
+            ran_cgroup: 4_711,
         }));
         events.push(event(&MmSyscallRecord {
             header: header(RecordKind::MmSyscall, 0, 102, end, 300_000),

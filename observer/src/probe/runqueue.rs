@@ -1,5 +1,7 @@
 //! `runqueue`: runnable, but not running.
 
+use std::num::NonZeroU64;
+
 use observer_ebpf::wire::{Counter, RUNQUEUE_PREEMPTED, RunqueueRecord, Series};
 
 use super::{
@@ -128,12 +130,24 @@ static RUNQUEUE: RecordRow = RecordRow::new::<RunqueueRecord>(
         ),
         field!(RunqueueRecord.ran_tgid, "ran_tgid", "its process"),
         field!(RunqueueRecord.ran_comm, "ran_comm", "its command name"),
+        // Traces of 0.1.0 do not have it.
+        field!(
+            RunqueueRecord.ran_cgroup,
+            "ran_cgroup",
+            "its cgroup: the inode number of the directory, in the hierarchy that limits memory; 0 \
+             when the CPU was idle"
+        )
+        .optional(),
     ],
 )
 .stalls(5_000, |_| Some(Cause::RUNQUEUE))
 .holder(|event| {
     let record: RunqueueRecord = event.record()?;
-    Some(Holder { tid: Tid(record.ran_tid), tgid: Tgid(record.ran_tgid) })
+    Some(Holder {
+        tid: Tid(record.ran_tid),
+        tgid: Tgid(record.ran_tgid),
+        cgroup: NonZeroU64::new(record.ran_cgroup),
+    })
 })
 .detail(detail);
 
@@ -162,15 +176,22 @@ mod tests {
             ran_tid: 123,
             ran_tgid: 120,
             ran_comm,
+            ran_cgroup: 4_711,
         };
         let event = decode(bytemuck::bytes_of(&record)).expect("decodes");
         assert_eq!(event.start().0, 600);
         assert_eq!(event.cause(), Some(Cause::RUNQUEUE));
-        assert_eq!(event.holder(), Some(Holder { tid: Tid(123), tgid: Tgid(120) }));
+        let holder = Holder {
+            tid: Tid(123),
+            tgid: Tgid(120),
+            cgroup: Some(NonZeroU64::new(4_711).unwrap()),
+        };
+        assert_eq!(event.holder(), Some(holder));
         assert_eq!(event.record(), Some(record));
         assert_eq!(detail(&event), "preempted; ran instead: hog? (123)");
-        record.ran_tid = 0;
+        (record.ran_tid, record.ran_cgroup) = (0, 0);
         let event = decode(bytemuck::bytes_of(&record)).expect("decodes");
+        assert_eq!(event.holder().and_then(|holder| holder.cgroup), None);
         assert_eq!(detail(&event), "preempted; the CPU was idle");
     }
 }

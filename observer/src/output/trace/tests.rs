@@ -49,6 +49,7 @@ fn events(index: u64) -> Vec<Event> {
             ran_tid: 7,
             ran_tgid: 6,
             ran_comm,
+            ran_cgroup: u64::MAX,
         }),
         example::event(&FaultRecord {
             header: header(RecordKind::Fault, (index % 4) as u16),
