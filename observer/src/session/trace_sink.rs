@@ -15,7 +15,7 @@ use crate::output::event_files::EventWriter;
 use crate::output::trace::TraceError;
 
 /// Events and stalls kept and written, of the kinds that stall; later ones are counted. About
-/// 0.75 GiB of memory while the answer is worked out, and 0.3 GiB of disk, at the cap. The floors
+/// 0.8 GiB of memory while the answer is worked out, and 0.3 GiB of disk, at the cap. The floors
 /// rise so that it is not reached.
 pub const EVENTS_MAX: u64 = 4_000_000;
 /// The limit for events that are not stalls, which are only on disk.
