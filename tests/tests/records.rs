@@ -1,6 +1,7 @@
 //! Compares single records with what the workload knows about its stalls.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
@@ -211,6 +212,9 @@ fn a_waits_record_names_the_cgroup_that_ran_instead() {
     for run in &runs {
         let (own, of_hog) = (id(&own), id(cgroup.directory()));
         waits_have_the_cgroup_that_ran(run, (work.id(), own), (hog.id(), of_hog));
+        let name =
+            cgroup.directory().file_name().and_then(OsStr::to_str).map(|name| format!("/{name}"));
+        assert_eq!(run.info.holder_cgroups.get(&of_hog), name.as_ref(), "{:?}", run.info);
     }
     work.end().expect("the workload ends");
     hog.end().expect("the hog ends");

@@ -71,6 +71,13 @@ pub static LOSSES: &[LossInfo] = &[
         ..RECORDS
     },
     LossInfo {
+        id: "cgroup_name",
+        title: "records without the name of a cgroup",
+        sentence: "Threads of more cgroups than names are kept for had the CPU.",
+        hides: Hides::Nothing,
+        ..RECORDS
+    },
+    LossInfo {
         id: "undelivered",
         title: "undelivered records",
         sentence: "Records were put into the ring buffer and never read.",

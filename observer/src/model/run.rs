@@ -115,4 +115,7 @@ pub struct RunInfo {
     pub removed: BTreeMap<String, u64>,
     /// Command names of the target's threads, for the report.
     pub thread_names: BTreeMap<u32, String>,
+    /// Cgroups of the threads that had what the target's threads waited for: paths by id.
+    #[serde(default)]
+    pub holder_cgroups: BTreeMap<u64, String>,
 }

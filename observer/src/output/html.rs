@@ -290,7 +290,7 @@ fn overlaps(page: &mut String, answer: &Answer, request: &WorstRequest) {
                 duration(event.duration_ns as f64),
                 duration(*overlap_ns as f64),
                 escape(&thread(&answer.run, event.tid)),
-                escape(&detail(event)),
+                escape(&detail(&answer.run, event)),
             ]
         })
         .collect();

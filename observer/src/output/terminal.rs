@@ -304,7 +304,7 @@ fn worst(text: &mut String, answer: &Answer, paint: Paint) {
                 } else {
                     format!("({} inside)", duration(*overlap_ns as f64))
                 },
-                detail(event),
+                detail(&answer.run, event),
             ]);
         }
         stall_rows(text, rows);

@@ -33,7 +33,7 @@ fn an_attributed_run_says_why_how_much_and_shows_the_evidence() {
             "at 9.590000 s took 49.9 ms, status 200, request 959, sent 20.0 µs late",
             "worker-1 (101)",
             "512 pages, order 0",
-            "preempted; ran instead: hog<script> (123)",
+            "preempted; ran instead: hog<script> (123) in /system.slice/<hog>",
             "madvise(DONTNEED) 4 MiB",
             "kswapd wakeups 3",
             "socket: partial (cgroup_sock), accept: this kernel has no fexit",

@@ -10,10 +10,15 @@ pub fn thread(run: &RunInfo, tid: Tid) -> String {
     name.map_or_else(|| tid.0.to_string(), |name| format!("{} ({})", clean(name, 16), tid.0))
 }
 
-/// What an event's fields say beyond its cause, thread and length.
+/// What an event's fields say beyond its cause, thread and length, and the cgroup of the holder.
 #[must_use]
-pub fn detail(event: &Event) -> String {
-    (event.row().detail)(event)
+pub fn detail(run: &RunInfo, event: &Event) -> String {
+    let detail = (event.row().detail)(event);
+    let cgroup = event.holder().and_then(|holder| holder.cgroup);
+    match cgroup.and_then(|id| run.holder_cgroups.get(&id.get())) {
+        Some(name) => format!("{detail} in {}", clean(name, 64)),
+        None => detail,
+    }
 }
 
 /// The cause of an event's stall by name, or its kind.

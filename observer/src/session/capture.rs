@@ -12,6 +12,7 @@ use observer_ebpf::wire::KIND_SLOTS;
 
 use super::drain::{CaptureCounts, Drain, Drained, Floors};
 use super::floor_log::FloorLog;
+use super::holders::Holders;
 use super::sink::{Births, Names, Sink, Stalls};
 use super::trace_sink::TraceSink;
 use crate::aggregate::CauseRecorder;
@@ -39,6 +40,10 @@ pub struct Captured {
     pub thread_names: BTreeMap<u32, String>,
     /// Names that were dropped because there were too many.
     pub names_dropped: u64,
+    /// Names of the cgroups of those who had what the target waited for, by id.
+    pub(super) holder_cgroups: BTreeMap<u64, String>,
+    /// Records whose cgroup has no name because there were too many.
+    pub(super) holder_cgroups_beyond: u64,
     /// Lengths by cause.
     pub recorder: CauseRecorder,
     /// Records that could not be used, by reason.
@@ -71,6 +76,7 @@ pub(super) fn sinks(trace: TraceSink) -> (Vec<Box<dyn Sink>>, Receiver<Tgid>) {
         Box::new(told),
         Box::new(Stalls::default()),
         Box::new(Names::default()),
+        Box::new(Holders::default()),
         Box::new(trace),
     ];
     (sinks, births)

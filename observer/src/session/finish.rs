@@ -97,6 +97,7 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     info.command_exit = generator.as_ref().and_then(super::Generator::exit_code);
     info.thread_names.extend(captured.thread_names.clone());
     info.thread_names.extend(late);
+    info.holder_cgroups = std::mem::take(&mut captured.holder_cgroups);
     let records = records(&counts, &captured);
     info.loss = loss(delta.loss_summary(), &records, &captured);
     let floors = captured.floors.take().map(|log| log.finish(end, &hidden.hidden_ns()));
@@ -234,6 +235,9 @@ pub(super) fn loss(
     // No record, and no total: the ten worst requests then show threads by id only.
     if captured.names_dropped > 0 {
         loss.add_of_target("thread_name", captured.names_dropped);
+    }
+    if captured.holder_cgroups_beyond > 0 {
+        loss.add_of_target("cgroup_name", captured.holder_cgroups_beyond);
     }
     loss
 }

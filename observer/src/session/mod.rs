@@ -9,6 +9,7 @@ mod drain;
 mod finish;
 mod floor;
 mod floor_log;
+mod holders;
 mod journal;
 mod loss_watch;
 pub mod memory;
@@ -428,6 +429,7 @@ fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo
         loss: crate::model::LossSummary::default(),
         removed: BTreeMap::new(),
         thread_names: thread_names(membership),
+        holder_cgroups: BTreeMap::new(),
     }
 }
 

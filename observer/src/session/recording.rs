@@ -92,6 +92,7 @@ impl Recording {
         info.end_reason = EndReason::Interrupted;
         info.coverage = kernel.coverage();
         info.thread_names.extend(captured.thread_names);
+        info.holder_cgroups = captured.holder_cgroups;
         directory.release_reserve();
         let written = directory.write_run(&info);
         match captured.trace_error {
