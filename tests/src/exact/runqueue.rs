@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::cgroup::{CpuCgroup, UnifiedCgroup};
-use crate::kernel_counters::{self, Flat, Pressure};
+use crate::kernel_counters::{self, Flat, Pressure, SchedStat};
 use crate::process::Placement;
 use crate::results::{Comparison, Relation, not_applicable};
 use crate::trial::{self, Metric, Run, Trial, number, scaled_text};
@@ -37,6 +37,16 @@ fn own_clock(run: &Run) -> bool {
     run.probe("runqueue").tier.as_ref().is_some_and(|tier| tier.ends_with("_pair"))
 }
 
+/// The distance between the clocks of these tiers and the scheduler's, summed over all waits.
+///
+/// It may be all of the way from a wake-up to the switch: when the woken thread preempts the waker, the
+/// scheduler skips the update of its clock at the switch and counts no wait at all
+/// (`rq_clock_skip_update`, kernel/sched/sched.h). Twice, because the programs of all observers take
+/// longer for the threads of the target than for those that measured `switch_ns`.
+const fn apart_ns(expected: SchedStat, switch_ns: u64) -> u64 {
+    2 * expected.arrivals * switch_ns
+}
+
 fn sum_ns(run: &Run) -> u64 {
     run.probe("runqueue").sum_ns
 }
@@ -56,7 +66,7 @@ pub fn run_delay(trial: &Trial, arguments: &[&str]) {
         kernel_counters::schedstat(pid).expect("the workload is there")
     });
     let expected = kernel_counters::schedstat_since(&observed.after, &observed.before);
-    let apart_ns = expected.arrivals * observed.switch_ns;
+    let apart_ns = apart_ns(expected, observed.switch_ns);
     // Only the tiers that read the scheduler's counters have the sleeps that it counts as waits.
     let slept = |run: &Run| trial::sleep_booked_as_wait_ns(&run.summary);
     let slept_ns = observed.runs.iter().map(slept).max().unwrap_or_default();
@@ -103,7 +113,7 @@ pub fn no_more_waits(trial: &Trial, arguments: &[&str]) {
         kernel_counters::schedstat(pid).expect("the workload is there")
     });
     let expected = kernel_counters::schedstat_since(&observed.after, &observed.before);
-    let slack = expected.arrivals * observed.switch_ns;
+    let slack = apart_ns(expected, observed.switch_ns);
     trial.hold(
         &observed,
         "runqueue",
