@@ -41,7 +41,11 @@ pub(super) const PROBE: Probe = Probe {
             counts the rest of its sleep as run delay. observer does not count such a wait, \
             because its begin is unknown: it is the loss `sleep_booked_as_wait`. \
             `counters.sleep_booked_as_wait_ns` is the excess of the kernel's counter over \
-            observer's. The `_pair` tiers do not need this.",
+            observer's. The `_pair` tiers do not need this. When a wake-up preempts the thread that \
+            runs, the kernel skips the update of its clock at the switch (`rq_clock_skip_update`), \
+            so that the time until the switch is in no run delay: a few microseconds, or longer \
+            while the kernel cannot be preempted. The `_pair` tiers, whose clock is observer's, \
+            count it.",
     tiers: &[
         Tier {
             name: "tp_btf",

@@ -18,7 +18,7 @@ Each row is one number of one probe, measured by one tier, and the kernel's numb
 - `=` means that both must be equal within the tolerance. `≤` and `≥` mean that the kernel's number is an upper or a lower
   bound (the time in which a whole group stalled, for example); the error is then how far the bound is exceeded.
 - `allowed` is the tolerance, relative to the kernel's number. A fixed amount is added where the kernel updates its counter late,
-  and where a tier reads a clock of its own for each event.
+  and where two clocks are read at two places of the same path: there it is what a wake-up and a switch cost in the same run.
 - The columns of the kernels have the largest error of all comparisons on that kernel. An empty cell was not compared there:
   most tiers need hooks that not every kernel has.
 - `TIER, side by side` compares two tiers that watched the same work at the same time.
