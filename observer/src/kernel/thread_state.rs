@@ -63,7 +63,7 @@ pub(super) static STATES: [StateRow; 4] = [
     row::<ReclaimState>("reclaim", RECLAIMS, (false, false)),
 ];
 
-/// The choice for each of [`STATES`].
+/// The choice for the state of each probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ThreadPlaces {
     /// By the order of [`STATES`]: the state is in task-local storage.
