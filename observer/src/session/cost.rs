@@ -177,7 +177,11 @@ impl CostWatch {
             own_share: own_seconds.max(0.0) * 1e9 / all_ns,
             programs: self.shares(&window.programs, &after, all_ns),
         };
-        self.samples.push(Sample { share: measured.share(), for_seconds });
+        // The end of the run cuts the last window off, and what observer does then is not what it did
+        // meanwhile.
+        if elapsed >= Self::WINDOW || self.samples.is_empty() {
+            self.samples.push(Sample { share: measured.share(), for_seconds });
+        }
         if self.samples.len() > SAMPLES_MAX {
             self.thin_out();
         }
