@@ -92,22 +92,30 @@ impl Held {
         Self { test: test.to_owned(), probe: probe.to_owned(), tier: tier.to_owned() }
     }
 
+    /// Observer's number and the kernel counter have this relation within the tolerance, relative to
+    /// the kernel counter, and an additional allowed difference.
+    ///
+    /// # Panics
+    /// When they have not, or the kernel counter is 0.
+    #[track_caller]
+    pub fn compare(
+        &self,
+        relation: Relation,
+        metric: &str,
+        against: &str,
+        (observed, expected): (u64, u64),
+        (tolerance, slack): (f64, u64),
+    ) {
+        self.check(&Comparison { metric, against, relation, observed, expected, tolerance, slack });
+    }
+
     /// Both are equal within `tolerance`, relative to the kernel counter.
     ///
     /// # Panics
     /// When they are not, or the kernel counter is 0.
     #[track_caller]
     pub fn equal(&self, metric: &str, against: &str, observed: u64, expected: u64, tolerance: f64) {
-        let relation = Relation::Equal;
-        self.check(&Comparison {
-            metric,
-            against,
-            relation,
-            observed,
-            expected,
-            tolerance,
-            slack: 0,
-        });
+        self.compare(Relation::Equal, metric, against, (observed, expected), (tolerance, 0));
     }
 
     /// The kernel counter is an upper bound of the number.
@@ -123,16 +131,7 @@ impl Held {
         expected: u64,
         tolerance: f64,
     ) {
-        let relation = Relation::AtMost;
-        self.check(&Comparison {
-            metric,
-            against,
-            relation,
-            observed,
-            expected,
-            tolerance,
-            slack: 0,
-        });
+        self.compare(Relation::AtMost, metric, against, (observed, expected), (tolerance, 0));
     }
 
     /// The kernel counter is a lower bound of the number.
@@ -148,16 +147,7 @@ impl Held {
         expected: u64,
         tolerance: f64,
     ) {
-        let relation = Relation::AtLeast;
-        self.check(&Comparison {
-            metric,
-            against,
-            relation,
-            observed,
-            expected,
-            tolerance,
-            slack: 0,
-        });
+        self.compare(Relation::AtLeast, metric, against, (observed, expected), (tolerance, 0));
     }
 
     /// Both are equal, where the kernel counter is (in part) that of threads that ended: the kernel

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::disturbance::Window;
 use crate::kernel_counters::{self, SchedStat};
 use crate::process::{Placement, Programs};
-use crate::results::{Comparison, Held, Relation};
+use crate::results::{Held, Relation};
 use crate::switch_cost;
 use crate::watch::{Watch, Work};
 
@@ -361,15 +361,9 @@ impl Trial {
         for other in others {
             let held = Held::new(self.test, probe, &other.summary);
             for (metric, tolerance, slack, number) in side_by_side {
-                held.check(&Comparison {
-                    metric,
-                    against: &format!("{best}, side by side"),
-                    relation: Relation::Equal,
-                    observed: number(other),
-                    expected: number(first),
-                    tolerance: *tolerance,
-                    slack: *slack,
-                });
+                let against = format!("{best}, side by side");
+                let numbers = (number(other), number(first));
+                held.compare(Relation::Equal, metric, &against, numbers, (*tolerance, *slack));
             }
         }
     }

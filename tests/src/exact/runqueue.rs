@@ -120,16 +120,8 @@ pub fn no_more_waits(trial: &Trial, arguments: &[&str]) {
         |held, run| {
             let tolerance = tolerance(run);
             let check = |metric, against, observed, expected, slack| {
-                let relation = Relation::AtMost;
-                held.check(&Comparison {
-                    metric,
-                    against,
-                    relation,
-                    observed,
-                    expected,
-                    tolerance,
-                    slack,
-                });
+                let numbers = (observed, expected);
+                held.compare(Relation::AtMost, metric, against, numbers, (tolerance, slack));
             };
             check("count", "schedstat arrivals", count(run), expected.arrivals, 0);
             check("sum_ns", "schedstat run delay", run.run_delay_ns(), expected.delay_ns, slack);

@@ -9,7 +9,7 @@ use observer::probe::{ForcedTier, ProbeOptions};
 use observer_ebpf::wire::{LossKind, SOFTIRQ_VECTORS, Series};
 
 use crate::process::Placement;
-use crate::results::{Comparison, Held, Relation, not_applicable};
+use crate::results::{Held, Relation, not_applicable};
 use crate::trial::{self, Trial, number, scaled_text};
 
 /// Soft interrupts of all CPUs so far, by series.
@@ -88,25 +88,12 @@ pub fn softirqs(trial: &Trial) {
                 continue;
             }
             assert!(inner >= number(&told, "datagrams") / 64, "a run handles 64 packets at most");
-            let compare = |against, relation, expected, slack| {
-                let (metric, observed, tolerance) = ("net_rx", found, 0.0);
-                held.check(&Comparison {
-                    metric,
-                    against,
-                    relation,
-                    observed,
-                    expected,
-                    tolerance,
-                    slack,
-                });
+            let compare = |relation, against, expected, slack| {
+                held.compare(relation, "net_rx", against, (found, expected), (0.0, slack));
             };
-            compare("/proc/softirqs, read before and after", Relation::AtMost, outer, under_way);
-            compare(
-                "/proc/softirqs, read in between",
-                Relation::AtLeast,
-                inner,
-                under_way + missed,
-            );
+            compare(Relation::AtMost, "/proc/softirqs, read before and after", outer, under_way);
+            let slack = under_way + missed;
+            compare(Relation::AtLeast, "/proc/softirqs, read in between", inner, slack);
             let of_target = delta.target_distribution(*series).count();
             assert!(of_target > 0 && of_target <= found, "{of_target} of {found}");
         }
