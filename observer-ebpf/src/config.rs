@@ -36,8 +36,9 @@ globals! {
     CGROUP_STRIPE_SHIFT: cgroup_stripe_shift = 0;
     /// 1 when there is a target: processes whose stalls become records.
     HAS_TARGET: has_target = 0;
-    /// 1 when the histograms' cgroup is the one of the v1 memory hierarchy.
-    CGROUP_V1: cgroup_v1 = 0;
+    /// 1 when the cgroup of a task is the one of the v1 memory hierarchy, 2 when it is the one of v2,
+    /// 0 when it cannot be found.
+    CGROUP_VERSION: cgroup_version = 0;
 
     /// 1 when the programs log why they give up on an event.
     LOG_LOSSES: log_losses = 0;

@@ -232,14 +232,15 @@ impl Task {
         self.field(config::off_task_cgroups())
     }
 
-    /// Id (inode number) of the task's cgroup: of the v1 memory hierarchy, or of v2.
+    /// Id (inode number) of the task's cgroup: of the v1 memory hierarchy, or of v2; 0 when the
+    /// kernel's types do not tell how to find it.
     #[inline(always)]
     pub(crate) fn cgroup_id(self) -> u64 {
         let css_set = self.0.follow(config::off_task_cgroups());
-        let cgroup = if config::cgroup_v1() != 0 {
-            css_set.follow(config::off_css_set_memory()).follow(config::off_css_cgroup())
-        } else {
-            css_set.follow(config::off_css_set_dfl_cgrp())
+        let cgroup = match config::cgroup_version() {
+            1 => css_set.follow(config::off_css_set_memory()).follow(config::off_css_cgroup()),
+            2 => css_set.follow(config::off_css_set_dfl_cgrp()),
+            _ => return 0,
         };
         cgroup.follow(config::off_cgroup_kn()).load(config::off_kn_id())
     }

@@ -6,6 +6,8 @@ use std::process::{Command, Output};
 
 use observer::kernel::{KERNEL_BTF, Kernel, LoadOptions, RING_BYTES};
 use observer::probe::{ForcedTier, Members, PROBES, ProbeOptions};
+use observer_tests::daemon::Daemon;
+use observer_tests::mapping::{Mapping, PAGE_BYTES};
 use observer_tests::process::Placement;
 use observer_tests::results::Held;
 use observer_tests::trial::{self, Run, Trial};
@@ -180,13 +182,12 @@ fn with_types(types: &Path, arguments: &[&str]) -> Output {
 }
 
 /// A member or value of each group, by which the rest of the group is judged.
-const READ: [(&str, Members); 10] = [
+const READ: [(&str, Members); 9] = [
     ("run_delay", Members::RunDelay),
     ("__state", Members::State),
     ("comm", Members::Comm),
     ("live", Members::LiveThreads),
     ("flags", Members::TaskFlags),
-    ("kn", Members::Cgroup),
     ("PGMAJFAULT", Members::FaultEvents),
     ("private_data", Members::Descriptors),
     ("status", Members::CallAbi),
@@ -235,6 +236,44 @@ fn a_missing_member_disables_the_tiers_that_read_it() {
         // With one reader's own tiers gone, at least one of them must have said so.
         assert!(found.to_string().contains(name), "{name}: {found:#}");
     }
+}
+
+#[test]
+fn a_missing_cgroup_member_costs_only_the_numbers_by_cgroup() {
+    let Some(_guard) = privileged::ready("no cgroup ids") else { return };
+    let directory = trial::directory();
+    let types = directory.path().join("types");
+    std::fs::write(&types, types_without("kn")).expect("written");
+    let chosen = |found: &Value| -> Vec<[Value; 3]> {
+        probes(found)
+            .iter()
+            .map(|one| ["probe", "tier", "state"].map(|key| one[key].clone()))
+            .collect()
+    };
+    let output = with_types(&types, &["doctor", "--json", "--probes", "all"]);
+    let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(output.status.success(), "{found:#}");
+    assert_eq!(chosen(&found), chosen(&doctor(&[]).0));
+    let checks = found["checks"].as_array().expect("checks");
+    let check = checks.iter().find(|check| check["id"] == "cgroups").expect("the cgroups");
+    assert_eq!(check["state"], "limited", "{check:#}");
+    assert!(
+        check["value"].as_str().is_some_and(|value| value.ends_with("no member kn")),
+        "{check:#}"
+    );
+
+    const PAGES: usize = 1_000;
+    let mut pages = Mapping::anonymous(PAGES * PAGE_BYTES).expect("a mapping");
+    pages.advise_small().expect("no huge pages");
+    let daemon = Daemon::start(&["--btf", types.to_str().expect("a name")]);
+    let faults = || daemon.scrape().count("observer_host_fault_latency_seconds_count", &[]);
+    let before = faults();
+    pages.write_every_page();
+    assert!(faults() >= before + PAGES as u64);
+    let by_cgroup = "observer_fault_latency_seconds_count{";
+    let scraped = daemon.scrape();
+    assert!(!scraped.text().lines().any(|line| line.starts_with(by_cgroup)), "{}", scraped.text());
+    daemon.end();
 }
 
 #[test]

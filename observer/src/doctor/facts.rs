@@ -54,6 +54,8 @@ pub struct Facts {
     pub perf_event_paranoid: Option<i64>,
     /// Cgroup layout.
     pub cgroup_layout: Layout,
+    /// The member that the kernel's types lack on the way from a thread to its cgroup.
+    pub cgroup_member_missing: Option<String>,
     /// Where memory is limited.
     pub memory_hierarchy: Option<PathBuf>,
     /// Where version 2 is mounted.
@@ -106,6 +108,7 @@ impl Facts {
             support,
             perf_event_paranoid: system::perf_event_paranoid(),
             cgroup_layout: cgroups.layout(),
+            cgroup_member_missing: None,
             memory_hierarchy: cgroups.memory().map(|hierarchy| hierarchy.mount_point.clone()),
             unified_mount_point: cgroups.unified_mount_point().map(PathBuf::from),
             clock_source: system::clock_source(),
@@ -118,8 +121,10 @@ impl Facts {
         }
     }
 
-    /// Another place for what the programs know about each thread, and the maps for it.
-    pub(super) fn place_threads(&mut self, places: ThreadPlaces) {
+    /// Takes in what was found by loading: where the programs keep what they know about each thread,
+    /// with the maps for it, and what is missing for the cgroups.
+    pub(super) fn add_loaded(&mut self, places: ThreadPlaces, cgroup_ids: Result<(), String>) {
+        self.cgroup_member_missing = cgroup_ids.err();
         self.maps = crate::kernel::plan(RING_BYTES, false, &places);
         self.thread_places = places;
     }

@@ -346,6 +346,11 @@ fn cgroup_layout(facts: &Facts) -> Check {
         Some(path) => format!("{name}, memory at {}", path.display()),
         None => name.to_owned(),
     };
+    if let Some(missing) = &facts.cgroup_member_missing {
+        return ok("cgroups", missing, "nothing is measured by cgroup; everything else is")
+            .limited()
+            .todo("boot a kernel whose types have this member, or report it as an issue");
+    }
     let check = ok("cgroups", value, "stalls are counted per memory cgroup");
     match (facts.cgroup_layout, &facts.unified_mount_point) {
         (Layout::Unmounted, _) => Check {

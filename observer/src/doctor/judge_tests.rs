@@ -32,6 +32,7 @@ fn healthy() -> Facts {
         },
         perf_event_paranoid: Some(2),
         cgroup_layout: Layout::Hybrid,
+        cgroup_member_missing: None,
         memory_hierarchy: Some("/sys/fs/cgroup/memory".into()),
         unified_mount_point: Some("/sys/fs/cgroup/unified".into()),
         clock_source: Some("tsc".into()),

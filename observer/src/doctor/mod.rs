@@ -29,10 +29,9 @@ pub fn examine(probes: &ProbeOptions) -> Report {
         return Report::new(checks, Vec::new());
     }
     let tried = try_attach::try_all(probes);
-    let Tried { probes, verifier_logs, programs, thread_places, refused } = tried;
-    if let Some(places) = thread_places.filter(|places| *places != facts.thread_places) {
-        // The tiers in use need another place than the one that was planned.
-        facts.place_threads(places);
+    let Tried { probes, verifier_logs, programs, loaded, refused } = tried;
+    if let Some((places, cgroup_ids)) = loaded {
+        facts.add_loaded(places, cgroup_ids);
         checks = judge(&facts);
     }
     checks.extend(refused.map(|value| Check {

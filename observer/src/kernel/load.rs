@@ -22,7 +22,7 @@ use super::plan::{self, MapPlan};
 use super::thread_state::{self, ThreadPlaces};
 use crate::host::cgroups::{CgroupNames, Cgroups};
 use crate::host::system;
-use crate::probe::{self, PROBES, ProbeOptions, Selection};
+use crate::probe::{self, Members, PROBES, ProbeOptions, Selection};
 
 pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer-bpf"));
@@ -158,6 +158,8 @@ pub(super) struct Loaded {
     /// none.
     pub(super) own_btf: Result<aya::Btf, String>,
     pub(super) cgroups: Cgroups,
+    /// Whether the programs find the cgroup of a thread; `Err` says what is missing.
+    pub(super) cgroup_ids: Result<(), String>,
     pub(super) histograms: MappedWords,
     pub(super) cgroup_rows: CgroupRows,
     pub(super) targets: MappedWords,
@@ -243,12 +245,13 @@ pub(super) fn load(
         }
     };
     let cgroups = Cgroups::read();
-    let shape = Shape::of_host(options.by_cgroup);
     let places = places.unwrap_or_else(|| {
         ThreadPlaces::choose(options.probes.thread_state, own_btf.is_ok().then_some(&btf))
     });
     let offsets = Offsets::of(&btf, cgroups.memory_v1.is_some())
         .map_err(|error| LoadError::Members(error.to_string()))?;
+    let cgroup_ids = offsets.have(&[Members::Cgroup]);
+    let shape = Shape::of_host(options.by_cgroup && cgroup_ids.is_ok());
     let mut globals = offsets.globals.clone();
     globals.extend(parts(options, &offsets));
     globals.push(("TASK_MASK", shape.task_slots - 1));
@@ -314,6 +317,7 @@ pub(super) fn load(
         offsets,
         own_btf,
         cgroups,
+        cgroup_ids,
         histograms,
         cgroup_rows,
         targets,

@@ -78,6 +78,7 @@ pub struct Kernel {
     states: ProgramStates,
     histograms: MappedWords,
     cgroups: CgroupRows,
+    cgroup_ids: Result<(), String>,
     targets: Arc<MappedWords>,
     config: Arc<MappedWords>,
     counts: Arc<MappedWords>,
@@ -170,6 +171,7 @@ impl Kernel {
             ebpf,
             histograms,
             cgroup_rows,
+            cgroup_ids,
             targets,
             config,
             counts,
@@ -195,6 +197,7 @@ impl Kernel {
             states,
             histograms,
             cgroups: cgroup_rows,
+            cgroup_ids,
             targets: Arc::new(targets),
             config,
             counts,
@@ -234,6 +237,15 @@ impl Kernel {
     #[must_use]
     pub fn choice(&self, probe: &str) -> Option<&Choice> {
         self.choices.get(probe)
+    }
+
+    /// Whether the programs find the cgroup of a thread. Otherwise nothing is counted by cgroup, and
+    /// records name no cgroup.
+    ///
+    /// # Errors
+    /// The member that the kernel's types lack.
+    pub fn cgroup_ids(&self) -> Result<(), &str> {
+        self.cgroup_ids.as_ref().copied().map_err(String::as_str)
     }
 
     /// Where the programs keep what they know about each thread.

@@ -127,7 +127,6 @@ impl Offsets {
 
     /// The way from a task to its cgroup: of the v1 memory hierarchy, or of v2.
     fn add_cgroup(&mut self, btf: &Btf, cgroup_v1: bool) {
-        self.globals.push(("CGROUP_V1", u32::from(cgroup_v1)));
         let unused = Ok(0);
         let (unified, memory, cgroup) = if cgroup_v1 {
             // An array of pointers indexed by the controller's number, which depends on the
@@ -142,6 +141,11 @@ impl Offsets {
         self.add(Members::Cgroup, "OFF_CSS_SET_DFL_CGRP", unified);
         self.add(Members::Cgroup, "OFF_CSS_SET_MEMORY", memory);
         self.add(Members::Cgroup, "OFF_CSS_CGROUP", cgroup);
+        let version = match self.have(&[Members::Cgroup]) {
+            Ok(()) => 2 - u32::from(cgroup_v1),
+            Err(_) => 0,
+        };
+        self.globals.push(("CGROUP_VERSION", version));
     }
 
     fn add(&mut self, members: Members, global: &'static str, value: Result<u32, BtfError>) {

@@ -51,7 +51,7 @@ pub(super) const PROBE: Probe = Probe {
             name: "fentry",
             about: "entry and return of the fault handler",
             needs: &[Need::OwnBtf, Need::Fentry, Need::Function(HANDLER)],
-            reads: &[Members::Cgroup],
+            reads: &[],
             programs: &[
                 Program::new("handle_mm_fault_enter", Attach::Fentry(HANDLER), BEGINS),
                 SIGNAL,
@@ -66,7 +66,7 @@ pub(super) const PROBE: Probe = Probe {
                 Need::Tracepoint("page_fault_user"),
                 Need::Tracepoint("count_memcg_events"),
             ],
-            reads: &[Members::Cgroup, Members::FaultEvents],
+            reads: &[Members::FaultEvents],
             programs: &[
                 Program::new("page_fault_user", Attach::TpBtf("page_fault_user", 3), USER),
                 Program::new("page_fault_kernel", Attach::TpBtf("page_fault_kernel", 3), KERNEL),
@@ -79,7 +79,7 @@ pub(super) const PROBE: Probe = Probe {
             name: "raw_tracepoint",
             about: "the same, tasks read by helper calls",
             needs: &[Need::Tracepoint("page_fault_user"), Need::Tracepoint("count_memcg_events")],
-            reads: &[Members::Cgroup, Members::FaultEvents],
+            reads: &[Members::FaultEvents],
             programs: &[
                 EXCEPTIONS_RAW[0],
                 EXCEPTIONS_RAW[1],
@@ -96,7 +96,7 @@ pub(super) const PROBE: Probe = Probe {
             name: "perf_event",
             about: "exceptions, and a software perf event at the end of every fault",
             needs: &[Need::PerfEvents, Need::Tracepoint("page_fault_user")],
-            reads: &[Members::Cgroup],
+            reads: &[],
             programs: &[
                 EXCEPTIONS_RAW[0],
                 EXCEPTIONS_RAW[1],
@@ -108,7 +108,7 @@ pub(super) const PROBE: Probe = Probe {
             name: "kprobe",
             about: "entry and return of the fault handler, through kprobes",
             needs: &[Need::Kprobe, Need::Function(HANDLER)],
-            reads: &[Members::Cgroup],
+            reads: &[],
             programs: &[
                 Program::new("handle_mm_fault_kprobe", Attach::Kprobe(&[HANDLER]), BEGINS),
                 SIGNAL_RAW,

@@ -155,7 +155,8 @@ pub enum Members {
     LiveThreads,
     /// The flags that mark kernel threads.
     TaskFlags,
-    /// From a task to the id of its cgroup.
+    /// From a task to the id of its cgroup. No tier needs them: without them nothing is counted by
+    /// cgroup.
     Cgroup,
     /// The scheduler's run delay, its clock, and the count of preemptions.
     RunDelay,

@@ -54,7 +54,7 @@ pub(super) const PROBE: Probe = Probe {
             name: "fentry",
             about: "entry and return of the calls themselves",
             needs: &[Need::OwnBtf, Need::Fentry, Need::Function(FUNCTIONS[0])],
-            reads: &[Members::Cgroup, Members::Registers],
+            reads: &[Members::Registers],
             programs: &[
                 enter("mmap_enter", 0),
                 leave("mmap_leave", 0),
@@ -74,7 +74,7 @@ pub(super) const PROBE: Probe = Probe {
             name: "tracepoint",
             about: "entry by the tracepoints of the watched calls, exit by that of all calls",
             needs: &[Need::OwnBtf, Need::Tracefs],
-            reads: &[Members::Cgroup, Members::Registers, Members::CallAbi],
+            reads: &[Members::Registers, Members::CallAbi],
             programs: &[
                 Program::new(
                     "syscalls_enter",
@@ -92,7 +92,7 @@ pub(super) const PROBE: Probe = Probe {
             name: "tp_btf",
             about: "entry and exit of all calls",
             needs: &[Need::OwnBtf],
-            reads: &[Members::Cgroup, Members::Registers, Members::CallAbi],
+            reads: &[Members::Registers, Members::CallAbi],
             programs: &[
                 Program::new("sys_enter", Attach::TpBtf("sys_enter", 2), BEGINS),
                 SYS_EXIT.part(CALLS),
@@ -102,7 +102,7 @@ pub(super) const PROBE: Probe = Probe {
             name: "raw_tracepoint",
             about: "entry and exit of all calls, registers read by helper calls",
             needs: &[],
-            reads: &[Members::Cgroup, Members::Registers, Members::CallAbi],
+            reads: &[Members::Registers, Members::CallAbi],
             programs: &[
                 Program::new("sys_enter_raw", Attach::RawTracepoint("sys_enter", 2), BEGINS),
                 SYS_EXIT_RAW.part(CALLS),
@@ -112,7 +112,7 @@ pub(super) const PROBE: Probe = Probe {
             name: "kprobe",
             about: "entry and return of the calls themselves, through kprobes",
             needs: &[Need::Kprobe, Need::Function(FUNCTIONS[0])],
-            reads: &[Members::Cgroup, Members::Registers],
+            reads: &[Members::Registers],
             programs: &[
                 Program::new("mm_call_kprobe", Attach::Kprobe(&FUNCTIONS), BEGINS),
                 Program::new("mm_call_kretprobe", Attach::Kretprobe(&FUNCTIONS), RESULTS),

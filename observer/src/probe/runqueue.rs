@@ -15,9 +15,9 @@ const WAKEUP: &str = "waits after a wake-up";
 const WAKEUP_NEW: &str = "first waits of new threads";
 
 /// Run-delay accounting (CONFIG_SCHED_INFO) and the clock it is kept in.
-const RUN_DELAY: &[Members] = &[Members::Comm, Members::Cgroup, Members::RunDelay];
+const RUN_DELAY: &[Members] = &[Members::Comm, Members::RunDelay];
 /// The struct members needed when observer keeps its own begin times.
-const OWN_CLOCK: &[Members] = &[Members::Comm, Members::Cgroup, Members::State];
+const OWN_CLOCK: &[Members] = &[Members::Comm, Members::State];
 
 /// The part of the programs on `sched_switch` that waits need.
 const WAITS: &str = "SWITCH_RUNQUEUE";

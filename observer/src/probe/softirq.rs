@@ -27,7 +27,7 @@ pub(super) const PROBE: Probe = Probe {
             name: "tp_btf",
             about: "BTF-typed tracepoints",
             needs: &[Need::OwnBtf, Need::Tracepoint("softirq_entry")],
-            reads: &[Members::Cgroup],
+            reads: &[],
             programs: &[
                 Program::new("softirq_entry", Attach::TpBtf("softirq_entry", 1), BEGINS),
                 Program::new("softirq_exit", Attach::TpBtf("softirq_exit", 1), ENDS),
@@ -37,7 +37,7 @@ pub(super) const PROBE: Probe = Probe {
             name: "raw_tracepoint",
             about: "raw tracepoints, tasks read by helper calls",
             needs: &[],
-            reads: &[Members::Cgroup],
+            reads: &[],
             programs: &[
                 Program::new(
                     "softirq_entry_raw",

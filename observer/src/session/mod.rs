@@ -472,6 +472,9 @@ pub fn log_coverage(kernel: &Kernel) {
             _ => tracing::warn!("probe {probe} is not complete: {reason}"),
         }
     }
+    if let Err(missing) = kernel.cgroup_ids() {
+        tracing::warn!("nothing is measured by cgroup: {missing}");
+    }
     for (program, log) in kernel.verifier_logs() {
         tracing::info!("the verifier rejected {program}:\n{log}");
     }
