@@ -290,6 +290,70 @@ fn places_are_attached_with_the_first_process_and_detached_with_the_last() {
     );
 }
 
+/// Where a function of a stripped Go program begins in its file, behind the check of the stack: with
+/// too little stack, a call passes the instructions before it twice. The table is that of Go 1.18 to
+/// 1.25 (src/internal/abi/symtab.go, src/cmd/link/internal/ld/pcln.go).
+fn find_go(bytes: &[u8], function: &str) -> Option<u64> {
+    use object::{Object, ObjectSection, ObjectSegment};
+    let file = object::File::parse(bytes).ok()?;
+    let table = file.section_by_name(".gopclntab")?.data().ok()?;
+    let number = |at: usize, size: usize| {
+        let bytes = table.get(at..at + size)?;
+        Some(bytes.iter().rev().fold(0_usize, |value, byte| value << 8 | usize::from(*byte)))
+    };
+    let header = |word: usize| number(8 + 8 * word, 8);
+    let (functions, text, names, entries) = (header(0)?, header(2)?, header(3)?, header(7)?);
+    let entry = (0..functions).find_map(|index| {
+        let at = entries + 8 * index;
+        let name = names + number(entries + number(at + 4, 4)? + 4, 4)?;
+        let name = table.get(name..name + function.len() + 1)?;
+        (name.strip_suffix(b"\0") == Some(function.as_bytes())).then_some(number(at, 4))?
+    })?;
+    let address = (text + entry) as u64;
+    let segment = file.segments().find(|segment| {
+        (segment.address()..segment.address() + segment.size()).contains(&address)
+    })?;
+    let offset = segment.file_range().0 + address - segment.address();
+    let code = bytes.get(offset as usize..)?.get(..24)?;
+    // cmp 0x10(%r14),%rsp (or %r12), and the jump that follows it.
+    let compared = code.windows(3).position(|code| code == [0x3b, 0x66, 0x10])? + 3;
+    let jump = if code[compared] == 0x76 { 2 } else { 6 };
+    Some(offset + (compared + jump) as u64)
+}
+
+#[test]
+fn calls_in_a_go_program_are_its_own_count() {
+    let Some(_guard) = privileged::ready("uprobe Go") else { return };
+    // `hey` sends as many requests as it is told. Nobody answers on this port.
+    let hey = |arguments: &[&str]| {
+        let mut command = Command::new("hey");
+        command.args(arguments).arg("http://127.0.0.1:1/").stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        Running::start(&mut command, Placement::default()).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let mut kernel = attach();
+    kernel.watch_binaries(Box::new(move |binary| {
+        let mut bytes = Vec::new();
+        binary.file().read_to_end(&mut bytes).expect("it can be read");
+        let offset = find_go(&bytes, "github.com/rakyll/hey/requester.(*Work).makeRequest");
+        vec![Place::counted(offset.expect("the function"), 1)]
+    }));
+    // It keeps the binary executed, and is not of the target.
+    let holder = hey(&["-z", "10m", "-c", "1", "-q", "1"]);
+    follow(&mut kernel, &[holder.id()], |kernel| kernel.uprobes() == 1);
+    let mut requests = 0;
+    for (count, workers) in [(200, 4), (30, 30), (1_000, 1)] {
+        // Its children are of the target from their first instruction on.
+        kernel.targets().set(std::process::id(), true);
+        let (count_text, workers) = (count.to_string(), workers.to_string());
+        let mut sender = hey(&["-n", &count_text, "-c", &workers]);
+        kernel.targets().set(std::process::id(), false);
+        assert!(sender.wait(Duration::from_secs(60)).expect("it ends").success());
+        requests += count;
+        assert_eq!(calls(&kernel, 1), requests);
+    }
+}
+
 #[test]
 fn a_binary_is_found_in_another_mount_namespace() {
     let Some(_guard) = privileged::ready("uprobe mount namespace") else { return };

@@ -17,8 +17,10 @@ use xtask_common::project::root;
 use crate::{package::Image, programs::Programs};
 
 /// Programs of this host that the tests start.
-const HOST_PROGRAMS: &[&str] =
-    &["sh", "sleep", "strace", "unshare", "ip", "setpriv", "true", "cat", "printf", "mount", "cp"];
+const HOST_PROGRAMS: &[&str] = &[
+    "sh", "sleep", "strace", "unshare", "ip", "setpriv", "true", "cat", "printf", "mount", "cp",
+    "hey",
+];
 
 /// Their directory in the guest.
 const BIN: &str = "/usr/bin";
