@@ -40,6 +40,24 @@ pub(crate) struct Step<'a> {
     work: Work<'a>,
 }
 
+/// A step that has run.
+struct Ran {
+    title: String,
+    seconds: f64,
+    log: Log,
+    result: Result<(), String>,
+}
+
+impl Ran {
+    /// Runs a step and keeps its output.
+    fn of(step: Step<'_>) -> Self {
+        let mut log = Log { kept: Some(String::new()), ..Log::default() };
+        let started = Instant::now();
+        let result = (step.work)(&mut log);
+        Self { title: step.title, seconds: started.elapsed().as_secs_f64(), log, result }
+    }
+}
+
 impl Log {
     /// Prints a line.
     pub(crate) fn line(&mut self, line: &str) {
@@ -84,7 +102,20 @@ impl Steps {
         let mut log = Log::default();
         let started = Instant::now();
         let result = (step.work)(&mut log);
-        self.note(step.title, started, &log, &result)
+        self.note(Ran { title: step.title, seconds: started.elapsed().as_secs_f64(), log, result })
+    }
+
+    /// Runs a step, and another one behind it that needs little of the processors; returns whether
+    /// both succeeded. The second is printed when both have ended.
+    pub(crate) fn run_over(&mut self, step: Step<'_>, behind: Step<'_>) -> bool {
+        println!("\n==> behind the next step: {}", behind.title);
+        thread::scope(|scope| {
+            let behind = scope.spawn(|| Ran::of(behind));
+            let good = self.run(step);
+            // A panic of the step is a failure of the whole.
+            let Ok(behind) = behind.join() else { return false };
+            self.print(behind) && good
+        })
     }
 
     /// Runs lanes side by side, the steps of each lane one after the other. A step that fails does not
@@ -97,31 +128,28 @@ impl Steps {
             for lane in lanes {
                 scope.spawn(|| {
                     for step in lane {
-                        let mut log = Log { kept: Some(String::new()), ..Log::default() };
-                        let started = Instant::now();
-                        let result = (step.work)(&mut log);
+                        let ran = Ran::of(step);
                         let mut steps =
                             steps.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                        println!("\n==> {}", step.title);
-                        print!("{}", log.kept.as_deref().unwrap_or_default());
-                        steps.note(step.title, started, &log, &result);
+                        steps.print(ran);
                     }
                 });
             }
         });
     }
 
-    fn note(
-        &mut self,
-        title: String,
-        started: Instant,
-        log: &Log,
-        result: &Result<(), String>,
-    ) -> bool {
-        let seconds = started.elapsed().as_secs_f64();
+    /// Prints a step that ran beside others.
+    fn print(&mut self, ran: Ran) -> bool {
+        println!("\n==> {}", ran.title);
+        print!("{}", ran.log.kept.as_deref().unwrap_or_default());
+        self.note(ran)
+    }
+
+    fn note(&mut self, ran: Ran) -> bool {
+        let Ran { title, seconds, log, result } = ran;
         println!("    {seconds:.1} s");
         let mut counts = log.counts;
-        if let Err(message) = result {
+        if let Err(message) = &result {
             println!("    FAILED: {message}");
             // A step that failed without a failed test (a lint, a crash of a test program) counts as
             // one failure, so that the last line never says "0 failed" of a run that failed.
@@ -177,6 +205,21 @@ mod tests {
         assert!(text.ends_with("\n1 passed, 2 failed\n"), "{text}");
         assert_eq!(text.matches("<- FAILED").count(), 2, "{text}");
         assert!(!steps.finish(Instant::now()));
+    }
+
+    #[test]
+    fn a_step_runs_while_another_is_behind_it() {
+        let mut steps = Steps::default();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        // It ends only if the other runs meanwhile.
+        let step = Step::new("step", move |_| receiver.recv().map_err(|error| error.to_string()));
+        let behind =
+            Step::new("behind", move |_| sender.send(()).map_err(|error| error.to_string()));
+        assert!(steps.run_over(step, behind));
+        let fails = || Step::new("fails", |_| Err("bad".to_owned()));
+        assert!(!steps.run_over(fails(), Step::new("fine", |_| Ok(()))));
+        assert!(!steps.run_over(Step::new("fine", |_| Ok(())), fails()));
+        assert_eq!(steps.summary(0.0).1, 2);
     }
 
     #[test]

@@ -43,19 +43,20 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
         rules::verdict(&findings)
     }));
     steps.run(Step::command("format", cargo(["fmt", "--all", "--check"])));
-    if !steps.run(Step::command("set-up", setup_command(true, false))) {
+    if !steps.run(Step::command("set-up of the build", setup_command(false, false))) {
         return false;
     }
     let mut programs = Vec::new();
-    let built = steps.run(Step::new("build", |log| {
+    let set_up = Step::command("set-up of the tests", setup_command(true, false));
+    let build = Step::new("build", |log| {
         programs = test_programs::build()?;
         // With all packages selected, so that libraries have the same features as above.
         log.run(&mut test_cargo(["build", "--workspace", "--bin", VM]))?;
         results::clear()?;
         // Created here, as this person: root would own it otherwise.
         results::write(&results::file(results::HOST), &[])
-    }));
-    if !built {
+    });
+    if !steps.run_over(build, set_up) {
         return false;
     }
     let (as_root, others): (Vec<_>, Vec<_>) =
@@ -113,7 +114,7 @@ fn beside_the_guest<'a>(others: &'a [TestProgram], quick: &'a [TestProgram]) -> 
     let jobs = format!("--jobs={}", (cpus - 1).max(1));
     let jobs = jobs.as_str();
     let clippy = ["clippy", jobs, "--workspace", "--all-targets", "--", "-D", "warnings"];
-    let mut bpf = bpf_cargo("clippy");
+    let mut bpf = bpf_cargo("clippy", &test_programs::bpf_target());
     bpf.args([jobs, "--", "-D", "warnings"]);
     let mut doc = test_cargo(["doc", jobs, "--workspace", "--no-deps"]);
     doc.env("RUSTDOCFLAGS", "-D warnings");

@@ -57,6 +57,20 @@ pub fn programs_file() -> PathBuf {
     target().join("test-programs.jsonl")
 }
 
+/// The target directory in which the last [`build`] built the BPF programs: where aya-build 0.2 puts
+/// it, or one that does not exist yet.
+#[must_use]
+pub fn bpf_target() -> PathBuf {
+    let messages = fs::read(programs_file()).unwrap_or_default();
+    let built = messages.split(|byte| *byte == b'\n').find_map(|line| {
+        let message: serde_json::Value = serde_json::from_slice(line).ok()?;
+        let is_script = message["reason"] == "build-script-executed";
+        let directory = Path::new(is_script.then(|| message["out_dir"].as_str())??);
+        Some(directory.join("aya-build/target/observer-ebpf")).filter(|path| path.is_dir())
+    });
+    built.unwrap_or_else(|| target().join("bpf"))
+}
+
 fn checked(messages: &[u8]) -> Result<Vec<TestProgram>, String> {
     let programs = programs_of(messages);
     if programs.iter().any(TestProgram::is_privileged) {

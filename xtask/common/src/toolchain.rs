@@ -39,16 +39,18 @@ pub fn setup_command(with_tests: bool, with_bench: bool) -> Command {
 }
 
 /// Cargo of the toolchain that builds the BPF programs, for `subcommand`, with the cfg and flags that
-/// the build sets (aya-build 0.2.0), so that lints see the programs that run.
+/// the build sets (aya-build 0.2.0), so that lints see the programs that run. In the target directory
+/// of that build ([`bpf_target`](crate::test_programs::bpf_target)), procedural macros are there
+/// already.
 #[must_use]
-pub fn bpf_cargo(subcommand: &str) -> Command {
+pub fn bpf_cargo(subcommand: &str, target: &Path) -> Command {
     let forced = env::var("OBSERVER_BPF_TOOLCHAIN").ok();
     let name = if has_prebuilt_core("bpf") { "bpf" } else { "nightly" };
     let toolchain = forced.as_deref().unwrap_or(name);
     let mut command = Command::new("rustup");
     command.args(["run", toolchain, "cargo", subcommand]).current_dir(root());
     command.args(["--package", "observer-ebpf", "--features", "programs", "--bins", "--release"]);
-    command.args(["--target", "bpfel-unknown-none", "--target-dir", "target/bpf"]);
+    command.args(["--target", "bpfel-unknown-none", "--target-dir"]).arg(target);
     if has_prebuilt_core(toolchain) {
         command.env("RUSTC_BOOTSTRAP", "aya_ebpf,observer_bpf");
     } else {
