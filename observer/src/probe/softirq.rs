@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use observer_ebpf::wire::{SOFTIRQ_VECTORS, Series, SoftirqRecord, SoftirqState};
 
 use super::{
-    Attach, Bounds, Entries, HistogramFamily, Members, Need, Probe, ProbeMap, Program, RunsAt, Tier,
+    Attach, Bounds, Entries, HistogramFamily, Need, Probe, ProbeMap, Program, RunsAt, Tier,
 };
 use crate::model::{Cause, RecordRow, field};
 
