@@ -99,10 +99,10 @@ fn threads_that_share_a_slot_lose_what_they_say_they_lose() {
         }
     };
     let held = Held::new(trial.test, "mm_syscall", &run.summary);
-    let lost = run.lost("task_slot");
+    // Another process may lose a stall to one of the many new ids as well.
+    let lost = run.target_lost("task_slot");
     let counted = memory_calls(&run);
     assert!(lost > 0, "threads shared a slot: {:?}", run.summary.loss);
-    assert_eq!(run.target_lost("task_slot"), lost, "both are the target's");
     let against = "the callers' own count";
     held.at_most("calls", against, counted, calls, 0.01);
     // Faults that are lost the same way are in the losses as well. Two CPUs that take over a slot

@@ -2,7 +2,8 @@
 //! two CPUs.
 //!
 //! A guest is emulated by one thread of this host, so lints and the tests that measure nothing run
-//! beside it. Tests that measure this host run afterwards, alone.
+//! beside it; most of the latter wait for the kernel. Tests that measure this host run afterwards,
+//! alone.
 
 use std::{env, process::Command, process::ExitCode, thread, time::Instant};
 
@@ -71,7 +72,8 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
     );
     steps.side_by_side(vec![
         vec![Step::command(format!("kernel {kernel} in a virtual machine"), guest(kernel))],
-        beside_the_guest(&others, &quick),
+        lints(&others),
+        quick.iter().map(privileged).collect(),
     ]);
     for program in &measuring {
         steps.run(privileged(program));
@@ -83,7 +85,7 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
 /// Privileged test programs that check exit codes, messages and states only. They run beside the guest;
 /// all others measure time or counts, and run alone.
 const MEASURE_NOTHING: &[&str] =
-    &["choice", "cli", "command", "doctor", "examples", "logging", "target", "uprobe"];
+    &["choice", "cli", "command", "doctor", "examples", "faults", "logging", "target", "uprobe"];
 
 /// Program of the guests.
 const VM: &str = "xtask-vm";
@@ -108,8 +110,8 @@ fn guest(kernel: Kernel) -> Command {
     command
 }
 
-/// The steps that measure nothing. They leave one CPU to the guest.
-fn beside_the_guest<'a>(others: &'a [TestProgram], quick: &'a [TestProgram]) -> Vec<Step<'a>> {
+/// The tests that need no privileges, and the lints. They leave one CPU to the guest.
+fn lints(others: &[TestProgram]) -> Vec<Step<'_>> {
     let cpus = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let jobs = format!("--jobs={}", (cpus - 1).max(1));
     let jobs = jobs.as_str();
@@ -126,14 +128,12 @@ fn beside_the_guest<'a>(others: &'a [TestProgram], quick: &'a [TestProgram]) -> 
         }
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     });
-    let mut steps = vec![
+    vec![
         tests,
         Step::command("lints, user space", test_cargo(clippy)),
         Step::command("documentation", doc),
         Step::command("lints, BPF target", bpf),
-    ];
-    steps.extend(quick.iter().map(privileged));
-    steps
+    ]
 }
 
 /// The tests of one program, as root.

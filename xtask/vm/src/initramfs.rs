@@ -28,6 +28,8 @@ const BIN: &str = "/usr/bin";
 /// Instructions to the guest.
 pub(crate) struct Plan<'a> {
     pub(crate) swap_bytes: u64,
+    /// More programs of this host.
+    pub(crate) programs: &'a [String],
     /// A command to run instead of the tests.
     pub(crate) exec: Option<&'a str>,
     /// Arguments of every test program.
@@ -134,7 +136,7 @@ fn tree(image: &Image, programs: &Programs, plan: &Plan<'_>) -> Result<Tree, Str
         tree.add(&name, Entry::Link(tool.clone()));
     }
     tree.add(&working_directory(), Entry::Directory);
-    for name in HOST_PROGRAMS {
+    for name in HOST_PROGRAMS.iter().copied().chain(plan.programs.iter().map(String::as_str)) {
         host_program(&mut tree, name)?;
     }
     tree.add(Path::new("/bin"), Entry::Link(BIN.into()));
@@ -199,7 +201,7 @@ fn working_directory() -> PathBuf {
 fn host_program(tree: &mut Tree, name: &str) -> Result<(), String> {
     let path = find(name).ok_or_else(|| {
         format!(
-            "{name} is not in PATH; the tests in the guest need it (cargo xtask setup --with-tests)"
+            "{name} is not in PATH; `cargo xtask setup --with-tests` installs what the tests in guests need"
         )
     })?;
     tree.copy(&Path::new(BIN).join(name), &path);
@@ -246,8 +248,14 @@ mod tests {
             scratch: "/t/tmp".into(),
         };
         let filter = ["reclaim".to_owned()];
-        let mut plan =
-            Plan { swap_bytes: 0, exec: None, arguments: &filter, scale: 50, timeout_seconds: 60 };
+        let mut plan = Plan {
+            swap_bytes: 0,
+            programs: &[],
+            exec: None,
+            arguments: &filter,
+            scale: 50,
+            timeout_seconds: 60,
+        };
         let command = plan_json(&[], &programs, &plan)["commands"][0].clone();
         assert_eq!((&command["name"], &command["program"]), (&json!("run"), &json!("/t/run-1")));
         assert_eq!(command["arguments"], json!(["--test-threads=1", "reclaim"]));

@@ -187,6 +187,7 @@ fn boot(
         options.bench.then(|| format!("{} {}", programs::MEASURE, options.arguments.join(" ")));
     let plan = Plan {
         swap_bytes: options.swap << 20,
+        programs: &options.programs,
         exec: measure.as_deref().or(options.exec.as_deref()),
         arguments: &options.arguments,
         scale: options.scale,

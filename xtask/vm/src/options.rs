@@ -44,6 +44,9 @@ pub(crate) struct Options {
     /// and the programs of the tests are in its PATH
     #[arg(long, value_name = "COMMAND", conflicts_with = "tests")]
     pub(crate) exec: Option<String>,
+    /// Put this program of the host into each guest as well; repeat for several
+    #[arg(long = "with", value_name = "PROGRAM")]
+    pub(crate) programs: Vec<String>,
     /// Memory of a guest, MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(192..))]
     pub(crate) memory: u32,
