@@ -6,14 +6,11 @@
 //! after it.
 
 use std::collections::BTreeMap;
-use std::mem::offset_of;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use aya::maps::Map;
-use observer_ebpf::wire::{
-    FaultState, MmSyscallState, ReclaimState, RecordKind, RunqueueState, Slot,
-};
+use observer_ebpf::wire::RecordKind;
 use rustix::thread::{MembarrierCommand, membarrier};
 
 use super::links::LinkError;
@@ -21,7 +18,7 @@ use super::mapped::MappedWords;
 use super::{Kernel, ProgramState, attach};
 use crate::clock::MonoNanos;
 use crate::model::Detached;
-use crate::probe::{Entries, PROBES, Probe, ProbeMap, Program};
+use crate::probe::{Entries, PROBES, PerThread, Probe, ProbeMap, Program};
 
 /// Why a probe could not be detached or attached again.
 #[derive(Debug, thiserror::Error)]
@@ -55,48 +52,6 @@ struct Remembered {
     map: &'static str,
     value_bytes: usize,
     words: &'static [usize],
-}
-
-impl Remembered {
-    const fn in_table<S>(map: &'static str, words: &'static [usize]) -> Self {
-        Self { map, value_bytes: size_of::<Slot<S>>(), words }
-    }
-}
-
-/// The state of a thread that the programs for this kind of record keep between a begin and its end.
-fn remembered(kind: RecordKind) -> Option<Remembered> {
-    Some(match kind {
-        RecordKind::Runqueue => Remembered::in_table::<RunqueueState>(
-            "RUNQUEUE",
-            &[
-                offset_of!(Slot<RunqueueState>, state.run_delay_ns) / 8,
-                offset_of!(Slot<RunqueueState>, state.involuntary_switches) / 8,
-                offset_of!(Slot<RunqueueState>, state.runnable_ns) / 8,
-                // This word also holds `preempted`, which belongs to `runnable_ns`.
-                offset_of!(Slot<RunqueueState>, state.moved_asleep) / 8,
-            ],
-        ),
-        RecordKind::Fault => Remembered::in_table::<FaultState>(
-            "FAULTS",
-            &[
-                offset_of!(Slot<FaultState>, state.begin_ns) / 8,
-                offset_of!(Slot<FaultState>, state.minor_ns) / 8,
-            ],
-        ),
-        RecordKind::MmSyscall => Remembered::in_table::<MmSyscallState>(
-            "MM_SYSCALLS",
-            &[offset_of!(Slot<MmSyscallState>, state.begin_ns) / 8],
-        ),
-        RecordKind::Reclaim => Remembered::in_table::<ReclaimState>(
-            "RECLAIMS",
-            &[offset_of!(Slot<ReclaimState>, state.reclaim_ns) / 8],
-        ),
-        RecordKind::Compaction => Remembered::in_table::<ReclaimState>(
-            "RECLAIMS",
-            &[offset_of!(Slot<ReclaimState>, state.compaction_ns) / 8],
-        ),
-        _ => return None,
-    })
 }
 
 /// The probes that are detached now, and all pauses so far, by probe.
@@ -213,9 +168,10 @@ impl Kernel {
             let epoch = super::EPOCH + kind as usize;
             self.config.set(epoch, self.config.get(epoch) + 1);
         }
-        let of_threads = probe.kinds().filter_map(remembered);
-        for of_threads in of_threads.filter(|state| self.places.is_table(state.map)) {
-            self.clear(self.shape.task_slots as usize, &of_threads)?;
+        if let Some(state) = probe.per_thread.filter(|_| !self.places.is_stored(probe)) {
+            let PerThread { table: map, slot_bytes: value_bytes, begins: words, .. } = state;
+            let entries = self.shape.task_slots as usize;
+            self.clear(entries, &Remembered { map, value_bytes, words })?;
         }
         for own in probe.maps {
             let entries = match own.entries {

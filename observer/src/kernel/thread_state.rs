@@ -4,70 +4,30 @@
 //! A table is the faster of the two (docs/OVERHEAD.md), and it is exact as long as no two live
 //! threads share an entry. That cannot happen where `pid_max` is not above the size of the table.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use aya::maps::MapType;
 use aya::programs::ProgramType;
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported};
 use object::{Object, ObjectSection};
-use observer_ebpf::wire::{
-    FaultState, MmSyscallState, ReclaimState, RunqueueState, Slot, Stored, TASK_SLOTS_MAX,
-};
+use observer_ebpf::wire::TASK_SLOTS_MAX;
 
 use super::attach::Choices;
 use super::btf::{Btf, BtfError};
 use crate::host::system;
-use crate::probe::{Attach, ProbeOptions, ThreadState};
+use crate::probe::{Attach, PROBES, PerThread, Probe, ProbeOptions, Program, ThreadState};
 
-/// The state that one probe keeps of each thread.
-#[derive(Debug)]
-pub(super) struct StateRow {
-    /// The probe that owns it.
-    pub(super) probe: &'static str,
-    /// The table's map.
-    pub(super) table: &'static str,
-    /// The map for task-local storage.
-    pub(super) storage: &'static str,
-    /// The global that is 1 when the state is in task-local storage.
-    pub(super) global: &'static str,
-    /// Bytes of a table's entry.
-    pub(super) slot_bytes: usize,
-    /// Bytes of a value in task-local storage.
-    pub(super) stored_bytes: usize,
-    /// The state is on a path that is too short for the cost of task-local storage.
-    hot: bool,
-    /// Programs use it for tasks other than the current one. Only programs whose arguments are typed
-    /// can then use task-local storage.
-    of_arguments: bool,
+/// All states, each with the probe that owns it.
+fn states() -> impl Iterator<Item = (&'static Probe, &'static PerThread)> {
+    PROBES.into_iter().filter_map(|probe| Some((probe, probe.per_thread.as_ref()?)))
 }
-
-const fn row<S>(
-    probe: &'static str,
-    [table, storage, global]: [&'static str; 3],
-    (hot, of_arguments): (bool, bool),
-) -> StateRow {
-    let (slot_bytes, stored_bytes) = (size_of::<Slot<S>>(), size_of::<Stored<S>>());
-    StateRow { probe, table, storage, global, slot_bytes, stored_bytes, hot, of_arguments }
-}
-
-const RUNQUEUE: [&str; 3] = ["RUNQUEUE", "RUNQUEUE_STORAGE", "RUNQUEUE_STORED"];
-const FAULTS: [&str; 3] = ["FAULTS", "FAULTS_STORAGE", "FAULTS_STORED"];
-const MM_SYSCALLS: [&str; 3] = ["MM_SYSCALLS", "MM_SYSCALLS_STORAGE", "MM_SYSCALLS_STORED"];
-const RECLAIMS: [&str; 3] = ["RECLAIMS", "RECLAIMS_STORAGE", "RECLAIMS_STORED"];
-
-/// All states.
-pub(super) static STATES: [StateRow; 4] = [
-    row::<RunqueueState>("runqueue", RUNQUEUE, (true, true)),
-    row::<FaultState>("fault", FAULTS, (true, false)),
-    row::<MmSyscallState>("mm_syscall", MM_SYSCALLS, (false, false)),
-    row::<ReclaimState>("reclaim", RECLAIMS, (false, false)),
-];
 
 /// The choice for the state of each probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ThreadPlaces {
-    /// By the order of [`STATES`]: the state is in task-local storage.
-    stored: [bool; STATES.len()],
+    /// The probes whose state is in task-local storage.
+    stored: BTreeSet<&'static str>,
     /// Why none of them is.
     pub(super) why: Option<String>,
 }
@@ -76,7 +36,7 @@ impl ThreadPlaces {
     /// Everything in tables.
     #[must_use]
     pub fn tables(why: &str) -> Self {
-        Self { stored: [false; STATES.len()], why: Some(why.to_owned()) }
+        Self { stored: BTreeSet::new(), why: Some(why.to_owned()) }
     }
 
     /// Chooses for this host.
@@ -98,40 +58,38 @@ impl ThreadPlaces {
         {
             return Self::tables(&why);
         }
-        let mut places = Self { stored: [true; STATES.len()], why: None };
-        if asked == ThreadState::Auto {
-            places.stored = std::array::from_fn(|index| !STATES[index].hot);
-        }
-        places
+        let all = asked == ThreadState::Storage;
+        let stored = states().filter(|(_, state)| all || !state.hot).map(|(probe, _)| probe.name);
+        Self { stored: stored.collect(), why: None }
     }
 
     /// Each state, and whether it is in task-local storage.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&'static StateRow, bool)> {
-        STATES.iter().zip(self.stored)
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&'static PerThread, bool)> {
+        states().map(|(probe, state)| (state, self.is_stored(probe)))
     }
 
-    /// Whether this map is a table that is in use.
-    pub(super) fn is_table(&self, map: &str) -> bool {
-        self.iter().any(|(state, stored)| state.table == map && !stored)
+    /// Whether the state of this probe is in task-local storage.
+    pub(super) fn is_stored(&self, probe: &Probe) -> bool {
+        self.stored.contains(probe.name)
     }
 
     /// Whether anything is in task-local storage.
     pub(super) fn any_stored(&self) -> bool {
-        self.stored.contains(&true)
+        !self.stored.is_empty()
     }
 
     /// The places to load again with, if a probe was attached by a tier whose programs cannot reach
     /// its state in task-local storage.
     pub(super) fn for_choices(&self, choices: &Choices) -> Option<Self> {
         let mut places = self.clone();
-        for (state, stored) in STATES.iter().zip(&mut places.stored) {
-            let tier = choices.get(state.probe).and_then(|choice| choice.tier);
-            let untyped =
-                |attach: &Attach| matches!(attach, Attach::RawTracepoint(..) | Attach::Kprobe(_));
-            *stored &= !(state.of_arguments
-                && tier.is_some_and(|tier| {
-                    tier.programs.iter().any(|program| untyped(&program.attach))
-                }));
+        for (probe, _) in states().filter(|(_, state)| state.of_arguments) {
+            let tier = choices.get(probe.name).and_then(|choice| choice.tier);
+            let untyped = |program: &Program| {
+                matches!(program.attach, Attach::RawTracepoint(..) | Attach::Kprobe(_))
+            };
+            if tier.is_some_and(|tier| tier.programs.iter().any(untyped)) {
+                places.stored.remove(probe.name);
+            }
         }
         (places != *self).then_some(places)
     }
@@ -144,10 +102,9 @@ impl ThreadPlaces {
         }
         let mut text = String::new();
         for (place, wanted) in [("task-local storage", true), ("tables", false)] {
-            let probes: Vec<_> = self
-                .iter()
-                .filter(|(_, stored)| *stored == wanted)
-                .map(|(state, _)| state.probe)
+            let probes: Vec<_> = states()
+                .filter(|(probe, _)| self.is_stored(probe) == wanted)
+                .map(|(probe, _)| probe.name)
                 .collect();
             if !probes.is_empty() {
                 let before = if text.is_empty() { "" } else { "; " };
@@ -219,29 +176,27 @@ mod tests {
     use super::super::load::Shape;
     use super::super::plan;
     use super::*;
-    use crate::probe::PROBES;
 
-    fn places(stored: [bool; 4]) -> ThreadPlaces {
-        ThreadPlaces { stored, why: None }
+    const ALL: [&str; 4] = ["runqueue", "fault", "reclaim", "mm_syscall"];
+
+    fn places(stored: &[&'static str]) -> ThreadPlaces {
+        ThreadPlaces { stored: stored.iter().copied().collect(), why: None }
     }
 
     #[test]
     fn a_place_is_told_in_words() {
         assert_eq!(ThreadPlaces::tables("no").text(), "tables");
-        let some = places([false, false, true, true]);
-        let text = "task-local storage: mm_syscall, reclaim; tables: runqueue, fault";
+        let some = places(&["mm_syscall", "reclaim"]);
+        let text = "task-local storage: reclaim, mm_syscall; tables: runqueue, fault";
         assert_eq!(some.text(), text);
-        assert_eq!(
-            places([true; 4]).text(),
-            "task-local storage: runqueue, fault, mm_syscall, reclaim"
-        );
-        assert!(some.is_table("FAULTS") && !some.is_table("RECLAIMS") && !some.is_table("RING"));
+        let all = "task-local storage: runqueue, fault, reclaim, mm_syscall";
+        assert_eq!(places(&ALL).text(), all);
     }
 
     #[test]
     fn a_state_takes_memory_in_one_place_only() {
         let shape = Shape::new(2, 1 << 30, 1 << 22, 16, false);
-        let some = places([false, false, true, true]);
+        let some = places(&ALL[2..]);
         let maps = plan::of_shape(shape, 1 << 20, &some);
         for (state, stored) in some.iter() {
             let map = |name| maps.iter().find(|map| map.name == name).expect("a map");
@@ -267,13 +222,13 @@ mod tests {
             let tier = row.tiers.iter().find(|row| row.name == tier);
             (row.name, Choice { tier, offers: Vec::new(), refused: Vec::new() })
         };
-        let all = places([true; 4]);
+        let all = places(&ALL);
         for tier in ["tp_btf", "tp_btf_pair"] {
             assert_eq!(all.for_choices(&[choose("runqueue", tier)].into()), None, "{tier}");
         }
         for tier in ["raw_tracepoint", "raw_tracepoint_pair"] {
             let moved = all.for_choices(&[choose("runqueue", tier)].into());
-            assert_eq!(moved, Some(places([false, true, true, true])), "{tier}");
+            assert_eq!(moved, Some(places(&ALL[1..])), "{tier}");
         }
         assert_eq!(all.for_choices(&[choose("fault", "raw_tracepoint")].into()), None);
     }

@@ -1,10 +1,14 @@
 //! `fault`: page faults.
 
-use observer_ebpf::wire::{Counter, FAULT_KERNEL, FAULT_MAJOR, FaultRecord, Series};
+use std::mem::offset_of;
+
+use observer_ebpf::wire::{
+    Counter, FAULT_KERNEL, FAULT_MAJOR, FaultRecord, FaultState, Series, Slot,
+};
 
 use super::{
-    Attach, Bounds, HistogramFamily, Members, Need, NumberFamily, Numbers, Probe, Program, RunsAt,
-    SummaryNumbers, Tier,
+    Attach, Bounds, HistogramFamily, Members, Need, NumberFamily, Numbers, PerThread, Probe,
+    Program, RunsAt, SummaryNumbers, Tier,
 };
 use crate::model::{Cause, Field, RecordRow, field};
 
@@ -142,6 +146,16 @@ pub(super) const PROBE: Probe = Probe {
         numbers: WITHOUT_EXCEPTION,
         zeros: false,
     }],
+    per_thread: Some(
+        PerThread::of::<FaultState>(
+            ["FAULTS", "FAULTS_STORAGE", "FAULTS_STORED"],
+            &[
+                offset_of!(Slot<FaultState>, state.begin_ns) / 8,
+                offset_of!(Slot<FaultState>, state.minor_ns) / 8,
+            ],
+        )
+        .hot(),
+    ),
     ..Probe::BASE
 };
 

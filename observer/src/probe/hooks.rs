@@ -1,5 +1,7 @@
 //! How programs get into the kernel: hooks, programs, and tiers made of them.
 
+use observer_ebpf::wire::{Slot, Stored};
+
 /// How a program gets into the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attach {
@@ -253,4 +255,48 @@ pub struct ProbeMap {
     /// The words of a value that hold the begin of something. They are cleared before a detached
     /// probe is attached again.
     pub begins: &'static [usize],
+}
+
+/// What the programs of a probe know about each thread between two events: in a table that is indexed
+/// by thread id, or in the kernel's task-local storage.
+#[derive(Clone, Copy, Debug)]
+pub struct PerThread {
+    /// The table's map.
+    pub table: &'static str,
+    /// The map for task-local storage.
+    pub storage: &'static str,
+    /// The global that is 1 when the state is in task-local storage.
+    pub global: &'static str,
+    /// Bytes of a table's entry.
+    pub slot_bytes: usize,
+    /// Bytes of a value in task-local storage.
+    pub stored_bytes: usize,
+    /// The words of a table's entry that hold the begin of something. They are cleared before a
+    /// detached probe is attached again.
+    pub begins: &'static [usize],
+    /// The state is on a path that is too short for the cost of task-local storage.
+    pub hot: bool,
+    /// Programs use it for tasks other than the current one. Only programs whose arguments are typed
+    /// can then use task-local storage.
+    pub of_arguments: bool,
+}
+
+impl PerThread {
+    /// State `S`, with the names of table, storage and global.
+    pub(super) const fn of<S>(names: [&'static str; 3], begins: &'static [usize]) -> Self {
+        let [table, storage, global] = names;
+        let (slot_bytes, stored_bytes) = (size_of::<Slot<S>>(), size_of::<Stored<S>>());
+        let (hot, of_arguments) = (false, false);
+        Self { table, storage, global, slot_bytes, stored_bytes, begins, hot, of_arguments }
+    }
+
+    /// The same, on a short path.
+    pub(super) const fn hot(self) -> Self {
+        Self { hot: true, ..self }
+    }
+
+    /// The same, used for other tasks than the current one.
+    pub(super) const fn of_arguments(self) -> Self {
+        Self { of_arguments: true, ..self }
+    }
 }

@@ -1,8 +1,12 @@
 //! `mm_syscall`: system calls that change the address space.
 
-use observer_ebpf::wire::{MmSyscallRecord, Series};
+use std::mem::offset_of;
 
-use super::{Attach, Bounds, HistogramFamily, Members, Need, Probe, Program, RunsAt, Tier};
+use observer_ebpf::wire::{MmSyscallRecord, MmSyscallState, Series, Slot};
+
+use super::{
+    Attach, Bounds, HistogramFamily, Members, Need, PerThread, Probe, Program, RunsAt, Tier,
+};
 use crate::model::{Cause, Event, RecordRow, field};
 use crate::text::bytes;
 
@@ -134,6 +138,10 @@ pub(super) const PROBE: Probe = Probe {
             (Series::Madvise, "madvise", &["madvise"]),
         ],
     }],
+    per_thread: Some(PerThread::of::<MmSyscallState>(
+        ["MM_SYSCALLS", "MM_SYSCALLS_STORAGE", "MM_SYSCALLS_STORED"],
+        &[offset_of!(Slot<MmSyscallState>, state.begin_ns) / 8],
+    )),
     ..Probe::BASE
 };
 

@@ -18,7 +18,7 @@ use std::sync::LazyLock;
 use observer_ebpf::wire::{Header, KIND_SLOTS, RecordKind, Series};
 
 use crate::model::{Cause, Event, OWN_RECORDS, RecordRow};
-pub use hooks::{Attach, CostClass, Entries, Members, Need, ProbeMap, Program, Tier};
+pub use hooks::{Attach, CostClass, Entries, Members, Need, PerThread, ProbeMap, Program, Tier};
 pub use numbers::{Bounds, Gauge, HistogramFamily, Labels, NumberFamily, Numbers, SummaryNumbers};
 pub use selection::{ForcedTier, ForcedTiers, NOT_ASKED_FOR, ProbeOptions, Selection, ThreadState};
 
@@ -42,6 +42,8 @@ pub struct Probe {
     pub numbers: &'static [NumberFamily],
     /// What it counts besides, for the summary of a run.
     pub in_summary: &'static [SummaryNumbers],
+    /// What its programs know about each thread.
+    pub per_thread: Option<PerThread>,
     /// Maps of its own, in which its programs keep something between two events.
     pub maps: &'static [ProbeMap],
     /// At what its programs run, and whether a busy host has very many of these events: they decide
@@ -98,6 +100,7 @@ impl Probe {
         histograms: &[],
         numbers: &[],
         in_summary: &[],
+        per_thread: None,
         maps: &[],
         runs_at: RunsAt::Rare(""),
         off_by_default: None,

@@ -1,10 +1,14 @@
 //! `reclaim`: a thread frees (or compacts) memory itself.
 
-use observer_ebpf::wire::{CompactionRecord, Counter, RECLAIM_MEMCG, ReclaimRecord, Series};
+use std::mem::offset_of;
+
+use observer_ebpf::wire::{
+    CompactionRecord, Counter, RECLAIM_MEMCG, ReclaimRecord, ReclaimState, Series, Slot,
+};
 
 use super::{
-    Attach, Bounds, HistogramFamily, Members, Need, NumberFamily, Numbers, Probe, Program, RunsAt,
-    SummaryNumbers, Tier,
+    Attach, Bounds, HistogramFamily, Members, Need, NumberFamily, Numbers, PerThread, Probe,
+    Program, RunsAt, SummaryNumbers, Tier,
 };
 use crate::model::{Cause, Field, RecordRow, field};
 use crate::text::count;
@@ -81,6 +85,13 @@ pub(super) const PROBE: Probe = Probe {
         numbers: KSWAPD_WAKEUPS,
     }],
     in_summary: &[SummaryNumbers { name: "kswapd_wakeups", numbers: KSWAPD_WAKEUPS, zeros: true }],
+    per_thread: Some(PerThread::of::<ReclaimState>(
+        ["RECLAIMS", "RECLAIMS_STORAGE", "RECLAIMS_STORED"],
+        &[
+            offset_of!(Slot<ReclaimState>, state.reclaim_ns) / 8,
+            offset_of!(Slot<ReclaimState>, state.compaction_ns) / 8,
+        ],
+    )),
     ..Probe::BASE
 };
 

@@ -1,11 +1,14 @@
 //! `runqueue`: runnable, but not running.
 
+use std::mem::offset_of;
 use std::num::NonZeroU64;
 
-use observer_ebpf::wire::{Counter, RUNQUEUE_PREEMPTED, RunqueueRecord, Series};
+use observer_ebpf::wire::{
+    Counter, RUNQUEUE_PREEMPTED, RunqueueRecord, RunqueueState, Series, Slot,
+};
 
 use super::{
-    Attach, Bounds, HistogramFamily, Members, Need, Numbers, Probe, Program, RunsAt,
+    Attach, Bounds, HistogramFamily, Members, Need, Numbers, PerThread, Probe, Program, RunsAt,
     SummaryNumbers, Tier,
 };
 use crate::model::{Cause, Event, Field, Holder, RecordRow, Tgid, Tid, field};
@@ -115,6 +118,20 @@ pub(super) const PROBE: Probe = Probe {
         numbers: Numbers::Counters(&[(Counter::TargetSleepBookedNs as usize, &[])]),
         zeros: false,
     }],
+    per_thread: Some(
+        PerThread::of::<RunqueueState>(
+            ["RUNQUEUE", "RUNQUEUE_STORAGE", "RUNQUEUE_STORED"],
+            &[
+                offset_of!(Slot<RunqueueState>, state.run_delay_ns) / 8,
+                offset_of!(Slot<RunqueueState>, state.involuntary_switches) / 8,
+                offset_of!(Slot<RunqueueState>, state.runnable_ns) / 8,
+                // This word also holds `preempted`, which belongs to `runnable_ns`.
+                offset_of!(Slot<RunqueueState>, state.moved_asleep) / 8,
+            ],
+        )
+        .hot()
+        .of_arguments(),
+    ),
     ..Probe::BASE
 };
 
