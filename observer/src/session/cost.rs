@@ -30,7 +30,6 @@ impl Calibration {
 struct Window {
     _statistics: RunTimeStatistics,
     started: Instant,
-    own_cpu_seconds: f64,
     programs: Vec<ProgramCost>,
 }
 
@@ -49,6 +48,9 @@ pub(super) struct CostWatch {
     window: Option<Window>,
     /// When the last window was closed, or the watch began.
     closed: Instant,
+    /// What observer's own threads had taken then. Their time is known at any moment, and a window
+    /// would show too much of it: it includes the work for the window.
+    own_cpu_seconds: f64,
     started: Instant,
     on: Duration,
     samples: Vec<Sample>,
@@ -93,6 +95,7 @@ impl CostWatch {
             cpus: system::online_cpus().len().max(1) as f64,
             window: None,
             closed: Instant::now(),
+            own_cpu_seconds: usage::own().cpu_seconds,
             started: Instant::now(),
             on: Duration::ZERO,
             samples: Vec::new(),
@@ -106,7 +109,6 @@ impl CostWatch {
         self.window = Some(Window {
             _statistics: statistics,
             started: Instant::now(),
-            own_cpu_seconds: usage::own().cpu_seconds,
             programs: kernel.program_costs(),
         });
     }
@@ -171,10 +173,12 @@ impl CostWatch {
         if all_ns <= 0.0 {
             return None;
         }
-        let own_seconds = usage::own().cpu_seconds - window.own_cpu_seconds;
+        let own_cpu_seconds = usage::own().cpu_seconds;
+        let own_seconds = own_cpu_seconds - self.own_cpu_seconds;
+        self.own_cpu_seconds = own_cpu_seconds;
         let measured = Measured {
             now_ns: MonoNanos::now().0,
-            own_share: own_seconds.max(0.0) * 1e9 / all_ns,
+            own_share: own_seconds.max(0.0) / (for_seconds * self.cpus),
             programs: self.shares(&window.programs, &after, all_ns),
         };
         // The end of the run cuts the last window off, and what observer does then is not what it did
