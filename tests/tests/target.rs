@@ -13,7 +13,7 @@ use observer::target::{Membership, TargetSpec};
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Running, Service};
-use observer_tests::trial::{programs, unique};
+use observer_tests::trial::{self, programs, unique};
 
 fn sleeper(placement: Placement<'_>) -> Running {
     Running::start(Command::new("sleep").arg("60"), placement).expect("sleep starts")
@@ -107,7 +107,7 @@ fn a_new_listener_on_the_port_joins() {
     let first = Service::start(&programs().service, &[], Placement::default()).expect("service");
     let mut target = Membership::new(&spec_of(first.port)).expect("listener");
     assert_eq!(target.tgids(), [Tgid(first.process.id())].into());
-    assert_eq!(network::listeners(first.port), target.tgids());
+    assert_eq!(network::Listeners::find(first.port).processes, target.tgids());
     let port = first.port;
     drop(first);
     eventually("the first is gone", || {
@@ -130,6 +130,28 @@ fn a_new_listener_on_the_port_joins() {
         target.contains(Tgid(heir.id()))
     });
     assert!(!target.contains(Tgid(std::process::id())), "observer is never its own target");
+}
+
+#[test]
+fn a_process_that_begins_to_listen_joins_though_nothing_is_born() {
+    let Some(_guard) = privileged::ready("old process, new listener") else { return };
+    let first = Service::start(&programs().service, &[], Placement::default()).expect("service");
+    let port = first.port.to_string();
+    let mut second = trial::start(&["listen", "--port", &port], Placement::default());
+    let mut target = Membership::new(&TargetSpec::Port(first.port)).expect("listener");
+    assert_eq!(target.tgids(), [Tgid(first.process.id())].into());
+    drop(first);
+    eventually("the first is gone", || {
+        target.poll();
+        target.all_gone()
+    });
+    target.rescan();
+    assert_eq!(second.go().expect("it listens")["listeners"], 1);
+    eventually("the second joins", || {
+        target.poll();
+        target.contains(Tgid(second.id()))
+    });
+    second.end().expect("it ends");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::model::{Tgid, Tid};
 
@@ -158,6 +159,14 @@ impl Process {
             comm: stat.comm.clone(),
             kernel_thread: stat.is_kernel_thread(),
         }
+    }
+
+    /// When it started: time since boot, on the clock `CLOCK_BOOTTIME`.
+    #[must_use]
+    pub fn started(&self) -> Duration {
+        let ticks_hz = rustix::param::clock_ticks_per_second().max(1);
+        let (seconds, ticks) = (self.start_ticks / ticks_hz, self.start_ticks % ticks_hz);
+        Duration::from_secs(seconds) + Duration::from_secs(ticks) / ticks_hz as u32
     }
 
     /// Whether this very process (not a later one with its id) is still alive.
@@ -329,6 +338,9 @@ mod tests {
         let process = Process::read(me).unwrap();
         assert!(process.is_alive());
         assert!(!process.kernel_thread);
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let age_seconds = now.tv_sec - process.started().as_secs() as i64;
+        assert!((0..7200).contains(&age_seconds), "{age_seconds}");
         assert!(threads(me).contains(&Tid(me.0)));
         assert_eq!(comm(me).unwrap(), process.comm);
         let program = std::env::current_exe().unwrap();

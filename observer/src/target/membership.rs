@@ -9,7 +9,8 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::TargetError;
 use super::liveness::{Watched, gone};
-use super::spec::{Matcher, TargetSpec};
+use super::spec::{Matcher, TargetSpec, by_port};
+use crate::host::network::Listeners;
 use crate::host::{Process, process, system};
 use crate::model::Tgid;
 
@@ -34,6 +35,9 @@ const WAIT_SHARE: u32 = 20;
 const SETTLING: Duration = Duration::from_secs(5);
 /// Of the older ones, this many are checked each time, in turn.
 const RECHECKED: usize = 32;
+/// While the same sockets listen and no process was born, the descriptors of all processes are looked
+/// through only at one scan in this many: a socket may be handed to another process.
+const PORT_SCANS: u32 = 10;
 /// Handles on processes: below the usual limit of 1024 descriptors.
 const PIDFDS_MAX: usize = 512;
 
@@ -58,7 +62,26 @@ impl Changes {
 #[derive(Debug)]
 struct Stranger {
     start_ticks: u64,
-    first_seen: Instant,
+    /// When it is old enough to be checked rarely; `None` if it was old when it was first seen.
+    settled: Option<Instant>,
+}
+
+impl Stranger {
+    /// A process that is seen for the first time.
+    fn new(process: &Process, now: Instant, uptime: Duration) -> Self {
+        let age = uptime.saturating_sub(process.started());
+        Self { start_ticks: process.start_ticks, settled: (age < SETTLING).then(|| now + SETTLING) }
+    }
+
+    fn is_settling(&self, now: Instant) -> bool {
+        self.settled.is_some_and(|settled| now < settled)
+    }
+}
+
+/// Time since boot, as start times of processes count it.
+fn uptime() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 /// Processor time of this thread. It does not count the time in which other threads have the
@@ -86,6 +109,9 @@ pub struct Membership {
     excluded: HashMap<Tgid, Process>,
     strangers: HashMap<Tgid, Stranger>,
     recheck_from: Tgid,
+    /// With `--port`, who listened at the last look through the descriptors of all processes, and
+    /// the number of scans since.
+    listeners: Option<(Listeners, u32)>,
     next_scan: Instant,
     /// When to scan even if no process was born; `None` if such a scan would find nothing.
     next_quiet_scan: Option<Instant>,
@@ -107,6 +133,7 @@ impl Membership {
             excluded: HashMap::new(),
             strangers: HashMap::new(),
             recheck_from: Tgid(0),
+            listeners: None,
             next_scan: Instant::now(),
             next_quiet_scan: None,
             youngest: None,
@@ -259,11 +286,7 @@ impl Membership {
 
     /// Whether a process is young enough to be about to execute its program.
     fn settling(&self, now: Instant) -> bool {
-        self.matcher.is_some()
-            && self
-                .strangers
-                .values()
-                .any(|stranger| now.duration_since(stranger.first_seen) < SETTLING)
+        self.matcher.is_some() && self.strangers.values().any(|stranger| stranger.is_settling(now))
     }
 
     /// Looks for processes that joined, now, and returns them. To be called once more after the
@@ -272,7 +295,9 @@ impl Membership {
     pub fn rescan(&mut self) -> Vec<Process> {
         let (started, cpu_started) = (Instant::now(), own_cpu());
         // Before the scan: a process born during it is found by the next one.
-        self.youngest = system::youngest_task();
+        let youngest = system::youngest_task();
+        let nothing_born = youngest.is_some() && youngest == self.youngest;
+        self.youngest = youngest;
         let before: BTreeMap<Tgid, u64> = self
             .members
             .iter()
@@ -280,11 +305,14 @@ impl Membership {
             .collect();
         self.excluded.retain(|_, process| process.is_alive());
         self.scan_processes(started);
-        if matches!(self.spec, TargetSpec::Cgroup(_) | TargetSpec::Port(_)) {
-            for process in self.spec.resolve().unwrap_or_default() {
-                if !self.is_excluded(&process) {
-                    self.admit(process, true);
-                }
+        let found = match self.spec {
+            TargetSpec::Cgroup(_) => self.spec.resolve().unwrap_or_default(),
+            TargetSpec::Port(port) => self.listeners(port, nothing_born),
+            TargetSpec::Pids(_) | TargetSpec::Comm(_) | TargetSpec::Exe(_) => Vec::new(),
+        };
+        for process in found {
+            if !self.is_excluded(&process) {
+                self.admit(process, true);
             }
         }
         let may_change = !matches!(self.spec, TargetSpec::Pids(_));
@@ -302,6 +330,20 @@ impl Membership {
             .collect()
     }
 
+    /// The processes that listen on a port, or none while they are the same as before.
+    fn listeners(&mut self, port: u16, nothing_born: bool) -> Vec<Process> {
+        if let Some((listeners, scans)) = &mut self.listeners
+            && nothing_born
+            && *scans < PORT_SCANS
+            && listeners.are_the_same()
+        {
+            *scans += 1;
+            return Vec::new();
+        }
+        let (listeners, _) = self.listeners.insert((Listeners::find(port), 1));
+        by_port(listeners).unwrap_or_default()
+    }
+
     /// Reads the processes that are new, young, or due: children of members join, and those that
     /// match.
     fn scan_processes(&mut self, now: Instant) {
@@ -309,15 +351,14 @@ impl Membership {
         let present: HashSet<Tgid> = ids.iter().copied().collect();
         self.strangers.retain(|tgid, _| present.contains(tgid));
 
+        let uptime = uptime();
         let due = self.due_for_recheck(&ids);
         let mut read: Vec<Process> = ids
             .into_iter()
             .filter(|tgid| !self.members.contains_key(tgid))
             .filter(|tgid| match self.strangers.get(tgid) {
                 None => true,
-                Some(stranger) => {
-                    due.contains(tgid) || now.duration_since(stranger.first_seen) < SETTLING
-                }
+                Some(stranger) => due.contains(tgid) || stranger.is_settling(now),
             })
             .filter_map(Process::read)
             .collect();
@@ -337,13 +378,10 @@ impl Membership {
             if matches || child {
                 self.admit(process, matches);
             } else {
-                let start_ticks = process.start_ticks;
-                let stranger = self
-                    .strangers
-                    .entry(process.tgid)
-                    .or_insert(Stranger { start_ticks, first_seen: now });
-                if stranger.start_ticks != start_ticks {
-                    *stranger = Stranger { start_ticks, first_seen: now };
+                let known = self.strangers.get(&process.tgid);
+                if known.is_none_or(|known| known.start_ticks != process.start_ticks) {
+                    let stranger = Stranger::new(&process, now, uptime);
+                    self.strangers.insert(process.tgid, stranger);
                 }
             }
         }

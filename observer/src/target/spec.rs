@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use clap::builder::NonEmptyStringValueParser;
 
 use super::TargetError;
-use crate::host::{Cgroups, Process, cgroups, network, process};
+use crate::host::network::Listeners;
+use crate::host::{Cgroups, Process, cgroups, process};
 use crate::model::Tgid;
 
 /// Bytes of a command name the kernel keeps, without the final NUL.
@@ -106,7 +107,7 @@ impl TargetSpec {
             Self::Comm(name) => by_comm(name)?,
             Self::Exe(path) => by_program(path)?,
             Self::Cgroup(path) => by_cgroup(path)?,
-            Self::Port(port) => by_port(*port)?,
+            Self::Port(port) => by_port(&Listeners::find(*port))?,
         };
         found.sort_by_key(|process| (process.start_ticks, process.tgid));
         Ok(found)
@@ -169,8 +170,10 @@ fn by_cgroup(path: &Path) -> Result<Vec<Process>, TargetError> {
     if found.is_empty() { Err(TargetError::EmptyCgroup(path.to_path_buf())) } else { Ok(found) }
 }
 
-fn by_port(port: u16) -> Result<Vec<Process>, TargetError> {
-    let found = candidates(network::listeners(port));
+/// The processes that listen.
+pub(super) fn by_port(listeners: &Listeners) -> Result<Vec<Process>, TargetError> {
+    let port = listeners.port();
+    let found = candidates(listeners.processes.iter().copied());
     match found.as_slice() {
         [] => Err(TargetError::NoListener(port)),
         [only] if only.tgid == Tgid(1) && only.comm == "systemd" => {

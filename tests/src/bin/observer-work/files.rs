@@ -37,6 +37,15 @@ pub(crate) fn sockets(pairs: usize) -> io::Result<()> {
     Ok(())
 }
 
+pub(crate) fn listen(port: u16) -> io::Result<()> {
+    let listener = match wait_for_go()? {
+        true => Some(TcpListener::bind((Ipv4Addr::LOCALHOST, port))?),
+        false => None,
+    };
+    report(&json!({ "listeners": listener.iter().count() }))?;
+    wait_for_end()
+}
+
 pub(crate) fn datagrams(count: usize) -> io::Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     socket.connect(socket.local_addr()?)?;

@@ -226,6 +226,11 @@ enum Work {
         #[arg(long, default_value_t = 70_000)]
         count: usize,
     },
+    /// Nothing, and then a listener on this port.
+    Listen {
+        #[arg(long)]
+        port: u16,
+    },
     /// More memory than there is.
     Fill {
         #[arg(long)]
@@ -330,6 +335,7 @@ fn main() -> ExitCode {
         Work::Nested { file, mib, rounds } => faults::nested(&file, mib, rounds),
         Work::Collide { rounds } => faults::collide(rounds),
         Work::ManySockets { count } => files::many_sockets(count),
+        Work::Listen { port } => files::listen(port),
         Work::Fill { mib, rounds } => memory::fill(mib, rounds),
         Work::Fragment { mib } => memory::fragment(mib),
         Work::ToldFaults { pages } => told::faults(pages),
