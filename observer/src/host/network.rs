@@ -106,71 +106,39 @@ fn holders(ids: &[Tgid], inodes: &BTreeSet<u64>) -> BTreeSet<Tgid> {
         .collect()
 }
 
-/// The tables of TCP, and those that are read where no TCP socket listens.
-const TABLES: [&[&str]; 2] = [&["tcp", "tcp6"], &["udp", "udp6"]];
-
-fn read_tables(tgid: Tgid, tables: &[&str], port: u16) -> BTreeSet<u64> {
-    tables.iter().flat_map(|table| read_table(tgid, table, port)).collect()
-}
-
-/// Who listens on a port.
-#[derive(Clone, Debug, Default)]
-pub struct Listeners {
-    /// Processes that hold a listening TCP socket on the port, in any network namespace; where there
-    /// is none, those that hold an unconnected UDP socket bound to it.
-    ///
-    /// Process 1 is left out while others hold the socket too: a service manager keeps the sockets it
-    /// hands over, and taking it for the service would make every process of the host its child.
-    pub processes: BTreeSet<Tgid>,
-    port: u16,
-    /// What was read: the tables of one process of every network namespace, with the inodes of the
-    /// sockets in them.
-    read: Vec<(Tgid, &'static [&'static str], BTreeSet<u64>)>,
-}
-
-impl Listeners {
-    /// Looks through the descriptors of all processes.
-    #[must_use]
-    pub fn find(port: u16) -> Self {
-        let ids = process::all_ids();
-        let namespaces = namespaces(&ids);
-        let mut found = Self { port, ..Self::default() };
-        for tables in TABLES {
-            for members in namespaces.values() {
-                let Some(&first) = members.first() else { continue };
-                let inodes = read_tables(first, tables, port);
-                if !inodes.is_empty() {
-                    let mut here = holders(members, &inodes);
-                    if here.is_empty() {
-                        // A socket may be held from outside its namespace (handed over, or setns).
-                        here = holders(&ids, &inodes);
-                    }
-                    found.processes.extend(here);
-                }
-                found.read.push((first, tables, inodes));
+/// Processes that hold a listening TCP socket on `port`, in any network namespace; where there is
+/// none, those that hold an unconnected UDP socket bound to it.
+///
+/// Process 1 is left out while others hold the socket too: a service manager keeps the sockets it
+/// hands over, and taking it for the service would make every process of the host its child.
+#[must_use]
+pub fn listeners(port: u16) -> BTreeSet<Tgid> {
+    let ids = process::all_ids();
+    let namespaces = namespaces(&ids);
+    for tables in [["tcp", "tcp6"], ["udp", "udp6"]] {
+        let mut found = BTreeSet::new();
+        for members in namespaces.values() {
+            let Some(&first) = members.first() else { continue };
+            let inodes: BTreeSet<u64> =
+                tables.iter().flat_map(|table| read_table(first, table, port)).collect();
+            if inodes.is_empty() {
+                continue;
             }
-            if found.processes.len() > 1 {
-                found.processes.remove(&Tgid(1));
+            let mut here = holders(members, &inodes);
+            if here.is_empty() {
+                // A socket may be held from outside its namespace (handed over, or setns).
+                here = holders(&ids, &inodes);
             }
-            if !found.processes.is_empty() {
-                break;
-            }
+            found.extend(here);
         }
-        found
+        if found.len() > 1 {
+            found.remove(&Tgid(1));
+        }
+        if !found.is_empty() {
+            return found;
+        }
     }
-
-    /// The port.
-    #[must_use]
-    pub const fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// Whether the same sockets listen as before. It costs little, and does not see that a socket was
-    /// handed to another process.
-    #[must_use]
-    pub fn are_the_same(&self) -> bool {
-        self.read.iter().all(|(of, tables, inodes)| read_tables(*of, tables, self.port) == *inodes)
-    }
+    BTreeSet::new()
 }
 
 #[cfg(test)]
@@ -219,19 +187,17 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
         let me = Tgid(std::process::id());
-        let found = Listeners::find(port);
-        assert!(found.processes.contains(&me) && found.are_the_same());
+        assert!(listeners(port).contains(&me));
         let client_port = client.local_addr().unwrap().port();
-        assert!(!Listeners::find(client_port).processes.contains(&me));
+        assert!(!listeners(client_port).contains(&me));
         drop((client, listener));
-        assert!(!found.are_the_same());
-        assert!(!Listeners::find(port).processes.contains(&me));
+        assert!(!listeners(port).contains(&me));
     }
 
     #[test]
     fn without_a_tcp_listener_a_bound_udp_socket_counts() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
-        assert!(Listeners::find(port).processes.contains(&Tgid(std::process::id())));
+        assert!(listeners(port).contains(&Tgid(std::process::id())));
     }
 }

@@ -9,8 +9,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::TargetError;
 use super::liveness::{Watched, gone};
-use super::spec::{Matcher, TargetSpec, by_port};
-use crate::host::network::Listeners;
+use super::spec::{Matcher, TargetSpec};
 use crate::host::{Process, process, system};
 use crate::model::Tgid;
 
@@ -21,6 +20,9 @@ const CHILDREN_INTERVAL: Duration = Duration::from_secs(1);
 /// The pause while no process was born on the host: a living process may still change its name, its
 /// cgroup or its port.
 const QUIET_INTERVAL: Duration = Duration::from_secs(2);
+/// That pause with `--port`: the kernel goes through its table of all connections for the few
+/// sockets that listen, which takes a millisecond however many there are.
+const QUIET_PORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Pause between two scans while observer waits for the target.
 const WAIT_INTERVAL: Duration = Duration::from_millis(50);
 /// Scans may take at most one part in this many of a processor's time: a host with 100,000
@@ -35,9 +37,6 @@ const WAIT_SHARE: u32 = 20;
 const SETTLING: Duration = Duration::from_secs(5);
 /// Of the older ones, this many are checked each time, in turn.
 const RECHECKED: usize = 32;
-/// While the same sockets listen and no process was born, the descriptors of all processes are looked
-/// through only at one scan in this many: a socket may be handed to another process.
-const PORT_SCANS: u32 = 10;
 /// Handles on processes: below the usual limit of 1024 descriptors.
 const PIDFDS_MAX: usize = 512;
 
@@ -109,9 +108,6 @@ pub struct Membership {
     excluded: HashMap<Tgid, Process>,
     strangers: HashMap<Tgid, Stranger>,
     recheck_from: Tgid,
-    /// With `--port`, who listened at the last look through the descriptors of all processes, and
-    /// the number of scans since.
-    listeners: Option<(Listeners, u32)>,
     next_scan: Instant,
     /// When to scan even if no process was born; `None` if such a scan would find nothing.
     next_quiet_scan: Option<Instant>,
@@ -133,7 +129,6 @@ impl Membership {
             excluded: HashMap::new(),
             strangers: HashMap::new(),
             recheck_from: Tgid(0),
-            listeners: None,
             next_scan: Instant::now(),
             next_quiet_scan: None,
             youngest: None,
@@ -295,9 +290,7 @@ impl Membership {
     pub fn rescan(&mut self) -> Vec<Process> {
         let (started, cpu_started) = (Instant::now(), own_cpu());
         // Before the scan: a process born during it is found by the next one.
-        let youngest = system::youngest_task();
-        let nothing_born = youngest.is_some() && youngest == self.youngest;
-        self.youngest = youngest;
+        self.youngest = system::youngest_task();
         let before: BTreeMap<Tgid, u64> = self
             .members
             .iter()
@@ -305,14 +298,11 @@ impl Membership {
             .collect();
         self.excluded.retain(|_, process| process.is_alive());
         self.scan_processes(started);
-        let found = match self.spec {
-            TargetSpec::Cgroup(_) => self.spec.resolve().unwrap_or_default(),
-            TargetSpec::Port(port) => self.listeners(port, nothing_born),
-            TargetSpec::Pids(_) | TargetSpec::Comm(_) | TargetSpec::Exe(_) => Vec::new(),
-        };
-        for process in found {
-            if !self.is_excluded(&process) {
-                self.admit(process, true);
+        if matches!(self.spec, TargetSpec::Cgroup(_) | TargetSpec::Port(_)) {
+            for process in self.spec.resolve().unwrap_or_default() {
+                if !self.is_excluded(&process) {
+                    self.admit(process, true);
+                }
             }
         }
         let may_change = !matches!(self.spec, TargetSpec::Pids(_));
@@ -323,25 +313,15 @@ impl Membership {
             rest = rest.max(CHILDREN_INTERVAL);
         }
         self.next_scan = now + rest;
-        self.next_quiet_scan = may_change.then(|| now + QUIET_INTERVAL.max(rest));
+        let quiet = match self.spec {
+            TargetSpec::Port(_) => QUIET_PORT_INTERVAL,
+            _ => QUIET_INTERVAL,
+        };
+        self.next_quiet_scan = may_change.then(|| now + quiet.max(rest));
         self.processes()
             .filter(|process| before.get(&process.tgid) != Some(&process.start_ticks))
             .cloned()
             .collect()
-    }
-
-    /// The processes that listen on a port, or none while they are the same as before.
-    fn listeners(&mut self, port: u16, nothing_born: bool) -> Vec<Process> {
-        if let Some((listeners, scans)) = &mut self.listeners
-            && nothing_born
-            && *scans < PORT_SCANS
-            && listeners.are_the_same()
-        {
-            *scans += 1;
-            return Vec::new();
-        }
-        let (listeners, _) = self.listeners.insert((Listeners::find(port), 1));
-        by_port(listeners).unwrap_or_default()
     }
 
     /// Reads the processes that are new, young, or due: children of members join, and those that

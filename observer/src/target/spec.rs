@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::NonEmptyStringValueParser;
 
 use super::TargetError;
-use crate::host::network::Listeners;
-use crate::host::{Cgroups, Process, cgroups, process};
+use crate::host::{Cgroups, Process, cgroups, network, process};
 use crate::model::Tgid;
 
 /// Bytes of a command name the kernel keeps, without the final NUL.
@@ -107,7 +106,7 @@ impl TargetSpec {
             Self::Comm(name) => by_comm(name)?,
             Self::Exe(path) => by_program(path)?,
             Self::Cgroup(path) => by_cgroup(path)?,
-            Self::Port(port) => by_port(&Listeners::find(*port))?,
+            Self::Port(port) => by_port(*port)?,
         };
         found.sort_by_key(|process| (process.start_ticks, process.tgid));
         Ok(found)
@@ -170,10 +169,8 @@ fn by_cgroup(path: &Path) -> Result<Vec<Process>, TargetError> {
     if found.is_empty() { Err(TargetError::EmptyCgroup(path.to_path_buf())) } else { Ok(found) }
 }
 
-/// The processes that listen.
-pub(super) fn by_port(listeners: &Listeners) -> Result<Vec<Process>, TargetError> {
-    let port = listeners.port();
-    let found = candidates(listeners.processes.iter().copied());
+fn by_port(port: u16) -> Result<Vec<Process>, TargetError> {
+    let found = candidates(network::listeners(port));
     match found.as_slice() {
         [] => Err(TargetError::NoListener(port)),
         [only] if only.tgid == Tgid(1) && only.comm == "systemd" => {
