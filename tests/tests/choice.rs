@@ -337,11 +337,11 @@ fn the_state_of_threads_is_where_every_program_in_use_reaches_it() {
         println!("no task-local storage here");
         return;
     }
-    assert_eq!(best, "task-local storage: runqueue, fault, mm_syscall, reclaim");
+    assert_eq!(best, "task-local storage: runqueue, fault, reclaim, mm_syscall");
     // These programs do not know the type of the tasks that they switch between.
     assert_eq!(
         thread_state(&["--tier", "runqueue=raw_tracepoint"]),
-        "task-local storage: fault, mm_syscall, reclaim; tables: runqueue"
+        "task-local storage: fault, reclaim, mm_syscall; tables: runqueue"
     );
 }
 
