@@ -11,9 +11,21 @@ use observer_tests::privileged;
 use observer_tests::process::{Placement, Running};
 use observer_tests::trial;
 use observer_tests::watch::read_run;
+use rustix::process::Signal;
+
+/// A running nginx.
+struct Nginx(Running);
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        // A master that is killed leaves its workers behind.
+        self.0.signal(Signal::TERM);
+        let _ = self.0.wait(Duration::from_secs(10));
+    }
+}
 
 /// nginx with a configuration of its own, in the foreground.
-fn nginx(directory: &Path, port: u16) -> Running {
+fn nginx(directory: &Path, port: u16) -> Nginx {
     let configuration = directory.join("nginx.conf");
     let text = format!(
         "daemon off; worker_processes 2; pid {0}/pid; error_log {0}/error.log;
@@ -32,15 +44,16 @@ fn nginx(directory: &Path, port: u16) -> Running {
     command.arg("-p").arg(directory).arg("-c").arg(&configuration);
     command.arg("-e").arg(directory.join("error.log"));
     command.stdin(Stdio::null()).stdout(Stdio::null());
-    let mut process =
+    let process =
         Running::start(&mut command, Placement::default()).unwrap_or_else(|e| panic!("{e}"));
+    let mut nginx = Nginx(process);
     let deadline = Instant::now() + Duration::from_secs(10);
     while http::get(port, "/", "").is_err() {
-        assert_eq!(process.ended().expect("a status"), None, "nginx stays");
+        assert_eq!(nginx.0.ended().expect("a status"), None, "nginx stays");
         assert!(Instant::now() < deadline, "nginx listens");
         std::thread::sleep(Duration::from_millis(20));
     }
-    process
+    nginx
 }
 
 #[test]
@@ -62,7 +75,7 @@ fn hey_against_nginx() {
 
     let (summary, info) = read_run(&out).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!((info.end_reason, info.command_exit), (EndReason::CommandExit, Some(0)));
-    assert!(info.target_processes.contains_key(&nginx.id()), "{:?}", info.target_processes);
+    assert!(info.target_processes.contains_key(&nginx.0.id()), "{:?}", info.target_processes);
     assert!(info.target_processes.len() >= 3, "master and workers: {:?}", info.target_processes);
     let csv = fs::read_to_string(out.join("loadgen.out")).expect("what hey printed");
     let rows = csv.lines().count() as u64 - 1;
