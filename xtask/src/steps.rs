@@ -119,14 +119,19 @@ impl Steps {
     }
 
     /// Runs lanes side by side, the steps of each lane one after the other. A step that fails does not
-    /// stop the steps after it.
+    /// stop the steps after it. The first lane is the longest: the others leave it the processor.
     pub(crate) fn side_by_side(&mut self, lanes: Vec<Vec<Step<'_>>>) {
         let titles: Vec<_> = lanes.iter().flatten().map(|step| step.title.as_str()).collect();
         println!("\n==> side by side, each printed when it ends: {}", titles.join(", "));
         let steps = Mutex::new(self);
         thread::scope(|scope| {
-            for lane in lanes {
-                scope.spawn(|| {
+            for (index, lane) in lanes.into_iter().enumerate() {
+                let steps = &steps;
+                scope.spawn(move || {
+                    if index > 0 {
+                        // Of this thread and what it starts. Without it everything takes longer.
+                        let _ = rustix::process::nice(10);
+                    }
                     for step in lane {
                         let ran = Ran::of(step);
                         let mut steps =
