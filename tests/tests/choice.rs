@@ -38,6 +38,12 @@ fn probes(found: &Value) -> &[Value] {
     found["probes"].as_array().map_or(&[], Vec::as_slice)
 }
 
+/// A line of the doctor.
+fn check<'a>(found: &'a Value, id: &str) -> &'a Value {
+    let checks = found["checks"].as_array().expect("checks");
+    checks.iter().find(|check| check["id"] == id).expect("it is there")
+}
+
 #[test]
 fn every_tier_that_is_offered_can_be_forced_and_every_other_says_why_not() {
     let Some(_guard) = privileged::ready("forced tiers") else { return };
@@ -254,8 +260,7 @@ fn a_missing_cgroup_member_costs_only_the_numbers_by_cgroup() {
     let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert!(output.status.success(), "{found:#}");
     assert_eq!(chosen(&found), chosen(&doctor(&[]).0));
-    let checks = found["checks"].as_array().expect("checks");
-    let check = checks.iter().find(|check| check["id"] == "cgroups").expect("the cgroups");
+    let check = check(&found, "cgroups");
     assert_eq!(check["state"], "limited", "{check:#}");
     assert!(
         check["value"].as_str().is_some_and(|value| value.ends_with("no member kn")),
@@ -324,9 +329,7 @@ fn thread_state(arguments: &[&str]) -> String {
     for probe in probes(&found) {
         assert_eq!(probe["state"], "attached", "{probe:#}");
     }
-    let checks = found["checks"].as_array().expect("checks");
-    let check = checks.iter().find(|check| check["id"] == "thread_state").expect("it is there");
-    check["value"].as_str().expect("a text").to_owned()
+    check(&found, "thread_state")["value"].as_str().expect("a text").to_owned()
 }
 
 #[test]
