@@ -49,9 +49,8 @@ struct Ran {
 }
 
 impl Ran {
-    /// Runs a step and keeps its output.
-    fn of(step: Step<'_>) -> Self {
-        let mut log = Log { kept: Some(String::new()), ..Log::default() };
+    /// Runs a step with this log.
+    fn of(step: Step<'_>, mut log: Log) -> Self {
         let started = Instant::now();
         let result = (step.work)(&mut log);
         Self { title: step.title, seconds: started.elapsed().as_secs_f64(), log, result }
@@ -59,6 +58,11 @@ impl Ran {
 }
 
 impl Log {
+    /// One that keeps the output.
+    fn keeping() -> Self {
+        Self { kept: Some(String::new()), ..Self::default() }
+    }
+
     /// Prints a line.
     pub(crate) fn line(&mut self, line: &str) {
         match &mut self.kept {
@@ -99,10 +103,7 @@ impl Steps {
         println!("\n==> {}", step.title);
         // Commands write to the same file by themselves: the heading must come first.
         let _ = io::stdout().flush();
-        let mut log = Log::default();
-        let started = Instant::now();
-        let result = (step.work)(&mut log);
-        self.note(Ran { title: step.title, seconds: started.elapsed().as_secs_f64(), log, result })
+        self.note(Ran::of(step, Log::default()))
     }
 
     /// Runs a step, and another one behind it that needs little of the processors; returns whether
@@ -110,7 +111,7 @@ impl Steps {
     pub(crate) fn run_over(&mut self, step: Step<'_>, behind: Step<'_>) -> bool {
         println!("\n==> behind the next step: {}", behind.title);
         thread::scope(|scope| {
-            let behind = scope.spawn(|| Ran::of(behind));
+            let behind = scope.spawn(|| Ran::of(behind, Log::keeping()));
             let good = self.run(step);
             // A panic of the step is a failure of the whole.
             let Ok(behind) = behind.join() else { return false };
@@ -133,7 +134,7 @@ impl Steps {
                         let _ = rustix::process::nice(10);
                     }
                     for step in lane {
-                        let ran = Ran::of(step);
+                        let ran = Ran::of(step, Log::keeping());
                         let mut steps =
                             steps.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                         steps.print(ran);

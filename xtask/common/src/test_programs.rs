@@ -7,6 +7,8 @@ use std::{
     process::Command,
 };
 
+use serde_json::Value;
+
 use crate::project::{self, as_root, root, target, test_cargo};
 
 /// The folder whose tests load programs into the kernel and measure this machine. They run as root,
@@ -62,8 +64,7 @@ pub fn programs_file() -> PathBuf {
 #[must_use]
 pub fn bpf_target() -> PathBuf {
     let messages = fs::read(programs_file()).unwrap_or_default();
-    let built = messages.split(|byte| *byte == b'\n').find_map(|line| {
-        let message: serde_json::Value = serde_json::from_slice(line).ok()?;
+    let built = messages_in(&messages).find_map(|message| {
         let is_script = message["reason"] == "build-script-executed";
         let directory = Path::new(is_script.then(|| message["out_dir"].as_str())??);
         Some(directory.join("aya-build/target/observer-ebpf")).filter(|path| path.is_dir())
@@ -112,14 +113,18 @@ impl TestProgram {
     }
 }
 
+/// Cargo's messages, one in each line.
+fn messages_in(lines: &[u8]) -> impl Iterator<Item = Value> {
+    lines.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok())
+}
+
 /// The test programs in cargo's messages.
 fn programs_of(messages: &[u8]) -> Vec<TestProgram> {
-    messages.split(|byte| *byte == b'\n').filter_map(test_program).collect()
+    messages_in(messages).filter_map(|message| test_program(&message)).collect()
 }
 
 /// The test program in one message of cargo's.
-fn test_program(line: &[u8]) -> Option<TestProgram> {
-    let message: serde_json::Value = serde_json::from_slice(line).ok()?;
+fn test_program(message: &Value) -> Option<TestProgram> {
     if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
         return None;
     }
@@ -140,7 +145,7 @@ mod tests {
             let manifest = root().join(folder).join("Cargo.toml");
             serde_json::json!({
                 "reason": "compiler-artifact", "target": {"name": "run"}, "profile": {"test": test},
-                "executable": serde_json::from_str::<serde_json::Value>(executable).expect("JSON"),
+                "executable": serde_json::from_str::<Value>(executable).expect("JSON"),
                 "manifest_path": manifest,
             })
             .to_string()
