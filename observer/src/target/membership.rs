@@ -77,17 +77,21 @@ impl Stranger {
     }
 }
 
+/// The time of a clock since its zero.
+fn time_of(clock: ClockId) -> Duration {
+    let now = clock_gettime(clock);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
 /// Time since boot, as start times of processes count it.
 fn uptime() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+    time_of(ClockId::Boottime)
 }
 
 /// Processor time of this thread. It does not count the time in which other threads have the
 /// processor.
 fn own_cpu() -> Duration {
-    let now = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+    time_of(ClockId::ThreadCPUTime)
 }
 
 /// How long to wait after a scan of this duration.
