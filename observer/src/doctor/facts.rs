@@ -123,8 +123,8 @@ impl Facts {
 
     /// Takes in what was found by loading: where the programs keep what they know about each thread,
     /// with the maps for it, and what is missing for the cgroups.
-    pub(super) fn add_loaded(&mut self, places: ThreadPlaces, cgroup_ids: Result<(), String>) {
-        self.cgroup_member_missing = cgroup_ids.err();
+    pub(super) fn add_loaded(&mut self, places: ThreadPlaces, missing: Option<String>) {
+        self.cgroup_member_missing = missing;
         self.maps = crate::kernel::plan(RING_BYTES, false, &places);
         self.thread_places = places;
     }

@@ -30,8 +30,8 @@ pub fn examine(probes: &ProbeOptions) -> Report {
     }
     let tried = try_attach::try_all(probes);
     let Tried { probes, verifier_logs, programs, loaded, refused } = tried;
-    if let Some((places, cgroup_ids)) = loaded {
-        facts.add_loaded(places, cgroup_ids);
+    if let Some((places, missing)) = loaded {
+        facts.add_loaded(places, missing);
         checks = judge(&facts);
     }
     checks.extend(refused.map(|value| Check {

@@ -36,8 +36,9 @@ pub(super) struct Tried {
     pub(super) verifier_logs: BTreeMap<String, String>,
     /// Instructions of each attached program after verification.
     pub(super) programs: BTreeMap<String, u32>,
-    /// Where the programs kept what they know about each thread, and whether they found its cgroup.
-    pub(super) loaded: Option<(ThreadPlaces, Result<(), String>)>,
+    /// Where the programs kept what they know about each thread, and the member that they lacked on
+    /// the way to its cgroup.
+    pub(super) loaded: Option<(ThreadPlaces, Option<String>)>,
     /// Why the kernel refused everything, if a privilege was missing.
     pub(super) refused: Option<String>,
 }
@@ -70,8 +71,8 @@ pub(super) fn try_all(probes: &ProbeOptions) -> Tried {
                 .into_iter()
                 .map(|program| (program.name, program.translated_bytes / INSTRUCTION_BYTES))
                 .collect();
-            let cgroup_ids = kernel.cgroup_ids().map_err(str::to_owned);
-            let loaded = Some((kernel.thread_places().clone(), cgroup_ids));
+            let missing = kernel.cgroup_member_missing().map(str::to_owned);
+            let loaded = Some((kernel.thread_places().clone(), missing));
             Tried { probes, verifier_logs, programs, loaded, refused: None }
         }
         Err(error) => {

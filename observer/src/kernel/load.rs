@@ -158,8 +158,6 @@ pub(super) struct Loaded {
     /// none.
     pub(super) own_btf: Result<aya::Btf, String>,
     pub(super) cgroups: Cgroups,
-    /// Whether the programs find the cgroup of a thread; `Err` says what is missing.
-    pub(super) cgroup_ids: Result<(), String>,
     pub(super) histograms: MappedWords,
     pub(super) cgroup_rows: CgroupRows,
     pub(super) targets: MappedWords,
@@ -250,8 +248,7 @@ pub(super) fn load(
     });
     let offsets = Offsets::of(&btf, cgroups.memory_v1.is_some())
         .map_err(|error| LoadError::Members(error.to_string()))?;
-    let cgroup_ids = offsets.have(&[Members::Cgroup]);
-    let shape = Shape::of_host(options.by_cgroup && cgroup_ids.is_ok());
+    let shape = Shape::of_host(options.by_cgroup && offsets.have(&[Members::Cgroup]).is_ok());
     let mut globals = offsets.globals.clone();
     globals.extend(parts(options, &offsets));
     globals.push(("TASK_MASK", shape.task_slots - 1));
@@ -317,7 +314,6 @@ pub(super) fn load(
         offsets,
         own_btf,
         cgroups,
-        cgroup_ids,
         histograms,
         cgroup_rows,
         targets,

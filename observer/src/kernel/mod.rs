@@ -50,7 +50,7 @@ use crate::aggregate::{Distribution, Snapshot};
 use crate::clock::MonoNanos;
 use crate::host::read_small;
 use crate::model::{Coverage, ProbeState, SelfSummary};
-use crate::probe::{NOT_ASKED_FOR, PROBES, Probe};
+use crate::probe::{Members, NOT_ASKED_FOR, PROBES, Probe};
 use attach::Choices;
 use cgroup_rows::CgroupRows;
 use load::{HISTOGRAM_BYTES, Loaded, Shape};
@@ -78,7 +78,7 @@ pub struct Kernel {
     states: ProgramStates,
     histograms: MappedWords,
     cgroups: CgroupRows,
-    cgroup_ids: Result<(), String>,
+    cgroup_member_missing: Option<String>,
     targets: Arc<MappedWords>,
     config: Arc<MappedWords>,
     counts: Arc<MappedWords>,
@@ -171,7 +171,7 @@ impl Kernel {
             ebpf,
             histograms,
             cgroup_rows,
-            cgroup_ids,
+            offsets,
             targets,
             config,
             counts,
@@ -197,7 +197,7 @@ impl Kernel {
             states,
             histograms,
             cgroups: cgroup_rows,
-            cgroup_ids,
+            cgroup_member_missing: offsets.have(&[Members::Cgroup]).err(),
             targets: Arc::new(targets),
             config,
             counts,
@@ -239,13 +239,11 @@ impl Kernel {
         self.choices.get(probe)
     }
 
-    /// Whether the programs find the cgroup of a thread. Otherwise nothing is counted by cgroup, and
-    /// records name no cgroup.
-    ///
-    /// # Errors
-    /// The member that the kernel's types lack.
-    pub fn cgroup_ids(&self) -> Result<(), &str> {
-        self.cgroup_ids.as_ref().copied().map_err(String::as_str)
+    /// The member that the kernel's types lack on the way from a thread to its cgroup. Without it
+    /// nothing is counted by cgroup, and records name no cgroup.
+    #[must_use]
+    pub fn cgroup_member_missing(&self) -> Option<&str> {
+        self.cgroup_member_missing.as_deref()
     }
 
     /// Where the programs keep what they know about each thread.

@@ -142,7 +142,8 @@ impl Offsets {
         self.add(Members::Cgroup, "OFF_CSS_SET_MEMORY", memory);
         self.add(Members::Cgroup, "OFF_CSS_CGROUP", cgroup);
         let version = match self.have(&[Members::Cgroup]) {
-            Ok(()) => 2 - u32::from(cgroup_v1),
+            Ok(()) if cgroup_v1 => 1,
+            Ok(()) => 2,
             Err(_) => 0,
         };
         self.globals.push(("CGROUP_VERSION", version));

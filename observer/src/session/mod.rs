@@ -472,7 +472,7 @@ pub fn log_coverage(kernel: &Kernel) {
             _ => tracing::warn!("probe {probe} is not complete: {reason}"),
         }
     }
-    if let Err(missing) = kernel.cgroup_ids() {
+    if let Some(missing) = kernel.cgroup_member_missing() {
         tracing::warn!("nothing is measured by cgroup: {missing}");
     }
     for (program, log) in kernel.verifier_logs() {
