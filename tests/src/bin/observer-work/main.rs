@@ -147,6 +147,9 @@ enum Work {
     MovedAsleep {
         #[arg(long, default_value_t = 20)]
         rounds: usize,
+        /// Sleeps that the kernel counted as waits, after which it ends.
+        #[arg(long, default_value_t = u64::MAX)]
+        enough: u64,
         #[arg(long, default_value_t = 50)]
         ms: u64,
     },
@@ -317,7 +320,9 @@ fn main() -> ExitCode {
         }
         Work::Woken { fifo, rounds } => waits::woken(&fifo, rounds),
         Work::Migrate { ms } => waits::migrate(Duration::from_millis(ms)),
-        Work::MovedAsleep { rounds, ms } => waits::moved_asleep(rounds, Duration::from_millis(ms)),
+        Work::MovedAsleep { rounds, enough, ms } => {
+            waits::moved_asleep(rounds, enough, Duration::from_millis(ms))
+        }
         Work::WakeRunning { rounds } => waits::wake_running(rounds),
         Work::Sleepers { threads, rounds } => waits::sleepers(threads, rounds),
         Work::Dying { rounds } => waits::dying(rounds),

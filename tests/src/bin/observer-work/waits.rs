@@ -97,21 +97,47 @@ fn sleeps(tid: i32) -> bool {
         .is_ok_and(|line| Stat::parse(&line).is_some_and(|stat| stat.state == 'S'))
 }
 
+/// Time that this thread has waited for a CPU, as the scheduler counts it, nanoseconds.
+fn run_delay_ns() -> io::Result<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let delay = text.split_ascii_whitespace().nth(1).and_then(|field| field.parse().ok());
+    delay.ok_or_else(|| io::Error::other("the kernel keeps no schedstat"))
+}
+
 /// A thread that has used more than its share of a busy CPU goes to sleep, and is moved to another
-/// CPU right then.
-pub(crate) fn moved_asleep(rounds: usize, length: Duration) -> io::Result<()> {
+/// CPU right then, until the kernel has counted `enough` sleeps as waits, or the rounds are over.
+///
+/// The sleeper reads what the kernel added to its run delay around each sleep. What is longer than
+/// all the time that it was late can only be sleep: that much is `booked_ns` at least.
+pub(crate) fn moved_asleep(rounds: usize, enough: u64, length: Duration) -> io::Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let bedtime = Arc::new(AtomicI32::new(0));
     let moves = Arc::new(AtomicU64::new(0));
+    let booked = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
     let mut parts = vec![busy(&stop, 0)];
-    let (going, stopping) = (Arc::clone(&bedtime), Arc::clone(&stop));
+    let (going, stopping, told) = (Arc::clone(&bedtime), Arc::clone(&stop), Arc::clone(&booked));
     parts.push(Box::new(move || {
         let tid = gettid().as_raw_nonzero().get();
+        let [sleeps, sleeps_ns] = &*told;
         for _ in 0..rounds {
+            if sleeps.load(Ordering::Relaxed) >= enough {
+                break;
+            }
             pin(0);
             spin_until(Instant::now() + Duration::from_millis(10));
+            let begin = Instant::now();
+            let before = run_delay_ns();
             going.store(tid, Ordering::Release);
             thread::sleep(length);
+            let (Ok(before), Ok(after)) = (before, run_delay_ns()) else { break };
+            let late = begin.elapsed().saturating_sub(length);
+            let slept = Duration::from_nanos(after - before).saturating_sub(late);
+            // Clocks that differ a little make no sleep.
+            if slept > length / 10 {
+                sleeps.fetch_add(1, Ordering::Relaxed);
+                let slept_ns = slept.as_nanos().try_into().unwrap_or(u64::MAX);
+                sleeps_ns.fetch_add(slept_ns, Ordering::Relaxed);
+            }
         }
         stopping.store(true, Ordering::Relaxed);
     }));
@@ -130,7 +156,11 @@ pub(crate) fn moved_asleep(rounds: usize, length: Duration) -> io::Result<()> {
             counted.fetch_add(u64::from(moved), Ordering::Relaxed);
         }
     }));
-    crew(parts, || json!({ "moves": moves.load(Ordering::Relaxed) }))
+    crew(parts, || {
+        let [moves, booked, booked_ns] =
+            [&*moves, &booked[0], &booked[1]].map(|count| count.load(Ordering::Relaxed));
+        json!({ "moves": moves, "booked": booked, "booked_ns": booked_ns })
+    })
 }
 
 fn event_fd() -> io::Result<(std::fs::File, std::fs::File)> {
