@@ -3,6 +3,11 @@
 //! Everything inside is `CLOCK_MONOTONIC` nanoseconds, the clock of `bpf_ktime_get_ns`. Wall-clock
 //! time appears at the edges only, through [`Anchors`] taken again and again, because the wall
 //! clock can step.
+//!
+//! In a time namespace a process reads another monotonic clock than BPF programs do, at a constant
+//! distance. [`MonoNanos::now`] is always the kernel's.
+
+use std::sync::OnceLock;
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -26,11 +31,50 @@ fn read(clock: ClockId) -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// What `clock_gettime` adds to the kernel's monotonic clock in the time namespace of this process,
+/// nanoseconds (time_namespaces(7)).
+///
+/// # Errors
+/// When the process has left its children another time namespace than its own, so that the kernel
+/// does not tell the offset of its own.
+pub fn namespace_offset_ns() -> Result<i64, String> {
+    static OFFSET: OnceLock<Result<i64, String>> = OnceLock::new();
+    OFFSET.get_or_init(read_namespace_offset).clone()
+}
+
+fn read_namespace_offset() -> Result<i64, String> {
+    let link = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}"));
+    // Before Linux 5.6, and in kernels without time namespaces, there is one clock.
+    let (Ok(own), Ok(children)) = (link("time"), link("time_for_children")) else { return Ok(0) };
+    if own != children {
+        return Err("this process has another time namespace than its children will have".into());
+    }
+    let text = std::fs::read_to_string("/proc/self/timens_offsets")
+        .map_err(|error| format!("cannot read /proc/self/timens_offsets: {error}"))?;
+    parse_namespace_offset(&text)
+        .ok_or_else(|| format!("cannot understand /proc/self/timens_offsets: {text:?}"))
+}
+
+/// The line of the monotonic clock: its name or number, seconds, nanoseconds.
+fn parse_namespace_offset(text: &str) -> Option<i64> {
+    let fields = text.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    let line =
+        fields.into_iter().find(|line| matches!(line.first(), Some(&("monotonic" | "1"))))?;
+    let [seconds, nanoseconds] = [1, 2].map(|at| line.get(at)?.parse::<i64>().ok());
+    seconds?.checked_mul(1_000_000_000)?.checked_add(nanoseconds?)
+}
+
 impl MonoNanos {
-    /// The clock now.
+    /// The kernel's monotonic clock now, whatever the time namespace of this process.
     #[must_use]
     pub fn now() -> Self {
-        Self(read(ClockId::Monotonic))
+        Self(read(ClockId::Monotonic).wrapping_add_signed(-namespace_offset_ns().unwrap_or(0)))
+    }
+
+    /// The same instant as this process's own clock shows it, for system calls that take a time.
+    #[must_use]
+    pub fn on_own_clock(self) -> u64 {
+        self.0.saturating_add_signed(namespace_offset_ns().unwrap_or(0))
     }
 
     /// `self - earlier` in nanoseconds, 0 when `earlier` is later.
@@ -160,6 +204,20 @@ fn may_slew_ns(pair: &[Anchor]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_offset_of_a_time_namespace_is_read_in_both_forms_the_kernel_has_written() {
+        let of = parse_namespace_offset;
+        assert_eq!(
+            of("monotonic    100000         5\nboottime   1 0\n"),
+            Some(100_000_000_000_005)
+        );
+        // Linux 5.6 wrote numbers. Nanoseconds are never negative.
+        assert_eq!(of("1 -3 500000000\n7 0 0\n"), Some(-2_500_000_000));
+        for damaged in ["", "boottime 1 0", "monotonic 1", "monotonic 99999999999999 0"] {
+            assert_eq!(of(damaged), None, "{damaged}");
+        }
+    }
 
     #[test]
     fn slewing_is_no_step_however_long_it_goes_on_and_makes_times_uncertain() {

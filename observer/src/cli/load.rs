@@ -13,6 +13,7 @@ use hyper::{Method, Uri};
 use indicatif::ProgressBar;
 
 use super::duration::parse_positive;
+use crate::clock::namespace_offset_ns;
 use crate::error::{Error, Exit, Result};
 use crate::load::{
     Arrivals, Config, LoadError, Output, Report, RequestSpec, Snapshot, Stop, generate,
@@ -103,6 +104,10 @@ fn parse_header(text: &str) -> std::result::Result<(HeaderName, HeaderValue), St
 pub fn run(args: Args) -> Result<()> {
     let stop = Stop::default();
     let config = config(&args)?;
+    namespace_offset_ns().map_err(|reason| {
+        let todo = "start observer in a new process: unshare --time --fork observer load ...";
+        Error::new(Exit::Kernel, format!("cannot know the kernel's clock: {reason}; {todo}"))
+    })?;
     // Opened after the address was checked: a wrong address must not leave an empty file behind.
     let out = open_output(&args.out)?;
     catch_signals(&stop);

@@ -348,6 +348,12 @@ fn bad_evidence_is_inconclusive_with_the_reason() {
     });
     let stepped = spoilt(|drill| drill.quality.wall_clock_steps = 1);
     assert_eq!(stepped.verdict.outcome, Outcome::Attributed, "monotonic samples do not mind");
+    inconclusive("foreign_clock", |drill| {
+        for stall in &mut drill.stalls {
+            stall.start.0 += 100_000 * SECOND;
+            stall.end.0 += 100_000 * SECOND;
+        }
+    });
     inconclusive("clock_inexact", |drill| drill.quality.clock_uncertainty_ns = 500 * MS);
     inconclusive("clock_inexact", |drill| drill.samples[7].precision_ns = SECOND);
     inconclusive("observer_cpu", |drill| drill.quality.observer_cpu_share = 0.06);

@@ -7,7 +7,7 @@ use super::exposure::Population;
 use super::loss::Losses;
 use super::timeline::Timelines;
 use super::{Evidence, Ignored, Unwatched};
-use crate::model::{Cause, CauseSummary, Outcome, Reason, RuledOut, SlowSpec, Verdict};
+use crate::model::{Cause, CauseSummary, Outcome, Reason, RuledOut, SlowSpec, Stall, Verdict};
 use crate::text::{count, duration, percent};
 
 /// Slow samples needed for an answer.
@@ -30,6 +30,9 @@ const MOST_CLOCK_ERROR: f64 = 0.2;
 const MOST_OWN_CPU: f64 = 0.05;
 /// Rows skipped, as a share of all: the unreadable ones may be the slow ones.
 const MOST_SKIPPED: f64 = 0.01;
+/// A stall this far outside the run was not recorded on the run's clock: it takes seconds at most to
+/// attach and detach.
+const FOREIGN_CLOCK_NS: u64 = 60_000_000_000;
 /// Failed requests, as a share of all, above which latency is not the problem.
 const MOST_FAILED: f64 = 0.1;
 
@@ -253,6 +256,7 @@ fn quality(evidence: &Evidence<'_>, population: &Population) -> Vec<Reason> {
     let quality = &evidence.quality;
     let summary = &population.summary;
     let mut problems = Vec::new();
+    problems.extend(foreign_clock(evidence));
     if quality.samples_on_wall_clock && quality.wall_clock_steps > 0 {
         let steps = quality.wall_clock_steps;
         let text = format!(
@@ -291,6 +295,23 @@ fn quality(evidence: &Evidence<'_>, population: &Population) -> Vec<Reason> {
         problems.push(Reason::new("requests_failed", text, numbers));
     }
     problems
+}
+
+/// All stalls lie far outside the run, which a time namespace would cause.
+fn foreign_clock(evidence: &Evidence<'_>) -> Option<Reason> {
+    let (start, end) = evidence.window;
+    let far = |stall: &Stall| {
+        start.since(stall.end) > FOREIGN_CLOCK_NS || stall.start.since(end) > FOREIGN_CLOCK_NS
+    };
+    let stalls = evidence.stalls.len();
+    (stalls > 0 && evidence.stalls.iter().all(far)).then(|| {
+        let text = format!(
+            "All {} recorded stalls lie far outside the run: observer and the kernel did not use \
+             the same clock. Run observer outside the time namespace.",
+            count(stalls as u64)
+        );
+        Reason::new("foreign_clock", text, json!({"stalls": stalls}))
+    })
 }
 
 /// What was too short to be recorded while thresholds were raised cannot be placed. Should all of

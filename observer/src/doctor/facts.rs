@@ -62,6 +62,8 @@ pub struct Facts {
     pub unified_mount_point: Option<PathBuf>,
     /// Clock source.
     pub clock_source: Option<String>,
+    /// Distance of observer's monotonic clock from the kernel's, nanoseconds: a time namespace.
+    pub namespace_offset_ns: Result<i64, String>,
     /// `kernel.pid_max`.
     pub pid_max: u32,
     /// Where tracefs is mounted.
@@ -112,6 +114,7 @@ impl Facts {
             memory_hierarchy: cgroups.memory().map(|hierarchy| hierarchy.mount_point.clone()),
             unified_mount_point: cgroups.unified_mount_point().map(PathBuf::from),
             clock_source: system::clock_source(),
+            namespace_offset_ns: crate::clock::namespace_offset_ns(),
             pid_max: system::pid_max(),
             tracefs: system::tracefs().map(PathBuf::from),
             delay_accounting: system::delay_accounting(),

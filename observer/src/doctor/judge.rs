@@ -72,6 +72,7 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
         perf_events(facts),
         cgroup_layout(facts),
         clock_source(facts),
+        time_namespace(facts),
         pid_max(facts),
         thread_state(facts),
         tracefs(facts),
@@ -386,6 +387,21 @@ fn clock_source(facts: &Facts) -> Check {
         None => {
             ok("clock_source", "unknown", "cannot determine the cost of reading the time").unknown()
         }
+    }
+}
+
+fn time_namespace(facts: &Facts) -> Check {
+    let id = "time_namespace";
+    match &facts.namespace_offset_ns {
+        Ok(0) => ok(id, "no offset", "observer reads the same clock as the kernel's programs"),
+        Ok(offset_ns) => {
+            let value = format!("{:+.9} s", *offset_ns as f64 / 1e9);
+            ok(id, value, "observer takes this offset off, and all its times are the kernel's")
+        }
+        Err(reason) => ok(id, "unknown offset", reason)
+            .missing()
+            .todo("start observer in a new process: unshare --time --fork observer ...")
+            .blocks(Blocks::Kernel),
     }
 }
 

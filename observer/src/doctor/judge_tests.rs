@@ -36,6 +36,7 @@ fn healthy() -> Facts {
         memory_hierarchy: Some("/sys/fs/cgroup/memory".into()),
         unified_mount_point: Some("/sys/fs/cgroup/unified".into()),
         clock_source: Some("tsc".into()),
+        namespace_offset_ns: Ok(0),
         pid_max: 32_768,
         tracefs: None,
         delay_accounting: Some(false),

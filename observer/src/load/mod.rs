@@ -332,7 +332,7 @@ fn sleep_until(at_ns: u64, stop: &Stop) -> bool {
         if now >= at_ns {
             return true;
         }
-        let nap_end = at_ns.min(now + NAP_NS);
+        let nap_end = MonoNanos(at_ns.min(now + NAP_NS)).on_own_clock();
         let nap = Timespec {
             tv_sec: (nap_end / 1_000_000_000) as i64,
             tv_nsec: (nap_end % 1_000_000_000) as i64,

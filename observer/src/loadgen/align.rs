@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{ClockKind, IngestError, RawRow, Sink};
-use crate::clock::{Anchors, MonoNanos, WallNanos};
+use crate::clock::{Anchors, MonoNanos, WallNanos, namespace_offset_ns};
 use crate::model::Sample;
 
 /// The part of the monotonic clock in which every probe was attached.
@@ -84,7 +84,10 @@ pub(super) fn align(
 ) -> Result<(Vec<Sample>, Alignment, Vec<String>), IngestError> {
     let mut notes = std::mem::take(&mut sink.notes);
     let (map, uncertainty_ns) = match clock {
-        ClockKind::Monotonic => (Map::Same, 0),
+        ClockKind::Monotonic => {
+            let offset_ns = namespace_offset_ns().unwrap_or(0);
+            (monotonic(&sink.rows, window, offset_ns, &mut notes), 0)
+        }
         ClockKind::WallPerEvent | ClockKind::WallAtStart => {
             if anchors.steps() > 0 {
                 notes.push(format!(
@@ -133,6 +136,30 @@ pub(super) fn align(
     }
     samples.sort_by_key(Sample::begin);
     Ok((samples, Alignment { clock, uncertainty_ns }, notes))
+}
+
+/// Rows on the monotonic clock are on the kernel's, or on that of observer's time namespace, in
+/// which a generator that knows nothing of namespaces reads its times.
+fn monotonic<'a>(
+    rows: &[RawRow],
+    window: Window,
+    offset_ns: i64,
+    notes: &mut Vec<String>,
+) -> Map<'a> {
+    let inside = |map: &Map<'_>| {
+        let starts = rows.iter().filter_map(|row| map.apply(row.start_ns));
+        starts.filter(|start| (window.start..=window.end).contains(start)).count()
+    };
+    let shifted = Map::Offset(-i128::from(offset_ns));
+    if offset_ns == 0 || inside(&Map::Same) >= inside(&shifted) {
+        return Map::Same;
+    }
+    notes.push(format!(
+        "the samples' times were on the clock of observer's time namespace, {:+.3} s from the \
+         kernel's",
+        offset_ns as f64 / 1e9
+    ));
+    shifted
 }
 
 fn convert(row: RawRow, map: &Map, precision_ns: u64) -> Option<Sample> {
@@ -268,4 +295,34 @@ fn relative_zero(sink: &Sink, seen: &RelAnchor) -> Result<Zero, IngestError> {
             uncertainty_ns as f64 / 1e6
         ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_on_the_clock_of_the_time_namespace_are_moved_and_those_on_the_kernels_are_not() {
+        let window = Window { start: MonoNanos(5_000), end: MonoNanos(9_000) };
+        for (start_ns, offset_ns, expected) in [
+            (6_000, 0, 6_000),
+            (6_000, 100_000, 6_000),
+            (106_000, 100_000, 6_000),
+            (2_000, -4_000, 6_000),
+        ] {
+            let rows = [RawRow {
+                intended_start_ns: None,
+                start_ns,
+                latency_ns: 1,
+                status: None,
+                ok: true,
+                error: None,
+                seq: None,
+            }];
+            let mut notes = Vec::new();
+            let map = monotonic(&rows, window, offset_ns, &mut notes);
+            assert_eq!(map.apply(start_ns), Some(MonoNanos(expected)));
+            assert_eq!(notes.len(), usize::from(start_ns != expected), "{notes:?}");
+        }
+    }
 }

@@ -36,6 +36,7 @@ pub static REASON_CODES: &[(&str, &str)] = &[
     ("seconds_left_out", "slow requests in the seconds of a loss were left out"),
     ("thresholds_raised", "short stalls went unrecorded while recording thresholds were raised"),
     ("clock_stepped", "the wall clock stepped during the run"),
+    ("foreign_clock", "all recorded stalls lie far outside the run"),
     ("clock_inexact", "the samples' times are not exact enough"),
     ("observer_cpu", "observer itself used too much CPU time"),
     ("requests_failed", "so many requests failed that latency is not the problem"),

@@ -1,0 +1,68 @@
+//! observer in a time namespace, in which its monotonic clock is not the kernel's.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use observer_tests::command::{Finished, run};
+use observer_tests::privileged;
+use observer_tests::process::{Placement, Service};
+use observer_tests::trial::{Run, directory, programs};
+use observer_tests::watch::read_run;
+
+/// What the namespace adds to the monotonic clock.
+const OFFSET_SECONDS: &str = "100000";
+
+/// Runs observer in a new time namespace.
+fn in_namespace(arguments: &[&str], out: Option<&Path>) -> Finished {
+    let mut command = Command::new("unshare");
+    command.args(["--time", "--monotonic", OFFSET_SECONDS, "--fork"]).arg(programs().observer);
+    command.args(arguments);
+    if let Some(out) = out {
+        let observer = programs().observer;
+        command.arg("--out").arg(out).arg("--").arg(observer);
+        command.args(["load", "--rate", "100", "--duration", "2s"]);
+        command.arg(arguments.last().expect("a port").replace("--port=", "http://127.0.0.1:"));
+    }
+    run(&mut command, Duration::from_secs(60)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn observer_finds_the_kernels_clock() {
+    let Some(_guard) = privileged::ready("time namespace") else { return };
+    let supported = Command::new("unshare").args(["--time", "--fork", "true"]).status();
+    assert!(
+        supported.is_ok_and(|status| status.success()),
+        "unshare makes a time namespace (Linux 5.6, util-linux 2.36)"
+    );
+    let doctor = in_namespace(&["doctor", "--json"], None);
+    doctor.assert_code(0);
+    let text = &doctor.stdout;
+    assert!(text.contains("time_namespace") && text.contains("+100000.000000000 s"), "{text}");
+
+    let directory = directory();
+    let service = Service::start(&programs().service, &[], Placement::default())
+        .unwrap_or_else(|error| panic!("{error}"));
+    let out = directory.path().join("run");
+    let port = format!("--port={}", service.port);
+    let arguments = ["run", "--floor", "runqueue=0us", "--samples", "observer-load", &port];
+    in_namespace(&arguments, Some(&out)).assert_code(0);
+    let (summary, info) = read_run(&out).unwrap_or_else(|error| panic!("{error}"));
+    // Of 200 requests each one woke a thread of the service.
+    let samples = &summary.samples;
+    assert_eq!((samples.count, samples.skipped.len()), (200, 0), "{samples:?}");
+    let waits = &summary.records["runqueue"];
+    assert!(waits.delivered >= samples.count, "{waits:?}");
+    // The times of the run and of its records are the kernel's, not those of the namespace.
+    let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec;
+    assert!(info.end_ns.0 / 1_000_000_000 <= uptime.unsigned_abs(), "{info:?}");
+    let (start, end) = (info.start_ns, info.end_ns);
+    let run = Run { summary, info, directory: out };
+    let (mut inside, mut outside) = (0, 0);
+    for event in run.events().iter().filter(|event| event.duration_ns > 0) {
+        let is_inside = (start..=end).contains(&event.end);
+        *(if is_inside { &mut inside } else { &mut outside }) += 1;
+    }
+    // What was recorded while the probes were being attached and detached.
+    assert!(inside > 10 * outside, "{inside} records inside the run, {outside} outside");
+}
