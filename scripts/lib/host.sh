@@ -14,8 +14,8 @@ check_machine() {
     kernel=${OBSERVER_SETUP_KERNEL:-$(uname -r)}
     IFS=. read -r major minor _ <<<"$kernel"
     minor=${minor%%[!0-9]*}
-    if [ "$major" -lt 5 ] || { [ "$major" -eq 5 ] && [ "${minor:-0}" -lt 8 ]; }; then
-        die "$EXIT_HOST" "kernel $kernel has no BPF ring buffer; run 5.8 or newer"
+    if [ "$major" -lt 5 ] || { [ "$major" -eq 5 ] && [ "${minor:-0}" -lt 12 ]; }; then
+        die "$EXIT_HOST" "kernel $kernel lacks atomic BPF instructions; run 5.12 or newer"
     fi
 }
 

@@ -36,8 +36,6 @@ pub struct Facts {
     pub initial_pid_namespace: bool,
     /// Lockdown.
     pub lockdown: Lockdown,
-    /// Locked-memory limit; `None` is unlimited.
-    pub memlock_bytes: Option<u64>,
     /// The maps, and the kernel memory that each will take.
     pub maps: Vec<MapPlan>,
     /// Largest number of threads that the kernel allows.
@@ -100,7 +98,6 @@ impl Facts {
             initial_pid_namespace: std::fs::read_link("/proc/self/ns/pid")
                 .is_ok_and(|link| link.as_os_str() == INITIAL_PID_NAMESPACE),
             lockdown: system::lockdown(),
-            memlock_bytes: system::memlock_limit_bytes(),
             maps: crate::kernel::plan(RING_BYTES, false, &places),
             threads_max: system::threads_max(),
             thread_places: places,

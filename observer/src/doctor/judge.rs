@@ -10,17 +10,13 @@ use crate::kernel::support::Support;
 
 /// Capabilities that a process without all of root's needs, see capabilities(7). `CAP_SYS_ADMIN`
 /// includes those marked.
-const CAPABILITIES: [(u32, &str, bool, &str); 5] = [
+const CAPABILITIES: [(u32, &str, bool, &str); 4] = [
     (39, "CAP_BPF", true, "load programs and maps"),
     (38, "CAP_PERFMON", true, "attach programs to tracepoints and perf events"),
     (12, "CAP_NET_ADMIN", true, "attach to the socket hooks of a cgroup"),
     (19, "CAP_SYS_PTRACE", false, "see programs and sockets of other users' processes"),
-    (24, "CAP_SYS_RESOURCE", true, "raise the locked-memory limit, on kernels before 5.11"),
 ];
 const CAP_SYS_ADMIN: u32 = 21;
-
-/// First kernel that charges BPF memory to the memory cgroup instead of the locked-memory limit.
-const MEMCG_CHARGED: (u32, u32) = (5, 11);
 
 fn ok(id: &'static str, value: impl Into<String>, means: impl Into<String>) -> Check {
     let (value, means) = (value.into(), means.into());
@@ -63,7 +59,6 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
         pid_namespace(facts),
         btf(facts),
         lockdown(facts),
-        memory_lock(facts),
         memory(facts),
         jit(facts),
     ];
@@ -84,19 +79,24 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
     checks
 }
 
+/// The first Linux with the atomic instructions that the programs use (v3 of the instruction set, with
+/// fetch and exchange; kernel/bpf/verifier.c refuses them before).
+const OLDEST: (u32, u32) = (5, 12);
+const USE_NEWER: &str = "use Linux 5.12 or later; the socket probe needs 5.15";
+
 fn kernel(facts: &Facts) -> Check {
     let value = format!(
         "Linux {} on {}, {} of {} CPUs online",
         facts.release, facts.machine, facts.cpus_online, facts.cpus_possible
     );
     let check = ok("kernel", value, "the kernel version and the machine type are supported");
-    if version_of(&facts.release).is_some_and(|version| version < (5, 8)) {
-        return Check {
-            means: "the kernel is older than Linux 5.8 and has no BPF ring buffer".into(),
-            ..check
-        }
-        .missing()
-        .todo("use Linux 5.8 or later");
+    if version_of(&facts.release).is_some_and(|version| version < OLDEST) {
+        let means = "the kernel is older than Linux 5.12 and accepts no program with atomic \
+            instructions, which all programs of observer have";
+        return Check { means: means.into(), ..check }
+            .missing()
+            .todo(USE_NEWER)
+            .blocks(Blocks::Kernel);
     }
     if facts.machine != "x86_64" {
         let means = "the page fault and system call probes are tested only on x86_64";
@@ -110,10 +110,6 @@ fn privileges(facts: &Facts) -> Check {
     let lacking: Vec<&(u32, &str, bool, &str)> = CAPABILITIES
         .iter()
         .filter(|(bit, _, in_admin, _)| !(has(*bit) || *in_admin && has(CAP_SYS_ADMIN)))
-        .filter(|(_, name, ..)| {
-            *name != "CAP_SYS_RESOURCE"
-                || version_of(&facts.release).is_none_or(|version| version < MEMCG_CHARGED)
-        })
         .collect();
     let who = if facts.euid == 0 { "root".to_owned() } else { format!("user {}", facts.euid) };
     if lacking.is_empty() {
@@ -188,23 +184,6 @@ fn lockdown(facts: &Facts) -> Check {
     }
 }
 
-fn memory_lock(facts: &Facts) -> Check {
-    let value = match facts.memlock_bytes {
-        None => "unlimited".to_owned(),
-        Some(bytes) => format!("{} KiB", bytes / 1024),
-    };
-    let charged = version_of(&facts.release).is_some_and(|version| version >= MEMCG_CHARGED);
-    if charged {
-        ok("memory_lock", value, "BPF maps are charged to the memory cgroup since Linux 5.11")
-    } else if facts.memlock_bytes.is_none() {
-        ok("memory_lock", value, "BPF maps count against this limit on this kernel")
-    } else {
-        ok("memory_lock", value, "BPF maps count against this limit; observer raises it for itself")
-            .limited()
-            .todo("if loading fails with EPERM, run: ulimit -l unlimited")
-    }
-}
-
 /// Memory that a run needs, by the sums that also size the maps and bound user space.
 fn memory(facts: &Facts) -> Check {
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
@@ -269,7 +248,7 @@ fn hooks(facts: &Facts) -> Vec<Check> {
         "the kernel cannot deliver records",
     );
     if ring_buffer.state == State::Missing {
-        ring_buffer = ring_buffer.todo("use Linux 5.8 or later").blocks(Blocks::Kernel);
+        ring_buffer = ring_buffer.todo(USE_NEWER).blocks(Blocks::Kernel);
     }
     // Every probe also works without these, so there is no advice to change the kernel.
     let optional = |mut check: Check| {

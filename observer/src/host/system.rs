@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 /// Trimmed text of a small file of `/proc` or `/sys`.
@@ -116,13 +115,6 @@ pub fn youngest_task() -> Option<u32> {
 #[must_use]
 pub fn boot_id() -> Option<String> {
     read_trimmed("/proc/sys/kernel/random/boot_id")
-}
-
-/// Soft limit of locked memory; `None` means unlimited. Matters to BPF maps before Linux 5.11,
-/// later ones are charged to the memory cgroup.
-#[must_use]
-pub fn memlock_limit_bytes() -> Option<u64> {
-    getrlimit(Resource::Memlock).current
 }
 
 /// What the kernel's lockdown forbids.

@@ -234,7 +234,6 @@ pub(super) fn load(
     options: &LoadOptions,
     places: Option<ThreadPlaces>,
 ) -> Result<Loaded, LoadError> {
-    raise_memlock_limit();
     let (btf, own_btf) = match &options.probes.btf {
         Some(file) => (Btf::of_file(file)?, Err(format!("types are from {}", file.display()))),
         None => {
@@ -397,11 +396,4 @@ fn refusal(error: aya::EbpfError, plan: &[MapPlan]) -> LoadError {
         source = inner.source();
     }
     LoadError::Object(Box::new(error))
-}
-
-/// Before Linux 5.11 map memory counts against `RLIMIT_MEMLOCK`; later kernels ignore it, so a
-/// failure here shows up at map creation, where it matters.
-fn raise_memlock_limit() {
-    use rustix::process::{Resource, Rlimit, setrlimit};
-    let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
 }
