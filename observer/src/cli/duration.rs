@@ -78,6 +78,18 @@ pub fn parse_positive(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Parses a difference of clocks: a duration, or `0`. Nanoseconds.
+///
+/// # Errors
+/// With what is wrong, for clap to print.
+pub fn parse_clock_error(text: &str) -> Result<u64, String> {
+    if text == "0" {
+        return Ok(0);
+    }
+    let ns = parse(text)?.as_nanos();
+    u64::try_from(ns).map_err(|_| format!("{text:?} is too long"))
+}
+
 /// Parses `p99`, `p99.9` (a percentile of response time) or `50ms` (a threshold).
 ///
 /// # Errors

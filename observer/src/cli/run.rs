@@ -9,7 +9,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use observer_ebpf::wire::RecordKind;
 
-use super::duration::{parse_positive, parse_slow};
+use super::duration::{parse_clock_error, parse_positive, parse_slow};
 use super::probe_args::ProbeArgs;
 use super::records::{parse_floor, parse_ring_bytes};
 use super::{report, signals};
@@ -64,6 +64,10 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT[:PATH]", help = samples_help())]
     /// The load generator's samples.
     pub samples: Option<SamplesSpec>,
+    /// Most that the load generator's wall clock may differ from this host's (0 for the same host)
+    /// [default: 0 with COMMAND; otherwise 5ms, unless the samples name this host]
+    #[arg(long, value_name = "TIME", value_parser = parse_clock_error, requires = "samples")]
+    pub clock_error: Option<u64>,
     /// End the run after this time (500ms, 30s, 1m30s) [default: when COMMAND or the target exits]
     #[arg(long, value_name = "TIME", value_parser = parse_positive)]
     pub duration: Option<Duration>,
@@ -141,6 +145,7 @@ impl Args {
             budget: self.budget,
             samples: self.samples.clone(),
             duration: self.duration,
+            clock_error_ns: self.clock_error,
             slow: self.slow,
             out: self.out.clone(),
             command: self.command.clone(),

@@ -29,6 +29,41 @@ pub struct RelAnchor {
     pub exited: Option<MonoNanos>,
 }
 
+/// How far the wall clock of the generator may be from that of the host under test.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClockError {
+    /// It is the same clock: observer started the generator.
+    #[default]
+    SameHost,
+    /// At most this many nanoseconds, the user says.
+    Given(u64),
+    /// Nobody says on which host the generator ran.
+    Unknown,
+}
+
+/// Two hosts whose clocks NTP keeps rarely differ by more than this.
+const UNKNOWN_HOST_NS: u64 = 5_000_000;
+
+impl ClockError {
+    /// From what the user said, and whether observer started the generator itself.
+    #[must_use]
+    pub fn of(given_ns: Option<u64>, started: bool) -> Self {
+        match given_ns {
+            Some(ns) => Self::Given(ns),
+            None if started => Self::SameHost,
+            None => Self::Unknown,
+        }
+    }
+
+    const fn ns(self) -> u64 {
+        match self {
+            Self::SameHost => 0,
+            Self::Given(ns) => ns,
+            Self::Unknown => UNKNOWN_HOST_NS,
+        }
+    }
+}
+
 /// How the samples were converted to the kernel's clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alignment {
@@ -76,7 +111,7 @@ impl Map<'_> {
 /// Converts all rows, drops those outside the window (counted), and sorts by begin.
 pub(super) fn align(
     mut sink: Sink,
-    clock: ClockKind,
+    (clock, clock_error): (ClockKind, ClockError),
     anchors: &Anchors,
     window: Window,
     seen: &RelAnchor,
@@ -101,7 +136,15 @@ pub(super) fn align(
                 (ClockKind::WallAtStart, Some(first)) => Map::WallFrom(anchors, WallNanos(first)),
                 _ => Map::Wall(anchors),
             };
-            (map, read.unwrap_or(0) + WALL_READ_NS + anchors.slew_ns())
+            if clock_error == ClockError::Unknown {
+                notes.push(
+                    "the samples have wall-clock times and do not say on which host: their clock \
+                     may be 5 ms off. Say how much it may be with --clock-error (0 for this host)"
+                        .into(),
+                );
+            }
+            let here_ns = read.unwrap_or(0) + WALL_READ_NS + anchors.slew_ns();
+            (map, here_ns.saturating_add(clock_error.ns()))
         }
         ClockKind::Relative => {
             let zero = relative_zero(&sink, seen)?;
@@ -299,7 +342,9 @@ fn relative_zero(sink: &Sink, seen: &RelAnchor) -> Result<Zero, IngestError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{ADAPTERS, Ingest, Ingested};
     use super::*;
+    use crate::clock::Anchor;
 
     #[test]
     fn rows_on_the_clock_of_the_time_namespace_are_moved_and_those_on_the_kernels_are_not() {
@@ -324,5 +369,40 @@ mod tests {
             assert_eq!(map.apply(start_ns), Some(MonoNanos(expected)));
             assert_eq!(notes.len(), usize::from(start_ns != expected), "{notes:?}");
         }
+    }
+
+    /// A row that says nothing of its host is as exact as the two hosts' clocks, which nobody knows
+    /// better than the user.
+    #[test]
+    fn the_wall_clock_of_another_host_is_not_trusted() {
+        let now = Anchor::take();
+        let anchors = Anchors(vec![now]);
+        let start = MonoNanos(now.monotonic_ns.0 - 1_000_000_000);
+        let window = Window { start, end: MonoNanos(now.monotonic_ns.0 + 1_000_000_000) };
+        let ingest = |boot_id: &str, clock_error| {
+            let rows = format!(
+                "{{\"format\":\"observer-samples\",\"version\":1,\"clock\":\"realtime\",\"boot_id\":\
+                 \"{boot_id}\",\"unit\":\"ns\"}}\n{{\"start_ns\":{},\"latency_ns\":5}}\n",
+                now.wall_ns.0
+            );
+            let adapter = ADAPTERS.iter().find(|adapter| adapter.name == "observer-load").unwrap();
+            let mut ingest = Ingest::new(adapter).with_clock_error(clock_error);
+            ingest.feed(rows.as_bytes());
+            ingest.finish(&anchors, window, &RelAnchor::default()).unwrap()
+        };
+        let asks =
+            |ingested: &Ingested| ingested.notes.iter().any(|note| note.contains("--clock-error"));
+
+        let same = ingest("another", ClockError::of(None, true));
+        let unknown = ingest("another", ClockError::of(None, false));
+        assert_eq!(unknown.uncertainty_ns, same.uncertainty_ns + UNKNOWN_HOST_NS);
+        assert!(asks(&unknown) && !asks(&same), "{:?}", unknown.notes);
+        for started in [true, false] {
+            let given = ingest("another", ClockError::of(Some(700_000), started));
+            assert_eq!(given.uncertainty_ns, same.uncertainty_ns + 700_000);
+            assert!(!asks(&given) && given.samples == same.samples);
+        }
+        let here = ingest(&crate::host::system::boot_id().unwrap(), ClockError::of(None, false));
+        assert_eq!(here.uncertainty_ns, same.uncertainty_ns, "the rows name this boot");
     }
 }

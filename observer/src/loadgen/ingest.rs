@@ -6,8 +6,8 @@ use hdrhistogram::Histogram;
 
 use super::framing::Framer;
 use super::{
-    ADAPTERS, Adapter, AdapterInfo, Alignment, Framing, IngestError, RawRow, RelAnchor, Sink,
-    Window, align,
+    ADAPTERS, Adapter, AdapterInfo, Alignment, ClockError, Framing, IngestError, RawRow, RelAnchor,
+    Sink, Window, align,
 };
 use crate::clock::Anchors;
 use crate::model::Sample;
@@ -68,6 +68,7 @@ pub struct Ingest {
     bytes: u64,
     rest: usize,
     live: LiveState,
+    clock_error: ClockError,
 }
 
 struct LiveState {
@@ -104,6 +105,13 @@ impl LiveState {
 }
 
 impl Ingest {
+    /// How far the generator's wall clock may be from this host's, unless its output names this
+    /// host.
+    #[must_use]
+    pub fn with_clock_error(self, clock_error: ClockError) -> Self {
+        Self { clock_error, ..self }
+    }
+
     /// Nothing read yet.
     #[must_use]
     pub fn new(info: &'static AdapterInfo) -> Self {
@@ -116,12 +124,13 @@ impl Ingest {
             bytes: 0,
             rest: 0,
             live: LiveState::new(),
+            clock_error: ClockError::default(),
         }
     }
 
     /// Forgets everything: the stream starts again.
     pub fn restart(&mut self) {
-        *self = Self::new(self.info);
+        *self = Self::new(self.info).with_clock_error(self.clock_error);
         self.sink.notes.push(
             "the samples file was replaced during the run: observer ignored its earlier content"
                 .into(),
@@ -232,10 +241,15 @@ impl Ingest {
             self.sink.skip("truncated_record");
         }
         let clock = self.adapter.clock().unwrap_or(self.info.clock);
+        // What the output says of its host is better than what nobody says.
+        let clock_error = match self.clock_error {
+            ClockError::Unknown if self.sink.same_host => ClockError::SameHost,
+            other => other,
+        };
         let truncated = cut || self.sink.unfinished;
         let mut skipped = self.skipped();
         let (samples, alignment, notes) =
-            align::align(self.sink, clock, anchors, window, seen, &mut skipped)?;
+            align::align(self.sink, (clock, clock_error), anchors, window, seen, &mut skipped)?;
         Ok(Ingested {
             intended_start_known: samples.iter().all(|sample| sample.intended_start.is_some()),
             samples,

@@ -26,7 +26,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-pub use align::{Alignment, OUTSIDE_RUN, RelAnchor, Window};
+pub use align::{Alignment, ClockError, OUTSIDE_RUN, RelAnchor, Window};
 pub use error::IngestError;
 pub use framing::{Framing, MAX_RECORD_BYTES};
 pub use ingest::{Ingest, Ingested, Live, MAX_SAMPLES};
@@ -190,6 +190,8 @@ pub struct Sink {
     /// The boot of the host under test, with which a monotonic clock is compared; `None` when it is
     /// not known.
     pub boot_id: Option<String>,
+    /// The output says that it was written on that boot.
+    pub same_host: bool,
 }
 
 /// The earliest request that opened a connection, on a relative clock.

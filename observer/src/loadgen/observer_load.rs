@@ -208,6 +208,7 @@ impl ObserverLoad {
                 return;
             }
         };
+        sink.same_host = header.boot_id.is_some() && header.boot_id == sink.boot_id;
         sink.fatal = if header.version != VERSION {
             Some(IngestError::Version { found: header.version, known: VERSION })
         } else if header.unit != UNIT {

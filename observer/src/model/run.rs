@@ -93,6 +93,9 @@ pub struct RunInfo {
     pub command_exit: Option<i32>,
     /// `--samples`, if any.
     pub samples_format: Option<String>,
+    /// `--clock-error`, nanoseconds, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_error_ns: Option<u64>,
     /// `--slow`.
     pub slow_rule: String,
     /// First instant of the run: every probe was attached.

@@ -43,6 +43,7 @@ pub(crate) fn run() -> RunInfo {
         command: vec!["observer".into(), "load".into(), "http://127.0.0.1:8080/".into()],
         command_exit: Some(0),
         samples_format: Some("observer".into()),
+        clock_error_ns: None,
         slow_rule: "p99".into(),
         start_ns: MonoNanos(START),
         end_ns: MonoNanos(START + 30_000 * MS),

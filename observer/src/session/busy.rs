@@ -22,6 +22,11 @@ impl Busy {
         Self { cpus, ..Self::default() }
     }
 
+    /// Whether the last reading is old enough for another one to say something.
+    pub(super) fn wants_reading(&self, now: Instant) -> bool {
+        self.last.is_none_or(|(then, _)| now.saturating_duration_since(then) >= LEAST_SPAN)
+    }
+
     /// Takes a reading; `true` if the host is busier than in any measurement so far.
     pub(super) fn has_grown(&mut self, now: Instant, idle_seconds: f64) -> bool {
         self.share(now, idle_seconds).is_some_and(|share| share > self.measured + BUSIER)

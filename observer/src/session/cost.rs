@@ -139,6 +139,7 @@ impl CostWatch {
         let pause = self.closed.elapsed();
         pause >= Self::PAUSE
             || pause >= Self::SHORT_PAUSE
+                && self.busy.wants_reading(Instant::now())
                 && system::idle_seconds()
                     .is_some_and(|idle_seconds| self.busy.has_grown(Instant::now(), idle_seconds))
     }

@@ -49,7 +49,7 @@ use crate::doctor;
 use crate::error::{Error, Exit, Result};
 use crate::host::{cgroups::Cgroups, process, process::Process, system};
 use crate::kernel::{Kernel, LoadError, LoadOptions, TargetSet};
-use crate::loadgen::{Live, SamplesSource, SamplesSpec};
+use crate::loadgen::{ClockError, Live, SamplesSource, SamplesSpec};
 use crate::model::{Coverage, EndReason, ProbeState, RUN_SCHEMA, RunInfo, SlowSpec, Tgid, files};
 use crate::output::event_files::EventWriter;
 use crate::output::rundir::RunDir;
@@ -77,6 +77,8 @@ pub struct RunOptions {
     pub budget: Budget,
     /// The generator's samples.
     pub samples: Option<SamplesSpec>,
+    /// How far the generator's wall clock may be from this host's, nanoseconds, if the user knows.
+    pub clock_error_ns: Option<u64>,
     /// Ends the run after this time.
     pub duration: Option<Duration>,
     /// Which samples are slow.
@@ -190,6 +192,7 @@ impl Session {
                 .map(|word| word.to_string_lossy().into_owned())
                 .collect(),
             samples_format: options.samples.as_ref().map(ToString::to_string),
+            clock_error_ns: options.clock_error_ns,
             slow_rule: options.slow.to_string(),
             ..describe(options.target.to_string(), &membership, &kernel)
         };
@@ -222,6 +225,8 @@ impl Session {
         let samples = self.options.samples.as_ref();
         let source = samples.map(|spec| &spec.source);
         let from_command = source == Some(&SamplesSource::CommandOutput);
+        let started = !self.options.command.is_empty();
+        let clock_error = ClockError::of(self.options.clock_error_ns, started);
         let out = directory.create_file(files::LOADGEN_OUT)?;
         // Opens samples that do not come from COMMAND before any request is sent.
         if let Some(spec) = samples.filter(|_| !from_command) {
@@ -229,7 +234,7 @@ impl Session {
                 SamplesSource::Path(_) => directory.create_file(files::LOADGEN_SAMPLES)?,
                 _ => out.try_clone().map_err(|error| unexpected(&error))?,
             };
-            self.reader = Some(read_samples(spec, None, copy)?);
+            self.reader = Some(read_samples(spec, clock_error, None, copy)?);
         }
         if self.options.command.is_empty() {
             return Ok(());
@@ -243,7 +248,7 @@ impl Session {
         let output = generator.take_output();
         self.generator = Some(generator);
         if let Some(spec) = samples.filter(|_| from_command) {
-            self.reader = Some(read_samples(spec, output, out)?);
+            self.reader = Some(read_samples(spec, clock_error, output, out)?);
         }
         Ok(())
     }
@@ -347,10 +352,12 @@ fn find_target(spec: &TargetSpec, wait: bool, stop: &AtomicBool) -> Result<Optio
 
 fn read_samples(
     spec: &SamplesSpec,
+    clock_error: ClockError,
     command_output: Option<OwnedFd>,
     copy: File,
 ) -> Result<SampleReader> {
-    SampleReader::start(spec, command_output, copy).map_err(|error| error.at(&source_name(spec)))
+    SampleReader::start(spec, clock_error, command_output, copy)
+        .map_err(|error| error.at(&source_name(spec)))
 }
 
 /// The name of the source of the samples in messages.
@@ -420,6 +427,7 @@ fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo
         command: Vec::new(),
         command_exit: None,
         samples_format: None,
+        clock_error_ns: None,
         slow_rule: SlowSpec::default().to_string(),
         start_ns: start,
         end_ns: start,

@@ -13,7 +13,7 @@ use crate::aggregate::{CauseRecorder, Snapshot};
 use crate::correlate::{Evidence, Quality, analyse, slowest_requests};
 use crate::error::Result;
 use crate::loadgen::{
-    Ingest, IngestError, Ingested, RelAnchor, SamplesSource, SamplesSpec, Window,
+    ClockError, Ingest, IngestError, Ingested, RelAnchor, SamplesSource, SamplesSpec, Window,
 };
 use crate::model::{
     EndReason, FloorChange, FloorSummary, LossSpan, Outcome, Reason, RunInfo, Sample, SlowSpec,
@@ -125,7 +125,9 @@ fn samples(
         SamplesSource::CommandOutput | SamplesSource::Stdin => files::LOADGEN_OUT,
     };
     let Some(mut file) = directory.open_raw(name)? else { return Ok(None) };
-    let mut ingest = Ingest::of_run(spec.adapter, info.boot_id.clone());
+    let clock_error = ClockError::of(info.clock_error_ns, !info.command.is_empty());
+    let mut ingest =
+        Ingest::of_run(spec.adapter, info.boot_id.clone()).with_clock_error(clock_error);
     let mut buffer = vec![0; 1 << 16];
     loop {
         match file.read(&mut buffer) {

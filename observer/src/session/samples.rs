@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
-use crate::loadgen::{Ingest, IngestError, Live, SamplesFile, SamplesSource, SamplesSpec};
+use crate::loadgen::{
+    ClockError, Ingest, IngestError, Live, SamplesFile, SamplesSource, SamplesSpec,
+};
 
 /// Time between two checks of a file that may grow.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -48,6 +50,7 @@ impl SampleReader {
     /// When the source cannot be read.
     pub(super) fn start(
         spec: &SamplesSpec,
+        clock_error: ClockError,
         command_output: Option<OwnedFd>,
         copy: File,
     ) -> Result<Self, IngestError> {
@@ -66,7 +69,7 @@ impl SampleReader {
             }
         };
         let stop = Arc::new(AtomicBool::new(false));
-        let ingest = Arc::new(Mutex::new(Ingest::new(spec.adapter)));
+        let ingest = Arc::new(Mutex::new(Ingest::new(spec.adapter).with_clock_error(clock_error)));
         let thread = {
             let (stop, ingest) = (Arc::clone(&stop), Arc::clone(&ingest));
             std::thread::Builder::new()
