@@ -346,6 +346,38 @@ fn a_disk_that_fills_up_ends_the_trace_and_not_the_answer() {
 }
 
 #[test]
+fn a_full_disk_ends_the_trace_of_a_daemon_which_says_so_and_goes_on() {
+    let Some(_guard) = privileged::ready("full disk of a daemon") else { return };
+    let directory = directory();
+    let disk = SmallDisk::mount(&directory.path().join("disk"), "size=3m");
+    let service = service();
+    let (pid, trace) = (service.process.id().to_string(), disk.0.join("trace"));
+    let mut daemon = Daemon::start(&["--pid", &pid, "--trace", text(&trace)]);
+    assert_eq!(daemon.scrape().count("observer_trace_ended", &[]), 0);
+    disk.fill();
+    let deadline = Instant::now() + TIMEOUT;
+    let mut requests = 0;
+    let ended = loop {
+        // Something for the trace.
+        http::get(service.port, "/cpu?us=100", "").expect("the service answers");
+        requests += 1;
+        let metrics = daemon.scrape();
+        if metrics.count("observer_trace_ended", &[]) == 1
+            && metrics.count("observer_trace_missing_events_total", &[]) > 0
+        {
+            break metrics;
+        }
+        assert!(Instant::now() < deadline, "{}", metrics.text());
+    };
+    // The metrics are whole: each request woke the service.
+    let waits = ended.count("observer_runqueue_latency_seconds_count", &["target=\"true\""]);
+    assert!(waits >= requests, "{waits} waits in {requests} requests");
+    daemon.process().signal(Signal::TERM);
+    let status = daemon.process().wait(TIMEOUT).expect("it ends");
+    assert_eq!(status.code(), Some(15), "the disk is full");
+}
+
+#[test]
 fn a_map_that_cannot_be_made_is_named_with_what_to_do() {
     let Some(_guard) = privileged::ready("map refused") else { return };
     let (service, directory) = (service(), directory());

@@ -12,4 +12,4 @@ mod snapshot;
 
 pub use distribution::{Distribution, Octaves, bucket_upper_ns};
 pub use recorder::CauseRecorder;
-pub use snapshot::{CgroupCounts, CgroupDistributions, Snapshot};
+pub use snapshot::{CgroupCounts, CgroupDistributions, Snapshot, TraceState};

@@ -63,12 +63,23 @@ pub struct Snapshot {
     pub floors_ns: [u64; KIND_SLOTS],
     /// How often they were changed.
     pub floor_changes: [u64; KIND_SLOTS],
+    /// The state of the trace file, where one is written.
+    pub trace: Option<TraceState>,
     /// IP sockets the target holds now, where known.
     pub target_live_sockets: Option<i64>,
     /// Probes by name.
     pub coverage: BTreeMap<String, Coverage>,
     /// Own cost.
     pub self_usage: SelfSummary,
+}
+
+/// The state of the trace file of a daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TraceState {
+    /// It could not be written any more.
+    pub ended: bool,
+    /// Events that came after that.
+    pub missing: u64,
 }
 
 impl Default for Snapshot {
@@ -86,6 +97,7 @@ impl Default for Snapshot {
             emitted: [0; EMITTED_SLOTS],
             floors_ns: [u64::MAX; KIND_SLOTS],
             floor_changes: [0; KIND_SLOTS],
+            trace: None,
             target_live_sockets: None,
             coverage: BTreeMap::new(),
             self_usage: SelfSummary::default(),
@@ -138,6 +150,7 @@ impl Snapshot {
             emitted: subtract(&self.emitted, &earlier.emitted),
             floors_ns: self.floors_ns,
             floor_changes: subtract(&self.floor_changes, &earlier.floor_changes),
+            trace: self.trace,
             target_live_sockets: self.target_live_sockets,
             coverage: self.coverage.clone(),
             self_usage: SelfSummary {

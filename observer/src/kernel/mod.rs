@@ -401,6 +401,7 @@ impl Kernel {
             emitted: counts.emitted,
             floors_ns: std::array::from_fn(|kind| self.config.get(kind)),
             floor_changes: [0; KIND_SLOTS],
+            trace: None,
             target_live_sockets: None,
             coverage: self.coverage(),
             self_usage: self.self_usage(&programs),

@@ -6,7 +6,7 @@ use observer_ebpf::wire::{
 };
 
 use super::*;
-use crate::aggregate::{CgroupCounts, CgroupDistributions, Distribution};
+use crate::aggregate::{CgroupCounts, CgroupDistributions, Distribution, TraceState};
 use crate::model::{AddedShare, Coverage, ProbeState, SelfSummary};
 
 /// A snapshot in which every family has a sample, one of them with a hostile name.
@@ -28,6 +28,7 @@ pub(crate) fn snapshot() -> Snapshot {
         cgroup_counts: CgroupCounts { with_row: 2, without_row: 5, removed: 9 },
         target_live_sockets: Some(3),
         floors_ns: [5_000; KIND_SLOTS],
+        trace: Some(TraceState { ended: true, missing: 4 }),
         self_usage: SelfSummary {
             cpu_seconds: 0.25,
             max_rss_bytes: 1 << 24,

@@ -92,6 +92,7 @@ impl Shared {
         snapshot.self_usage.added_cpu_share = self.cost.as_ref().and_then(CostWatch::added);
         if let Some(recording) = &self.recording {
             snapshot.floor_changes = recording.floor_changes();
+            snapshot.trace = Some(recording.trace());
         }
         snapshot
     }

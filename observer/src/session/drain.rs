@@ -50,6 +50,10 @@ pub struct CaptureCounts {
     pub sampled_out: [AtomicU64; KIND_SLOTS],
     /// Stalls there is still room for.
     pub room: AtomicU64,
+    /// Events that came after the trace file had failed: what is in it ends before them.
+    pub after_trace: AtomicU64,
+    /// The trace file has failed.
+    pub trace_ended: AtomicBool,
     /// Records that a trace of bounded size has removed, by kind.
     pub removed: [AtomicU64; KIND_SLOTS],
     /// Everything that ended before this instant may have been removed; 0 when nothing was.

@@ -14,6 +14,7 @@ use super::journal::Journal;
 use super::loss_watch::LossWatch;
 use super::trace_sink::TraceSink;
 use super::{Capture, CaptureCounts, DaemonOptions, Floors, describe, unexpected};
+use crate::aggregate::TraceState;
 use crate::clock::{Anchor, MonoNanos};
 use crate::error::{Error, Exit, Result};
 use crate::kernel::{Kernel, RING_BYTES};
@@ -72,6 +73,15 @@ impl Recording {
     pub(super) fn floor_changes(&self) -> [u64; KIND_SLOTS] {
         let changes = &self.capture.counts().floor_changes;
         std::array::from_fn(|kind| changes[kind].load(Ordering::Relaxed))
+    }
+
+    /// Whether the trace is still written.
+    pub(super) fn trace(&self) -> TraceState {
+        let counts = self.capture.counts();
+        TraceState {
+            ended: counts.trace_ended.load(Ordering::Relaxed),
+            missing: counts.after_trace.load(Ordering::Relaxed),
+        }
     }
 
     /// Drains what is left and ends the trace.

@@ -38,6 +38,8 @@ pub(super) struct TraceSink {
     unwritten: Vec<Stall>,
     /// Stalls that came after the file failed, or were not in it for sure when it did.
     kept: Vec<Stall>,
+    /// An answer will be worked out from the stalls. A daemon gives none, and runs for weeks.
+    keeps: bool,
     error: Option<String>,
     disk_full: bool,
     /// Last change of each floor, for a trace that removes its oldest part.
@@ -52,7 +54,7 @@ impl TraceSink {
 
     /// Keeps all: the file removes its oldest part by itself.
     pub(super) fn of_ring(file: EventWriter, counts: &Arc<CaptureCounts>) -> Self {
-        Self::with(file, counts, Caps::unlimited(), SAMPLED_HZ)
+        Self { keeps: false, ..Self::with(file, counts, Caps::unlimited(), SAMPLED_HZ) }
     }
 
     fn with(file: EventWriter, counts: &Arc<CaptureCounts>, caps: Caps, sampled_hz: u64) -> Self {
@@ -64,6 +66,7 @@ impl TraceSink {
             sampling: Sampling::new(sampled_hz, MonoNanos::now()),
             unwritten: Vec::new(),
             kept: Vec::new(),
+            keeps: true,
             error: None,
             disk_full: false,
             floors: BTreeMap::new(),
@@ -74,7 +77,10 @@ impl TraceSink {
     fn append(&mut self, event: &Event) {
         let stall = Stall::from_event(event);
         let Some(file) = &mut self.file else {
-            self.kept.extend(stall);
+            self.counts.after_trace.fetch_add(1, Ordering::Relaxed);
+            if self.keeps {
+                self.kept.extend(stall);
+            }
             return;
         };
         match file.append(event) {
@@ -83,19 +89,27 @@ impl TraceSink {
                 self.unwritten.extend(stall.map(|stall| Stall { row, ..stall }));
             }
             Err(error) => {
+                self.counts.after_trace.fetch_add(1, Ordering::Relaxed);
                 self.kept.extend(stall);
                 self.give_up(&error);
             }
         }
     }
 
-    /// A full disk ends the trace, not the run: from here on stalls are kept in memory.
+    /// A full disk ends the trace, not the run: from here on stalls are kept in memory, or, in a
+    /// daemon, only counted.
     fn give_up(&mut self, error: &TraceError) {
+        self.counts.trace_ended.store(true, Ordering::Relaxed);
         self.disk_full |= error.is_disk_full();
         self.error = Some(error.to_string());
         self.file = None;
         self.unwritten.append(&mut self.kept);
         self.kept = std::mem::take(&mut self.unwritten);
+        if !self.keeps {
+            self.kept = Vec::new();
+            // A run says it with its answer.
+            tracing::warn!("the trace ends here, later events are not in it: {error}");
+        }
     }
 
     /// A trace that lost its beginning repeats the floors in force.

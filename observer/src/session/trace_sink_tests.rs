@@ -123,3 +123,24 @@ fn stalls_that_could_not_be_written_stay_in_memory_once() {
     ends.sort_unstable();
     assert_eq!(ends, (1..=20).chain([22]).collect::<Vec<_>>());
 }
+
+#[test]
+fn a_daemon_whose_trace_has_ended_counts_and_keeps_nothing() {
+    let (_root, directory) = directory();
+    let counts = Arc::new(CaptureCounts::default());
+    let mut sink =
+        Box::new(TraceSink::of_ring(directory.create_event_ring(1 << 20).unwrap(), &counts));
+    sink.event(&example::fault(1, 1, 1));
+    sink.tick(MonoNanos(2));
+    assert!(!counts.trace_ended.load(Ordering::Relaxed));
+    sink.give_up(&TraceError::from(std::io::Error::from_raw_os_error(libc::ENOSPC)));
+    for at in 3..=1_000 {
+        sink.event(&example::fault(at, 1, at));
+    }
+    assert!(sink.kept.is_empty() && sink.unwritten.is_empty(), "it would grow for weeks");
+    assert!(counts.trace_ended.load(Ordering::Relaxed));
+    assert_eq!(counts.after_trace.load(Ordering::Relaxed), 998);
+    let mut captured = Captured::default();
+    sink.finish(&mut captured);
+    assert!(captured.disk_full && captured.trace_error.is_some());
+}

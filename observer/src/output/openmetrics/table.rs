@@ -212,6 +212,26 @@ static ABOUT_OBSERVER: &[Metric] = &[
         }),
     },
     Metric {
+        name: "observer_trace_ended",
+        kind: Kind::Gauge,
+        unit: None,
+        labels: &[],
+        help: "1 after the trace of daemon --trace could not be written any more, 0 while it can; missing without --trace",
+        fill: Fill::Own(|snapshot, family| {
+            snapshot.trace.map_or(Ok(()), |trace| family.gauge([], i64::from(trace.ended)))
+        }),
+    },
+    Metric {
+        name: "observer_trace_missing_events",
+        kind: Kind::Counter,
+        unit: None,
+        labels: &[],
+        help: "Events that are not in the trace because it had ended; missing without --trace",
+        fill: Fill::Own(|snapshot, family| {
+            snapshot.trace.map_or(Ok(()), |trace| family.counter([], trace.missing))
+        }),
+    },
+    Metric {
         name: "observer_cpu",
         kind: Kind::Counter,
         unit: Some("seconds"),
