@@ -259,6 +259,22 @@ fn samples_on_another_clock_keep_the_run() {
     assert_ne!(summary.verdict.outcome, Outcome::Attributed);
 }
 
+/// A load of 200 requests, with every second row changed by a command of sed.
+fn half_of_the_rows(change: &str) -> String {
+    format!("$LOAD | sed '/\"seq\":[0-9]*[02468],/{change}'")
+}
+
+#[test]
+fn a_row_with_an_odd_number_is_counted_once() {
+    let Some(_guard) = privileged::ready("odd rows") else { return };
+    let bad = Bad::new();
+    let script = half_of_the_rows("s/\"latency_ns\":/&-/");
+    bad.run_shell(&["--samples", "observer"], &script).assert_code(0);
+    let samples = bad.assert_complete().samples;
+    assert_eq!((samples.count, samples.errors), (100, 0), "{samples:#?}");
+    assert_eq!(samples.skipped.into_iter().collect::<Vec<_>>(), [("malformed_line".into(), 100)]);
+}
+
 #[test]
 fn a_run_that_cannot_be_read_is_an_error() {
     let directory = directory();

@@ -45,7 +45,7 @@ Exit codes:
   8   the samples cannot be read
   9   the samples are empty
   10  the samples have another format
-  11  no sample falls into the run: the samples use another clock
+  11  no sample falls into the run: the samples are older, or use another clock
   13  COMMAND failed
   14  the samples end in the middle of a line
   15  the disk is full

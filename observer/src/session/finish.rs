@@ -9,7 +9,9 @@ use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
 use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse, slowest_requests};
 use crate::error::{Error, Exit, Result};
-use crate::loadgen::{IngestError, Ingested, OUTSIDE_RUN, RelAnchor, Window};
+use crate::loadgen::{
+    BEFORE_RUN, EARLIER_RECORDING, IngestError, Ingested, OUTSIDE_RUN, RelAnchor, Window,
+};
 use crate::model::{
     EndReason, FloorSummary, LossSpan, LossSummary, Outcome, ProbeState, Reason, RecordSummary,
     RunInfo, SUMMARY_SCHEMA, Sample, Stall, Summary, TraceRow, Verdict,
@@ -83,7 +85,6 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     let seen = RelAnchor {
         spawned: generator.as_ref().map(|generator| generator.spawned),
         first_connect: kernel.generator_connected(),
-        first_accept: None,
         exited: generator.as_ref().and_then(|generator| generator.exited),
     };
     info.coverage.clone_from(&last.coverage);
@@ -280,8 +281,9 @@ pub(super) fn quality(
 /// Rows that could not be used and might have been slow requests. A request from before or after
 /// the run does not count: it was read, but the run contains nothing about it.
 fn unusable(ingested: &Ingested) -> u64 {
+    let elsewhere = [OUTSIDE_RUN, BEFORE_RUN, EARLIER_RECORDING];
     let skipped = ingested.skipped.iter();
-    skipped.filter(|(reason, _)| *reason != OUTSIDE_RUN).map(|(_, count)| count).sum()
+    skipped.filter(|(reason, _)| !elsewhere.contains(&reason.as_str())).map(|(_, n)| n).sum()
 }
 
 /// The kinds whose floor rose.
