@@ -50,9 +50,10 @@ Exit codes:
   14  the samples end in the middle of a line
   15  the disk is full
   16  the output directory already exists
+  17  more than a tenth of the requests failed
 
-After codes 9 to 14 the run directory is complete; after 8 too, unless the samples could not be opened
-at the start; after 15 as far as there was space.";
+After codes 9 to 14 and 17 the run directory is complete; after 8 too, unless the samples could not be
+opened at the start; after 15 as far as there was space.";
 
 /// Watch TARGET while COMMAND sends requests, and split the latency of slow requests into causes.
 #[derive(Clone, Debug, clap::Args)]

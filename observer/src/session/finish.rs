@@ -151,7 +151,8 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     let full = captured.disk_full.then(|| disk_full(&directory));
     let complaint = full
         .or_else(|| written.into_iter().find_map(Result::err))
-        .or_else(|| complaint(&options, &info, ingest, problem));
+        .or_else(|| complaint(&options, &info, ingest, problem))
+        .or_else(|| failed_requests(&summary));
     Ok(Finished { directory, info, summary, complaint })
 }
 
@@ -401,6 +402,12 @@ fn write_samples(directory: &RunDir, samples: &[Sample]) -> Result<()> {
         writer.append(sample).map_err(failed)?;
     }
     writer.finish().map_err(failed)
+}
+
+/// So many requests failed that this is the answer.
+fn failed_requests(summary: &Summary) -> Option<Error> {
+    let reason = summary.verdict.reasons.iter().find(|reason| reason.code == "requests_failed")?;
+    Some(Error::new(Exit::RequestsFailed, reason.text.trim_end_matches('.')))
 }
 
 /// The one line on standard error for a run that is complete and still not what was asked for.
