@@ -81,3 +81,86 @@ fn an_interrupt_at_the_terminal_reaches_the_generator_once() {
     let said = fs::read_to_string(out.join("loadgen.err")).expect("its words");
     assert!(said.contains("interrupted before the end of the schedule"), "{said}");
 }
+
+/// `observer run --pid SERVICE ARGUMENTS --out OUT`, with its messages in a file.
+fn watching(service: &Service, arguments: &[&str], out: &Path) -> Command {
+    let mut command = Command::new(programs().observer);
+    command.args(["run", "--budget", "none", "--pid", &service.process.id().to_string(), "--out"]);
+    let log = fs::File::create(out.with_extension("log")).expect("a file");
+    command.arg(out).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command
+}
+
+fn said(out: &Path) -> String {
+    fs::read_to_string(out.with_extension("log")).expect("what it said")
+}
+
+fn wait_for(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + TIMEOUT;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A shell script that makes a hundred requests and keeps their rows, and does something else at SIGINT,
+/// for as long as that takes.
+fn slow_to_end(service: &Service, directory: &Path, at_interrupt: &str) -> String {
+    let (load, rows) = (text(&programs().observer).to_owned(), directory.join("rows"));
+    let (rows, url) = (text(&rows).to_owned(), &service.url);
+    let at_interrupt = at_interrupt.replace("$ROWS", &rows);
+    format!(
+        "trap '{at_interrupt}' INT; {load} load {url}/ --rate 100 --duration 1s > {rows}; \
+         while :; do sleep 1; done"
+    )
+}
+
+/// Waits until all rows are there, and interrupts observer.
+fn interrupt_after_load(observer: &Running, directory: &Path) {
+    let rows = directory.join("rows");
+    wait_for("the load", || fs::read_to_string(&rows).is_ok_and(|rows| rows.contains("summary")));
+    observer.signal(Signal::INT);
+}
+
+#[test]
+fn a_generator_that_works_after_an_interrupt_is_waited_for() {
+    let Some(_guard) = privileged::ready("slow results") else { return };
+    let service = Service::start(&programs().service, &[], Placement::default()).expect("service");
+    let directory = directory();
+    let out = directory.path().join("run");
+    // Longer than what a program that does not end would be given.
+    let script = slow_to_end(&service, directory.path(), "sleep 4; cat $ROWS; exit 0");
+    let arguments = ["--samples", "observer", "--", "sh", "-c", &script];
+    let mut command = watching(&service, &arguments, &out);
+    let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
+    interrupt_after_load(&observer, directory.path());
+    let info = ended(&mut observer, &out);
+    assert_eq!((info.end_reason, info.command_exit), (EndReason::Interrupted, Some(0)));
+    let samples = read_run(&out).expect("a whole run").0.samples;
+    assert_eq!(samples.count, 100, "{samples:?}");
+    assert!(said(&out).contains("waiting for the results of COMMAND"), "{}", said(&out));
+}
+
+#[test]
+fn a_second_interrupt_ends_a_generator_that_is_waited_for() {
+    let Some(_guard) = privileged::ready("second interrupt") else { return };
+    let service = Service::start(&programs().service, &[], Placement::default()).expect("service");
+    let directory = directory();
+    let out = directory.path().join("run");
+    let mark = directory.path().join("at-interrupt");
+    let at_interrupt = format!("echo > {}; sleep 5000", text(&mark));
+    let script = slow_to_end(&service, directory.path(), &at_interrupt);
+    let rows = format!("observer:{}", text(&directory.path().join("rows")));
+    let arguments = ["--samples", &rows, "--", "sh", "-c", &script];
+    let mut command = watching(&service, &arguments, &out);
+    let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
+    interrupt_after_load(&observer, directory.path());
+    wait_for("the interrupt", || mark.exists());
+    wait_for("the message", || said(&out).contains("^C ends it"));
+    assert!(observer.ended().expect("a status").is_none(), "it waits");
+    observer.signal(Signal::INT);
+    let info = ended(&mut observer, &out);
+    assert_eq!((info.end_reason, info.command_exit), (EndReason::Interrupted, Some(143)));
+    let left = command_lines_with(text(&mark));
+    assert!(left.is_empty(), "{left:?}");
+}

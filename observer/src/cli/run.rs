@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -31,8 +31,9 @@ Examples:
   observer run --exe /usr/sbin/nginx --wait --duration 30s
       Without a load generator: histograms of all stalls, from the moment nginx starts.
 
-The run ends when COMMAND exits, when the duration is over, when the target has exited, or at ^C. It
-always leaves a complete run directory, which `observer report` prints again.
+The run ends when COMMAND exits, when the duration is over, when the target has exited, or at ^C. If
+COMMAND still runs then, it gets SIGINT, and observer waits for the results that it prints; ^C again ends
+it. The run always leaves a complete run directory, which `observer report` prints again.
 
 Exit codes:
   0   success
@@ -171,7 +172,9 @@ pub fn run(args: &Args) -> Result<()> {
     log::set_progress(Some(bar.clone()));
     let reason = session.follow(&stop, |progress| show(&bar, progress))?;
     bar.set_message("analysing the run");
-    let finished = session::finish(session, reason);
+    // From here on, a signal means that the user does not want to wait for COMMAND.
+    stop.store(false, Ordering::Relaxed);
+    let finished = session::finish(session, reason, &stop);
     log::set_progress(None);
     bar.finish_and_clear();
     let finished = finished?;

@@ -2,6 +2,7 @@
 //! answer.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 
 use observer_ebpf::wire::{Counts, RecordKind, Series};
 
@@ -39,11 +40,11 @@ pub struct Finished {
 }
 
 /// Ends the run and writes its directory. A file that cannot be written is reported and does not
-/// stop the others.
+/// stop the others. COMMAND may take its time to end, until `hurry` is raised.
 ///
 /// # Errors
 /// When the kernel's counters cannot be read or COMMAND cannot be waited for.
-pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
+pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result<Finished> {
     let Session {
         options,
         journal: Journal { directory, mut info, .. },
@@ -66,7 +67,7 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     let mut last = kernel.snapshot(Some(super::TARGET_ROW));
     last.target_live_sockets = sockets.live(&kernel, &membership);
     if let Some(generator) = &mut generator {
-        generator.end()?;
+        generator.end(Some(hurry))?;
     }
     // From here on nothing is sent, so the counters now show exactly how many records have to be
     // drained.
