@@ -164,3 +164,111 @@ fn a_second_interrupt_ends_a_generator_that_is_waited_for() {
     let left = command_lines_with(text(&mark));
     assert!(left.is_empty(), "{left:?}");
 }
+
+/// A run without COMMAND ends with its samples.
+fn ends_with_samples(service: &Service, command: &mut Command, out: &Path, begin: impl FnOnce()) {
+    let mut observer = Running::start(command, Placement::default()).expect("it starts");
+    wait_for("the run", || out.join("loadgen.out").exists());
+    begin();
+    let status = observer.wait(TIMEOUT).expect("it ends with the samples");
+    assert!(status.success(), "{status}: {}", said(out));
+    let (summary, info) = read_run(out).expect("a whole run");
+    assert_eq!(info.end_reason, EndReason::SamplesEnd, "{}", service.url);
+    assert_eq!(summary.samples.count, 100, "{:?}", summary.samples);
+}
+
+#[test]
+fn the_samples_end_a_run_without_a_command() {
+    let Some(_guard) = privileged::ready("end of samples") else { return };
+    let service = Service::start(&programs().service, &[], Placement::default()).expect("service");
+    let directory = directory();
+    let path = |name: &str| directory.path().join(name);
+    let load = |out: &str| {
+        let mut load = Command::new(programs().observer);
+        load.args(["load", &format!("{}/", service.url), "--rate", "100", "--duration", "1s"]);
+        load.args(["--out", out]).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut load = Running::start(&mut load, Placement::default()).expect("it starts");
+        assert!(load.wait(TIMEOUT).expect("it ends").success());
+    };
+
+    // A stream that stays open behind the summary line.
+    let go = path("go");
+    let script = format!(
+        "while ! [ -e {} ]; do sleep 0.1; done; {} load {}/ --rate 100 --duration 1s; \
+         exec sleep 5000",
+        text(&go),
+        text(&programs().observer),
+        service.url
+    );
+    let mut producer = Command::new("sh");
+    producer.args(["-c", &script]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut producer = Running::start(&mut producer, Placement::default()).expect("it starts");
+    let stream = producer.stdout().expect("a pipe");
+    let out = path("stdin");
+    let mut command = watching(&service, &["--samples", "observer:-"], &out);
+    command.stdin(stream);
+    ends_with_samples(&service, &mut command, &out, || fs::write(&go, "").expect("a file"));
+
+    // A file in which an earlier run has left its samples, with their end.
+    let file = path("file");
+    load(text(&path("old")));
+    fs::copy(path("old"), &file).expect("a copy");
+    let out = path("appended");
+    let mut command =
+        watching(&service, &["--samples", &format!("observer:{}", text(&file))], &out);
+    ends_with_samples(&service, &mut command, &out, || {
+        load(text(&path("new")));
+        let mut both = fs::OpenOptions::new().append(true).open(&file).expect("the file");
+        let new = fs::read(path("new")).expect("samples");
+        std::io::Write::write_all(&mut both, &new).expect("room");
+    });
+    let skipped = read_run(&out).expect("a whole run").0.samples.skipped;
+    assert_eq!(skipped.into_iter().collect::<Vec<_>>(), [("earlier_recording".to_owned(), 100)]);
+
+    let fifo = path("fifo");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).expect("FIFO");
+    let out = path("from-fifo");
+    let mut command =
+        watching(&service, &["--samples", &format!("observer:{}", text(&fifo))], &out);
+    ends_with_samples(&service, &mut command, &out, || load(text(&fifo)));
+
+    let socket = format!("unix:{}", text(&path("socket")));
+    let out = path("from-socket");
+    let mut command = watching(&service, &["--samples", &format!("observer:{socket}")], &out);
+    ends_with_samples(&service, &mut command, &out, || load(&socket));
+    assert!(!path("socket").exists(), "the socket goes with the run");
+}
+
+#[test]
+fn samples_come_through_a_socket() {
+    let Some(_guard) = privileged::ready("socket") else { return };
+    let service = Service::start(&programs().service, &[], Placement::default()).expect("service");
+    let directory = directory();
+    let (out, socket) = (directory.path().join("run"), directory.path().join("socket"));
+    let to = format!("unix:{}", text(&socket));
+    let script = format!(
+        "for i in 1 2; do {} load {}/ --rate 100 --duration 1s --out {to} || exit; done",
+        text(&programs().observer),
+        service.url
+    );
+    let from = format!("observer:{to}");
+    let arguments = ["--samples", &from, "--", "sh", "-c", &script];
+    let run = || {
+        let mut command = watching(&service, &arguments, &out);
+        let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
+        observer.wait(TIMEOUT).expect("it ends").code()
+    };
+    assert_eq!(run(), Some(0), "{}", said(&out));
+    let (summary, info) = read_run(&out).expect("a whole run");
+    assert_eq!(info.end_reason, EndReason::CommandExit);
+    assert_eq!(summary.samples.count, 200, "{:?}", summary.samples);
+    assert!(out.join("loadgen.samples").metadata().expect("a copy").len() > 10_000);
+    assert!(!socket.exists(), "the socket goes with the run");
+
+    fs::write(&socket, "mine").expect("a file");
+    fs::remove_dir_all(&out).expect("the run");
+    assert_eq!(run(), Some(8), "{}", said(&out));
+    assert!(said(&out).contains("choose another path"), "{}", said(&out));
+    assert_eq!(fs::read_to_string(&socket).expect("still there"), "mine");
+}

@@ -31,9 +31,10 @@ Examples:
   observer run --exe /usr/sbin/nginx --wait --duration 30s
       Without a load generator: histograms of all stalls, from the moment nginx starts.
 
-The run ends when COMMAND exits, when the duration is over, when the target has exited, or at ^C. If
-COMMAND still runs then, it gets SIGINT, and observer waits for the results that it prints; ^C again ends
-it. The run always leaves a complete run directory, which `observer report` prints again.
+The run ends when COMMAND exits, when the duration is over, when the target has exited, or at ^C; without
+COMMAND also when the samples end (with their summary line, or with the stream). If COMMAND still runs
+then, it gets SIGINT, and observer waits for the results that it prints; ^C again ends it. The run always
+leaves a complete run directory, which `observer report` prints again.
 
 Exit codes:
   0   success
@@ -101,8 +102,9 @@ pub struct Args {
 fn samples_help() -> String {
     let formats: Vec<&str> = ADAPTERS.iter().map(|adapter| adapter.name).collect();
     format!(
-        "Read samples in this format ({}) from COMMAND's standard output, from the file PATH, or \
-         from standard input (if PATH is -)",
+        "Read samples in this format ({}) from COMMAND's standard output, from the file PATH, from \
+         standard input (if PATH is -), or from a Unix socket that observer makes (if PATH is \
+         unix:SOCKET)",
         formats.join(", ")
     )
 }

@@ -32,7 +32,7 @@ pub use align::{Alignment, BEFORE_RUN, EARLIER_RECORDING, OUTSIDE_RUN, RelAnchor
 pub use error::IngestError;
 pub use framing::{Framing, MAX_RECORD_BYTES};
 pub use ingest::{Ingest, Ingested, Live, MAX_SAMPLES};
-pub use source::SamplesFile;
+pub use source::{MOST_BYTES, SamplesFile};
 pub use spec::{SamplesSource, SamplesSpec};
 
 /// Every adapter, in the order in which the help lists them.

@@ -432,7 +432,7 @@ fn complaint(
         let text = format!("COMMAND failed with code {code}; see loadgen.err in the run directory");
         return Some(Error::new(Exit::CommandFailed, text));
     }
-    let interrupted = info.end_reason != EndReason::CommandExit;
+    let interrupted = !matches!(info.end_reason, EndReason::CommandExit | EndReason::SamplesEnd);
     if ingested.is_some_and(|ingested| ingested.truncated) && !interrupted {
         return Some(Error::new(
             Exit::SamplesTruncated,

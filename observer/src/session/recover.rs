@@ -121,7 +121,7 @@ fn samples(
     let spec = info.samples_format.as_deref().and_then(|text| text.parse::<SamplesSpec>().ok());
     let Some(spec) = spec else { return Ok(None) };
     let name = match spec.source {
-        SamplesSource::Path(_) => files::LOADGEN_SAMPLES,
+        SamplesSource::Path(_) | SamplesSource::Socket(_) => files::LOADGEN_SAMPLES,
         SamplesSource::CommandOutput | SamplesSource::Stdin => files::LOADGEN_OUT,
     };
     let Some(mut file) = directory.open_raw(name)? else { return Ok(None) };
