@@ -157,14 +157,6 @@ impl Anchors {
         u64::try_from(i128::from(wall.0) - anchor.offset_ns()).ok().map(MonoNanos)
     }
 
-    /// A monotonic time as wall clock, by the last anchor at or before it.
-    #[must_use]
-    pub fn to_wall(&self, time: MonoNanos) -> Option<WallNanos> {
-        let after = self.0.partition_point(|anchor| anchor.monotonic_ns <= time);
-        let anchor = self.0.get(after.saturating_sub(1))?;
-        u64::try_from(i128::from(time.0) + anchor.offset_ns()).ok().map(WallNanos)
-    }
-
     /// Drops every other reading. The first stays, and a step between two that stay is still seen.
     pub fn thin_out(&mut self) {
         let mut index = 0;
@@ -250,7 +242,6 @@ mod tests {
             Some(MonoNanos(500_002_500)),
         );
         assert_eq!(anchors.steps(), 1);
-        assert_eq!(anchors.to_wall(MonoNanos(2_100)), Some(WallNanos(1_500_001_100)));
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub enum Exit {
     DiskFull = 15,
     /// The output directory already exists.
     OutputExists = 16,
+    /// More than a tenth of the requests failed; the run is complete.
+    RequestsFailed = 17,
 }
 
 /// An error for the user: one line, and the exit code.

@@ -100,6 +100,35 @@ fn an_interrupt_ends_it_in_good_order() {
     assert!(errors.contains("interrupted before the end"), "{errors}");
 }
 
+/// The first request that a server gets, up to its empty line, in small letters.
+fn first_request(args: &[&str]) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let mut all = vec![url.as_str(), "--rate", "10", "--duration", "100ms", "--connections", "0"];
+    all.extend(args);
+    let child = start(&all);
+    let (mut stream, _) = listener.accept().unwrap();
+    let lines = BufReader::new(stream.try_clone().unwrap()).lines().map(|line| line.unwrap());
+    let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
+    head.join("\n").to_lowercase()
+}
+
+#[test]
+fn a_request_with_an_empty_body_says_so() {
+    for method in ["POST", "PUT", "PATCH"] {
+        let head = first_request(&["--method", method]);
+        assert_eq!(head.matches("content-length: 0").count(), 1, "{head}");
+    }
+    for method in ["GET", "HEAD", "DELETE"] {
+        let head = first_request(&["--method", method]);
+        assert!(!head.contains("content-length"), "{head}");
+    }
+    let head = first_request(&["--method", "POST", "--header", "Content-Length: 0"]);
+    assert_eq!(head.matches("content-length").count(), 1, "{head}");
+}
+
 #[test]
 fn every_failure_has_its_exit_code_and_one_line() {
     let dir = tempfile::tempdir().unwrap();

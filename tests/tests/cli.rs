@@ -259,6 +259,36 @@ fn samples_on_another_clock_keep_the_run() {
     assert_ne!(summary.verdict.outcome, Outcome::Attributed);
 }
 
+/// A load of 200 requests, with every second row changed by a command of sed.
+fn half_of_the_rows(change: &str) -> String {
+    format!("$LOAD | sed '/\"seq\":[0-9]*[02468],/{change}'")
+}
+
+#[test]
+fn failed_requests_are_said_first_and_have_an_exit_code() {
+    let Some(_guard) = privileged::ready("failed requests") else { return };
+    let bad = Bad::new();
+    let arguments = ["--samples", "observer", "--slow", "50ms"];
+    let finished = bad.run_shell(&arguments, &half_of_the_rows("s/:200/:0/"));
+    finished.assert_code(Exit::RequestsFailed as u8);
+    assert!(finished.stdout.starts_with("REQUESTS FAILED"), "{finished:#?}");
+    let summary = bad.assert_complete();
+    assert_eq!((summary.samples.count, summary.samples.errors), (200, 100), "{summary:#?}");
+    assert_eq!(summary.samples.errors_by_kind["no_answer"], 100);
+    assert_eq!(summary.verdict.reasons[0].code, "requests_failed");
+}
+
+#[test]
+fn a_row_with_an_odd_number_is_counted_once() {
+    let Some(_guard) = privileged::ready("odd rows") else { return };
+    let bad = Bad::new();
+    let script = half_of_the_rows("s/\"latency_ns\":/&-/");
+    bad.run_shell(&["--samples", "observer"], &script).assert_code(0);
+    let samples = bad.assert_complete().samples;
+    assert_eq!((samples.count, samples.errors), (100, 0), "{samples:#?}");
+    assert_eq!(samples.skipped.into_iter().collect::<Vec<_>>(), [("malformed_line".into(), 100)]);
+}
+
 #[test]
 fn a_run_that_cannot_be_read_is_an_error() {
     let directory = directory();

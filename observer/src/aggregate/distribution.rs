@@ -44,16 +44,6 @@ impl Distribution {
         }
     }
 
-    /// One distribution from the parts of all CPUs.
-    #[must_use]
-    pub fn from_parts<'a>(parts: impl IntoIterator<Item = &'a wire::Histogram>) -> Self {
-        let mut whole = Self::default();
-        for part in parts {
-            whole.add(part);
-        }
-        whole
-    }
-
     /// Counts one duration, as the kernel side would.
     pub fn record(&mut self, duration_ns: u64) {
         self.sum_ns = self.sum_ns.saturating_add(duration_ns);
@@ -260,7 +250,9 @@ mod tests {
             part.max_ns = part.max_ns.max(ns);
             part.buckets[wire::bucket_index(ns)] += 1;
         }
-        assert_eq!(Distribution::from_parts([&first, &second]), of([1_000, 9_000]));
+        let mut whole = Distribution::default();
+        [&first, &second].into_iter().for_each(|part| whole.add(part));
+        assert_eq!(whole, of([1_000, 9_000]));
         let mut merged = of([1_000]);
         merged.merge(&of([9_000]));
         assert_eq!(merged, of([1_000, 9_000]));

@@ -149,7 +149,7 @@ fn config(args: &Args) -> Result<Config> {
         return Err(usage("a user name in the URL is not supported: use --header"));
     }
     let host = authority.host();
-    let address = resolve(host, authority.port_u16().unwrap_or(80)).map_err(|error| {
+    let addresses = resolve(host, authority.port_u16().unwrap_or(80)).map_err(|error| {
         Error::new(Exit::Target, format!("{host}: cannot be resolved: {error}"))
     })?;
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
@@ -171,7 +171,7 @@ fn config(args: &Args) -> Result<Config> {
         }
     }
     Ok(Config {
-        address,
+        addresses,
         url: args.url.clone(),
         request: RequestSpec { method: args.method.clone(), path, headers },
         rate_hz: args.rate,
@@ -184,12 +184,13 @@ fn config(args: &Args) -> Result<Config> {
     })
 }
 
-fn resolve(host: &str, port: u16) -> std::io::Result<SocketAddr> {
+fn resolve(host: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    (bare, port)
-        .to_socket_addrs()?
-        .next()
-        .ok_or_else(|| std::io::Error::other("the name has no address"))
+    let addresses: Vec<SocketAddr> = (bare, port).to_socket_addrs()?.collect();
+    if addresses.is_empty() {
+        return Err(std::io::Error::other("the name has no address"));
+    }
+    Ok(addresses)
 }
 
 fn open_output(out: &Output) -> Result<Box<dyn Write + Send>> {
@@ -369,14 +370,14 @@ mod tests {
         let line = "load http://127.0.0.1:8080/a/b?c=d --rate 5 --method PUT --header X-A:1 \
                     --header X-A:2 --header Host:other";
         let config = config(&parse(line).unwrap()).unwrap();
-        assert_eq!(config.address.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.addresses, ["127.0.0.1:8080".parse().unwrap()]);
         assert_eq!(config.request.path.to_string(), "/a/b?c=d");
         assert_eq!(config.request.method, Method::PUT);
         assert_eq!(config.request.headers[HOST], "other");
         let twice: Vec<_> = config.request.headers.get_all("x-a").iter().collect();
         assert_eq!(twice, ["1", "2"]);
         let config = super::config(&parse("load http://[::1]?q --rate 5").unwrap()).unwrap();
-        assert_eq!(config.address.to_string(), "[::1]:80");
+        assert_eq!(config.addresses, ["[::1]:80".parse().unwrap()]);
         assert_eq!(config.request.headers[HOST], "[::1]");
         assert_eq!(config.request.path.to_string(), "/?q");
     }

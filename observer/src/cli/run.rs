@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -31,8 +31,10 @@ Examples:
   observer run --exe /usr/sbin/nginx --wait --duration 30s
       Without a load generator: histograms of all stalls, from the moment nginx starts.
 
-The run ends when COMMAND exits, when the duration is over, when the target has exited, or at ^C. It
-always leaves a complete run directory, which `observer report` prints again.
+The run ends when COMMAND exits, when the duration is over, when the target has exited, or at ^C; without
+COMMAND also when the samples end (with their summary line, or with the stream). If COMMAND still runs
+then, it gets SIGINT, and observer waits for the results that it prints; ^C again ends it. The run always
+leaves a complete run directory, which `observer report` prints again.
 
 Exit codes:
   0   success
@@ -45,14 +47,15 @@ Exit codes:
   8   the samples cannot be read
   9   the samples are empty
   10  the samples have another format
-  11  no sample falls into the run: the samples use another clock
+  11  no sample falls into the run: the samples are older, or use another clock
   13  COMMAND failed
   14  the samples end in the middle of a line
   15  the disk is full
   16  the output directory already exists
+  17  more than a tenth of the requests failed
 
-After codes 9 to 14 the run directory is complete; after 8 too, unless the samples could not be opened
-at the start; after 15 as far as there was space.";
+After codes 9 to 14 and 17 the run directory is complete; after 8 too, unless the samples could not be
+opened at the start; after 15 as far as there was space.";
 
 /// Watch TARGET while COMMAND sends requests, and split the latency of slow requests into causes.
 #[derive(Clone, Debug, clap::Args)]
@@ -103,8 +106,9 @@ pub struct Args {
 fn samples_help() -> String {
     let formats: Vec<&str> = ADAPTERS.iter().map(|adapter| adapter.name).collect();
     format!(
-        "Read samples in this format ({}) from COMMAND's standard output, from the file PATH, or \
-         from standard input (if PATH is -)",
+        "Read samples in this format ({}) from COMMAND's standard output, from the file PATH, from \
+         standard input (if PATH is -), or from a Unix socket that observer makes (if PATH is \
+         unix:SOCKET)",
         formats.join(", ")
     )
 }
@@ -175,7 +179,9 @@ pub fn run(args: &Args) -> Result<()> {
     log::set_progress(Some(bar.clone()));
     let reason = session.follow(&stop, |progress| show(&bar, progress))?;
     bar.set_message("analysing the run");
-    let finished = session::finish(session, reason);
+    // From here on, a signal means that the user does not want to wait for COMMAND.
+    stop.store(false, Ordering::Relaxed);
+    let finished = session::finish(session, reason, &stop);
     log::set_progress(None);
     bar.finish_and_clear();
     let finished = finished?;

@@ -479,3 +479,53 @@ fn empty_and_senseless_input_is_answered() {
     drill.window_ns = 0;
     assert_eq!(drill.analyse().check().verdict.outcome, Outcome::Inconclusive);
 }
+
+#[test]
+fn failed_requests_are_said_before_slowness() {
+    let failing = |slow: SlowSpec, every: usize| {
+        let mut drill = Drill::new(1, 20);
+        drill.slow = slow;
+        drill.plain_load(100);
+        for (index, sample) in drill.samples.iter_mut().step_by(every).enumerate() {
+            sample.ok = false;
+            sample.status = (index % 4 == 0).then_some(503);
+            sample.error = (index % 4 != 0).then(|| "refused: by the host".to_owned());
+        }
+        let analysis = drill.analyse();
+        analysis.check();
+        analysis
+    };
+    for slow in [SlowSpec::Threshold(50 * MS), SlowSpec::default(), SlowSpec::Threshold(1)] {
+        for every in [1, 2, 9] {
+            let analysis = failing(slow, every);
+            assert_eq!(analysis.verdict.outcome, Outcome::Inconclusive, "{slow} {every}");
+            let (first, samples) = (&analysis.verdict.reasons[0], &analysis.samples);
+            assert_eq!(first.code, "requests_failed", "{slow} {every}");
+            let (refused, status) =
+                (samples.errors_by_kind["refused"], samples.errors_by_kind["status_503"]);
+            assert_eq!(refused + status, samples.errors);
+            assert_eq!(samples.errors, samples.count.div_ceil(every as u64));
+            assert!(first.text.contains("refused, ") && first.text.contains(" status_503."));
+            assert_eq!(first.evidence["by_kind"]["refused"], refused);
+        }
+        let analysis = failing(slow, 11);
+        assert_eq!(analysis.verdict.reasons[0].code, "some_failed", "{slow}");
+        assert!(!analysis.verdict.reasons[0].text.contains("before looking"));
+    }
+    let threshold = failing(SlowSpec::Threshold(50 * MS), 11);
+    assert_eq!(threshold.verdict.outcome, Outcome::NoSlowSamples);
+    assert_eq!(threshold.verdict.reasons[1].code, "none_slow");
+}
+
+#[test]
+fn failures_of_ever_new_texts_are_bounded() {
+    let mut drill = Drill::new(1, 20);
+    drill.plain_load(100);
+    for (index, sample) in drill.samples.iter_mut().enumerate() {
+        (sample.ok, sample.status) = (false, None);
+        sample.error = Some(format!("kind_{index}: x"));
+    }
+    let samples = drill.analyse().samples;
+    assert!(samples.errors_by_kind.len() <= 51);
+    assert_eq!(samples.errors_by_kind.values().sum::<u64>(), samples.count);
+}

@@ -1,5 +1,7 @@
 //! Which samples are slow, which are typical, and how much of each was covered by which cause.
 
+use std::collections::BTreeMap;
+
 use hdrhistogram::Histogram;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::index;
@@ -12,6 +14,9 @@ use crate::model::{LatencySummary, Sample, SamplesSummary, SlowSpec};
 /// Samples of one group (slow, typical) whose exposure is measured; of a larger group this many are
 /// drawn. The standard error of a mean over this many is below 1 % of its spread.
 pub(super) const MEASURED: usize = 20_000;
+
+/// Kinds of failed requests that are counted one by one.
+const KINDS_MAX: usize = 50;
 
 /// A sample as attribution sees it: the part served, `[start, end)` since the start of the
 /// window, and how late it was sent. What lies before the actual start is the generator's.
@@ -169,9 +174,17 @@ fn summarise(samples: &[Sample], ranked: &[usize]) -> SamplesSummary {
     let first = used().map(Sample::begin).min().unwrap_or_default();
     let last = used().map(|sample| sample.end).max().unwrap_or_default();
     let span_ns = last.since(first);
+    let mut errors_by_kind = BTreeMap::new();
+    for kind in used().filter_map(Sample::failure) {
+        // Texts may differ in every request.
+        let room = errors_by_kind.len() < KINDS_MAX || errors_by_kind.contains_key(&kind);
+        let kind = if room { kind } else { "other".to_owned() };
+        *errors_by_kind.entry(kind).or_insert(0) += 1;
+    }
     SamplesSummary {
         count: ranked.len() as u64,
-        errors: used().filter(|sample| !sample.ok).count() as u64,
+        errors: errors_by_kind.values().sum(),
+        errors_by_kind,
         rate_hz: if span_ns == 0 { 0.0 } else { ranked.len() as f64 * 1e9 / span_ns as f64 },
         latency_ns: percentiles(used().map(Sample::response_ns)),
         intended_start_known: !ranked.is_empty()

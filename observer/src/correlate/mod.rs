@@ -164,6 +164,7 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
             verdict
         }
     };
+    verdict.reasons.splice(0..0, verdict::failed(&population.summary));
     verdict.reasons.extend(verdict::notes(evidence, &population, &ignored));
     let attribute::Found { causes, episodes, .. } = found;
     Analysis { verdict, causes, ruled_out, samples: population.summary, episodes, ignored }

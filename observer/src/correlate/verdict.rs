@@ -7,7 +7,9 @@ use super::exposure::Population;
 use super::loss::Losses;
 use super::timeline::Timelines;
 use super::{Evidence, Ignored, Unwatched};
-use crate::model::{Cause, CauseSummary, Outcome, Reason, RuledOut, SlowSpec, Stall, Verdict};
+use crate::model::{
+    Cause, CauseSummary, Outcome, Reason, RuledOut, SamplesSummary, SlowSpec, Stall, Verdict,
+};
 use crate::text::{count, duration, percent};
 
 /// Slow samples needed for an answer.
@@ -35,6 +37,8 @@ const MOST_SKIPPED: f64 = 0.01;
 const FOREIGN_CLOCK_NS: u64 = 60_000_000_000;
 /// Failed requests, as a share of all, above which latency is not the problem.
 const MOST_FAILED: f64 = 0.1;
+/// Kinds of failed requests that are named.
+const KINDS_NAMED: usize = 5;
 
 const fn verdict(outcome: Outcome, reasons: Vec<Reason>) -> Verdict {
     Verdict { outcome, top_cause: None, reasons }
@@ -59,6 +63,9 @@ pub(super) fn nothing_to_explain(
         let text = format!("None of the {} samples can be used: none {why}.", count(rows));
         let numbers = json!({"rows": rows, "unreadable": skipped});
         (Outcome::Inconclusive, "samples_unusable", text, numbers)
+    } else if summary.errors as f64 > summary.count as f64 * MOST_FAILED {
+        // `failed` says it.
+        return Some(verdict(Outcome::Inconclusive, Vec::new()));
     } else if skipped as f64 > rows as f64 * MOST_SKIPPED {
         let share = skipped as f64 / rows as f64;
         let text = format!(
@@ -285,15 +292,6 @@ fn quality(evidence: &Evidence<'_>, population: &Population) -> Vec<Reason> {
         let numbers = json!({"share": share, "limit": MOST_OWN_CPU});
         problems.push(Reason::new("observer_cpu", text, numbers));
     }
-    if summary.errors as f64 > summary.count as f64 * MOST_FAILED {
-        let text = format!(
-            "{} of {} requests failed; fix that before looking at latency.",
-            count(summary.errors),
-            count(summary.count)
-        );
-        let numbers = json!({"failed": summary.errors, "count": summary.count});
-        problems.push(Reason::new("requests_failed", text, numbers));
-    }
     problems
 }
 
@@ -312,6 +310,39 @@ fn foreign_clock(evidence: &Evidence<'_>) -> Option<Reason> {
         );
         Reason::new("foreign_clock", text, json!({"stalls": stalls}))
     })
+}
+
+/// The failed requests, if there are any: said before everything else, and alone if there are many.
+pub(super) fn failed(summary: &SamplesSummary) -> Option<Reason> {
+    if summary.errors == 0 {
+        return None;
+    }
+    let share = summary.errors as f64 / summary.count as f64;
+    let mut kinds: Vec<(&String, &u64)> = summary.errors_by_kind.iter().collect();
+    kinds.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let rest: u64 = kinds.iter().skip(KINDS_NAMED).map(|(_, count)| **count).sum();
+    let mut named: Vec<String> =
+        kinds.iter().take(KINDS_NAMED).map(|(kind, n)| format!("{} {kind}", count(**n))).collect();
+    if rest > 0 {
+        named.push(format!("{} of other kinds", count(rest)));
+    }
+    let (code, advice) = if share > MOST_FAILED {
+        ("requests_failed", " Fix that before looking at latency.")
+    } else {
+        ("some_failed", "")
+    };
+    let text = format!(
+        "{} of {} requests failed ({}): {}.{advice}",
+        count(summary.errors),
+        count(summary.count),
+        percent(share),
+        named.join(", ")
+    );
+    let numbers = json!({
+        "failed": summary.errors, "count": summary.count, "by_kind": summary.errors_by_kind,
+        "limit": MOST_FAILED,
+    });
+    Some(Reason::new(code, text, numbers))
 }
 
 /// What was too short to be recorded while thresholds were raised cannot be placed. Should all of

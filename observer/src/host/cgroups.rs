@@ -186,13 +186,6 @@ impl Cgroups {
         cgroup_with(&text, controller)
     }
 
-    /// A process's cgroup in the version 2 hierarchy.
-    #[must_use]
-    pub fn unified_cgroup_of(&self, tgid: Tgid) -> Option<String> {
-        let text = fs::read_to_string(format!("/proc/{}/cgroup", tgid.0)).ok()?;
-        cgroup_with(&text, "")
-    }
-
     /// Memory limit of a cgroup in [`Self::memory`]'s hierarchy, the tightest of its ancestors
     /// included; `None` when there is none.
     #[must_use]

@@ -16,11 +16,13 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
+use hyper::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
 use hyper::{HeaderMap, Method, Request, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::connect::Addresses;
 use crate::clock::MonoNanos;
 
 /// What every request asks for.
@@ -35,6 +37,18 @@ pub struct RequestSpec {
 }
 
 impl RequestSpec {
+    /// A method whose requests have a body by definition says that this one is empty: servers refuse
+    /// it otherwise (411), or wait for a body (RFC 9110, 8.6).
+    pub(super) fn with_length(mut self) -> Self {
+        let has_body = [Method::POST, Method::PUT, Method::PATCH].contains(&self.method);
+        let says_so =
+            [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| self.headers.contains_key(name));
+        if has_body && !says_so {
+            self.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
+        self
+    }
+
     fn request(&self) -> Request<Empty<Bytes>> {
         let mut request = Request::new(Empty::new());
         *request.method_mut() = self.method.clone();
@@ -124,8 +138,8 @@ struct Connection {
 }
 
 impl Connection {
-    async fn open(address: SocketAddr) -> Result<Self, Failure> {
-        let stream = TcpStream::connect(address).await.map_err(Failure::Connect)?;
+    async fn open(addresses: &Addresses) -> Result<Self, Failure> {
+        let stream = addresses.connect().await.map_err(Failure::Connect)?;
         stream.set_nodelay(true).map_err(Failure::Connect)?;
         let (sender, driver) =
             http1::handshake(TokioIo::new(stream)).await.map_err(Failure::Exchange)?;
@@ -177,7 +191,7 @@ impl Connection {
 
 /// Connections kept open between requests.
 pub(super) struct Pool {
-    address: SocketAddr,
+    addresses: Addresses,
     idle: Mutex<Vec<Connection>>,
     open: AtomicUsize,
     max_open: usize,
@@ -186,9 +200,9 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(address: SocketAddr, max_open: usize) -> Self {
+    pub(super) fn new(addresses: Vec<SocketAddr>, max_open: usize) -> Self {
         Self {
-            address,
+            addresses: Addresses::new(addresses),
             idle: Mutex::new(Vec::new()),
             open: AtomicUsize::new(0),
             max_open,
@@ -199,7 +213,7 @@ impl Pool {
     /// Opens one connection ahead of the schedule.
     pub(super) async fn open_ahead(&self) -> Result<(), Failure> {
         let permit = self.permit()?;
-        let connection = Connection::open(self.address).await?;
+        let connection = Connection::open(&self.addresses).await?;
         self.keep(connection);
         permit.keep();
         Ok(())
@@ -244,7 +258,7 @@ impl Pool {
             Some(connection) => (Permit { pool: self, kept: false }, connection),
             None => {
                 let permit = self.permit()?;
-                (permit, Connection::open(self.address).await?)
+                (permit, Connection::open(&self.addresses).await?)
             }
         };
         let status = connection.exchange(spec.request()).await?;

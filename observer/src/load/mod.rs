@@ -13,6 +13,7 @@
 
 mod arrivals;
 mod client;
+mod connect;
 mod output;
 mod write;
 
@@ -48,8 +49,8 @@ use crate::loadgen::observer_load::{
 /// What to send, when and where.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The server.
-    pub address: SocketAddr,
+    /// The server's addresses, in the order of the resolver.
+    pub addresses: Vec<SocketAddr>,
     /// As given, for the header line.
     pub url: String,
     /// The request.
@@ -175,7 +176,7 @@ pub fn generate(
         .enable_all()
         .build()
         .map_err(LoadError::Start)?;
-    let pool = Arc::new(Pool::new(config.address, config.max_connections));
+    let pool = Arc::new(Pool::new(config.addresses.clone(), config.max_connections));
     let ahead_failed = open_ahead(&runtime, &pool, config);
     let start_ns = MonoNanos::now().0 + LEAD_NS;
     let writer = Writer::begin(out, &header(config, start_ns)).map_err(LoadError::Output)?;
@@ -303,7 +304,7 @@ impl Pacer<'_> {
             self.runtime.spawn(async move { drop((rows, snapshot(&counts), MonoNanos::now())) });
         }
         let config = self.config;
-        let spec = Arc::new(config.request.clone());
+        let spec = Arc::new(config.request.clone().with_length());
         let due =
             Schedule::new(config.arrivals, config.rate_hz, nanos(config.duration), config.seed);
         for (seq, offset_ns) in (0u64..).zip(due) {

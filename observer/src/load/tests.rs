@@ -92,7 +92,7 @@ fn config(address: SocketAddr, rate_hz: f64, duration: Duration) -> Config {
     let mut headers = HeaderMap::new();
     headers.insert(HOST, HeaderValue::from_static("localhost"));
     Config {
-        address,
+        addresses: vec![address],
         url: format!("http://{address}/"),
         request: RequestSpec { method: Method::GET, path: Uri::from_static("/"), headers },
         rate_hz,
@@ -186,6 +186,16 @@ fn kept_connections_are_used_again() {
     assert_eq!((report.totals.ok, report.ahead_failed), (100, 0));
     let accepted = server.accepted.load(Ordering::Relaxed);
     assert!((4..20).contains(&accepted), "{accepted}");
+}
+
+#[test]
+fn every_address_of_a_name_is_tried() {
+    let server = Server::start(Manner::Answer);
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut config = config(server.address, 100.0, Duration::from_millis(500));
+    config.addresses = vec![dead, server.address];
+    let (report, _) = run(&config, &Stop::default());
+    assert_eq!((report.totals.ok, report.ahead_failed), (50, 0), "{:?}", report.totals.errors);
 }
 
 #[test]

@@ -23,8 +23,6 @@ pub struct RelAnchor {
     pub spawned: Option<MonoNanos>,
     /// Its first connect(2) (or first send): the best anchor.
     pub first_connect: Option<MonoNanos>,
-    /// The target's first accept(2) after the spawn: good unless another client connected first.
-    pub first_accept: Option<MonoNanos>,
     /// When its end was noticed.
     pub exited: Option<MonoNanos>,
 }
@@ -73,14 +71,18 @@ pub struct Alignment {
     pub uncertainty_ns: u64,
 }
 
-/// Reason for skipping a request that is outside the run.
+/// Reason for skipping a request that is outside the run: behind it, or not completely within it.
 pub const OUTSIDE_RUN: &str = "outside_run";
+
+/// Reason for skipping a request from before the run.
+pub const BEFORE_RUN: &str = "before_run";
+
+/// Reason for skipping a request from before the run that stands in front of another recording's header:
+/// an earlier run left it in the file.
+pub const EARLIER_RECORDING: &str = "earlier_recording";
 
 /// Between hey's own `offset` and its connect(2), and rounding of the offset: both below 0.1 ms.
 const CONNECT_OFF_NS: u64 = 200_000;
-
-/// Between a connection being made and the server's accept(2) of it, when the server is idle.
-const ACCEPT_OFF_NS: u64 = 1_000_000;
 
 /// An anchor this far outside what spawn and exit allow was made by something else.
 const CONTRADICTION_NS: u64 = 2_000_000;
@@ -108,21 +110,79 @@ impl Map<'_> {
     }
 }
 
-/// Converts all rows, drops those outside the window (counted), and sorts by begin.
+/// The generator's clock and the run's.
+pub(super) struct Clocks<'a> {
+    /// Zero of the generator's times.
+    pub(super) kind: ClockKind,
+    pub(super) error: ClockError,
+    pub(super) anchors: &'a Anchors,
+    pub(super) window: Window,
+}
+
+impl Clocks<'_> {
+    /// How far a time that was read on the wall clock may be off.
+    fn wall_uncertainty_ns(&self) -> u64 {
+        let read = self.anchors.0.iter().map(|anchor| anchor.uncertainty_ns).max();
+        let here_ns = read.unwrap_or(0) + WALL_READ_NS + self.anchors.slew_ns();
+        here_ns.saturating_add(self.error.ns())
+    }
+}
+
+/// Drops the rows from before the run, which would mislead whatever is derived from all rows. On a
+/// clock that counts from the generator's start, those are the rows in front of the last header.
+pub(super) fn leave_out_earlier(sink: &mut Sink, clocks: &Clocks<'_>) -> Outside {
+    let mut outside = Outside::default();
+    let window = clocks.window;
+    if clocks.kind == ClockKind::Relative {
+        outside.earlier = sink.earlier as u64;
+        sink.rows.drain(..sink.earlier);
+        return outside;
+    }
+    let (map, uncertainty_ns) = match clocks.kind {
+        ClockKind::Monotonic => (monotonic(&sink.rows, window, &mut Vec::new()), 0),
+        _ => (Map::Wall(clocks.anchors), clocks.wall_uncertainty_ns()),
+    };
+    let earliest = MonoNanos(window.start.0.saturating_sub(uncertainty_ns + sink.precision_ns));
+    let mut index = 0;
+    let (mut kept_earlier, earlier) = (0, sink.earlier);
+    sink.rows.retain(|row| {
+        let in_earlier = index < earlier;
+        index += 1;
+        let begin = map.apply(row.intended_start_ns.unwrap_or(row.start_ns));
+        if begin.is_some_and(|begin| begin >= earliest) {
+            kept_earlier += usize::from(in_earlier);
+            return true;
+        }
+        outside.before(earliest, begin, in_earlier);
+        false
+    });
+    sink.earlier = kept_earlier;
+    if kept_earlier > 0 && sink.earlier_is_cut {
+        sink.unfinished = true;
+        sink.notes.push(
+            "a part of the samples that another one follows has no summary line, or lacks rows"
+                .into(),
+        );
+    }
+    outside
+}
+
+/// Converts all rows, drops those outside the window (counted, with those in `outside`), and sorts by
+/// begin.
 pub(super) fn align(
     mut sink: Sink,
-    (clock, clock_error): (ClockKind, ClockError),
-    anchors: &Anchors,
-    window: Window,
+    clocks: &Clocks<'_>,
     seen: &RelAnchor,
+    mut outside: Outside,
     skipped: &mut BTreeMap<String, u64>,
 ) -> Result<(Vec<Sample>, Alignment, Vec<String>), IngestError> {
+    if sink.rows.is_empty() {
+        return Err(outside.error());
+    }
     let mut notes = std::mem::take(&mut sink.notes);
+    let Clocks { kind: clock, anchors, window, .. } = *clocks;
     let (map, uncertainty_ns) = match clock {
-        ClockKind::Monotonic => {
-            let offset_ns = namespace_offset_ns().unwrap_or(0);
-            (monotonic(&sink.rows, window, offset_ns, &mut notes), 0)
-        }
+        ClockKind::Monotonic => (monotonic(&sink.rows, window, &mut notes), 0),
         ClockKind::WallPerEvent | ClockKind::WallAtStart => {
             if anchors.steps() > 0 {
                 notes.push(format!(
@@ -131,20 +191,18 @@ pub(super) fn align(
                     anchors.steps()
                 ));
             }
-            let read = anchors.0.iter().map(|anchor| anchor.uncertainty_ns).max();
             let map = match (clock, sink.rows.iter().map(|row| row.start_ns).min()) {
                 (ClockKind::WallAtStart, Some(first)) => Map::WallFrom(anchors, WallNanos(first)),
                 _ => Map::Wall(anchors),
             };
-            if clock_error == ClockError::Unknown {
+            if clocks.error == ClockError::Unknown {
                 notes.push(
                     "the samples have wall-clock times and do not say on which host: their clock \
                      may be 5 ms off. Say how much it may be with --clock-error (0 for this host)"
                         .into(),
                 );
             }
-            let here_ns = read.unwrap_or(0) + WALL_READ_NS + anchors.slew_ns();
-            (map, here_ns.saturating_add(clock_error.ns()))
+            (map, clocks.wall_uncertainty_ns())
         }
         ClockKind::Relative => {
             let zero = relative_zero(&sink, seen)?;
@@ -152,30 +210,32 @@ pub(super) fn align(
             (Map::Offset(zero.at), zero.uncertainty_ns)
         }
     };
-    let count = sink.rows.len() as u64;
     let precision_ns = sink.precision_ns;
     let slack = uncertainty_ns + precision_ns;
     let earliest = MonoNanos(window.start.0.saturating_sub(slack));
     let latest = MonoNanos(window.end.0.saturating_add(slack));
-    let mut outside = Outside::default();
     let mut samples: Vec<Sample> = std::mem::take(&mut sink.rows)
         .into_iter()
         .filter_map(|row| {
             let sample = convert(row, &map, precision_ns);
             match sample {
-                Some(sample) if sample.begin() < earliest => outside.before(earliest, &sample),
-                Some(sample) if sample.begin() > latest => outside.after(latest, &sample),
-                Some(sample) => return Some(sample),
-                None => outside.unplaced += 1,
+                Some(sample) if sample.begin() > latest => outside.after(latest, sample.begin()),
+                Some(sample) if sample.begin() >= earliest => return Some(sample),
+                other => outside.before(earliest, other.map(|sample| sample.begin()), false),
             }
             None
         })
         .collect();
     if samples.is_empty() {
-        return Err(IngestError::OtherClock { count, detail: outside.nearest() });
+        return Err(outside.error());
     }
-    if outside.count() > 0 {
-        skipped.insert(OUTSIDE_RUN.into(), outside.count());
+    let kinds = [
+        (EARLIER_RECORDING, outside.earlier),
+        (BEFORE_RUN, outside.before),
+        (OUTSIDE_RUN, outside.after),
+    ];
+    for (reason, count) in kinds.into_iter().filter(|(_, count)| *count > 0) {
+        *skipped.entry(reason.into()).or_default() += count;
     }
     samples.sort_by_key(Sample::begin);
     Ok((samples, Alignment { clock, uncertainty_ns }, notes))
@@ -183,7 +243,11 @@ pub(super) fn align(
 
 /// Rows on the monotonic clock are on the kernel's, or on that of observer's time namespace, in
 /// which a generator that knows nothing of namespaces reads its times.
-fn monotonic<'a>(
+fn monotonic<'a>(rows: &[RawRow], window: Window, notes: &mut Vec<String>) -> Map<'a> {
+    by_offset(rows, window, namespace_offset_ns().unwrap_or(0), notes)
+}
+
+fn by_offset<'a>(
     rows: &[RawRow],
     window: Window,
     offset_ns: i64,
@@ -223,30 +287,41 @@ fn convert(row: RawRow, map: &Map, precision_ns: u64) -> Option<Sample> {
 }
 
 /// Rows outside the window.
-#[derive(Default)]
-struct Outside {
+#[derive(Debug, Default)]
+pub(super) struct Outside {
+    /// Before it, and in front of another recording's header.
+    earlier: u64,
     before: u64,
     after: u64,
-    unplaced: u64,
     least_before_ns: Option<u64>,
     least_after_ns: Option<u64>,
 }
 
 impl Outside {
-    fn before(&mut self, earliest: MonoNanos, sample: &Sample) {
-        self.before += 1;
-        let off = earliest.since(sample.begin());
-        self.least_before_ns = Some(self.least_before_ns.map_or(off, |least| least.min(off)));
+    /// `begin` is `None` for a time before the boot of this host.
+    fn before(&mut self, earliest: MonoNanos, begin: Option<MonoNanos>, in_earlier: bool) {
+        *(if in_earlier { &mut self.earlier } else { &mut self.before }) += 1;
+        if let Some(begin) = begin {
+            let off = earliest.since(begin);
+            self.least_before_ns = Some(self.least_before_ns.map_or(off, |least| least.min(off)));
+        }
     }
 
-    fn after(&mut self, latest: MonoNanos, sample: &Sample) {
+    fn after(&mut self, latest: MonoNanos, begin: MonoNanos) {
         self.after += 1;
-        let off = sample.begin().since(latest);
+        let off = begin.since(latest);
         self.least_after_ns = Some(self.least_after_ns.map_or(off, |least| least.min(off)));
     }
 
-    const fn count(&self) -> u64 {
-        self.before + self.after + self.unplaced
+    /// No sample is left.
+    fn error(&self) -> IngestError {
+        let count = self.earlier + self.before + self.after;
+        let detail = self.nearest();
+        if self.after == 0 {
+            IngestError::BeforeRun { count, detail }
+        } else {
+            IngestError::OtherClock { count, detail }
+        }
     }
 
     fn nearest(&self) -> String {
@@ -258,7 +333,8 @@ impl Outside {
             (_, Some(after)) => {
                 format!("the nearest was sent {:.3} s after it", seconds(after))
             }
-            _ => "their times are before the boot of this host".into(),
+            _ if self.before > 0 => "their times are before the boot of this host".into(),
+            _ => "the last part of the samples has no row".into(),
         }
     }
 }
@@ -273,13 +349,17 @@ struct Zero {
 ///
 /// The generator cannot have begun before it was spawned, and its last answer cannot have come
 /// after it exited: that bounds the zero from both sides. Within the bounds its first connect
-/// says it best, then the target's first
-/// accept, then the middle of what is typical from spawn to zero.
+/// says it best, then the middle of what is typical from spawn to zero. If the generator was run
+/// several times, the connect was another one's, and only the bounds are left.
 fn relative_zero(sink: &Sink, seen: &RelAnchor) -> Result<Zero, IngestError> {
     let time = |at: MonoNanos| i128::from(at.0);
-    let last_end = sink.rows.iter().map(RawRow::end_ns).max().unwrap_or(0);
     let lower = seen.spawned.map(time);
-    let upper = seen.exited.map(|exited| time(exited) - i128::from(last_end));
+    let exited = seen.exited.map(time);
+    // A time that is longer than the generator lived is an odd number, and bounds nothing.
+    let longest = exited.zip(lower).map(|(exited, lower)| exited - lower);
+    let possible = |end: &u64| longest.is_none_or(|longest| i128::from(*end) <= longest);
+    let last_end = sink.rows.iter().map(RawRow::end_ns).filter(possible).max().unwrap_or(0);
+    let upper = exited.map(|exited| exited - i128::from(last_end));
     let allowed = |at: i128| {
         let slack = i128::from(CONTRADICTION_NS);
         lower.is_none_or(|lower| at >= lower - slack)
@@ -289,55 +369,49 @@ fn relative_zero(sink: &Sink, seen: &RelAnchor) -> Result<Zero, IngestError> {
     // The earliest request may have been handed a connection that another one's dial had opened,
     // and then shows no dial of its own: the first connect lies between the two.
     let dial_start = sink.first_dial.map_or(first_start, |dial| dial.start_ns + dial.dns_ns);
-    let dial_end = sink.first_dial.map_or(first_start, |dial| dial.start_ns + dial.dial_ns);
-    let between = |latest: u64| {
-        let half = latest.saturating_sub(first_start) / 2;
-        (i128::from(first_start + half), half + sink.precision_ns)
-    };
-
-    let by_connect = seen.first_connect.map(|connect| {
-        let (offset, off) = between(dial_start);
-        Zero {
-            at: time(connect) - offset,
-            uncertainty_ns: off + CONNECT_OFF_NS,
-            note: "times aligned by the generator's first connect(2)".into(),
+    let several = sink.earlier > 0;
+    let connect = seen.first_connect.filter(|_| !several);
+    if let Some(connect) = connect {
+        let half = dial_start.saturating_sub(first_start) / 2;
+        let at = time(connect) - i128::from(first_start + half);
+        if allowed(at) {
+            return Ok(Zero {
+                at,
+                uncertainty_ns: half + sink.precision_ns + CONNECT_OFF_NS,
+                note: "times aligned by the generator's first connect(2)".into(),
+            });
         }
-    });
-    let by_accept = seen.first_accept.map(|accept| {
-        let (offset, off) = between(dial_end);
-        Zero {
-            at: time(accept) - offset,
-            uncertainty_ns: off + ACCEPT_OFF_NS,
-            note: "times aligned by the target's first accept(2) after the generator's start"
-                .into(),
-        }
-    });
-    let seen_any = by_connect.is_some() || by_accept.is_some();
-    if let Some(zero) = [by_connect, by_accept].into_iter().flatten().find(|zero| allowed(zero.at))
-    {
-        return Ok(zero);
     }
 
     let (Some(lower), Some((least, most))) = (lower, sink.zero_after_spawn_ns) else {
         return Err(IngestError::NoAnchor);
     };
-    let contradicted =
-        if seen_any { " (the observed connection was not the generator's first)" } else { "" };
     let low = lower + i128::from(least);
+    let high = if several { upper } else { Some(lower + i128::from(most)) };
+    let Some(high) = high else { return Err(IngestError::NoAnchor) };
     // The bound by the exit may be tighter than what is typical.
-    let high = (lower + i128::from(most)).min(upper.unwrap_or(i128::MAX)).max(low);
+    let high = high.min(upper.unwrap_or(i128::MAX)).max(low);
     let half = (high - low) / 2;
     let uncertainty_ns = u64::try_from(half).unwrap_or(most) + sink.precision_ns;
-    Ok(Zero {
-        at: low + half,
-        uncertainty_ns,
-        note: format!(
-            "times aligned by the generator's process start plus {:.1} ms, which it typically \
-             needs: the error may be {:.1} ms{contradicted}",
-            (low + half - lower) as f64 / 1e6,
-            uncertainty_ns as f64 / 1e6
-        ),
-    })
+    let error_ms = uncertainty_ns as f64 / 1e6;
+    let after_ms = (low + half - lower) as f64 / 1e6;
+    let note = if several {
+        format!(
+            "there are several outputs of the generator; the times of the last one are aligned by \
+             the start and the end of COMMAND: the error may be {error_ms:.1} ms"
+        )
+    } else {
+        let contradicted = if connect.is_some() {
+            " (the observed connection was not the generator's first)"
+        } else {
+            ""
+        };
+        format!(
+            "times aligned by the generator's process start plus {after_ms:.1} ms, which it \
+             typically needs: the error may be {error_ms:.1} ms{contradicted}"
+        )
+    };
+    Ok(Zero { at: low + half, uncertainty_ns, note })
 }
 
 #[cfg(test)]
@@ -365,7 +439,7 @@ mod tests {
                 seq: None,
             }];
             let mut notes = Vec::new();
-            let map = monotonic(&rows, window, offset_ns, &mut notes);
+            let map = by_offset(&rows, window, offset_ns, &mut notes);
             assert_eq!(map.apply(start_ns), Some(MonoNanos(expected)));
             assert_eq!(notes.len(), usize::from(start_ns != expected), "{notes:?}");
         }

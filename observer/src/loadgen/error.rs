@@ -46,6 +46,17 @@ pub enum IngestError {
         /// Of this host.
         here: String,
     },
+    /// All samples are older than the run.
+    #[error(
+        "no sample is of this run: all {count} were sent before it began ({detail}); start the \
+         generator during the run"
+    )]
+    BeforeRun {
+        /// Samples read.
+        count: u64,
+        /// How far off they are.
+        detail: String,
+    },
     /// No sample is within the run.
     #[error("the samples use another clock: none of {count} is within the run ({detail})")]
     OtherClock {
@@ -77,7 +88,10 @@ impl IngestError {
             Self::Empty | Self::HeaderOnly { .. } => Exit::SamplesEmpty,
             Self::Truncated => Exit::SamplesTruncated,
             Self::WrongFormat { .. } | Self::Version { .. } => Exit::SamplesFormat,
-            Self::OtherBoot { .. } | Self::OtherClock { .. } | Self::NoAnchor => Exit::SamplesClock,
+            Self::OtherBoot { .. }
+            | Self::BeforeRun { .. }
+            | Self::OtherClock { .. }
+            | Self::NoAnchor => Exit::SamplesClock,
             Self::Unreadable(_) => Exit::SamplesUnreadable,
         }
     }

@@ -2,8 +2,8 @@
 //! process start, 0.1 ms resolution, without failed requests.
 
 use super::{
-    Adapter, AdapterInfo, ClockKind, FirstDial, Framing, IngestError, IntendedStart, RawRow, Sink,
-    observer_load::is_success,
+    Adapter, AdapterInfo, ClockKind, FirstDial, Framing, IngestError, IntendedStart, MALFORMED,
+    RawRow, Sink, outcome,
 };
 
 /// The row of this adapter.
@@ -52,8 +52,7 @@ struct Columns {
 
 impl Columns {
     fn of<'a>(names: impl Iterator<Item = &'a str>) -> Option<Self> {
-        let names: Vec<&str> =
-            names.map(|name| name.trim_start_matches('\u{feff}').trim()).collect();
+        let names: Vec<&str> = names.map(str::trim).collect();
         let at = |wanted: &str| names.iter().position(|name| *name == wanted);
         Some(Self {
             latency: at(LATENCY)?,
@@ -88,19 +87,14 @@ impl Hey {
         let latency_ns = time(columns.latency)?;
         let status: u16 = record.get(columns.status)?.parse().ok()?;
         let dial_ns = columns.dial.and_then(time).unwrap_or(0);
-        if dial_ns > 0 && sink.first_dial.is_none_or(|first| start_ns < first.start_ns) {
-            let dns_ns = columns.dns.and_then(time).unwrap_or(0);
-            sink.first_dial = Some(FirstDial { start_ns, dns_ns, dial_ns });
+        let dns_ns = columns.dns.and_then(time).unwrap_or(0);
+        // A dial that took longer than its request is an odd number, and no anchor.
+        let dialled = (1..=latency_ns + PRECISION_NS).contains(&dial_ns) && dns_ns <= dial_ns;
+        if dialled && sink.first_dial.is_none_or(|first| start_ns < first.start_ns) {
+            sink.first_dial = Some(FirstDial { start_ns, dns_ns });
         }
-        Some(RawRow {
-            intended_start_ns: None,
-            start_ns,
-            latency_ns,
-            status: Some(status),
-            error: None,
-            seq: None,
-            ok: is_success(status),
-        })
+        let (status, error, ok) = outcome(Some(status), None);
+        Some(RawRow { intended_start_ns: None, start_ns, latency_ns, status, error, seq: None, ok })
     }
 }
 
@@ -117,13 +111,18 @@ impl Adapter for Hey {
                 Ok(false) => return,
                 Err(_) => sink.skip("not_utf8"),
                 Ok(true) => match self.columns {
-                    Some(columns) => match Self::row(columns, &record, sink) {
-                        Some(row) => sink.push(row),
-                        None => sink.skip("malformed_line"),
-                    },
-                    None => match Columns::of(record.iter()) {
+                    Some(columns) if record.get(columns.latency) != Some(LATENCY) => {
+                        match Self::row(columns, &record, sink) {
+                            Some(row) => sink.push(row),
+                            None => sink.skip(MALFORMED),
+                        }
+                    }
+                    _ => match Columns::of(record.iter()) {
                         Some(columns) => {
+                            // hey was run again, on the same file: the times count from anew.
                             self.columns = Some(columns);
+                            sink.earlier = sink.rows.len();
+                            sink.first_dial = None;
                             sink.structural += 1;
                         }
                         None => {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
 
+use super::align::Clocks;
 use super::framing::Framer;
 use super::{
     ADAPTERS, Adapter, AdapterInfo, Alignment, ClockError, Framing, IngestError, RawRow, RelAnchor,
@@ -67,11 +68,15 @@ pub struct Ingest {
     head: Vec<u8>,
     bytes: u64,
     rest: usize,
+    /// The first record was passed on, and with it what may stand in front of all text.
+    begun: bool,
     live: LiveState,
     clock_error: ClockError,
 }
 
+/// Of the last recording in the stream.
 struct LiveState {
+    from: usize,
     latencies: Option<Histogram<u64>>,
     seen: usize,
     errors: u64,
@@ -80,18 +85,22 @@ struct LiveState {
 }
 
 impl LiveState {
-    fn new() -> Self {
+    fn new(from: usize) -> Self {
         Self {
+            from,
             // Three digits between 1 us and an hour: bounds that cannot be refused.
             latencies: Histogram::new_with_bounds(1_000, LIVE_MAX_NS, 3).ok(),
-            seen: 0,
+            seen: from,
             errors: 0,
             first_start_ns: u64::MAX,
             last_start_ns: 0,
         }
     }
 
-    fn take(&mut self, rows: &[RawRow]) {
+    fn take(&mut self, rows: &[RawRow], earlier: usize) {
+        if earlier != self.from || self.seen > rows.len() {
+            *self = Self::new(earlier);
+        }
         for row in rows.get(self.seen..).unwrap_or_default() {
             self.errors += u64::from(!row.ok);
             self.first_start_ns = self.first_start_ns.min(row.start_ns);
@@ -102,6 +111,16 @@ impl LiveState {
         }
         self.seen = rows.len();
     }
+}
+
+/// Some programs put a byte order mark in front of all text.
+fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text)
+}
+
+/// A block of records, the first one without a byte order mark.
+fn from_begin<'a>(begun: &mut bool, block: &'a [u8]) -> &'a [u8] {
+    if std::mem::replace(begun, true) { block } else { without_mark(block) }
 }
 
 impl Ingest {
@@ -123,7 +142,8 @@ impl Ingest {
             head: Vec::new(),
             bytes: 0,
             rest: 0,
-            live: LiveState::new(),
+            begun: false,
+            live: LiveState::new(0),
             clock_error: ClockError::default(),
         }
     }
@@ -154,16 +174,16 @@ impl Ingest {
         if self.sink.fatal.is_some() {
             return;
         }
-        let Self { framer, adapter, sink, .. } = self;
-        framer.push(chunk, |block| adapter.records(block, sink));
-        self.live.take(&self.sink.rows);
+        let Self { framer, adapter, sink, begun, .. } = self;
+        framer.push(chunk, |block| adapter.records(from_begin(begun, block), sink));
+        self.live.take(&self.sink.rows, self.sink.earlier);
     }
 
     /// Progress so far.
     #[must_use]
     pub fn live(&self) -> Live {
         let span_ns = self.live.last_start_ns.saturating_sub(self.live.first_start_ns);
-        let count = self.live.seen as u64;
+        let count = (self.live.seen - self.live.from) as u64;
         Live {
             count,
             errors: self.live.errors,
@@ -180,14 +200,21 @@ impl Ingest {
         }
     }
 
+    /// How many end marks of the format were read so far.
+    #[must_use]
+    pub fn ends(&self) -> u64 {
+        self.adapter.ends()
+    }
+
     /// Bytes read.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Why nothing that follows can be used, as soon as that is known (the format is another one,
-    /// the clock is of another boot): a session can say so while the generator still runs.
+    /// Why nothing that follows can be used, as soon as that is known (the format is another one): a
+    /// session can say so while the generator still runs. Another clock is known at the end only, because
+    /// a header that can be used may follow.
     #[must_use]
     pub fn failed(&self) -> Option<IngestError> {
         self.sink.fatal.clone().map(|error| self.with_looks_like(error))
@@ -198,7 +225,9 @@ impl Ingest {
             IngestError::WrongFormat { expected, detail, .. } => {
                 let looks_like = ADAPTERS
                     .iter()
-                    .find(|info| info.name != expected && (info.looks_like)(&self.head))
+                    .find(|info| {
+                        info.name != expected && (info.looks_like)(without_mark(&self.head))
+                    })
                     .map(|info| info.name);
                 IngestError::WrongFormat { expected, detail, looks_like }
             }
@@ -219,6 +248,16 @@ impl Ingest {
         seen: &RelAnchor,
     ) -> Result<Ingested, IngestError> {
         self.take_whole_rest();
+        let clock = self.adapter.clock().unwrap_or(self.info.clock);
+        // What the output says of its host is better than what nobody says.
+        let clock_error = match self.clock_error {
+            ClockError::Unknown if self.sink.same_host => ClockError::SameHost,
+            other => other,
+        };
+        let clocks = Clocks { kind: clock, error: clock_error, anchors, window };
+        let any = !self.sink.rows.is_empty();
+        let earlier = align::leave_out_earlier(&mut self.sink, &clocks);
+        self.sink.too_long = self.framer.too_long;
         if self.sink.fatal.is_none() {
             self.adapter.finish(&mut self.sink);
         }
@@ -229,7 +268,7 @@ impl Ingest {
             return Err(IngestError::Empty);
         }
         let cut = self.framer.is_discarding() || self.rest > 0;
-        if self.sink.rows.is_empty() {
+        if !any {
             return Err(self.no_rows(cut));
         }
         if cut {
@@ -240,16 +279,10 @@ impl Ingest {
             ));
             self.sink.skip("truncated_record");
         }
-        let clock = self.adapter.clock().unwrap_or(self.info.clock);
-        // What the output says of its host is better than what nobody says.
-        let clock_error = match self.clock_error {
-            ClockError::Unknown if self.sink.same_host => ClockError::SameHost,
-            other => other,
-        };
         let truncated = cut || self.sink.unfinished;
         let mut skipped = self.skipped();
         let (samples, alignment, notes) =
-            align::align(self.sink, (clock, clock_error), anchors, window, seen, &mut skipped)?;
+            align::align(self.sink, &clocks, seen, earlier, &mut skipped)?;
         Ok(Ingested {
             intended_start_known: samples.iter().all(|sample| sample.intended_start.is_some()),
             samples,
@@ -266,10 +299,11 @@ impl Ingest {
     /// record may go on, so it is not.
     fn take_whole_rest(&mut self) {
         let rest = self.framer.take_rest();
-        let closed = serde_json::from_slice::<serde::de::IgnoredAny>(&rest).is_ok();
+        let rest = from_begin(&mut self.begun, &rest);
+        let closed = serde_json::from_slice::<serde::de::IgnoredAny>(rest).is_ok();
         if rest.trim_ascii().is_empty() || (self.info.framing == Framing::Lines && closed) {
             if self.sink.fatal.is_none() {
-                self.adapter.records(&rest, &mut self.sink);
+                self.adapter.records(rest, &mut self.sink);
             }
         } else {
             self.rest = rest.len();
@@ -286,7 +320,9 @@ impl Ingest {
     }
 
     fn no_rows(&self, cut: bool) -> IngestError {
-        let skipped: u64 = self.skipped().values().sum();
+        let mut skipped = self.skipped();
+        skipped.remove(align::EARLIER_RECORDING);
+        let skipped: u64 = skipped.values().sum();
         if skipped > 0 {
             return self.with_looks_like(IngestError::WrongFormat {
                 expected: self.info.name,

@@ -22,15 +22,19 @@ mod vegeta_csv;
 mod vegeta_json;
 
 #[cfg(test)]
+mod rows_tests;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 
-pub use align::{Alignment, ClockError, OUTSIDE_RUN, RelAnchor, Window};
+pub use align::{
+    Alignment, BEFORE_RUN, ClockError, EARLIER_RECORDING, OUTSIDE_RUN, RelAnchor, Window,
+};
 pub use error::IngestError;
 pub use framing::{Framing, MAX_RECORD_BYTES};
 pub use ingest::{Ingest, Ingested, Live, MAX_SAMPLES};
-pub use source::SamplesFile;
+pub use source::{MOST_BYTES, SamplesFile};
 pub use spec::{SamplesSource, SamplesSpec};
 
 /// Every adapter, in the order in which the help lists them.
@@ -125,6 +129,11 @@ pub trait Adapter: Send {
     fn clock(&self) -> Option<ClockKind> {
         None
     }
+
+    /// How many end marks of the format were read so far.
+    fn ends(&self) -> u64 {
+        0
+    }
 }
 
 /// One request on the generator's clock. All times are nanoseconds on that clock.
@@ -146,6 +155,9 @@ pub struct RawRow {
     pub ok: bool,
 }
 
+/// Reason for skipping a record that cannot be read.
+const MALFORMED: &str = "malformed_line";
+
 /// Longest error text kept for one row: every failed request repeats it, and some generators include
 /// the whole answer.
 pub const MAX_ERROR_BYTES: usize = 256;
@@ -164,20 +176,34 @@ impl RawRow {
     }
 }
 
+/// What a row's status and error text mean, for every format: status, error, and whether the request
+/// succeeded. A status of 0 is a request without an answer; an empty text is no error.
+fn outcome(status: Option<u16>, error: Option<String>) -> (Option<u16>, Option<String>, bool) {
+    let error = error.filter(|error| !error.trim_ascii().is_empty());
+    let ok = error.is_none() && status.is_none_or(observer_load::is_success);
+    (status.filter(|status| *status != 0), error, ok)
+}
+
 /// Receives what an adapter reads.
 #[derive(Debug, Default)]
 pub struct Sink {
     /// Rows, in the order they came.
     pub rows: Vec<RawRow>,
+    /// So many of them, the first ones, stand in front of a later header.
+    pub earlier: usize,
+    /// One of the recordings that those belong to has no end mark, or lacks rows.
+    pub earlier_is_cut: bool,
     /// Records that did not become rows, by reason.
     pub skipped: BTreeMap<&'static str, u64>,
     /// Notes about the samples for the user, one sentence each.
     pub notes: Vec<String>,
+    /// Records that were too long, and are counted elsewhere.
+    pub too_long: u64,
     /// The end mark of the format is missing, so rows may be missing.
     pub unfinished: bool,
     /// Resolution of the times; 1 unless the adapter sets it.
     pub precision_ns: u64,
-    /// A relative clock: offset and dial time of the first request that opened a connection.
+    /// A relative clock: the first request that opened a connection.
     pub first_dial: Option<FirstDial>,
     /// A relative clock: the shortest and longest time from the start of the process to its zero.
     pub zero_after_spawn_ns: Option<(u64, u64)>,
@@ -201,8 +227,6 @@ pub struct FirstDial {
     pub start_ns: u64,
     /// Name resolution, before the connection attempt.
     pub dns_ns: u64,
-    /// Name resolution and connecting together.
-    pub dial_ns: u64,
 }
 
 impl Sink {
@@ -210,8 +234,13 @@ impl Sink {
         Self { precision_ns: 1, boot_id: crate::host::system::boot_id(), ..Self::default() }
     }
 
-    /// Takes a row; beyond [`MAX_SAMPLES`] it is only counted.
+    /// Takes a row; beyond [`MAX_SAMPLES`] it is only counted. A row whose times exceed the clock is
+    /// as malformed as one whose numbers cannot be read.
     pub fn push(&mut self, mut row: RawRow) {
+        if row.start_ns.checked_add(row.latency_ns).is_none() {
+            self.skip(MALFORMED);
+            return;
+        }
         if self.rows.len() >= MAX_SAMPLES {
             self.skip("beyond_sample_cap");
             return;
@@ -228,6 +257,13 @@ impl Sink {
 
     /// Counts a record that does not become a row.
     pub fn skip(&mut self, reason: &'static str) {
-        *self.skipped.entry(reason).or_default() += 1;
+        self.skip_many(reason, 1);
+    }
+
+    /// Counts several of them.
+    pub fn skip_many(&mut self, reason: &'static str, count: u64) {
+        if count > 0 {
+            *self.skipped.entry(reason).or_default() += count;
+        }
     }
 }

@@ -4,7 +4,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Adapter, AdapterInfo, ClockKind, Framing, IngestError, IntendedStart, RawRow, Sink};
+use super::{
+    Adapter, AdapterInfo, ClockKind, EARLIER_RECORDING, Framing, IngestError, IntendedStart,
+    MALFORMED, RawRow, Sink, outcome,
+};
 
 /// The row of this adapter.
 pub static INFO: AdapterInfo = AdapterInfo {
@@ -150,82 +153,136 @@ fn looks_like(head: &[u8]) -> bool {
 }
 
 /// The adapter.
+///
+/// A stream may hold several recordings, each with a header: a file that an earlier run left, to which
+/// this run's generator appends, or the output of two generators that ran one after the other.
 #[derive(Debug, Default)]
 struct ObserverLoad {
-    header: Option<Header>,
-    end: Option<EndSummary>,
+    /// Since the last header.
+    recording: Option<Recording>,
+    /// Clock of the rows that are kept.
+    clock: Option<ClockName>,
+    /// Lines that belong to no header that can be used: in front of the first one, or behind one that
+    /// names another clock or version.
+    stray: u64,
+    /// Why such a header cannot be used.
+    refused: Option<IngestError>,
+    ends: u64,
+}
+
+/// What follows one header.
+#[derive(Debug)]
+struct Recording {
+    usable: bool,
+    /// Lines at the place of rows, readable or not: each is counted once.
     rows: u64,
-    foreign: bool,
+    end: Option<EndSummary>,
+}
+
+impl Recording {
+    /// Rows that its summary line counts and that were not there.
+    fn missing(&self, too_long: u64) -> u64 {
+        let sent = self.end.as_ref().map_or(0, |end| end.sent);
+        sent.saturating_sub(self.rows).saturating_sub(too_long)
+    }
+
+    const fn is_open(&self) -> bool {
+        self.usable && self.end.is_none()
+    }
+}
+
+fn wrong(detail: String) -> IngestError {
+    IngestError::WrongFormat { expected: INFO.name, detail, looks_like: None }
+}
+
+/// Why the rows behind a header cannot be used.
+fn refusal(header: &Header, here: Option<&str>) -> Option<IngestError> {
+    if header.format != FORMAT {
+        Some(wrong(format!("the header says format {:?}", header.format)))
+    } else if header.version != VERSION {
+        Some(IngestError::Version { found: header.version, known: VERSION })
+    } else if header.unit != UNIT {
+        Some(wrong(format!("the unit is {:?}; only {UNIT:?} is supported", header.unit)))
+    } else if header.clock == ClockName::Realtime {
+        None
+    } else {
+        match (&header.boot_id, here) {
+            (None, _) => Some(wrong("clock \"monotonic\" needs a boot_id".into())),
+            (Some(found), Some(here)) if found != here => {
+                Some(IngestError::OtherBoot { found: found.clone(), here: here.to_owned() })
+            }
+            _ => None,
+        }
+    }
 }
 
 impl ObserverLoad {
     fn line(&mut self, line: &[u8], sink: &mut Sink) {
-        if self.header.is_none() {
-            self.first(line, sink);
-        } else if self.foreign {
-            sink.skip("after_second_header");
-        } else if self.end.is_some() {
-            sink.skip("after_summary");
-        } else if let Ok(row) = serde_json::from_slice::<Row>(line) {
-            self.rows += 1;
-            let status = row.status.filter(|status| *status != 0);
-            let ok = row.error.is_none() && status.is_none_or(is_success);
-            sink.push(RawRow {
-                intended_start_ns: row.intended_start_ns,
-                start_ns: row.start_ns,
-                latency_ns: row.latency_ns,
-                status,
-                error: row.error,
-                seq: row.seq,
-                ok,
-            });
+        if let Ok(row) = serde_json::from_slice::<Row>(line) {
+            if let Some(recording) = self.open(sink) {
+                recording.rows += 1;
+                let (status, error, ok) = outcome(row.status, row.error);
+                sink.push(RawRow {
+                    intended_start_ns: row.intended_start_ns,
+                    start_ns: row.start_ns,
+                    latency_ns: row.latency_ns,
+                    status,
+                    error,
+                    seq: row.seq,
+                    ok,
+                });
+            }
+        } else if let Ok(header) = serde_json::from_slice::<Header>(line) {
+            self.begin(&header, sink);
         } else if let Ok(end) = serde_json::from_slice::<EndLine>(line) {
-            sink.structural += 1;
-            self.end = Some(end.summary);
-        } else if serde_json::from_slice::<Header>(line).is_ok() {
-            // Two concatenated outputs may be on two clocks.
-            sink.skip("second_header");
-            self.foreign = true;
-        } else {
-            sink.skip("malformed_line");
+            if let Some(recording) = self.open(sink) {
+                recording.end = Some(end.summary);
+                sink.structural += 1;
+                self.ends += 1;
+            }
+        } else if self.recording.is_none() && self.stray == 0 {
+            sink.fatal = Some(wrong("the first line is not a header".into()));
+        } else if let Some(recording) = self.open(sink) {
+            recording.rows += 1;
+            sink.skip(MALFORMED);
         }
     }
 
-    fn first(&mut self, line: &[u8], sink: &mut Sink) {
-        let wrong = |detail: String| IngestError::WrongFormat {
-            expected: INFO.name,
-            detail,
-            looks_like: None,
-        };
-        let header = match serde_json::from_slice::<Header>(line) {
-            Ok(header) if header.format == FORMAT => header,
-            Ok(header) => {
-                sink.fatal = Some(wrong(format!("the header says format {:?}", header.format)));
-                return;
+    /// The recording that a line belongs to; a line that belongs to none is counted.
+    fn open(&mut self, sink: &mut Sink) -> Option<&mut Recording> {
+        match self.recording.as_mut().filter(|recording| recording.usable) {
+            None => {
+                self.stray += 1;
+                None
             }
-            Err(_) => {
-                sink.fatal = Some(wrong("the first line is not a header".into()));
-                return;
+            Some(recording) if recording.end.is_some() => {
+                sink.skip("after_summary");
+                None
             }
-        };
-        sink.same_host = header.boot_id.is_some() && header.boot_id == sink.boot_id;
-        sink.fatal = if header.version != VERSION {
-            Some(IngestError::Version { found: header.version, known: VERSION })
-        } else if header.unit != UNIT {
-            Some(wrong(format!("the unit is {:?}; only {UNIT:?} is supported", header.unit)))
-        } else if header.clock == ClockName::Monotonic {
-            match (&header.boot_id, sink.boot_id.clone()) {
-                (None, _) => Some(wrong("clock \"monotonic\" needs a boot_id".into())),
-                (Some(found), Some(here)) if *found != here => {
-                    Some(IngestError::OtherBoot { found: found.clone(), here })
-                }
-                _ => None,
-            }
-        } else {
-            None
-        };
+            open => open,
+        }
+    }
+
+    fn begin(&mut self, header: &Header, sink: &mut Sink) {
         sink.structural += 1;
-        self.header = Some(header);
+        if let Some(earlier) = self.recording.take().filter(|earlier| earlier.usable) {
+            sink.earlier_is_cut |= earlier.is_open() || earlier.missing(0) > 0;
+        }
+        sink.same_host = header.boot_id.is_some() && header.boot_id == sink.boot_id;
+        let refused = refusal(header, sink.boot_id.as_deref());
+        let usable = refused.is_none();
+        if usable {
+            // Without a clock of this host, nothing says that they are of this run.
+            sink.skip_many(EARLIER_RECORDING, std::mem::take(&mut self.stray));
+            if self.clock.is_some_and(|clock| clock != header.clock) {
+                sink.skip_many("unusable_recording", sink.rows.len() as u64);
+                sink.rows.clear();
+            }
+            sink.earlier = sink.rows.len();
+            self.clock = Some(header.clock);
+        }
+        self.refused = refused;
+        self.recording = Some(Recording { usable, rows: 0, end: None });
     }
 }
 
@@ -244,40 +301,46 @@ impl Adapter for ObserverLoad {
 
     fn finish(&mut self, sink: &mut Sink) {
         sink.empty_hint = "the generator ended before its first request";
-        if self.header.is_none() || sink.fatal.is_some() {
+        if self.clock.is_none() {
+            let headless = || wrong("the first line is not a header".into());
+            if self.refused.is_some() || self.stray > 0 {
+                sink.fatal = Some(self.refused.take().unwrap_or_else(headless));
+            }
             return;
         }
-        match &self.end {
-            None => {
-                sink.unfinished = true;
-                sink.notes.push(
-                    "the samples have no summary line: the generator did not end normally, and rows \
-                     may be missing"
-                        .into(),
-                );
-            }
-            Some(end) => {
-                let missing = end.sent.saturating_sub(self.rows);
-                if missing > 0 {
-                    sink.skipped.insert("missing_by_summary", missing);
-                    sink.unfinished = true;
-                }
-                if end.rows_lost > 0 {
-                    sink.skipped.insert("lost_by_generator", end.rows_lost);
-                }
-                if end.interrupted {
-                    sink.notes.push(
-                        "the generator was interrupted before the end of its schedule".into(),
-                    );
-                }
-            }
+        if let Some(error) = &self.refused {
+            sink.notes.push(format!("the last part of the samples cannot be used: {error}"));
+            sink.skip_many("unusable_recording", self.stray);
+        }
+        let Some(recording) = self.recording.as_ref().filter(|recording| recording.usable) else {
+            return;
+        };
+        let Some(end) = &recording.end else {
+            sink.unfinished = true;
+            sink.notes.push(
+                "the samples have no summary line: the generator did not end normally, and rows \
+                 may be missing"
+                    .into(),
+            );
+            return;
+        };
+        let missing = recording.missing(sink.too_long);
+        sink.skip_many("missing_by_summary", missing);
+        sink.unfinished |= missing > 0;
+        sink.skip_many("lost_by_generator", end.rows_lost);
+        if end.interrupted {
+            sink.notes.push("the generator was interrupted before the end of its schedule".into());
         }
     }
 
     fn clock(&self) -> Option<ClockKind> {
-        self.header.as_ref().map(|header| match header.clock {
+        self.clock.map(|clock| match clock {
             ClockName::Monotonic => ClockKind::Monotonic,
             ClockName::Realtime => ClockKind::WallPerEvent,
         })
+    }
+
+    fn ends(&self) -> u64 {
+        self.ends
     }
 }

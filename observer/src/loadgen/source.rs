@@ -11,8 +11,8 @@ use super::{Ingest, IngestError};
 const READ_BYTES: usize = 64 << 10;
 
 /// [`SamplesFile::read`] returns after about this much, so that a session with a huge file stays
-/// responsive.
-const MOST_BYTES: u64 = 16 << 20;
+/// responsive. After less, everything that was there has been read.
+pub const MOST_BYTES: u64 = 16 << 20;
 
 /// A file or FIFO that is followed.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ struct Opened {
     fifo: bool,
     inode: u64,
     position: u64,
+    /// A FIFO whose writers have all closed it again.
+    closed: bool,
 }
 
 impl SamplesFile {
@@ -68,7 +70,7 @@ impl SamplesFile {
         if !fifo && !meta.is_file() {
             return Err(self.unreadable("it is neither a file nor a FIFO"));
         }
-        self.opened = Some(Opened { file, fifo, inode: meta.ino(), position: 0 });
+        self.opened = Some(Opened { file, fifo, inode: meta.ino(), position: 0, closed: false });
         Ok(())
     }
 
@@ -76,6 +78,18 @@ impl SamplesFile {
     #[must_use]
     pub const fn exists(&self) -> bool {
         self.opened.is_some()
+    }
+
+    /// Whether nothing more comes, because every writer of a FIFO has closed it.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.opened.as_ref().is_some_and(|opened| opened.closed)
+    }
+
+    /// Whether it is a FIFO, which holds nothing that an earlier run left.
+    #[must_use]
+    pub fn is_fifo(&self) -> bool {
+        self.opened.as_ref().is_some_and(|opened| opened.fifo)
     }
 
     /// Feeds what has been written since; returns how many bytes. 0 is nothing new, not the end:
@@ -104,7 +118,10 @@ impl SamplesFile {
         let mut total = 0;
         while total < MOST_BYTES {
             match opened.file.read(&mut buffer) {
-                Ok(0) => break,
+                Ok(0) => {
+                    opened.closed = opened.fifo && opened.position > 0;
+                    break;
+                }
                 Ok(count) => {
                     ingest.feed(&buffer[..count]);
                     if let Some(copy) = &mut self.copy {
@@ -216,6 +233,10 @@ mod tests {
         source.read(&mut ingest).unwrap();
         assert_eq!(source.read(&mut ingest), Ok(0));
         assert_eq!(ingest.live().count, 1);
+        assert!(source.is_fifo() && !source.is_closed());
+        drop(writer);
+        assert_eq!(source.read(&mut ingest), Ok(0));
+        assert!(source.is_closed());
     }
 
     #[test]

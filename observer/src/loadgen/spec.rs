@@ -14,6 +14,8 @@ pub enum SamplesSource {
     Stdin,
     /// A file that exists or that COMMAND will create, or a FIFO.
     Path(PathBuf),
+    /// A Unix socket that observer makes, and to which the generator connects.
+    Socket(PathBuf),
 }
 
 /// `--samples`, parsed.
@@ -39,9 +41,12 @@ impl FromStr for SamplesSpec {
         })?;
         let source = match path {
             None => SamplesSource::CommandOutput,
-            Some("") => return Err(format!("{name}: needs a path after the colon")),
+            Some("" | "unix:") => return Err(format!("{name}: needs a path after the colon")),
             Some("-") => SamplesSource::Stdin,
-            Some(path) => SamplesSource::Path(PathBuf::from(path)),
+            Some(path) => match path.strip_prefix("unix:") {
+                Some(path) => SamplesSource::Socket(PathBuf::from(path)),
+                None => SamplesSource::Path(PathBuf::from(path)),
+            },
         };
         Ok(Self { adapter, source })
     }
@@ -53,6 +58,9 @@ impl std::fmt::Display for SamplesSpec {
             SamplesSource::CommandOutput => f.write_str(self.adapter.name),
             SamplesSource::Stdin => write!(f, "{}:-", self.adapter.name),
             SamplesSource::Path(path) => write!(f, "{}:{}", self.adapter.name, path.display()),
+            SamplesSource::Socket(path) => {
+                write!(f, "{}:unix:{}", self.adapter.name, path.display())
+            }
         }
     }
 }
@@ -71,6 +79,9 @@ mod tests {
         assert_eq!(spec.adapter.name, "vegeta-csv");
         assert_eq!(spec.source, SamplesSource::Path("/tmp/a:b.csv".into()));
         assert_eq!(spec.to_string(), "vegeta-csv:/tmp/a:b.csv");
+        let spec = parse("observer-load:unix:/run/s").unwrap();
+        assert_eq!(spec.source, SamplesSource::Socket("/run/s".into()));
+        assert_eq!(spec.to_string(), "observer-load:unix:/run/s");
     }
 
     #[test]
@@ -78,5 +89,6 @@ mod tests {
         let unknown = "jmeter".parse::<SamplesSpec>().unwrap_err();
         assert!(unknown.contains("vegeta-json"), "{unknown}");
         assert!("hey:".parse::<SamplesSpec>().is_err());
+        assert!("observer:unix:".parse::<SamplesSpec>().is_err());
     }
 }

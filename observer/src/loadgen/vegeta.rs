@@ -2,10 +2,14 @@
 //! once and monotonic from there, the start when a worker picked the request up, no intended
 //! start, and one fake row when `-lazy` targets run out.
 
-use super::{RawRow, Sink, intended_start, observer_load::is_success};
+use super::{MALFORMED, RawRow, Sink, intended_start, outcome};
 
 /// Error text of the row that stands for no request.
 const NO_TARGETS: &str = "no targets to attack";
+
+/// No attack has so many requests: a number from here on is an odd one, and would hide the rate of the
+/// others.
+const MOST_SEQ: u64 = 1 << 53;
 
 /// One result, however it was encoded.
 #[derive(Clone, Debug)]
@@ -22,14 +26,19 @@ pub(super) fn push(hit: Hit, sink: &mut Sink) {
         sink.skip("no_targets");
         return;
     }
+    if hit.seq >= MOST_SEQ {
+        sink.skip(MALFORMED);
+        return;
+    }
+    let (status, error, ok) = outcome(Some(hit.code), Some(hit.error));
     sink.push(RawRow {
         intended_start_ns: None,
         start_ns: hit.start_ns,
         latency_ns: hit.latency_ns,
-        status: (hit.code != 0).then_some(hit.code),
-        ok: is_success(hit.code) && hit.error.is_empty(),
-        error: (!hit.error.is_empty()).then_some(hit.error),
+        status,
+        error,
         seq: Some(hit.seq),
+        ok,
     });
 }
 

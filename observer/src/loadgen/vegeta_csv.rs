@@ -1,7 +1,7 @@
 //! `vegeta attack | vegeta encode -to csv`: twelve columns, no header, live.
 
 use super::vegeta::{self, Hit};
-use super::{Adapter, AdapterInfo, ClockKind, Framing, IntendedStart, Sink};
+use super::{Adapter, AdapterInfo, ClockKind, Framing, IntendedStart, MALFORMED, Sink};
 
 /// The row of this adapter.
 pub(super) static INFO: AdapterInfo = AdapterInfo {
@@ -61,7 +61,7 @@ impl Adapter for VegetaCsv {
         while let Ok(true) = reader.read_byte_record(&mut record) {
             match hit(&record) {
                 Some(hit) => vegeta::push(hit, sink),
-                None => sink.skip("malformed_line"),
+                None => sink.skip(MALFORMED),
             }
         }
     }

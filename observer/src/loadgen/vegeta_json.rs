@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::vegeta::{self, Hit};
-use super::{Adapter, AdapterInfo, ClockKind, Framing, IntendedStart, Sink};
+use super::{Adapter, AdapterInfo, ClockKind, Framing, IntendedStart, MALFORMED, Sink};
 
 /// The row of this adapter.
 pub(super) static INFO: AdapterInfo = AdapterInfo {
@@ -26,7 +26,8 @@ struct Line {
     code: u16,
     timestamp: String,
     latency: u64,
-    error: String,
+    #[serde(default)]
+    error: Option<String>,
 }
 
 impl Line {
@@ -37,7 +38,7 @@ impl Line {
             latency_ns: self.latency,
             code: self.code,
             seq: self.seq,
-            error: self.error,
+            error: self.error.unwrap_or_default(),
         })
     }
 }
@@ -60,7 +61,7 @@ impl Adapter for VegetaJson {
             }
             match serde_json::from_slice::<Line>(line).ok().and_then(Line::hit) {
                 Some(hit) => vegeta::push(hit, sink),
-                None => sink.skip("malformed_line"),
+                None => sink.skip(MALFORMED),
             }
         }
     }

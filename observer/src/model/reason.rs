@@ -40,6 +40,7 @@ pub static REASON_CODES: &[(&str, &str)] = &[
     ("clock_inexact", "the samples' times are not exact enough"),
     ("observer_cpu", "observer itself used too much CPU time"),
     ("requests_failed", "so many requests failed that latency is not the problem"),
+    ("some_failed", "some requests failed, too few of them to be the problem"),
     ("intended_start_unknown", "latencies are open to coordinated omission"),
     ("stalls_left_out", "stalls of no length"),
     ("stalls_missing", "the trace could not be read back"),

@@ -55,6 +55,8 @@ pub enum EndReason {
     Duration,
     /// The target exited.
     TargetExit,
+    /// The samples ended, and there was no COMMAND.
+    SamplesEnd,
     /// SIGINT or SIGTERM.
     Interrupted,
     /// The run has not ended (or ended without saying so: a crash).

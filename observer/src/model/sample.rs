@@ -43,12 +43,38 @@ impl Sample {
         end.min(self.end).since(start.max(self.begin()))
     }
 
+    /// What kind of failure it is, as failures are counted; `None` for a success. Generators write
+    /// `kind: detail` or `what was tried: what went wrong`.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        if self.ok {
+            return None;
+        }
+        let is_word = |text: &str| {
+            !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        };
+        Some(match (self.status, self.error.as_deref()) {
+            (Some(status), error) if error.is_none() || !(200..400).contains(&status) => {
+                format!("status_{status}")
+            }
+            (_, Some(error)) => {
+                let kind = error.split(": ").next().filter(|kind| is_word(kind));
+                let kind = kind.or_else(|| error.rsplit(": ").next()).unwrap_or(error);
+                crate::text::clean(kind, KIND_LENGTH)
+            }
+            _ => "no_answer".to_owned(),
+        })
+    }
+
     /// How late the generator sent it; 0 when the intended start is unknown.
     #[must_use]
     pub fn lateness_ns(&self) -> u64 {
         self.start.since(self.begin())
     }
 }
+
+/// Longest name of a kind of failure.
+const KIND_LENGTH: usize = 60;
 
 /// Which samples are slow.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -76,6 +102,39 @@ impl std::fmt::Display for SlowSpec {
             }
             Self::Threshold(ns) if ns % 1_000_000 == 0 => write!(f, "{}ms", ns / 1_000_000),
             Self::Threshold(ns) => write!(f, "{}us", *ns as f64 / 1e3),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_counted_by_its_kind() {
+        let kind = |ok: bool, status: Option<u16>, error: Option<&str>| {
+            let (start, end) = (MonoNanos(1), MonoNanos(2));
+            let error = error.map(str::to_owned);
+            let intended_start = None;
+            Sample { intended_start, start, end, precision_ns: 1, status, ok, error, seq: None }
+                .failure()
+        };
+        assert_eq!(kind(true, Some(200), None), None);
+        assert_eq!(kind(false, None, None).as_deref(), Some("no_answer"));
+        for (status, error, wanted) in [
+            (Some(503), None, "status_503"),
+            (Some(503), Some("503 Service Unavailable"), "status_503"),
+            (Some(200), Some("not_http: no length"), "not_http"),
+            (None, Some("refused: connect: Connection refused (os error 111)"), "refused"),
+            (
+                None,
+                Some("Get \"http://127.0.0.1:1/\": dial tcp 127.0.0.1:1: connection refused"),
+                "connection refused",
+            ),
+            (None, Some("EOF"), "EOF"),
+            (None, Some("a\u{1b}[31m"), "a?[31m"),
+        ] {
+            assert_eq!(kind(false, status, error).as_deref(), Some(wanted), "{error:?}");
         }
     }
 }

@@ -76,6 +76,10 @@ pub struct SamplesSummary {
     pub count: u64,
     /// Of these, failed requests.
     pub errors: u64,
+    /// The failed requests by kind: `status_503`, the kind or text of the generator's error, or
+    /// `no_answer`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub errors_by_kind: BTreeMap<String, u64>,
     /// Samples per second, from the first to the last sample.
     pub rate_hz: f64,
     /// Response times from the intended start where known.

@@ -194,6 +194,10 @@ impl Answer {
             Outcome::Unexplained => {
                 format!("No watched cause accounts for the extra latency of {}.", slow())
             }
+            Outcome::Inconclusive if requests_failed(summary) => format!(
+                "{} of the requests failed, so that their latency says little about the service.",
+                text::percent(samples.errors as f64 / samples.count.max(1) as f64)
+            ),
             Outcome::Inconclusive => {
                 "This run is inconclusive: the evidence does not allow an answer.".to_owned()
             }
@@ -233,6 +237,7 @@ impl Answer {
             (Outcome::Attributed, Some(cause)) => format!("attributed to {}", cause.name()),
             (Outcome::NoSlowSamples, _) if summary.samples.count == 0 => "no samples".to_owned(),
             (Outcome::NoSlowSamples, _) => "no latency problem found".to_owned(),
+            (Outcome::Inconclusive, _) if requests_failed(summary) => "requests failed".to_owned(),
             (outcome, _) => outcome.name().to_owned(),
         }
     }
@@ -354,6 +359,11 @@ impl Answer {
         }
         warnings
     }
+}
+
+/// Whether so many requests failed that this is the answer.
+fn requests_failed(summary: &Summary) -> bool {
+    summary.verdict.reasons.iter().any(|reason| reason.code == "requests_failed")
 }
 
 fn ends_early(name: &str) -> String {

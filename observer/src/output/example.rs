@@ -213,6 +213,7 @@ pub(crate) fn attributed() -> Summary {
         samples: SamplesSummary {
             count: 3_000,
             errors: 1,
+            errors_by_kind: BTreeMap::from([("timeout".to_owned(), 1)]),
             rate_hz: 100.0,
             latency_ns: LatencySummary {
                 p50: 1_200_000,
@@ -284,6 +285,17 @@ pub(crate) fn with_outcome(outcome: Outcome, reasons: &[&str]) -> Summary {
             row.share = 1.0;
         }
     }
+    summary
+}
+
+/// A run in which most requests failed.
+pub(crate) fn failing() -> Summary {
+    let mut summary = with_outcome(Outcome::Inconclusive, &[]);
+    summary.causes.clear();
+    summary.samples.errors = 2_700;
+    let text = "2,700 of 3,000 requests failed (90 %): 2,700 refused. Fix that before looking at \
+                latency.";
+    summary.verdict.reasons = vec![Reason::new("requests_failed", text, serde_json::json!({}))];
     summary
 }
 

@@ -32,6 +32,14 @@ fn the_page_holds_the_answer_and_a_picture() {
 }
 
 #[test]
+fn failed_requests_are_the_heading() {
+    let page = page(Some(example::failing()));
+    assert!(page.contains("<title>observer: requests failed</title>"));
+    assert!(page.contains("<h1>90 % of the requests failed"));
+    assert!(page.contains("<li>2,700 of 3,000 requests failed (90 %): 2,700 refused."));
+}
+
+#[test]
 fn nothing_hostile_becomes_markup_and_nothing_is_fetched() {
     let page = page(Some(example::attributed()));
     assert!(page.contains("&lt;/b&gt;&lt;i&gt;?[31m (102)"));

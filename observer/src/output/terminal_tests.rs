@@ -61,6 +61,15 @@ fn every_outcome_has_its_own_words() {
 }
 
 #[test]
+fn failed_requests_are_the_headline() {
+    let text = rendered(example::failing());
+    let first: Vec<&str> = text.lines().take(3).collect();
+    assert_eq!(first[0], "REQUESTS FAILED");
+    assert!(first[1].starts_with("90 % of the requests failed"), "{first:?}");
+    assert!(first[2].starts_with("  - 2,700 of 3,000 requests failed"), "{first:?}");
+}
+
+#[test]
 fn a_run_without_a_generator_shows_distributions_alone() {
     let summary = example::without_samples();
     let text = render(&answer(example::run(), Some(summary), Vec::new()), false);

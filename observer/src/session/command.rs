@@ -6,16 +6,24 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 
 use crate::clock::MonoNanos;
 use crate::error::{Error, Exit, Result};
+use crate::log::NOTICE;
 
-/// How long COMMAND may take to end after SIGINT, and then after SIGTERM. Generators print their
-/// results on SIGINT.
+/// How long COMMAND may take to end after SIGINT, and then after SIGTERM.
 const GRACE: Duration = Duration::from_secs(3);
+
+/// Generators print their results on SIGINT, once their last requests have ended. One that handles
+/// the signal gets this time for it, longer than any of them waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// After this time the user is told what observer waits for.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// The running generator.
 pub(super) struct Generator {
@@ -115,8 +123,9 @@ impl Generator {
     }
 
     /// Ends it and all processes it started, if it still runs: SIGINT, SIGTERM, SIGKILL, with a
-    /// wait after each.
-    pub(super) fn end(&mut self) -> Result<()> {
+    /// wait after each. With `hurry`, SIGINT is given as long as a process handles it, until the flag
+    /// is raised.
+    pub(super) fn end(&mut self, hurry: Option<&AtomicBool>) -> Result<()> {
         if self.has_exited()? {
             return Ok(());
         }
@@ -127,12 +136,52 @@ impl Generator {
             let Some(true) = group.map(|group| kill_process_group(group, signal).is_ok()) else {
                 break;
             };
-            let since = Instant::now();
-            while since.elapsed() < GRACE && !(self.has_exited()? && self.group_is_gone()) {
-                std::thread::sleep(Duration::from_millis(20));
+            let patient = hurry.filter(|_| signal == Signal::INT);
+            let (since, mut told) = (Instant::now(), false);
+            while !(self.has_exited()? && self.group_is_gone()) {
+                let elapsed = since.elapsed();
+                if patient.is_some_and(|hurry| hurry.load(Ordering::Relaxed)) {
+                    break;
+                }
+                if elapsed >= GRACE
+                    && (patient.is_none() || elapsed >= PATIENCE || !self.handles_interrupts())
+                {
+                    break;
+                }
+                if patient.is_some() && elapsed >= SILENCE && !told {
+                    told = true;
+                    tracing::info!(
+                        target: NOTICE,
+                        "waiting for the results of COMMAND, which was interrupted; ^C ends it"
+                    );
+                }
+                // The search for its processes costs more, and comes later.
+                let pause = if elapsed < GRACE { 20 } else { 100 };
+                std::thread::sleep(Duration::from_millis(pause));
             }
         }
         self.has_exited().map(|_| ())
+    }
+
+    /// Whether a process of the group has a handler for SIGINT, and so works on its end. One that
+    /// ignores the signal does not.
+    fn handles_interrupts(&self) -> bool {
+        let group = self.child.id().to_string();
+        let in_group = |stat: &str| {
+            // State, parent and group follow the name, which may contain anything.
+            let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_ascii_whitespace());
+            fields.is_some_and(|mut fields| fields.nth(2) == Some(group.as_str()))
+        };
+        let handles = |status: &str| {
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+            let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+            caught.is_some_and(|mask| mask & (1 << (libc::SIGINT - 1)) != 0)
+        };
+        let Ok(processes) = std::fs::read_dir("/proc") else { return false };
+        processes.flatten().map(|process| process.path()).any(|process| {
+            let read = |name: &str| std::fs::read_to_string(process.join(name)).unwrap_or_default();
+            in_group(&read("stat")) && handles(&read("status"))
+        })
     }
 
     /// Whether all processes that COMMAND started have ended, except those that left its process
@@ -152,6 +201,6 @@ impl Generator {
 impl Drop for Generator {
     /// COMMAND must not keep loading a service after its run has gone.
     fn drop(&mut self) {
-        let _ = self.end();
+        let _ = self.end(None);
     }
 }

@@ -2,6 +2,7 @@
 //! answer.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 
 use observer_ebpf::wire::{Counts, RecordKind, Series};
 
@@ -9,7 +10,9 @@ use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
 use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse, slowest_requests};
 use crate::error::{Error, Exit, Result};
-use crate::loadgen::{IngestError, Ingested, OUTSIDE_RUN, RelAnchor, Window};
+use crate::loadgen::{
+    BEFORE_RUN, EARLIER_RECORDING, IngestError, Ingested, OUTSIDE_RUN, RelAnchor, Window,
+};
 use crate::model::{
     EndReason, FloorSummary, LossSpan, LossSummary, Outcome, ProbeState, Reason, RecordSummary,
     RunInfo, SUMMARY_SCHEMA, Sample, Stall, Summary, TraceRow, Verdict,
@@ -37,11 +40,11 @@ pub struct Finished {
 }
 
 /// Ends the run and writes its directory. A file that cannot be written is reported and does not
-/// stop the others.
+/// stop the others. COMMAND may take its time to end, until `hurry` is raised.
 ///
 /// # Errors
 /// When the kernel's counters cannot be read or COMMAND cannot be waited for.
-pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
+pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result<Finished> {
     let Session {
         options,
         journal: Journal { directory, mut info, .. },
@@ -64,7 +67,7 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     let mut last = kernel.snapshot(Some(super::TARGET_ROW));
     last.target_live_sockets = sockets.live(&kernel, &membership);
     if let Some(generator) = &mut generator {
-        generator.end()?;
+        generator.end(Some(hurry))?;
     }
     // From here on nothing is sent, so the counters now show exactly how many records have to be
     // drained.
@@ -83,7 +86,6 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     let seen = RelAnchor {
         spawned: generator.as_ref().map(|generator| generator.spawned),
         first_connect: kernel.generator_connected(),
-        first_accept: None,
         exited: generator.as_ref().and_then(|generator| generator.exited),
     };
     info.coverage.clone_from(&last.coverage);
@@ -150,7 +152,8 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
     let full = captured.disk_full.then(|| disk_full(&directory));
     let complaint = full
         .or_else(|| written.into_iter().find_map(Result::err))
-        .or_else(|| complaint(&options, &info, ingest, problem));
+        .or_else(|| complaint(&options, &info, ingest, problem))
+        .or_else(|| failed_requests(&summary));
     Ok(Finished { directory, info, summary, complaint })
 }
 
@@ -280,8 +283,9 @@ pub(super) fn quality(
 /// Rows that could not be used and might have been slow requests. A request from before or after
 /// the run does not count: it was read, but the run contains nothing about it.
 fn unusable(ingested: &Ingested) -> u64 {
+    let elsewhere = [OUTSIDE_RUN, BEFORE_RUN, EARLIER_RECORDING];
     let skipped = ingested.skipped.iter();
-    skipped.filter(|(reason, _)| *reason != OUTSIDE_RUN).map(|(_, count)| count).sum()
+    skipped.filter(|(reason, _)| !elsewhere.contains(&reason.as_str())).map(|(_, n)| n).sum()
 }
 
 /// The kinds whose floor rose.
@@ -401,6 +405,12 @@ fn write_samples(directory: &RunDir, samples: &[Sample]) -> Result<()> {
     writer.finish().map_err(failed)
 }
 
+/// So many requests failed that this is the answer.
+fn failed_requests(summary: &Summary) -> Option<Error> {
+    let reason = summary.verdict.reasons.iter().find(|reason| reason.code == "requests_failed")?;
+    Some(Error::new(Exit::RequestsFailed, reason.text.trim_end_matches('.')))
+}
+
 /// The one line on standard error for a run that is complete and still not what was asked for.
 fn complaint(
     options: &super::RunOptions,
@@ -422,7 +432,7 @@ fn complaint(
         let text = format!("COMMAND failed with code {code}; see loadgen.err in the run directory");
         return Some(Error::new(Exit::CommandFailed, text));
     }
-    let interrupted = info.end_reason != EndReason::CommandExit;
+    let interrupted = !matches!(info.end_reason, EndReason::CommandExit | EndReason::SamplesEnd);
     if ingested.is_some_and(|ingested| ingested.truncated) && !interrupted {
         return Some(Error::new(
             Exit::SamplesTruncated,

@@ -231,7 +231,9 @@ impl Session {
         // Opens samples that do not come from COMMAND before any request is sent.
         if let Some(spec) = samples.filter(|_| !from_command) {
             let copy = match spec.source {
-                SamplesSource::Path(_) => directory.create_file(files::LOADGEN_SAMPLES)?,
+                SamplesSource::Path(_) | SamplesSource::Socket(_) => {
+                    directory.create_file(files::LOADGEN_SAMPLES)?
+                }
                 _ => out.try_clone().map_err(|error| unexpected(&error))?,
             };
             self.reader = Some(read_samples(spec, clock_error, None, copy)?);
@@ -292,6 +294,10 @@ impl Session {
             }
             if stop.load(Ordering::Relaxed) {
                 return Ok(EndReason::Interrupted);
+            }
+            if self.generator.is_none() && self.reader.as_ref().is_some_and(SampleReader::has_ended)
+            {
+                return Ok(EndReason::SamplesEnd);
             }
             if self.options.duration.is_some_and(|duration| elapsed >= duration) {
                 return Ok(EndReason::Duration);
@@ -364,6 +370,7 @@ fn read_samples(
 fn source_name(spec: &SamplesSpec) -> String {
     match &spec.source {
         SamplesSource::Path(path) => path.display().to_string(),
+        SamplesSource::Socket(path) => format!("unix:{}", path.display()),
         SamplesSource::Stdin => "standard input".to_owned(),
         SamplesSource::CommandOutput => "COMMAND's output".to_owned(),
     }

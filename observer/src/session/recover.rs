@@ -121,7 +121,7 @@ fn samples(
     let spec = info.samples_format.as_deref().and_then(|text| text.parse::<SamplesSpec>().ok());
     let Some(spec) = spec else { return Ok(None) };
     let name = match spec.source {
-        SamplesSource::Path(_) => files::LOADGEN_SAMPLES,
+        SamplesSource::Path(_) | SamplesSource::Socket(_) => files::LOADGEN_SAMPLES,
         SamplesSource::CommandOutput | SamplesSource::Stdin => files::LOADGEN_OUT,
     };
     let Some(mut file) = directory.open_raw(name)? else { return Ok(None) };
@@ -142,6 +142,5 @@ fn samples(
     }
     // The generator outlived the run, and its later requests were not watched.
     let window = Window { start: info.start_ns, end: info.end_ns };
-    let seen = RelAnchor { spawned: None, first_connect: None, first_accept: None, exited: None };
-    Ok(Some(ingest.finish(&info.anchors, window, &seen)))
+    Ok(Some(ingest.finish(&info.anchors, window, &RelAnchor::default())))
 }

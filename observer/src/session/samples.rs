@@ -1,9 +1,12 @@
-//! Reading the generator's samples while it runs: from COMMAND's output, a file that grows, a FIFO
-//! or standard input. The input is kept unchanged.
+//! Reading the generator's samples while it runs: from COMMAND's output, a file that grows, a FIFO,
+//! a Unix socket or standard input. The input is kept unchanged.
 
-use std::fs::File;
-use std::io::{Read, Write};
+use std::fs::{File, Permissions};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -13,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
 use crate::loadgen::{
-    ClockError, Ingest, IngestError, Live, SamplesFile, SamplesSource, SamplesSpec,
+    ClockError, Ingest, IngestError, Live, MOST_BYTES, SamplesFile, SamplesSource, SamplesSpec,
 };
 
 /// Time between two checks of a file that may grow.
@@ -25,19 +28,72 @@ const LAST_READ: Duration = Duration::from_secs(2);
 
 /// Reads one source on a thread of its own.
 pub(super) struct SampleReader {
-    stop: Arc<AtomicBool>,
-    ingest: Arc<Mutex<Ingest>>,
+    shared: Arc<Shared>,
+    /// Removed with the reader.
+    _socket: Option<SocketFile>,
     thread: JoinHandle<Result<(), IngestError>>,
 }
 
-fn lock(ingest: &Mutex<Ingest>) -> MutexGuard<'_, Ingest> {
-    // A panic elsewhere does not make the rows already read wrong.
-    ingest.lock().unwrap_or_else(PoisonError::into_inner)
+/// What the reading thread and the session share.
+struct Shared {
+    /// The generator has ended: what is left is read, and nothing is waited for.
+    stop: AtomicBool,
+    /// The samples have ended: their end mark or the end of the stream was read.
+    ended: AtomicBool,
+    ingest: Mutex<Ingest>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Ingest> {
+        // A panic elsewhere does not make the rows already read wrong.
+        self.ingest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The socket of this run.
+struct SocketFile {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl SocketFile {
+    fn bind(path: &Path) -> Result<(UnixListener, Self), IngestError> {
+        let failed = |error: std::io::Error| {
+            let advice = match error.kind() {
+                ErrorKind::AddrInUse => "; remove it, or choose another path",
+                _ => "",
+            };
+            unreadable(format!("cannot make the socket {}: {error}{advice}", path.display()))
+        };
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        let inode = std::fs::symlink_metadata(path).map_err(failed)?.ino();
+        let file = Self { path: path.to_owned(), inode };
+        // The usual mask leaves writing, which connecting needs, to the owner alone anyway.
+        std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
+        Ok((listener, file))
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let is_ours =
+            std::fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == self.inode);
+        if is_ours {
+            // A socket that stays behind is refused by name at the next run.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 enum Source {
     /// A pipe, and the copy kept of it.
     Stream(File, File),
+    /// Connections to a socket, and the copy kept of what they bring.
+    Socket(UnixListener, File),
     /// A file or FIFO that another program keeps.
     Followed(SamplesFile),
 }
@@ -54,6 +110,7 @@ impl SampleReader {
         command_output: Option<OwnedFd>,
         copy: File,
     ) -> Result<Self, IngestError> {
+        let mut socket = None;
         let source = match &spec.source {
             SamplesSource::CommandOutput => {
                 let output = command_output
@@ -67,26 +124,41 @@ impl SampleReader {
             SamplesSource::Path(path) => {
                 Source::Followed(SamplesFile::follow(path)?.copied_to(copy))
             }
+            SamplesSource::Socket(path) => {
+                let (listener, file) = SocketFile::bind(path)?;
+                socket = Some(file);
+                Source::Socket(listener, copy)
+            }
         };
-        let stop = Arc::new(AtomicBool::new(false));
-        let ingest = Arc::new(Mutex::new(Ingest::new(spec.adapter).with_clock_error(clock_error)));
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            ingest: Mutex::new(Ingest::new(spec.adapter).with_clock_error(clock_error)),
+        });
         let thread = {
-            let (stop, ingest) = (Arc::clone(&stop), Arc::clone(&ingest));
+            let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name("observer-samples".into())
                 .spawn(move || match source {
-                    Source::Stream(stream, copy) => read_stream(stream, &stop, &ingest, copy),
-                    Source::Followed(file) => follow(file, &stop, &ingest),
+                    Source::Stream(stream, mut copy) => read_stream(stream, &shared, &mut copy),
+                    Source::Socket(listener, copy) => read_socket(&listener, &shared, copy),
+                    Source::Followed(file) => follow(file, &shared),
                 })
                 .map_err(unreadable)?
         };
-        Ok(Self { stop, ingest, thread })
+        Ok(Self { shared, _socket: socket, thread })
     }
 
     /// Progress so far.
     #[must_use]
     pub(super) fn live(&self) -> Live {
-        lock(&self.ingest).live()
+        self.shared.lock().live()
+    }
+
+    /// Whether the samples have ended.
+    #[must_use]
+    pub(super) fn has_ended(&self) -> bool {
+        self.shared.ended.load(Ordering::Relaxed)
     }
 
     /// Reads the remaining input and returns the rows.
@@ -94,14 +166,14 @@ impl SampleReader {
     /// # Errors
     /// When the source cannot be read.
     pub(super) fn finish(self) -> Result<Ingest, IngestError> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.shared.stop.store(true, Ordering::Relaxed);
         match self.thread.join() {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(error),
             Err(_) => return Err(IngestError::Unreadable("the reading thread failed".into())),
         }
-        match Arc::try_unwrap(self.ingest) {
-            Ok(ingest) => Ok(ingest.into_inner().unwrap_or_else(PoisonError::into_inner)),
+        match Arc::try_unwrap(self.shared) {
+            Ok(shared) => Ok(shared.ingest.into_inner().unwrap_or_else(PoisonError::into_inner)),
             Err(_) => Err(IngestError::Unreadable("the reading thread is still there".into())),
         }
     }
@@ -111,17 +183,12 @@ fn unreadable(error: impl std::fmt::Display) -> IngestError {
     IngestError::Unreadable(error.to_string())
 }
 
-fn read_stream(
-    mut stream: File,
-    stop: &AtomicBool,
-    ingest: &Mutex<Ingest>,
-    mut copy: File,
-) -> Result<(), IngestError> {
+fn read_stream(mut stream: File, shared: &Shared, copy: &mut File) -> Result<(), IngestError> {
     let mut buffer = vec![0; 1 << 16];
     let mut stopped = None;
     loop {
         // Read before looking: what was there before the stop is then read for sure.
-        let last = stop.load(Ordering::Relaxed);
+        let last = shared.stop.load(Ordering::Relaxed);
         let since = last.then(|| stopped.get_or_insert_with(Instant::now).elapsed());
         let readable = readable(&stream);
         // Another process may hold COMMAND's output open, and even write to it, but nothing more
@@ -133,33 +200,68 @@ fn read_stream(
             continue;
         }
         match stream.read(&mut buffer) {
-            Ok(0) => return Ok(()),
+            Ok(0) => {
+                shared.end();
+                return Ok(());
+            }
             Ok(length) => {
-                lock(ingest).feed(&buffer[..length]);
+                let mut ingest = shared.lock();
+                ingest.feed(&buffer[..length]);
+                if ingest.ends() > 0 {
+                    shared.end();
+                }
+                drop(ingest);
                 // The copy is for users only; if there is no room for it, the run continues.
                 let _ = copy.write_all(&buffer[..length]);
             }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(unreadable(error)),
         }
     }
 }
 
+/// Reads one connection after the other: COMMAND may start several generators.
+fn read_socket(
+    listener: &UnixListener,
+    shared: &Shared,
+    mut copy: File,
+) -> Result<(), IngestError> {
+    loop {
+        let last = shared.stop.load(Ordering::Relaxed);
+        if readable(listener) {
+            let (stream, _) = listener.accept().map_err(unreadable)?;
+            read_stream(File::from(OwnedFd::from(stream)), shared, &mut copy)?;
+        } else if last {
+            return Ok(());
+        }
+    }
+}
+
 /// Waits a little for something to read, or for the end.
-fn readable(stream: &File) -> bool {
+fn readable(stream: &impl AsFd) -> bool {
     let timeout = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
     let mut poll_fd = [PollFd::new(stream, PollFlags::IN)];
     poll(&mut poll_fd, Some(&timeout)).is_ok_and(|ready| ready > 0)
 }
 
-fn follow(
-    mut file: SamplesFile,
-    stop: &AtomicBool,
-    ingest: &Mutex<Ingest>,
-) -> Result<(), IngestError> {
+fn follow(mut file: SamplesFile, shared: &Shared) -> Result<(), IngestError> {
+    // End marks in a file that an earlier run left are not the end of this one.
+    let mut old_ends = None;
     loop {
-        let last = stop.load(Ordering::Relaxed);
-        if file.read(&mut lock(ingest))? == 0 {
+        let last = shared.stop.load(Ordering::Relaxed);
+        let (count, ends) = {
+            let mut ingest = shared.lock();
+            (file.read(&mut ingest)?, ingest.ends())
+        };
+        if count < MOST_BYTES {
+            let old = old_ends.get_or_insert(if file.is_fifo() { 0 } else { ends });
+            // A file that was replaced holds none of them any more.
+            *old = ends.min(*old);
+            if ends > *old || file.is_closed() {
+                shared.end();
+            }
+        }
+        if count == 0 {
             if last {
                 return file.finish();
             }
