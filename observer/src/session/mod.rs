@@ -18,6 +18,7 @@ mod recording;
 mod recover;
 mod samples;
 mod sink;
+pub mod supervisor;
 mod trace_sink;
 mod watch;
 
@@ -238,6 +239,7 @@ impl Session {
         self.kernel.watch_generator(generator.pid());
         // If the target is named by command, cgroup or port, the generator must not become part of
         // it.
+        self.membership.exclude(Tgid(generator.supervisor()));
         self.membership.exclude(Tgid(generator.pid()));
         let output = generator.take_output();
         self.generator = Some(generator);
