@@ -1,17 +1,20 @@
 //! How COMMAND ends: with all processes it started, and with complete samples.
 
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, os::unix::process::CommandExt};
 
+use observer::loadgen::kept::OUTPUT_BYTES;
 use observer::model::{EndReason, RunInfo};
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Running, Service, command_lines_with};
 use observer_tests::trial::{directory, programs};
 use observer_tests::watch::read_run;
 use rustix::process::{Pid, Signal, kill_process_group};
+use tempfile::TempDir;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -55,7 +58,7 @@ fn a_command_behind_a_shell_ends_with_all_it_started() {
 /// A process that loads a service, as far as it matters here: it says that it has begun, and goes on
 /// until it is told to stop.
 struct Load {
-    directory: tempfile::TempDir,
+    directory: TempDir,
     program: PathBuf,
 }
 
@@ -216,4 +219,115 @@ fn an_interrupt_at_the_terminal_reaches_the_generator_once() {
     // generator's summary at its end.
     let said = fs::read_to_string(out.join("loadgen.err")).expect("its words");
     assert!(said.contains("interrupted before the end of the schedule"), "{said}");
+}
+
+/// A run of a command until it ends; what it left.
+fn run_of(command: &[&str], more: &[&str], environment: &[(&str, &str)]) -> (TempDir, RunInfo) {
+    let directory = directory();
+    let out = directory.path().join("run");
+    let mut observer = Command::new(programs().observer);
+    observer.args(["run", "--budget", "none", "--probes", "task", "--pid"]);
+    observer.arg(std::process::id().to_string()).arg("--out").arg(&out).args(more);
+    observer.arg("--").args(command).envs(environment.iter().copied());
+    observer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut observer = Running::start(&mut observer, Placement::default()).expect("it starts");
+    let info = ended(&mut observer, &out);
+    (directory, info)
+}
+
+fn kept(directory: &TempDir, name: &str) -> Vec<u8> {
+    fs::read(directory.path().join("run").join(name)).expect("what was kept")
+}
+
+/// A line of `/proc/PID/status`, as the command printed it.
+fn status_line(directory: &TempDir, key: &str) -> Vec<u32> {
+    let text = String::from_utf8(kept(directory, "loadgen.out")).expect("text");
+    let line = text.lines().find_map(|line| line.strip_prefix(key)).expect("the line");
+    line.split_ascii_whitespace().map(|number| number.parse().expect("a number")).collect()
+}
+
+#[test]
+fn a_command_runs_as_the_user_it_was_asked_for() {
+    let Some(_guard) = privileged::ready("user of a command") else { return };
+    let print = ["sh", "-c", "cat /proc/self/status; echo \"MARK $MARK\""];
+    let sudo = [("SUDO_UID", "65534"), ("SUDO_GID", "65533"), ("MARK", "5")];
+    let (root, other) = ([0; 4], [65534; 4]);
+    for (more, environment, uid) in [
+        (&[][..], &sudo[2..], root),
+        (&["--as", "65534:65533"], &sudo[2..], other),
+        (&[], &sudo, other),
+        (&["--as", "0:0"], &sudo, root),
+    ] {
+        let (directory, info) = run_of(&print, more, environment);
+        assert_eq!(status_line(&directory, "Uid:"), uid, "{more:?}");
+        if uid == other {
+            assert_eq!(status_line(&directory, "Gid:"), [65533; 4]);
+            assert_eq!(status_line(&directory, "Groups:"), [65533]);
+            let text = String::from_utf8(kept(&directory, "loadgen.out")).expect("text");
+            assert!(text.contains("CapEff:\t0000000000000000"), "{text}");
+        }
+        assert_eq!(status_line(&directory, "MARK"), [5], "the environment is kept");
+        assert_eq!(info.command_user.is_some(), uid == other, "{:?}", info.command_user);
+    }
+}
+
+#[test]
+fn arguments_are_on_the_page_only_if_asked_for() {
+    let Some(_guard) = privileged::ready("secrets of a command") else { return };
+    let secret = "Bearer-5f2c";
+    for (more, shown) in [(&[][..], false), (&["--show-arguments"], true)] {
+        let (directory, info) = run_of(&["true", secret], more, &[]);
+        assert_eq!(info.command, ["true", secret]);
+        let page = String::from_utf8(kept(&directory, "report.html")).expect("text");
+        assert_eq!(page.contains(secret), shown);
+        assert!(page.contains("<dd>true"), "{page}");
+    }
+}
+
+#[test]
+fn what_a_command_prints_is_kept_up_to_a_limit() {
+    let Some(_guard) = privileged::ready("long output") else { return };
+    let files = directory();
+    let input = files.path().join("input");
+    let more = 12_345;
+    let file = fs::File::create(&input).expect("a file");
+    file.set_len(OUTPUT_BYTES + more).expect("a sparse file");
+    let script = format!("cat {0}; cat {0} >&2", text(&input));
+    let (directory, info) = run_of(&["sh", "-c", &script], &[], &[]);
+    for name in ["loadgen.out", "loadgen.err"] {
+        assert_eq!(info.cut_bytes[name], more, "{name}");
+        let kept = kept(&directory, name);
+        let said = String::from_utf8_lossy(&kept[OUTPUT_BYTES as usize..]).into_owned();
+        assert_eq!(said, format!("\n[observer: {more} more bytes were not kept]\n"));
+    }
+    let page = String::from_utf8(kept(&directory, "report.html")).expect("text");
+    assert!(page.contains("12,345 more bytes of loadgen.out were not kept"), "{page}");
+}
+
+#[test]
+fn samples_without_an_end_do_not_hold_up_the_run() {
+    let Some(_guard) = privileged::ready("endless samples") else { return };
+    let files = directory();
+    let fifo = files.path().join("fifo");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0)
+        .expect("a fifo");
+    let endless = {
+        let fifo = fifo.clone();
+        // Ends when observer has closed the other end.
+        std::thread::spawn(move || {
+            let mut fifo = fs::OpenOptions::new().write(true).open(&fifo).expect("a reader");
+            let row = b"response-time,status-code,offset\n0.001,200,0.5\n";
+            let mut written = fifo.write_all(&row[..]);
+            let rows = b"0.001,200,0.5\n".repeat(1_000);
+            while written.is_ok() {
+                written = fifo.write_all(&rows);
+            }
+        })
+    };
+    let samples = format!("hey:{}", text(&fifo));
+    let (_directory, info) =
+        run_of(&["sleep", "600"], &["--duration", "1s", "--samples", &samples], &[]);
+    assert_eq!(info.end_reason, EndReason::Duration);
+    endless.join().expect("it ends");
 }

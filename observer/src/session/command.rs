@@ -1,7 +1,6 @@
 //! COMMAND: the load generator, which a process of its own starts and ends ([`super::supervisor`]).
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -13,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, WaitOptions, getpid, wait};
 
+use super::identity::Identity;
 use super::supervisor::{self, End, Request, Told};
 use crate::clock::MonoNanos;
 use crate::error::{Error, Exit, Result};
@@ -68,20 +68,12 @@ pub(super) fn find(program: &OsStr) -> Result<()> {
 }
 
 impl Generator {
-    /// Starts COMMAND. Its output is taken as samples, or goes to `out`.
-    pub(super) fn start(
-        command: &[OsString],
-        output_is_samples: bool,
-        out: &File,
-        err: File,
-    ) -> Result<Self> {
+    /// Starts COMMAND as this user, or as observer's own.
+    pub(super) fn start(command: &[OsString], user: Option<Identity>) -> Result<Self> {
+        let who = user.as_ref().map(|user| format!(" as {}", user.name)).unwrap_or_default();
         let failed = |error: &dyn std::fmt::Display| {
-            Error::new(Exit::Command, format!("cannot run {}: {error}", command[0].display()))
-        };
-        let stdout = if output_is_samples {
-            Stdio::piped()
-        } else {
-            Stdio::from(out.try_clone().map_err(|error| failed(&error))?)
+            let program = command[0].display();
+            Error::new(Exit::Command, format!("cannot run {program}{who}: {error}"))
         };
         // Should the supervisor be killed, what it held becomes a child of this process.
         rustix::process::set_child_subreaper(Some(getpid())).map_err(|error| failed(&error))?;
@@ -89,8 +81,8 @@ impl Generator {
         let supervisor = Command::new("/proc/self/exe")
             .arg0(OsStr::from_bytes(supervisor::NAME.to_bytes()))
             .stdin(OwnedFd::from(its_end))
-            .stdout(stdout)
-            .stderr(err)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
             .map_err(|error| failed(&error))?;
@@ -104,7 +96,7 @@ impl Generator {
             spawned: MonoNanos::now(),
             exited: None,
         };
-        match generator.begin(&Request { words: command.to_vec() }) {
+        match generator.begin(&Request { words: command.to_vec(), user }) {
             Ok(Told::Started { pid, at }) => {
                 (generator.pid, generator.spawned) = (pid, at);
                 Ok(generator)
@@ -137,6 +129,10 @@ impl Generator {
 
     pub(super) fn take_output(&mut self) -> Option<OwnedFd> {
         self.supervisor.stdout.take().map(OwnedFd::from)
+    }
+
+    pub(super) fn take_errors(&mut self) -> Option<OwnedFd> {
+        self.supervisor.stderr.take().map(OwnedFd::from)
     }
 
     /// Reads what the supervisor said since.

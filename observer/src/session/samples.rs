@@ -1,17 +1,20 @@
 //! Reading the generator's samples while it runs: from COMMAND's output, a file that grows, a FIFO
-//! or standard input. The input is kept unchanged.
+//! or standard input. The beginning of the input is kept unchanged; so is that of output that holds
+//! no samples.
 
+use std::cell::Cell;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
+use crate::loadgen::kept::KeptFile;
 use crate::loadgen::{Ingest, IngestError, Live, SamplesFile, SamplesSource, SamplesSpec};
 
 /// Time between two checks of a file that may grow.
@@ -25,6 +28,8 @@ const LAST_READ: Duration = Duration::from_secs(2);
 pub(super) struct SampleReader {
     stop: Arc<AtomicBool>,
     ingest: Arc<Mutex<Ingest>>,
+    /// Progress when it could last be asked for.
+    live: Cell<Live>,
     thread: JoinHandle<Result<(), IngestError>>,
 }
 
@@ -35,7 +40,7 @@ fn lock(ingest: &Mutex<Ingest>) -> MutexGuard<'_, Ingest> {
 
 enum Source {
     /// A pipe, and the copy kept of it.
-    Stream(File, File),
+    Stream(File, KeptFile),
     /// A file or FIFO that another program keeps.
     Followed(SamplesFile),
 }
@@ -49,7 +54,7 @@ impl SampleReader {
     pub(super) fn start(
         spec: &SamplesSpec,
         command_output: Option<OwnedFd>,
-        copy: File,
+        copy: KeptFile,
     ) -> Result<Self, IngestError> {
         let source = match &spec.source {
             SamplesSource::CommandOutput => {
@@ -72,18 +77,31 @@ impl SampleReader {
             std::thread::Builder::new()
                 .name("observer-samples".into())
                 .spawn(move || match source {
-                    Source::Stream(stream, copy) => read_stream(stream, &stop, &ingest, copy),
+                    Source::Stream(stream, mut copy) => read_stream(stream, &stop, |bytes| {
+                        let mut ingest = lock(&ingest);
+                        ingest.feed(bytes);
+                        if ingest.is_of_no_use() {
+                            copy.is_of_no_use();
+                        }
+                        drop(ingest);
+                        copy.keep(bytes);
+                    }),
                     Source::Followed(file) => follow(file, &stop, &ingest),
                 })
                 .map_err(unreadable)?
         };
-        Ok(Self { stop, ingest, thread })
+        Ok(Self { stop, ingest, live: Cell::default(), thread })
     }
 
-    /// Progress so far.
+    /// Progress so far. Does not wait for the reading thread, which an endless stream keeps busy.
     #[must_use]
     pub(super) fn live(&self) -> Live {
-        lock(&self.ingest).live()
+        match self.ingest.try_lock() {
+            Ok(ingest) => self.live.set(ingest.live()),
+            Err(TryLockError::Poisoned(ingest)) => self.live.set(ingest.into_inner().live()),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        self.live.get()
     }
 
     /// Reads the remaining input and returns the rows.
@@ -104,6 +122,36 @@ impl SampleReader {
     }
 }
 
+/// Keeps the beginning of output that holds no samples, on a thread of its own.
+pub(super) struct OutputKeeper {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl OutputKeeper {
+    /// Starts reading.
+    ///
+    /// # Errors
+    /// When the system cannot start another thread.
+    pub(super) fn start(output: OwnedFd, mut copy: KeptFile) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread =
+            std::thread::Builder::new().name("observer-output".into()).spawn(move || {
+                // It is for users only: what cannot be read is missing, and the run continues.
+                let _ = read_stream(File::from(output), &stopped, |bytes| copy.keep(bytes));
+                copy.say_cut();
+            })?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Reads what is left.
+    pub(super) fn finish(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.join();
+    }
+}
+
 fn unreadable(error: impl std::fmt::Display) -> IngestError {
     IngestError::Unreadable(error.to_string())
 }
@@ -111,8 +159,7 @@ fn unreadable(error: impl std::fmt::Display) -> IngestError {
 fn read_stream(
     mut stream: File,
     stop: &AtomicBool,
-    ingest: &Mutex<Ingest>,
-    mut copy: File,
+    mut take: impl FnMut(&[u8]),
 ) -> Result<(), IngestError> {
     let mut buffer = vec![0; 1 << 16];
     let mut stopped = None;
@@ -131,11 +178,7 @@ fn read_stream(
         }
         match stream.read(&mut buffer) {
             Ok(0) => return Ok(()),
-            Ok(length) => {
-                lock(ingest).feed(&buffer[..length]);
-                // The copy is for users only; if there is no room for it, the run continues.
-                let _ = copy.write_all(&buffer[..length]);
-            }
+            Ok(length) => take(&buffer[..length]),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => return Err(unreadable(error)),
         }
@@ -154,12 +197,19 @@ fn follow(
     stop: &AtomicBool,
     ingest: &Mutex<Ingest>,
 ) -> Result<(), IngestError> {
+    let mut stopped: Option<Instant> = None;
     loop {
-        let last = stop.load(Ordering::Relaxed);
-        if file.read(&mut lock(ingest))? == 0 {
-            if last {
-                return file.finish();
-            }
+        if stopped.is_none() && stop.load(Ordering::Relaxed) {
+            stopped = Some(Instant::now());
+            file.end();
+        }
+        let read = file.read(&mut lock(ingest))?;
+        // Another process may go on writing to a FIFO, and nothing of that belongs to the run.
+        let over = |since: Instant| read == 0 || (file.is_fifo() && since.elapsed() >= LAST_READ);
+        if stopped.is_some_and(over) {
+            return file.finish();
+        }
+        if read == 0 {
             std::thread::sleep(LOOK_INTERVAL);
         }
     }

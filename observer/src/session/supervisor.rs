@@ -14,11 +14,13 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, getpid, kill_process_group, wait};
+use rustix::process::{Gid, Pid, Signal, Uid, WaitOptions, getpid, kill_process_group, wait};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::identity::Identity;
 use crate::clock::MonoNanos;
 use crate::host::descendants::signal_descendants;
 use crate::model::Tgid;
@@ -37,6 +39,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub(super) struct Request {
     /// COMMAND.
     pub(super) words: Vec<OsString>,
+    /// Who it runs as; `None` for observer's own user.
+    pub(super) user: Option<Identity>,
 }
 
 /// A later byte from observer: how to end it.
@@ -149,7 +153,17 @@ fn start(request: &Request) -> std::io::Result<Pid> {
         return Err(std::io::ErrorKind::InvalidInput.into());
     };
     let supervisor = getpid();
+    let user = request.user.as_ref().map(|user| {
+        let groups: Vec<Gid> = user.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+        (Uid::from_raw(user.uid), Gid::from_raw(user.gid), groups)
+    });
     let prepare = move || {
+        // After fork there is only this thread. The groups go first, while it may still change them.
+        if let Some((uid, gid, groups)) = &user {
+            set_thread_groups(groups)?;
+            set_thread_res_gid(*gid, *gid, *gid)?;
+            set_thread_res_uid(*uid, *uid, *uid)?;
+        }
         // Should this process be killed, observer ends the others.
         rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
         if rustix::process::getppid() == Some(supervisor) {
