@@ -1,16 +1,20 @@
 //! How COMMAND ends: with all processes it started, and with complete samples.
 
-use std::path::Path;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, os::unix::process::CommandExt};
 
+use observer::loadgen::kept::OUTPUT_BYTES;
 use observer::model::{EndReason, RunInfo};
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Running, Service, command_lines_with};
 use observer_tests::trial::{directory, programs};
 use observer_tests::watch::read_run;
 use rustix::process::{Pid, Signal, kill_process_group};
+use tempfile::TempDir;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -49,6 +53,141 @@ fn a_command_behind_a_shell_ends_with_all_it_started() {
     assert!(begun.elapsed() < TIMEOUT / 2, "{:?}", begun.elapsed());
     let left = command_lines_with(&service.url);
     assert!(left.is_empty(), "no process loads the service any more: {left:?}");
+}
+
+/// A process that loads a service, as far as it matters here: it says that it has begun, and goes on
+/// until it is told to stop.
+struct Load {
+    directory: TempDir,
+    program: PathBuf,
+}
+
+impl Load {
+    fn new() -> Self {
+        // Other users may enter it.
+        let directory = tempfile::tempdir().expect("a directory");
+        let program = directory.path().join("load");
+        fs::copy(&programs().work, &program).expect("a copy");
+        let open = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("its mode");
+        };
+        open(&program, 0o755);
+        open(directory.path(), 0o777);
+        Self { directory, program }
+    }
+
+    /// The command that runs one.
+    fn command(&self, name: &str) -> String {
+        let [begun, stop] = [name, "stop"].map(|name| self.directory.path().join(name));
+        format!("{} hold {} {}", text(&self.program), text(&begun), text(&stop))
+    }
+
+    fn wait_for(&self, names: &[&str]) {
+        let deadline = Instant::now() + TIMEOUT;
+        while names.iter().any(|name| !self.directory.path().join(name).exists()) {
+            assert!(Instant::now() < deadline, "{names:?} begin: {:?}", self.running());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn running(&self) -> Vec<String> {
+        command_lines_with(text(self.directory.path()))
+    }
+
+    /// Those that are left when they have had time to end.
+    fn left(&self) -> Vec<String> {
+        let deadline = Instant::now() + TIMEOUT / 2;
+        while !self.running().is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.running()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = fs::write(self.directory.path().join("stop"), "");
+        self.left();
+    }
+}
+
+/// Starts observer with a command that a shell runs.
+fn observer_with(script: &str, pid: u32, out: &Path, more: &[&str]) -> Running {
+    let mut command = Command::new(programs().observer);
+    command.args(["run", "--budget", "none", "--probes", "task", "--pid", &pid.to_string()]);
+    command.arg("--out").arg(out).args(more).args(["--", "sh", "-c", script]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Running::start(&mut command, Placement::default()).expect("it starts")
+}
+
+/// A script whose processes leave the shell in every way there is, and their names.
+fn scattered(load: &Load) -> (String, Vec<&'static str>) {
+    let mut names = vec!["background", "in_pipe", "last"];
+    let [background, in_pipe, last] = [0, 1, 2].map(|index| load.command(names[index]));
+    let mut script = format!("{background} & {in_pipe} | cat & ");
+    // Guests have few programs.
+    if Path::new("/usr/bin/setsid").exists() {
+        let [session, orphan] = ["session", "orphan"].map(|name| load.command(name));
+        script += &format!("setsid {session} & (setsid {orphan} & ) & ");
+        names.extend(["session", "orphan"]);
+    }
+    if Path::new("/usr/bin/setpriv").exists() {
+        let user = load.command("other_user");
+        script += &format!("setpriv --reuid=65534 --regid=65534 --clear-groups {user} & ");
+        names.push("other_user");
+    }
+    (script + &last, names)
+}
+
+#[test]
+fn nothing_that_a_command_started_outlives_an_observer_that_is_killed() {
+    let Some(_guard) = privileged::ready("killed observer") else { return };
+    let (load, directory) = (Load::new(), directory());
+    let (script, names) = scattered(&load);
+    let out = directory.path().join("run");
+    let mut observer = observer_with(&script, std::process::id(), &out, &[]);
+    load.wait_for(&names);
+    observer.child().kill().expect("it is killed");
+    observer.wait(TIMEOUT).expect("it ends");
+    assert_eq!(load.left(), [""; 0]);
+}
+
+#[test]
+fn nothing_that_a_command_started_outlives_it_when_its_supervisor_is_killed() {
+    let Some(_guard) = privileged::ready("killed supervisor") else { return };
+    let (load, directory) = (Load::new(), directory());
+    let (script, names) = scattered(&load);
+    let out = directory.path().join("run");
+    let mut observer = observer_with(&script, std::process::id(), &out, &[]);
+    load.wait_for(&names);
+    let observers = observer.id();
+    let supervisor = observer::host::process::all()
+        .into_iter()
+        .find(|process| process.parent.0 == observers)
+        .expect("the process between observer and the command");
+    assert_ne!(supervisor.comm, "observer", "a signal to all of that name does not reach it");
+    let pid = Pid::from_raw(supervisor.tgid.0 as i32).expect("a process");
+    rustix::process::kill_process(pid, Signal::KILL).expect("it is killed");
+    assert_eq!(ended(&mut observer, &out).end_reason, EndReason::CommandExit);
+    assert_eq!(load.running(), [""; 0], "nothing is left when the run has ended");
+}
+
+#[test]
+fn what_a_command_leaves_behind_ends_with_the_run() {
+    let Some(_guard) = privileged::ready("left behind") else { return };
+    for (how, more) in [("; true", &[][..]), ("; sleep 600", &["--duration", "500ms"])] {
+        let (load, directory) = (Load::new(), directory());
+        let (script, names) = scattered(&load);
+        let out = directory.path().join("run");
+        // The last one runs in the background too, and the shell waits until all have begun.
+        let begun =
+            names.iter().map(|name| format!("-e {}", text(&load.directory.path().join(name))));
+        let all: Vec<String> = begun.map(|test| format!("[ {test} ]")).collect();
+        let script = format!("{script} & until {}; do sleep 0.05; done{how}", all.join(" && "));
+        let mut observer = observer_with(&script, std::process::id(), &out, more);
+        ended(&mut observer, &out);
+        assert_eq!(load.running(), [""; 0], "{how}");
+    }
 }
 
 #[test]
@@ -271,4 +410,115 @@ fn samples_come_through_a_socket() {
     assert_eq!(run(), Some(8), "{}", said(&out));
     assert!(said(&out).contains("choose another path"), "{}", said(&out));
     assert_eq!(fs::read_to_string(&socket).expect("still there"), "mine");
+}
+
+/// A run of a command until it ends; what it left.
+fn run_of(command: &[&str], more: &[&str], environment: &[(&str, &str)]) -> (TempDir, RunInfo) {
+    let directory = directory();
+    let out = directory.path().join("run");
+    let mut observer = Command::new(programs().observer);
+    observer.args(["run", "--budget", "none", "--probes", "task", "--pid"]);
+    observer.arg(std::process::id().to_string()).arg("--out").arg(&out).args(more);
+    observer.arg("--").args(command).envs(environment.iter().copied());
+    observer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut observer = Running::start(&mut observer, Placement::default()).expect("it starts");
+    let info = ended(&mut observer, &out);
+    (directory, info)
+}
+
+fn kept(directory: &TempDir, name: &str) -> Vec<u8> {
+    fs::read(directory.path().join("run").join(name)).expect("what was kept")
+}
+
+/// A line of `/proc/PID/status`, as the command printed it.
+fn status_line(directory: &TempDir, key: &str) -> Vec<u32> {
+    let text = String::from_utf8(kept(directory, "loadgen.out")).expect("text");
+    let line = text.lines().find_map(|line| line.strip_prefix(key)).expect("the line");
+    line.split_ascii_whitespace().map(|number| number.parse().expect("a number")).collect()
+}
+
+#[test]
+fn a_command_runs_as_the_user_it_was_asked_for() {
+    let Some(_guard) = privileged::ready("user of a command") else { return };
+    let print = ["sh", "-c", "cat /proc/self/status; echo \"MARK $MARK\""];
+    let sudo = [("SUDO_UID", "65534"), ("SUDO_GID", "65533"), ("MARK", "5")];
+    let (root, other) = ([0; 4], [65534; 4]);
+    for (more, environment, uid) in [
+        (&[][..], &sudo[2..], root),
+        (&["--as", "65534:65533"], &sudo[2..], other),
+        (&[], &sudo, other),
+        (&["--as", "0:0"], &sudo, root),
+    ] {
+        let (directory, info) = run_of(&print, more, environment);
+        assert_eq!(status_line(&directory, "Uid:"), uid, "{more:?}");
+        if uid == other {
+            assert_eq!(status_line(&directory, "Gid:"), [65533; 4]);
+            assert_eq!(status_line(&directory, "Groups:"), [65533]);
+            let text = String::from_utf8(kept(&directory, "loadgen.out")).expect("text");
+            assert!(text.contains("CapEff:\t0000000000000000"), "{text}");
+        }
+        assert_eq!(status_line(&directory, "MARK"), [5], "the environment is kept");
+        assert_eq!(info.command_user.is_some(), uid == other, "{:?}", info.command_user);
+    }
+}
+
+#[test]
+fn arguments_are_on_the_page_only_if_asked_for() {
+    let Some(_guard) = privileged::ready("secrets of a command") else { return };
+    let secret = "Bearer-5f2c";
+    for (more, shown) in [(&[][..], false), (&["--show-arguments"], true)] {
+        let (directory, info) = run_of(&["true", secret], more, &[]);
+        assert_eq!(info.command, ["true", secret]);
+        let page = String::from_utf8(kept(&directory, "report.html")).expect("text");
+        assert_eq!(page.contains(secret), shown);
+        assert!(page.contains("<dd>true"), "{page}");
+    }
+}
+
+#[test]
+fn what_a_command_prints_is_kept_up_to_a_limit() {
+    let Some(_guard) = privileged::ready("long output") else { return };
+    let files = directory();
+    let input = files.path().join("input");
+    let more = 12_345;
+    let file = fs::File::create(&input).expect("a file");
+    file.set_len(OUTPUT_BYTES + more).expect("a sparse file");
+    let script = format!("cat {0}; cat {0} >&2", text(&input));
+    let (directory, info) = run_of(&["sh", "-c", &script], &[], &[]);
+    for name in ["loadgen.out", "loadgen.err"] {
+        assert_eq!(info.cut_bytes[name], more, "{name}");
+        let kept = kept(&directory, name);
+        let said = String::from_utf8_lossy(&kept[OUTPUT_BYTES as usize..]).into_owned();
+        assert_eq!(said, format!("\n[observer: {more} more bytes were not kept]\n"));
+    }
+    let page = String::from_utf8(kept(&directory, "report.html")).expect("text");
+    assert!(page.contains("12,345 more bytes of loadgen.out were not kept"), "{page}");
+}
+
+#[test]
+fn samples_without_an_end_do_not_hold_up_the_run() {
+    let Some(_guard) = privileged::ready("endless samples") else { return };
+    let files = directory();
+    let fifo = files.path().join("fifo");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0)
+        .expect("a fifo");
+    let endless = {
+        let fifo = fifo.clone();
+        // Ends when observer has closed the other end.
+        std::thread::spawn(move || {
+            let mut fifo = fs::OpenOptions::new().write(true).open(&fifo).expect("a reader");
+            let row = b"response-time,status-code,offset\n0.001,200,0.5\n";
+            let mut written = fifo.write_all(&row[..]);
+            let rows = b"0.001,200,0.5\n".repeat(1_000);
+            while written.is_ok() {
+                written = fifo.write_all(&rows);
+            }
+        })
+    };
+    let samples = format!("hey:{}", text(&fifo));
+    let (_directory, info) =
+        run_of(&["sleep", "600"], &["--duration", "1s", "--samples", &samples], &[]);
+    assert_eq!(info.end_reason, EndReason::Duration);
+    endless.join().expect("it ends");
 }

@@ -18,6 +18,7 @@ use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 use clap::{Parser, Subcommand};
 
 use crate::error::{Error, Exit, Result};
+use crate::session::supervisor;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -66,6 +67,10 @@ enum Command {
 /// Parses the command line, runs it, and returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    let name = std::env::args_os().next().unwrap_or_default();
+    if name.as_encoded_bytes() == supervisor::NAME.to_bytes() {
+        return supervisor::main();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

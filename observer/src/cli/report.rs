@@ -36,6 +36,9 @@ pub struct Args {
     /// Also write a self-contained web page to FILE
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Show COMMAND's arguments in FILE; they may hold secrets
+    #[arg(long, requires = "html")]
+    show_arguments: bool,
 }
 
 /// Runs the command.
@@ -46,7 +49,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let directory = RunDir::open(&args.run)?;
     let (summary, answer) = answer(&directory, !args.json || args.html.is_some())?;
-    let Some(answer) = answer else { return print_json(&directory, summary.as_ref()) };
+    let Some(mut answer) = answer else { return print_json(&directory, summary.as_ref()) };
+    answer.shows_arguments = args.show_arguments;
     if let Some(path) = &args.html {
         let mut file = create_private_file(path)?;
         file.write_all(html::render(&answer).as_bytes()).map_err(|error| {
@@ -80,10 +84,11 @@ fn answer(directory: &RunDir, all: bool) -> Result<(Option<Summary>, Option<Answ
 /// Everything known about a run that has just ended: from its directory, and should that not be
 /// readable (the disk was full), from what is in memory. With `report.html` written into it, or why
 /// that was not possible.
-pub fn finished(finished: &Finished) -> (Answer, Result<()>) {
+pub fn finished(finished: &Finished, shows_arguments: bool) -> (Answer, Result<()>) {
     let directory = &finished.directory;
     match Answer::load(directory) {
-        Ok(answer) => {
+        Ok(mut answer) => {
+            answer.shows_arguments = shows_arguments;
             let page = directory.write(files::REPORT, html::render(&answer).as_bytes());
             (answer, page)
         }

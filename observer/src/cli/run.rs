@@ -28,6 +28,8 @@ Examples:
       The same with hey. Requests above 50 ms count as slow.
   observer run --cgroup /system.slice/nginx.service --samples vegeta-json:load.json --duration 1m
       Read the samples from a file that another generator writes during the run.
+  observer run --comm nginx --as nobody --samples hey -- hey -z 30s -o csv http://127.0.0.1/
+      Run the generator as another user than observer.
   observer run --exe /usr/sbin/nginx --wait --duration 30s
       Without a load generator: histograms of all stalls, from the moment nginx starts.
 
@@ -98,6 +100,14 @@ pub struct Args {
     /// Print summary.json to standard output
     #[arg(long)]
     pub json: bool,
+    /// Show COMMAND's arguments in report.html. They may hold secrets, so only run.json has them
+    /// otherwise
+    #[arg(long)]
+    pub show_arguments: bool,
+    /// Run COMMAND as USER (a name, UID or UID:GID), with the same environment [default: the user
+    /// who called sudo, or else the user observer runs as]
+    #[arg(long = "as", value_name = "USER", requires = "command")]
+    pub user: Option<String>,
     /// The load generator; observer starts it when all probes are attached
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
@@ -153,6 +163,7 @@ impl Args {
             slow: self.slow,
             out: self.out.clone(),
             command: self.command.clone(),
+            user: self.user.clone(),
             ring_bytes: self.ring_bytes,
             floors_ns: self.floor.clone(),
         })
@@ -185,7 +196,7 @@ pub fn run(args: &Args) -> Result<()> {
     log::set_progress(None);
     bar.finish_and_clear();
     let finished = finished?;
-    let (answer, page) = report::finished(&finished);
+    let (answer, page) = report::finished(&finished, args.show_arguments);
     if args.json {
         super::print_json(&finished.summary)?;
     } else {

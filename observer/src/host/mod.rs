@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 pub mod cgroups;
+pub mod descendants;
 pub mod network;
 pub mod process;
 pub mod sockets;

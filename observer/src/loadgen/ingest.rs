@@ -206,6 +206,12 @@ impl Ingest {
         self.adapter.ends()
     }
 
+    /// Whether nothing of it can be used; see [`Ingest::failed`].
+    #[must_use]
+    pub const fn is_of_no_use(&self) -> bool {
+        self.sink.fatal.is_some()
+    }
+
     /// Bytes read.
     #[must_use]
     pub const fn bytes(&self) -> u64 {

@@ -13,6 +13,7 @@ mod framing;
 mod hey;
 mod ingest;
 mod intended_start;
+pub mod kept;
 pub mod observer_load;
 
 mod source;

@@ -1,10 +1,11 @@
 //! Reading a samples file while it grows: one that exists, one that COMMAND will write, or a FIFO.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, Write};
+use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::kept::KeptFile;
 use super::{Ingest, IngestError};
 
 /// Bytes per read.
@@ -12,7 +13,7 @@ const READ_BYTES: usize = 64 << 10;
 
 /// [`SamplesFile::read`] returns after about this much, so that a session with a huge file stays
 /// responsive. After less, everything that was there has been read.
-pub const MOST_BYTES: u64 = 16 << 20;
+pub const MOST_BYTES: u64 = 1 << 20;
 
 /// A file or FIFO that is followed.
 #[derive(Debug)]
@@ -20,7 +21,9 @@ pub struct SamplesFile {
     path: PathBuf,
     opened: Option<Opened>,
     /// Receives everything that is read, unchanged.
-    copy: Option<File>,
+    copy: Option<KeptFile>,
+    /// Nothing more is written that counts.
+    ended: bool,
 }
 
 #[derive(Debug)]
@@ -31,6 +34,8 @@ struct Opened {
     position: u64,
     /// A FIFO whose writers have all closed it again.
     closed: bool,
+    /// Where reading ends; `None` while the generator runs, and of a FIFO.
+    end: Option<u64>,
 }
 
 impl SamplesFile {
@@ -40,15 +45,14 @@ impl SamplesFile {
     ///
     /// When it exists and cannot be read, or when it is neither a file nor a FIFO.
     pub fn follow(path: &Path) -> Result<Self, IngestError> {
-        let mut file = Self { path: path.to_owned(), opened: None, copy: None };
+        let mut file = Self { path: path.to_owned(), opened: None, copy: None, ended: false };
         file.open()?;
         Ok(file)
     }
 
-    /// From now on, also writes what is read to `copy`, an empty file. If there is no room for it,
-    /// the samples are read nevertheless.
+    /// From now on, also writes what is read to `copy`.
     #[must_use]
-    pub fn copied_to(self, copy: File) -> Self {
+    pub fn copied_to(self, copy: KeptFile) -> Self {
         Self { copy: Some(copy), ..self }
     }
 
@@ -70,8 +74,18 @@ impl SamplesFile {
         if !fifo && !meta.is_file() {
             return Err(self.unreadable("it is neither a file nor a FIFO"));
         }
-        self.opened = Some(Opened { file, fifo, inode: meta.ino(), position: 0, closed: false });
+        let end = (self.ended && !fifo).then_some(meta.len());
+        let inode = meta.ino();
+        self.opened = Some(Opened { file, fifo, inode, position: 0, closed: false, end });
         Ok(())
+    }
+
+    /// The generator has ended: of a file, only what is there now is read. A FIFO has no such end.
+    pub fn end(&mut self) {
+        self.ended = true;
+        if let Some(opened) = self.opened.as_mut().filter(|opened| !opened.fifo) {
+            opened.end = opened.file.metadata().ok().map(|meta| meta.len());
+        }
     }
 
     /// Whether the file was there at any time.
@@ -110,14 +124,16 @@ impl SamplesFile {
             self.open()?;
             ingest.restart();
             if let Some(copy) = &mut self.copy {
-                let _ = copy.set_len(0).and_then(|()| copy.rewind());
+                copy.restart();
             }
         }
         let Some(opened) = &mut self.opened else { return Ok(0) };
         let mut buffer = vec![0; READ_BYTES];
         let mut total = 0;
         while total < MOST_BYTES {
-            match opened.file.read(&mut buffer) {
+            let left = opened.end.map_or(u64::MAX, |end| end.saturating_sub(opened.position));
+            let room = usize::try_from(left).unwrap_or(usize::MAX).min(READ_BYTES);
+            match opened.file.read(&mut buffer[..room]) {
                 Ok(0) => {
                     opened.closed = opened.fifo && opened.position > 0;
                     break;
@@ -125,7 +141,10 @@ impl SamplesFile {
                 Ok(count) => {
                     ingest.feed(&buffer[..count]);
                     if let Some(copy) = &mut self.copy {
-                        let _ = copy.write_all(&buffer[..count]);
+                        if ingest.is_of_no_use() {
+                            copy.is_of_no_use();
+                        }
+                        copy.keep(&buffer[..count]);
                     }
                     opened.position += count as u64;
                     total += count as u64;
@@ -157,8 +176,11 @@ impl SamplesFile {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
     use crate::loadgen::adapter;
+    use crate::loadgen::kept::SAMPLES_BYTES;
 
     const HEADER: &str = "response-time,status-code,offset\n";
 
@@ -172,7 +194,11 @@ mod tests {
         let (path, copy) = (dir.path().join("hey.csv"), dir.path().join("copy"));
         std::fs::write(&path, format!("{HEADER}9.9,200,0\n8.8,200,0\n")).unwrap();
         let source = SamplesFile::follow(&path).unwrap();
-        let mut source = source.copied_to(File::create(&copy).unwrap());
+        let mut source = source.copied_to(KeptFile::new(
+            File::create(&copy).unwrap(),
+            SAMPLES_BYTES,
+            std::sync::Arc::default(),
+        ));
         let mut ingest = ingest();
         source.read(&mut ingest).unwrap();
         std::fs::write(&path, format!("{HEADER}0.1,200,0\n")).unwrap();
@@ -217,6 +243,20 @@ mod tests {
         std::fs::rename(&other, &path).unwrap();
         source.read(&mut ingest).unwrap();
         assert_eq!(ingest.live().count, 5);
+    }
+
+    #[test]
+    fn after_the_end_a_file_is_read_as_far_as_it_went() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hey.csv");
+        std::fs::write(&path, format!("{HEADER}0.1,200,0.5\n")).unwrap();
+        let mut source = SamplesFile::follow(&path).unwrap();
+        source.end();
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        writeln!(file, "0.1,200,0.6").unwrap();
+        let mut ingest = ingest();
+        while source.read(&mut ingest).unwrap() > 0 {}
+        assert_eq!(ingest.live().count, 1);
     }
 
     #[test]

@@ -91,8 +91,15 @@ pub struct RunInfo {
     pub target_cgroup: Option<String>,
     /// COMMAND, if any.
     pub command: Vec<String>,
+    /// The user COMMAND runs as, where that is not observer's own.
+    #[serde(default)]
+    pub command_user: Option<String>,
     /// COMMAND's exit code, if it ran to its end.
     pub command_exit: Option<i32>,
+    /// Bytes of the generator's output that were not kept, by file; those of which all was kept are
+    /// not here.
+    #[serde(default)]
+    pub cut_bytes: BTreeMap<String, u64>,
     /// `--samples`, if any.
     pub samples_format: Option<String>,
     /// `--clock-error`, nanoseconds, if any.

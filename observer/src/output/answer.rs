@@ -53,6 +53,8 @@ pub struct Answer {
     pub worst: Vec<WorstRequest>,
     /// What is wrong with the run directory itself.
     pub notes: Vec<String>,
+    /// The page shows COMMAND's arguments, which may hold secrets.
+    pub shows_arguments: bool,
 }
 
 impl Answer {
@@ -83,6 +85,9 @@ impl Answer {
                     .to_owned(),
             );
         }
+        notes.extend(run.cut_bytes.iter().map(|(file, bytes)| {
+            format!("{} more bytes of {file} were not kept", text::count(*bytes))
+        }));
         let mut end = run.end_ns;
         if end <= run.start_ns {
             end = samples.iter().map(|sample| sample.end).fold(end, MonoNanos::max);
@@ -107,6 +112,7 @@ impl Answer {
             recorded,
             worst,
             notes,
+            shows_arguments: false,
         }
     }
 

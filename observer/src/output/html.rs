@@ -318,7 +318,12 @@ fn about(page: &mut String, answer: &Answer) {
         .collect();
     table(page, &["probe", "state", "attached by", ""], 0, &rows);
     page.push_str("<dl class=\"about\">");
-    let command = run.command.join(" ");
+    let command = match run.command.as_slice() {
+        [program, arguments @ ..] if !arguments.is_empty() && !answer.shows_arguments => {
+            format!("{program} (its {} arguments are in run.json)", arguments.len())
+        }
+        words => words.join(" "),
+    };
     let length = duration(answer.length_ns() as f64);
     let kernel = format!("{} {}, {} CPUs", run.kernel_release, run.machine, run.cpus);
     let rows = [

@@ -1,19 +1,25 @@
-//! COMMAND: the load generator as a child process.
+//! COMMAND: the load generator, which a process of its own starts and ends ([`super::supervisor`]).
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+use rustix::process::{Signal, WaitOptions, getpid, wait};
 
+use super::identity::Identity;
+use super::supervisor::{self, End, Request, Told};
 use crate::clock::MonoNanos;
 use crate::error::{Error, Exit, Result};
+use crate::host::descendants::signal_descendants;
 use crate::log::NOTICE;
+use crate::model::Tgid;
 
 /// How long COMMAND may take to end after SIGINT, and then after SIGTERM.
 const GRACE: Duration = Duration::from_secs(3);
@@ -27,8 +33,14 @@ const SILENCE: Duration = Duration::from_secs(1);
 
 /// The running generator.
 pub(super) struct Generator {
-    child: Child,
+    supervisor: Child,
+    connection: BufReader<UnixStream>,
+    /// What the supervisor said of its current line so far.
+    line: Vec<u8>,
+    pid: u32,
     status: Option<ExitStatus>,
+    /// The supervisor has ended, and with it everything that COMMAND started.
+    gone: bool,
     /// Just before it was spawned.
     pub(super) spawned: MonoNanos,
     /// When its end was noticed.
@@ -64,109 +76,173 @@ pub(super) fn find(program: &OsStr) -> Result<()> {
 }
 
 impl Generator {
-    /// Starts COMMAND. Its output is taken as samples, or goes to `out`.
-    pub(super) fn start(
-        command: &[OsString],
-        output_is_samples: bool,
-        out: &File,
-        err: File,
-    ) -> Result<Self> {
-        let failed = |error: std::io::Error| {
-            Error::new(Exit::Command, format!("cannot run {}: {error}", command[0].display()))
+    /// Starts COMMAND as this user, or as observer's own.
+    pub(super) fn start(command: &[OsString], user: Option<Identity>) -> Result<Self> {
+        let who = user.as_ref().map(|user| format!(" as {}", user.name)).unwrap_or_default();
+        let failed = |error: &dyn std::fmt::Display| {
+            let program = command[0].display();
+            Error::new(Exit::Command, format!("cannot run {program}{who}: {error}"))
         };
-        let stdout = if output_is_samples {
-            Stdio::piped()
-        } else {
-            Stdio::from(out.try_clone().map_err(failed)?)
+        // Should the supervisor be killed, what it held becomes a child of this process.
+        rustix::process::set_child_subreaper(Some(getpid())).map_err(|error| failed(&error))?;
+        let (connection, its_end) = UnixStream::pair().map_err(|error| failed(&error))?;
+        let supervisor = Command::new("/proc/self/exe")
+            .arg0(OsStr::from_bytes(supervisor::NAME.to_bytes()))
+            .stdin(OwnedFd::from(its_end))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .map_err(|error| failed(&error))?;
+        let mut generator = Self {
+            supervisor,
+            connection: BufReader::new(connection),
+            line: Vec::new(),
+            pid: 0,
+            status: None,
+            gone: false,
+            spawned: MonoNanos::now(),
+            exited: None,
         };
-        let spawned = MonoNanos::now();
-        let mut child = Command::new(&command[0]);
-        child.args(&command[1..]).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::from(err));
-        // COMMAND gets its own process group, so that processes started by a shell in COMMAND end
-        // with it, and ^C at the terminal reaches it only once, through `end`.
-        child.process_group(0);
-        let observer = rustix::process::getpid();
-        let die_along = move || {
-            // If observer is killed, it cannot end COMMAND itself, and COMMAND must not keep
-            // loading the service. (The thread that spawns is the main one, which lives as long as
-            // the process.)
-            rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
-            if rustix::process::getppid() == Some(observer) {
-                Ok(())
-            } else {
-                Err(std::io::Error::from(rustix::io::Errno::SRCH))
+        match generator.begin(&Request { words: command.to_vec(), user }) {
+            Ok(Told::Started { pid, at }) => {
+                (generator.pid, generator.spawned) = (pid, at);
+                Ok(generator)
             }
-        };
-        // SAFETY: between fork and exec only system calls are made; nothing is allocated.
-        let child = unsafe { child.pre_exec(die_along) }.spawn().map_err(failed)?;
-        Ok(Self { child, status: None, spawned, exited: None })
+            Ok(Told::NotStarted(error)) => Err(failed(&error)),
+            Ok(Told::Exited { .. }) => Err(failed(&"its supervisor failed")),
+            Err(error) => Err(failed(&format!("its supervisor failed: {error}"))),
+        }
+    }
+
+    /// Asks for the start, and waits for what comes of it.
+    fn begin(&mut self, request: &Request) -> std::io::Result<Told> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        self.connection.get_mut().write_all(&line)?;
+        let mut answer = String::new();
+        self.connection.read_line(&mut answer)?;
+        self.connection.get_ref().set_nonblocking(true)?;
+        Ok(serde_json::from_str(&answer)?)
     }
 
     pub(super) fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
+    }
+
+    /// The process that holds it.
+    pub(super) fn supervisor(&self) -> u32 {
+        self.supervisor.id()
     }
 
     pub(super) fn take_output(&mut self) -> Option<OwnedFd> {
-        self.child.stdout.take().map(OwnedFd::from)
+        self.supervisor.stdout.take().map(OwnedFd::from)
+    }
+
+    pub(super) fn take_errors(&mut self) -> Option<OwnedFd> {
+        self.supervisor.stderr.take().map(OwnedFd::from)
+    }
+
+    /// Reads what the supervisor said since.
+    fn hear(&mut self) -> Result<()> {
+        while !self.gone {
+            match self.connection.read_until(b'\n', &mut self.line) {
+                Ok(_) if self.line.ends_with(b"\n") => {
+                    if let Ok(Told::Exited { status, at }) = serde_json::from_slice(&self.line) {
+                        self.status = Some(ExitStatus::from_raw(status));
+                        self.exited = Some(at);
+                    }
+                    self.line.clear();
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => self.bury()?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The supervisor has ended: because nothing is left, or because it was killed.
+    fn bury(&mut self) -> Result<()> {
+        self.gone = true;
+        let how = self.supervisor.wait().map_err(|error| {
+            Error::new(Exit::Failure, format!("cannot wait for COMMAND: {error}"))
+        })?;
+        if how.success() {
+            return Ok(());
+        }
+        tracing::warn!("the process that held COMMAND was killed ({how}), so COMMAND was ended");
+        self.exited = self.exited.or_else(|| Some(MonoNanos::now()));
+        let since = Instant::now();
+        // Fails when there is no child any more.
+        while since.elapsed() < GRACE
+            && let Ok(ended) = wait(WaitOptions::NOHANG)
+        {
+            if ended.is_none() {
+                signal_descendants(Tgid(std::process::id()), Signal::KILL);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn has_exited(&mut self) -> Result<bool> {
-        if self.status.is_none() {
-            self.status = self.child.try_wait().map_err(|error| {
-                Error::new(Exit::Failure, format!("cannot wait for COMMAND: {error}"))
-            })?;
-            if self.status.is_some() {
-                self.exited = Some(MonoNanos::now());
-            }
-        }
-        Ok(self.status.is_some())
+        self.hear()?;
+        Ok(self.status.is_some() || self.gone)
     }
 
-    /// Ends it and all processes it started, if it still runs: SIGINT, SIGTERM, SIGKILL, with a
-    /// wait after each. With `hurry`, SIGINT is given as long as a process handles it, until the flag
-    /// is raised.
+    /// Ends it and all processes it started: SIGINT if it still runs, SIGTERM, SIGKILL, with a wait
+    /// after each. With `hurry`, the wait after SIGINT goes on as long as a process handles it, until
+    /// the flag is raised.
     pub(super) fn end(&mut self, hurry: Option<&AtomicBool>) -> Result<()> {
-        if self.has_exited()? {
-            return Ok(());
-        }
-        let group = Pid::from_raw(self.child.id() as i32);
-        for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
-            // The group keeps its id as long as it has a member, and the kernel does not assign the
-            // id again during that time, so the signal cannot reach another group.
-            let Some(true) = group.map(|group| kill_process_group(group, signal).is_ok()) else {
+        let steps = [End::Interrupt, End::Terminate, End::Kill];
+        let ended = self.has_exited()?;
+        for step in steps.into_iter().skip(usize::from(ended)) {
+            if self.gone {
                 break;
-            };
-            let patient = hurry.filter(|_| signal == Signal::INT);
-            let (since, mut told) = (Instant::now(), false);
-            while !(self.has_exited()? && self.group_is_gone()) {
-                let elapsed = since.elapsed();
-                if patient.is_some_and(|hurry| hurry.load(Ordering::Relaxed)) {
-                    break;
+            }
+            // Fails when the supervisor has ended, which `hear` finds.
+            let _ = self.connection.get_ref().write_all(&[step as u8]);
+            match hurry.filter(|_| step == End::Interrupt) {
+                Some(hurry) => self.wait_for_results(hurry)?,
+                None => {
+                    let since = Instant::now();
+                    while since.elapsed() < GRACE && !self.gone {
+                        std::thread::sleep(Duration::from_millis(20));
+                        self.hear()?;
+                    }
                 }
-                if elapsed >= GRACE
-                    && (patient.is_none() || elapsed >= PATIENCE || !self.handles_interrupts())
-                {
-                    break;
-                }
-                if patient.is_some() && elapsed >= SILENCE && !told {
-                    told = true;
-                    tracing::info!(
-                        target: NOTICE,
-                        "waiting for the results of COMMAND, which was interrupted; ^C ends it"
-                    );
-                }
-                // The search for its processes costs more, and comes later.
-                let pause = if elapsed < GRACE { 20 } else { 100 };
-                std::thread::sleep(Duration::from_millis(pause));
             }
         }
-        self.has_exited().map(|_| ())
+        Ok(())
+    }
+
+    fn wait_for_results(&mut self, hurry: &AtomicBool) -> Result<()> {
+        let (since, mut told) = (Instant::now(), false);
+        while !self.gone && !hurry.load(Ordering::Relaxed) {
+            let elapsed = since.elapsed();
+            if elapsed >= PATIENCE || elapsed >= GRACE && !self.handles_interrupts() {
+                break;
+            }
+            if elapsed >= SILENCE && !told {
+                told = true;
+                tracing::info!(
+                    target: NOTICE,
+                    "waiting for the results of COMMAND, which was interrupted; ^C ends it"
+                );
+            }
+            // The search for its processes costs more, and comes later.
+            let pause = if elapsed < GRACE { 20 } else { 100 };
+            std::thread::sleep(Duration::from_millis(pause));
+            self.hear()?;
+        }
+        Ok(())
     }
 
     /// Whether a process of the group has a handler for SIGINT, and so works on its end. One that
     /// ignores the signal does not.
     fn handles_interrupts(&self) -> bool {
-        let group = self.child.id().to_string();
+        let group = self.pid.to_string();
         let in_group = |stat: &str| {
             // State, parent and group follow the name, which may contain anything.
             let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_ascii_whitespace());
@@ -182,13 +258,6 @@ impl Generator {
             let read = |name: &str| std::fs::read_to_string(process.join(name)).unwrap_or_default();
             in_group(&read("stat")) && handles(&read("status"))
         })
-    }
-
-    /// Whether all processes that COMMAND started have ended, except those that left its process
-    /// group.
-    fn group_is_gone(&self) -> bool {
-        let group = Pid::from_raw(self.child.id() as i32);
-        group.is_none_or(|group| test_kill_process_group(group).is_err())
     }
 
     /// Exit code, 128 + signal as a shell has it.

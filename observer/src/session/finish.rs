@@ -55,6 +55,8 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         losses,
         mut generator,
         reader,
+        outputs,
+        cut,
         mut sockets,
         mut cost,
         mut hidden,
@@ -94,6 +96,12 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         let ingest = reader.finish()?;
         ingest.finish(&info.anchors, window, &seen)
     });
+    outputs.into_iter().for_each(super::OutputKeeper::finish);
+    info.cut_bytes = cut
+        .into_iter()
+        .map(|(name, bytes)| (name.to_owned(), bytes.load(std::sync::atomic::Ordering::Relaxed)))
+        .filter(|(_, bytes)| *bytes > 0)
+        .collect();
     info.end_ns = end;
     info.end_reason = reason;
     info.command_exit = generator.as_ref().and_then(super::Generator::exit_code);

@@ -11,6 +11,7 @@ mod finish;
 mod floor;
 mod floor_log;
 mod holders;
+pub mod identity;
 mod journal;
 mod loss_watch;
 pub mod memory;
@@ -19,6 +20,7 @@ mod recording;
 mod recover;
 mod samples;
 mod sink;
+pub mod supervisor;
 mod trace_sink;
 mod watch;
 
@@ -33,11 +35,10 @@ pub use trace_sink::EVENTS_MAX;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,7 @@ use crate::doctor;
 use crate::error::{Error, Exit, Result};
 use crate::host::{cgroups::Cgroups, process, process::Process, system};
 use crate::kernel::{Kernel, LoadError, LoadOptions, TargetSet};
+use crate::loadgen::kept::{KeptFile, OUTPUT_BYTES, SAMPLES_BYTES};
 use crate::loadgen::{ClockError, Live, SamplesSource, SamplesSpec};
 use crate::model::{Coverage, EndReason, ProbeState, RUN_SCHEMA, RunInfo, SlowSpec, Tgid, files};
 use crate::output::event_files::EventWriter;
@@ -60,7 +62,7 @@ use cost::{Calibration, CostWatch};
 use floor_log::HiddenWatch;
 use journal::Journal;
 use loss_watch::LossWatch;
-use samples::SampleReader;
+use samples::{OutputKeeper, SampleReader};
 use trace_sink::TraceSink;
 use watch::SocketWatch;
 
@@ -87,6 +89,8 @@ pub struct RunOptions {
     pub out: Option<PathBuf>,
     /// The load generator to run.
     pub command: Vec<OsString>,
+    /// The user it runs as; `None` for the one who called sudo, or else observer's own.
+    pub user: Option<String>,
     /// Size of the ring that carries records.
     pub ring_bytes: u32,
     /// Floors fixed by hand, nanoseconds; the others adapt.
@@ -126,6 +130,9 @@ pub struct Session {
     losses: LossWatch,
     generator: Option<Generator>,
     reader: Option<SampleReader>,
+    outputs: Vec<OutputKeeper>,
+    /// Bytes of the generator's output that were not kept, by file.
+    cut: BTreeMap<&'static str, Arc<AtomicU64>>,
     sockets: SocketWatch,
     cost: CostWatch,
     hidden: HiddenWatch,
@@ -207,13 +214,15 @@ impl Session {
             losses,
             generator: None,
             reader: None,
+            outputs: Vec::new(),
+            cut: BTreeMap::new(),
             sockets,
             hidden,
             baseline,
             started: Instant::now(),
         };
         if let Err(error) = session.start_generator() {
-            drop(session.generator);
+            drop(session.generator.take());
             session.journal.directory.discard();
             return Err(error);
         }
@@ -221,38 +230,73 @@ impl Session {
     }
 
     fn start_generator(&mut self) -> Result<()> {
-        let directory = &self.journal.directory;
-        let samples = self.options.samples.as_ref();
+        let samples = self.options.samples.clone();
+        let samples = samples.as_ref();
         let source = samples.map(|spec| &spec.source);
         let from_command = source == Some(&SamplesSource::CommandOutput);
         let started = !self.options.command.is_empty();
         let clock_error = ClockError::of(self.options.clock_error_ns, started);
-        let out = directory.create_file(files::LOADGEN_OUT)?;
+        let is_apart = |source: &SamplesSource| {
+            matches!(source, SamplesSource::Path(_) | SamplesSource::Socket(_))
+        };
+        let out_is_samples = source.is_some_and(|source| !is_apart(source));
+        let out_limit = if out_is_samples { SAMPLES_BYTES } else { OUTPUT_BYTES };
+        let mut out = Some(self.keep(files::LOADGEN_OUT, out_limit)?);
         // Opens samples that do not come from COMMAND before any request is sent.
         if let Some(spec) = samples.filter(|_| !from_command) {
-            let copy = match spec.source {
-                SamplesSource::Path(_) | SamplesSource::Socket(_) => {
-                    directory.create_file(files::LOADGEN_SAMPLES)?
-                }
-                _ => out.try_clone().map_err(|error| unexpected(&error))?,
+            let copy = if is_apart(&spec.source) {
+                Some(self.keep(files::LOADGEN_SAMPLES, SAMPLES_BYTES)?)
+            } else {
+                out.take()
             };
-            self.reader = Some(read_samples(spec, clock_error, None, copy)?);
+            let read = |copy| read_samples(spec, clock_error, None, copy);
+            self.reader = copy.map(read).transpose()?;
         }
         if self.options.command.is_empty() {
             return Ok(());
         }
-        let err = directory.create_file(files::LOADGEN_ERR)?;
-        let mut generator = Generator::start(&self.options.command, from_command, &out, err)?;
+        let err = self.keep(files::LOADGEN_ERR, OUTPUT_BYTES)?;
+        let user = identity::identity(self.options.user.as_deref())?;
+        if let Some(user) = &user {
+            tracing::info!("COMMAND runs as {} (uid {})", user.name, user.uid);
+        }
+        if let (Some(user), Some(SamplesSource::Socket(path))) = (&user, source) {
+            // Otherwise COMMAND could not connect.
+            std::os::unix::fs::lchown(path, Some(user.uid), None)
+                .map_err(|error| unexpected(&error))?;
+        }
+        self.journal.info.command_user = user.as_ref().map(|user| user.name.clone());
+        let mut generator = Generator::start(&self.options.command, user)?;
         self.kernel.watch_generator(generator.pid());
         // If the target is named by command, cgroup or port, the generator must not become part of
         // it.
+        self.membership.exclude(Tgid(generator.supervisor()));
         self.membership.exclude(Tgid(generator.pid()));
-        let output = generator.take_output();
+        let (output, errors) = (generator.take_output(), generator.take_errors());
         self.generator = Some(generator);
-        if let Some(spec) = samples.filter(|_| from_command) {
-            self.reader = Some(read_samples(spec, clock_error, output, out)?);
+        let mut keep = |output: Option<OwnedFd>, copy| -> Result<()> {
+            let started = output.map(|output| OutputKeeper::start(output, copy)).transpose();
+            self.outputs.extend(started.map_err(|error| unexpected(&error))?);
+            Ok(())
+        };
+        let beside = err.beside().map_err(|error| unexpected(&error))?;
+        keep(errors, err)?;
+        match (samples.filter(|_| from_command), out) {
+            (Some(spec), Some(out)) => {
+                self.reader = Some(read_samples(spec, clock_error, output, out)?);
+            }
+            (None, Some(out)) => keep(output, out)?,
+            // The samples come from standard input, and take its place in the directory.
+            (_, None) => keep(output, beside)?,
         }
         Ok(())
+    }
+
+    /// A new file of the run that keeps the beginning of a stream.
+    fn keep(&mut self, name: &'static str, limit: u64) -> Result<KeptFile> {
+        let file = self.journal.directory.create_file(name)?;
+        let cut = Arc::clone(self.cut.entry(name).or_default());
+        Ok(KeptFile::new(file, limit, cut))
     }
 
     /// Follows everything until the run is over; why it ended.
@@ -360,7 +404,7 @@ fn read_samples(
     spec: &SamplesSpec,
     clock_error: ClockError,
     command_output: Option<OwnedFd>,
-    copy: File,
+    copy: KeptFile,
 ) -> Result<SampleReader> {
     SampleReader::start(spec, clock_error, command_output, copy)
         .map_err(|error| error.at(&source_name(spec)))
@@ -432,7 +476,9 @@ fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo
             .collect(),
         target_cgroup: target_cgroup(membership),
         command: Vec::new(),
+        command_user: None,
         command_exit: None,
+        cut_bytes: BTreeMap::new(),
         samples_format: None,
         clock_error_ns: None,
         slow_rule: SlowSpec::default().to_string(),

@@ -1,20 +1,23 @@
 //! Reading the generator's samples while it runs: from COMMAND's output, a file that grows, a FIFO,
-//! a Unix socket or standard input. The input is kept unchanged.
+//! a Unix socket or standard input. The beginning of the input is kept unchanged; so is that of
+//! output that holds no samples.
 
+use std::cell::Cell;
 use std::fs::{File, Permissions};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
+use crate::loadgen::kept::KeptFile;
 use crate::loadgen::{
     ClockError, Ingest, IngestError, Live, MOST_BYTES, SamplesFile, SamplesSource, SamplesSpec,
 };
@@ -31,6 +34,8 @@ pub(super) struct SampleReader {
     shared: Arc<Shared>,
     /// Removed with the reader.
     _socket: Option<SocketFile>,
+    /// Progress when it could last be asked for.
+    live: Cell<Live>,
     thread: JoinHandle<Result<(), IngestError>>,
 }
 
@@ -47,6 +52,20 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Ingest> {
         // A panic elsewhere does not make the rows already read wrong.
         self.ingest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what was read, and keeps its beginning.
+    fn take(&self, bytes: &[u8], copy: &mut KeptFile) {
+        let mut ingest = self.lock();
+        ingest.feed(bytes);
+        if ingest.is_of_no_use() {
+            copy.is_of_no_use();
+        }
+        if ingest.ends() > 0 {
+            self.end();
+        }
+        drop(ingest);
+        copy.keep(bytes);
     }
 
     fn end(&self) {
@@ -91,9 +110,9 @@ impl Drop for SocketFile {
 
 enum Source {
     /// A pipe, and the copy kept of it.
-    Stream(File, File),
+    Stream(File, KeptFile),
     /// Connections to a socket, and the copy kept of what they bring.
-    Socket(UnixListener, File),
+    Socket(UnixListener, KeptFile),
     /// A file or FIFO that another program keeps.
     Followed(SamplesFile),
 }
@@ -108,7 +127,7 @@ impl SampleReader {
         spec: &SamplesSpec,
         clock_error: ClockError,
         command_output: Option<OwnedFd>,
-        copy: File,
+        copy: KeptFile,
     ) -> Result<Self, IngestError> {
         let mut socket = None;
         let source = match &spec.source {
@@ -140,19 +159,28 @@ impl SampleReader {
             std::thread::Builder::new()
                 .name("observer-samples".into())
                 .spawn(move || match source {
-                    Source::Stream(stream, mut copy) => read_stream(stream, &shared, &mut copy),
+                    Source::Stream(stream, mut copy) => {
+                        read_stream(stream, &shared.stop, |bytes| shared.take(bytes, &mut copy))?;
+                        shared.end();
+                        Ok(())
+                    }
                     Source::Socket(listener, copy) => read_socket(&listener, &shared, copy),
                     Source::Followed(file) => follow(file, &shared),
                 })
                 .map_err(unreadable)?
         };
-        Ok(Self { shared, _socket: socket, thread })
+        Ok(Self { shared, _socket: socket, live: Cell::default(), thread })
     }
 
-    /// Progress so far.
+    /// Progress so far. Does not wait for the reading thread, which an endless stream keeps busy.
     #[must_use]
     pub(super) fn live(&self) -> Live {
-        self.shared.lock().live()
+        match self.shared.ingest.try_lock() {
+            Ok(ingest) => self.live.set(ingest.live()),
+            Err(TryLockError::Poisoned(ingest)) => self.live.set(ingest.into_inner().live()),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        self.live.get()
     }
 
     /// Whether the samples have ended.
@@ -179,16 +207,50 @@ impl SampleReader {
     }
 }
 
+/// Keeps the beginning of output that holds no samples, on a thread of its own.
+pub(super) struct OutputKeeper {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl OutputKeeper {
+    /// Starts reading.
+    ///
+    /// # Errors
+    /// When the system cannot start another thread.
+    pub(super) fn start(output: OwnedFd, mut copy: KeptFile) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread =
+            std::thread::Builder::new().name("observer-output".into()).spawn(move || {
+                // It is for users only: what cannot be read is missing, and the run continues.
+                let _ = read_stream(File::from(output), &stopped, |bytes| copy.keep(bytes));
+                copy.say_cut();
+            })?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Reads what is left.
+    pub(super) fn finish(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.join();
+    }
+}
+
 fn unreadable(error: impl std::fmt::Display) -> IngestError {
     IngestError::Unreadable(error.to_string())
 }
 
-fn read_stream(mut stream: File, shared: &Shared, copy: &mut File) -> Result<(), IngestError> {
+fn read_stream(
+    mut stream: File,
+    stop: &AtomicBool,
+    mut take: impl FnMut(&[u8]),
+) -> Result<(), IngestError> {
     let mut buffer = vec![0; 1 << 16];
     let mut stopped = None;
     loop {
         // Read before looking: what was there before the stop is then read for sure.
-        let last = shared.stop.load(Ordering::Relaxed);
+        let last = stop.load(Ordering::Relaxed);
         let since = last.then(|| stopped.get_or_insert_with(Instant::now).elapsed());
         let readable = readable(&stream);
         // Another process may hold COMMAND's output open, and even write to it, but nothing more
@@ -200,20 +262,8 @@ fn read_stream(mut stream: File, shared: &Shared, copy: &mut File) -> Result<(),
             continue;
         }
         match stream.read(&mut buffer) {
-            Ok(0) => {
-                shared.end();
-                return Ok(());
-            }
-            Ok(length) => {
-                let mut ingest = shared.lock();
-                ingest.feed(&buffer[..length]);
-                if ingest.ends() > 0 {
-                    shared.end();
-                }
-                drop(ingest);
-                // The copy is for users only; if there is no room for it, the run continues.
-                let _ = copy.write_all(&buffer[..length]);
-            }
+            Ok(0) => return Ok(()),
+            Ok(length) => take(&buffer[..length]),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(unreadable(error)),
         }
@@ -224,13 +274,15 @@ fn read_stream(mut stream: File, shared: &Shared, copy: &mut File) -> Result<(),
 fn read_socket(
     listener: &UnixListener,
     shared: &Shared,
-    mut copy: File,
+    mut copy: KeptFile,
 ) -> Result<(), IngestError> {
     loop {
         let last = shared.stop.load(Ordering::Relaxed);
         if readable(listener) {
             let (stream, _) = listener.accept().map_err(unreadable)?;
-            read_stream(File::from(OwnedFd::from(stream)), shared, &mut copy)?;
+            let stream = File::from(OwnedFd::from(stream));
+            read_stream(stream, &shared.stop, |bytes| shared.take(bytes, &mut copy))?;
+            shared.end();
         } else if last {
             return Ok(());
         }
@@ -245,10 +297,14 @@ fn readable(stream: &impl AsFd) -> bool {
 }
 
 fn follow(mut file: SamplesFile, shared: &Shared) -> Result<(), IngestError> {
+    let mut stopped: Option<Instant> = None;
     // End marks in a file that an earlier run left are not the end of this one.
     let mut old_ends = None;
     loop {
-        let last = shared.stop.load(Ordering::Relaxed);
+        if stopped.is_none() && shared.stop.load(Ordering::Relaxed) {
+            stopped = Some(Instant::now());
+            file.end();
+        }
         let (count, ends) = {
             let mut ingest = shared.lock();
             (file.read(&mut ingest)?, ingest.ends())
@@ -261,10 +317,12 @@ fn follow(mut file: SamplesFile, shared: &Shared) -> Result<(), IngestError> {
                 shared.end();
             }
         }
+        // Another process may go on writing to a FIFO, and nothing of that belongs to the run.
+        let over = |since: Instant| count == 0 || (file.is_fifo() && since.elapsed() >= LAST_READ);
+        if stopped.is_some_and(over) {
+            return file.finish();
+        }
         if count == 0 {
-            if last {
-                return file.finish();
-            }
             std::thread::sleep(LOOK_INTERVAL);
         }
     }
