@@ -19,6 +19,7 @@ pub mod loadgen;
 pub mod log;
 pub mod model;
 pub mod output;
+pub mod place;
 pub mod probe;
 pub mod session;
 pub mod target;

@@ -84,8 +84,18 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
 
 /// Privileged test programs that check exit codes, messages and states only. They run beside the guest;
 /// all others measure time or counts, and run alone.
-const MEASURE_NOTHING: &[&str] =
-    &["choice", "cli", "command", "doctor", "examples", "faults", "logging", "target", "uprobe"];
+const MEASURE_NOTHING: &[&str] = &[
+    "choice",
+    "cli",
+    "command",
+    "doctor",
+    "examples",
+    "faults",
+    "hardening",
+    "logging",
+    "target",
+    "uprobe",
+];
 
 /// Program of the guests.
 const VM: &str = "xtask-vm";

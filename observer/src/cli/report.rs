@@ -46,7 +46,10 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let directory = RunDir::open(&args.run)?;
     let (summary, answer) = answer(&directory, !args.json || args.html.is_some())?;
-    let Some(answer) = answer else { return print_json(&directory, summary.as_ref()) };
+    let Some(answer) = answer else {
+        warn_of_doubts(&directory);
+        return print_json(&directory, summary.as_ref());
+    };
     if let Some(path) = &args.html {
         let mut file = create_private_file(path)?;
         file.write_all(html::render(&answer).as_bytes()).map_err(|error| {
@@ -54,9 +57,17 @@ pub fn run(args: &Args) -> Result<()> {
         })?;
     }
     if args.json {
+        warn_of_doubts(&directory);
         return print_json(&directory, summary.as_ref());
     }
     print_answer(&answer)
+}
+
+/// JSON has no place for it, and a program may not look.
+fn warn_of_doubts(directory: &RunDir) {
+    for doubt in directory.doubts() {
+        tracing::warn!("{}: {doubt}", directory.path().display());
+    }
 }
 
 /// The answer that was left, or, for a run that did not get that far, the one that can be worked

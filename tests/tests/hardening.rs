@@ -1,0 +1,147 @@
+//! observer runs as root next to processes of others: what they can and cannot make it do.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, lchown, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use observer::error::Exit;
+use observer_tests::command::{Finished, give_to_nobody, run};
+use observer_tests::privileged;
+use observer_tests::process::{Placement, Service};
+use observer_tests::trial::{directory, programs};
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+const NOBODY: u32 = 65_534;
+
+fn observer(arguments: &[&str]) -> Finished {
+    let mut command = Command::new(programs().observer);
+    run(command.args(arguments), TIMEOUT).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("a mode");
+}
+
+fn nobodys(path: &Path) {
+    lchown(path, Some(NOBODY), Some(NOBODY)).expect("another owner");
+}
+
+/// Ways to `mine` and elsewhere that another user can change.
+fn bad_ways(base: &Path, mine: &Path) -> Vec<PathBuf> {
+    let (theirs, sticky) = (base.join("theirs"), base.join("sticky"));
+    fs::create_dir_all(theirs.join("roots")).expect("directories");
+    fs::create_dir(&sticky).expect("a directory");
+    mode(&sticky, 0o1777);
+    nobodys(&theirs);
+    let link = sticky.join("link");
+    symlink(mine, &link).expect("a link");
+    nobodys(&link);
+    let group = base.join("group");
+    fs::create_dir(&group).expect("a directory");
+    lchown(&group, Some(0), Some(NOBODY)).expect("another group");
+    mode(&group, 0o775);
+    vec![theirs.clone(), theirs.join("roots"), link, group, sticky.join("link/..")]
+}
+
+#[test]
+fn no_other_user_can_lead_the_output_elsewhere() {
+    let Some(_guard) = privileged::ready("output of root") else { return };
+    let directory = directory();
+    let base = directory.path();
+    let mine = base.join("mine");
+    fs::create_dir(&mine).expect("a directory");
+    let service =
+        Service::start(&programs().service, &[], Placement::default()).expect("a service");
+    let pid = service.process.id().to_string();
+    let first = mine.join("run");
+    let watch =
+        |out: &Path| observer(&["run", "--pid", &pid, "--duration", "300ms", "--out", text(out)]);
+    watch(&first).assert_code(0);
+    let url = format!("{}/", service.url);
+    let load =
+        |out: &str| observer(&["load", &url, "--rate", "50", "--duration", "200ms", "--out", out]);
+    for way in bad_ways(base, &mine) {
+        let refused = |finished: Finished| {
+            finished.assert_code(Exit::Output as u8);
+            assert!(finished.stderr.contains("not safe to use"), "{way:?}: {finished:#?}");
+        };
+        refused(watch(&way.join("out")));
+        refused(observer(&["report", text(&first), "--html", text(&way.join("out"))]));
+        refused(load(text(&way.join("out"))));
+        let socket = way.join("socket");
+        let _listener = UnixListener::bind(&socket).expect("a socket");
+        refused(load(&format!("unix:{}", socket.display())));
+        fs::remove_file(socket).expect("the socket");
+        let listen = ["--pid", &pid, "--listen", "127.0.0.1:0", "--trace", text(&way)];
+        let trace = text(&way).to_owned() + "/out";
+        refused(observer(&[
+            "daemon", listen[0], listen[1], listen[2], listen[3], listen[4], &trace,
+        ]));
+        assert!(!way.join("out").exists() && !mine.join("out").exists(), "{way:?}");
+    }
+    // Links of root, and a sticky directory without a link, are as good as they were.
+    let good = base.join("sticky/good");
+    symlink(&mine, &good).expect("a link");
+    watch(&good.join("out")).assert_code(0);
+    load(text(&base.join("sticky/rows"))).assert_code(0);
+}
+
+#[test]
+fn samples_are_not_read_through_the_link_of_another_user() {
+    let Some(_guard) = privileged::ready("samples of root") else { return };
+    let directory = directory();
+    let secret = directory.path().join("secret");
+    fs::write(&secret, "for root alone\n").expect("a file");
+    let link = directory.path().join("samples");
+    symlink(&secret, &link).expect("a link");
+    nobodys(&link);
+    let service =
+        Service::start(&programs().service, &[], Placement::default()).expect("a service");
+    let (pid, out) = (service.process.id().to_string(), directory.path().join("run"));
+    let samples = format!("hey:{}", link.display());
+    let finished = observer(&[
+        "run",
+        "--pid",
+        &pid,
+        "--samples",
+        &samples,
+        "--duration",
+        "300ms",
+        "--out",
+        text(&out),
+    ]);
+    finished.assert_code(Exit::SamplesUnreadable as u8);
+    assert!(finished.stderr.contains("symbolic link"), "{finished:#?}");
+}
+
+#[test]
+fn the_report_of_a_run_that_changed_hands_says_so() {
+    let Some(_guard) = privileged::ready("run of another user") else { return };
+    let directory = directory();
+    let service =
+        Service::start(&programs().service, &[], Placement::default()).expect("a service");
+    let (pid, out) = (service.process.id().to_string(), directory.path().join("run"));
+    observer(&["run", "--pid", &pid, "--duration", "300ms", "--out", text(&out)]).assert_code(0);
+    let report = |more: &[&str]| {
+        let finished = observer(&[&["report", text(&out)][..], more].concat());
+        finished.assert_code(0);
+        // The lines of the report are broken.
+        format!("{} {}", finished.stdout.replace("\n    ", " "), finished.stderr)
+    };
+    let another = "another user may have changed";
+    assert!(!report(&[]).contains(another) && !report(&["--json"]).contains(another));
+    nobodys(&out.join("summary.json"));
+    let said = report(&[]);
+    assert!(said.contains("summary.json in the run directory") && said.contains(another), "{said}");
+    assert!(report(&["--json"]).contains(another));
+    give_to_nobody(&out).expect("another owner");
+    let said = report(&[]);
+    assert!(said.contains("the run directory belongs to user 65534"), "{said}");
+}
