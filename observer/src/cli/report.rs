@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use super::duration::parse_slow;
-use super::print;
+use super::print_styled;
 use crate::error::{Error, Exit, Result};
 use crate::model::{Summary, files};
 use crate::output::answer::Answer;
@@ -111,7 +111,8 @@ pub fn finished(finished: &Finished) -> (Answer, Result<()>) {
 /// # Errors
 /// When standard output cannot be written.
 pub fn print_answer(answer: &Answer) -> Result<()> {
-    print(&terminal::render(answer, terminal::wants_colour()))
+    let colour = terminal::wants_colour();
+    print_styled(&terminal::render(answer, colour), colour)
 }
 
 fn print_json(directory: &RunDir, summary: Option<&Summary>) -> Result<()> {
