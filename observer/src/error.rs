@@ -39,6 +39,10 @@ pub enum Exit {
     DiskFull = 15,
     /// The output directory already exists.
     OutputExists = 16,
+    /// A resource limit of the process (setrlimit(2)) is too low.
+    Limit = 17,
+    /// The address to listen on is in use, or cannot be used.
+    Address = 18,
 }
 
 /// An error for the user: one line, and the exit code.

@@ -14,6 +14,7 @@ pub mod doctor;
 pub mod error;
 pub mod host;
 pub mod kernel;
+pub mod limits;
 pub mod load;
 pub mod loadgen;
 pub mod log;

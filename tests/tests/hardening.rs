@@ -94,6 +94,50 @@ fn no_other_user_can_lead_the_output_elsewhere() {
 }
 
 #[test]
+fn a_limit_that_is_too_low_is_named() {
+    let Some(_guard) = privileged::ready("resource limits") else { return };
+    let directory = directory();
+    let service =
+        Service::start(&programs().service, &[], Placement::default()).expect("a service");
+    let pid = service.process.id().to_string();
+    let limited = |limit: &str, arguments: &[&str]| {
+        let script = format!("ulimit {limit}; exec \"$0\" \"$@\"");
+        let mut command = Command::new("bash");
+        command.args(["-c", &script]).arg(programs().observer).args(arguments);
+        run(&mut command, TIMEOUT).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let out = directory.path().join("run");
+    let watch = ["run", "--pid", &pid, "--duration", "300ms", "--out", text(&out)];
+    for (limit, said) in [
+        ("-n 5", "open files"),
+        ("-n 6", "open files"),
+        ("-n 10", "open files"),
+        ("-n 23", "open files"),
+        ("-s 128", "stack"),
+        ("-v 100000", "address space"),
+    ] {
+        let url = format!("{}/", service.url);
+        let load = ["load", &url, "--rate", "50", "--duration", "200ms"];
+        for arguments in [&watch[..], &["daemon", "--listen", "127.0.0.1:0"], &["doctor"], &load] {
+            let finished = limited(limit, arguments);
+            finished.assert_code(Exit::Limit as u8);
+            assert!(finished.stderr.contains(said), "{limit} {arguments:?}: {finished:#?}");
+        }
+    }
+    let finished = limited("-n 26", &watch);
+    finished.assert_code(Exit::Limit as u8);
+    assert!(finished.stderr.contains("open files"), "{finished:#?}");
+    assert!(!out.exists());
+    // A soft limit is raised.
+    limited("-S -n 24", &watch).assert_code(0);
+    // In blocks of 1 KiB. The trace ends, and the run does not.
+    let out = directory.path().join("small");
+    let watch = ["run", "--pid", &pid, "--duration", "300ms", "--out", text(&out)];
+    let finished = limited("-f 2", &watch);
+    finished.assert_code(Exit::DiskFull as u8);
+}
+
+#[test]
 fn samples_are_not_read_through_the_link_of_another_user() {
     let Some(_guard) = privileged::ready("samples of root") else { return };
     let directory = directory();

@@ -14,6 +14,7 @@ use indicatif::ProgressBar;
 
 use super::duration::parse_positive;
 use crate::error::{Error, Exit, Result};
+use crate::limits::{self, Needs};
 use crate::load::{
     Arrivals, Config, LoadError, Output, Report, RequestSpec, Snapshot, Stop, generate,
 };
@@ -103,10 +104,11 @@ fn parse_header(text: &str) -> std::result::Result<(HeaderName, HeaderValue), St
 pub fn run(args: Args) -> Result<()> {
     let stop = Stop::default();
     let config = config(&args)?;
+    raise_file_limit();
+    limits::check(Needs::LOAD)?;
     // Opened after the address was checked: a wrong address must not leave an empty file behind.
     let out = open_output(&args.out)?;
     catch_signals(&stop);
-    raise_file_limit();
     let bar = progress_bar(&args, &config);
     let report = generate(&config, out, &stop, |now| show(bar.as_ref(), now));
     if let Some(bar) = bar {

@@ -18,6 +18,7 @@ use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 use clap::{Parser, Subcommand};
 
 use crate::error::{Error, Exit, Result};
+use crate::limits;
 use crate::text::{printable, printable_json};
 
 const EXAMPLES: &str = "\
@@ -67,6 +68,11 @@ enum Command {
 /// Parses the command line, runs it, and returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Err(error) = limits::check_stack() {
+        crate::log::failure(&error.to_string());
+        return ExitCode::from(error.exit as u8);
+    }
+    limits::survive_file_size_limit();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -111,7 +111,7 @@ pub fn serve(
     // The port is taken before anything is attached: it is what fails most often.
     let failed = |error: std::io::Error| {
         Error::new(
-            Exit::Failure,
+            Exit::Address,
             format!("cannot listen on {}: {error}; choose another --listen", options.listen),
         )
     };

@@ -132,7 +132,11 @@ pub struct Session {
 
 impl From<LoadError> for Error {
     fn from(error: LoadError) -> Self {
-        let exit = if error.is_permission() { Exit::Permission } else { Exit::Kernel };
+        let exit = match error {
+            _ if error.is_permission() => Exit::Permission,
+            _ if error.is_limit() => Exit::Limit,
+            _ => Exit::Kernel,
+        };
         // The message already says what to do.
         if matches!(error, LoadError::Create { .. }) {
             return Self::new(exit, error.to_string());
