@@ -138,8 +138,12 @@ fn lints(others: &[TestProgram]) -> Vec<Step<'_>> {
         }
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     });
+    let mut deny = Command::new("cargo");
+    deny.args(["deny", "--color=never", "check", "licenses", "bans", "sources"])
+        .current_dir(root());
     vec![
         tests,
+        Step::command("licences and origins of the crates", deny),
         Step::command("lints, user space", test_cargo(clippy)),
         Step::command("documentation", doc),
         Step::command("lints, BPF target", bpf),
