@@ -21,6 +21,7 @@ pub mod log;
 pub mod model;
 pub mod output;
 pub mod place;
+pub mod privileges;
 pub mod probe;
 pub mod session;
 pub mod target;

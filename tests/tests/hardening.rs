@@ -8,7 +8,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use observer::error::Exit;
+use observer::kernel::{Kernel, LoadOptions, RING_BYTES, RunTimeStatistics};
+use observer::privileges::{FOLLOWING, MEASURING, keep_only};
+use observer::probe::{PROBES, ProbeOptions};
 use observer_tests::command::{Finished, give_to_nobody, run};
+use observer_tests::daemon::Daemon;
+use observer_tests::http;
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Service};
 use observer_tests::trial::{directory, programs};
@@ -135,6 +140,113 @@ fn a_limit_that_is_too_low_is_named() {
     let watch = ["run", "--pid", &pid, "--duration", "300ms", "--out", text(&out)];
     let finished = limited("-f 2", &watch);
     finished.assert_code(Exit::DiskFull as u8);
+}
+
+/// Names of the threads of a process, each with its capabilities and whether it can get more.
+fn rights(pid: u32) -> Vec<(String, u64, bool)> {
+    let field = |status: &str, name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.expect("a line of the status").trim().to_owned()
+    };
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+    tasks
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok())
+        .map(|status| {
+            let hex = |name| u64::from_str_radix(&field(&status, name), 16).expect("a number");
+            let held = hex("CapPrm:") | hex("CapEff:") | hex("CapBnd:") | hex("CapAmb:");
+            (field(&status, "Name:"), held, field(&status, "NoNewPrivs:") == "0")
+        })
+        .collect()
+}
+
+#[test]
+fn a_daemon_keeps_only_the_rights_that_it_needs() {
+    let Some(_guard) = privileged::ready("rights of the daemon") else { return };
+    const BPF_PERFMON_PTRACE_READ: u64 = 1 << 39 | 1 << 38 | 1 << 19 | 1 << 2;
+    const ADMIN: u64 = 1 << 21;
+    for (budget, at_budget) in
+        [("none", BPF_PERFMON_PTRACE_READ), ("10%", BPF_PERFMON_PTRACE_READ | ADMIN)]
+    {
+        let service =
+            Service::start(&programs().service, &[], Placement::default()).expect("a service");
+        let port = service.port.to_string();
+        let directory = directory();
+        let trace = directory.path().join("trace");
+        let mut daemon =
+            Daemon::start(&["--port", &port, "--budget", budget, "--trace", text(&trace)]);
+        let rights = rights(daemon.process().id());
+        assert!(rights.len() >= 4, "{rights:?}");
+        for (name, held, may_get_more) in &rights {
+            // The thread that waits for signals has none from its beginning.
+            let allowed =
+                if name == "observer-budget" { at_budget } else { BPF_PERFMON_PTRACE_READ };
+            assert_eq!(held & !allowed, 0, "{name} {held:x}");
+            assert!(!may_get_more, "{name}");
+        }
+        let before = daemon.scrape();
+        http::get(service.port, "/", "").expect("an answer");
+        let waits = "observer_runqueue_latency_seconds_count";
+        assert!(daemon.scrape().count(waits, &[]) > before.count(waits, &[]));
+        daemon.end();
+    }
+}
+
+#[test]
+fn what_is_kept_is_enough_to_attach_every_probe_again() {
+    let Some(_guard) = privileged::ready("probes attached again") else { return };
+    let again = |probe: &'static str, tier: &'static str| {
+        let probes = ProbeOptions {
+            selection: probe.parse().expect("a probe"),
+            tiers: [format!("{probe}={tier}").parse().expect("a tier")].into_iter().collect(),
+            ..ProbeOptions::default()
+        };
+        let has_target = true;
+        let options = LoadOptions { has_target, ring_bytes: RING_BYTES, probes, by_cgroup: true };
+        let Ok(mut kernel) = Kernel::attach(&options) else { return false };
+        keep_only(MEASURING).expect("fewer rights");
+        assert!(RunTimeStatistics::start().is_some(), "the budget needs them");
+        keep_only(FOLLOWING).expect("fewer rights");
+        if !kernel.is_attached(probe) {
+            return false;
+        }
+        kernel.detach(probe, "a test").expect("it was attached");
+        kernel.attach_again(probe).unwrap_or_else(|error| panic!("{probe} by {tier}: {error}"));
+        assert!(kernel.is_attached(probe), "{probe} by {tier}");
+        true
+    };
+    let mut attached = Vec::new();
+    for probe in PROBES.into_iter().filter(|probe| probe.name != "task") {
+        for tier in probe.tiers {
+            // Rights belong to a thread.
+            let tried = std::thread::spawn(move || again(probe.name, tier.name)).join();
+            if tried.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+                attached.push((probe.name, tier.name));
+            }
+        }
+    }
+    println!("{attached:?}");
+    assert!(attached.len() >= 5, "{attached:?}");
+}
+
+#[test]
+fn fewer_probes_need_fewer_rights() {
+    let Some(_guard) = privileged::ready("rights of the chosen probes") else { return };
+    let with_rights = |arguments: &[&str]| {
+        let mut command = Command::new("setpriv");
+        let few = "-all,+bpf,+perfmon,+sys_ptrace,+dac_read_search";
+        command.args(["--bounding-set", few, "--inh-caps", few]).arg(programs().observer);
+        run(command.args(arguments), TIMEOUT).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let service =
+        Service::start(&programs().service, &[], Placement::default()).expect("a service");
+    let (pid, directory) = (service.process.id().to_string(), directory());
+    let out = directory.path().join("run");
+    let watch = ["run", "--pid", &pid, "--duration", "300ms", "--out", text(&out)];
+    let refused = with_rights(&watch);
+    refused.assert_code(Exit::Permission as u8);
+    assert!(refused.stderr.contains("CAP_NET_ADMIN"), "{refused:#?}");
+    let some = [&watch[..], &["--probes", "runqueue"]].concat();
+    with_rights(&some).assert_code(0);
 }
 
 #[test]

@@ -153,7 +153,7 @@ impl Session {
     /// When the target, the kernel, the run directory or COMMAND cannot be used; nothing is left
     /// behind then.
     pub fn start(options: RunOptions, stop: &AtomicBool) -> Result<Option<Self>> {
-        doctor::preflight(options.probes.btf.as_deref())?;
+        doctor::preflight(&options.probes)?;
         if !options.command.is_empty() {
             command::find(&options.command[0])?;
         }
