@@ -48,6 +48,7 @@ setup_bpf_toolchain
 setup_linker
 if [ "$with_tests" = yes ]; then
     setup_bpf_clippy
+    setup_deny
     install_packages 'a load generator and a system call tracer: the tests compare with them' hey strace
     install_packages 'other kernels are tested in virtual machines, made of these' \
         qemu-system-x86 e2fsprogs iproute2 kmod util-linux xz-utils

@@ -41,6 +41,10 @@ pub enum Exit {
     OutputExists = 16,
     /// More than a tenth of the requests failed; the run is complete.
     RequestsFailed = 17,
+    /// A resource limit of the process (setrlimit(2)) is too low.
+    Limit = 18,
+    /// The address to listen on is in use, or cannot be used.
+    Address = 19,
 }
 
 /// An error for the user: one line, and the exit code.

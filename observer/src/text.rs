@@ -1,5 +1,7 @@
 //! Numbers and names in words: shared by the rows of tables and the outputs for users.
 
+use std::fmt::Write as _;
+
 /// A duration with three significant digits: `41.2 ms`.
 #[must_use]
 pub fn duration(ns: f64) -> String {
@@ -63,21 +65,71 @@ pub fn percent(share: f64) -> String {
     if text.trim_start_matches('-').starts_with("0.0 ") { "0 %".to_owned() } else { text }
 }
 
-/// Text of unknown origin, safe to print: control and direction-changing characters, with which a
-/// thread's name could rewrite the terminal or the line, become `?`; long text is cut.
+/// Codes of the styles that observer itself prints: ESC, `[`, one of them, `m`.
+const STYLES: [&str; 8] = ["0", "1", "2", "33", "1;31", "1;32", "1;33", "1;36"];
+
+/// Whether a character cannot rewrite the terminal or the line: no control character (C0, DEL, C1), and
+/// none that is invisible or changes the direction of the text.
+fn is_harmless(c: char) -> bool {
+    !c.is_control()
+        && !matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+const fn or_question_mark(harmless: bool, c: char) -> char {
+    if harmless { c } else { '?' }
+}
+
+/// Text of unknown origin for one line: whatever could rewrite the terminal or the line becomes `?`,
+/// and long text is cut.
 #[must_use]
 pub fn clean(text: &str, longest: usize) -> String {
-    let harmless = |c: char| {
-        !c.is_control()
-            && !matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
-    };
     let mut characters = text.chars();
     let mut cleaned: String =
-        characters.by_ref().take(longest).map(|c| if harmless(c) { c } else { '?' }).collect();
+        characters.by_ref().take(longest).map(|c| or_question_mark(is_harmless(c), c)).collect();
     if characters.next().is_some() {
         cleaned.push('…');
     }
     cleaned
+}
+
+/// Everything that is printed for users goes through here: text in which only line ends are left of
+/// what could rewrite the terminal, and with `styles` the styles that observer itself uses.
+#[must_use]
+pub fn printable(text: &str, styles: bool) -> String {
+    let mut cleaned = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let style = STYLES.iter().find_map(|code| {
+            let after = rest.strip_prefix("\u{1b}[")?.strip_prefix(code)?.strip_prefix('m')?;
+            Some(&rest[..rest.len() - after.len()])
+        });
+        let length = if let Some(style) = style.filter(|_| styles) {
+            cleaned.push_str(style);
+            style.len()
+        } else {
+            cleaned.push(or_question_mark(c == '\n' || is_harmless(c), c));
+            c.len_utf8()
+        };
+        rest = &rest[length..];
+    }
+    cleaned
+}
+
+/// Everything that is printed as JSON goes through here: the same JSON, in which what could rewrite a
+/// terminal is escaped.
+#[must_use]
+pub fn printable_json(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c == '\n' || is_harmless(c) {
+            escaped.push(c);
+        } else {
+            // Outside the first plane there is none, so that one unit is enough.
+            let _ = write!(escaped, "\\u{:04x}", u32::from(c));
+        }
+    }
+    escaped
 }
 
 #[cfg(test)]
@@ -114,5 +166,17 @@ mod tests {
         assert_eq!(clean("a\u{1b}[2Jb\nc\u{202e}d", 50), "a?[2Jb?c?d");
         assert_eq!(clean("abcdef", 3), "abc…");
         assert_eq!(clean("hög", 3), "hög");
+        let hostile = "\u{1b}[1;31m\u{1b}[8m\u{7f}\u{9b}2J\u{61c}\u{2066}\r\n\u{7}ä";
+        assert_eq!(printable(hostile, false), "?[1;31m?[8m??2J???\n?ä");
+        assert_eq!(printable(hostile, true), "\u{1b}[1;31m?[8m??2J???\n?ä");
+    }
+
+    #[test]
+    fn json_that_is_printed_means_the_same() {
+        let hostile = "\u{1b}[8m\u{7f}\u{9b}2J\u{61c}\u{2066}\r\n\u{7}\"ä\\";
+        let json = serde_json::to_string_pretty(&[hostile]).unwrap();
+        let printed = printable_json(&json);
+        assert_eq!(printable(&printed, false), printed);
+        assert_eq!(serde_json::from_str::<Vec<String>>(&printed).unwrap(), [hostile]);
     }
 }

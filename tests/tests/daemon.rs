@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use observer::error::Exit;
 use observer::probe::PROBES;
 use observer_tests::daemon::{Daemon, Metrics};
 use observer_tests::http;
@@ -98,7 +99,7 @@ fn a_port_that_is_in_use_is_an_error() {
     command.args(["daemon", "--listen", &address]);
     let finished =
         observer_tests::command::run(&mut command, Duration::from_secs(30)).expect("it ends");
-    assert!(finished.code.is_some_and(|code| code != 0), "{finished:#?}");
+    assert_eq!(finished.code, Some(Exit::Address as i32), "{finished:#?}");
     assert!(finished.stderr.contains(&address), "{finished:#?}");
 }
 

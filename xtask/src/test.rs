@@ -84,8 +84,18 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
 
 /// Privileged test programs that check exit codes, messages and states only. They run beside the guest;
 /// all others measure time or counts, and run alone.
-const MEASURE_NOTHING: &[&str] =
-    &["choice", "cli", "command", "doctor", "examples", "faults", "logging", "target", "uprobe"];
+const MEASURE_NOTHING: &[&str] = &[
+    "choice",
+    "cli",
+    "command",
+    "doctor",
+    "examples",
+    "faults",
+    "hardening",
+    "logging",
+    "target",
+    "uprobe",
+];
 
 /// Program of the guests.
 const VM: &str = "xtask-vm";
@@ -128,8 +138,12 @@ fn lints(others: &[TestProgram]) -> Vec<Step<'_>> {
         }
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     });
+    let mut deny = Command::new("cargo");
+    deny.args(["deny", "--color=never", "check", "licenses", "bans", "sources"])
+        .current_dir(root());
     vec![
         tests,
+        Step::command("licences and origins of the crates", deny),
         Step::command("lints, user space", test_cargo(clippy)),
         Step::command("documentation", doc),
         Step::command("lints, BPF target", bpf),

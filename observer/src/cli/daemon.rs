@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use super::probe_args::ProbeArgs;
 use super::{records, signals};
 use crate::error::Result;
+use crate::limits::{self, Needs};
 use crate::log::NOTICE;
 use crate::session::{Budget, DaemonOptions, log_coverage, serve};
 use crate::target::TargetArgs;
@@ -21,7 +22,19 @@ Examples:
   observer daemon --listen [::1]:9900 --cgroup /system.slice/nginx.service
       Listen on another address, and watch a cgroup separately.
 
-SIGTERM stops the daemon cleanly. docs/METRICS.md describes the metrics.";
+SIGTERM stops the daemon cleanly. docs/METRICS.md describes the metrics.
+
+Exit codes:
+  0   stopped as asked
+  2   invalid command line
+  3   not root, or a capability is missing
+  4   the kernel lacks a required feature
+  5   the target does not exist
+  6   the directory for the trace cannot be written
+  15  the disk is full
+  16  the directory for the trace already exists
+  18  a resource limit is too low
+  19  the address is in use, or not one of this host";
 
 /// Serve histograms of all kernel stalls as OpenMetrics, until SIGTERM or ^C.
 #[derive(Clone, Debug, clap::Args)]
@@ -60,6 +73,7 @@ pub struct Args {
 /// When the kernel, the target or the address will not do.
 pub fn run(args: &Args) -> Result<()> {
     args.probes.check()?;
+    limits::check(Needs::PROBES)?;
     let stop = Arc::new(AtomicBool::new(false));
     signals::raise_on_interrupt(&stop)?;
     let options = DaemonOptions {

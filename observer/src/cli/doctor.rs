@@ -3,6 +3,7 @@
 use super::probe_args::ProbeArgs;
 use crate::doctor;
 use crate::error::{Error, Result};
+use crate::limits::{self, Needs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -15,7 +16,8 @@ Examples:
 Exit codes:
   0   `observer run` works on this host
   3   not root, or a capability is missing
-  4   the kernel lacks a required feature";
+  4   the kernel lacks a required feature
+  18  a resource limit is too low";
 
 /// Show what this kernel supports, and whether `observer run` works on this host.
 #[derive(Clone, Debug, clap::Args)]
@@ -34,6 +36,7 @@ pub struct Args {
 /// # Errors
 /// After printing, when `observer run` does not work on this host.
 pub fn run(args: &Args, verbose: bool) -> Result<()> {
+    limits::check(Needs::PROBES)?;
     let report = doctor::examine(&args.probes.options());
     if args.json {
         super::print_json(&report)?;

@@ -15,6 +15,7 @@ use indicatif::ProgressBar;
 use super::duration::parse_positive;
 use crate::clock::namespace_offset_ns;
 use crate::error::{Error, Exit, Result};
+use crate::limits::{self, Needs};
 use crate::load::{
     Arrivals, Config, LoadError, Output, Report, RequestSpec, Snapshot, Stop, generate,
 };
@@ -108,10 +109,11 @@ pub fn run(args: Args) -> Result<()> {
         let todo = "start observer in a new process: unshare --time --fork observer load ...";
         Error::new(Exit::Kernel, format!("cannot know the kernel's clock: {reason}; {todo}"))
     })?;
+    raise_file_limit();
+    limits::check(Needs::LOAD)?;
     // Opened after the address was checked: a wrong address must not leave an empty file behind.
     let out = open_output(&args.out)?;
     catch_signals(&stop);
-    raise_file_limit();
     let bar = progress_bar(&args, &config);
     let report = generate(&config, out, &stop, |now| show(bar.as_ref(), now));
     if let Some(bar) = bar {

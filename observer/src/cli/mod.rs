@@ -18,7 +18,9 @@ use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 use clap::{Parser, Subcommand};
 
 use crate::error::{Error, Exit, Result};
+use crate::limits;
 use crate::session::supervisor;
+use crate::text::{printable, printable_json};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -71,14 +73,21 @@ pub fn main() -> ExitCode {
     if name.as_encoded_bytes() == supervisor::NAME.to_bytes() {
         return supervisor::main();
     }
+    if let Err(error) = limits::check_stack() {
+        crate::log::failure(&error.to_string());
+        return ExitCode::from(error.exit as u8);
+    }
+    limits::survive_file_size_limit();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version come this way too, to standard output and with code 0.
             if error.kind() != DisplayHelpOnMissingArgumentOrSubcommand && error.use_stderr() {
-                let _ = write!(io::stderr(), "observer: ");
+                let message = printable(&error.render().to_string(), false);
+                let _ = write!(io::stderr(), "observer: {message}");
+            } else {
+                let _ = error.print();
             }
-            let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8));
         }
     };
@@ -104,12 +113,21 @@ fn dispatch(cli: Cli) -> Result<()> {
     }
 }
 
-/// Writes to standard output. A reader that has closed the pipe (`observer report x | head`) is not an
+/// Writes text to standard output, without what could rewrite a terminal. A reader that has closed the pipe (`observer report x | head`) is not an
 /// error.
 ///
 /// # Errors
 /// When standard output cannot be written for another reason.
 pub fn print(text: &str) -> Result<()> {
+    write_out(&printable(text, false))
+}
+
+/// [`print`] for text that has observer's own styles if `styles` is set.
+fn print_styled(text: &str, styles: bool) -> Result<()> {
+    write_out(&printable(text, styles))
+}
+
+fn write_out(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
@@ -123,7 +141,7 @@ pub fn print(text: &str) -> Result<()> {
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Error::new(Exit::Failure, format!("cannot write JSON: {error}")))?;
-    print(&format!("{text}\n"))
+    write_out(&printable_json(&(text + "\n")))
 }
 
 #[cfg(test)]

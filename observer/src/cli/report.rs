@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use super::duration::parse_slow;
-use super::print;
+use super::print_styled;
 use crate::error::{Error, Exit, Result};
 use crate::model::{Summary, files};
 use crate::output::answer::Answer;
@@ -49,7 +49,10 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let directory = RunDir::open(&args.run)?;
     let (summary, answer) = answer(&directory, !args.json || args.html.is_some())?;
-    let Some(mut answer) = answer else { return print_json(&directory, summary.as_ref()) };
+    let Some(mut answer) = answer else {
+        warn_of_doubts(&directory);
+        return print_json(&directory, summary.as_ref());
+    };
     answer.shows_arguments = args.show_arguments;
     if let Some(path) = &args.html {
         let mut file = create_private_file(path)?;
@@ -58,9 +61,17 @@ pub fn run(args: &Args) -> Result<()> {
         })?;
     }
     if args.json {
+        warn_of_doubts(&directory);
         return print_json(&directory, summary.as_ref());
     }
     print_answer(&answer)
+}
+
+/// JSON has no place for it, and a program may not look.
+fn warn_of_doubts(directory: &RunDir) {
+    for doubt in directory.doubts() {
+        tracing::warn!("{}: {doubt}", directory.path().display());
+    }
 }
 
 /// The answer that was left, or, for a run that did not get that far, the one that can be worked
@@ -105,7 +116,8 @@ pub fn finished(finished: &Finished, shows_arguments: bool) -> (Answer, Result<(
 /// # Errors
 /// When standard output cannot be written.
 pub fn print_answer(answer: &Answer) -> Result<()> {
-    print(&terminal::render(answer, terminal::wants_colour()))
+    let colour = terminal::wants_colour();
+    print_styled(&terminal::render(answer, colour), colour)
 }
 
 fn print_json(directory: &RunDir, summary: Option<&Summary>) -> Result<()> {

@@ -14,6 +14,7 @@ use super::probe_args::ProbeArgs;
 use super::records::{parse_floor, parse_ring_bytes};
 use super::{report, signals};
 use crate::error::{Error, Exit, Result};
+use crate::limits::{self, Needs};
 use crate::loadgen::{ADAPTERS, SamplesSource, SamplesSpec};
 use crate::log::{self, NOTICE};
 use crate::model::SlowSpec;
@@ -55,6 +56,7 @@ Exit codes:
   15  the disk is full
   16  the output directory already exists
   17  more than a tenth of the requests failed
+  18  a resource limit is too low
 
 After codes 9 to 14 and 17 the run directory is complete; after 8 too, unless the samples could not be
 opened at the start; after 15 as far as there was space.";
@@ -177,6 +179,7 @@ impl Args {
 pub fn run(args: &Args) -> Result<()> {
     args.check()?;
     let options = args.options()?;
+    limits::check(Needs::of_run())?;
     let stop = Arc::new(AtomicBool::new(false));
     signals::raise_on_interrupt(&stop)?;
     if options.wait {

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::thread::CapabilitySet;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::{Error, Exit, Result};
+use crate::privileges::keep_only;
 
 /// Raises `flag` on SIGINT, SIGTERM and SIGHUP, for as long as the process lives, and wakes the
 /// calling thread if it is parked.
@@ -31,6 +33,8 @@ pub(super) fn raise_on_interrupt(flag: &Arc<AtomicBool>) -> Result<()> {
     std::thread::Builder::new()
         .name("observer-signal".into())
         .spawn(move || {
+            // It needs none. Should the kernel refuse, it keeps what all other threads have.
+            let _ = keep_only(CapabilitySet::empty());
             runtime.block_on(async {
                 loop {
                     tokio::select! {

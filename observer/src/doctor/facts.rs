@@ -8,6 +8,7 @@ use crate::host::system::{self, Lockdown};
 use crate::kernel::support::KernelSupport;
 use crate::kernel::{KERNEL_BTF, MapPlan, RING_BYTES, ThreadPlaces};
 use crate::model::Tgid;
+use crate::probe::ProbeOptions;
 use crate::session::memory;
 
 /// `PROC_PID_INIT_INO` (include/linux/proc_ns.h): the inode of the initial pid namespace.
@@ -32,6 +33,8 @@ pub struct Facts {
     pub euid: u32,
     /// Effective capabilities, a bit each.
     pub capabilities: u64,
+    /// Whether a chosen probe has a tier with hooks of cgroups.
+    pub uses_cgroup_hooks: bool,
     /// Whether this is the initial pid namespace, whose ids the kernel's records contain.
     pub initial_pid_namespace: bool,
     /// Lockdown.
@@ -77,10 +80,10 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Examines the host. `btf` is a file to use instead of the kernel's own types; `support` is what
-    /// was found by trying.
+    /// Examines the host. `support` is what was found by trying.
     #[must_use]
-    pub fn gather(btf: Option<&Path>, support: KernelSupport, places: ThreadPlaces) -> Self {
+    pub fn gather(probes: &ProbeOptions, support: KernelSupport, places: ThreadPlaces) -> Self {
+        let btf = probes.btf.as_deref();
         let uname = system::uname();
         let cgroups = Cgroups::read();
         let status = process::status(Tgid(std::process::id())).unwrap_or_default();
@@ -95,6 +98,7 @@ impl Facts {
             btf_file: btf.map(PathBuf::from),
             euid: rustix::process::geteuid().as_raw(),
             capabilities: status.effective_capabilities,
+            uses_cgroup_hooks: probes.selection.uses_cgroup_hooks(),
             initial_pid_namespace: std::fs::read_link("/proc/self/ns/pid")
                 .is_ok_and(|link| link.as_os_str() == INITIAL_PID_NAMESPACE),
             lockdown: system::lockdown(),

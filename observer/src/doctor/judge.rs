@@ -109,6 +109,7 @@ fn privileges(facts: &Facts) -> Check {
     let has = |bit: u32| facts.capabilities & (1 << bit) != 0;
     let lacking: Vec<&(u32, &str, bool, &str)> = CAPABILITIES
         .iter()
+        .filter(|(_, name, ..)| *name != "CAP_NET_ADMIN" || facts.uses_cgroup_hooks)
         .filter(|(bit, _, in_admin, _)| !(has(*bit) || *in_admin && has(CAP_SYS_ADMIN)))
         .collect();
     let who = if facts.euid == 0 { "root".to_owned() } else { format!("user {}", facts.euid) };

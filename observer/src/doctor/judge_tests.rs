@@ -13,6 +13,7 @@ fn healthy() -> Facts {
         btf_file: None,
         euid: 0,
         capabilities: 0x1ff_ffff_ffff,
+        uses_cgroup_hooks: true,
         initial_pid_namespace: true,
         lockdown: Lockdown::Integrity,
         maps: crate::kernel::plan(8 << 20, false, &ThreadPlaces::tables("a test")),
@@ -69,6 +70,10 @@ fn rights_are_reported_capability_by_capability() {
     let line = checks.iter().find(|check| check.id == "privileges").unwrap();
     assert!(line.value.starts_with("user 1000 without CAP_BPF, CAP_PERFMON"), "{}", line.value);
 
+    let without_cgroups = (1 << 39) | (1 << 38) | (1 << 19);
+    let chosen = Facts { euid: 1000, capabilities: without_cgroups, ..healthy() };
+    assert_eq!(exit(&chosen), 3, "the probe of sockets is chosen");
+    assert_eq!(exit(&Facts { uses_cgroup_hooks: false, ..chosen }), 0);
     let narrow = (1 << 39) | (1 << 38) | (1 << 12) | (1 << 19);
     assert_eq!(exit(&Facts { euid: 1000, capabilities: narrow, ..healthy() }), 0);
     let admin = (1 << CAP_SYS_ADMIN) | (1 << 19);

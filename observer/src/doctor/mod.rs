@@ -10,8 +10,6 @@ pub use facts::Facts;
 pub use judge::judge;
 pub use report::{Blocks, Check, ProbeReport, Report, State, TierReport, TierState};
 
-use std::path::Path;
-
 use try_attach::Tried;
 
 use crate::error::{Error, Result};
@@ -23,7 +21,7 @@ use crate::probe::ProbeOptions;
 #[must_use]
 pub fn examine(probes: &ProbeOptions) -> Report {
     let places = ThreadPlaces::of_host(probes);
-    let mut facts = Facts::gather(probes.btf.as_deref(), KernelSupport::probe(), places);
+    let mut facts = Facts::gather(probes, KernelSupport::probe(), places);
     let mut checks = judge(&facts);
     if checks.iter().any(|check| check.blocks.is_some()) {
         return Report::new(checks, Vec::new());
@@ -49,13 +47,13 @@ pub fn examine(probes: &ProbeOptions) -> Report {
 }
 
 /// The checks with which `run` and `daemon` begin. Returns the first problem that prevents them, with
-/// the exit code of the doctor. `btf` is a file to use instead of the kernel's own types.
+/// the exit code of the doctor. They depend on the probes that were chosen.
 ///
 /// # Errors
 /// When a privilege or a kernel feature is missing.
-pub fn preflight(btf: Option<&Path>) -> Result<()> {
+pub fn preflight(probes: &ProbeOptions) -> Result<()> {
     let places = ThreadPlaces::tables("not looked at");
-    let facts = Facts::gather(btf, KernelSupport::required(), places);
+    let facts = Facts::gather(probes, KernelSupport::required(), places);
     let report = Report::new(judge(&facts), Vec::new());
     match (report.exit(), report.blocked_by.first()) {
         (Some(exit), Some(why)) => {

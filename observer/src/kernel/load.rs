@@ -89,6 +89,8 @@ pub enum LoadError {
         todo: String,
         /// Whether a privilege is missing.
         permission: bool,
+        /// Whether the limit of open files is reached.
+        limit: bool,
     },
     /// The kernel refused because privileges are missing.
     #[error("the kernel refused BPF: {0}")]
@@ -100,6 +102,12 @@ impl LoadError {
     #[must_use]
     pub const fn is_permission(&self) -> bool {
         matches!(self, Self::Permission(_) | Self::Create { permission: true, .. })
+    }
+
+    /// Whether the limit of open files is the reason.
+    #[must_use]
+    pub const fn is_limit(&self) -> bool {
+        matches!(self, Self::Create { limit: true, .. })
     }
 
     pub(super) fn map(name: &'static str, reason: &dyn ToString) -> Self {
@@ -118,11 +126,15 @@ impl LoadError {
                 "all maps take {all_mib} MiB, which the memory cgroup observer runs in must \
                  allow (or give it a smaller --ring-bytes)"
             ),
+            Some(Errno::MFILE | Errno::NFILE) => {
+                "raise the limit of open files (ulimit -n, LimitNOFILE=)".to_owned()
+            }
             _ => "see dmesg, and whether a security module forbids bpf(2)".to_owned(),
         };
         let (name, reason) = (name.to_owned(), error.to_string());
         let permission = error.kind() == std::io::ErrorKind::PermissionDenied;
-        Self::Create { name, bytes, reason, todo, permission }
+        let limit = matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE));
+        Self::Create { name, bytes, reason, todo, permission, limit }
     }
 }
 

@@ -1,11 +1,14 @@
 //! Where the rows go.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{ErrorKind, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use rustix::fs::{FileType, Mode, OFlags, open, openat};
+
+use crate::place::{self, Existing};
 
 /// Where the rows go, as it is written on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,26 +55,29 @@ impl Output {
         Ok(match self {
             Self::Stdout => Box::new(std::io::stdout()),
             Self::File(path) => Box::new(open_file(path)?),
-            Self::Unix(path) => Box::new(UnixStream::connect(path)?),
+            Self::Unix(path) => Box::new(connect(path)?),
         })
     }
 }
 
 /// A new file that only its owner can read, or the FIFO that is already there.
 fn open_file(path: &Path) -> std::io::Result<File> {
-    let is_fifo = |meta: &std::fs::Metadata| meta.file_type().is_fifo();
-    let mut options = OpenOptions::new();
-    options.write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
-    if !std::fs::symlink_metadata(path).is_ok_and(|meta| is_fifo(&meta)) {
-        return options.create_new(true).open(path);
-    }
-    let file = options.open(path)?;
-    // It may have been replaced between the check and the opening.
-    if is_fifo(&file.metadata()?) {
-        Ok(file)
-    } else {
-        Err(std::io::ErrorKind::AlreadyExists.into())
-    }
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let (directory, name) = place::parent(path)?;
+    Ok(File::from(match Existing::find(&directory, name)? {
+        Some(fifo) if fifo.kind() == FileType::Fifo => open(fifo.path(), flags, Mode::empty())?,
+        Some(_) => return Err(ErrorKind::AlreadyExists.into()),
+        None => {
+            let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+            openat(&directory, name, flags, Mode::RUSR | Mode::WUSR)?
+        }
+    }))
+}
+
+fn connect(path: &Path) -> std::io::Result<UnixStream> {
+    let (directory, name) = place::parent(path)?;
+    let socket = Existing::find(&directory, name)?;
+    UnixStream::connect(socket.ok_or(ErrorKind::NotFound)?.path())
 }
 
 #[cfg(test)]

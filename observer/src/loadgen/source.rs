@@ -1,12 +1,15 @@
 //! Reading a samples file while it grows: one that exists, one that COMMAND will write, or a FIFO.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use super::kept::KeptFile;
 use super::{Ingest, IngestError};
+use crate::place;
 
 /// Bytes per read.
 const READ_BYTES: usize = 64 << 10;
@@ -63,8 +66,8 @@ impl SamplesFile {
     fn open(&mut self) -> Result<(), IngestError> {
         // Non-blocking: a FIFO without a writer must not hold up the run, nor may a terminal or a
         // device at this path.
-        let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
-        let file = match OpenOptions::new().read(true).custom_flags(flags).open(&self.path) {
+        let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = match place::open_to_read(&self.path, flags) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(self.unreadable(error)),
@@ -252,7 +255,7 @@ mod tests {
         std::fs::write(&path, format!("{HEADER}0.1,200,0.5\n")).unwrap();
         let mut source = SamplesFile::follow(&path).unwrap();
         source.end();
-        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
         writeln!(file, "0.1,200,0.6").unwrap();
         let mut ingest = ingest();
         while source.read(&mut ingest).unwrap() > 0 {}
@@ -268,7 +271,7 @@ mod tests {
         let mut source = SamplesFile::follow(&path).unwrap();
         let mut ingest = ingest();
         assert_eq!(source.read(&mut ingest), Ok(0));
-        let mut writer = OpenOptions::new().write(true).open(&path).unwrap();
+        let mut writer = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
         writeln!(writer, "{HEADER}0.1,200,0.5").unwrap();
         source.read(&mut ingest).unwrap();
         assert_eq!(source.read(&mut ingest), Ok(0));

@@ -10,6 +10,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::NOTICE;
+use crate::text::printable;
 
 /// Who reads the lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +91,7 @@ impl Line {
     ) -> fmt::Result {
         let (word, code) = word(level);
         let mut indent = "";
-        for line in text.lines() {
+        for line in printable(text, false).lines() {
             match (self.destination, indent.is_empty()) {
                 (Destination::Journal, _) => {
                     write!(out, "<{}>{indent}", priority(level, target))?;

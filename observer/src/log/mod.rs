@@ -23,6 +23,8 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use limit::{Admission, Key, RateLimit, Suppressed};
 use line::{Destination, Line};
 
+use crate::text::{printable, printable_json};
+
 /// Target of messages at level `INFO` that are shown without `-v`: what a user has to know to go
 /// on, like the address the daemon serves on.
 pub const NOTICE: &str = "observer::notice";
@@ -103,12 +105,14 @@ pub fn start(verbosity: Verbosity, format: Format) {
     let _ = match format {
         Format::Text => {
             let line = Line { destination };
-            let form = |_| Limited { inner: line, limit: Arc::clone(&limit) };
+            // Its message is clean, and the rest is from here.
+            let form = |_| Limited { inner: line, clean: str::to_owned, limit: Arc::clone(&limit) };
             registry.with(layer.map_event_format(form).with_filter(targets)).try_init()
         }
         Format::Json => {
             let layer = layer.json().flatten_event(true).with_current_span(false);
-            let form = |inner| Limited { inner, limit: Arc::clone(&limit) };
+            let clean = printable_json;
+            let form = |inner| Limited { inner, clean, limit: Arc::clone(&limit) };
             registry.with(layer.map_event_format(form).with_filter(targets)).try_init()
         }
     };
@@ -125,7 +129,7 @@ pub fn finish() {
 /// Writes the one line that says why a command failed. It is shown at every verbosity, and is
 /// never suppressed.
 pub fn failure(message: &str) {
-    let message = message.replace(['\n', '\r'], " ");
+    let message = printable(&message.replace(['\n', '\r'], " "), false);
     match STARTED.get() {
         Some(Started { format: Format::Json, .. }) => tracing::error!("{message}"),
         Some(Started { destination: Destination::Journal, .. }) => {
@@ -170,6 +174,8 @@ impl Write for StandardError {
 /// A form of log lines, and the limit of how often each is written.
 struct Limited<F> {
     inner: F,
+    /// Takes away what could rewrite a terminal.
+    clean: fn(&str) -> String,
     limit: Arc<Mutex<RateLimit>>,
 }
 
@@ -182,7 +188,7 @@ where
     fn format_event(
         &self,
         context: &FmtContext<'_, S, N>,
-        writer: Writer<'_>,
+        mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> std::fmt::Result {
         if event.metadata().target() != SUPPRESSED {
@@ -199,7 +205,9 @@ where
                 }
             }
         }
-        self.inner.format_event(context, writer, event)
+        let mut line = String::new();
+        self.inner.format_event(context, Writer::new(&mut line), event)?;
+        writer.write_str(&(self.clean)(&line))
     }
 }
 

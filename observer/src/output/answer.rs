@@ -162,6 +162,7 @@ impl Answer {
                 Err(error) => vec![error.to_string()],
             };
         });
+        answer.notes.extend(directory.doubts());
         answer.notes.extend(events_notes.into_inner());
         answer.notes.extend(samples_note);
         answer

@@ -1,63 +1,90 @@
 //! The daemon's HTTP server: `/metrics`, `/healthz`, and an index.
+//!
+//! No client can keep others from an answer by being slow or silent: a connection serves one
+//! request, each of its steps has a time limit, and when there are too many connections, the one
+//! that keeps the server waiting longest is closed ([`clients`]).
+
+mod clients;
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+
+use clients::{Clients, Place};
 
 use super::openmetrics::{OPENMETRICS_TYPE, PROMETHEUS_TYPE, openmetrics, to_prometheus};
 use crate::aggregate::Snapshot;
 
-/// Connections served at a time; more wait in the listen queue.
-const MAX_CONNECTIONS: usize = 32;
-/// A request must have arrived within this time, and an idle connection ends after it. Longer than
-/// the usual scrape intervals, so that Prometheus keeps its connection.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
-/// A connection ends after this time, so that one which does not read its answer cannot stay.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
+/// The head of a request must be complete within this time.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// A client must have taken its answer within this time.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection ends after this time, whatever it does.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time for requests in progress at shutdown.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
 type Source = dyn Fn() -> Snapshot + Send + Sync;
 
+/// A page in one format, and when it was begun.
+type LastPage = tokio::sync::Mutex<Option<(Instant, Bytes)>>;
+
+/// What all connections share.
+struct Server {
+    /// The lock serialises the scrapes, because each reads all maps.
+    source: Mutex<Box<Source>>,
+    /// The newest pages. Scrapes that wait for one another share the next page, so that many of them
+    /// do not delay one.
+    openmetrics: LastPage,
+    prometheus: LastPage,
+    clients: Arc<Clients>,
+}
+
 /// Serves until `shutdown` is ready, then lets requests under way finish (3 s at most).
 ///
-/// `source` is called once a scrape, on a blocking thread, by one scrape at a time.
+/// `source` is called on a blocking thread, by one scrape at a time.
 pub async fn serve(
     listener: TcpListener,
     source: impl Fn() -> Snapshot + Send + Sync + 'static,
     shutdown: impl Future<Output = ()>,
 ) {
-    // The lock serialises the scrapes, because each reads all maps.
-    let source: Arc<Mutex<Box<Source>>> = Arc::new(Mutex::new(Box::new(source)));
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let server = Arc::new(Server {
+        source: Mutex::new(Box::new(source)),
+        openmetrics: LastPage::default(),
+        prometheus: LastPage::default(),
+        clients: Arc::default(),
+    });
     let (stop, stopped) = watch::channel(());
     let mut connections = JoinSet::new();
     let accept = async {
         loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
             // Removes finished tasks, otherwise the set would grow for ever.
             while connections.try_join_next().is_some() {}
             match listener.accept().await {
-                Ok((stream, _)) => {
-                    let (source, stopped) = (source.clone(), stopped.clone());
-                    connections.spawn(async move {
-                        connection(stream, source, stopped).await;
-                        drop(slot);
-                    });
+                Ok((stream, peer)) => {
+                    let place = server.clients.admit(peer.ip());
+                    connections.spawn(connection(
+                        stream,
+                        place,
+                        Arc::clone(&server),
+                        stopped.clone(),
+                    ));
                 }
                 Err(error) => {
                     tracing::warn!("cannot accept a connection: {error}");
@@ -80,20 +107,33 @@ pub async fn serve(
 
 async fn connection(
     stream: TcpStream,
-    source: Arc<Mutex<Box<Source>>>,
+    mut place: Place,
+    server: Arc<Server>,
     mut stopped: watch::Receiver<()>,
 ) {
+    let (client, answered) = (place.client(), Arc::new(Notify::new()));
+    let told = Arc::clone(&answered);
     let service = service_fn(move |request| {
-        let source = source.clone();
-        async move { Ok::<_, Infallible>(answer(&request, source).await) }
+        let (server, told, client) = (Arc::clone(&server), Arc::clone(&told), client);
+        async move {
+            let response = answer(&request, &server, client).await;
+            server.clients.waits_for(client);
+            told.notify_one();
+            Ok::<_, Infallible>(response)
+        }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
+        .keep_alive(false)
         .max_buf_size(64 * 1024)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(serving);
-    let limited = timeout(CONNECTION_TIMEOUT, async {
+    let not_taken = async {
+        answered.notified().await;
+        sleep(ANSWER_TIMEOUT).await;
+    };
+    let served = async {
         tokio::select! {
             // The client's errors (reset, garbage instead of HTTP) do not matter to the daemon.
             _ = &mut serving => return,
@@ -101,13 +141,19 @@ async fn connection(
         }
         serving.as_mut().graceful_shutdown();
         let _ = serving.await;
-    });
-    let _ = limited.await;
+    };
+    tokio::select! {
+        () = served => {}
+        () = not_taken => {}
+        () = place.revoked() => {}
+        () = sleep(CONNECTION_TIMEOUT) => {}
+    }
 }
 
 async fn answer(
     request: &Request<Incoming>,
-    source: Arc<Mutex<Box<Source>>>,
+    server: &Arc<Server>,
+    client: u64,
 ) -> Response<Full<Bytes>> {
     let known = matches!(request.uri().path(), "/" | "/metrics" | "/healthz");
     if !known {
@@ -120,7 +166,16 @@ async fn answer(
     }
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "ok\n"),
-        "/metrics" => metrics(wants_openmetrics(request.headers()), source).await,
+        // Only a scrape takes time. The rest is answered also when there are too many of them.
+        "/metrics" if server.clients.begins_scrape(client) => {
+            metrics(wants_openmetrics(request.headers()), server).await
+        }
+        "/metrics" => {
+            let mut response =
+                text(StatusCode::SERVICE_UNAVAILABLE, "too many scrapes at a time; try again\n");
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            response
+        }
         _ => text(
             StatusCode::OK,
             concat!(
@@ -132,18 +187,32 @@ async fn answer(
     }
 }
 
-async fn metrics(as_openmetrics: bool, source: Arc<Mutex<Box<Source>>>) -> Response<Full<Bytes>> {
+async fn metrics(as_openmetrics: bool, server: &Arc<Server>) -> Response<Full<Bytes>> {
+    let asked = Instant::now();
+    let (last, content_type) = if as_openmetrics {
+        (&server.openmetrics, OPENMETRICS_TYPE)
+    } else {
+        (&server.prometheus, PROMETHEUS_TYPE)
+    };
+    let mut last = last.lock().await;
+    let fresh = last.as_ref().filter(|(begun, _)| *begun >= asked).map(|(_, page)| page.clone());
+    if let Some(page) = fresh {
+        return respond(StatusCode::OK, content_type, page);
+    }
+    let begun = Instant::now();
+    let server = Arc::clone(server);
     let rendered = tokio::task::spawn_blocking(move || {
         // A scrape that panicked leaves nothing inconsistent: the source only reads.
-        let snapshot = source.lock().unwrap_or_else(PoisonError::into_inner)();
+        let snapshot = server.source.lock().unwrap_or_else(PoisonError::into_inner)();
         let text = openmetrics(snapshot)?;
         Ok::<_, std::fmt::Error>(if as_openmetrics { text } else { to_prometheus(&text) })
     })
     .await;
     match rendered {
-        Ok(Ok(body)) => {
-            let content_type = if as_openmetrics { OPENMETRICS_TYPE } else { PROMETHEUS_TYPE };
-            respond(StatusCode::OK, content_type, Bytes::from(body))
+        Ok(Ok(page)) => {
+            let page = Bytes::from(page);
+            *last = Some((begun, page.clone()));
+            respond(StatusCode::OK, content_type, page)
         }
         _ => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be read\n"),
     }

@@ -1,9 +1,12 @@
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 
+use observer_ebpf::wire::Series;
 use tokio::sync::oneshot;
 
 use super::*;
+use crate::aggregate::{CgroupDistributions, Distribution, Octaves};
 
 /// A server on its own thread; the test sends requests from its own thread, with plain sockets.
 struct Server {
@@ -113,4 +116,105 @@ fn idle_connections_do_not_hold_up_the_shutdown() {
     server.stop();
     assert!(started.elapsed() < SHUTDOWN_TIMEOUT + Duration::from_secs(2));
     drop(idle);
+}
+
+const SCRAPE: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+
+#[test]
+fn silent_clients_do_not_delay_a_scrape() {
+    let server = Server::start(Snapshot::default);
+    let silent: Vec<_> = (0..2 * clients::MAX).map(|_| server.connect()).collect();
+    let mut slow = server.connect();
+    slow.write_all(&SCRAPE[..20]).unwrap();
+    assert!(server.get("/metrics", "*/*").starts_with("HTTP/1.1 200 "));
+    assert!(server.get("/healthz", "*/*").starts_with("HTTP/1.1 200 "));
+    // The others were closed to make room, or are when they have been silent for too long. A request
+    // whose bytes keep coming has no more time than one that does not come.
+    for mut stream in silent {
+        assert!(matches!(stream.read(&mut [0; 512]), Ok(0) | Err(_)), "closed without an answer");
+    }
+    for byte in &SCRAPE[20..] {
+        if slow.write_all(&[*byte]).is_err() {
+            break;
+        }
+        std::thread::sleep(HEADER_TIMEOUT / 10);
+    }
+    let mut answer = String::new();
+    let _ = slow.read_to_string(&mut answer);
+    assert!(!answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    server.stop();
+}
+
+#[test]
+fn clients_that_do_not_read_their_answer_do_not_delay_a_scrape() {
+    // Far more than the kernel takes for a client that does not read.
+    let octaves = Octaves::from(&Distribution::default());
+    let series: BTreeMap<_, _> =
+        Series::ALL.into_iter().map(|series| (series, octaves.clone())).collect();
+    let cgroups: Vec<_> = (0..200)
+        .map(|n| CgroupDistributions { name: format!("cgroup{n}"), series: series.clone() })
+        .collect();
+    let server =
+        Server::start(move || Snapshot { cgroups: cgroups.clone(), ..Snapshot::default() });
+    let whole = server.get("/metrics", "*/*").len();
+    let begin = |_| {
+        let mut stream = server.connect();
+        stream.write_all(SCRAPE).unwrap();
+        // Its answer has begun.
+        stream.read_exact(&mut [0; 1]).unwrap();
+        stream
+    };
+    let slow: Vec<_> = (0..clients::MAX_PER_PEER + 8).map(begin).collect();
+    assert_eq!(server.get("/metrics", "*/*").len(), whole);
+    let mut cut = 0;
+    for mut stream in slow {
+        let mut answer = Vec::new();
+        let end = stream.read_to_end(&mut answer);
+        cut += usize::from(end.is_err() || answer.len() + 1 < whole);
+    }
+    assert!(cut >= 8, "{cut} answers of {whole} bytes were cut off");
+    server.stop();
+}
+
+#[test]
+fn too_many_scrapes_are_refused_and_the_rest_is_answered() {
+    let (go, gate) = std::sync::mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let server = Server::start(move || {
+        let _ = gate.lock().unwrap().recv();
+        Snapshot::default()
+    });
+    let scrapes: Vec<_> = (0..clients::MAX_SCRAPES_PER_PEER + 4)
+        .map(|_| {
+            let mut stream = server.connect();
+            stream.write_all(SCRAPE).unwrap();
+            stream
+        })
+        .collect();
+    // No scrape ends, so this one is beyond the limit at the latest.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let refused = loop {
+        let mut extra = server.connect();
+        extra.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        extra.write_all(SCRAPE).unwrap();
+        let mut answer = String::new();
+        if extra.read_to_string(&mut answer).is_ok() {
+            break answer;
+        }
+        assert!(Instant::now() < deadline, "no scrape is refused");
+    };
+    assert!(
+        refused.starts_with("HTTP/1.1 503 ") && refused.contains("retry-after: 1"),
+        "{refused}"
+    );
+    assert!(server.get("/healthz", "*/*").starts_with("HTTP/1.1 200 "));
+    drop(go);
+    let mut served = 0;
+    for mut stream in scrapes {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        served += usize::from(answer.starts_with("HTTP/1.1 200 "));
+    }
+    assert_eq!(served, clients::MAX_SCRAPES_PER_PEER);
+    server.stop();
 }

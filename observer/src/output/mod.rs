@@ -14,8 +14,10 @@ pub mod terminal;
 pub mod text;
 pub mod trace;
 
-/// No room on the disk, or no more of this user's share of it.
+/// No room on the disk, no more of this user's share of it, or a file as large as the process may make
+/// it.
 #[must_use]
 pub fn is_disk_full(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }

@@ -1,11 +1,11 @@
 //! The run directory: created once, never overwritten, readable by its owner only.
 //!
-//! All files are reached through the directory's descriptor and never through a symbolic link, so
-//! that a process of another user cannot redirect root's writes.
+//! All files are reached through the directory's descriptor and never through a symbolic link, and no
+//! other user can lead the way to the directory elsewhere ([`place`]).
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -19,6 +19,7 @@ use super::is_disk_full;
 use super::trace::{Loaded, SampleColumns, SampleReader, TraceError, TraceWriter, read};
 use crate::error::{Error, Exit, Result};
 use crate::model::{RUN_SCHEMA, RunInfo, SUMMARY_SCHEMA, Sample, Summary, files};
+use crate::place;
 
 /// Writer of `samples.arrows`.
 pub type SampleWriter = TraceWriter<SampleColumns, File>;
@@ -82,27 +83,8 @@ impl RunDir {
     }
 
     fn create_at(out: &Path) -> Result<Self> {
-        let name = out.file_name().ok_or_else(|| output_error(out, "the path has no last part"))?;
-        let parent = match out.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let parent_fd =
-            fs::open(parent, DIRECTORY, Mode::empty()).map_err(|errno| match errno {
-                Errno::NOENT => output_error(out, format!("{} does not exist", parent.display())),
-                errno => output_error(out, format!("{}: {errno}", parent.display())),
-            })?;
-        let stat = fs::fstat(&parent_fd).map_err(|errno| output_error(out, errno))?;
-        let mode = Mode::from_raw_mode(stat.st_mode);
-        if mode.contains(Mode::WOTH) && !mode.contains(Mode::SVTX) {
-            let problem = format!(
-                "any user could replace it in {}, which all may write and which is not sticky; \
-                 choose another --out",
-                parent.display()
-            );
-            return Err(output_error(out, problem));
-        }
-        fs::mkdirat(&parent_fd, name, Mode::RWXU).map_err(|errno| match errno {
+        let (parent, name) = place::parent(out).map_err(|error| output_error(out, error))?;
+        fs::mkdirat(&parent, name, Mode::RWXU).map_err(|errno| match errno {
             Errno::EXIST => Error::new(
                 Exit::OutputExists,
                 format!("{} exists and is never overwritten: choose another --out", out.display()),
@@ -113,7 +95,7 @@ impl RunDir {
                 error
             }
         })?;
-        let directory = open_own(&parent_fd, name).map_err(|errno| output_error(out, errno))?;
+        let directory = open_own(&parent, name).map_err(|errno| output_error(out, errno))?;
         let path = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
         let made = Self { path, directory, reserve: Mutex::new(None) };
         made.reserve();
@@ -246,6 +228,13 @@ impl RunDir {
         Ok(Self { path, directory, reserve: Mutex::new(None) })
     }
 
+    /// What a reader should know about who may have changed the run, one sentence each.
+    #[must_use]
+    pub fn doubts(&self) -> Vec<String> {
+        place::doubts(&self.directory)
+            .unwrap_or_else(|errno| vec![self.read_error(".", errno).to_string()])
+    }
+
     pub(super) fn read_error(&self, name: &str, problem: impl std::fmt::Display) -> Error {
         let path = self.path.join(name);
         Error::new(Exit::RunUnreadable, format!("cannot read {}: {problem}", path.display()))
@@ -340,10 +329,13 @@ impl RunDir {
 /// # Errors
 /// [`Exit::Output`] when it exists or cannot be made.
 pub fn create_private_file(path: &Path) -> Result<File> {
-    create_new(CWD, path).map_err(|errno| {
-        let what = match errno {
-            Errno::EXIST => "it exists and is never overwritten; choose another name".to_owned(),
-            errno => errno.to_string(),
+    let made = place::parent(path).and_then(|(parent, name)| Ok(create_new(parent, name)?));
+    made.map_err(|error| {
+        let what = match error.kind() {
+            ErrorKind::AlreadyExists => {
+                "it exists and is never overwritten; choose another name".to_owned()
+            }
+            _ => error.to_string(),
         };
         Error::new(Exit::Output, format!("cannot write {}: {what}", path.display()))
     })

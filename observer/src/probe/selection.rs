@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::{PROBES, Tier};
+use super::{Attach, PROBES, Tier};
 
 /// The reason shown for a probe that is not selected.
 pub const NOT_ASKED_FOR: &str = "not asked for";
@@ -25,6 +25,17 @@ impl Selection {
     #[must_use]
     pub fn contains(self, name: &str) -> bool {
         position(name).is_some_and(|bit| self.bits >> bit & 1 != 0)
+    }
+
+    /// Whether a selected probe has a tier with hooks of cgroups, whose programs take a right of their
+    /// own to load.
+    #[must_use]
+    pub fn uses_cgroup_hooks(self) -> bool {
+        let chosen = PROBES.into_iter().filter(|probe| self.contains(probe.name));
+        let mut programs = chosen.flat_map(|probe| probe.tiers).flat_map(|tier| tier.programs);
+        programs.any(|program| {
+            matches!(program.attach, Attach::CgroupSockCreate | Attach::CgroupSockRelease)
+        })
     }
 
     /// This selection with one more probe.

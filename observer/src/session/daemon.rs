@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use crate::error::{Error, Exit, Result};
 use crate::kernel::{Kernel, LoadOptions, RING_BYTES, Ring};
 use crate::log::NOTICE;
 use crate::output::http;
+use crate::privileges::{FOLLOWING, MEASURING, keep_only};
 use crate::probe::ProbeOptions;
 use crate::target::{Membership, TargetSpec};
 
@@ -107,12 +108,12 @@ pub fn serve(
     stop: &Arc<AtomicBool>,
     listening: impl FnOnce(SocketAddr, &Kernel),
 ) -> Result<()> {
-    crate::doctor::preflight(options.probes.btf.as_deref())?;
+    crate::doctor::preflight(&options.probes)?;
     let Some(membership) = first_target(options, stop)? else { return Ok(()) };
     // The port is taken before anything is attached: it is what fails most often.
     let failed = |error: std::io::Error| {
         Error::new(
-            Exit::Failure,
+            Exit::Address,
             format!("cannot listen on {}: {error}; choose another --listen", options.listen),
         )
     };
@@ -133,6 +134,16 @@ pub fn serve(
             kernel.set_floor_ns(kind, u64::MAX);
         }
     }
+    let unneeded = |errno: rustix::io::Errno| {
+        Error::new(Exit::Failure, format!("cannot give up capabilities: {errno}"))
+    };
+    let bounded = options.budget != Budget::NONE;
+    keep_only(if bounded { MEASURING } else { FOLLOWING }).map_err(unneeded)?;
+    // Only the thread that measures keeps what turns the kernel's statistics on.
+    let budget =
+        bounded.then(|| keep_budget(stop)).transpose().map_err(|error| unavailable(&error))?;
+    let cost = bounded.then(|| CostWatch::start(options.budget, calibration, &kernel));
+    keep_only(FOLLOWING).map_err(unneeded)?;
     let mut recording = None;
     if let (Some(out), Some(membership)) = (&options.trace, &membership) {
         recording = Some(Recording::start(options, out, membership, &mut kernel)?);
@@ -142,17 +153,24 @@ pub fn serve(
     let followed = options.target.clone();
     let ring = kernel.take_ring().filter(|ring| followed.is_some() || ring.has_messages());
     listening(address, &kernel);
-    let bounded = options.budget != Budget::NONE;
-    let cost = bounded.then(|| CostWatch::start(options.budget, calibration, &kernel));
     let shared = Arc::new(Mutex::new(Shared { kernel, watching, recording, cost }));
-    let threads = [
-        ring.map(|ring| drain(ring, stop)),
-        followed.map(|spec| follow(spec, &shared, stop)),
-        bounded.then(|| keep_budget(&shared, stop)),
-    ];
-    let result = listen(listener, &shared, stop);
+    let mut threads = Vec::new();
+    if let Some((measured, thread)) = budget {
+        let _ = measured.send(Arc::clone(&shared));
+        threads.push(thread);
+    }
+    let others =
+        [ring.map(|ring| drain(ring, stop)), followed.map(|spec| follow(spec, &shared, stop))];
+    let mut result = Ok(());
+    for started in others.into_iter().flatten() {
+        match started {
+            Ok(thread) => threads.push(thread),
+            Err(error) => result = Err(unavailable(&error)),
+        }
+    }
+    result = result.and_then(|()| listen(listener, &shared, stop));
     stop.store(true, Ordering::Relaxed);
-    for thread in threads.into_iter().flatten() {
+    for thread in threads {
         let _ = thread.join();
     }
     let mut shared = lock(&shared);
@@ -210,9 +228,17 @@ fn listen(
     })
 }
 
-fn drain(mut ring: Ring, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
+fn unavailable(error: &std::io::Error) -> Error {
+    Error::new(Exit::Limit, format!("cannot start a thread: {error}"))
+}
+
+fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("observer-{name}")).spawn(run)
+}
+
+fn drain(mut ring: Ring, stop: &Arc<AtomicBool>) -> std::io::Result<JoinHandle<()>> {
     let stop = Arc::clone(stop);
-    std::thread::spawn(move || {
+    thread("drain", move || {
         while !stop.load(Ordering::Relaxed) {
             ring.drain(usize::MAX, |_| {});
             ring.wait(DRAIN_INTERVAL);
@@ -220,10 +246,15 @@ fn drain(mut ring: Ring, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
     })
 }
 
-/// Measures what the programs cost, and keeps that below the budget.
-fn keep_budget(shared: &Arc<Mutex<Shared>>, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
-    let (shared, stop) = (Arc::clone(shared), Arc::clone(stop));
-    std::thread::spawn(move || {
+/// A thread that waits for what it is to measure.
+type BudgetThread = (mpsc::Sender<Arc<Mutex<Shared>>>, JoinHandle<()>);
+
+/// Measures what the programs cost, and keeps that below the budget, once it is told of what.
+fn keep_budget(stop: &Arc<AtomicBool>) -> std::io::Result<BudgetThread> {
+    let stop = Arc::clone(stop);
+    let (sender, receiver) = mpsc::channel::<Arc<Mutex<Shared>>>();
+    let thread = thread("budget", move || {
+        let Ok(shared) = receiver.recv() else { return };
         while !stop.load(Ordering::Relaxed) {
             let left = lock(&shared).cost.as_ref().and_then(CostWatch::window_left);
             std::thread::sleep(left.unwrap_or(STOP_INTERVAL));
@@ -240,13 +271,18 @@ fn keep_budget(shared: &Arc<Mutex<Shared>>, stop: &Arc<AtomicBool>) -> JoinHandl
                 watching.sockets.count_again();
             }
         }
-    })
+    })?;
+    Ok((sender, thread))
 }
 
 /// Updates the processes of the target, once there is one.
-fn follow(spec: TargetSpec, shared: &Arc<Mutex<Shared>>, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
+fn follow(
+    spec: TargetSpec,
+    shared: &Arc<Mutex<Shared>>,
+    stop: &Arc<AtomicBool>,
+) -> std::io::Result<JoinHandle<()>> {
     let (shared, stop) = (Arc::clone(shared), Arc::clone(stop));
-    std::thread::spawn(move || {
+    thread("follow", move || {
         while !stop.load(Ordering::Relaxed) {
             std::thread::sleep(FOLLOW_INTERVAL);
             let waiting = lock(&shared).watching.is_none();

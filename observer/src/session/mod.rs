@@ -142,7 +142,11 @@ pub struct Session {
 
 impl From<LoadError> for Error {
     fn from(error: LoadError) -> Self {
-        let exit = if error.is_permission() { Exit::Permission } else { Exit::Kernel };
+        let exit = match error {
+            _ if error.is_permission() => Exit::Permission,
+            _ if error.is_limit() => Exit::Limit,
+            _ => Exit::Kernel,
+        };
         // The message already says what to do.
         if matches!(error, LoadError::Create { .. }) {
             return Self::new(exit, error.to_string());
@@ -159,7 +163,7 @@ impl Session {
     /// When the target, the kernel, the run directory or COMMAND cannot be used; nothing is left
     /// behind then.
     pub fn start(options: RunOptions, stop: &AtomicBool) -> Result<Option<Self>> {
-        doctor::preflight(options.probes.btf.as_deref())?;
+        doctor::preflight(&options.probes)?;
         if !options.command.is_empty() {
             command::find(&options.command[0])?;
         }

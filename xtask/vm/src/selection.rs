@@ -5,7 +5,7 @@ use xtask_common::{kernel::Kernel, test_programs::TestProgram};
 /// Privileged test programs that need more than a guest has: other programs of the host, or more than
 /// an emulated CPU.
 const NOT_IN_GUESTS: &[&str] =
-    &["cli", "demo", "examples", "faults", "floor", "generators", "logging"];
+    &["cli", "demo", "examples", "faults", "floor", "generators", "hardening", "logging"];
 
 const EVERY: &[Kernel] = &[Kernel::V6_1, Kernel::V6_12, Kernel::V6_1Rt, Kernel::V6_12Rt];
 

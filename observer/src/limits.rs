@@ -1,0 +1,140 @@
+//! The limits that the process was started with (setrlimit(2), the pids of its cgroup). One that is
+//! too low is reported before anything begins, because later it would look like something else: like a
+//! process that does not exist, a kernel that lacks a feature, or a crash.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::error::{Error, Exit, Result};
+use crate::session::memory;
+use crate::text;
+
+/// The command line is parsed on the first thread's stack; all others are as large as they must be.
+const STACK_BYTES: u64 = 512 << 10;
+/// Threads that observer has at most.
+const THREADS: usize = 12;
+
+/// Open files of observer: programs, maps, links, and events on each CPU.
+const FILES: u64 = 256;
+/// With fewer, not even the processes can be looked at. In between, programs that there is no descriptor
+/// for are reported in the coverage.
+const FEWEST_FILES: u64 = 24;
+/// Address space of observer without anything that grows with a run.
+const ADDRESS_SPACE: u64 = 512 << 20;
+
+/// What a command needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs {
+    /// Open files.
+    pub files: u64,
+    /// Bytes of address space.
+    pub address_space: u64,
+}
+
+impl Needs {
+    /// What attaching the probes takes.
+    pub const PROBES: Self = Self { files: FILES, address_space: ADDRESS_SPACE };
+
+    /// What `observer load` takes with one connection.
+    pub const LOAD: Self = Self { files: 64, address_space: 128 << 20 };
+
+    /// What a run takes, at most.
+    #[must_use]
+    pub fn of_run() -> Self {
+        Self { files: FILES, address_space: memory::resident_bound_bytes() }
+    }
+}
+
+fn too_low(
+    what: &str,
+    limit: impl std::fmt::Display,
+    need: impl std::fmt::Display,
+    how: &str,
+) -> Error {
+    let text = format!("{what} is limited to {limit}, and observer needs {need}: raise it ({how})");
+    Error::new(Exit::Limit, text)
+}
+
+/// Checks the stack of the first thread, before anything uses much of it.
+///
+/// # Errors
+/// [`Exit::Limit`].
+pub fn check_stack() -> Result<()> {
+    match getrlimit(Resource::Stack).current {
+        Some(limit) if limit < STACK_BYTES => {
+            let (limit, need) = (text::bytes(limit), text::bytes(STACK_BYTES));
+            Err(too_low("the stack", limit, need, "ulimit -s, LimitSTACK="))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks everything else.
+///
+/// # Errors
+/// [`Exit::Limit`].
+pub fn check(needs: Needs) -> Result<()> {
+    let files = getrlimit(Resource::Nofile);
+    if files.current.is_some_and(|limit| limit < needs.files) {
+        let raised_to = files.maximum.unwrap_or(needs.files).min(needs.files);
+        let raised = Rlimit { current: Some(raised_to), ..files };
+        if raised_to < FEWEST_FILES || setrlimit(Resource::Nofile, raised).is_err() {
+            let how = "ulimit -n, LimitNOFILE=";
+            return Err(too_low("the number of open files", raised_to, needs.files, how));
+        }
+    }
+    for (resource, what, how) in [
+        (Resource::As, "the address space", "ulimit -v, LimitAS="),
+        (Resource::Data, "the data segment", "ulimit -d, LimitDATA="),
+    ] {
+        if let Some(limit) =
+            getrlimit(resource).current.filter(|limit| *limit < needs.address_space)
+        {
+            let (limit, need) = (text::bytes(limit), text::bytes(needs.address_space));
+            return Err(too_low(what, limit, need, how));
+        }
+    }
+    check_threads()
+}
+
+/// Whether as many threads can be started as will be. The limit counts those of other processes too, so
+/// it is tried.
+fn check_threads() -> Result<()> {
+    let gate = Arc::new(Mutex::new(()));
+    let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
+    let start = |_| {
+        let gate = Arc::clone(&gate);
+        std::thread::Builder::new().spawn(move || drop(gate.lock()))
+    };
+    let (mut threads, mut failed) = (Vec::new(), None);
+    for started in (0..THREADS).map(start) {
+        match started {
+            Ok(thread) => threads.push(thread),
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        }
+    }
+    drop(closed);
+    for thread in threads {
+        let _ = thread.join();
+    }
+    failed.map_or(Ok(()), |error| {
+        let text = format!(
+            "observer needs {THREADS} threads, and not all can be started: {error}; raise the limit \
+             (ulimit -u, TasksMax=, pids.max, or that of the address space)"
+        );
+        Err(Error::new(Exit::Limit, text))
+    })
+}
+
+/// Makes a write beyond the limit of a file's size fail with an error, where it would kill the process.
+/// Programs that observer starts have the default again, because exec(2) resets handlers.
+pub fn survive_file_size_limit() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let handler: extern "C" fn(libc::c_int) = nothing;
+    // SAFETY: the handler does nothing, which is allowed at any moment; no other code handles SIGXFSZ.
+    unsafe { libc::signal(libc::SIGXFSZ, handler as libc::sighandler_t) };
+}
