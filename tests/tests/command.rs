@@ -503,19 +503,24 @@ fn samples_without_an_end_do_not_hold_up_the_run() {
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
     rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0)
         .expect("a fifo");
-    let endless = {
-        let fifo = fifo.clone();
-        // Ends when observer has closed the other end.
-        std::thread::spawn(move || {
-            let mut fifo = fs::OpenOptions::new().write(true).open(&fifo).expect("a reader");
-            let row = b"response-time,status-code,offset\n0.001,200,0.5\n";
-            let mut written = fifo.write_all(&row[..]);
-            let rows = b"0.001,200,0.5\n".repeat(1_000);
-            while written.is_ok() {
-                written = fifo.write_all(&rows);
-            }
-        })
-    };
+    // More writers than a reader can follow, and a pipe that is never empty. They end when observer
+    // has closed the other end.
+    let path = fifo.clone();
+    let endless = std::thread::spawn(move || {
+        let mut fifo = fs::OpenOptions::new().write(true).open(&path).expect("a reader");
+        rustix::pipe::fcntl_setpipe_size(&fifo, 1 << 20).expect("a larger pipe");
+        fifo.write_all(b"response-time,status-code,offset\n").expect("a header");
+        let write = || {
+            // Written at once, so that the rows of the writers do not mix.
+            let rows = b"0.001,200,0.5\n".repeat(290);
+            while (&fifo).write_all(&rows).is_ok() {}
+        };
+        std::thread::scope(|scope| {
+            (0..4).for_each(|_| {
+                scope.spawn(write);
+            });
+        });
+    });
     let samples = format!("hey:{}", text(&fifo));
     let (_directory, info) =
         run_of(&["sleep", "600"], &["--duration", "1s", "--samples", &samples], &[]);
