@@ -269,7 +269,7 @@ fn failed_requests_are_said_first_and_have_an_exit_code() {
     let Some(_guard) = privileged::ready("failed requests") else { return };
     let bad = Bad::new();
     let arguments = ["--samples", "observer", "--slow", "50ms"];
-    let finished = bad.run_shell(&arguments, &half_of_the_rows("s/:200/:0/"));
+    let finished = bad.run_shell(&arguments, &half_of_the_rows(r#"s/"status":200/"status":0/"#));
     finished.assert_code(Exit::RequestsFailed as u8);
     assert!(finished.stdout.starts_with("REQUESTS FAILED"), "{finished:#?}");
     let summary = bad.assert_complete();
