@@ -49,6 +49,7 @@ pub fn finish(session: Session, reason: EndReason) -> Result<Finished> {
         mut kernel,
         capture,
         births: _,
+        waits: _,
         losses,
         mut generator,
         reader,
