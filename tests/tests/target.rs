@@ -272,7 +272,8 @@ fn short_lived(target: &[&str], worker: &Path, name: Option<&str>, directory: &P
     assert_eq!(info.end_reason, EndReason::Interrupted);
     assert_eq!(summary.loss.total, 0, "{:?}", summary.loss);
     let first = u32::try_from(number(&counts, "first")).expect("a process");
-    assert_eq!(info.target_processes.keys().copied().collect::<Vec<_>>(), [first]);
+    // On a slow host another one may live when the run begins.
+    assert!(info.target_processes.contains_key(&first), "{first}: {info:#?}");
     let found = summary.probes["fault"].parts.get("minor").map_or(0, |part| part.count);
     let (own, charged) = (number(&counts, "own"), number(&counts, "charged"));
     println!("{own} faults by the workers' own count, {found} found, {charged} charged");

@@ -100,8 +100,8 @@ impl Shared {
         let watching = self.watching.as_mut().filter(|watching| watching.name.is_some());
         let name = watching.as_ref().and_then(|watching| watching.name.as_deref());
         let mut snapshot = self.kernel.snapshot(name);
-        snapshot.target_live_sockets = watching
-            .and_then(|watching| watching.sockets.live(&self.kernel, &watching.membership));
+        snapshot.target_live_sockets =
+            watching.and_then(|watching| watching.sockets.live(&self.kernel, &watching.membership));
         snapshot.self_usage.rss_bound_bytes = super::memory::resident_bound_bytes();
         snapshot.self_usage.added_cpu_share = self.cost.as_ref().and_then(CostWatch::added);
         if let Some(recording) = &self.recording {

@@ -29,7 +29,9 @@ pub(crate) fn worker(pages: usize, name: Option<&str>) -> io::Result<()> {
     match name {
         None => {}
         // Both ways to change a name, in turn.
-        Some(name) if (std::process::id() / 2).is_multiple_of(2) => std::fs::write("/proc/self/comm", name)?,
+        Some(name) if (std::process::id() / 2).is_multiple_of(2) => {
+            std::fs::write("/proc/self/comm", name)?;
+        }
         Some(name) => rustix::thread::set_name(&CString::new(name)?)?,
     }
     let before = own_minor_faults();
