@@ -62,6 +62,18 @@ globals! {
     OFF_TASK_FLAGS: off_task_flags = 0;
     /// `task_struct::comm`.
     OFF_TASK_COMM: off_task_comm = 0;
+    /// `task_struct::real_parent`.
+    OFF_TASK_PARENT: off_task_parent = 0;
+    /// `linux_binprm::file`.
+    OFF_BPRM_FILE: off_bprm_file = 0;
+    /// `file::f_inode`.
+    OFF_FILE_INODE: off_file_inode = 0;
+    /// `inode::i_ino`.
+    OFF_INODE_NUMBER: off_inode_number = 0;
+    /// `inode::i_sb`.
+    OFF_INODE_SUPER: off_inode_super = 0;
+    /// `super_block::s_dev`.
+    OFF_SUPER_DEVICE: off_super_device = 0;
     /// `task_struct::signal`.
     OFF_TASK_SIGNAL: off_task_signal = 0;
     /// `signal_struct::live`.

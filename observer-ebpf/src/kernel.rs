@@ -1,14 +1,14 @@
 //! Reading kernel structs at offsets from the running kernel's BTF, arguments of programs, and the
 //! current time.
 
-use core::arch::asm;
+use core::{arch::asm, ffi::c_void};
 
 use aya_ebpf::{
     EbpfContext,
     bindings::task_struct,
     helpers::{
         bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel,
-        bpf_probe_read_kernel_buf,
+        bpf_probe_read_kernel_buf, generated::bpf_probe_read_kernel_str,
     },
 };
 use observer_ebpf::wire::COMM_LEN;
@@ -101,10 +101,52 @@ impl Arguments {
         Task(Pointer { address: self.word::<N>() as *const u8, typed: self.typed })
     }
 
+    /// The program that is executed (`struct linux_binprm`) at position `N`.
+    #[inline(always)]
+    pub(crate) fn executable<const N: i32>(self) -> Executable {
+        let program = Pointer { address: self.word::<N>() as *const u8, typed: self.typed };
+        Executable(program.follow(config::off_bprm_file()).follow(config::off_file_inode()))
+    }
+
+    /// The command name at position `N`, as long as the kernel keeps it, NUL padded.
+    #[inline(always)]
+    pub(crate) fn comm<const N: i32>(self) -> [u8; COMM_LEN] {
+        let mut comm = [0; COMM_LEN];
+        // SAFETY: the helper checks the address and writes at most the given length; it ends the
+        // name with a NUL.
+        let _ = unsafe {
+            bpf_probe_read_kernel_str(
+                comm.as_mut_ptr().cast(),
+                COMM_LEN as u32,
+                self.word::<N>() as *const c_void,
+            )
+        };
+        comm
+    }
+
     /// The registers of the system call at position `N`.
     #[inline(always)]
     pub(crate) fn registers<const N: i32>(self) -> Registers {
         Registers(Pointer { address: self.word::<N>() as *const u8, typed: self.typed })
+    }
+}
+
+/// The file of a program that is executed: its `struct inode`.
+#[derive(Clone, Copy)]
+pub(crate) struct Executable(Pointer);
+
+impl Executable {
+    /// Its inode number.
+    #[inline(always)]
+    pub(crate) fn inode(self) -> u64 {
+        self.0.load(config::off_inode_number())
+    }
+
+    /// Its device, as the kernel numbers it.
+    #[inline(always)]
+    pub(crate) fn device(self) -> u64 {
+        let device: u32 = self.0.follow(config::off_inode_super()).load(config::off_super_device());
+        u64::from(device)
     }
 }
 
@@ -151,6 +193,12 @@ impl Task {
     #[inline(always)]
     pub(crate) fn tgid(self) -> u32 {
         self.field(config::off_task_tgid())
+    }
+
+    /// The task that started it.
+    #[inline(always)]
+    pub(crate) fn parent(self) -> Self {
+        Self(self.0.follow(config::off_task_parent()))
     }
 
     /// Nanoseconds the thread has waited for a CPU so far, without the current wait.

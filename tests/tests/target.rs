@@ -2,18 +2,20 @@
 //! users' sockets.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use observer::host::cgroups::{CgroupNames, Cgroups};
 use observer::host::{ip_sockets_of, network, process};
-use observer::model::Tgid;
+use observer::model::{EndReason, Tgid};
 use observer::target::{Membership, TargetSpec};
 use observer_tests::cgroup::MemoryCgroup;
-use observer_tests::privileged;
-use observer_tests::process::{Placement, Running, Service};
-use observer_tests::trial::{self, programs, unique};
+use observer_tests::process::{Placement, Programs, Running, Service};
+use observer_tests::trial::{self, directory, number, programs, scaled_text, unique};
+use observer_tests::watch::{Watch, Work, read_run};
+use observer_tests::{http, privileged};
+use rustix::process::Signal;
 
 fn sleeper(placement: Placement<'_>) -> Running {
     Running::start(Command::new("sleep").arg("60"), placement).expect("sleep starts")
@@ -188,4 +190,134 @@ fn sockets_of_another_process_are_counted_exactly() {
     eventually("all are accepted", || ip_sockets_of([tgid]).sockets.len() == 6);
     drop(connections);
     eventually("all are closed", || ip_sockets_of([tgid]) == at_rest);
+}
+
+/// A copy of the workload under a name that no other process has.
+fn named_copy(directory: &Path, name: &str) -> PathBuf {
+    let path = directory.join(name);
+    std::fs::copy(programs().work, &path).expect("a copy");
+    path
+}
+
+#[test]
+fn a_process_is_found_though_its_first_thread_has_exited() {
+    let Some(_guard) = privileged::ready("first thread exited") else { return };
+    let directory = directory();
+    let name = format!("headless-{}", std::process::id() % 100_000);
+    let work = named_copy(directory.path(), &name);
+    let port = http::free_port().expect("a port");
+    let copy = Programs { work: work.clone(), ..programs() };
+    let arguments = ["leaderless", "--port", &port.to_string()];
+    let running = Work::start(&copy, &arguments, Placement::default()).expect("it starts");
+    let tgid = Tgid(running.id());
+    eventually("the first thread is gone", || {
+        process::stat(tgid).is_some_and(|stat| stat.has_ended())
+    });
+    for spec in [TargetSpec::Exe(work), TargetSpec::Port(port), TargetSpec::Comm(name)] {
+        let found = Membership::new(&spec).map(|target| target.tgids());
+        assert_eq!(found, Ok([tgid].into()), "{spec}");
+    }
+}
+
+#[test]
+fn a_program_is_found_though_the_dynamic_loader_was_executed() {
+    let Some(_guard) = privileged::ready("dynamic loader") else { return };
+    let usual = sleeper(Placement::default());
+    let mapped = || process::mapped_executables(Tgid(usual.id()));
+    let loaders = |file: &process::Executable| {
+        file.is_shared_object() && file.path.to_string_lossy().contains("/ld")
+    };
+    eventually("the program is mapped", || mapped().len() > 1);
+    let Some(loader) = mapped().into_iter().find(loaders) else {
+        println!("not applicable: sleep(1) is linked statically");
+        return;
+    };
+    let program = process::executable(Tgid(usual.id())).expect("a program").path;
+    let mut command = Command::new(&loader.path);
+    command.arg(&program).arg("60");
+    let unusual = Running::start(&mut command, Placement::default()).expect("the loader starts");
+    let target = || Membership::new(&TargetSpec::Exe(program.clone())).expect("the usual one");
+    eventually("it is found by its program", || target().contains(Tgid(unusual.id())));
+    let by_loader = Membership::new(&TargetSpec::Exe(loader.path.clone())).expect("a process");
+    assert!(by_loader.contains(Tgid(unusual.id())) && !by_loader.contains(Tgid(usual.id())));
+}
+
+/// `observer run --wait` on processes that each live for an instant: every fault since they got the
+/// name or executed the program is counted, and no fault of another process.
+fn short_lived(target: &[&str], worker: &Path, name: Option<&str>, directory: &Path) {
+    let (out, log) = (directory.join("run"), directory.join("log"));
+    let output = std::fs::File::create_new(&log).expect("a file");
+    let mut command = Command::new(programs().observer);
+    command.args(["run", "-v", "--wait", "--budget", "none", "--duration", "1h", "--out"]);
+    command.arg(&out).args(target).stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
+    let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
+    let printed = || std::fs::read_to_string(&log).expect("a log");
+    eventually("the probes are attached", || printed().contains("probe task: attached"));
+
+    let (count, pages) = (scaled_text(50), "50");
+    let stranger = programs().work;
+    let paths = [worker, &stranger].map(|path| path.to_str().expect("UTF-8"));
+    let mut arguments = vec!["workers", "--count", &count, "--pages", pages];
+    arguments.extend(["--program", paths[0], "--stranger", paths[1]]);
+    arguments.extend(name.iter().flat_map(|name| ["--name", name]));
+    let mut work = trial::start(&arguments, Placement::default());
+    let counts = work.go().expect("it works");
+    eventually("the run has begun", || printed().contains("observer: target"));
+    assert_eq!(observer.ended().expect("a status"), None, "it waits for the next one");
+    observer.signal(Signal::INT);
+    let status = observer.wait(Duration::from_secs(120)).expect("it ends");
+    work.end().expect("it ends");
+    assert!(status.success(), "{status}: {}", printed());
+    let (summary, info) = read_run(&out).expect("a run");
+    assert_eq!(info.end_reason, EndReason::Interrupted);
+    assert_eq!(summary.loss.total, 0, "{:?}", summary.loss);
+    let first = u32::try_from(number(&counts, "first")).expect("a process");
+    // On a slow host another one may live when the run begins.
+    assert!(info.target_processes.contains_key(&first), "{first}: {info:#?}");
+    let found = summary.probes["fault"].parts.get("minor").map_or(0, |part| part.count);
+    let (own, charged) = (number(&counts, "own"), number(&counts, "charged"));
+    println!("{own} faults by the workers' own count, {found} found, {charged} charged");
+    assert!(own <= found && found <= charged, "{own} {found} {charged}");
+}
+
+#[test]
+fn every_fault_of_short_lived_processes_counts_from_their_execution_by_name() {
+    let Some(_guard) = privileged::ready("short-lived, by name") else { return };
+    let directory = directory();
+    let name = format!("short-{}", std::process::id() % 100_000);
+    let worker = named_copy(directory.path(), &name);
+    short_lived(&["--comm", &name], &worker, None, directory.path());
+}
+
+#[test]
+fn every_fault_of_short_lived_processes_counts_from_their_execution_by_program() {
+    let Some(_guard) = privileged::ready("short-lived, by program") else { return };
+    let directory = directory();
+    let worker = named_copy(directory.path(), "worker");
+    let program = worker.to_str().expect("UTF-8");
+    short_lived(&["--exe", program], &worker, None, directory.path());
+}
+
+#[test]
+fn every_fault_of_short_lived_processes_counts_from_their_change_of_name() {
+    let Some(_guard) = privileged::ready("short-lived, by change of name") else { return };
+    let directory = directory();
+    let name = format!("named-{}", std::process::id() % 100_000);
+    short_lived(&["--comm", &name], &programs().work, Some(&name), directory.path());
+}
+
+#[test]
+fn a_command_with_the_name_of_the_target_is_no_target() {
+    let Some(_guard) = privileged::ready("COMMAND with the target's name") else { return };
+    let directory = directory();
+    let name = format!("same-{}", std::process::id() % 100_000);
+    let same = Programs { work: named_copy(directory.path(), &name), ..programs() };
+    let target = Work::start(&same, &["minor-faults"], Placement::default()).expect("it starts");
+    trial::settle(target.id());
+    // COMMAND has the target's name as well; as it starts, it has faults.
+    let watch = Watch::start(&same, &["--comm", &name], directory.path()).expect("it starts");
+    let (summary, _) = watch.finish().expect("a run");
+    assert_eq!(summary.probes["fault"].count, 0, "{:?}", summary.probes["fault"]);
+    assert_eq!(summary.records["task"].sent, 0, "nobody joined: {:?}", summary.records);
+    target.end().expect("it ends");
 }

@@ -186,6 +186,15 @@ pub struct Config {
     pub descriptor_calls_at: u64,
     /// Not 0 while the programs log nothing, because user space has enough to read.
     pub log_paused: u64,
+    /// Processes that get this name join the target: NUL padded; 0 where it has no name.
+    pub target_comm: [u8; COMM_LEN],
+    /// Processes that execute the file with this inode number (`inode::i_ino`) join the target; 0
+    /// where it has no file.
+    pub target_inode: u64,
+    /// The device of that file (`super_block::s_dev`).
+    pub target_device: u64,
+    /// observer's own process: it and what it starts never join.
+    pub observer_tgid: u64,
     /// The present epoch of the state in task-local storage ([`Stored`]); by [`RecordKind`].
     pub epoch: [u64; KIND_SLOTS],
 }

@@ -10,8 +10,12 @@ pub const TASK_FORK: u16 = 1;
 pub const TASK_EXEC: u16 = 2;
 /// Header flag: the thread exits.
 pub const TASK_EXIT: u16 = 4;
+/// Header flag: the process got the name of the target, or executes its program, and belongs to the
+/// target from now on.
+pub const TASK_JOIN: u16 = 8;
 
-/// A thread of the target was born, executed another program, or died.
+/// A thread of the target was born, executed another program, or died, or a process joined the
+/// target.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct TaskRecord {

@@ -185,13 +185,13 @@ pub fn run(args: &Args) -> Result<()> {
     if options.wait {
         tracing::info!(target: NOTICE, "waiting for {}", options.target);
     }
-    let Some(mut session) = Session::start(options, &stop)? else {
+    let Some(session) = Session::start(options, &stop)? else {
         return Err(Error::new(Exit::Target, "interrupted while waiting for the target"));
     };
     session.log_coverage();
     let bar = progress_bar(args.duration);
     log::set_progress(Some(bar.clone()));
-    let reason = session.follow(&stop, |progress| show(&bar, progress))?;
+    let (session, reason) = session.follow(&stop, |progress| show(&bar, progress))?;
     bar.set_message("analysing the run");
     // From here on, a signal means that the user does not want to wait for COMMAND.
     stop.store(false, Ordering::Relaxed);

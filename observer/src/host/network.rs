@@ -57,7 +57,9 @@ fn bound_inodes(table: impl BufRead, port: u16, state: u8, listeners_first: bool
 fn read_table(tgid: Tgid, name: &str, port: u16) -> BTreeSet<u64> {
     let tcp = name.starts_with("tcp");
     let state = if tcp { TCP_LISTEN } else { UDP_UNCONNECTED };
-    fs::File::open(format!("/proc/{}/net/{name}", tgid.0))
+    let open = |tgid: Tgid| fs::File::open(format!("/proc/{}/net/{name}", tgid.0)).ok();
+    open(tgid)
+        .or_else(|| open(process::heir(tgid)?))
         .map(|file| bound_inodes(BufReader::new(file), port, state, tcp))
         .unwrap_or_default()
 }
@@ -66,7 +68,8 @@ fn read_table(tgid: Tgid, name: &str, port: u16) -> BTreeSet<u64> {
 fn namespaces(ids: &[Tgid]) -> BTreeMap<PathBuf, Vec<Tgid>> {
     let mut namespaces: BTreeMap<PathBuf, Vec<Tgid>> = BTreeMap::new();
     for &tgid in ids {
-        if let Ok(namespace) = fs::read_link(format!("/proc/{}/ns/net", tgid.0)) {
+        let of = |tgid: Tgid| fs::read_link(format!("/proc/{}/ns/net", tgid.0)).ok();
+        if let Some(namespace) = of(tgid).or_else(|| of(process::heir(tgid)?)) {
             namespaces.entry(namespace).or_default().push(tgid);
         }
     }
@@ -83,6 +86,15 @@ pub fn socket_inode(link: &str) -> Option<u64> {
 /// gone or may not be inspected.
 #[must_use]
 pub fn socket_descriptors(tgid: Tgid) -> Option<Vec<(i32, u64)>> {
+    let of_first = descriptors_of(tgid);
+    if of_first.as_ref().is_some_and(|sockets| !sockets.is_empty()) {
+        return of_first;
+    }
+    // The first thread has none, or has exited and shows none.
+    process::heir(tgid).map_or(of_first, descriptors_of)
+}
+
+fn descriptors_of(tgid: Tgid) -> Option<Vec<(i32, u64)>> {
     let entries = fs::read_dir(format!("/proc/{}/fd", tgid.0)).ok()?;
     Some(
         entries

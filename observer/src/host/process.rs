@@ -78,7 +78,13 @@ impl Stat {
     /// too, with threads left).
     #[must_use]
     pub const fn is_dead(&self) -> bool {
-        matches!(self.state, 'Z' | 'X' | 'x') && self.threads <= 1
+        self.has_ended() && self.threads <= 1
+    }
+
+    /// This thread has exited: it has neither program nor descriptors any more.
+    #[must_use]
+    pub const fn has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
     }
 }
 
@@ -238,7 +244,19 @@ pub fn threads(tgid: Tgid) -> Vec<Tid> {
     numeric_entries(&entry(tgid, "task")).unwrap_or_default().into_iter().map(Tid).collect()
 }
 
-/// The program file of a process.
+/// If the first thread of a process has exited, another one that has not: only its directory in
+/// `/proc` still shows the program, the descriptors and the namespaces. (Every thread has one under
+/// its own id, which is not listed.)
+#[must_use]
+pub fn heir(tgid: Tgid) -> Option<Tgid> {
+    if !stat(tgid)?.has_ended() {
+        return None;
+    }
+    let others = threads(tgid).into_iter().map(|tid| Tgid(tid.0)).filter(|tid| *tid != tgid);
+    others.into_iter().find(|tid| stat(*tid).is_some_and(|stat| !stat.has_ended()))
+}
+
+/// A file that a process executes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executable {
     /// Path as the process's mount namespace shows it, without the kernel's ` (deleted)`.
@@ -247,18 +265,50 @@ pub struct Executable {
     pub file: (u64, u64),
 }
 
+impl Executable {
+    fn at(link: &Path) -> Option<Self> {
+        let path = fs::read_link(link).ok()?;
+        let metadata = fs::metadata(link).ok()?;
+        let path = match path.to_str().and_then(|text| text.strip_suffix(" (deleted)")) {
+            Some(text) => PathBuf::from(text),
+            None => path,
+        };
+        Some(Self { path, file: (metadata.dev(), metadata.ino()) })
+    }
+
+    /// Whether it has the name of a shared object: the dynamic loader, which executes the program
+    /// that its arguments name (`ld-linux-x86-64.so.2 PROGRAM`).
+    #[must_use]
+    pub fn is_shared_object(&self) -> bool {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        name.ends_with(".so") || name.contains(".so.")
+    }
+}
+
 /// The program a process runs; `None` for kernel threads, for processes that are gone, and for
 /// those that observer may not inspect.
 #[must_use]
 pub fn executable(tgid: Tgid) -> Option<Executable> {
-    let link = entry(tgid, "exe");
-    let path = fs::read_link(&link).ok()?;
-    let metadata = fs::metadata(&link).ok()?;
-    let path = match path.to_str().and_then(|text| text.strip_suffix(" (deleted)")) {
-        Some(text) => PathBuf::from(text),
-        None => path,
+    let of = |tgid| Executable::at(&entry(tgid, "exe"));
+    of(tgid).or_else(|| of(heir(tgid)?))
+}
+
+/// All files of which a process has executable memory: its program and its libraries.
+#[must_use]
+pub fn mapped_executables(tgid: Tgid) -> Vec<Executable> {
+    let of = |tgid: Tgid| {
+        let text = read_lossy(&entry(tgid, "maps")).ok().filter(|text| !text.is_empty())?;
+        let executable = text.lines().filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let (range, permissions) = (words.next()?, words.next()?);
+            let (from, to) = range.split_once('-')?;
+            // The names of the links have no leading zeros.
+            let range = format!("{}-{}", from.trim_start_matches('0'), to.trim_start_matches('0'));
+            permissions.contains('x').then(|| entry(tgid, "map_files").join(range))
+        });
+        Some(executable.filter_map(|link| Executable::at(&link)).collect())
     };
-    Some(Executable { path, file: (metadata.dev(), metadata.ino()) })
+    of(tgid).or_else(|| of(heir(tgid)?)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ pub use uprobe::{Place, UprobeError};
 use crate::aggregate::{Distribution, Snapshot};
 use crate::clock::MonoNanos;
 use crate::host::read_small;
-use crate::model::{Coverage, ProbeState, SelfSummary};
+use crate::model::{Coverage, Joining, ProbeState, SelfSummary};
 use crate::probe::{Members, NOT_ASKED_FOR, PROBES, Probe};
 use attach::Choices;
 use cgroup_rows::CgroupRows;
@@ -60,6 +60,10 @@ use mapped::MappedWords;
 const GENERATOR_TGID: usize = offset_of!(Config, generator_tgid) / 8;
 const GENERATOR_CONNECTED: usize = offset_of!(Config, generator_connected_ns) / 8;
 const DESCRIPTOR_CALLS_AT: usize = offset_of!(Config, descriptor_calls_at) / 8;
+const TARGET_COMM: usize = offset_of!(Config, target_comm) / 8;
+const TARGET_INODE: usize = offset_of!(Config, target_inode) / 8;
+const TARGET_DEVICE: usize = offset_of!(Config, target_device) / 8;
+const OBSERVER_TGID: usize = offset_of!(Config, observer_tgid) / 8;
 const EPOCH: usize = offset_of!(Config, epoch) / 8;
 
 /// The attached programs. Dropping it detaches and frees everything; so does the death of the
@@ -258,8 +262,36 @@ impl Kernel {
         TargetSet(Arc::clone(&self.targets))
     }
 
+    /// From now on, processes join the target at the moment when they get its name or execute its
+    /// program.
+    pub fn watch_for(&self, joining: &Joining) {
+        self.config.set(OBSERVER_TGID, u64::from(std::process::id()));
+        match *joining {
+            Joining::Comm(comm) => {
+                let [first, second]: [u64; 2] = bytemuck::cast(comm);
+                // The program looks at the first byte first.
+                self.config.set(TARGET_COMM + 1, second);
+                self.config.set(TARGET_COMM, first);
+            }
+            Joining::Executable { inode, device } => {
+                self.config.set(TARGET_DEVICE, device);
+                self.config.set(TARGET_INODE, inode);
+            }
+        }
+    }
+
+    /// Whether any process was a process of the target so far.
+    #[must_use]
+    pub fn has_seen_target(&self) -> bool {
+        let counts = self.counts();
+        let task = RecordKind::Task as usize;
+        counts.emitted[task] + counts.lost[task] > 0
+    }
+
     /// Stops watching all processes: no further record is sent, and the target's counters stop.
     pub fn forget_targets(&self) {
+        self.config.set(TARGET_COMM, 0);
+        self.config.set(TARGET_INODE, 0);
         self.targets.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
     }
 

@@ -3,6 +3,7 @@
 mod cause;
 mod detached;
 mod event;
+mod joining;
 mod loss;
 mod note;
 mod reason;
@@ -16,6 +17,7 @@ mod summary;
 pub use cause::*;
 pub use detached::*;
 pub use event::*;
+pub use joining::*;
 pub use loss::*;
 pub use note::*;
 pub use reason::*;

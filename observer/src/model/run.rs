@@ -85,7 +85,8 @@ pub struct RunInfo {
     pub cpus: u32,
     /// How the target was named (`--pid 12`).
     pub target: String,
-    /// Processes of the target at the start: id and command name.
+    /// Processes of the target at the start, or the first one if the target was waited for: id and
+    /// command name.
     pub target_processes: BTreeMap<u32, String>,
     /// Cgroup of the target's first process, as the histograms are kept.
     pub target_cgroup: Option<String>,

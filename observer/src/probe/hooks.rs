@@ -157,6 +157,10 @@ pub enum Members {
     LiveThreads,
     /// The flags that mark kernel threads.
     TaskFlags,
+    /// Who started the task.
+    Ancestry,
+    /// From an execution to the file that is executed.
+    Executable,
     /// From a task to the id of its cgroup. No tier needs them: without them nothing is counted by
     /// cgroup.
     Cgroup,

@@ -13,12 +13,12 @@ use observer_ebpf::wire::KIND_SLOTS;
 use super::drain::{CaptureCounts, Drain, Drained, Floors};
 use super::floor_log::FloorLog;
 use super::holders::Holders;
-use super::sink::{Births, Names, Sink, Stalls};
+use super::sink::{Birth, Births, Names, Sink, Stalls};
 use super::trace_sink::TraceSink;
 use crate::aggregate::CauseRecorder;
 use crate::clock::MonoNanos;
 use crate::kernel::Ring;
-use crate::model::{Event, Stall, Tgid};
+use crate::model::{Event, Stall};
 
 /// Maximum number of batches in flight between the threads; above it, the drain waits and the ring
 /// fills up.
@@ -70,7 +70,7 @@ pub struct Captured {
 
 /// The sinks of a run or of a daemon that keeps a trace, and the list where the first of them
 /// enters the target's new processes.
-pub(super) fn sinks(trace: TraceSink) -> (Vec<Box<dyn Sink>>, Receiver<Tgid>) {
+pub(super) fn sinks(trace: TraceSink) -> (Vec<Box<dyn Sink>>, Receiver<Birth>) {
     let (told, births) = Births::new();
     let sinks: Vec<Box<dyn Sink>> = vec![
         Box::new(told),

@@ -53,8 +53,8 @@ pub struct DaemonOptions {
 }
 
 struct Watching {
-    /// The target's cgroup, by which its row is known.
-    name: String,
+    /// The target's cgroup, by which its row is known; `None` until there is a process.
+    name: Option<String>,
     membership: Membership,
     sockets: SocketWatch,
 }
@@ -76,19 +76,33 @@ impl Watching {
     fn begin(mut membership: Membership, kernel: &Kernel) -> Self {
         mark_first(&mut membership, kernel);
         let sockets = SocketWatch::start(kernel, &membership);
-        let name = target_cgroup(&membership).unwrap_or_default();
-        Self { name, membership, sockets }
+        let mut watching = Self { name: None, membership, sockets };
+        watching.find_name(kernel);
+        watching
+    }
+
+    /// Once a process was there, the target has its row, although the process may be gone before it
+    /// could be looked at.
+    fn find_name(&mut self, kernel: &Kernel) {
+        let is_known = self.name.as_ref().is_some_and(|name| !name.is_empty());
+        let is_there = !self.membership.all_gone();
+        if is_known || !is_there && (self.name.is_some() || !kernel.has_seen_target()) {
+            return;
+        }
+        let cgroup = target_cgroup(&self.membership).unwrap_or_default();
+        if self.name.replace(cgroup).is_none() {
+            tracing::info!(target: NOTICE, "target {}", self.membership.describe());
+        }
     }
 }
 
 impl Shared {
     fn snapshot(&mut self) -> Snapshot {
-        let name = self.watching.as_ref().map(|watching| watching.name.as_str());
+        let watching = self.watching.as_mut().filter(|watching| watching.name.is_some());
+        let name = watching.as_ref().and_then(|watching| watching.name.as_deref());
         let mut snapshot = self.kernel.snapshot(name);
-        snapshot.target_live_sockets = self
-            .watching
-            .as_mut()
-            .and_then(|watching| watching.sockets.live(&self.kernel, &watching.membership));
+        snapshot.target_live_sockets =
+            watching.and_then(|watching| watching.sockets.live(&self.kernel, &watching.membership));
         snapshot.self_usage.rss_bound_bytes = super::memory::resident_bound_bytes();
         snapshot.self_usage.added_cpu_share = self.cost.as_ref().and_then(CostWatch::added);
         if let Some(recording) = &self.recording {
@@ -188,7 +202,9 @@ fn first_target(options: &DaemonOptions, stop: &AtomicBool) -> Result<Option<Opt
     }
     match Membership::new(spec) {
         Ok(membership) => Ok(Some(Some(membership))),
-        Err(error) if options.wait && error.may_appear() => Ok(Some(None)),
+        Err(error) if options.wait && error.may_appear() => {
+            Ok(Some(spec.joining().map(|_| Membership::nobody(spec))))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -291,7 +307,6 @@ fn follow(
             let mut shared = lock(&shared);
             let Shared { kernel, watching, recording, .. } = &mut *shared;
             if let Some(membership) = found {
-                tracing::info!(target: NOTICE, "target {}", membership.describe());
                 *watching = Some(Watching::begin(membership, kernel));
             }
             if let Some(watching) = watching {
@@ -299,6 +314,7 @@ fn follow(
                     recording.tick(&mut watching.membership, kernel);
                 }
                 let changes = mark_joined(&mut watching.membership, kernel);
+                watching.find_name(kernel);
                 kernel.follow_binaries(watching.membership.processes());
                 watching.sockets.note(&changes);
             }

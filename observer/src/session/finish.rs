@@ -52,6 +52,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         mut kernel,
         capture,
         births: _,
+        waits: _,
         losses,
         mut generator,
         reader,

@@ -14,12 +14,14 @@ mod holders;
 pub mod identity;
 mod journal;
 mod loss_watch;
+mod mark;
 pub mod memory;
 mod quota;
 mod recording;
 mod recover;
 mod samples;
 mod sink;
+mod start;
 pub mod supervisor;
 mod trace_sink;
 mod watch;
@@ -30,12 +32,11 @@ pub use daemon::{DaemonOptions, serve};
 pub use drain::{CaptureCounts, Floors};
 pub use finish::{Finished, finish};
 pub use recover::{Recovered, recover};
-use sink::NAMES_MAX;
+use sink::{Birth, NAMES_MAX};
 pub use trace_sink::EVENTS_MAX;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -48,20 +49,20 @@ use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, Anchors, MonoNanos};
 use crate::doctor;
 use crate::error::{Error, Exit, Result};
-use crate::host::{cgroups::Cgroups, process, process::Process, system};
-use crate::kernel::{Kernel, LoadError, LoadOptions, TargetSet};
-use crate::loadgen::kept::{KeptFile, OUTPUT_BYTES, SAMPLES_BYTES};
-use crate::loadgen::{ClockError, Live, SamplesSource, SamplesSpec};
-use crate::model::{Coverage, EndReason, ProbeState, RUN_SCHEMA, RunInfo, SlowSpec, Tgid, files};
+use crate::host::{cgroups::Cgroups, process, system};
+use crate::kernel::{Kernel, LoadError, LoadOptions};
+use crate::loadgen::{Live, SamplesSource, SamplesSpec};
+use crate::model::{Coverage, EndReason, ProbeState, RUN_SCHEMA, RunInfo, SlowSpec};
 use crate::output::event_files::EventWriter;
 use crate::output::rundir::RunDir;
 use crate::probe::ProbeOptions;
-use crate::target::{Changes, Membership, TargetSpec};
+use crate::target::{Membership, TargetSpec};
 use command::Generator;
 use cost::{Calibration, CostWatch};
 use floor_log::HiddenWatch;
 use journal::Journal;
 use loss_watch::LossWatch;
+use mark::{mark_first, mark_joined};
 use samples::{OutputKeeper, SampleReader};
 use trace_sink::TraceSink;
 use watch::SocketWatch;
@@ -126,7 +127,9 @@ pub struct Session {
     membership: Membership,
     kernel: Kernel,
     capture: Capture,
-    births: Receiver<Tgid>,
+    births: Receiver<Birth>,
+    /// The target is not there yet: nothing counts before its first process.
+    waits: bool,
     losses: LossWatch,
     generator: Option<Generator>,
     reader: Option<SampleReader>,
@@ -156,8 +159,9 @@ impl From<LoadError> for Error {
 }
 
 impl Session {
-    /// Finds the target, attaches the probes, starts COMMAND. `None` when `stop` was raised while
-    /// the target was waited for.
+    /// Finds the target, attaches the probes, starts COMMAND. A target that is waited for, and that
+    /// the kernel side recognises by itself, may come later; COMMAND starts with it. `None` when
+    /// `stop` was raised while another target was waited for.
     ///
     /// # Errors
     /// When the target, the kernel, the run directory or COMMAND cannot be used; nothing is left
@@ -180,6 +184,8 @@ impl Session {
         for (kind, floor_ns) in &options.floors_ns {
             kernel.set_floor_ns(*kind, *floor_ns);
         }
+        // What the target does is counted from the moment at which it is marked.
+        let baseline = kernel.snapshot(Some(TARGET_ROW));
         mark_first(&mut membership, &kernel);
         let (directory, trace) = create_directory(options.out.as_deref())?;
         let ring = kernel.take_ring().ok_or_else(|| unexpected(&"the ring is taken"))?;
@@ -195,7 +201,6 @@ impl Session {
             Capture::start(ring, sinks, counts, floors).map_err(|error| unexpected(&error))?;
         let sockets = SocketWatch::start(&kernel, &membership);
         let losses = LossWatch::new(&kernel);
-        let baseline = kernel.snapshot(Some(TARGET_ROW));
         let info = RunInfo {
             command: options
                 .command
@@ -210,6 +215,7 @@ impl Session {
         let mut session = Self {
             journal: Journal::start(directory, info, &kernel)?,
             cost: CostWatch::start(options.budget, calibration, &kernel),
+            waits: membership.all_gone(),
             options,
             membership,
             kernel,
@@ -225,100 +231,82 @@ impl Session {
             baseline,
             started: Instant::now(),
         };
-        if let Err(error) = session.start_generator() {
-            drop(session.generator.take());
-            session.journal.directory.discard();
+        if !session.waits
+            && let Err(error) = session.start_generator()
+        {
+            session.discard();
             return Err(error);
         }
         Ok(Some(session))
     }
 
-    fn start_generator(&mut self) -> Result<()> {
-        let samples = self.options.samples.clone();
-        let samples = samples.as_ref();
-        let source = samples.map(|spec| &spec.source);
-        let from_command = source == Some(&SamplesSource::CommandOutput);
-        let started = !self.options.command.is_empty();
-        let clock_error = ClockError::of(self.options.clock_error_ns, started);
-        let is_apart = |source: &SamplesSource| {
-            matches!(source, SamplesSource::Path(_) | SamplesSource::Socket(_))
-        };
-        let out_is_samples = source.is_some_and(|source| !is_apart(source));
-        let out_limit = if out_is_samples { SAMPLES_BYTES } else { OUTPUT_BYTES };
-        let mut out = Some(self.keep(files::LOADGEN_OUT, out_limit)?);
-        // Opens samples that do not come from COMMAND before any request is sent.
-        if let Some(spec) = samples.filter(|_| !from_command) {
-            let copy = if is_apart(&spec.source) {
-                Some(self.keep(files::LOADGEN_SAMPLES, SAMPLES_BYTES)?)
-            } else {
-                out.take()
-            };
-            let read = |copy| read_samples(spec, clock_error, None, copy);
-            self.reader = copy.map(read).transpose()?;
-        }
-        if self.options.command.is_empty() {
-            return Ok(());
-        }
-        let err = self.keep(files::LOADGEN_ERR, OUTPUT_BYTES)?;
-        let user = identity::identity(self.options.user.as_deref())?;
-        if let Some(user) = &user {
-            tracing::info!("COMMAND runs as {} (uid {})", user.name, user.uid);
-        }
-        if let (Some(user), Some(SamplesSource::Socket(path))) = (&user, source) {
-            // Otherwise COMMAND could not connect.
-            std::os::unix::fs::lchown(path, Some(user.uid), None)
-                .map_err(|error| unexpected(&error))?;
-        }
-        self.journal.info.command_user = user.as_ref().map(|user| user.name.clone());
-        let mut generator = Generator::start(&self.options.command, user)?;
-        self.kernel.watch_generator(generator.pid());
-        // If the target is named by command, cgroup or port, the generator must not become part of
-        // it.
-        self.membership.exclude(Tgid(generator.supervisor()));
-        self.membership.exclude(Tgid(generator.pid()));
-        let (output, errors) = (generator.take_output(), generator.take_errors());
-        self.generator = Some(generator);
-        let mut keep = |output: Option<OwnedFd>, copy| -> Result<()> {
-            let started = output.map(|output| OutputKeeper::start(output, copy)).transpose();
-            self.outputs.extend(started.map_err(|error| unexpected(&error))?);
-            Ok(())
-        };
-        let beside = err.beside().map_err(|error| unexpected(&error))?;
-        keep(errors, err)?;
-        match (samples.filter(|_| from_command), out) {
-            (Some(spec), Some(out)) => {
-                self.reader = Some(read_samples(spec, clock_error, output, out)?);
-            }
-            (None, Some(out)) => keep(output, out)?,
-            // The samples come from standard input, and take its place in the directory.
-            (_, None) => keep(output, beside)?,
-        }
-        Ok(())
+    /// Leaves nothing behind.
+    fn discard(self) {
+        drop(self.generator);
+        self.journal.directory.discard();
     }
 
-    /// A new file of the run that keeps the beginning of a stream.
-    fn keep(&mut self, name: &'static str, limit: u64) -> Result<KeptFile> {
-        let file = self.journal.directory.create_file(name)?;
-        let cut = Arc::clone(self.cut.entry(name).or_default());
-        Ok(KeptFile::new(file, limit, cut))
+    /// The target is there: the run begins with its first process, which may be gone again.
+    fn begin(&mut self, first: Option<&Birth>) -> Result<()> {
+        self.waits = false;
+        self.started = Instant::now();
+        self.baseline.self_usage = self.kernel.snapshot(None).self_usage;
+        let now = describe(String::new(), &self.membership, &self.kernel);
+        let info = &mut self.journal.info;
+        info.start_ns = first.map_or(now.start_ns, |birth| birth.at);
+        info.target_processes = now.target_processes;
+        if let Some(Birth { tgid, comm, .. }) = first {
+            info.target_processes.entry(tgid.0).or_insert_with(|| comm.clone());
+        }
+        info.target_cgroup = now.target_cgroup;
+        info.thread_names = now.thread_names;
+        self.log_target();
+        self.start_generator()
+    }
+
+    fn log_target(&self) {
+        tracing::info!("target {}", self.membership.describe());
     }
 
     /// Follows everything until the run is over; why it ended.
     ///
     /// # Errors
-    /// When COMMAND cannot be waited for.
+    /// When the target does not come before `stop` is raised, or COMMAND cannot be started or waited
+    /// for. Nothing is left behind if the run has not begun.
     pub fn follow(
+        mut self,
+        stop: &AtomicBool,
+        show: impl FnMut(&Progress),
+    ) -> Result<(Self, EndReason)> {
+        let result = self.follow_to_end(stop, show);
+        match result {
+            Ok(reason) => Ok((self, reason)),
+            Err(error) => {
+                if self.generator.is_none() {
+                    self.discard();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn follow_to_end(
         &mut self,
         stop: &AtomicBool,
         mut show: impl FnMut(&Progress),
     ) -> Result<EndReason> {
         let mut gone_since = None;
+        // A target that was waited for may come and go as long as something else ends the run.
+        let ends_with_target = !self.options.wait
+            || self.options.command.is_empty() && self.options.duration.is_none();
         loop {
             // Not a sleep: a signal ends it at once, where it was this thread that asked for signals.
             std::thread::park_timeout(self.tick(gone_since.is_some()));
-            let elapsed = self.started.elapsed();
-            for child in self.births.try_iter() {
-                self.membership.on_fork(child);
+            let mut first = None;
+            for birth in self.births.try_iter() {
+                self.membership.on_birth(birth.tgid);
+                first.get_or_insert(birth);
+                gone_since = None;
             }
             let changes = mark_joined(&mut self.membership, &self.kernel);
             self.kernel.follow_binaries(self.membership.processes());
@@ -326,6 +314,15 @@ impl Session {
             if !self.membership.all_gone() {
                 gone_since = None;
             }
+            if self.waits {
+                if first.is_some() || !self.membership.all_gone() {
+                    self.begin(first.as_ref())?;
+                } else if stop.load(Ordering::Relaxed) {
+                    let message = "interrupted while waiting for the target";
+                    return Err(Error::new(Exit::Target, message));
+                }
+            }
+            let elapsed = self.started.elapsed();
             let changed = self.cost.tick(&mut self.kernel);
             if changed.sockets {
                 self.sockets.count_again();
@@ -343,6 +340,9 @@ impl Session {
             if stop.load(Ordering::Relaxed) {
                 return Ok(EndReason::Interrupted);
             }
+            if self.waits {
+                continue;
+            }
             if self.generator.is_none() && self.reader.as_ref().is_some_and(SampleReader::has_ended)
             {
                 return Ok(EndReason::SamplesEnd);
@@ -351,7 +351,8 @@ impl Session {
                 return Ok(EndReason::Duration);
             }
             // The event of a child's birth may still be in transit when its parent has gone.
-            if self.membership.all_gone()
+            if ends_with_target
+                && self.membership.all_gone()
                 && gone_since.get_or_insert_with(Instant::now).elapsed() >= NEWS_TIME
             {
                 return Ok(EndReason::TargetExit);
@@ -362,9 +363,10 @@ impl Session {
     /// How long to sleep: a COMMAND's end is part of the result, other things can wait a little.
     /// Never longer than until the end of the run or of the window of run-time statistics.
     fn tick(&self, target_is_gone: bool) -> Duration {
-        let tick = if self.generator.is_some() || target_is_gone { TICK } else { IDLE_TICK };
-        let left =
-            self.options.duration.map(|duration| duration.saturating_sub(self.started.elapsed()));
+        let busy = self.generator.is_some() || target_is_gone || self.waits;
+        let tick = if busy { TICK } else { IDLE_TICK };
+        let duration = self.options.duration.filter(|_| !self.waits);
+        let left = duration.map(|duration| duration.saturating_sub(self.started.elapsed()));
         [left, self.cost.window_left()].into_iter().flatten().fold(tick, Duration::min)
     }
 
@@ -395,23 +397,16 @@ fn unexpected(error: &dyn std::fmt::Display) -> Error {
     Error::new(Exit::Failure, format!("cannot start: {error}"))
 }
 
-/// The processes of the target now. With `wait`, waits until there is one; `None` when `stop` was
-/// raised first.
+/// The processes of the target now. With `wait` there may be none yet, if the kernel side will
+/// recognise them; otherwise waits until there is one, and `None` when `stop` was raised first.
 fn find_target(spec: &TargetSpec, wait: bool, stop: &AtomicBool) -> Result<Option<Membership>> {
-    if wait {
-        return Ok(Membership::wait(spec, stop)?);
+    match Membership::new(spec) {
+        Err(error) if wait && error.may_appear() && spec.joining().is_some() => {
+            Ok(Some(Membership::nobody(spec)))
+        }
+        Err(_) if wait => Ok(Membership::wait(spec, stop)?),
+        found => Ok(Some(found?)),
     }
-    Ok(Some(Membership::new(spec)?))
-}
-
-fn read_samples(
-    spec: &SamplesSpec,
-    clock_error: ClockError,
-    command_output: Option<OwnedFd>,
-    copy: KeptFile,
-) -> Result<SampleReader> {
-    SampleReader::start(spec, clock_error, command_output, copy)
-        .map_err(|error| error.at(&source_name(spec)))
 }
 
 /// The name of the source of the samples in messages.
@@ -421,44 +416,6 @@ fn source_name(spec: &SamplesSpec) -> String {
         SamplesSource::Socket(path) => format!("unix:{}", path.display()),
         SamplesSource::Stdin => "standard input".to_owned(),
         SamplesSource::CommandOutput => "COMMAND's output".to_owned(),
-    }
-}
-
-/// Marks the target for the first time: what forks between listing and marking is found by
-/// looking again.
-fn mark_first(membership: &mut Membership, kernel: &Kernel) {
-    let targets = kernel.targets();
-    loop {
-        membership.processes().for_each(|process| mark(&targets, process));
-        if membership.rescan().is_empty() {
-            return;
-        }
-    }
-}
-
-/// Marks the processes that have joined the target. The kernel side follows forks by itself; this
-/// function is for processes that join in other ways. It does not remove marks: the kernel side
-/// does that when the last thread exits, and here the mark might already belong to the next process
-/// with the same id.
-fn mark_joined(membership: &mut Membership, kernel: &Kernel) -> Changes {
-    let targets = kernel.targets();
-    let changes = membership.poll();
-    for process in &changes.joined {
-        tracing::debug!("process {} ({}) joined the target", process.tgid.0, process.comm);
-        mark(&targets, process);
-    }
-    changes
-}
-
-/// Marks a process, unless the kernel side already did (user space cannot distinguish the mark from
-/// that of a later process with the same id), or the process exited before it was marked.
-fn mark(targets: &TargetSet, process: &Process) {
-    if targets.contains(process.tgid.0) {
-        return;
-    }
-    targets.set(process.tgid.0, true);
-    if !process.is_alive() {
-        targets.set(process.tgid.0, false);
     }
 }
 
@@ -518,7 +475,9 @@ impl Session {
     /// Logs which probes are attached, and the target.
     pub fn log_coverage(&self) {
         log_coverage(&self.kernel);
-        tracing::info!("target {}", self.membership.describe());
+        if !self.waits {
+            self.log_target();
+        }
     }
 }
 

@@ -12,13 +12,14 @@ use super::capture::sinks;
 use super::finish::{loss, records};
 use super::journal::Journal;
 use super::loss_watch::LossWatch;
+use super::sink::Birth;
 use super::trace_sink::TraceSink;
 use super::{Capture, CaptureCounts, DaemonOptions, Floors, describe, unexpected};
 use crate::aggregate::TraceState;
 use crate::clock::{Anchor, MonoNanos};
 use crate::error::{Error, Exit, Result};
 use crate::kernel::{Kernel, RING_BYTES};
-use crate::model::{EndReason, Event, Tgid};
+use crate::model::{EndReason, Event};
 use crate::output::rundir::RunDir;
 use crate::target::Membership;
 
@@ -26,7 +27,7 @@ use crate::target::Membership;
 pub(super) struct Recording {
     journal: Journal,
     capture: Capture,
-    births: Receiver<Tgid>,
+    births: Receiver<Birth>,
     losses: LossWatch,
 }
 
@@ -57,8 +58,8 @@ impl Recording {
 
     /// Call it a few times a second.
     pub(super) fn tick(&mut self, membership: &mut Membership, kernel: &Kernel) {
-        for child in self.births.try_iter() {
-            membership.on_fork(child);
+        for birth in self.births.try_iter() {
+            membership.on_birth(birth.tgid);
         }
         self.journal.tick(kernel, self.capture.counts());
         self.losses.tick(kernel, &self.capture);

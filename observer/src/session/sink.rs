@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use observer_ebpf::wire::{TASK_FORK, TaskRecord};
+use observer_ebpf::wire::{TASK_FORK, TASK_JOIN, TaskRecord};
 
 use super::Captured;
 use crate::aggregate::CauseRecorder;
@@ -53,9 +53,7 @@ pub(super) struct Names {
 impl Sink for Names {
     fn event(&mut self, event: &Event) {
         let Some(task) = event.record::<TaskRecord>() else { return };
-        let end = task.comm.iter().position(|byte| *byte == 0).unwrap_or(task.comm.len());
-        let name = String::from_utf8_lossy(&task.comm[..end]).into_owned();
-        if self.names.insert(event.tid.0, name).is_none() {
+        if self.names.insert(event.tid.0, name_in(&task)).is_none() {
             self.order.push_back(event.tid.0);
         }
         if self.names.len() > NAMES_MAX
@@ -72,12 +70,29 @@ impl Sink for Names {
     }
 }
 
+/// The command name in a record.
+fn name_in(task: &TaskRecord) -> String {
+    let end = task.comm.iter().position(|byte| *byte == 0).unwrap_or(task.comm.len());
+    String::from_utf8_lossy(&task.comm[..end]).into_owned()
+}
+
+/// A new process of the target. It may be gone again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Birth {
+    /// The process.
+    pub(super) tgid: Tgid,
+    /// Its name at that time.
+    pub(super) comm: String,
+    /// When it was forked, or joined.
+    pub(super) at: MonoNanos,
+}
+
 /// Passes the target's new processes to the code that follows the target.
-pub(super) struct Births(SyncSender<Tgid>);
+pub(super) struct Births(SyncSender<Birth>);
 
 impl Births {
     /// The sink, and the list it fills.
-    pub(super) fn new() -> (Self, Receiver<Tgid>) {
+    pub(super) fn new() -> (Self, Receiver<Birth>) {
         let (sender, receiver) = sync_channel(BIRTHS_MAX);
         (Self(sender), receiver)
     }
@@ -85,10 +100,12 @@ impl Births {
 
 impl Sink for Births {
     fn event(&mut self, event: &Event) {
-        if event.flags & TASK_FORK != 0 && event.is::<TaskRecord>() && event.tid.0 == event.tgid.0 {
+        let Some(task) = event.record::<TaskRecord>() else { return };
+        if event.flags & (TASK_FORK | TASK_JOIN) != 0 && event.tid.0 == event.tgid.0 {
             // There is no receiver once the run is over. A process that does not fit is found by
             // the next scan of /proc.
-            let _ = self.0.try_send(event.tgid);
+            let birth = Birth { tgid: event.tgid, comm: name_in(&task), at: event.end };
+            let _ = self.0.try_send(birth);
         }
     }
 
@@ -130,7 +147,9 @@ mod tests {
         births.event(&task(100, TASK_FORK, b"process"));
         births.event(&task(101, TASK_FORK, b"thread"));
         births.event(&task(100, TASK_EXIT, b"process"));
+        births.event(&task(100, TASK_JOIN, b"worker"));
         births.event(&example::fault(1, 1, 1));
-        assert_eq!(told.try_iter().collect::<Vec<_>>(), [Tgid(100)]);
+        let told: Vec<_> = told.try_iter().map(|birth| (birth.tgid, birth.comm)).collect();
+        assert_eq!(told, [(Tgid(100), "process".into()), (Tgid(100), "worker".into())]);
     }
 }

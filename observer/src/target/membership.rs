@@ -11,7 +11,7 @@ use super::TargetError;
 use super::liveness::{Watched, gone};
 use super::spec::{Matcher, TargetSpec};
 use crate::host::{Process, process, system};
-use crate::model::Tgid;
+use crate::model::{Joining, Tgid};
 
 /// Pause between two scans of `/proc` while the target runs.
 const SCAN_INTERVAL: Duration = Duration::from_millis(200);
@@ -126,17 +126,7 @@ impl Membership {
     /// When there is none.
     pub fn new(spec: &TargetSpec) -> Result<Self, TargetError> {
         let seeds = spec.resolve()?;
-        let mut membership = Self {
-            spec: spec.clone(),
-            matcher: Matcher::new(spec),
-            members: BTreeMap::new(),
-            excluded: HashMap::new(),
-            strangers: HashMap::new(),
-            recheck_from: Tgid(0),
-            next_scan: Instant::now(),
-            next_quiet_scan: None,
-            youngest: None,
-        };
+        let mut membership = Self::nobody(spec);
         let first = seeds.first().map(|process| process.tgid);
         for process in seeds {
             membership.admit(process, true);
@@ -150,6 +140,22 @@ impl Membership {
         }
         membership.rescan();
         Ok(membership)
+    }
+
+    /// No process yet. Those that match are found by the next [`Self::rescan`].
+    #[must_use]
+    pub fn nobody(spec: &TargetSpec) -> Self {
+        Self {
+            spec: spec.clone(),
+            matcher: Matcher::new(spec),
+            members: BTreeMap::new(),
+            excluded: HashMap::new(),
+            strangers: HashMap::new(),
+            recheck_from: Tgid(0),
+            next_scan: Instant::now(),
+            next_quiet_scan: None,
+            youngest: None,
+        }
     }
 
     /// Like [`Self::new`], but waits until a process matches. `None` when `stop` was set meanwhile.
@@ -167,6 +173,12 @@ impl Membership {
             std::thread::sleep(WAIT_INTERVAL.max(started.elapsed().saturating_mul(WAIT_SHARE)));
         }
         Ok(None)
+    }
+
+    /// What the kernel side recognises new processes of the target by.
+    #[must_use]
+    pub fn joining(&self) -> Option<Joining> {
+        self.spec.joining()
     }
 
     /// Leaves a process out, with its descendants: the load generator that observer started may
@@ -239,14 +251,16 @@ impl Membership {
         text
     }
 
-    /// The target forked: `child` is a process (not a thread) that the kernel side follows
-    /// already. `None` when it is known, or gone again.
-    pub fn on_fork(&mut self, child: Tgid) -> Option<&Process> {
-        if self.members.contains_key(&child) || self.excluded.contains_key(&child) {
+    /// The kernel side follows this process (not a thread) already: the target forked it, or it got
+    /// the target's name or program. `None` when it is known, or gone again.
+    pub fn on_birth(&mut self, tgid: Tgid) -> Option<&Process> {
+        if self.members.contains_key(&tgid) || self.excluded.contains_key(&tgid) {
             return None;
         }
-        self.admit(Process::read(child)?, false);
-        self.members.get(&child).map(|watched| &watched.process)
+        let process = Process::read(tgid)?;
+        let seed = self.matcher.as_ref().is_some_and(|matcher| matcher.matches(&process));
+        self.admit(process, seed);
+        self.members.get(&tgid).map(|watched| &watched.process)
     }
 
     /// The target executed another program: its name is read again.

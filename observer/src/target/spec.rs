@@ -10,7 +10,7 @@ use clap::builder::NonEmptyStringValueParser;
 
 use super::TargetError;
 use crate::host::{Cgroups, Process, cgroups, network, process};
-use crate::model::Tgid;
+use crate::model::{Joining, Tgid};
 
 /// Bytes of a command name the kernel keeps, without the final NUL.
 const COMM_BYTES: usize = observer_ebpf::wire::COMM_LEN - 1;
@@ -43,7 +43,8 @@ struct Which {
 pub struct TargetArgs {
     #[command(flatten)]
     which: Which,
-    /// Wait for the target if it does not run yet
+    /// Wait for the target if it does not run yet, and for its next process when all have exited (a
+    /// run that neither COMMAND nor --duration ends is over then)
     #[arg(long, requires = "target", conflicts_with = "pid")]
     pub wait: bool,
 }
@@ -110,6 +111,28 @@ impl TargetSpec {
         };
         found.sort_by_key(|process| (process.start_ticks, process.tgid));
         Ok(found)
+    }
+
+    /// What the kernel side can recognise a new process of the target by; `None` where only a look
+    /// at `/proc` shows it.
+    #[must_use]
+    pub fn joining(&self) -> Option<Joining> {
+        match self {
+            Self::Comm(name) => {
+                let mut comm = [0; observer_ebpf::wire::COMM_LEN];
+                let bytes = &name.as_bytes()[..name.len().min(COMM_BYTES)];
+                comm[..bytes.len()].copy_from_slice(bytes);
+                Some(Joining::Comm(comm))
+            }
+            Self::Exe(path) => {
+                let file = fs::metadata(path).ok()?;
+                // `MKDEV` of include/linux/kdev_t.h.
+                let device = u64::from(rustix::fs::major(file.dev())) << 20
+                    | u64::from(rustix::fs::minor(file.dev()));
+                Some(Joining::Executable { inode: file.ino(), device })
+            }
+            Self::Pids(_) | Self::Cgroup(_) | Self::Port(_) => None,
+        }
     }
 }
 
@@ -202,6 +225,10 @@ impl Program {
         paths.extend(fs::canonicalize(path));
         Self { file, paths }
     }
+
+    fn is(&self, found: &process::Executable) -> bool {
+        self.file == Some(found.file) || self.paths.contains(&found.path)
+    }
 }
 
 /// What can be decided by looking at one process.
@@ -226,7 +253,11 @@ impl Matcher {
             && match self {
                 Self::Comm(name) => process.comm == *name,
                 Self::Program(program) => process::executable(process.tgid).is_some_and(|found| {
-                    program.file == Some(found.file) || program.paths.contains(&found.path)
+                    program.is(&found)
+                        || found.is_shared_object()
+                            && process::mapped_executables(process.tgid)
+                                .iter()
+                                .any(|mapped| program.is(mapped))
                 }),
             }
     }
@@ -309,6 +340,30 @@ mod tests {
         assert_eq!(by_id(tid), Err(TargetError::IsThread { tid, process }));
         drop(send);
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn the_kernel_compares_the_name_that_it_keeps() {
+        let joining = TargetSpec::Comm("0123456789abcdefgh".into()).joining();
+        assert_eq!(joining, Some(Joining::Comm(*b"0123456789abcde\0")));
+        assert_eq!(TargetSpec::Port(80).joining(), None);
+        assert_eq!(TargetSpec::Exe("/no/such/file".into()).joining(), None);
+        let file = fs::metadata("/proc/self/exe").unwrap();
+        let Some(Joining::Executable { inode, device }) =
+            TargetSpec::Exe("/proc/self/exe".into()).joining()
+        else {
+            panic!("the file is there");
+        };
+        assert_eq!(inode, file.ino());
+        let device_of = |path: &str| {
+            // `MAJOR:MINOR` of the file system, as the kernel has it.
+            fs::read_to_string(path).unwrap().lines().any(|line| {
+                let number = line.split(' ').nth(2).unwrap();
+                let (major, minor) = number.split_once(':').unwrap();
+                (major.parse::<u64>().unwrap() << 20 | minor.parse::<u64>().unwrap()) == device
+            })
+        };
+        assert!(device_of("/proc/self/mountinfo"), "{device:#x}");
     }
 
     #[test]

@@ -247,13 +247,13 @@ fn fork_and_exec_events_are_taken_at_once() {
     let (_directory, path) = program("obs-forked");
     let child = shell.start(&format!("{path} 60"));
     eventually("child runs", || has_comm(child, "obs-forked"));
-    assert_eq!(target.on_fork(child).map(|process| process.tgid), Some(child));
-    assert_eq!(target.on_fork(child), None);
+    assert_eq!(target.on_birth(child).map(|process| process.tgid), Some(child));
+    assert_eq!(target.on_birth(child), None);
     assert!(target.contains(child));
     // One that was born and died between two drains of the ring.
     let mut short = Command::new("true").spawn().unwrap();
     short.wait().unwrap();
-    assert_eq!(target.on_fork(Tgid(short.id())), None);
+    assert_eq!(target.on_birth(Tgid(short.id())), None);
     assert!(!target.contains(Tgid(short.id())));
 
     shell.tell(&format!("exec {path} 60"));

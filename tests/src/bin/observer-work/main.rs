@@ -9,6 +9,7 @@ mod cpu;
 mod faults;
 mod files;
 mod memory;
+mod short;
 mod stage;
 mod tasks;
 mod told;
@@ -273,6 +274,34 @@ enum Work {
         #[arg(last = true)]
         then: Vec<OsString>,
     },
+    /// Short-lived processes, one after the other.
+    Workers {
+        #[arg(long, default_value_t = 50)]
+        count: usize,
+        #[arg(long, default_value_t = 50)]
+        pages: usize,
+        /// What each of them executes.
+        #[arg(long)]
+        program: PathBuf,
+        /// The name that it then takes; without one it keeps that of the program.
+        #[arg(long)]
+        name: Option<String>,
+        /// After each of them one comes that executes this instead, and keeps its name.
+        #[arg(long)]
+        stranger: PathBuf,
+    },
+    /// One of them.
+    Worker {
+        #[arg(long)]
+        pages: usize,
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// A process whose first thread has exited, and another one listens on this port.
+    Leaderless {
+        #[arg(long)]
+        port: u16,
+    },
     /// A stand-in for a load generator: reports that it was started, and ends on request.
     Hold {
         /// Made at once.
@@ -347,6 +376,11 @@ fn main() -> ExitCode {
         Work::ToldCalls { rounds } => told::calls(rounds),
         Work::ToldSockets { ms } => told::sockets(Duration::from_millis(ms)),
         Work::Calls { times, at_once, then } => calls::calls(times, at_once, &then),
+        Work::Workers { count, pages, program, name, stranger } => {
+            short::workers((count, pages), &program, name.as_deref(), &stranger)
+        }
+        Work::Worker { pages, name } => short::worker(pages, name.as_deref()),
+        Work::Leaderless { port } => short::leaderless(port),
         Work::Hold { started, stop } => hold(&started, &stop),
         Work::Reclaim { file, mib, rounds } => memory::reclaim(&file, mib, rounds),
     };

@@ -1,0 +1,98 @@
+//! Processes that are hard to find: they live for an instant, or their first thread has exited.
+
+use std::ffi::CString;
+use std::io::{self, BufRead, BufReader};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use observer_tests::mapping::{Mapping, PAGE_BYTES};
+use serde_json::json;
+
+use crate::memory::no_huge_pages;
+use crate::stage::{report, wait_for_end, wait_for_go};
+
+fn usage() -> libc::rusage {
+    // SAFETY: a plain structure.
+    unsafe { std::mem::zeroed() }
+}
+
+fn own_minor_faults() -> u64 {
+    let mut usage = usage();
+    // SAFETY: the structure lives through the call.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+    usage.ru_minflt.unsigned_abs()
+}
+
+/// Takes a name, touches pages, and prints the faults since it has the name.
+pub(crate) fn worker(pages: usize, name: Option<&str>) -> io::Result<()> {
+    match name {
+        None => {}
+        // Both ways to change a name, in turn.
+        Some(name) if (std::process::id() / 2).is_multiple_of(2) => {
+            std::fs::write("/proc/self/comm", name)?;
+        }
+        Some(name) => rustix::thread::set_name(&CString::new(name)?)?,
+    }
+    let before = own_minor_faults();
+    let mut mapping = Mapping::anonymous(pages * PAGE_BYTES)?;
+    no_huge_pages(&mapping)?;
+    mapping.write_every_page();
+    report(&json!(own_minor_faults() - before))
+}
+
+/// Runs one worker to its end: its id, the faults that it counted itself, and those that the kernel
+/// charged it with.
+fn run_worker(program: &Path, pages: usize, name: Option<&str>) -> io::Result<(u32, u64, u64)> {
+    let mut command = Command::new(program);
+    command.args(["worker", "--pages", &pages.to_string()]).stdout(Stdio::piped());
+    command.args(name.iter().flat_map(|name| ["--name", name]));
+    let mut child = command.stdin(Stdio::null()).spawn()?;
+    let out = child.stdout.take().ok_or_else(|| io::Error::other("no pipe"))?;
+    let mut line = String::new();
+    BufReader::new(out).read_line(&mut line)?;
+    let own = line.trim().parse().map_err(io::Error::other)?;
+    let (mut status, mut usage) = (0, usage());
+    let pid = child.id().cast_signed();
+    // SAFETY: both live through the call; nobody else waits for the child.
+    if unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) } != pid || status != 0 {
+        return Err(io::Error::other(format!("a worker ended with {status}")));
+    }
+    Ok((child.id(), own, usage.ru_minflt.unsigned_abs()))
+}
+
+pub(crate) fn workers(
+    (count, pages): (usize, usize),
+    program: &Path,
+    name: Option<&str>,
+    stranger: &Path,
+) -> io::Result<()> {
+    if wait_for_go()? {
+        let (mut own, mut charged, mut first) = (0, 0, None);
+        for _ in 0..count {
+            let (pid, counted, all) = run_worker(program, pages, name)?;
+            first = first.or(Some(pid));
+            own += counted;
+            charged += all;
+            run_worker(stranger, 10 * pages, None)?;
+        }
+        report(&json!({ "first": first, "own": own, "charged": charged }))?;
+    }
+    wait_for_end()
+}
+
+pub(crate) fn leaderless(port: u16) -> io::Result<()> {
+    let work = move || -> io::Result<()> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+        if wait_for_go()? {
+            report(&json!({ "listeners": 1 }))?;
+            wait_for_end()?;
+        }
+        drop(listener);
+        Ok(())
+    };
+    std::thread::Builder::new().spawn(work)?;
+    // SAFETY: ends this thread alone; nothing of it is used by the other one.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    Ok(())
+}
