@@ -2,7 +2,7 @@
 //!
 //! No client can keep others from an answer by being slow or silent: a connection serves one
 //! request, each of its steps has a time limit, and when there are too many connections, the one
-//! that keeps the server waiting longest is closed ([`clients`]).
+//! that keeps the server waiting longest is closed (`http/clients.rs`).
 
 mod clients;
 
