@@ -70,12 +70,6 @@ fn cpus(which: &str) -> Vec<u32> {
         })
 }
 
-/// Idle time of all CPUs together since boot, seconds (`/proc/uptime`).
-#[must_use]
-pub fn idle_seconds() -> Option<f64> {
-    read_trimmed("/proc/uptime")?.split_ascii_whitespace().nth(1)?.parse().ok()
-}
-
 /// CPUs that are online now.
 #[must_use]
 pub fn online_cpus() -> Vec<u32> {

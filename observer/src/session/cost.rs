@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use observer_ebpf::wire::RecordKind;
 
 use super::budget::{Budget, BudgetControl, Measured, Sheddable, Step};
-use super::busy::Busy;
 use crate::clock::MonoNanos;
 use crate::host::{system, usage};
 use crate::kernel::{Kernel, ProgramCost, RunTimeStatistics, empty_call_ns};
@@ -46,7 +45,6 @@ pub(super) struct CostWatch {
     /// What programs at every system call add to each.
     call_tax_ns: f64,
     cpus: f64,
-    busy: Busy,
     window: Option<Window>,
     /// When the last window was closed, or the watch began.
     closed: Instant,
@@ -76,8 +74,6 @@ impl CostWatch {
     /// Between two windows. Switching the statistics on and off rewrites the kernel's code, on all
     /// CPUs.
     const PAUSE: Duration = Duration::from_secs(2);
-    /// The pause if the host becomes busier meanwhile: a load that begins is measured at once.
-    const SHORT_PAUSE: Duration = Duration::from_millis(250);
 
     /// Begins with a window, once the probes are attached.
     pub(super) fn start(budget: Budget, calibration: Calibration, kernel: &Kernel) -> Self {
@@ -93,12 +89,10 @@ impl CostWatch {
         let taxed = kernel.program_costs().iter().any(is_at_every_call);
         let call_tax_ns =
             if taxed { (empty_call_ns() - calibration.bare_call_ns).max(0.0) } else { 0.0 };
-        let cpus = system::online_cpus().len().max(1) as f64;
         let mut watch = Self {
             control: BudgetControl::new(budget, probes.collect()),
             call_tax_ns,
-            cpus,
-            busy: Busy::new(cpus),
+            cpus: system::online_cpus().len().max(1) as f64,
             window: None,
             closed: Instant::now(),
             own_cpu_seconds: usage::own().cpu_seconds,
@@ -121,27 +115,17 @@ impl CostWatch {
 
     /// Call it in every iteration of a loop, at least when [`CostWatch::window_left`] is over.
     pub(super) fn tick(&mut self, kernel: &mut Kernel) -> Changed {
-        match self.window_left() {
-            Some(Duration::ZERO) => {
+        match &self.window {
+            Some(window) if window.started.elapsed() >= Self::WINDOW => {
                 let measured = self.close(kernel);
                 measured.map_or_else(Changed::default, |measured| self.act(kernel, &measured))
             }
-            None if self.is_due() => {
+            None if self.closed.elapsed() >= Self::PAUSE => {
                 self.open(kernel);
                 Changed::default()
             }
             _ => Changed::default(),
         }
-    }
-
-    /// Whether to open the next window.
-    fn is_due(&mut self) -> bool {
-        let pause = self.closed.elapsed();
-        pause >= Self::PAUSE
-            || pause >= Self::SHORT_PAUSE
-                && self.busy.wants_reading(Instant::now())
-                && system::idle_seconds()
-                    .is_some_and(|idle_seconds| self.busy.has_grown(Instant::now(), idle_seconds))
     }
 
     /// Time until the open window must be closed; `None` while none is open.
@@ -185,9 +169,6 @@ impl CostWatch {
         let for_seconds = self.closed.elapsed().as_secs_f64();
         self.closed = Instant::now();
         self.on += elapsed;
-        if let Some(idle_seconds) = system::idle_seconds() {
-            self.busy.measured(self.closed, idle_seconds);
-        }
         let all_ns = elapsed.as_nanos() as f64 * self.cpus;
         if all_ns <= 0.0 {
             return None;
@@ -263,7 +244,6 @@ impl CostWatch {
                         self.control.refused(probe, measured.now_ns);
                         continue;
                     }
-                    self.busy.forget();
                     (probe, true)
                 }
             };

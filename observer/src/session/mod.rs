@@ -1,7 +1,6 @@
 //! One run, from attach to answer: the only place that connects all parts.
 
 mod budget;
-mod busy;
 mod capture;
 mod command;
 mod cost;
