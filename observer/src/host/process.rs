@@ -22,6 +22,8 @@ pub struct Stat {
     pub state: char,
     /// Parent process.
     pub ppid: u32,
+    /// Process group; 0 of a kernel thread, and of a task that is being released.
+    pub group: u32,
     /// Kernel flags of the task.
     pub flags: u32,
     /// Minor faults so far.
@@ -57,6 +59,8 @@ impl Stat {
             comm,
             state: rest.first()?.chars().next()?,
             ppid: u32::try_from(number(4)?).ok()?,
+            // -1 of a task that is being released.
+            group: number(5).and_then(|group| u32::try_from(group).ok()).unwrap_or(0),
             flags: u32::try_from(number(9)?).ok()?,
             minor_faults: number(10)?,
             major_faults: number(12)?,
@@ -99,6 +103,8 @@ pub struct Status {
     pub namespace_pids: Vec<u32>,
     /// Effective capabilities.
     pub effective_capabilities: u64,
+    /// Signals with a handler: signal 1 is bit 0.
+    pub caught_signals: u64,
     /// Resident set.
     pub rss_bytes: u64,
     /// Peak resident set.
@@ -120,6 +126,9 @@ impl Status {
                 "NSpid" => status.namespace_pids = words.filter_map(|w| w.parse().ok()).collect(),
                 "CapEff" => {
                     status.effective_capabilities = u64::from_str_radix(words.next()?, 16).ok()?;
+                }
+                "SigCgt" => {
+                    status.caught_signals = u64::from_str_radix(words.next()?, 16).ok()?;
                 }
                 "VmRSS" => status.rss_bytes = words.next()?.parse::<u64>().ok()? * 1024,
                 "VmHWM" => status.peak_rss_bytes = words.next()?.parse::<u64>().ok()? * 1024,
@@ -328,6 +337,7 @@ mod tests {
                 comm: "nginx".into(),
                 state: 'S',
                 ppid: 1,
+                group: 10,
                 flags: 4_194_560,
                 minor_faults: 1201,
                 major_faults: 5,
@@ -371,12 +381,14 @@ mod tests {
     #[test]
     fn status_is_read_by_key() {
         let text = "Name:\tx\nTgid:\t12\nPid:\t13\nUid:\t0\t33\t0\t0\nNSpid:\t13\t2\n\
-            VmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\nCapEff:\t000001fffeffffff\n";
+            VmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\nSigCgt:\t0000000180004002\n\
+            CapEff:\t000001fffeffffff\n";
         let status = Status::parse(text).unwrap();
         assert_eq!(status.tgid, 12);
         assert_eq!(status.euid, 33);
         assert_eq!(status.namespace_pids, [13, 2]);
         assert_eq!(status.effective_capabilities, 0x01ff_feff_ffff);
+        assert_eq!(status.caught_signals, 0x1_8000_4002);
         assert_eq!((status.rss_bytes, status.peak_rss_bytes), (1 << 20, 2 << 20));
         assert_eq!(Status::parse("Name:\tx\n"), None);
     }

@@ -35,7 +35,7 @@ pub enum ClockError {
     SameHost,
     /// At most this many nanoseconds, the user says.
     Given(u64),
-    /// Nobody says on which host the generator ran.
+    /// It is not known on which host the generator ran.
     Unknown,
 }
 
@@ -445,8 +445,8 @@ mod tests {
         }
     }
 
-    /// A row that says nothing of its host is as exact as the two hosts' clocks, which nobody knows
-    /// better than the user.
+    /// A row that does not name its host is only as exact as the two hosts' clocks, and only the user
+    /// knows those.
     #[test]
     fn the_wall_clock_of_another_host_is_not_trusted() {
         let now = Anchor::take();

@@ -255,7 +255,7 @@ impl Ingest {
     ) -> Result<Ingested, IngestError> {
         self.take_whole_rest();
         let clock = self.adapter.clock().unwrap_or(self.info.clock);
-        // What the output says of its host is better than what nobody says.
+        // The output itself may name this host.
         let clock_error = match self.clock_error {
             ClockError::Unknown if self.sink.same_host => ClockError::SameHost,
             other => other,

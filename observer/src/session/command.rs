@@ -18,6 +18,7 @@ use super::supervisor::{self, End, Request, Told};
 use crate::clock::MonoNanos;
 use crate::error::{Error, Exit, Result};
 use crate::host::descendants::signal_descendants;
+use crate::host::process;
 use crate::log::NOTICE;
 use crate::model::Tgid;
 
@@ -242,22 +243,13 @@ impl Generator {
     /// Whether a process of the group has a handler for SIGINT, and so works on its end. One that
     /// ignores the signal does not.
     fn handles_interrupts(&self) -> bool {
-        let group = self.pid.to_string();
-        let in_group = |stat: &str| {
-            // State, parent and group follow the name, which may contain anything.
-            let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_ascii_whitespace());
-            fields.is_some_and(|mut fields| fields.nth(2) == Some(group.as_str()))
+        let in_group =
+            |tgid: &Tgid| process::stat(*tgid).is_some_and(|stat| stat.group == self.pid);
+        let handles = |tgid: Tgid| {
+            let caught = process::status(tgid).map_or(0, |status| status.caught_signals);
+            caught & (1 << (libc::SIGINT - 1)) != 0
         };
-        let handles = |status: &str| {
-            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-            let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-            caught.is_some_and(|mask| mask & (1 << (libc::SIGINT - 1)) != 0)
-        };
-        let Ok(processes) = std::fs::read_dir("/proc") else { return false };
-        processes.flatten().map(|process| process.path()).any(|process| {
-            let read = |name: &str| std::fs::read_to_string(process.join(name)).unwrap_or_default();
-            in_group(&read("stat")) && handles(&read("status"))
-        })
+        process::all_ids().into_iter().filter(in_group).any(handles)
     }
 
     /// Exit code, 128 + signal as a shell has it.

@@ -169,8 +169,9 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
 /// The one line about a disk that was full.
 fn disk_full(directory: &RunDir) -> Error {
     let text = format!(
-        "the disk of {} was full, or a file reached its largest size (ulimit -f): the trace ends early, but the answer is complete (all data \
-         written so far is kept); make room or choose another --out",
+        "the disk of {} was full, or a file reached its largest size (ulimit -f): the trace ends \
+         early, but the answer is complete (all data written so far is kept); make room or choose \
+         another --out",
         directory.path().display()
     );
     Error::new(Exit::DiskFull, text)
