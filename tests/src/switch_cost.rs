@@ -11,6 +11,8 @@ use std::thread;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use crate::kernel_counters::own_schedstat;
+
 const ROUNDS: usize = 500;
 
 /// CPU time of one wake-up and the switch to the woken thread, nanoseconds, by the scheduler's own
@@ -53,6 +55,7 @@ fn pass(mut from: File, mut to: File, first: bool) -> (u64, u64) {
     if !first {
         from.read_exact(&mut byte).expect("a byte");
     }
+    let schedstat = || own_schedstat().expect("schedstat");
     let begin = schedstat();
     for _ in 0..ROUNDS {
         to.write_all(&byte).expect("a byte can be passed");
@@ -62,14 +65,5 @@ fn pass(mut from: File, mut to: File, first: bool) -> (u64, u64) {
     to.write_all(&byte).ok();
     priority(libc::SCHED_OTHER, 0);
     sched_setaffinity(None, &before).expect("where it ran before");
-    (end.0 - begin.0, end.1 - begin.1)
-}
-
-/// Time that this thread ran, nanoseconds, and how often it was switched to after a wait.
-fn schedstat() -> (u64, u64) {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat");
-    let mut fields = text.split_ascii_whitespace().map(|field| field.parse().expect("a number"));
-    let mut next = || fields.next().expect("three numbers");
-    let (ran_ns, _, arrivals) = (next(), next(), next());
-    (ran_ns, arrivals)
+    (end.ran_ns - begin.ran_ns, end.arrivals - begin.arrivals)
 }

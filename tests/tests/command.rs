@@ -111,12 +111,19 @@ impl Drop for Load {
     }
 }
 
+/// `observer run MORE --out OUT -- COMMAND`, with as little as possible to watch.
+fn observing(more: &[&str], out: &Path, command: &[&str]) -> Command {
+    let mut observer = Command::new(programs().observer);
+    observer.args(["run", "--budget", "none", "--probes", "task", "--pid"]);
+    observer.arg(std::process::id().to_string()).arg("--out").arg(out).args(more);
+    observer.arg("--").args(command);
+    observer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    observer
+}
+
 /// Starts observer with a command that a shell runs.
-fn observer_with(script: &str, pid: u32, out: &Path, more: &[&str]) -> Running {
-    let mut command = Command::new(programs().observer);
-    command.args(["run", "--budget", "none", "--probes", "task", "--pid", &pid.to_string()]);
-    command.arg("--out").arg(out).args(more).args(["--", "sh", "-c", script]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+fn observer_with(script: &str, out: &Path, more: &[&str]) -> Running {
+    let mut command = observing(more, out, &["sh", "-c", script]);
     Running::start(&mut command, Placement::default()).expect("it starts")
 }
 
@@ -145,7 +152,7 @@ fn nothing_that_a_command_started_outlives_an_observer_that_is_killed() {
     let (load, directory) = (Load::new(), directory());
     let (script, names) = scattered(&load);
     let out = directory.path().join("run");
-    let mut observer = observer_with(&script, std::process::id(), &out, &[]);
+    let mut observer = observer_with(&script, &out, &[]);
     load.wait_for(&names);
     observer.child().kill().expect("it is killed");
     observer.wait(TIMEOUT).expect("it ends");
@@ -158,7 +165,7 @@ fn nothing_that_a_command_started_outlives_it_when_its_supervisor_is_killed() {
     let (load, directory) = (Load::new(), directory());
     let (script, names) = scattered(&load);
     let out = directory.path().join("run");
-    let mut observer = observer_with(&script, std::process::id(), &out, &[]);
+    let mut observer = observer_with(&script, &out, &[]);
     load.wait_for(&names);
     let observers = observer.id();
     let supervisor = observer::host::process::all()
@@ -184,7 +191,7 @@ fn what_a_command_leaves_behind_ends_with_the_run() {
             names.iter().map(|name| format!("-e {}", text(&load.directory.path().join(name))));
         let all: Vec<String> = begun.map(|test| format!("[ {test} ]")).collect();
         let script = format!("{script} & until {}; do sleep 0.05; done{how}", all.join(" && "));
-        let mut observer = observer_with(&script, std::process::id(), &out, more);
+        let mut observer = observer_with(&script, &out, more);
         ended(&mut observer, &out);
         assert_eq!(load.running(), [""; 0], "{how}");
     }
@@ -205,12 +212,8 @@ fn an_interrupt_at_the_terminal_reaches_the_generator_once() {
     // As a shell starts it at a terminal: ^C goes to the whole group.
     command.process_group(0);
     let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
-    let deadline = Instant::now() + TIMEOUT;
     let rows = || fs::read_to_string(out.join("loadgen.out")).unwrap_or_default().lines().count();
-    while rows() < 100 {
-        assert!(Instant::now() < deadline, "the load begins");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_for("the load begins", || rows() >= 100);
     let group = Pid::from_raw(observer.id() as i32).expect("a process");
     kill_process_group(group, Signal::INT).expect("the group is there");
     let info = ended(&mut observer, &out);
@@ -416,11 +419,8 @@ fn samples_come_through_a_socket() {
 fn run_of(command: &[&str], more: &[&str], environment: &[(&str, &str)]) -> (TempDir, RunInfo) {
     let directory = directory();
     let out = directory.path().join("run");
-    let mut observer = Command::new(programs().observer);
-    observer.args(["run", "--budget", "none", "--probes", "task", "--pid"]);
-    observer.arg(std::process::id().to_string()).arg("--out").arg(&out).args(more);
-    observer.arg("--").args(command).envs(environment.iter().copied());
-    observer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut observer = observing(more, &out, command);
+    observer.envs(environment.iter().copied());
     let mut observer = Running::start(&mut observer, Placement::default()).expect("it starts");
     let info = ended(&mut observer, &out);
     (directory, info)

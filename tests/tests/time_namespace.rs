@@ -1,6 +1,5 @@
 //! observer in a time namespace, in which its monotonic clock is not the kernel's.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -14,17 +13,10 @@ use observer_tests::watch::read_run;
 const OFFSET_SECONDS: &str = "100000";
 
 /// Runs observer in a new time namespace.
-fn in_namespace(arguments: &[&str], out: Option<&Path>) -> Finished {
+fn in_namespace(arguments: &[&str]) -> Finished {
     let mut command = Command::new("unshare");
     command.args(["--time", "--monotonic", OFFSET_SECONDS, "--fork"]).arg(programs().observer);
-    command.args(arguments);
-    if let Some(out) = out {
-        let observer = programs().observer;
-        command.arg("--out").arg(out).arg("--").arg(observer);
-        command.args(["load", "--rate", "100", "--duration", "2s"]);
-        command.arg(arguments.last().expect("a port").replace("--port=", "http://127.0.0.1:"));
-    }
-    run(&mut command, Duration::from_secs(60)).unwrap_or_else(|error| panic!("{error}"))
+    run(command.args(arguments), Duration::from_secs(60)).unwrap_or_else(|error| panic!("{error}"))
 }
 
 #[test]
@@ -35,7 +27,7 @@ fn observer_finds_the_kernels_clock() {
         supported.is_ok_and(|status| status.success()),
         "unshare makes a time namespace (Linux 5.6, util-linux 2.36)"
     );
-    let doctor = in_namespace(&["doctor", "--json"], None);
+    let doctor = in_namespace(&["doctor", "--json"]);
     doctor.assert_code(0);
     let text = &doctor.stdout;
     assert!(text.contains("time_namespace") && text.contains("+100000.000000000 s"), "{text}");
@@ -44,9 +36,13 @@ fn observer_finds_the_kernels_clock() {
     let service = Service::start(&programs().service, &[], Placement::default())
         .unwrap_or_else(|error| panic!("{error}"));
     let out = directory.path().join("run");
-    let port = format!("--port={}", service.port);
-    let arguments = ["run", "--floor", "runqueue=0us", "--samples", "observer-load", &port];
-    in_namespace(&arguments, Some(&out)).assert_code(0);
+    let (port, url) = (service.port.to_string(), format!("{}/", service.url));
+    let programs = programs();
+    let [out_text, load] = [&out, &programs.observer].map(|path| path.to_str().expect("UTF-8"));
+    let watch = ["run", "--floor", "runqueue=0us", "--samples", "observer-load", "--port", &port];
+    let command =
+        ["--out", out_text, "--", load, "load", "--rate", "100", "--duration", "2s", &url];
+    in_namespace(&[&watch[..], &command].concat()).assert_code(0);
     let (summary, info) = read_run(&out).unwrap_or_else(|error| panic!("{error}"));
     let samples = &summary.samples;
     assert_eq!((samples.count, samples.skipped.len()), (200, 0), "{samples:?}");

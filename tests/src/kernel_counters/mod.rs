@@ -84,16 +84,27 @@ pub fn thread_states(pid: u32) -> Result<Vec<char>> {
 pub fn schedstat(pid: u32) -> Result<BTreeMap<u32, SchedStat>> {
     let mut threads_stat = BTreeMap::new();
     for tid in threads(pid)? {
-        let path = format!("/proc/{pid}/task/{tid}/schedstat");
-        let text = read(&path)?;
-        let fields: Vec<u64> =
-            text.split_ascii_whitespace().filter_map(|field| field.parse().ok()).collect();
-        let &[ran_ns, delay_ns, arrivals] = fields.as_slice() else {
-            return Err(format!("{path} has no three numbers: {text:?}"));
-        };
-        threads_stat.insert(tid, SchedStat { ran_ns, delay_ns, arrivals });
+        threads_stat.insert(tid, schedstat_at(&format!("/proc/{pid}/task/{tid}/schedstat"))?);
     }
     Ok(threads_stat)
+}
+
+/// `/proc/thread-self/schedstat`: of the calling thread.
+///
+/// # Errors
+/// When the kernel keeps none.
+pub fn own_schedstat() -> Result<SchedStat> {
+    schedstat_at("/proc/thread-self/schedstat")
+}
+
+fn schedstat_at(path: &str) -> Result<SchedStat> {
+    let text = read(path)?;
+    let fields: Vec<u64> =
+        text.split_ascii_whitespace().filter_map(|field| field.parse().ok()).collect();
+    let &[ran_ns, delay_ns, arrivals] = fields.as_slice() else {
+        return Err(format!("{path} has no three numbers: {text:?}"));
+    };
+    Ok(SchedStat { ran_ns, delay_ns, arrivals })
 }
 
 /// The difference between `after` and `before`, over all threads. Threads that ended are missing.

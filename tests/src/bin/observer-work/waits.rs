@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use observer::host::process::Stat;
+use observer_tests::kernel_counters::own_schedstat;
 use rustix::thread::{CpuSet, Pid, gettid, sched_setaffinity};
 use serde_json::json;
 
@@ -97,13 +98,6 @@ fn sleeps(tid: i32) -> bool {
         .is_ok_and(|line| Stat::parse(&line).is_some_and(|stat| stat.state == 'S'))
 }
 
-/// Time that this thread has waited for a CPU, as the scheduler counts it, nanoseconds.
-fn run_delay_ns() -> io::Result<u64> {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
-    let delay = text.split_ascii_whitespace().nth(1).and_then(|field| field.parse().ok());
-    delay.ok_or_else(|| io::Error::other("the kernel keeps no schedstat"))
-}
-
 /// A thread that has used more than its share of a busy CPU goes to sleep, and is moved to another
 /// CPU right then, until the kernel has counted `enough` sleeps as waits, or the rounds are over.
 ///
@@ -126,12 +120,12 @@ pub(crate) fn moved_asleep(rounds: usize, enough: u64, length: Duration) -> io::
             pin(0);
             spin_until(Instant::now() + Duration::from_millis(10));
             let begin = Instant::now();
-            let before = run_delay_ns();
+            let before = own_schedstat();
             going.store(tid, Ordering::Release);
             thread::sleep(length);
-            let (Ok(before), Ok(after)) = (before, run_delay_ns()) else { break };
+            let (Ok(before), Ok(after)) = (before, own_schedstat()) else { break };
             let late = begin.elapsed().saturating_sub(length);
-            let slept = Duration::from_nanos(after - before).saturating_sub(late);
+            let slept = Duration::from_nanos(after.delay_ns - before.delay_ns).saturating_sub(late);
             // Clocks that differ a little make no sleep.
             if slept > length / 10 {
                 sleeps.fetch_add(1, Ordering::Relaxed);
