@@ -9,7 +9,7 @@ use std::{env, process::Command, process::ExitCode, thread, time::Instant};
 
 use clap::Args;
 use xtask_common::{
-    kernel::Kernel,
+    kernel::{Kernel, Turn},
     project::{Outcome, cargo, root, test_cargo, tests_built},
     results,
     test_programs::{self, TestProgram},
@@ -23,7 +23,7 @@ use crate::{
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Kernel of the guest [default: one chosen by the commit]
+    /// Kernel of the guest, which runs its share [default: a turn chosen by the commit]
     #[arg(long, value_enum, value_name = "KERNEL")]
     kernel: Option<Kernel>,
 }
@@ -64,14 +64,14 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
         programs.into_iter().partition(TestProgram::is_privileged);
     let (quick, measuring): (Vec<_>, Vec<_>) =
         as_root.into_iter().partition(|one| MEASURE_NOTHING.contains(&one.name.as_str()));
-    let kernel = options.kernel.unwrap_or_else(in_turn);
+    let turn = options.kernel.map_or_else(in_turn, Turn::share);
     println!(
-        "\nThe guest runs kernel {kernel}, chosen by {}; --kernel chooses another, and `cargo xtask vm` \
-         runs all of them.",
+        "\nThe guest runs {turn}, chosen by {}; --kernel chooses another, and `cargo xtask vm` runs all \
+         of them.",
         if options.kernel.is_some() { "--kernel" } else { "the commit" }
     );
     steps.side_by_side(vec![
-        vec![Step::command(format!("kernel {kernel} in a virtual machine"), guest(kernel))],
+        vec![Step::command(format!("{turn} in a virtual machine"), guest(turn))],
         lints(&others),
         quick.iter().map(privileged).collect(),
     ]);
@@ -100,18 +100,22 @@ const MEASURE_NOTHING: &[&str] = &[
 /// Program of the guests.
 const VM: &str = "xtask-vm";
 
-/// The kernel of this commit.
-fn in_turn() -> Kernel {
+/// The turn of this commit.
+fn in_turn() -> Turn {
     let output = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(root()).output();
     let output = output.map(|output| output.stdout).unwrap_or_default();
-    Kernel::in_turn(&String::from_utf8_lossy(&output))
+    Turn::of(&String::from_utf8_lossy(&output))
 }
 
-/// A guest with the tests that its kernel runs with every change.
-fn guest(kernel: Kernel) -> Command {
+/// A guest with the tests of a turn.
+fn guest(turn: Turn) -> Command {
     let mut command = Command::new(tests_built().join(VM));
-    command.args(["--share", "--kernel", &kernel.to_string(), "--built"]);
-    command.arg(test_programs::programs_file()).current_dir(root());
+    command.args(["--kernel", &turn.kernel.to_string()]);
+    match turn.test {
+        None => command.arg("--share"),
+        Some(test) => command.args(["--test", test]),
+    };
+    command.arg("--built").arg(test_programs::programs_file()).current_dir(root());
     // CI has Debian's packages. On another distribution the other tests are still worth running, and
     // the output says what is missing.
     if env::var_os("CI").is_none() {
@@ -174,7 +178,7 @@ mod tests {
     #[test]
     fn every_kernel_has_a_name_that_the_guest_command_takes() {
         for kernel in Kernel::value_variants() {
-            let command = guest(*kernel);
+            let command = guest(Turn::share(*kernel));
             let arguments: Vec<_> = command.get_args().filter_map(|word| word.to_str()).collect();
             let at = arguments.iter().position(|word| *word == "--kernel").expect("a kernel");
             assert_eq!(Kernel::from_str(arguments[at + 1], false), Ok(*kernel));

@@ -21,16 +21,45 @@ pub enum Kernel {
     V6_12Rt,
 }
 
-impl Kernel {
-    /// The kernel that `cargo xtask test` runs for a commit (its hash in hexadecimal): the same one
-    /// each time, and over many commits each of them equally often.
+/// What the guest of `cargo xtask test` runs for one commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Turn {
+    /// Kernel of the guest.
+    pub kernel: Kernel,
+    /// A test program that has a turn of its own, because it takes as long on an emulated CPU as the
+    /// share of a kernel; none for the share.
+    pub test: Option<&'static str>,
+}
+
+impl Turn {
+    /// The turn of a commit (its hash in hexadecimal): the same one each time, and over many commits
+    /// each of them equally often.
     #[must_use]
-    pub fn in_turn(commit: &str) -> Self {
-        let kernels = Self::value_variants();
+    pub fn of(commit: &str) -> Self {
+        let mut turns: Vec<_> =
+            Kernel::value_variants().iter().map(|kernel| Self::share(*kernel)).collect();
+        turns.push(Self { kernel: Kernel::V6_1, test: Some("tiers") });
         let start = commit.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok());
-        kernels[start.unwrap_or(0) as usize % kernels.len()]
+        turns[start.unwrap_or(0) as usize % turns.len()]
     }
 
+    /// The share of a kernel.
+    #[must_use]
+    pub const fn share(kernel: Kernel) -> Self {
+        Self { kernel, test: None }
+    }
+}
+
+impl fmt::Display for Turn {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.test {
+            None => write!(formatter, "the share of kernel {}", self.kernel),
+            Some(test) => write!(formatter, "the tests `{test}` on kernel {}", self.kernel),
+        }
+    }
+}
+
+impl Kernel {
     /// The series with which its release begins.
     #[must_use]
     pub const fn version(self) -> &'static str {
@@ -68,14 +97,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_commit_has_one_kernel_and_commits_have_all_of_them() {
+    fn a_commit_has_one_turn_and_commits_have_all_of_them() {
         let commit = "95342fc0a8f1c2d3";
-        assert_eq!(Kernel::in_turn(commit), Kernel::in_turn(commit));
-        let mut seen: Vec<_> =
-            (0..64).map(|hash| Kernel::in_turn(&format!("{hash:08x}"))).collect();
+        assert_eq!(Turn::of(commit), Turn::of(commit));
+        let mut seen: Vec<_> = (0..64).map(|hash| Turn::of(&format!("{hash:08x}"))).collect();
         seen.sort();
         seen.dedup();
-        assert_eq!(seen, Kernel::value_variants());
-        assert_eq!(Kernel::in_turn("no hash"), Kernel::value_variants()[0]);
+        for kernel in Kernel::value_variants() {
+            assert!(seen.contains(&Turn::share(*kernel)), "{kernel}");
+        }
+        assert_eq!(seen.len(), Kernel::value_variants().len() + 1);
+        assert_eq!(Turn::of("no hash"), Turn::share(Kernel::value_variants()[0]));
     }
 }
