@@ -1,8 +1,11 @@
 //! The budget: what observer may add to the host, as a share of all CPU time. A pure state machine;
 //! the code that measures the programs feeds it.
 //!
-//! While the sum is above the budget, the machine sheds probes that make up a considerable part of
-//! the excess: first a probe whose stalls are not a cause of latency, then the most expensive one.
+//! A burst, as at the start of a load, is not worth a gap in what observer sees. Therefore the machine
+//! adds up the excess, and sheds probes when it has reached one second of the budget: at twice the
+//! budget that takes a second, at eleven times a tenth of one. It sheds probes that make up a
+//! considerable part of the excess: first a probe whose stalls are not a cause of latency, then the
+//! most expensive one.
 //! A probe that was shed is tried again after a while. The trial is as short as one measurement, so
 //! that it costs next to nothing, and each one that fails doubles the wait for the next.
 
@@ -58,6 +61,9 @@ impl FromStr for Budget {
     }
 }
 
+/// Probes are shed when the excess over the budget, added up over the time that was measured, is as
+/// much as this many seconds of the whole budget.
+const EXCESS_SECONDS: f64 = 1.0;
 /// First wait before a shed probe is tried again; doubled by each trial that fails.
 const HOLD_NS: u64 = 10_000_000_000;
 const HOLD_MAX_NS: u64 = 320_000_000_000;
@@ -82,7 +88,9 @@ pub(super) struct Sheddable {
 pub(super) struct Measured {
     /// Now.
     pub(super) now_ns: u64,
-    /// What observer's own threads took, as a share of all CPU time.
+    /// Length of the window.
+    pub(super) window_seconds: f64,
+    /// What observer's own threads take in the long run, as a share of all CPU time.
     pub(super) own_share: f64,
     /// The same share of each attached program, with its hook.
     pub(super) programs: BTreeMap<&'static str, f64>,
@@ -121,12 +129,19 @@ pub(super) struct BudgetControl {
     probes: Vec<State>,
     /// The probe that was attached again for one measurement.
     trial: Option<&'static str>,
+    /// Share above the budget times seconds, in the windows since it was last at or below it.
+    excess_seconds: f64,
 }
 
 impl BudgetControl {
     pub(super) fn new(budget: Budget, probes: Vec<Sheddable>) -> Self {
         let state = |sheddable| State { sheddable, due_ns: None, hold_ns: HOLD_NS, back_ns: None };
-        Self { budget, probes: probes.into_iter().map(state).collect(), trial: None }
+        Self {
+            budget,
+            probes: probes.into_iter().map(state).collect(),
+            trial: None,
+            excess_seconds: 0.0,
+        }
     }
 
     /// Processes a measurement and returns what to do.
@@ -143,7 +158,13 @@ impl BudgetControl {
         if let Some(state) = trial.and_then(|probe| self.state(probe)) {
             state.back_ns = Some(measured.now_ns);
         }
-        let steps = self.shed_excess(budget, measured);
+        let over = self.excess_seconds + (all - budget) * measured.window_seconds;
+        self.excess_seconds = over.max(0.0);
+        let mut steps = Vec::new();
+        if over > budget * EXCESS_SECONDS && all > budget {
+            self.excess_seconds = 0.0;
+            steps = self.shed_excess(budget, measured);
+        }
         if !steps.is_empty() || all > budget * STAY_SHARE {
             return steps;
         }
@@ -166,9 +187,10 @@ impl BudgetControl {
         }
     }
 
-    /// Whether a probe is on trial, and the next measurement is waited for.
-    pub(super) const fn is_trying(&self) -> bool {
-        self.trial.is_some()
+    /// Whether the next measurement is needed at once: a probe is on trial, or the excess is not yet
+    /// enough to shed one.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.trial.is_some() || self.excess_seconds > 0.0
     }
 
     fn shed_excess(&mut self, budget: f64, measured: &Measured) -> Vec<Step> {
@@ -243,8 +265,8 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// A host whose programs run at given rates, looked at every two seconds, and at once during a
-    /// trial.
+    /// A host whose programs run at given rates, measured for a tenth of a second every two seconds,
+    /// and at once when the machine waits for it.
     struct Drill {
         control: BudgetControl,
         attached: BTreeSet<&'static str>,
@@ -290,9 +312,14 @@ mod tests {
                     .collect();
                 let programs =
                     rates.iter().copied().filter(|(name, _)| running.contains(name)).collect();
-                let pause_ns = if self.control.is_trying() { SECOND / 10 } else { 2 * SECOND };
+                let pause_ns = if self.control.is_waiting() { SECOND / 10 } else { 2 * SECOND };
                 self.now_ns += pause_ns;
-                let measured = Measured { now_ns: self.now_ns, own_share: 0.0005, programs };
+                let measured = Measured {
+                    now_ns: self.now_ns,
+                    window_seconds: 0.1,
+                    own_share: 0.0005,
+                    programs,
+                };
                 self.spent_ns += measured.share() * pause_ns as f64;
                 for step in self.control.step(&measured) {
                     match &step {
@@ -342,7 +369,7 @@ mod tests {
     fn a_tax_on_every_system_call_goes_with_both_probes_that_need_it() {
         let mut drill = Drill::new("1%");
         let busy = [("sys_exit", 0.1), ("sched_switch", 0.003), ("fault_end", 0.0001)];
-        drill.run(2, &busy);
+        drill.run(3, &busy);
         assert_eq!(drill.missing(), ["mm_syscall", "socket"]);
         let Step::Detach(first, reason) = &drill.log[0].1 else { panic!("{:?}", drill.log) };
         assert_eq!(*first, "socket", "it is no cause");
@@ -401,17 +428,42 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_is_no_reason_and_what_lasts_is_shed_the_sooner_the_more_it_costs() {
+        let mut drill = Drill::new("1%");
+        for _ in 0..100 {
+            // The start of a load generator, which lasts as long as one window.
+            drill.run(1, &[("fault_end", 0.08)]);
+            drill.run(4, &[("fault_end", 0.001)]);
+        }
+        assert_eq!(drill.log, []);
+        // Excess, and the number of windows after which it is one second of the budget.
+        for (share, windows) in [(0.0116, 48), (0.02, 10), (0.06, 2), (0.2, 1)] {
+            let mut drill = Drill::new("1%");
+            drill.run(20, &[("fault_end", share)]);
+            let at_ns = drill.log.first().map(|(at_ns, _)| *at_ns);
+            assert_eq!(at_ns, Some(2 * SECOND + (windows - 1) * SECOND / 10), "{share}");
+        }
+    }
+
+    #[test]
     fn what_the_own_threads_cost_sheds_nothing() {
         let mut control = BudgetControl::new(Budget::default(), probes());
-        let programs = [("sched_switch", 0.0001)].into();
-        let measured = Measured { now_ns: SECOND, own_share: 0.2, programs };
-        assert_eq!(control.step(&measured), []);
+        let programs = BTreeMap::from([("sched_switch", 0.0001)]);
+        for window in 0..100 {
+            let measured = Measured {
+                now_ns: window * SECOND,
+                window_seconds: 0.1,
+                own_share: 0.2,
+                programs: programs.clone(),
+            };
+            assert_eq!(control.step(&measured), []);
+        }
     }
 
     #[test]
     fn a_probe_that_is_refused_waits_again() {
         let mut drill = Drill::new("1%");
-        drill.run(2, &[("fault_end", 0.05)]);
+        drill.run(3, &[("fault_end", 0.05)]);
         let calm = |now_ns| Measured { now_ns, ..Measured::default() };
         assert_eq!(drill.control.step(&calm(100 * SECOND)), [Step::Attach("fault")]);
         drill.control.refused("fault", 100 * SECOND);

@@ -28,7 +28,7 @@ impl Calibration {
 /// A window in which the kernel's BPF run-time statistics are on: they cost two clock reads a program
 /// run, which would otherwise be the larger part of what is measured.
 struct Window {
-    _statistics: RunTimeStatistics,
+    statistics: RunTimeStatistics,
     started: Instant,
     programs: Vec<ProgramCost>,
 }
@@ -37,6 +37,34 @@ struct Window {
 struct Sample {
     share: f64,
     for_seconds: f64,
+}
+
+/// What observer's own threads take in the long run. Their start is no part of it: it costs more than
+/// many seconds of the rest, and no probe that is shed takes it back.
+struct OwnShare {
+    /// The last reading: when, and how much they had taken.
+    read: Instant,
+    cpu_seconds: f64,
+    /// Share of all CPU time between the last two readings; 0 before the second.
+    share: f64,
+}
+
+impl OwnShare {
+    /// Between two readings.
+    const TIME: Duration = Duration::from_secs(2);
+
+    fn new(cpu_seconds: f64) -> Self {
+        Self { read: Instant::now(), cpu_seconds, share: 0.0 }
+    }
+
+    fn update(&mut self, cpu_seconds: f64, cpus: f64) {
+        let elapsed = self.read.elapsed();
+        if elapsed >= Self::TIME {
+            let spent = (cpu_seconds - self.cpu_seconds).max(0.0);
+            *self =
+                Self { share: spent / (elapsed.as_secs_f64() * cpus), ..Self::new(cpu_seconds) };
+        }
+    }
 }
 
 /// Measures the programs, and sheds and brings back probes.
@@ -51,6 +79,7 @@ pub(super) struct CostWatch {
     /// What observer's own threads had taken then. Their time is known at any moment, and a window
     /// would show too much of it: it includes the work for the window.
     own_cpu_seconds: f64,
+    own: OwnShare,
     started: Instant,
     on: Duration,
     samples: Vec<Sample>,
@@ -89,25 +118,27 @@ impl CostWatch {
         let taxed = kernel.program_costs().iter().any(is_at_every_call);
         let call_tax_ns =
             if taxed { (empty_call_ns() - calibration.bare_call_ns).max(0.0) } else { 0.0 };
+        let own_cpu_seconds = usage::own().cpu_seconds;
         let mut watch = Self {
             control: BudgetControl::new(budget, probes.collect()),
             call_tax_ns,
             cpus: system::online_cpus().len().max(1) as f64,
             window: None,
             closed: Instant::now(),
-            own_cpu_seconds: usage::own().cpu_seconds,
+            own_cpu_seconds,
+            own: OwnShare::new(own_cpu_seconds),
             started: Instant::now(),
             on: Duration::ZERO,
             samples: Vec::new(),
         };
-        watch.open(kernel);
+        watch.open(RunTimeStatistics::start(), kernel);
         watch
     }
 
-    fn open(&mut self, kernel: &Kernel) {
-        let Some(statistics) = RunTimeStatistics::start() else { return };
-        self.window = Some(Window {
-            _statistics: statistics,
+    /// Begins a window, where the kernel has these statistics.
+    fn open(&mut self, statistics: Option<RunTimeStatistics>, kernel: &Kernel) {
+        self.window = statistics.map(|statistics| Window {
+            statistics,
             started: Instant::now(),
             programs: kernel.program_costs(),
         });
@@ -117,11 +148,17 @@ impl CostWatch {
     pub(super) fn tick(&mut self, kernel: &mut Kernel) -> Changed {
         match &self.window {
             Some(window) if window.started.elapsed() >= Self::WINDOW => {
-                let measured = self.close(kernel);
-                measured.map_or_else(Changed::default, |measured| self.act(kernel, &measured))
+                let Some((measured, statistics)) = self.close(kernel) else {
+                    return Changed::default();
+                };
+                let changed = self.act(kernel, &measured);
+                if self.control.is_waiting() {
+                    self.open(Some(statistics), kernel);
+                }
+                changed
             }
             None if self.closed.elapsed() >= Self::PAUSE => {
-                self.open(kernel);
+                self.open(RunTimeStatistics::start(), kernel);
                 Changed::default()
             }
             _ => Changed::default(),
@@ -162,7 +199,8 @@ impl CostWatch {
         Some(AddedShare { share, ci95: [(share - spread).max(0.0), share + spread], windows })
     }
 
-    fn close(&mut self, kernel: &Kernel) -> Option<Measured> {
+    /// Ends the window; returns what it measured, and the statistics, which the next window may need.
+    fn close(&mut self, kernel: &Kernel) -> Option<(Measured, RunTimeStatistics)> {
         let window = self.window.take()?;
         let after = kernel.program_costs();
         let elapsed = window.started.elapsed();
@@ -176,20 +214,24 @@ impl CostWatch {
         let own_cpu_seconds = usage::own().cpu_seconds;
         let own_seconds = own_cpu_seconds - self.own_cpu_seconds;
         self.own_cpu_seconds = own_cpu_seconds;
+        self.own.update(own_cpu_seconds, self.cpus);
         let measured = Measured {
             now_ns: MonoNanos::now().0,
-            own_share: own_seconds.max(0.0) / (for_seconds * self.cpus),
+            window_seconds: elapsed.as_secs_f64(),
+            own_share: self.own.share,
             programs: self.shares(&window.programs, &after, all_ns),
         };
         // The end of the run cuts the last window off, and what observer does then is not what it did
         // meanwhile.
         if elapsed >= Self::WINDOW || self.samples.is_empty() {
-            self.samples.push(Sample { share: measured.share(), for_seconds });
+            let own_share = own_seconds.max(0.0) / (for_seconds * self.cpus);
+            let share = own_share + measured.programs.values().sum::<f64>();
+            self.samples.push(Sample { share, for_seconds });
         }
         if self.samples.len() > SAMPLES_MAX {
             self.thin_out();
         }
-        Some(measured)
+        Some((measured, window.statistics))
     }
 
     /// Merges two neighbours into one measurement that represents the time of both.
@@ -252,9 +294,6 @@ impl CostWatch {
             changed.sockets |= of.is_some_and(|of| {
                 of.records.iter().any(|row| row.kind == RecordKind::Socket as u16)
             });
-        }
-        if self.control.is_trying() {
-            self.open(kernel);
         }
         changed
     }
