@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use observer_ebpf::wire::{
     COUNTER_SLOTS, Config, Counter, Header, KIND_SLOTS, LOSS_KIND_SLOTS, LOSS_SLOTS, LossKind,
-    Record, RecordKind,
+    Record, RecordKind, needs_wakeup,
 };
 
 use crate::{
@@ -152,12 +152,21 @@ pub(crate) fn emit<T: Record>(kind: RecordKind, record: T) {
     entry.submit(wakeup_flags());
 }
 
-/// No wake-up per record: user space drains on a timer. Only a record that takes the fill past
-/// the threshold wakes it early; later ones find it woken.
+/// No wake-up per record: user space drains on a timer. Only a record that finds the fill past the
+/// threshold wakes it early, and only the first one since the last drain.
 #[inline(always)]
 fn wakeup_flags() -> u64 {
-    const CROSSING_BYTES: u64 = 256;
-    let wake_bytes = settings().map_or(u64::MAX, |settings| settings.wake_bytes);
-    let above = RING.query(u64::from(BPF_RB_AVAIL_DATA)).wrapping_sub(wake_bytes);
-    u64::from(if above < CROSSING_BYTES { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP })
+    const NO: u64 = BPF_RB_NO_WAKEUP as u64;
+    let Some(config) = CONFIG.get_ptr_mut(0) else { return NO };
+    let held_bytes = RING.query(u64::from(BPF_RB_AVAIL_DATA));
+    // SAFETY: a map value; only addresses are formed here.
+    let (wake_bytes, woken) =
+        unsafe { (&raw const (*config).wake_bytes, &raw mut (*config).woken) };
+    if needs_wakeup(held_bytes, atomic::load(wake_bytes), atomic::load(woken))
+        && atomic::compare_exchange(woken, 0, 1)
+    {
+        u64::from(BPF_RB_FORCE_WAKEUP)
+    } else {
+        NO
+    }
 }

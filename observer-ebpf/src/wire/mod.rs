@@ -11,6 +11,7 @@ mod histogram;
 mod mm_syscall;
 mod numbers;
 mod reclaim;
+mod ring;
 mod runqueue;
 mod socket;
 mod softirq;
@@ -23,6 +24,7 @@ pub use histogram::*;
 pub use mm_syscall::*;
 pub use numbers::*;
 pub use reclaim::*;
+pub use ring::*;
 pub use runqueue::*;
 pub use socket::*;
 pub use softirq::*;
@@ -175,6 +177,9 @@ pub struct Config {
     pub floor_ns: [u64; KIND_SLOTS],
     /// If the ring holds more bytes than this, user space is woken early.
     pub wake_bytes: u64,
+    /// Not 0 when user space has been woken since it last began to drain. The kernel side sets it,
+    /// and user space clears it.
+    pub woken: u64,
     /// Process of the load generator, when this host runs it; 0 otherwise.
     pub generator_tgid: u64,
     /// Written by the kernel side: when that process first connected; 0 until then. It gives the

@@ -64,6 +64,7 @@ const TARGET_COMM: usize = offset_of!(Config, target_comm) / 8;
 const TARGET_INODE: usize = offset_of!(Config, target_inode) / 8;
 const TARGET_DEVICE: usize = offset_of!(Config, target_device) / 8;
 const OBSERVER_TGID: usize = offset_of!(Config, observer_tgid) / 8;
+const WOKEN: usize = offset_of!(Config, woken) / 8;
 const EPOCH: usize = offset_of!(Config, epoch) / 8;
 
 /// The attached programs. Dropping it detaches and frees everything; so does the death of the
@@ -203,9 +204,9 @@ impl Kernel {
             cgroups: cgroup_rows,
             cgroup_member_missing: offsets.have(&[Members::Cgroup]).err(),
             targets: Arc::new(targets),
+            ring: Some(Ring::new(ring, Arc::clone(&config), messages)),
             config,
             counts,
-            ring: Some(Ring::new(ring, messages)),
             shape,
             places,
             map_bytes,
