@@ -20,6 +20,8 @@ macro_rules! globals {
 globals! {
     /// Entries of the tables of threads minus one.
     TASK_MASK: task_mask = 0;
+    /// 1 when two live threads can share an entry of these tables.
+    TASKS_SHARE: tasks_share = 1;
     /// 1 when `RunqueueState` is in task-local storage.
     RUNQUEUE_STORED: runqueue_stored = 0;
     /// 1 when `FaultState` is in task-local storage.
