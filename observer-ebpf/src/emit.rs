@@ -135,9 +135,25 @@ pub(crate) fn header(
     Header { end_ns, duration_ns, tid, tgid, kind: kind as u16, flags, cpu: cpu() }
 }
 
-/// Reserves, fills and submits one record; counts it, or its loss.
+/// Reserves, fills and submits one record; counts it, or its loss. Whether it was sent.
 #[inline(always)]
-pub(crate) fn emit<T: Record>(kind: RecordKind, record: T) {
+pub(crate) fn emit<T: Record>(kind: RecordKind, record: T) -> bool {
+    let sent = submit(kind, record);
+    if sent {
+        bump!(emitted[kind as usize]);
+    }
+    sent
+}
+
+/// Sends what is to be changed in a record that was sent before: it is not a record of its own, but
+/// its loss is counted.
+#[inline(always)]
+pub(crate) fn correct<T: Record>(kind: RecordKind, record: T) {
+    submit(kind, record);
+}
+
+#[inline(always)]
+fn submit<T: Record>(kind: RecordKind, record: T) -> bool {
     let Some(mut entry) = RING.reserve::<T>(0) else {
         if logs_losses() {
             // SAFETY: a `Record` begins with its header.
@@ -145,11 +161,11 @@ pub(crate) fn emit<T: Record>(kind: RecordKind, record: T) {
             log::ring_full(kind as u32, header.tgid, header.tid);
         }
         bump!(lost[kind as usize]);
-        return;
+        return false;
     };
     entry.write(record);
-    bump!(emitted[kind as usize]);
     entry.submit(wakeup_flags());
+    true
 }
 
 /// No wake-up per record: user space drains on a timer. Only a record that finds the fill past the

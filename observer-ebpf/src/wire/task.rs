@@ -131,8 +131,11 @@ pub struct FaultState {
     pub in_kernel: u32,
     /// The thread's cgroup.
     pub cgroup: ThreadCgroup,
-    /// Explicit padding.
-    pub reserved: u64,
+    /// Bits `ATTEMPT_*` of the last attempt to handle the current fault. Only in the tiers that see
+    /// the fault handler.
+    pub attempt: u32,
+    /// 1 when a record of the fault of `minor_ns` was sent.
+    pub minor_sent: u32,
 }
 
 /// What the `mm_syscall` probe knows about a thread.

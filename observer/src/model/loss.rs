@@ -84,6 +84,13 @@ pub static LOSSES: &[LossInfo] = &[
         ..RECORDS
     },
     LossInfo {
+        id: "fault_kind_late",
+        title: "faults recorded as minor that were major",
+        sentence: "The kernel said that they were major after their records had been passed on.",
+        hides: Hides::Probes(&["fault"]),
+        ..RECORDS
+    },
+    LossInfo {
         id: "beyond_event_cap",
         title: "records beyond the limit of a run",
         sentence: "The run had more events than a run keeps.",
