@@ -16,8 +16,8 @@ use crate::{
     maps::{CONFIG, COUNTS, RING, TARGETS},
 };
 
-/// Adds to a word of this CPU's counters. Atomic, since the cgroup hooks can be preempted
-/// (and interrupted) by programs of the same CPU.
+/// Adds to a word of this CPU's counters. Atomic, since several programs count here, and most of them
+/// can be preempted or interrupted by another one on the same CPU.
 macro_rules! bump {
     ($array:ident[$index:expr]) => {
         bump!($array[$index] += 1)

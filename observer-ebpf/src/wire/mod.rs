@@ -91,7 +91,7 @@ pub enum LossKind {
     /// A system call of the 32-bit ABI, whose numbers differ: not counted as `mm_syscall`.
     CompatSyscall = 4,
     /// A memory-management call whose end was not seen: the kernel missed a return (kretprobe), or
-    /// the call never returned.
+    /// the call never returned. Or a soft interrupt that was preempted by another one on its CPU.
     BeginWithoutEnd = 5,
     /// A wait whose begin is wrong in the kernel itself: the thread slept, was still on its run
     /// queue (delayed dequeue, `sched_entity::sched_delayed`, Linux 6.12), and was moved to another

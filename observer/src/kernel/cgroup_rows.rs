@@ -11,6 +11,7 @@ use observer_ebpf::wire::{
     CgroupEntry, CgroupHistogram, CgroupTable, SERIES, Series, next_ticket,
 };
 
+use super::live::wait_for_running_programs;
 use super::load::Shape;
 use super::mapped::MappedWords;
 use crate::aggregate::{CgroupCounts, CgroupDistributions, Octaves};
@@ -34,7 +35,8 @@ const HISTOGRAM_OCTAVES: usize = offset_of!(CgroupHistogram, octaves) / 8;
 const OTHER: &str = "other";
 
 /// How long a row stays closed before another cgroup gets it. A program that checked the ticket
-/// just before it became invalid has long ended by then; it takes microseconds.
+/// just before it became invalid has mostly ended by then: it takes microseconds, but where the kernel
+/// can preempt it, its thread may wait for a CPU in between. So the running ones are waited for too.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Pause between two looks for cgroups that were removed, while rows are short: doubled after each
@@ -237,6 +239,7 @@ impl CgroupRows {
         if ripe.is_empty() {
             return;
         }
+        wait_for_running_programs();
         for Closed { row, ticket, .. } in ripe {
             for (_, at) in self.histograms_of(row) {
                 for word in HISTOGRAM_SUM..HISTOGRAM_WORDS {

@@ -117,8 +117,9 @@ pub static LOSSES: &[LossInfo] = &[
     LossInfo {
         id: "begin_without_end",
         title: "begins without an end",
-        sentence: "The kernel skipped the program at the end of a call, or the call never returned.",
-        hides: Hides::Probes(&["mm_syscall"]),
+        sentence: "The kernel skipped the program at the end of a call, the call never returned, or \
+                   another soft interrupt preempted one.",
+        hides: Hides::Probes(&["mm_syscall", "softirq"]),
         ..RECORDS
     },
     LossInfo {
