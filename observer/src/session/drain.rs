@@ -10,7 +10,7 @@ use observer_ebpf::wire::{KIND_SLOTS, RecordKind};
 
 use super::floor::{FloorControl, Load};
 use super::floor_log::FloorLog;
-use super::settling::{Settling, Taken};
+use super::settling::{SETTLED_AFTER, Settling, Taken};
 use crate::clock::MonoNanos;
 use crate::kernel::{FloorSet, Ring};
 use crate::model::Event;
@@ -139,6 +139,7 @@ impl Drain {
     /// Drains until `stop` is raised, and then the rest.
     pub(super) fn run(mut self, stop: &AtomicBool) -> Drained {
         let mut pause = DRAIN_INTERVAL;
+        let mut is_settling = false;
         loop {
             // Read before draining: what was submitted before the stop is then drained for sure.
             let last = stop.load(Ordering::Relaxed);
@@ -165,8 +166,12 @@ impl Drain {
                 let _ = self.sender.send(batch);
                 return self.drained;
             }
-            pause = self.pause_after(pause, found_bytes);
-            self.ring.wait(pause);
+            // A check only for what is kept back does not show how much there is.
+            if !is_settling || found_bytes > 0 {
+                pause = self.pause_after(pause, found_bytes);
+            }
+            is_settling = !self.settling.is_empty();
+            self.ring.wait(if is_settling { SETTLED_AFTER } else { pause });
             self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -174,9 +179,6 @@ impl Drain {
     /// The next pause, after this many records were found.
     fn pause_after(&self, pause: Duration, found_bytes: usize) -> Duration {
         let little = self.floors.ring_bytes as usize / LITTLE_PART;
-        if !self.settling.is_empty() {
-            return DRAIN_INTERVAL;
-        }
         match found_bytes {
             0 => (pause * 2).min(IDLE_INTERVAL),
             bytes if bytes < little => (pause * 2).min(QUIET_INTERVAL),
