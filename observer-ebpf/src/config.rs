@@ -20,6 +20,8 @@ macro_rules! globals {
 globals! {
     /// Entries of the tables of threads minus one.
     TASK_MASK: task_mask = 0;
+    /// 1 when two live threads can share an entry of these tables.
+    TASKS_SHARE: tasks_share = 1;
     /// 1 when `RunqueueState` is in task-local storage.
     RUNQUEUE_STORED: runqueue_stored = 0;
     /// 1 when `FaultState` is in task-local storage.
@@ -106,6 +108,8 @@ globals! {
     HANDLE_MM_FAULT_PARAMETERS: handle_mm_fault_parameters = 4;
     /// `FAULT_FLAG_TRIED` of `enum fault_flag`.
     FAULT_FLAG_TRIED: fault_flag_tried = 0x20;
+    /// `FAULT_FLAG_VMA_LOCK` of `enum fault_flag`; 0 where there is none (before Linux 6.4).
+    FAULT_FLAG_VMA_LOCK: fault_flag_vma_lock = 0;
     /// `FAULT_FLAG_USER` of `enum fault_flag`.
     FAULT_FLAG_USER: fault_flag_user = 0x40;
     /// `VM_FAULT_MAJOR` of `enum vm_fault_reason`.

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use observer_ebpf::wire::{
     COUNTER_SLOTS, Config, Counter, Header, KIND_SLOTS, LOSS_KIND_SLOTS, LOSS_SLOTS, LossKind,
-    Record, RecordKind,
+    Record, RecordKind, needs_wakeup,
 };
 
 use crate::{
@@ -16,8 +16,8 @@ use crate::{
     maps::{CONFIG, COUNTS, RING, TARGETS},
 };
 
-/// Adds to a word of this CPU's counters. Atomic, since the cgroup hooks can be preempted
-/// (and interrupted) by programs of the same CPU.
+/// Adds to a word of this CPU's counters. Atomic, since several programs count here, and most of them
+/// can be preempted or interrupted by another one on the same CPU.
 macro_rules! bump {
     ($array:ident[$index:expr]) => {
         bump!($array[$index] += 1)
@@ -135,9 +135,25 @@ pub(crate) fn header(
     Header { end_ns, duration_ns, tid, tgid, kind: kind as u16, flags, cpu: cpu() }
 }
 
-/// Reserves, fills and submits one record; counts it, or its loss.
+/// Reserves, fills and submits one record; counts it, or its loss. Whether it was sent.
 #[inline(always)]
-pub(crate) fn emit<T: Record>(kind: RecordKind, record: T) {
+pub(crate) fn emit<T: Record>(kind: RecordKind, record: T) -> bool {
+    let sent = submit(kind, record);
+    if sent {
+        bump!(emitted[kind as usize]);
+    }
+    sent
+}
+
+/// Sends what is to be changed in a record that was sent before: it is not a record of its own, but
+/// its loss is counted.
+#[inline(always)]
+pub(crate) fn correct<T: Record>(kind: RecordKind, record: T) {
+    submit(kind, record);
+}
+
+#[inline(always)]
+fn submit<T: Record>(kind: RecordKind, record: T) -> bool {
     let Some(mut entry) = RING.reserve::<T>(0) else {
         if logs_losses() {
             // SAFETY: a `Record` begins with its header.
@@ -145,19 +161,28 @@ pub(crate) fn emit<T: Record>(kind: RecordKind, record: T) {
             log::ring_full(kind as u32, header.tgid, header.tid);
         }
         bump!(lost[kind as usize]);
-        return;
+        return false;
     };
     entry.write(record);
-    bump!(emitted[kind as usize]);
     entry.submit(wakeup_flags());
+    true
 }
 
-/// No wake-up per record: user space drains on a timer. Only a record that takes the fill past
-/// the threshold wakes it early; later ones find it woken.
+/// No wake-up per record: user space drains on a timer. Only a record that finds the fill past the
+/// threshold wakes it early, and only the first one since the last drain.
 #[inline(always)]
 fn wakeup_flags() -> u64 {
-    const CROSSING_BYTES: u64 = 256;
-    let wake_bytes = settings().map_or(u64::MAX, |settings| settings.wake_bytes);
-    let above = RING.query(u64::from(BPF_RB_AVAIL_DATA)).wrapping_sub(wake_bytes);
-    u64::from(if above < CROSSING_BYTES { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP })
+    const NO: u64 = BPF_RB_NO_WAKEUP as u64;
+    let Some(config) = CONFIG.get_ptr_mut(0) else { return NO };
+    let held_bytes = RING.query(u64::from(BPF_RB_AVAIL_DATA));
+    // SAFETY: a map value; only addresses are formed here.
+    let (wake_bytes, woken) =
+        unsafe { (&raw const (*config).wake_bytes, &raw mut (*config).woken) };
+    if needs_wakeup(held_bytes, atomic::load(wake_bytes), atomic::load(woken))
+        && atomic::compare_exchange(woken, 0, 1)
+    {
+        u64::from(BPF_RB_FORCE_WAKEUP)
+    } else {
+        NO
+    }
 }

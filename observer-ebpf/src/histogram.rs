@@ -18,8 +18,11 @@ use crate::{
 
 /// Adds a duration to a series of the target, or of the rest of the host and the task's cgroup.
 ///
-/// For programs that run with preemption off (tracepoints, perf events): plain additions suffice.
-/// `cgroup` is what the program knows about the thread's cgroup, if it has state of the thread.
+/// Plain additions suffice, also in programs that can be preempted (fentry and fexit; with
+/// `PREEMPT_RT` tracepoints as well): one program alone counts a series, it stays on its CPU, and the
+/// kernel never runs it a second time on a CPU on which it has not ended yet
+/// ([`LossKind::ProgramMissed`]). `cgroup` is what the program knows about the thread's cgroup, if it
+/// has state of the thread.
 #[inline(always)]
 pub(crate) fn observe(
     task: Task,
@@ -28,53 +31,55 @@ pub(crate) fn observe(
     series: Series,
     duration_ns: u64,
 ) {
-    count(task, cgroup, is_target, series, duration_ns, plain_add);
+    count::<false>(task, cgroup, is_target, series, duration_ns);
 }
 
-/// Like [`observe`], for programs that can be preempted (cgroup hooks).
+/// Like [`observe`], for programs that the kernel runs a second time on a CPU while the first run is
+/// preempted (cgroup hooks).
 #[inline(always)]
-pub(crate) fn observe_preemptible(task: Task, is_target: bool, series: Series, duration_ns: u64) {
-    count(task, None, is_target, series, duration_ns, atomic::add);
+pub(crate) fn observe_reentrant(task: Task, is_target: bool, series: Series, duration_ns: u64) {
+    count::<true>(task, None, is_target, series, duration_ns);
 }
 
-/// Subtracts a duration that was just counted on this CPU under another series, except for the
-/// maximum, which stays.
 #[inline(always)]
-pub(crate) fn take_back(
-    task: Task,
-    cgroup: &mut ThreadCgroup,
-    is_target: bool,
-    series: Series,
-    duration_ns: u64,
-) {
-    let cpu = emit::cpu();
-    let bucket = atomic::low_byte(bucket_index(duration_ns));
-    if bucket >= BUCKET_SLOTS {
+fn add<const REENTRANT: bool>(word: *mut u64, number: u64) {
+    if REENTRANT {
+        atomic::add(word, number);
+    } else {
+        // SAFETY: `word` points into a map value that only this program writes on this CPU.
+        unsafe { *word = (*word).wrapping_add(number) };
+    }
+}
+
+#[inline(always)]
+fn raise<const REENTRANT: bool>(word: *mut u64, number: u64) {
+    // Each failure means that another run raised it within these few instructions.
+    const ATTEMPTS: u32 = 8;
+    if !REENTRANT {
+        // SAFETY: as in `add`.
+        if unsafe { *word } < number {
+            // SAFETY: as in `add`.
+            unsafe { *word = number };
+        }
         return;
     }
-    if let Some(histogram) = histogram(cpu, is_target, series) {
-        histogram.sum_ns = histogram.sum_ns.wrapping_sub(duration_ns);
-        histogram.buckets[bucket] = histogram.buckets[bucket].wrapping_sub(1);
-    }
-    if !is_target && config::cgroup_rows() != 0 {
-        count_for_cgroup(task, Some(cgroup), (cpu, series, bucket), (duration_ns, true), plain_add);
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        let found = atomic::load(word);
+        if found >= number || atomic::compare_exchange(word, found, number) {
+            return;
+        }
+        attempt += 1;
     }
 }
 
 #[inline(always)]
-fn plain_add(word: *mut u64, number: u64) {
-    // SAFETY: `word` points into a map value that only this CPU writes.
-    unsafe { *word = (*word).wrapping_add(number) };
-}
-
-#[inline(always)]
-fn count(
+fn count<const REENTRANT: bool>(
     task: Task,
     cgroup: Option<&mut ThreadCgroup>,
     is_target: bool,
     series: Series,
     duration_ns: u64,
-    add: impl Fn(*mut u64, u64),
 ) {
     let cpu = emit::cpu();
     let Some(histogram) = histogram(cpu, is_target, series) else { return };
@@ -82,34 +87,37 @@ fn count(
     if bucket >= BUCKET_SLOTS {
         return;
     }
-    add(&raw mut histogram.sum_ns, duration_ns);
-    if duration_ns > histogram.max_ns {
-        histogram.max_ns = duration_ns;
-    }
-    add(&raw mut histogram.buckets[bucket], 1);
+    // SAFETY: a map value; only addresses are formed here.
+    let (sum, max, bucket_count) = unsafe {
+        (
+            addr_of_mut!((*histogram).sum_ns),
+            addr_of_mut!((*histogram).max_ns),
+            addr_of_mut!((*histogram).buckets[bucket]),
+        )
+    };
+    add::<REENTRANT>(sum, duration_ns);
+    raise::<REENTRANT>(max, duration_ns);
+    add::<REENTRANT>(bucket_count, 1);
     if !is_target && config::cgroup_rows() != 0 {
-        count_for_cgroup(task, cgroup, (cpu, series, bucket), (duration_ns, false), add);
+        count_for_cgroup::<REENTRANT>(task, cgroup, (cpu, series, bucket), duration_ns);
     }
 }
 
 /// This CPU's histogram of the target, or of everything else. `None` for a CPU that was not a
 /// possible CPU when the map was created.
 #[inline(always)]
-fn histogram(cpu: u32, is_target: bool, series: Series) -> Option<&'static mut Histogram> {
+fn histogram(cpu: u32, is_target: bool, series: Series) -> Option<*mut Histogram> {
     let row = cpu * SCOPES as u32 + u32::from(is_target);
-    let histogram = HISTOGRAMS.get_ptr_mut(row * SERIES as u32 + series as u32)?;
-    // SAFETY: only this CPU writes here, from one program per series.
-    Some(unsafe { &mut *histogram })
+    HISTOGRAMS.get_ptr_mut(row * SERIES as u32 + series as u32)
 }
 
-/// Adds to the row of the task's cgroup, or takes back.
+/// Adds to the row of the task's cgroup.
 #[inline(always)]
-fn count_for_cgroup(
+fn count_for_cgroup<const REENTRANT: bool>(
     task: Task,
     cgroup: Option<&mut ThreadCgroup>,
     (cpu, series, bucket): (u32, Series, usize),
-    (duration_ns, back): (u64, bool),
-    add: impl Fn(*mut u64, u64),
+    duration_ns: u64,
 ) {
     let stripe = cpu >> config::cgroup_stripe_shift();
     let first = stripe * config::cgroup_rows();
@@ -137,17 +145,15 @@ fn count_for_cgroup(
     if octave >= OCTAVES {
         return;
     }
-    let (duration_ns, one) =
-        if back { (duration_ns.wrapping_neg(), u64::MAX) } else { (duration_ns, 1) };
     // SAFETY: a map value; only addresses are formed here.
     let (sum, count) =
         unsafe { (addr_of_mut!((*histogram).sum_ns), addr_of_mut!((*histogram).octaves[octave])) };
     if config::cgroup_stripe_shift() == 0 {
-        add(sum, duration_ns);
-        add(count, one);
+        add::<REENTRANT>(sum, duration_ns);
+        add::<REENTRANT>(count, 1);
     } else {
-        atomic::add(sum, duration_ns);
-        atomic::add(count, one);
+        add::<true>(sum, duration_ns);
+        add::<true>(count, 1);
     }
 }
 

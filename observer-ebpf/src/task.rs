@@ -150,7 +150,8 @@ fn epoch<S: State>() -> u64 {
 #[inline(always)]
 fn stored<S: State>(task: Task, flags: u64) -> Option<&'static mut Stored<S>> {
     // SAFETY: the verifier knows the task, and checks the map and what is read of the value. Only
-    // the thread's own events touch it, and those of the scheduler that its lock orders.
+    // the thread's own events touch it, and those of the scheduler that its lock orders. A thread
+    // that is preempted in a program goes on with the same value, on the same CPU.
     unsafe {
         bpf_task_storage_get(S::storage().as_ptr(), task.as_ptr(), ptr::null_mut(), flags)
             .cast::<Stored<S>>()
@@ -162,6 +163,8 @@ fn stored<S: State>(task: Task, flags: u64) -> Option<&'static mut Stored<S>> {
 fn slot<S: State>(tid: u32) -> Option<&'static mut Slot<S>> {
     let slot = S::table().get_ptr_mut(tid & config::task_mask())?;
     // SAFETY: an array value; only this thread's own events touch it, apart from a wake-up or a
-    // move on another CPU, which is ordered before the switch by the run-queue lock.
+    // move on another CPU, which is ordered before the switch by the run-queue lock. Preemption
+    // changes nothing about that. Where threads share entries, another thread may write it at any
+    // instant: the words are plain numbers, and `wait_seal` tells a mixture of two threads.
     Some(unsafe { &mut *slot })
 }

@@ -1,6 +1,9 @@
 //! Faults that are tried again, end in a signal, or have a reclaim inside.
 
+use std::ops::Range;
+
 use observer::model::Event;
+use observer_ebpf::wire::{FAULT_MAJOR, FaultRecord};
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::kernel_counters;
 use observer_tests::privileged;
@@ -48,6 +51,79 @@ fn a_fault_that_is_tried_again_counts_once() {
         },
         &[],
     );
+    work.end().expect("the workload ends");
+}
+
+/// One observer for each tier of `fault`, or why there can be no faults that another thread serves.
+fn userfaults(test: &'static str) -> Result<Trial, String> {
+    // SAFETY: takes no pointer.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(format!("userfaultfd: {}", std::io::Error::last_os_error()));
+    }
+    // SAFETY: just opened, and nobody else's.
+    unsafe { libc::close(fd as i32) };
+    let tiers = trial::offered_tiers("fault").into_iter().map(Some).collect();
+    Ok(Trial { test, tiers })
+}
+
+/// Records of faults at these addresses: length and flags.
+fn records(run: &Run, addresses: Range<u64>) -> Vec<Event> {
+    let at = |event: &Event| {
+        event.record().is_some_and(|record: FaultRecord| addresses.contains(&record.address))
+    };
+    run.events().into_iter().filter(at).collect()
+}
+
+#[test]
+fn a_retried_major_fault_has_one_record() {
+    let Some(_guard) = privileged::ready("records of retried faults") else { return };
+    let trial = match userfaults("records of retried faults") {
+        Ok(trial) => trial,
+        Err(reason) => return println!("no faults to serve: {reason}"),
+    };
+    let directory = trial::directory();
+    let pages = trial::scaled(200).max(50);
+    let arguments = ["kernel-userfault", "--pages", &pages.to_string()];
+    let mut work = trial::start(&arguments, Placement::default());
+    let observed = trial.observe(&mut work, directory.path(), read);
+    let faults = observed.after.since(observed.before);
+    assert!(faults.major >= pages, "the kernel tries each fault again: {faults:?}");
+    let address = number(&observed.counts, "address");
+    let addresses = address..address + number(&observed.counts, "bytes");
+    for (tier, run) in trial.tiers.iter().zip(&observed.runs) {
+        assert_eq!(run.count("fault", "major"), faults.major, "{tier:?}");
+        let records = records(run, addresses.clone());
+        assert_eq!(records.len() as u64, pages, "one record a fault: {tier:?}");
+        let majors = records.iter().filter(|event| event.flags & FAULT_MAJOR != 0).count();
+        assert_eq!(majors as u64, pages, "{tier:?}");
+        let sent = &run.summary.records["fault"];
+        assert_eq!((sent.delivered, sent.lost), (sent.sent, 0), "{tier:?}");
+        let kept = run.events().iter().filter(|event| event.name() == "fault").count();
+        assert_eq!(kept as u64, sent.delivered, "{tier:?}");
+    }
+    work.end().expect("the workload ends");
+}
+
+#[test]
+fn a_fault_that_was_given_up_lends_no_time_to_the_next_one() {
+    let Some(_guard) = privileged::ready("faults given up") else { return };
+    let trial = match userfaults("faults given up") {
+        Ok(trial) => trial,
+        Err(reason) => return println!("no faults to serve: {reason}"),
+    };
+    let directory = trial::directory();
+    let mut work = trial::start(&["stopped-fault"], Placement::default());
+    let observed = trial.observe(&mut work, directory.path(), read);
+    assert_eq!(observed.counts["same"], true, "{:?}", observed.counts);
+    let address = number(&observed.counts, "address");
+    let continued_ns = number(&observed.counts, "continued_ns");
+    for (tier, run) in trial.tiers.iter().zip(&observed.runs) {
+        let records = records(run, address..address + 1);
+        assert_eq!(records.len(), 1, "{tier:?}");
+        let start_ns = records[0].start().0;
+        assert!(start_ns >= continued_ns, "{tier:?}: {start_ns}, continued at {continued_ns}");
+    }
     work.end().expect("the workload ends");
 }
 

@@ -9,7 +9,8 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, PerfEventContext, ProbeContext, RetProbeContext},
 };
 use observer_ebpf::wire::{
-    Counter, FAULT_KERNEL, FAULT_MAJOR, FaultRecord, FaultState, LossKind, RecordKind, Series,
+    ATTEMPT_GIVEN_UP, ATTEMPT_MAPPING_LOCKED, Counter, FAULT_CORRECTS, FAULT_KERNEL, FAULT_MAJOR,
+    FaultRecord, FaultState, LossKind, RecordKind, Series,
 };
 
 use crate::{
@@ -94,15 +95,30 @@ fn in_fault(current: Task) -> Option<&'static mut FaultState> {
 
 /// The fault handler is entered, possibly again for a fault it gave up before: to wait for a page,
 /// or for the lock of the whole address space after that of the mapping alone.
+///
+/// The kernel says whether it tries again (`FAULT_FLAG_TRIED`), except after an attempt with the lock
+/// of the mapping alone. It does not always try again: not when a signal or a stop came meanwhile, and
+/// not when it must not wait. The next fault at this address is then a new one.
 #[inline(always)]
 fn handler_entered(address: u64, flags: u32) {
     let Some(state) = task::claim::<FaultState>(Task::current()) else { return };
     let in_kernel = u32::from(flags & config::fault_flag_user() == 0);
-    if state.begin_ns == 0 || state.address != address || state.in_kernel != in_kernel {
+    let is_tried = flags & config::fault_flag_tried() != 0;
+    let attempt =
+        if flags & config::fault_flag_vma_lock() != 0 { ATTEMPT_MAPPING_LOCKED } else { 0 };
+    let given_up = state.attempt & ATTEMPT_GIVEN_UP != 0;
+    let had_mapping_alone = state.attempt & !attempt & ATTEMPT_MAPPING_LOCKED != 0;
+    let is_retry = given_up
+        && (is_tried || had_mapping_alone)
+        && state.begin_ns != 0
+        && state.address == address
+        && state.in_kernel == in_kernel;
+    if !is_retry {
         begin_at(state, address, in_kernel);
     }
+    state.attempt = attempt;
     // The kernel counts a retried fault as major (`mm_account_fault`).
-    if flags & config::fault_flag_tried() != 0 {
+    if is_tried {
         state.is_major = 1;
     }
 }
@@ -117,6 +133,7 @@ fn handler_left(result: u32) {
         return;
     };
     if result & config::vm_fault_retry() != 0 {
+        state.attempt |= ATTEMPT_GIVEN_UP;
         return;
     }
     if result & config::vm_fault_error() != 0 {
@@ -163,7 +180,8 @@ pub(super) fn no_fault(current: Task) {
 }
 
 /// `PERF_COUNT_SW_PAGE_FAULTS_MAJ`, right after the end of a major fault: corrects the few that
-/// are major for having been retried behind another thread's read, without a PGMAJFAULT.
+/// are major for having been retried behind another thread's read, without a PGMAJFAULT. The thread
+/// may be on another CPU than at the end of the fault.
 #[perf_event]
 fn page_faults_maj_check(_ctx: PerfEventContext) {
     let current = Task::current();
@@ -176,9 +194,14 @@ fn page_faults_maj_check(_ctx: PerfEventContext) {
     state.minor_ns = 0;
     let kernel_mode = state.in_kernel != 0;
     let is_target = is_target(current);
-    let minor = series(false, kernel_mode);
-    histogram::take_back(current, &mut state.cgroup, is_target, minor, duration_ns);
-    count_fault(current, state, is_target, (true, kernel_mode), duration_ns, now_ns());
+    let corrected =
+        if kernel_mode { Series::FaultCorrectedKernel } else { Series::FaultCorrectedUser };
+    histogram::observe(current, Some(&mut state.cgroup), is_target, corrected, duration_ns);
+    if state.minor_sent != 0 {
+        let ids = (current.tgid(), current.tid());
+        let header = emit::header(RecordKind::Fault, FAULT_CORRECTS, ids, now_ns(), duration_ns);
+        emit::correct(RecordKind::Fault, FaultRecord { header, address: state.address });
+    }
 }
 
 /// `PERF_COUNT_SW_PAGE_FAULTS_MIN`, every one, for kernels without the tracepoint above.
@@ -224,26 +247,17 @@ fn end(current: Task, state: &mut FaultState, major: bool) {
     let duration_ns = now.wrapping_sub(state.begin_ns);
     state.begin_ns = 0;
     state.minor_ns = if major { 0 } else { duration_ns };
+    state.minor_sent = 0;
     let kernel_mode = state.in_kernel != 0;
-    count_fault(current, state, is_target(current), (major, kernel_mode), duration_ns, now);
-}
-
-#[inline(always)]
-fn count_fault(
-    current: Task,
-    state: &mut FaultState,
-    is_target: bool,
-    (major, kernel_mode): (bool, bool),
-    duration_ns: u64,
-    end_ns: u64,
-) {
+    let is_target = is_target(current);
     let series = series(major, kernel_mode);
     histogram::observe(current, Some(&mut state.cgroup), is_target, series, duration_ns);
     if is_target && emit::past_floor(RecordKind::Fault, duration_ns) {
         let flags =
             if major { FAULT_MAJOR } else { 0 } | if kernel_mode { FAULT_KERNEL } else { 0 };
         let ids = (current.tgid(), current.tid());
-        let header = emit::header(RecordKind::Fault, flags, ids, end_ns, duration_ns);
-        emit::emit(RecordKind::Fault, FaultRecord { header, address: state.address });
+        let header = emit::header(RecordKind::Fault, flags, ids, now, duration_ns);
+        let record = FaultRecord { header, address: state.address };
+        state.minor_sent = u32::from(emit::emit(RecordKind::Fault, record));
     }
 }

@@ -2,6 +2,7 @@
 
 use observer_ebpf::wire::{
     Counter, LossKind, RUNQUEUE_PREEMPTED, RecordKind, RunqueueRecord, RunqueueState, Series,
+    wait_seal,
 };
 
 use crate::{
@@ -62,11 +63,18 @@ fn waited(prev: Task, next: Task) {
     }
     let total_delay_ns = next.run_delay_ns();
     let involuntary_switches = next.involuntary_switches();
+    let has_stored = (state.run_delay_ns | state.involuntary_switches) != 0;
+    // Another thread had the entry since this one's last arrival, or used it at the same instant. If
+    // both counts are 0, there is nothing that could be lost.
+    let seal = wait_seal(next.tid(), state.run_delay_ns, state.involuntary_switches);
+    let is_foreign = config::tasks_share() != 0 && has_stored && state.seal != seal;
+    let is_lost = (replaced || is_foreign) && (total_delay_ns | involuntary_switches) != 0;
     // The stored values belong to this thread only if its counters have not gone back since: an id
     // can be used again, and a thread that executes a program takes over the id of the first
     // thread. (The count of arrivals is unsuitable: the kernel counts some arrivals without a
     // context switch.)
-    let known = (state.run_delay_ns | state.involuntary_switches) != 0
+    let known = has_stored
+        && !is_foreign
         && total_delay_ns >= state.run_delay_ns
         && involuntary_switches >= state.involuntary_switches;
     let earlier_parts_ns = if known { total_delay_ns.wrapping_sub(state.run_delay_ns) } else { 0 };
@@ -76,6 +84,13 @@ fn waited(prev: Task, next: Task) {
         if queued_ns == 0 { 0 } else { next.run_queue_clock_ns().wrapping_sub(queued_ns) };
     state.run_delay_ns = total_delay_ns.wrapping_add(last_part_ns);
     state.involuntary_switches = involuntary_switches;
+    if config::tasks_share() != 0 {
+        state.seal = wait_seal(next.tid(), state.run_delay_ns, involuntary_switches);
+    }
+    // Whether the wait began by preemption, and its earlier parts, are unknown then.
+    if is_lost && !moved_asleep {
+        emit::lose_of(LossKind::TaskSlot, next);
+    }
     if queued_ns == 0 && earlier_parts_ns == 0 {
         return;
     }
@@ -90,11 +105,6 @@ fn waited(prev: Task, next: Task) {
             emit::count_by(Counter::TargetSleepBookedNs, duration_ns);
         }
         return;
-    }
-    // Another thread had the entry since this one's last arrival: whether the wait began by
-    // preemption, and its earlier parts, are lost. There are none if both counts are still 0.
-    if replaced && (total_delay_ns | involuntary_switches) != 0 {
-        emit::lose_of(LossKind::TaskSlot, next);
     }
     arrived(prev, next, state, preempted, duration_ns);
 }

@@ -88,12 +88,8 @@ fn inet_sock_release(ctx: SockContext) -> i32 {
         atomic::store(&raw mut entry.sock, 0);
         let duration_ns = now.wrapping_sub(start_ns);
         let is_target = flags & SOCKET_ENTRY_TARGET != 0;
-        histogram::observe_preemptible(
-            Task::current(),
-            is_target,
-            Series::SocketLifetime,
-            duration_ns,
-        );
+        let series = Series::SocketLifetime;
+        histogram::observe_reentrant(Task::current(), is_target, series, duration_ns);
         if is_target {
             let accepted = if flags & SOCKET_ENTRY_ACCEPTED != 0 { SOCKET_ACCEPTED } else { 0 };
             released(accepted, (owner, ctx.pid()), now, duration_ns, family, socket_type);

@@ -3,7 +3,7 @@
 //! own, when there are too many. The state belongs to the CPU: it is not the thread that began.
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
-use observer_ebpf::wire::{RecordKind, Series, SoftirqRecord, SoftirqState};
+use observer_ebpf::wire::{LossKind, RecordKind, Series, SoftirqRecord, SoftirqState};
 
 use crate::{
     emit, histogram,
@@ -23,25 +23,34 @@ tracepoint_programs! {
 
 #[inline(always)]
 fn begun(_arguments: Arguments) {
-    if let Some(state) = SOFTIRQS.get_ptr_mut(emit::cpu()) {
-        // SAFETY: a map value that only this CPU writes.
-        unsafe { (*state).begin_ns = now_ns() };
+    let Some(state) = SOFTIRQS.get_ptr_mut(emit::cpu()) else { return };
+    // SAFETY: a map value that only this program and the next one write on this CPU.
+    let state = unsafe { &mut *state };
+    let current = Task::current();
+    if state.begin_ns != 0 {
+        emit::lose(LossKind::BeginWithoutEnd, emit::is_target(state.tgid));
     }
+    state.tid = current.tid();
+    state.tgid = current.tgid();
+    state.begin_ns = now_ns();
 }
 
 #[inline(always)]
 fn done(arguments: Arguments) {
     let Some(state) = SOFTIRQS.get_ptr_mut(emit::cpu()) else { return };
     // SAFETY: as above.
-    let since = unsafe { core::mem::replace(&mut (*state).begin_ns, 0) };
-    // Zero for one that began before the probe was attached.
-    if since == 0 {
+    let state = unsafe { &mut *state };
+    let current = Task::current();
+    let since = state.begin_ns;
+    // Zero for one that began before the probe was attached. One that another one preempted was
+    // counted as a loss when that one began.
+    if since == 0 || state.tid != current.tid() {
         return;
     }
+    state.begin_ns = 0;
     let now = now_ns();
     let duration_ns = now.wrapping_sub(since);
     let vector = arguments.word::<0>() as u32;
-    let current = Task::current();
     let tgid = current.tgid();
     let is_target = emit::is_target(tgid);
     // The thread may be in the middle of a program that uses the thread's state.

@@ -9,6 +9,16 @@ pub const FAULT_MAJOR: u16 = 1;
 /// Header flag: taken in kernel mode.
 pub const FAULT_KERNEL: u16 = 2;
 
+/// Header flag: the last fault of this thread, whose record was sent as one of a minor fault, is
+/// major. Not a record of its own: user space sets [`FAULT_MAJOR`] in the other one.
+pub const FAULT_CORRECTS: u16 = 4;
+
+/// In [`FaultState::attempt`](super::FaultState::attempt): the attempt has the lock of the mapping
+/// alone, and not that of the address space (Linux 6.4).
+pub const ATTEMPT_MAPPING_LOCKED: u32 = 1;
+/// In the same: the attempt was given up, and the kernel is to try again.
+pub const ATTEMPT_GIVEN_UP: u32 = 2;
+
 /// A completed page fault.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]

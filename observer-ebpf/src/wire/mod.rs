@@ -11,6 +11,7 @@ mod histogram;
 mod mm_syscall;
 mod numbers;
 mod reclaim;
+mod ring;
 mod runqueue;
 mod socket;
 mod softirq;
@@ -23,6 +24,7 @@ pub use histogram::*;
 pub use mm_syscall::*;
 pub use numbers::*;
 pub use reclaim::*;
+pub use ring::*;
 pub use runqueue::*;
 pub use socket::*;
 pub use softirq::*;
@@ -89,7 +91,7 @@ pub enum LossKind {
     /// A system call of the 32-bit ABI, whose numbers differ: not counted as `mm_syscall`.
     CompatSyscall = 4,
     /// A memory-management call whose end was not seen: the kernel missed a return (kretprobe), or
-    /// the call never returned.
+    /// the call never returned. Or a soft interrupt that was preempted by another one on its CPU.
     BeginWithoutEnd = 5,
     /// A wait whose begin is wrong in the kernel itself: the thread slept, was still on its run
     /// queue (delayed dequeue, `sched_entity::sched_delayed`, Linux 6.12), and was moved to another
@@ -175,6 +177,9 @@ pub struct Config {
     pub floor_ns: [u64; KIND_SLOTS],
     /// If the ring holds more bytes than this, user space is woken early.
     pub wake_bytes: u64,
+    /// Not 0 when user space has been woken since it last began to drain. The kernel side sets it,
+    /// and user space clears it.
+    pub woken: u64,
     /// Process of the load generator, when this host runs it; 0 otherwise.
     pub generator_tgid: u64,
     /// Written by the kernel side: when that process first connected; 0 until then. It gives the

@@ -96,6 +96,12 @@ probes! {
             FaultMajorUser,
             /// Major fault taken in kernel mode.
             FaultMajorKernel,
+            /// Fault in user mode that was counted as minor before it was known to be major. It is
+            /// counted a second time here, so that nothing has to be subtracted in the kernel, where
+            /// the thread may be on another CPU by then; user space moves it.
+            FaultCorrectedUser,
+            /// The same for faults in kernel mode.
+            FaultCorrectedKernel,
         }
         counters {
             /// Faults that the kernel handled on behalf of a thread without an exception

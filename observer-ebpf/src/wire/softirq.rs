@@ -36,12 +36,17 @@ impl Record for SoftirqRecord {
 }
 
 /// The soft interrupt that a CPU is handling: one cache line, so that CPUs do not share it. Soft
-/// interrupts of one CPU never interrupt each other.
+/// interrupts of one CPU never interrupt each other, but with `PREEMPT_RT` a thread that handles one
+/// can be preempted by another that does.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct SoftirqState {
     /// When it began; 0 outside one.
     pub begin_ns: u64,
+    /// The thread that began it.
+    pub tid: u32,
+    /// Its process.
+    pub tgid: u32,
     /// Explicit padding.
-    pub reserved: [u64; 7],
+    pub reserved: [u64; 6],
 }

@@ -102,8 +102,17 @@ pub struct RunqueueState {
     pub moved_asleep: u32,
     /// The thread's cgroup.
     pub cgroup: ThreadCgroup,
-    /// Explicit padding.
-    pub reserved: u64,
+    /// [`wait_seal`] of the first two, where threads can share an entry.
+    pub seal: u64,
+}
+
+/// Depends on the thread and on what is stored about its waits. Two threads that share an entry of a
+/// table can write it at the same time, on two CPUs; what is then a mixture of both has another seal.
+#[inline(always)]
+#[must_use]
+pub const fn wait_seal(tid: u32, run_delay_ns: u64, involuntary_switches: u64) -> u64 {
+    let mixed = run_delay_ns.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed ^ involuntary_switches.wrapping_mul(0xbf58_476d_1ce4_e5b9)) ^ tid as u64
 }
 
 /// What the `fault` probe knows about a thread. With its owner it fills one cache line.
@@ -122,8 +131,11 @@ pub struct FaultState {
     pub in_kernel: u32,
     /// The thread's cgroup.
     pub cgroup: ThreadCgroup,
-    /// Explicit padding.
-    pub reserved: u64,
+    /// Bits `ATTEMPT_*` of the last attempt to handle the current fault. Only in the tiers that see
+    /// the fault handler.
+    pub attempt: u32,
+    /// 1 when a record of the fault of `minor_ns` was sent.
+    pub minor_sent: u32,
 }
 
 /// What the `mm_syscall` probe knows about a thread.
@@ -162,3 +174,41 @@ pub const TASK_SLOTS_MAX: u32 = 1 << 17;
 /// Largest `pid_max` of the kernel (`PID_MAX_LIMIT`, include/linux/threads.h): sizes the bitmap of
 /// target processes, 512 KiB.
 pub const PID_MAX_LIMIT: u32 = 1 << 22;
+
+#[cfg(test)]
+mod tests {
+    use super::wait_seal;
+
+    /// The words of two threads that write one entry at the same time, each in the order of its
+    /// stores.
+    fn written(first: [u64; 3], second: [u64; 3], order: u32) -> Option<[u64; 3]> {
+        let (mut entry, mut done) = ([0; 3], [0; 2]);
+        for step in 0..6 {
+            let who = (order >> step & 1) as usize;
+            let at = done[who];
+            if at == 3 {
+                return None;
+            }
+            entry[at] = [first, second][who][at];
+            done[who] += 1;
+        }
+        Some(entry)
+    }
+
+    #[test]
+    fn no_order_of_stores_gives_one_thread_what_belongs_to_the_other() {
+        let thread = |tid, delay, switches| [delay, switches, wait_seal(tid, delay, switches)];
+        let mut mixed = 0;
+        for (delay, switches) in [(1_000, 3), (1_000, 4), (7_000_000_000, 4), (0, 4), (7_000, 0)] {
+            let threads = [thread(5, 1_000, 3), thread(5 + (1 << 17), delay, switches)];
+            for entry in (0..64).filter_map(|order| written(threads[0], threads[1], order)) {
+                for (tid, own) in [(5, threads[0]), (5 + (1 << 17), threads[1])] {
+                    let holds = entry[2] == wait_seal(tid, entry[0], entry[1]);
+                    assert!(!holds || entry == own, "{entry:?} is taken for {own:?}");
+                    mixed += u32::from(!holds && entry != threads[0] && entry != threads[1]);
+                }
+            }
+        }
+        assert!(mixed > 0, "some orders mix the two");
+    }
+}

@@ -242,6 +242,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_taken_out_leaves_the_rest_and_its_maximum() {
+        // A duration that was counted on one CPU, and again on another as one to be moved.
+        let all = of([1_000, 9_000, 9_000]);
+        let rest = all.delta(&of([9_000]));
+        assert_eq!((rest.count(), rest.sum_ns), (2, 10_000));
+        assert_eq!(rest.max_ns, 9_000, "the other one is still there");
+        assert_eq!(rest.delta(&of([9_000])).buckets, of([1_000]).buckets);
+        assert!(rest.delta(&of([9_000])).max_ns < 1_100);
+        // Not even a torn reading makes a count negative.
+        assert_eq!(of([]).delta(&of([9_000])), Distribution::default());
+    }
+
+    #[test]
     fn parts_of_the_cpus_add_up() {
         let mut first = wire::Histogram::zeroed();
         let mut second = wire::Histogram::zeroed();

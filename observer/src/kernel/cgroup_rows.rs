@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::mem::offset_of;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use observer_ebpf::wire::{
@@ -11,10 +11,12 @@ use observer_ebpf::wire::{
     CgroupEntry, CgroupHistogram, CgroupTable, SERIES, Series, next_ticket,
 };
 
+use super::live::wait_for_running_programs;
 use super::load::Shape;
 use super::mapped::MappedWords;
 use crate::aggregate::{CgroupCounts, CgroupDistributions, Octaves};
 use crate::host::cgroups::CgroupNames;
+use crate::probe::{self, Moved};
 
 const OTHER_TICKET: usize = offset_of!(CgroupTable, other_ticket) / 8;
 const TAKEN: usize = offset_of!(CgroupTable, taken) / 8;
@@ -33,7 +35,8 @@ const HISTOGRAM_OCTAVES: usize = offset_of!(CgroupHistogram, octaves) / 8;
 const OTHER: &str = "other";
 
 /// How long a row stays closed before another cgroup gets it. A program that checked the ticket
-/// just before it became invalid has long ended by then; it takes microseconds.
+/// just before it became invalid has mostly ended by then: it takes microseconds, but where the kernel
+/// can preempt it, its thread may wait for a CPU in between. So the running ones are waited for too.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Pause between two looks for cgroups that were removed, while rows are short: doubled after each
@@ -137,8 +140,31 @@ impl CgroupRows {
         })
     }
 
+    /// Adds what is counted in a row.
     fn read(&self, row: usize, series: &mut BTreeMap<Series, Octaves>) {
-        for (nth, at) in self.histograms_of(row) {
+        let is_moved: [bool; SERIES] =
+            std::array::from_fn(|nth| probe::moved().any(|moved| moved.counted_in as usize == nth));
+        // What has to be moved is read first: all of it is then in the series that it is taken from.
+        let (first, rest): (Vec<_>, Vec<_>) =
+            self.histograms_of(row).partition(|(nth, _)| is_moved[*nth]);
+        let mut found = BTreeMap::new();
+        self.add(first, &mut found);
+        fence(Ordering::Acquire);
+        self.add(rest, &mut found);
+        for Moved { counted_in, from, to } in probe::moved() {
+            let Some(part) = found.remove(counted_in) else { continue };
+            if let Some(all) = found.get_mut(from) {
+                *all = all.delta(&part);
+            }
+            found.entry(*to).or_default().merge(&part);
+        }
+        for (one, counted) in found {
+            series.entry(one).or_default().merge(&counted);
+        }
+    }
+
+    fn add(&self, histograms: Vec<(usize, usize)>, series: &mut BTreeMap<Series, Octaves>) {
+        for (nth, at) in histograms {
             let mut counted =
                 Octaves { sum_ns: self.histograms.get(at + HISTOGRAM_SUM), ..Octaves::default() };
             for (octave, count) in counted.counts.iter_mut().enumerate() {
@@ -213,6 +239,7 @@ impl CgroupRows {
         if ripe.is_empty() {
             return;
         }
+        wait_for_running_programs();
         for Closed { row, ticket, .. } in ripe {
             for (_, at) in self.histograms_of(row) {
                 for word in HISTOGRAM_SUM..HISTOGRAM_WORDS {

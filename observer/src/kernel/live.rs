@@ -211,12 +211,13 @@ fn zero(fd: impl AsFd, entries: usize, remembered: &Remembered) -> std::io::Resu
     Ok(())
 }
 
-/// Programs run with preemption off or under RCU, so an RCU grace period outlasts every run that
-/// began before their links went. The global membarrier is one (`synchronize_rcu`,
+/// Programs run under RCU, where they can be preempted as well, so an RCU grace period outlasts every
+/// run that began before it. The global membarrier is one (`synchronize_rcu`,
 /// kernel/sched/membarrier.c).
-fn wait_for_running_programs() {
+pub(super) fn wait_for_running_programs() {
     if membarrier(MembarrierCommand::Global).is_err() {
-        // Refused with CONFIG_NO_HZ_FULL CPUs. Far longer than a program can run.
+        // Refused with CONFIG_NO_HZ_FULL CPUs. Far longer than a program runs, unless its thread is
+        // preempted for that long.
         std::thread::sleep(Duration::from_millis(100));
     }
 }

@@ -198,6 +198,8 @@ pub(super) struct Shape {
     /// How many CPUs share a stripe, as a power of two.
     pub(super) cgroup_stripe_shift: u32,
     pub(super) task_slots: u32,
+    /// Two live threads can share an entry of a table of threads.
+    pub(super) tasks_share: bool,
 }
 
 impl Shape {
@@ -215,7 +217,14 @@ impl Shape {
         by_cgroup: bool,
     ) -> Self {
         let task_slots = pid_max.clamp(1024, PID_MAX_LIMIT).next_power_of_two().min(TASK_SLOTS_MAX);
-        let mut shape = Self { cpus, series, cgroup_rows: 0, cgroup_stripe_shift: 0, task_slots };
+        let mut shape = Self {
+            cpus,
+            series,
+            cgroup_rows: 0,
+            cgroup_stripe_shift: 0,
+            task_slots,
+            tasks_share: pid_max > task_slots,
+        };
         if !by_cgroup {
             return shape;
         }
@@ -263,6 +272,7 @@ pub(super) fn load(
     let mut globals = offsets.globals.clone();
     globals.extend(parts(options, &offsets));
     globals.push(("TASK_MASK", shape.task_slots - 1));
+    globals.push(("TASKS_SHARE", u32::from(shape.tasks_share)));
     globals.push(("CGROUP_ROWS", shape.cgroup_rows as u32));
     globals.push(("CGROUP_STRIPE_SHIFT", shape.cgroup_stripe_shift));
     globals.push(("KERNEL_BTF", u32::from(own_btf.is_ok())));

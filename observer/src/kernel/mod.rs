@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use bytemuck::Zeroable;
 use observer_ebpf::wire::{
@@ -50,7 +50,7 @@ use crate::aggregate::{Distribution, Snapshot};
 use crate::clock::MonoNanos;
 use crate::host::read_small;
 use crate::model::{Coverage, Joining, ProbeState, SelfSummary};
-use crate::probe::{Members, NOT_ASKED_FOR, PROBES, Probe};
+use crate::probe::{self, Members, Moved, NOT_ASKED_FOR, PROBES, Probe};
 use attach::Choices;
 use cgroup_rows::CgroupRows;
 use load::{HISTOGRAM_BYTES, Loaded, Shape};
@@ -64,6 +64,7 @@ const TARGET_COMM: usize = offset_of!(Config, target_comm) / 8;
 const TARGET_INODE: usize = offset_of!(Config, target_inode) / 8;
 const TARGET_DEVICE: usize = offset_of!(Config, target_device) / 8;
 const OBSERVER_TGID: usize = offset_of!(Config, observer_tgid) / 8;
+const WOKEN: usize = offset_of!(Config, woken) / 8;
 const EPOCH: usize = offset_of!(Config, epoch) / 8;
 
 /// The attached programs. Dropping it detaches and frees everything; so does the death of the
@@ -203,9 +204,9 @@ impl Kernel {
             cgroups: cgroup_rows,
             cgroup_member_missing: offsets.have(&[Members::Cgroup]).err(),
             targets: Arc::new(targets),
+            ring: Some(Ring::new(ring, Arc::clone(&config), messages)),
             config,
             counts,
-            ring: Some(Ring::new(ring, messages)),
             shape,
             places,
             map_bytes,
@@ -388,7 +389,17 @@ impl Kernel {
 
     /// All series of one scope, over all CPUs.
     fn scope(&self, scope: usize) -> Box<[Distribution; SERIES]> {
-        Box::new(std::array::from_fn(|series| self.distribution(scope, series)))
+        // What has to be moved is read first: all of it is then in the series that it is taken from.
+        let read = |moved: &Moved| self.distribution(scope, moved.counted_in as usize);
+        let moved: Vec<_> = probe::moved().map(|moved| (moved, read(moved))).collect();
+        fence(Ordering::Acquire);
+        let mut all = Box::new(std::array::from_fn(|series| self.distribution(scope, series)));
+        for (Moved { counted_in, from, to }, part) in moved {
+            all[*from as usize] = all[*from as usize].delta(&part);
+            all[*to as usize].merge(&part);
+            all[*counted_in as usize] = Distribution::default();
+        }
+        all
     }
 
     fn distribution(&self, scope: usize, series: usize) -> Distribution {

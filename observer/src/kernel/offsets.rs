@@ -50,6 +50,7 @@ const OPTIONAL: &[(&str, &str, &str)] =
 /// macros before they were enumerators (include/linux/mm_types.h).
 const FLAGS: &[(&str, &str, &str, u32)] = &[
     ("FAULT_FLAG_TRIED", "fault_flag", "FAULT_FLAG_TRIED", 0x20),
+    ("FAULT_FLAG_VMA_LOCK", "fault_flag", "FAULT_FLAG_VMA_LOCK", 0),
     ("FAULT_FLAG_USER", "fault_flag", "FAULT_FLAG_USER", 0x40),
     ("VM_FAULT_MAJOR", "vm_fault_reason", "VM_FAULT_MAJOR", 0x4),
     ("VM_FAULT_RETRY", "vm_fault_reason", "VM_FAULT_RETRY", 0x400),

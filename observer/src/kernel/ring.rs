@@ -1,12 +1,15 @@
 //! Draining the ring: records are decoded where they lie, without a copy.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
 use rustix::event::epoll;
 use rustix::time::Timespec;
 
+use super::mapped::MappedWords;
 use super::messages::Messages;
 
 /// The consumer's end of the ring.
@@ -15,12 +18,17 @@ pub struct Ring {
     /// Reports only the kernel side's wake-ups, because it is edge-triggered: poll(2) would return
     /// at once whenever the ring holds anything, which under load is always.
     wakeups: Option<OwnedFd>,
+    config: Arc<MappedWords>,
     /// What the programs log, if they do.
     messages: Option<Messages>,
 }
 
 impl Ring {
-    pub(super) fn new(ring: RingBuf<MapData>, messages: Option<Messages>) -> Self {
+    pub(super) fn new(
+        ring: RingBuf<MapData>,
+        config: Arc<MappedWords>,
+        messages: Option<Messages>,
+    ) -> Self {
         let edges = || {
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
             let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
@@ -28,12 +36,19 @@ impl Ring {
             Ok::<_, rustix::io::Errno>(epoll)
         };
         let wakeups = edges().ok();
-        Self { ring, wakeups, messages }
+        Self { ring, wakeups, config, messages }
     }
 
     /// Passes up to `limit` records to `sink`, in place in the ring, and returns their number. Also
     /// logs what the programs say.
     pub fn drain(&mut self, limit: usize, mut sink: impl FnMut(&[u8])) -> usize {
+        // Before the first record is looked at, in one order for all CPUs: a record that comes too
+        // late to be seen here finds it cleared.
+        if let Some(woken) = self.config.words().get(super::WOKEN)
+            && woken.load(Ordering::Relaxed) != 0
+        {
+            woken.swap(0, Ordering::SeqCst);
+        }
         let mut count = 0;
         while count < limit
             && let Some(record) = self.ring.next()

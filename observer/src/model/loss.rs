@@ -84,6 +84,13 @@ pub static LOSSES: &[LossInfo] = &[
         ..RECORDS
     },
     LossInfo {
+        id: "fault_kind_late",
+        title: "faults recorded as minor that were major",
+        sentence: "The kernel said that they were major after their records had been passed on.",
+        hides: Hides::Probes(&["fault"]),
+        ..RECORDS
+    },
+    LossInfo {
         id: "beyond_event_cap",
         title: "records beyond the limit of a run",
         sentence: "The run had more events than a run keeps.",
@@ -110,8 +117,9 @@ pub static LOSSES: &[LossInfo] = &[
     LossInfo {
         id: "begin_without_end",
         title: "begins without an end",
-        sentence: "The kernel skipped the program at the end of a call, or the call never returned.",
-        hides: Hides::Probes(&["mm_syscall"]),
+        sentence: "The kernel skipped the program at the end of a call, the call never returned, or \
+                   another soft interrupt preempted one.",
+        hides: Hides::Probes(&["mm_syscall", "softirq"]),
         ..RECORDS
     },
     LossInfo {

@@ -7,7 +7,7 @@ use observer_ebpf::wire::{
 };
 
 use super::{
-    Attach, Bounds, HistogramFamily, Members, Need, NumberFamily, Numbers, PerThread, Probe,
+    Attach, Bounds, HistogramFamily, Members, Moved, Need, NumberFamily, Numbers, PerThread, Probe,
     Program, RunsAt, SummaryNumbers, Tier,
 };
 use crate::model::{Cause, Field, RecordRow, field};
@@ -49,7 +49,9 @@ pub(super) const PROBE: Probe = Probe {
             exception (get_user_pages) are in /proc/PID/stat but have no begin there: they are \
             counted apart. The memory-cgroup tracepoint exists since Linux 6.15; a fault that \
             fails because there is no page (SIGBUS) passes it too. A perf event on every fault \
-            costs more. The kernel watches a limited number of returns by kretprobe at a time.",
+            costs more. The kernel watches a limited number of returns by kretprobe at a time. A fault \
+            that the kernel gives up, for a signal or because the process is stopped, and begins anew \
+            later counts from its last begin.",
     tiers: &[
         Tier {
             name: "fentry",
@@ -133,6 +135,18 @@ pub(super) const PROBE: Probe = Probe {
             (Series::FaultMajorKernel, "major", &["major", "kernel"]),
         ],
     }],
+    moved: &[
+        Moved {
+            counted_in: Series::FaultCorrectedUser,
+            from: Series::FaultMinorUser,
+            to: Series::FaultMajorUser,
+        },
+        Moved {
+            counted_in: Series::FaultCorrectedKernel,
+            from: Series::FaultMinorKernel,
+            to: Series::FaultMajorKernel,
+        },
+    ],
     numbers: &[NumberFamily {
         name: "faults_without_exception",
         help: "Pages the kernel brought for a task by itself (mmap with MAP_POPULATE, direct I/O), \

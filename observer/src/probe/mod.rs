@@ -19,7 +19,9 @@ use observer_ebpf::wire::{Header, KIND_SLOTS, RecordKind, Series};
 
 use crate::model::{Cause, Event, OWN_RECORDS, RecordRow};
 pub use hooks::{Attach, CostClass, Entries, Members, Need, PerThread, ProbeMap, Program, Tier};
-pub use numbers::{Bounds, Gauge, HistogramFamily, Labels, NumberFamily, Numbers, SummaryNumbers};
+pub use numbers::{
+    Bounds, Gauge, HistogramFamily, Labels, Moved, NumberFamily, Numbers, SummaryNumbers,
+};
 pub use selection::{ForcedTier, ForcedTiers, NOT_ASKED_FOR, ProbeOptions, Selection, ThreadState};
 
 /// One probe.
@@ -38,6 +40,8 @@ pub struct Probe {
     pub records: &'static [&'static RecordRow],
     /// Families of histograms it feeds; together they are its distribution.
     pub histograms: &'static [HistogramFamily],
+    /// Series that are not shown, since what they count belongs to another one.
+    pub moved: &'static [Moved],
     /// What it counts besides, for the metrics.
     pub numbers: &'static [NumberFamily],
     /// What it counts besides, for the summary of a run.
@@ -98,6 +102,7 @@ impl Probe {
         tiers: &[],
         records: &[],
         histograms: &[],
+        moved: &[],
         numbers: &[],
         in_summary: &[],
         per_thread: None,
@@ -158,6 +163,11 @@ pub const PROBES: [&Probe; 7] = [
 #[must_use]
 pub fn of_kind(kind: RecordKind) -> Option<&'static Probe> {
     PROBES.into_iter().find(|probe| probe.sends(kind))
+}
+
+/// The series that are not shown, of all probes.
+pub fn moved() -> impl Iterator<Item = &'static Moved> {
+    PROBES.into_iter().flat_map(|probe| probe.moved)
 }
 
 /// All kinds of record: those that probes send, and those that observer notes itself.
@@ -290,7 +300,9 @@ mod tests {
         let families = || PROBES.into_iter().flat_map(|probe| probe.histograms);
         for series in Series::ALL {
             let rows = families().flat_map(|family| family.series);
-            assert_eq!(rows.filter(|(of, ..)| *of == series).count(), 1, "{series:?}");
+            let shown = rows.filter(|(of, ..)| *of == series).count();
+            let hidden = moved().filter(|moved| moved.counted_in == series).count();
+            assert_eq!(shown + hidden, 1, "{series:?}");
         }
         for family in families() {
             assert!(family.series.iter().all(|(.., labels)| labels.len() == family.labels.len()));

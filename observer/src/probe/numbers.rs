@@ -22,6 +22,18 @@ pub struct HistogramFamily {
     pub series: &'static [(Series, &'static str, Labels)],
 }
 
+/// A series of durations that were first counted in another series, to which they turned out not to
+/// belong.
+#[derive(Clone, Copy, Debug)]
+pub struct Moved {
+    /// The series in which the programs count them.
+    pub counted_in: Series,
+    /// Where they were counted as well.
+    pub from: Series,
+    /// Where they belong.
+    pub to: Series,
+}
+
 /// Exponents of the first and the last finite bound of the buckets, which are 2^exponent seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {

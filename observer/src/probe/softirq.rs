@@ -21,7 +21,8 @@ pub(super) const PROBE: Probe = Probe {
             attached. The time includes hard interrupts that arrive meanwhile. The histograms count \
             a soft interrupt for the cgroup of the thread that had the CPU: ksoftirqd and idle CPUs \
             are in the root cgroup. A record exists where that thread is one of the target. On a \
-            kernel with PREEMPT_RT a soft interrupt can itself be preempted; its time includes that.",
+            kernel with PREEMPT_RT a soft interrupt can itself be preempted; its time includes that. If \
+            another one begins on its CPU meanwhile, the first one is the loss `begin_without_end`.",
     tiers: &[
         Tier {
             name: "tp_btf",

@@ -10,6 +10,7 @@ use observer_ebpf::wire::{KIND_SLOTS, RecordKind};
 
 use super::floor::{FloorControl, Load};
 use super::floor_log::FloorLog;
+use super::settling::{SETTLED_AFTER, Settling, Taken};
 use crate::clock::MonoNanos;
 use crate::kernel::{FloorSet, Ring};
 use crate::model::Event;
@@ -78,7 +79,7 @@ impl CaptureCounts {
 
 /// The result of the drain.
 pub(super) struct Drained {
-    /// Records that could not be decoded, by reason.
+    /// Records that could not be decoded or used, by reason.
     pub(super) undecoded: BTreeMap<&'static str, u64>,
     /// The floors.
     pub(super) floors: FloorLog,
@@ -101,6 +102,7 @@ pub(super) struct Drain {
     floors: Floors,
     control: FloorControl,
     drained: Drained,
+    settling: Settling,
     /// Since the last step of the control.
     stepped: Instant,
     records: [u64; KIND_SLOTS],
@@ -126,6 +128,7 @@ impl Drain {
                 floors: FloorLog::new(now, &floors.set),
             },
             floors,
+            settling: Settling::new(),
             stepped: Instant::now(),
             records: [0; KIND_SLOTS],
             bytes: 0,
@@ -136,6 +139,7 @@ impl Drain {
     /// Drains until `stop` is raised, and then the rest.
     pub(super) fn run(mut self, stop: &AtomicBool) -> Drained {
         let mut pause = DRAIN_INTERVAL;
+        let mut is_settling = false;
         loop {
             // Read before draining: what was submitted before the stop is then drained for sure.
             let last = stop.load(Ordering::Relaxed);
@@ -156,10 +160,18 @@ impl Drain {
                 }
             }
             if last {
+                let mut batch = Vec::new();
+                self.settling.finish(&mut batch);
+                // Only fails when the other thread died; its join reports that.
+                let _ = self.sender.send(batch);
                 return self.drained;
             }
-            pause = self.pause_after(pause, found_bytes);
-            self.ring.wait(pause);
+            // A check only for what is kept back does not show how much there is.
+            if !is_settling || found_bytes > 0 {
+                pause = self.pause_after(pause, found_bytes);
+            }
+            is_settling = !self.settling.is_empty();
+            self.ring.wait(if is_settling { SETTLED_AFTER } else { pause });
             self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -176,21 +188,30 @@ impl Drain {
 
     /// Decodes up to one batch of records; returns how many there were, and the events.
     fn take_batch(&mut self) -> (usize, Vec<Event>) {
-        let Self { ring, drained, bytes, .. } = self;
+        let Self { ring, drained, bytes, settling, .. } = self;
         let mut batch = Vec::new();
         let mut recorded = [(0, 0); KIND_SLOTS];
         let count = ring.drain(BATCH_EVENTS, |record| {
             *bytes += record.len().next_multiple_of(8) + RECORD_HEADER_BYTES;
             match probe::decode(record) {
                 Ok(event) => {
-                    let (count, sum_ns) = &mut recorded[usize::from(event.row().kind)];
-                    *count += 1;
-                    *sum_ns += event.duration_ns;
-                    batch.push(event);
+                    let (kind, duration_ns) = (event.row().kind, event.duration_ns);
+                    match settling.take(event, &mut batch) {
+                        Taken::Record => {
+                            let (count, sum_ns) = &mut recorded[usize::from(kind)];
+                            *count += 1;
+                            *sum_ns += duration_ns;
+                        }
+                        Taken::Correction => {}
+                        Taken::TooLate => {
+                            *drained.undecoded.entry("fault_kind_late").or_insert(0) += 1;
+                        }
+                    }
                 }
                 Err(error) => *drained.undecoded.entry(reason(error)).or_insert(0) += 1,
             }
         });
+        settling.pass_on(Instant::now(), &mut batch);
         for (kind, (count, sum_ns)) in recorded.into_iter().enumerate() {
             if count > 0 {
                 self.records[kind] += count;

@@ -19,6 +19,7 @@ mod quota;
 mod recording;
 mod recover;
 mod samples;
+mod settling;
 mod sink;
 mod start;
 pub mod supervisor;

@@ -7,7 +7,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
+use observer::clock::MonoNanos;
 use observer_tests::clone::{clone_with_pid, wait_for};
 use observer_tests::kernel_counters;
 use observer_tests::mapping::{Mapping, PAGE_BYTES};
@@ -56,19 +58,24 @@ fn served(mapping: &Mapping) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-fn serve(fd: &OwnedFd, pages: usize) -> io::Result<()> {
-    let page = Box::new([7u8; PAGE_BYTES]);
-    for _ in 0..pages {
-        let mut message = [0u8; MESSAGE_BYTES];
-        rustix::io::read(fd, &mut message)?;
-        if u64::from(message[0]) != UFFD_EVENT_PAGEFAULT {
-            return Err(io::Error::other("no page fault"));
-        }
-        let address = message[MESSAGE_ADDRESS..].first_chunk::<8>().copied().unwrap_or_default();
-        let address = u64::from_ne_bytes(address) & !(PAGE_BYTES as u64 - 1);
-        control(fd, UFFDIO_COPY, [address, page.as_ptr() as u64, PAGE_BYTES as u64, 0, 0])?;
+/// Waits for a fault, and returns the address of its page.
+fn next_fault(fd: &OwnedFd) -> io::Result<u64> {
+    let mut message = [0u8; MESSAGE_BYTES];
+    rustix::io::read(fd, &mut message)?;
+    if u64::from(message[0]) != UFFD_EVENT_PAGEFAULT {
+        return Err(io::Error::other("no page fault"));
     }
-    Ok(())
+    let address = message[MESSAGE_ADDRESS..].first_chunk::<8>().copied().unwrap_or_default();
+    Ok(u64::from_ne_bytes(address) & !(PAGE_BYTES as u64 - 1))
+}
+
+fn bring(fd: &OwnedFd, address: u64) -> io::Result<()> {
+    let page = Box::new([7u8; PAGE_BYTES]);
+    control(fd, UFFDIO_COPY, [address, page.as_ptr() as u64, PAGE_BYTES as u64, 0, 0])
+}
+
+fn serve(fd: &OwnedFd, pages: usize) -> io::Result<()> {
+    (0..pages).try_for_each(|_| bring(fd, next_fault(fd)?))
 }
 
 /// Faults that are long in comparison with the shortest: each clears a huge page. The caller reports
@@ -124,6 +131,66 @@ pub(crate) fn userfault(pages: usize, killed: usize) -> io::Result<()> {
             kill_in_fault()?;
         }
         report(&json!({ "retried": pages, "killed": killed }))?;
+    }
+    wait_for_end()
+}
+
+/// Faults in the kernel that wait for another thread. They have the lock of the whole address space
+/// from the first attempt on, so that each is tried a second time and is a major fault.
+pub(crate) fn kernel_userfault(pages: usize) -> io::Result<()> {
+    let mapping = Mapping::anonymous(pages * PAGE_BYTES)?;
+    no_huge_pages(&mapping)?;
+    let fd = served(&mapping)?;
+    let server = thread::Builder::new().name("server".into()).spawn(move || serve(&fd, pages))?;
+    if wait_for_go()? {
+        for page in 0..pages {
+            let place = mapping.base().wrapping_byte_add(page * PAGE_BYTES);
+            // SAFETY: the kernel writes a number into a page of this function's own mapping.
+            if unsafe { libc::syscall(libc::SYS_getcpu, place, 0, 0) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        server.join().map_err(|_| io::Error::other("the server panicked"))??;
+        let (address, bytes) = (mapping.base() as usize, mapping.length_bytes());
+        report(&json!({ "address": address, "bytes": bytes, "pages": pages }))?;
+    }
+    wait_for_end()
+}
+
+/// A thread that waits in a fault when the process is stopped. It leaves the fault for that, and
+/// begins a new one at the same address when it goes on.
+pub(crate) fn stopped_fault(stop: Duration) -> io::Result<()> {
+    let mapping = Mapping::anonymous(PAGE_BYTES)?;
+    no_huge_pages(&mapping)?;
+    let fd = served(&mapping)?;
+    let shared = rustix::fs::memfd_create("continued", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let shared = File::from(shared);
+    if wait_for_go()? {
+        let address = mapping.base() as usize;
+        let faulting = thread::Builder::new().name("faulting".into());
+        let faulting = faulting.spawn(move || mapping.read_page(0))?;
+        let page = next_fault(&fd)?;
+        let parent = i32::try_from(std::process::id()).map_err(io::Error::other)?;
+        let child = clone_with_pid(None, || {
+            // SAFETY: a signal to the parent, which waits for this child.
+            unsafe { libc::kill(parent, libc::SIGSTOP) };
+            thread::sleep(stop);
+            let now = MonoNanos::now().0.to_ne_bytes();
+            let written = shared.write_all_at(&now, 0);
+            // SAFETY: as above.
+            unsafe { libc::kill(parent, libc::SIGCONT) };
+            debug_assert!(written.is_ok(), "{written:?}");
+        })?;
+        wait_for(child)?;
+        let mut continued_ns = [0; 8];
+        shared.read_exact_at(&mut continued_ns, 0)?;
+        // The same fault anew.
+        let again = next_fault(&fd)?;
+        bring(&fd, again)?;
+        faulting.join().map_err(|_| io::Error::other("the thread panicked"))?;
+        let continued_ns = u64::from_ne_bytes(continued_ns);
+        let same = page == again && page == address as u64;
+        report(&json!({ "address": address, "continued_ns": continued_ns, "same": same }))?;
     }
     wait_for_end()
 }

@@ -200,6 +200,16 @@ enum Work {
         #[arg(long, default_value_t = 10)]
         killed: usize,
     },
+    /// The same faults in the kernel, in memory that it reports: the kernel tries each of them again.
+    KernelUserfault {
+        #[arg(long, default_value_t = 200)]
+        pages: usize,
+    },
+    /// Is stopped in the middle of a fault, which it begins anew after that.
+    StoppedFault {
+        #[arg(long, default_value_t = 300)]
+        ms: u64,
+    },
     /// Faults that end in a signal.
     BadFaults {
         /// Made.
@@ -365,6 +375,8 @@ fn main() -> ExitCode {
         Work::LongCalls { rounds } => memory::long_calls(rounds),
         Work::HugeFaults { rounds } => faults::huge_faults(rounds),
         Work::Userfault { pages, killed } => faults::userfault(pages, killed),
+        Work::KernelUserfault { pages } => faults::kernel_userfault(pages),
+        Work::StoppedFault { ms } => faults::stopped_fault(Duration::from_millis(ms)),
         Work::BadFaults { file, rounds, killed } => faults::bad_faults(&file, rounds, killed),
         Work::Nested { file, mib, rounds } => faults::nested(&file, mib, rounds),
         Work::Collide { rounds } => faults::collide(rounds),
