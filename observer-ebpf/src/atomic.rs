@@ -53,6 +53,21 @@ pub(crate) fn add(value: *mut u64, number: u64) {
     }
 }
 
+/// Adds to the value and returns what it was.
+#[inline(always)]
+pub(crate) fn fetch_add(value: *mut u64, number: u64) -> u64 {
+    let mut result = number;
+    // SAFETY: `value` points into a map value (the verifier checks it).
+    unsafe {
+        asm!(
+            "{number} = atomic_fetch_add((u64 *)({value} + 0), {number})",
+            value = in(reg) value,
+            number = inout(reg) result,
+        );
+    }
+    result
+}
+
 /// Reads the value once, because other CPUs may write it.
 #[inline(always)]
 pub(crate) fn load(value: *const u64) -> u64 {

@@ -147,6 +147,8 @@ globals! {
     OFF_SOCKET_SK: off_socket_sk = 0;
     /// `sock::__sk_common.skc_family`.
     OFF_SOCK_FAMILY: off_sock_family = 0;
+    /// `sock::__sk_common.skc_dport`.
+    OFF_SOCK_PORT: off_sock_port = 0;
     /// `sock::sk_type`.
     OFF_SOCK_TYPE: off_sock_type = 0;
 

@@ -108,6 +108,13 @@ impl Arguments {
         Executable(program.follow(config::off_bprm_file()).follow(config::off_file_inode()))
     }
 
+    /// The port at the other end of the socket at position `N`; 0 if it is not known.
+    #[inline(always)]
+    pub(crate) fn port<const N: i32>(self) -> u16 {
+        let socket = Pointer { address: self.word::<N>() as *const u8, typed: self.typed };
+        u16::from_be(socket.load(config::off_sock_port()))
+    }
+
     /// The command name at position `N`, as long as the kernel keeps it, NUL padded.
     #[inline(always)]
     pub(crate) fn comm<const N: i32>(self) -> [u8; COMM_LEN] {

@@ -9,9 +9,10 @@ use aya_ebpf::{
     maps::{Array, RingBuf},
 };
 use observer_ebpf::wire::{
-    CgroupHistogram, CgroupTable, Config, Counts, FaultState, Histogram, MmSyscallState,
-    PID_MAX_LIMIT, ReclaimState, RunqueueState, SCOPES, SERIES, SOCKET_SLOTS, Slot, SocketEntry,
-    Stored, TASK_SLOTS_MAX, UPROBE_COUNTERS,
+    CgroupHistogram, CgroupTable, Config, Counts, FaultState, GENERATOR_EVENTS,
+    GENERATOR_PROCESSES, GeneratorEvent, Histogram, MmSyscallState, PID_MAX_LIMIT, ReclaimState,
+    RunqueueState, SCOPES, SERIES, SOCKET_SLOTS, Slot, SocketEntry, Stored, TASK_SLOTS_MAX,
+    UPROBE_COUNTERS,
 };
 
 /// Records on their way to user space (loader).
@@ -104,6 +105,16 @@ pub(crate) static COUNTS: Array<Counts> = Array::with_max_entries(1, BPF_F_MMAPA
 #[map]
 pub(crate) static UPROBE_CALLS: Array<u64> =
     Array::with_max_entries(UPROBE_COUNTERS, BPF_F_MMAPABLE);
+
+/// What the load generator's processes did.
+#[map]
+pub(crate) static GENERATOR: Array<GeneratorEvent> =
+    Array::with_max_entries(GENERATOR_EVENTS, BPF_F_MMAPABLE);
+
+/// How many of their connections are in that log.
+#[map]
+pub(crate) static GENERATOR_CONNECTIONS: Array<u64> =
+    Array::with_max_entries(GENERATOR_PROCESSES, BPF_F_MMAPABLE);
 
 /// What user space may change while the programs run.
 #[map]

@@ -1,11 +1,16 @@
 //! Real load generators and a real server.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use observer::clock::MonoNanos;
 use observer::model::{Cause, EndReason};
+use observer::output::rundir::RunDir;
 use observer_tests::http;
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Running};
@@ -94,4 +99,126 @@ fn hey_against_nginx() {
     assert!(summary.probes["runqueue"].count > rows / 20, "{:?}", summary.probes["runqueue"]);
     assert!(finished.stdout.contains("coordinated omission"), "{finished:#?}");
     drop(nginx);
+}
+
+/// A service in this process that notes when it receives the requests for `/load`.
+struct Service {
+    port: u16,
+    received: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Service {
+    fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&received);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let log = Arc::clone(&log);
+                std::thread::spawn(move || answer(stream, &log));
+            }
+        });
+        Self { port, received }
+    }
+
+    /// The times since the last call, in order.
+    fn take(&self) -> Vec<u64> {
+        let mut times = std::mem::take(&mut *self.received.lock().expect("no panic before"));
+        times.sort_unstable();
+        times
+    }
+}
+
+/// Answers until the client closes the connection.
+fn answer(mut stream: TcpStream, log: &Mutex<Vec<u64>>) {
+    let (mut request, mut byte) = (Vec::new(), [0]);
+    // A byte at a time, so that it is known where a request ends.
+    while let Ok(1) = stream.read(&mut byte) {
+        request.push(byte[0]);
+        if request.ends_with(b"\r\n\r\n") {
+            if request.starts_with(b"GET /load ") {
+                log.lock().expect("no panic before").push(MonoNanos::now().0);
+            }
+            request.clear();
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+            if stream.write_all(answer).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Where hey's requests lie, behind wrappers that do other things first, by the service's own log.
+#[test]
+fn hey_is_placed_behind_any_wrapper() {
+    let Some(_guard) = privileged::ready("hey behind wrappers") else { return };
+    let directory = trial::directory();
+    let (service, other) = (Service::start(), Service::start());
+    let url = |service: &Service, path| format!("http://127.0.0.1:{}/{path}", service.port);
+    // Connects from the shell's own process, as long as it lives.
+    let connect = |service: &Service| {
+        format!(
+            "exec 3<>/dev/tcp/127.0.0.1/{}; printf 'GET /warm HTTP/1.1\\r\\n\\r\\n' >&3; \
+             head -c 15 <&3 >/dev/null",
+            service.port
+        )
+    };
+    let hey =
+        |service: &Service, path| format!("hey -n 30 -c 2 -q 15 -o csv {}", url(service, path));
+    let load = hey(&service, "load");
+    // The script, and whether it may leave open which process is the generator.
+    let wrappers = [
+        ("a delay", format!("sleep 1; {load}"), false),
+        (
+            "its own connection to another port",
+            format!("{}; sleep 1; {load}", connect(&other)),
+            false,
+        ),
+        ("its own connection", format!("{}; sleep 1; {load}", connect(&service)), false),
+        (
+            "a short connection of another process",
+            format!("({}); sleep 1; exec {load}", connect(&service)),
+            false,
+        ),
+        ("the same load elsewhere", format!("{} >/dev/null; {load}", hey(&other, "warm")), false),
+        (
+            "many processes, and the load in the background",
+            format!("for i in $(seq 50); do /bin/true; done; sleep 1; setsid {load} & wait"),
+            false,
+        ),
+        ("two recordings", format!("{}; {load}", hey(&service, "warm")), false),
+        ("the same load", format!("{} >/dev/null; {load}", hey(&service, "warm")), true),
+    ];
+    for (what, script, may_be_open) in wrappers {
+        let out = directory.path().join(what);
+        let mut command = Command::new(trial::programs().observer);
+        command.args(["run", "--port", &service.port.to_string(), "--samples", "hey", "--out"]);
+        command.arg(&out).args(["--", "bash", "-c", &script]);
+        let finished = observer_tests::command::run(&mut command, Duration::from_secs(60))
+            .unwrap_or_else(|error| panic!("{error}"));
+        finished.assert_code(0);
+        let (summary, info) = read_run(&out).unwrap_or_else(|error| panic!("{error}"));
+        let samples = RunDir::open(&out).and_then(|run| run.read_samples()).expect("samples");
+        let samples = samples.expect("samples").rows;
+        let received = service.take();
+        assert_eq!((samples.len(), received.len()), (30, 30), "{what}");
+        // The nth request was received between the nth begin and the nth end.
+        let mut begins: Vec<_> = samples.iter().map(|sample| sample.start.0 as i64).collect();
+        let mut ends: Vec<_> = samples.iter().map(|sample| sample.end.0 as i64).collect();
+        begins.sort_unstable();
+        ends.sort_unstable();
+        let after = |times: &[i64]| -> Vec<i64> {
+            received.iter().zip(times).map(|(at, time)| *at as i64 - time).collect()
+        };
+        // Begin and end are rounded to a step each.
+        let step = samples[0].precision_ns as i64;
+        let least = after(&ends).into_iter().max().expect("30") - 2 * step;
+        let most = after(&begins).into_iter().min().expect("30") + 2 * step;
+        let error = summary.samples.clock_error_ns as i64;
+        assert!(least <= error && -error <= most, "{what}: {least}..{most} of {error}");
+        // The wrapper took so long before it started the generator.
+        let before = received[0] as i64 - info.start_ns.0 as i64;
+        assert!(may_be_open || error < before / 4, "{what}: {error} ns of {before}");
+    }
 }

@@ -21,6 +21,7 @@ macro_rules! tracepoint_programs {
 }
 
 mod fault;
+mod generator;
 mod reclaim;
 mod runqueue;
 mod socket;

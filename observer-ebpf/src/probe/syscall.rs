@@ -23,7 +23,6 @@ use super::{fault, socket};
 use crate::{
     config, emit, histogram,
     kernel::{Arguments, Registers, Task, now_ns},
-    maps::CONFIG,
     task,
 };
 
@@ -140,9 +139,6 @@ const OPENAT: u64 = 257;
 const ACCEPT4: u64 = 288;
 const OPENAT2: u64 = 437;
 
-/// The result of a non-blocking connect that is still in progress, negated.
-const EINPROGRESS: i64 = -115;
-
 /// Bit n is set when system call n is a watched memory-management call.
 const MM_CALLS: u64 =
     1 << MMAP | 1 << MPROTECT | 1 << MUNMAP | 1 << BRK | 1 << MREMAP | 1 << MADVISE;
@@ -205,10 +201,10 @@ fn any_call_done(arguments: Arguments) {
     }
     // Most calls return here, before anything is read.
     let call = match number {
-        CONNECT => FdSyscall::Connect,
         _ if config::sys_exit_descriptors() == 0 => return,
         ACCEPT | ACCEPT4 => FdSyscall::Accept,
         _ if !is_exhaustion(result) => return,
+        CONNECT => FdSyscall::Connect,
         SOCKET | SOCKETPAIR => FdSyscall::Socket,
         OPEN | OPENAT | OPENAT2 | CREAT => FdSyscall::Open,
         _ => return,
@@ -219,11 +215,7 @@ fn any_call_done(arguments: Arguments) {
     if !is_counted_here || Task::current().in_compat_syscall() {
         return;
     }
-    if config::sys_exit_descriptors() == 0 {
-        connect_done(result);
-    } else {
-        descriptor_call_done(call, result);
-    }
+    descriptor_call_done(call, result);
 }
 
 /// EMFILE, ENFILE, ENOBUFS or ENOMEM, negated.
@@ -236,26 +228,8 @@ const fn is_exhaustion(result: i64) -> bool {
 fn descriptor_call_done(call: FdSyscall, result: i64) {
     if is_exhaustion(result) {
         exhausted(call, -result as u32);
-    } else if matches!(call, FdSyscall::Connect) {
-        connect_done(result);
     } else if matches!(call, FdSyscall::Accept) && result >= 0 {
         socket::accepted(Task::current().tgid(), result as u32);
-    }
-}
-
-/// Notes the load generator's first connect(2).
-#[inline(always)]
-fn connect_done(result: i64) {
-    if result != 0 && result != EINPROGRESS {
-        return;
-    }
-    let tgid = Task::current().tgid();
-    let Some(config) = CONFIG.get_ptr_mut(0) else { return };
-    // SAFETY: a map value; if two threads race here, they write times that are a few microseconds
-    // apart.
-    let config = unsafe { &mut *config };
-    if config.generator_tgid == u64::from(tgid) && config.generator_connected_ns == 0 {
-        config.generator_connected_ns = now_ns();
     }
 }
 

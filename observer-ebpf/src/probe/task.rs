@@ -12,6 +12,8 @@ use crate::{
     task,
 };
 
+use super::generator;
+
 tracepoint_programs! {
     /// `sched_process_fork(parent, child)`
     sched_process_fork, sched_process_fork_raw => forked;
@@ -60,7 +62,7 @@ fn forked(arguments: Arguments) {
 
 /// Whether the task is observer, or was started by it or by what it started: COMMAND is no target.
 #[inline(always)]
-fn is_of_observer(task: Task, observer_tgid: u64) -> bool {
+pub(super) fn is_of_observer(task: Task, observer_tgid: u64) -> bool {
     let mut ancestor = task;
     let mut generation = 0;
     while generation < GENERATIONS {
@@ -121,6 +123,7 @@ fn executed(arguments: Arguments) {
     if emit::is_target(task.tgid()) {
         report(TASK_EXEC, task, task.comm(), 0);
     }
+    generator::executed(task);
 }
 
 /// A process leaves the target when its last thread exits, before its id can be used again.
@@ -129,6 +132,9 @@ fn exiting(arguments: Arguments) {
     let task = arguments.task::<0>();
     let tgid = task.tgid();
     if !emit::is_target(tgid) {
+        if task.live_threads() == 0 {
+            generator::exiting(task);
+        }
         return;
     }
     report(TASK_EXIT, task, task.comm(), 0);

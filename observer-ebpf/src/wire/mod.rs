@@ -7,6 +7,7 @@
 
 mod cgroup;
 mod fault;
+mod generator;
 mod histogram;
 mod mm_syscall;
 mod numbers;
@@ -20,6 +21,7 @@ mod uprobe;
 
 pub use cgroup::*;
 pub use fault::*;
+pub use generator::*;
 pub use histogram::*;
 pub use mm_syscall::*;
 pub use numbers::*;
@@ -180,11 +182,11 @@ pub struct Config {
     /// Not 0 when user space has been woken since it last began to drain. The kernel side sets it,
     /// and user space clears it.
     pub woken: u64,
-    /// Process of the load generator, when this host runs it; 0 otherwise.
-    pub generator_tgid: u64,
-    /// Written by the kernel side: when that process first connected; 0 until then. It gives the
-    /// start of generators that report times relative to a start which they do not report.
-    pub generator_connected_ns: u64,
+    /// Not 0 while observer runs a load generator, whose processes are logged.
+    pub generator_watched: u64,
+    /// Written by the kernel side: events of the generator's processes so far, those without a place
+    /// in their log included ([`GeneratorEvent`]).
+    pub generator_events: u64,
     /// Which program at the exit of all system calls counts accepted sockets and failures: a
     /// [`CallExit`] discriminant. Probes attached by different tiers may have both there, and a
     /// third one at the calls themselves.

@@ -33,34 +33,28 @@ impl Entry {
     }
 }
 
-/// Socket inodes of `table` that are in `state` and bound to `port`. `listeners_first`: the kernel
-/// prints every listener before the first connection (`listening_get_first`, then
-/// `established_get_first` in net/ipv4/tcp_ipv4.c), so that the first line in another state ends
-/// the search; on a host with 100,000 connections that is the difference between cheap and not.
-fn bound_inodes(table: impl BufRead, port: u16, state: u8, listeners_first: bool) -> BTreeSet<u64> {
-    let mut inodes = BTreeSet::new();
-    for line in table.split(b'\n').map_while(Result::ok).skip(1) {
-        let Some(entry) = Entry::parse(&String::from_utf8_lossy(&line)) else { continue };
-        if entry.state != state {
-            if listeners_first {
-                break;
-            }
-            continue;
-        }
-        if entry.port == port && entry.inode != 0 {
-            inodes.insert(entry.inode);
-        }
-    }
-    inodes
+/// Sockets of `table` that are in `state`. `listeners_first`: the kernel prints every listener before
+/// the first connection (`listening_get_first`, then `established_get_first` in
+/// net/ipv4/tcp_ipv4.c), so that the first line in another state ends the search; on a host with
+/// 100,000 connections that is the difference between cheap and not.
+fn in_state(table: impl BufRead, state: u8, listeners_first: bool) -> impl Iterator<Item = Entry> {
+    table
+        .split(b'\n')
+        .map_while(Result::ok)
+        .skip(1)
+        .filter_map(|line| Entry::parse(&String::from_utf8_lossy(&line)))
+        .take_while(move |entry| entry.state == state || !listeners_first)
+        .filter(move |entry| entry.state == state && entry.inode != 0)
 }
 
-fn read_table(tgid: Tgid, name: &str, port: u16) -> BTreeSet<u64> {
+/// The listening sockets of a table, or for UDP the unconnected ones.
+fn read_table(tgid: Tgid, name: &str) -> Vec<Entry> {
     let tcp = name.starts_with("tcp");
     let state = if tcp { TCP_LISTEN } else { UDP_UNCONNECTED };
     let open = |tgid: Tgid| fs::File::open(format!("/proc/{}/net/{name}", tgid.0)).ok();
     open(tgid)
         .or_else(|| open(process::heir(tgid)?))
-        .map(|file| bound_inodes(BufReader::new(file), port, state, tcp))
+        .map(|file| in_state(BufReader::new(file), state, tcp).collect())
         .unwrap_or_default()
 }
 
@@ -131,8 +125,9 @@ pub fn listeners(port: u16) -> BTreeSet<Tgid> {
         let mut found = BTreeSet::new();
         for members in namespaces.values() {
             let Some(&first) = members.first() else { continue };
+            let entries = tables.iter().flat_map(|table| read_table(first, table));
             let inodes: BTreeSet<u64> =
-                tables.iter().flat_map(|table| read_table(first, table, port)).collect();
+                entries.filter(|entry| entry.port == port).map(|entry| entry.inode).collect();
             if inodes.is_empty() {
                 continue;
             }
@@ -151,6 +146,22 @@ pub fn listeners(port: u16) -> BTreeSet<Tgid> {
         }
     }
     BTreeSet::new()
+}
+
+/// The TCP ports on which these processes listen.
+#[must_use]
+pub fn listened_ports(tgids: &BTreeSet<Tgid>) -> BTreeSet<u16> {
+    let ids: Vec<Tgid> = tgids.iter().copied().collect();
+    let mut ports = BTreeSet::new();
+    for members in namespaces(&ids).values() {
+        let Some(&first) = members.first() else { continue };
+        let sockets = members.iter().filter_map(|&tgid| socket_descriptors(tgid)).flatten();
+        let inodes: BTreeSet<u64> = sockets.map(|(_, inode)| inode).collect();
+        let entries = ["tcp", "tcp6"].into_iter().flat_map(|table| read_table(first, table));
+        let held = entries.filter(|entry| inodes.contains(&entry.inode));
+        ports.extend(held.map(|entry| entry.port));
+    }
+    ports
 }
 
 #[cfg(test)]
@@ -173,13 +184,17 @@ mod tests {
 
     #[test]
     fn only_listeners_on_the_port_are_taken() {
-        let find = |text: &str, port| bound_inodes(text.as_bytes(), port, TCP_LISTEN, true);
+        let find = |text: &'static str, port| {
+            let entries = in_state(text.as_bytes(), TCP_LISTEN, true);
+            let on_port = entries.filter(|entry| entry.port == port);
+            on_port.map(|entry| entry.inode).collect::<BTreeSet<_>>()
+        };
         // 4714 stands after the first connection, where the kernel never prints a listener.
         assert_eq!(find(TCP, 8080), BTreeSet::from([4711]));
         assert_eq!(find(TCP, 80), BTreeSet::from([4712]));
         assert_eq!(find(TCP, 81), BTreeSet::new());
         assert_eq!(find(TCP6, 8080), BTreeSet::from([99]));
-        assert_eq!(bound_inodes(TCP.as_bytes(), 8080, TCP_LISTEN, false).len(), 2);
+        assert_eq!(in_state(TCP.as_bytes(), TCP_LISTEN, false).count(), 3);
     }
 
     #[test]
@@ -202,6 +217,8 @@ mod tests {
         assert!(listeners(port).contains(&me));
         let client_port = client.local_addr().unwrap().port();
         assert!(!listeners(client_port).contains(&me));
+        let ports = listened_ports(&BTreeSet::from([me]));
+        assert!(ports.contains(&port) && !ports.contains(&client_port));
         drop((client, listener));
         assert!(!listeners(port).contains(&me));
     }

@@ -138,14 +138,12 @@ fn attach_tier(loaded: &mut Loaded, tier: &Tier, states: &mut ProgramStates) -> 
 }
 
 /// Which program at the exit of all system calls counts for the socket probe: the one of its own
-/// tier, because a program of another probe's tier may be attached as well. Without the socket
-/// probe, it is whichever program is attached: the load generator's first connection is useful
-/// anyway.
+/// tier, because a program of another probe's tier may be attached as well.
 pub(super) fn descriptor_calls_at(socket: Option<&Choice>, states: &ProgramStates) -> CallExit {
-    let tier = socket.and_then(|choice| choice.tier);
+    let programs = socket.and_then(|choice| choice.tier).map_or(&[][..], |tier| tier.programs);
     let serves = |name: &str| {
         states.get(name) == Some(&ProgramState::Attached)
-            && tier.is_none_or(|tier| tier.programs.iter().any(|program| program.name == name))
+            && programs.iter().any(|program| program.name == name)
     };
     if serves("sys_exit") {
         CallExit::Typed
@@ -367,8 +365,7 @@ mod tests {
             assert_eq!(descriptor_calls_at(Some(&by(tier)), &both), here, "{tier}");
         }
         let raw = [("sys_exit_raw", ProgramState::Attached)].into();
-        assert_eq!(descriptor_calls_at(None, &raw), CallExit::Raw);
-        assert_eq!(descriptor_calls_at(None, &ProgramStates::new()), CallExit::None);
+        assert_eq!(descriptor_calls_at(None, &raw), CallExit::None);
     }
 
     #[test]

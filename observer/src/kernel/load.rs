@@ -8,8 +8,9 @@ use std::sync::Arc;
 use aya::maps::{Map, MapData, RingBuf};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use observer_ebpf::wire::{
-    CGROUP_ROWS_MAX, CgroupHistogram, CgroupTable, Config, Counts, KIND_SLOTS, PID_MAX_LIMIT,
-    RecordKind, SCOPES, SERIES, TASK_SLOTS_MAX, UPROBE_COUNTERS,
+    CGROUP_ROWS_MAX, CgroupHistogram, CgroupTable, Config, Counts, GENERATOR_EVENTS,
+    GeneratorEvent, KIND_SLOTS, PID_MAX_LIMIT, RecordKind, SCOPES, SERIES, TASK_SLOTS_MAX,
+    UPROBE_COUNTERS,
 };
 
 use super::btf::{Btf, BtfError};
@@ -175,6 +176,7 @@ pub(super) struct Loaded {
     pub(super) targets: MappedWords,
     pub(super) config: Arc<MappedWords>,
     pub(super) counts: Arc<MappedWords>,
+    pub(super) generator: MappedWords,
     pub(super) uprobe_calls: MappedWords,
     pub(super) ring: RingBuf<MapData>,
     /// `None` unless the programs log.
@@ -322,6 +324,7 @@ pub(super) fn load(
     let targets = mapped("TARGETS", PID_MAX_LIMIT as usize / 64, 8)?;
     let config = Arc::new(mapped("CONFIG", 1, size_of::<Config>())?);
     let counts = Arc::new(mapped("COUNTS", shape.cpus, size_of::<Counts>())?);
+    let generator = mapped("GENERATOR", GENERATOR_EVENTS as usize, size_of::<GeneratorEvent>())?;
     let uprobe_calls = mapped("UPROBE_CALLS", UPROBE_COUNTERS as usize, 8)?;
     let ring = take(&mut ebpf, "RING")?;
     let messages = match messages::are_shown() {
@@ -340,6 +343,7 @@ pub(super) fn load(
         targets,
         config,
         counts,
+        generator,
         uprobe_calls,
         ring,
         messages,

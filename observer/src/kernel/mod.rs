@@ -6,6 +6,7 @@ mod btf;
 mod cgroup_rows;
 mod cost;
 mod follow;
+mod generator;
 mod links;
 mod live;
 mod load;
@@ -57,8 +58,6 @@ use load::{HISTOGRAM_BYTES, Loaded, Shape};
 use mapped::MappedWords;
 
 /// Words of [`Config`].
-const GENERATOR_TGID: usize = offset_of!(Config, generator_tgid) / 8;
-const GENERATOR_CONNECTED: usize = offset_of!(Config, generator_connected_ns) / 8;
 const DESCRIPTOR_CALLS_AT: usize = offset_of!(Config, descriptor_calls_at) / 8;
 const TARGET_COMM: usize = offset_of!(Config, target_comm) / 8;
 const TARGET_INODE: usize = offset_of!(Config, target_inode) / 8;
@@ -87,6 +86,9 @@ pub struct Kernel {
     targets: Arc<MappedWords>,
     config: Arc<MappedWords>,
     counts: Arc<MappedWords>,
+    generator: MappedWords,
+    /// Connections of the load generator are watched.
+    sees_connects: bool,
     ring: Option<Ring>,
     shape: Shape,
     places: ThreadPlaces,
@@ -180,6 +182,7 @@ impl Kernel {
             targets,
             config,
             counts,
+            generator,
             ring,
             messages,
             shape,
@@ -191,6 +194,7 @@ impl Kernel {
         } = loaded;
         let calls_at = attach::descriptor_calls_at(choices.get("socket"), &states);
         config.set(DESCRIPTOR_CALLS_AT, calls_at as u64);
+        config.set(OBSERVER_TGID, u64::from(std::process::id()));
         Ok(Self {
             links,
             uprobes: uprobe::Uprobes::new(uprobe_calls),
@@ -207,6 +211,8 @@ impl Kernel {
             ring: Some(Ring::new(ring, Arc::clone(&config), messages)),
             config,
             counts,
+            generator,
+            sees_connects: false,
             shape,
             places,
             map_bytes,
@@ -266,7 +272,6 @@ impl Kernel {
     /// From now on, processes join the target at the moment when they get its name or execute its
     /// program.
     pub fn watch_for(&self, joining: &Joining) {
-        self.config.set(OBSERVER_TGID, u64::from(std::process::id()));
         match *joining {
             Joining::Comm(comm) => {
                 let [first, second]: [u64; 2] = bytemuck::cast(comm);
@@ -319,18 +324,6 @@ impl Kernel {
         (0..self.shape.cpus)
             .map(|cpu| self.histograms.get(histogram_word(cpu, SCOPE_TARGET, series as usize)))
             .fold(0, u64::wrapping_add)
-    }
-
-    /// Sets the load generator's process, so that the kernel side records its first connect(2).
-    pub fn watch_generator(&self, tgid: u32) {
-        self.config.set(GENERATOR_TGID, u64::from(tgid));
-    }
-
-    /// When the load generator first connected.
-    #[must_use]
-    pub fn generator_connected(&self) -> Option<MonoNanos> {
-        let time = self.config.get(GENERATOR_CONNECTED);
-        (time != 0).then_some(MonoNanos(time))
     }
 
     /// The floors in force, by record kind.

@@ -34,6 +34,7 @@ const MEMBERS: &[(Members, &str, &str, &str)] = &[
     (Members::Descriptors, "OFF_FILE_PRIVATE", "file", "private_data"),
     (Members::Descriptors, "OFF_SOCKET_SK", "socket", "sk"),
     (Members::Descriptors, "OFF_SOCK_FAMILY", "sock", "__sk_common.skc_family"),
+    (Members::Descriptors, "OFF_SOCK_PORT", "sock", "__sk_common.skc_dport"),
     (Members::Descriptors, "OFF_SOCK_TYPE", "sock", "sk_type"),
     (Members::CallAbi, "OFF_TASK_STATUS", "task_struct", "thread_info.status"),
     (Members::Registers, "OFF_REGS_NUMBER", "pt_regs", "orig_ax"),

@@ -2,7 +2,8 @@
 //! the maps are then created with.
 
 use observer_ebpf::wire::{
-    CgroupHistogram, CgroupTable, Config, Counts, Histogram, PID_MAX_LIMIT, SCOPES, UPROBE_COUNTERS,
+    CgroupHistogram, CgroupTable, Config, Counts, GENERATOR_EVENTS, GENERATOR_PROCESSES,
+    GeneratorEvent, Histogram, PID_MAX_LIMIT, SCOPES, UPROBE_COUNTERS,
 };
 
 use super::load::Shape;
@@ -109,6 +110,8 @@ pub(super) fn of_shape(shape: Shape, ring_bytes: u32, places: &ThreadPlaces) -> 
         map("TARGETS", Array, PID_MAX_LIMIT / 64, 8),
         sized(map("COUNTS", Array, cpus as u32, size_of::<Counts>())),
         map("UPROBE_CALLS", Array, UPROBE_COUNTERS, 8),
+        map("GENERATOR", Array, GENERATOR_EVENTS, size_of::<GeneratorEvent>()),
+        map("GENERATOR_CONNECTIONS", Array, GENERATOR_PROCESSES, 8),
         map("CONFIG", Array, 1, size_of::<Config>()),
         sized(map("AYA_LOGS", Ring, messages::ring_bytes(), 1)),
     ];

@@ -1,10 +1,11 @@
 //! Puts a generator's times on the kernel's clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::zero::relative_zero;
 use super::{ClockKind, IngestError, RawRow, Sink};
 use crate::clock::{Anchors, MonoNanos, WallNanos, namespace_offset_ns};
-use crate::model::Sample;
+use crate::model::{GeneratorProcesses, Sample};
 
 /// The part of the monotonic clock in which every probe was attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,15 +17,17 @@ pub struct Window {
 }
 
 /// What observer saw of the generator from outside. Generators whose times count from an unknown zero
-/// need it. Everything is optional; the more is known, the smaller the uncertainty.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// need it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RelAnchor {
-    /// Just before the generator was spawned.
+    /// Just before COMMAND was spawned; `None` without COMMAND.
     pub spawned: Option<MonoNanos>,
-    /// Its first connect(2) (or first send): the best anchor.
-    pub first_connect: Option<MonoNanos>,
-    /// When its end was noticed.
+    /// When nothing of COMMAND was left.
     pub exited: Option<MonoNanos>,
+    /// What it started; `None` when that was too much to follow.
+    pub processes: Option<GeneratorProcesses>,
+    /// The ports of the target, where they are known.
+    pub ports: BTreeSet<u16>,
 }
 
 /// How far the wall clock of the generator may be from that of the host under test.
@@ -80,12 +83,6 @@ pub const BEFORE_RUN: &str = "before_run";
 /// Reason for skipping a request from before the run that stands in front of another recording's header:
 /// an earlier run left it in the file.
 pub const EARLIER_RECORDING: &str = "earlier_recording";
-
-/// Between hey's own `offset` and its connect(2), and rounding of the offset: both below 0.1 ms.
-const CONNECT_OFF_NS: u64 = 200_000;
-
-/// An anchor this far outside what spawn and exit allow was made by something else.
-const CONTRADICTION_NS: u64 = 2_000_000;
 
 /// Reading two clocks of one host by way of a vDSO, twice.
 const WALL_READ_NS: u64 = 1_000;
@@ -337,81 +334,6 @@ impl Outside {
             _ => "the last part of the samples has no row".into(),
         }
     }
-}
-
-struct Zero {
-    at: i128,
-    uncertainty_ns: u64,
-    note: String,
-}
-
-/// Where a relative clock has its zero, by the best anchor that does not contradict the rest.
-///
-/// The generator cannot have begun before it was spawned, and its last answer cannot have come
-/// after it exited: that bounds the zero from both sides. Within the bounds its first connect
-/// says it best, then the middle of what is typical from spawn to zero. If the generator was run
-/// several times, the connect was another one's, and only the bounds are left.
-fn relative_zero(sink: &Sink, seen: &RelAnchor) -> Result<Zero, IngestError> {
-    let time = |at: MonoNanos| i128::from(at.0);
-    let lower = seen.spawned.map(time);
-    let exited = seen.exited.map(time);
-    // A time that is longer than the generator lived is an odd number, and bounds nothing.
-    let longest = exited.zip(lower).map(|(exited, lower)| exited - lower);
-    let possible = |end: &u64| longest.is_none_or(|longest| i128::from(*end) <= longest);
-    let last_end = sink.rows.iter().map(RawRow::end_ns).filter(possible).max().unwrap_or(0);
-    let upper = exited.map(|exited| exited - i128::from(last_end));
-    let allowed = |at: i128| {
-        let slack = i128::from(CONTRADICTION_NS);
-        lower.is_none_or(|lower| at >= lower - slack)
-            && upper.is_none_or(|upper| at <= upper + slack)
-    };
-    let first_start = sink.rows.iter().map(|row| row.start_ns).min().unwrap_or(0);
-    // The earliest request may have been handed a connection that another one's dial had opened,
-    // and then shows no dial of its own: the first connect lies between the two.
-    let dial_start = sink.first_dial.map_or(first_start, |dial| dial.start_ns + dial.dns_ns);
-    let several = sink.earlier > 0;
-    let connect = seen.first_connect.filter(|_| !several);
-    if let Some(connect) = connect {
-        let half = dial_start.saturating_sub(first_start) / 2;
-        let at = time(connect) - i128::from(first_start + half);
-        if allowed(at) {
-            return Ok(Zero {
-                at,
-                uncertainty_ns: half + sink.precision_ns + CONNECT_OFF_NS,
-                note: "times aligned by the generator's first connect(2)".into(),
-            });
-        }
-    }
-
-    let (Some(lower), Some((least, most))) = (lower, sink.zero_after_spawn_ns) else {
-        return Err(IngestError::NoAnchor);
-    };
-    let low = lower + i128::from(least);
-    let high = if several { upper } else { Some(lower + i128::from(most)) };
-    let Some(high) = high else { return Err(IngestError::NoAnchor) };
-    // The bound by the exit may be tighter than what is typical.
-    let high = high.min(upper.unwrap_or(i128::MAX)).max(low);
-    let half = (high - low) / 2;
-    let uncertainty_ns = u64::try_from(half).unwrap_or(most) + sink.precision_ns;
-    let error_ms = uncertainty_ns as f64 / 1e6;
-    let after_ms = (low + half - lower) as f64 / 1e6;
-    let note = if several {
-        format!(
-            "there are several outputs of the generator; the times of the last one are aligned by \
-             the start and the end of COMMAND: the error may be {error_ms:.1} ms"
-        )
-    } else {
-        let contradicted = if connect.is_some() {
-            " (the observed connection was not the generator's first)"
-        } else {
-            ""
-        };
-        format!(
-            "times aligned by the generator's process start plus {after_ms:.1} ms, which it \
-             typically needs: the error may be {error_ms:.1} ms{contradicted}"
-        )
-    };
-    Ok(Zero { at: low + half, uncertainty_ns, note })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! process start, 0.1 ms resolution, without failed requests.
 
 use super::{
-    Adapter, AdapterInfo, ClockKind, FirstDial, Framing, IngestError, IntendedStart, MALFORMED,
+    Adapter, AdapterInfo, ClockKind, Dial, Dials, Framing, IngestError, IntendedStart, MALFORMED,
     RawRow, Sink, outcome,
 };
 
@@ -21,16 +21,14 @@ pub(super) static INFO: AdapterInfo = AdapterInfo {
 /// Seconds with four decimals.
 const PRECISION_NS: u64 = 100_000;
 
-/// hey's zero (its package initialisation) came 2.5 to 14 ms after the spawn, where it was
-/// measured; a slower host may take longer.
-const ZERO_AFTER_SPAWN_NS: (u64, u64) = (1_500_000, 20_000_000);
-
 /// hey stops keeping rows here (requester/requester.go, `maxRes`).
 const HEY_MAX_ROWS: usize = 1_000_000;
 
 const LATENCY: &str = "response-time";
 const DIAL: &str = "DNS+dialup";
 const DNS: &str = "DNS";
+/// What follows the dial until the end of the answer (requester/requester.go, `makeRequest`).
+const AFTER_DIAL: [&str; 3] = ["Request-write", "Response-delay", "Response-read"];
 const STATUS: &str = "status-code";
 const OFFSET: &str = "offset";
 
@@ -48,6 +46,7 @@ struct Columns {
     offset: usize,
     dial: Option<usize>,
     dns: Option<usize>,
+    after_dial: [Option<usize>; 3],
 }
 
 impl Columns {
@@ -60,6 +59,7 @@ impl Columns {
             offset: at(OFFSET)?,
             dial: at(DIAL),
             dns: at(DNS),
+            after_dial: AFTER_DIAL.map(at),
         })
     }
 }
@@ -90,8 +90,15 @@ impl Hey {
         let dns_ns = columns.dns.and_then(time).unwrap_or(0);
         // A dial that took longer than its request is an odd number, and no anchor.
         let dialled = (1..=latency_ns + PRECISION_NS).contains(&dial_ns) && dns_ns <= dial_ns;
-        if dialled && sink.first_dial.is_none_or(|first| start_ns < first.start_ns) {
-            sink.first_dial = Some(FirstDial { start_ns, dns_ns });
+        if dialled {
+            // The connection is there when the request is written. Each time is rounded to the next
+            // step, and so half a step off at most.
+            let after_ns: u64 = columns.after_dial.into_iter().flatten().filter_map(time).sum();
+            let earliest_ns = (start_ns + dns_ns).saturating_sub(PRECISION_NS);
+            let end_ns = start_ns.saturating_add(latency_ns);
+            let latest_ns = end_ns.saturating_sub(after_ns).saturating_add(3 * PRECISION_NS);
+            let latest_ns = latest_ns.max(earliest_ns + PRECISION_NS);
+            sink.dials.push(Dial { earliest_ns, latest_ns });
         }
         let (status, error, ok) = outcome(Some(status), None);
         Some(RawRow { intended_start_ns: None, start_ns, latency_ns, status, error, seq: None, ok })
@@ -122,7 +129,8 @@ impl Adapter for Hey {
                             // hey was run again, on the same file: the times count from anew.
                             self.columns = Some(columns);
                             sink.earlier = sink.rows.len();
-                            sink.first_dial = None;
+                            sink.dials = Dials::default();
+                            sink.recordings += 1;
                             sink.structural += 1;
                         }
                         None => {
@@ -143,7 +151,8 @@ impl Adapter for Hey {
 
     fn finish(&mut self, sink: &mut Sink) {
         sink.precision_ns = PRECISION_NS;
-        sink.zero_after_spawn_ns = Some(ZERO_AFTER_SPAWN_NS);
+        // Its releases are named hey_linux_amd64.
+        sink.program = INFO.name;
         sink.empty_hint = "hey omits failed requests from its CSV: run it without -o csv to see \
                            the errors";
         sink.notes.push(

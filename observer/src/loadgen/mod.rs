@@ -21,11 +21,14 @@ mod spec;
 mod vegeta;
 mod vegeta_csv;
 mod vegeta_json;
+mod zero;
 
 #[cfg(test)]
 mod rows_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod zero_tests;
 
 use std::collections::BTreeMap;
 
@@ -204,10 +207,12 @@ pub struct Sink {
     pub unfinished: bool,
     /// Resolution of the times; 1 unless the adapter sets it.
     pub precision_ns: u64,
-    /// A relative clock: the first request that opened a connection.
-    pub first_dial: Option<FirstDial>,
-    /// A relative clock: the shortest and longest time from the start of the process to its zero.
-    pub zero_after_spawn_ns: Option<(u64, u64)>,
+    /// A relative clock: the requests of the last recording that opened a connection.
+    pub dials: Dials,
+    /// A relative clock: what the name of the generator's process begins with.
+    pub program: &'static str,
+    /// Headers so far, where a generator that is run again writes another one.
+    pub recordings: usize,
     /// What a header without a request means.
     pub empty_hint: &'static str,
     /// An error after which nothing can be used.
@@ -221,13 +226,38 @@ pub struct Sink {
     pub same_host: bool,
 }
 
-/// The earliest request that opened a connection, on a relative clock.
+/// A request that opened a connection of its own, on a relative clock: when it may have done so, with
+/// the error of its times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FirstDial {
-    /// Its start.
-    pub start_ns: u64,
-    /// Name resolution, before the connection attempt.
-    pub dns_ns: u64,
+pub struct Dial {
+    /// Not before.
+    pub earliest_ns: u64,
+    /// Not after.
+    pub latest_ns: u64,
+}
+
+/// The requests that opened connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dials {
+    /// All of them.
+    pub count: usize,
+    /// Those that did so first.
+    pub first: Vec<Dial>,
+}
+
+impl Dials {
+    /// No more than these are compared with the connections of a process.
+    const KEPT: usize = 64;
+
+    /// Takes another one.
+    pub fn push(&mut self, dial: Dial) {
+        self.count += 1;
+        self.first.push(dial);
+        if self.first.len() >= 2 * Self::KEPT {
+            self.first.sort_unstable_by_key(|dial| dial.latest_ns);
+            self.first.truncate(Self::KEPT);
+        }
+    }
 }
 
 impl Sink {

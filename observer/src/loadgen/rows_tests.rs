@@ -125,8 +125,7 @@ fn an_odd_number_costs_its_line_and_nothing_else() {
 
 #[test]
 fn a_long_time_of_hey_does_not_move_the_others() {
-    let mut run = Run::of("hey.csv");
-    run.seen.first_connect = Some(MonoNanos(run.window.start.0 + 30_000_000));
+    let run = Run::of("hey.csv");
     let text = String::from_utf8(fixture("hey.csv")).unwrap();
     let whole = run.ingest("hey", text.as_bytes()).unwrap();
     let text = with_line(&text, 3, |line| with_column(line, 0, "99999.0000"));
@@ -191,16 +190,6 @@ fn rows_that_an_earlier_run_left_are_told_apart() {
         assert_eq!(ingested.samples, whole.samples);
         assert!(!ingested.truncated && ingested.notes.is_empty(), "{:?}", ingested.notes);
     }
-
-    let mut hey = Run::of("hey.csv");
-    let (text, alone) = (fixture("hey.csv"), hey.ingest("hey", &fixture("hey.csv")).unwrap());
-    // The first connection of the generator may be that of its first run.
-    hey.seen.first_connect = Some(MonoNanos(hey.window.start.0 + 1_000_000));
-    let twice = hey.ingest("hey", &[text.as_slice(), &text].concat()).unwrap();
-    assert_eq!(skipped(&twice), [("earlier_recording", 600)]);
-    assert_eq!(twice.samples.len(), 600);
-    let off = twice.samples[0].start.0.abs_diff(alone.samples[0].start.0);
-    assert!(off <= twice.uncertainty_ns + alone.uncertainty_ns, "{off} {}", twice.uncertainty_ns);
 }
 
 #[test]

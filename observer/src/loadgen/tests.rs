@@ -1,6 +1,6 @@
 //! The adapters on what the generators really wrote (tests/fixtures/loadgen), and on bad input.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
@@ -11,6 +11,10 @@ use super::*;
 use crate::clock::{Anchor, Anchors, MonoNanos, WallNanos};
 use crate::error::Exit;
 use crate::host::system::boot_id;
+use crate::model::GeneratorProcesses;
+
+/// The target's.
+const PORT: u16 = 80;
 
 #[derive(Clone, Copy, Deserialize)]
 struct Clocks {
@@ -50,7 +54,12 @@ impl Run {
         Self {
             anchors: Anchors(vec![anchor("before_spawn"), anchor("after_exit")]),
             window: Window { start, end },
-            seen: RelAnchor { spawned: Some(start), exited: Some(end), ..RelAnchor::default() },
+            seen: RelAnchor {
+                spawned: Some(start),
+                exited: Some(end),
+                processes: Some(GeneratorProcesses { processes: vec![], connects_known: true }),
+                ports: BTreeSet::from([PORT]),
+            },
         }
     }
 
@@ -141,40 +150,6 @@ fn the_row_for_no_target_is_no_request() {
     assert_eq!(skipped(&ingested), [("no_targets", 1)]);
     assert!(!ingested.intended_start_known);
     assert!(ingested.notes[0].contains("too few requests"), "{:?}", ingested.notes);
-}
-
-/// hey's zero in that run, by the server's log of the same requests: 9.3 to 9.8 ms after the spawn.
-const HEY_ZERO_AFTER_SPAWN_NS: i64 = 9_500_000;
-
-/// Offset of the first request in `hey.csv`; the first that shows a dial came 0.8 ms later.
-const HEY_FIRST_NS: i64 = 20_600_000;
-
-#[test]
-fn hey_is_placed_by_the_best_anchor_there_is() {
-    let mut run = Run::of("hey.csv");
-    let first = run.window.start.0 as i64 + HEY_ZERO_AFTER_SPAWN_NS + HEY_FIRST_NS;
-    let off = |ingested: &Ingested| (ingested.samples[0].start.0 as i64 - first).unsigned_abs();
-
-    let by_spawn = run.ingest("hey", &fixture("hey.csv")).unwrap();
-    assert_eq!(by_spawn.samples.len(), 600);
-    assert!(off(&by_spawn) <= by_spawn.uncertainty_ns, "{}", off(&by_spawn));
-    assert!((5_000_000..=12_000_000).contains(&by_spawn.uncertainty_ns));
-    assert!(!by_spawn.over_wall_clock && !by_spawn.intended_start_known);
-    assert!(by_spawn.samples.iter().all(|sample| sample.precision_ns == 100_000 && sample.ok));
-
-    run.seen.first_connect = Some(MonoNanos((first + 100_000) as u64));
-    let by_connect = run.ingest("hey", &fixture("hey.csv")).unwrap();
-    assert!(off(&by_connect) <= by_connect.uncertainty_ns && by_connect.uncertainty_ns < 800_000);
-}
-
-#[test]
-fn a_connection_that_cannot_be_heys_is_not_its_anchor() {
-    let mut run = Run::of("hey.csv");
-    // A health check two seconds into the run would put hey's last answers behind its exit.
-    run.seen.first_connect = Some(MonoNanos(run.window.start.0 + 2_000_000_000));
-    let ingested = run.ingest("hey", &fixture("hey.csv")).unwrap();
-    assert!(ingested.uncertainty_ns > 5_000_000);
-    assert!(ingested.notes.iter().any(|note| note.contains("not the generator's first")));
 }
 
 #[test]

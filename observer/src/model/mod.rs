@@ -3,6 +3,7 @@
 mod cause;
 mod detached;
 mod event;
+mod generator;
 mod joining;
 mod loss;
 mod note;
@@ -17,6 +18,7 @@ mod summary;
 pub use cause::*;
 pub use detached::*;
 pub use event::*;
+pub use generator::*;
 pub use joining::*;
 pub use loss::*;
 pub use note::*;

@@ -86,6 +86,9 @@ pub struct SamplesSummary {
     pub latency_ns: LatencySummary,
     /// Every sample has an intended start; otherwise latencies are open to coordinated omission.
     pub intended_start_known: bool,
+    /// Possible error of all samples' times on the kernel's clock, apart from their own resolution.
+    #[serde(default)]
+    pub clock_error_ns: u64,
     /// How late requests were sent (actual minus intended start); zeros when unknown.
     #[serde(default)]
     pub lateness_ns: LatencySummary,

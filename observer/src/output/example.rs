@@ -235,6 +235,7 @@ pub(crate) fn attributed() -> Summary {
             skipped: BTreeMap::new(),
             slow_rule: "p99".into(),
             slow_count: 30,
+            clock_error_ns: 1_100,
             slow_left_out: 0,
             slow_threshold_ns: 47_000_000,
             slow_mean_ns: 48_200_000.0,

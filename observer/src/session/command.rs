@@ -44,8 +44,6 @@ pub(super) struct Generator {
     gone: bool,
     /// Just before it was spawned.
     pub(super) spawned: MonoNanos,
-    /// When its end was noticed.
-    pub(super) exited: Option<MonoNanos>,
 }
 
 /// Checks that the program exists, before anything is started or created.
@@ -103,7 +101,6 @@ impl Generator {
             status: None,
             gone: false,
             spawned: MonoNanos::now(),
-            exited: None,
         };
         match generator.begin(&Request { words: command.to_vec(), user }) {
             Ok(Told::Started { pid, at }) => {
@@ -149,9 +146,8 @@ impl Generator {
         while !self.gone {
             match self.connection.read_until(b'\n', &mut self.line) {
                 Ok(_) if self.line.ends_with(b"\n") => {
-                    if let Ok(Told::Exited { status, at }) = serde_json::from_slice(&self.line) {
+                    if let Ok(Told::Exited { status }) = serde_json::from_slice(&self.line) {
                         self.status = Some(ExitStatus::from_raw(status));
-                        self.exited = Some(at);
                     }
                     self.line.clear();
                 }
@@ -173,7 +169,6 @@ impl Generator {
             return Ok(());
         }
         tracing::warn!("the process that held COMMAND was killed ({how}), so COMMAND was ended");
-        self.exited = self.exited.or_else(|| Some(MonoNanos::now()));
         let since = Instant::now();
         // Fails when there is no child any more.
         while since.elapsed() < GRACE

@@ -1,7 +1,7 @@
 //! The end of a run: writes everything that was gathered to the run directory, and computes the
 //! answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
 
 use observer_ebpf::wire::{Counts, RecordKind, Series};
@@ -10,6 +10,7 @@ use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
 use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse, slowest_requests};
 use crate::error::{Error, Exit, Result};
+use crate::host::network::listened_ports;
 use crate::loadgen::{
     BEFORE_RUN, EARLIER_RECORDING, IngestError, Ingested, OUTSIDE_RUN, RelAnchor, Window,
 };
@@ -69,9 +70,19 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     let late = super::thread_names(&membership);
     let mut last = kernel.snapshot(Some(super::TARGET_ROW));
     last.target_live_sockets = sockets.live(&kernel, &membership);
+    let ports = match options.target.port() {
+        Some(port) => BTreeSet::from([port]),
+        None => listened_ports(&membership.tgids()),
+    };
     if let Some(generator) = &mut generator {
         generator.end(Some(hurry))?;
     }
+    let seen = RelAnchor {
+        spawned: generator.as_ref().map(|generator| generator.spawned),
+        exited: generator.as_ref().map(|_| MonoNanos::now()),
+        processes: kernel.generator_processes(),
+        ports,
+    };
     // From here on nothing is sent, so the counters now show exactly how many records have to be
     // drained.
     kernel.forget_targets();
@@ -86,11 +97,6 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         (delta.self_usage.bpf_run_time_ns as f64 * scale).round() as u64;
     delta.self_usage.bpf_run_count = (delta.self_usage.bpf_run_count as f64 * scale).round() as u64;
     let window = Window { start: info.start_ns, end };
-    let seen = RelAnchor {
-        spawned: generator.as_ref().map(|generator| generator.spawned),
-        first_connect: kernel.generator_connected(),
-        exited: generator.as_ref().and_then(|generator| generator.exited),
-    };
     info.coverage.clone_from(&last.coverage);
     drop(kernel);
     let ingested = reader.map(|reader| {
@@ -361,6 +367,7 @@ pub(super) fn summarise(
     if let Some(ingested) = ingested {
         samples.skipped = ingested.skipped.clone();
         samples.intended_start_known = ingested.intended_start_known;
+        samples.clock_error_ns = ingested.uncertainty_ns;
     }
     let ignored = [
         (OUTSIDE_RUN, analysis.ignored.samples_outside_window),

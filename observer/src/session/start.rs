@@ -48,8 +48,8 @@ impl Session {
                 .map_err(|error| unexpected(&error))?;
         }
         self.journal.info.command_user = user.as_ref().map(|user| user.name.clone());
+        self.kernel.watch_generator();
         let mut generator = Generator::start(&self.options.command, user)?;
-        self.kernel.watch_generator(generator.pid());
         // If the target is named by command, cgroup or port, the generator must not become part of
         // it.
         self.membership.exclude(Tgid(generator.supervisor()));

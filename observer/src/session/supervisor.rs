@@ -71,8 +71,6 @@ pub(super) enum Told {
     Exited {
         /// As from wait(2).
         status: i32,
-        /// When that was noticed.
-        at: MonoNanos,
     },
 }
 
@@ -190,7 +188,7 @@ fn reap(command: Pid, tell: &mut UnixStream) -> bool {
     loop {
         match wait(WaitOptions::NOHANG) {
             Ok(Some((pid, status))) if pid == command => {
-                let told = Told::Exited { status: status.as_raw(), at: MonoNanos::now() };
+                let told = Told::Exited { status: status.as_raw() };
                 // observer may have died.
                 let _ = say(tell, &told);
             }

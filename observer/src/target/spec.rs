@@ -96,6 +96,15 @@ impl fmt::Display for TargetSpec {
 }
 
 impl TargetSpec {
+    /// The port that it was named by.
+    #[must_use]
+    pub const fn port(&self) -> Option<u16> {
+        match self {
+            Self::Port(port) => Some(*port),
+            _ => None,
+        }
+    }
+
     /// The processes that match now, oldest first; their children are not among them unless they
     /// match too. observer itself and kernel threads never match.
     ///
