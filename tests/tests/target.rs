@@ -2,6 +2,9 @@
 //! users' sockets.
 
 use std::io::{BufRead, BufReader};
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,10 +14,11 @@ use observer::host::{ip_sockets_of, network, process};
 use observer::model::{EndReason, Tgid};
 use observer::target::{Membership, TargetSpec};
 use observer_tests::cgroup::MemoryCgroup;
+use observer_tests::daemon::Daemon;
 use observer_tests::process::{Placement, Programs, Running, Service};
 use observer_tests::trial::{self, directory, number, programs, scaled_text, unique};
 use observer_tests::watch::{Watch, Work, read_run};
-use observer_tests::{http, privileged};
+use observer_tests::{http, passing, privileged};
 use rustix::process::Signal;
 
 fn sleeper(placement: Placement<'_>) -> Running {
@@ -182,7 +186,6 @@ fn sockets_of_another_process_are_counted_exactly() {
     let at_rest = ip_sockets_of([tgid]);
     assert!(at_rest.is_exact(), "{at_rest:?}");
     assert_eq!(at_rest.sockets.len(), 1, "the listener");
-    assert!(at_rest.sockets.values().all(|socket| socket.cookie != 0));
 
     let connections: Vec<_> = (0..5)
         .map(|_| std::net::TcpStream::connect(("127.0.0.1", service.port)).expect("connects"))
@@ -320,4 +323,55 @@ fn a_command_with_the_name_of_the_target_is_no_target() {
     assert_eq!(summary.probes["fault"].count, 0, "{:?}", summary.probes["fault"]);
     assert_eq!(summary.records["task"].sent, 0, "nobody joined: {:?}", summary.records);
     target.end().expect("it ends");
+}
+
+/// The live sockets of a target, by a run from before the work to after it and by a daemon.
+fn live_sockets(work: &mut Work, directory: &Path, go: impl FnOnce(&mut Work) -> u64) {
+    let pid = work.id().to_string();
+    let watch = Watch::start(&programs(), &["--pid", &pid], directory).expect("it attaches");
+    let daemon = Daemon::start(&["--pid", &pid]);
+    let live = go(work);
+    let gauge = || daemon.scrape().sum("observer_target_live_sockets", &[]);
+    eventually("the daemon shows how many there are", || gauge() == live as f64);
+    daemon.end();
+    let (summary, _) = watch.finish().expect("a run");
+    assert_eq!(summary.probes["socket"].counters["live"].unsigned_abs(), live);
+}
+
+#[test]
+fn sockets_that_are_passed_to_other_processes_and_by_them_are_live_where_they_are() {
+    let Some(_guard) = privileged::ready("passed sockets") else { return };
+    let directory = directory();
+    let path = directory.path().join("socket");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let arguments = ["passed", "--socket", path.to_str().expect("UTF-8")];
+    let mut work = trial::start(&arguments, Placement::default());
+    let (stream, _) = listener.accept().expect("it connected");
+    live_sockets(&mut work, directory.path(), |work| {
+        // No process of the target has made these.
+        let made: Vec<_> =
+            (0..20).map(|_| UdpSocket::bind("127.0.0.1:0").expect("bound")).collect();
+        let made: Vec<_> = made.iter().map(AsFd::as_fd).collect();
+        passing::send(&stream, &made).expect("sent");
+        let live = number(&work.go().expect("it works"), "live");
+        // And these are closed by a stranger.
+        drop(passing::receive(&stream).expect("received"));
+        live
+    });
+    work.end().expect("it ends");
+}
+
+#[test]
+fn sockets_of_a_process_are_counted_though_its_first_thread_has_exited() {
+    let Some(_guard) = privileged::ready("sockets, first thread exited") else { return };
+    let directory = directory();
+    let port = http::free_port().expect("a port").to_string();
+    let arguments = ["leaderless", "--port", &port];
+    let mut work = Work::start(&programs(), &arguments, Placement::default()).expect("it starts");
+    let tgid = Tgid(work.id());
+    eventually("the first thread is gone", || {
+        process::stat(tgid).is_some_and(|stat| stat.has_ended())
+    });
+    live_sockets(&mut work, directory.path(), |work| number(&work.go().expect("it works"), "live"));
+    work.end().expect("it ends");
 }

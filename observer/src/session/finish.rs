@@ -58,7 +58,6 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         reader,
         outputs,
         cut,
-        mut sockets,
         mut cost,
         mut hidden,
         baseline,
@@ -68,7 +67,9 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     let scale = cost.scale(&kernel);
     let late = super::thread_names(&membership);
     let mut last = kernel.snapshot(Some(super::TARGET_ROW));
-    last.target_live_sockets = sockets.live(&kernel, &membership);
+    if kernel.choice("socket").is_some() {
+        last.target_live_sockets = super::watch::count(&kernel.targets());
+    }
     if let Some(generator) = &mut generator {
         generator.end(Some(hurry))?;
     }

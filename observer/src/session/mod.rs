@@ -64,7 +64,6 @@ use loss_watch::LossWatch;
 use mark::{mark_first, mark_joined};
 use samples::{OutputKeeper, SampleReader};
 use trace_sink::TraceSink;
-use watch::SocketWatch;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -135,7 +134,6 @@ pub struct Session {
     outputs: Vec<OutputKeeper>,
     /// Bytes of the generator's output that were not kept, by file.
     cut: BTreeMap<&'static str, Arc<AtomicU64>>,
-    sockets: SocketWatch,
     cost: CostWatch,
     hidden: HiddenWatch,
     baseline: Snapshot,
@@ -198,7 +196,6 @@ impl Session {
         let (sinks, births) = capture::sinks(TraceSink::new(trace, &counts));
         let capture =
             Capture::start(ring, sinks, counts, floors).map_err(|error| unexpected(&error))?;
-        let sockets = SocketWatch::start(&kernel, &membership);
         let losses = LossWatch::new(&kernel);
         let info = RunInfo {
             command: options
@@ -225,7 +222,6 @@ impl Session {
             reader: None,
             outputs: Vec::new(),
             cut: BTreeMap::new(),
-            sockets,
             hidden,
             baseline,
             started: Instant::now(),
@@ -307,9 +303,8 @@ impl Session {
                 first.get_or_insert(birth);
                 gone_since = None;
             }
-            let changes = mark_joined(&mut self.membership, &self.kernel);
+            mark_joined(&mut self.membership, &self.kernel);
             self.kernel.follow_binaries(self.membership.processes());
-            self.sockets.note(&changes);
             if !self.membership.all_gone() {
                 gone_since = None;
             }
@@ -323,10 +318,7 @@ impl Session {
             }
             let elapsed = self.started.elapsed();
             let changed = self.cost.tick(&mut self.kernel);
-            if changed.sockets {
-                self.sockets.count_again();
-            }
-            self.losses.note(changed.probes);
+            self.losses.note(changed);
             self.journal.tick(&self.kernel, self.capture.counts());
             self.hidden.tick(&self.kernel, self.capture.counts());
             self.losses.tick(&self.kernel, &self.capture);

@@ -302,6 +302,11 @@ enum Work {
         #[arg(long)]
         port: u16,
     },
+    /// Sockets from another process, and sockets to it.
+    Passed {
+        #[arg(long)]
+        socket: PathBuf,
+    },
     /// A stand-in for a load generator: reports that it was started, and ends on request.
     Hold {
         /// Made at once.
@@ -381,6 +386,7 @@ fn main() -> ExitCode {
         }
         Work::Worker { pages, name } => short::worker(pages, name.as_deref()),
         Work::Leaderless { port } => short::leaderless(port),
+        Work::Passed { socket } => short::passed(&socket),
         Work::Hold { started, stop } => hold(&started, &stop),
         Work::Reclaim { file, mib, rounds } => memory::reclaim(&file, mib, rounds),
     };
