@@ -375,3 +375,56 @@ fn sockets_of_a_process_are_counted_though_its_first_thread_has_exited() {
     live_sockets(&mut work, directory.path(), |work| number(&work.go().expect("it works"), "live"));
     work.end().expect("it ends");
 }
+
+#[test]
+fn everybody_who_listens_on_the_port_is_said_by_name_user_and_network() {
+    let Some(_guard) = privileged::ready("owners of a port") else { return };
+    const UID: u32 = 4_000_000;
+    let directory = directory();
+    let port = http::free_port().expect("a port").to_string();
+    let listen = |more: &[&str]| {
+        let arguments = [&["listen-as", "--port", &port], more].concat();
+        Work::start(&programs(), &arguments, Placement::default()).expect("it listens")
+    };
+    let own = listen(&[]);
+    let stranger = listen(&["--stranger", &UID.to_string()]);
+    let watch = Watch::start(&programs(), &["--port", &port], directory.path()).expect("attached");
+    // One who comes later is said too.
+    let late = listen(&["--stranger", &(UID + 1).to_string()]);
+    let said = || std::fs::read_to_string(&watch.log).expect("what observer says");
+    let is_said = |work: &Work, user: &str, network: &str| {
+        let process = format!("{} observer-work", work.id());
+        let owner = format!("(user {user}, {network}");
+        said().lines().any(|line| {
+            let rest = line.split_once(&process).map(|(_, rest)| rest);
+            line.contains(&format!("target --port {port}: "))
+                && rest
+                    .and_then(|rest| rest.split(';').next())
+                    .is_some_and(|rest| rest.contains(&owner))
+        })
+    };
+    let link = |id: u32| {
+        let link = std::fs::read_link(format!("/proc/{id}/ns/net")).expect("a namespace");
+        link.to_str().expect("UTF-8").to_owned()
+    };
+    let other = |work: &Work| format!("in another network than the host's, {}", link(work.id()));
+    assert!(is_said(&own, "root", "in the host's network"), "{}", said());
+    assert!(is_said(&stranger, &UID.to_string(), &other(&stranger)), "{}", said());
+    eventually("the one who came later is said", || {
+        is_said(&late, &(UID + 1).to_string(), &other(&late))
+    });
+    let (strange_id, strange_network) = (stranger.id(), link(stranger.id()));
+    let own_id = own.id();
+    let run = watch.run.clone();
+    let (_, info) = watch.finish().expect("a run");
+    let owner = |id: u32| info.target_owners.get(&id).cloned().expect("it was there at the start");
+    assert_eq!((owner(own_id).user.as_str(), owner(own_id).network.as_str()), ("root", "host"));
+    assert_eq!(owner(strange_id).user, UID.to_string());
+    assert_eq!(owner(strange_id).network, strange_network);
+    let page = std::fs::read_to_string(run.join("report.html")).expect("a report");
+    let line = format!("user {UID}, in another network");
+    assert!(page.contains(&line), "the report says who was taken");
+    for work in [own, stranger, late] {
+        work.end().expect("it ends");
+    }
+}

@@ -87,6 +87,10 @@ impl Watching {
         if is_known || !is_there && (self.name.is_some() || !kernel.has_seen_target()) {
             return;
         }
+        if !is_there {
+            // The kernel side knew it first.
+            self.membership.rescan();
+        }
         let cgroup = target_cgroup(&self.membership).unwrap_or_default();
         if self.name.replace(cgroup).is_none() {
             tracing::info!(target: NOTICE, "target {}", self.membership.describe());
@@ -166,7 +170,8 @@ pub fn serve(
     let counts_sockets = followed.is_some() && kernel.choice("socket").is_some();
     let sockets = counts_sockets.then(|| SocketWatch::new(kernel.targets()));
     listening(address, &kernel);
-    let shared = Arc::new(Mutex::new(Shared { kernel, watching, recording, cost }));
+    let shared =
+        Arc::new(Mutex::new(Shared { kernel, watching, recording, cost }));
     let mut threads = Vec::new();
     if let Some((measured, thread)) = budget {
         let _ = measured.send(Arc::clone(&shared));

@@ -2,6 +2,7 @@
 
 use crate::host::Process;
 use crate::kernel::{Kernel, TargetSet};
+use crate::log::NOTICE;
 use crate::target::Membership;
 
 /// Marks the target for the first time: what forks between listing and marking is found by
@@ -31,7 +32,11 @@ fn watch_for_new(membership: &Membership, kernel: &Kernel) {
 pub(super) fn mark_joined(membership: &mut Membership, kernel: &Kernel) {
     watch_for_new(membership, kernel);
     let targets = kernel.targets();
-    for process in &membership.poll().joined {
+    let joined = membership.poll().joined;
+    if let Some(listeners) = membership.describe_listeners(&joined) {
+        tracing::info!(target: NOTICE, "joined the target {listeners}");
+    }
+    for process in &joined {
         tracing::debug!("process {} ({}) joined the target", process.tgid.0, process.comm);
         mark(&targets, process);
     }

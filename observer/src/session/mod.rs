@@ -51,7 +51,8 @@ use crate::error::{Error, Exit, Result};
 use crate::host::{cgroups::Cgroups, process, system};
 use crate::kernel::{Kernel, LoadError, LoadOptions};
 use crate::loadgen::{Live, SamplesSource, SamplesSpec};
-use crate::model::{Coverage, EndReason, ProbeState, RUN_SCHEMA, RunInfo, SlowSpec};
+use crate::log::NOTICE;
+use crate::model::{Coverage, EndReason, ProbeState, RUN_SCHEMA, RunInfo, SlowSpec, by_owner};
 use crate::output::event_files::EventWriter;
 use crate::output::rundir::RunDir;
 use crate::probe::ProbeOptions;
@@ -250,6 +251,7 @@ impl Session {
         let info = &mut self.journal.info;
         info.start_ns = first.map_or(now.start_ns, |birth| birth.at);
         info.target_processes = now.target_processes;
+        info.target_owners = now.target_owners;
         if let Some(Birth { tgid, comm, .. }) = first {
             info.target_processes.entry(tgid.0).or_insert_with(|| comm.clone());
         }
@@ -260,7 +262,10 @@ impl Session {
     }
 
     fn log_target(&self) {
-        tracing::info!("target {}", self.membership.describe());
+        let info = &self.journal.info;
+        let processes = info.target_processes.iter().map(|(tgid, comm)| (*tgid, comm.as_str()));
+        let taken = by_owner(processes, &info.target_owners);
+        tracing::info!(target: NOTICE, "target {}: {taken}", info.target);
     }
 
     /// Follows everything until the run is over; why it ended.
@@ -426,6 +431,7 @@ fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo
             .processes()
             .map(|process| (process.tgid.0, process.comm.clone()))
             .collect(),
+        target_owners: membership.owners(),
         target_cgroup: target_cgroup(membership),
         command: Vec::new(),
         command_user: None,

@@ -105,6 +105,23 @@ pub(crate) fn leaderless(port: u16) -> io::Result<()> {
     Ok(())
 }
 
+/// Listens until the end, as somebody else where one is named.
+pub(crate) fn listen_as(port: u16, stranger: Option<u32>) -> io::Result<()> {
+    if let Some(uid) = stranger {
+        // SAFETY: nothing here shares anything with another thread, for there is none.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+        let uid = rustix::thread::Uid::from_raw(uid);
+        rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    }
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    if wait_for_go()? {
+        report(&json!({ "listeners": 1 }))?;
+        wait_for_end()?;
+    }
+    drop(listener);
+    Ok(())
+}
+
 /// Gets sockets from another process, and passes its own on.
 pub(crate) fn passed(path: &Path) -> io::Result<()> {
     let stream = UnixStream::connect(path)?;
