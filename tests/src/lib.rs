@@ -12,6 +12,7 @@ pub mod exact;
 pub mod http;
 pub mod kernel_counters;
 pub mod mapping;
+pub mod passing;
 pub mod poll;
 pub mod privileged;
 pub mod process;

@@ -2,6 +2,9 @@
 //! users' sockets.
 
 use std::io::{BufRead, BufReader};
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,10 +14,11 @@ use observer::host::{ip_sockets_of, network, process};
 use observer::model::{EndReason, Tgid};
 use observer::target::{Membership, TargetSpec};
 use observer_tests::cgroup::MemoryCgroup;
+use observer_tests::daemon::Daemon;
 use observer_tests::process::{Placement, Programs, Running, Service};
 use observer_tests::trial::{self, directory, number, programs, scaled_text, unique};
 use observer_tests::watch::{Watch, Work, read_run};
-use observer_tests::{http, privileged};
+use observer_tests::{http, passing, privileged};
 use rustix::process::Signal;
 
 fn sleeper(placement: Placement<'_>) -> Running {
@@ -182,7 +186,6 @@ fn sockets_of_another_process_are_counted_exactly() {
     let at_rest = ip_sockets_of([tgid]);
     assert!(at_rest.is_exact(), "{at_rest:?}");
     assert_eq!(at_rest.sockets.len(), 1, "the listener");
-    assert!(at_rest.sockets.values().all(|socket| socket.cookie != 0));
 
     let connections: Vec<_> = (0..5)
         .map(|_| std::net::TcpStream::connect(("127.0.0.1", service.port)).expect("connects"))
@@ -320,4 +323,108 @@ fn a_command_with_the_name_of_the_target_is_no_target() {
     assert_eq!(summary.probes["fault"].count, 0, "{:?}", summary.probes["fault"]);
     assert_eq!(summary.records["task"].sent, 0, "nobody joined: {:?}", summary.records);
     target.end().expect("it ends");
+}
+
+/// The live sockets of a target, by a run from before the work to after it and by a daemon.
+fn live_sockets(work: &mut Work, directory: &Path, go: impl FnOnce(&mut Work) -> u64) {
+    let pid = work.id().to_string();
+    let watch = Watch::start(&programs(), &["--pid", &pid], directory).expect("it attaches");
+    let daemon = Daemon::start(&["--pid", &pid]);
+    let live = go(work);
+    let gauge = || daemon.scrape().sum("observer_target_live_sockets", &[]);
+    eventually("the daemon shows how many there are", || gauge() == live as f64);
+    daemon.end();
+    let (summary, _) = watch.finish().expect("a run");
+    assert_eq!(summary.probes["socket"].counters["live"].unsigned_abs(), live);
+}
+
+#[test]
+fn sockets_that_are_passed_to_other_processes_and_by_them_are_live_where_they_are() {
+    let Some(_guard) = privileged::ready("passed sockets") else { return };
+    let directory = directory();
+    let path = directory.path().join("socket");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let arguments = ["passed", "--socket", path.to_str().expect("UTF-8")];
+    let mut work = trial::start(&arguments, Placement::default());
+    let (stream, _) = listener.accept().expect("it connected");
+    live_sockets(&mut work, directory.path(), |work| {
+        // No process of the target has made these.
+        let made: Vec<_> =
+            (0..20).map(|_| UdpSocket::bind("127.0.0.1:0").expect("bound")).collect();
+        let made: Vec<_> = made.iter().map(AsFd::as_fd).collect();
+        passing::send(&stream, &made).expect("sent");
+        let live = number(&work.go().expect("it works"), "live");
+        // And these are closed by a stranger.
+        drop(passing::receive(&stream).expect("received"));
+        live
+    });
+    work.end().expect("it ends");
+}
+
+#[test]
+fn sockets_of_a_process_are_counted_though_its_first_thread_has_exited() {
+    let Some(_guard) = privileged::ready("sockets, first thread exited") else { return };
+    let directory = directory();
+    let port = http::free_port().expect("a port").to_string();
+    let arguments = ["leaderless", "--port", &port];
+    let mut work = Work::start(&programs(), &arguments, Placement::default()).expect("it starts");
+    let tgid = Tgid(work.id());
+    eventually("the first thread is gone", || {
+        process::stat(tgid).is_some_and(|stat| stat.has_ended())
+    });
+    live_sockets(&mut work, directory.path(), |work| number(&work.go().expect("it works"), "live"));
+    work.end().expect("it ends");
+}
+
+#[test]
+fn everybody_who_listens_on_the_port_is_said_by_name_user_and_network() {
+    let Some(_guard) = privileged::ready("owners of a port") else { return };
+    const UID: u32 = 4_000_000;
+    let directory = directory();
+    let port = http::free_port().expect("a port").to_string();
+    let listen = |more: &[&str]| {
+        let arguments = [&["listen-as", "--port", &port], more].concat();
+        Work::start(&programs(), &arguments, Placement::default()).expect("it listens")
+    };
+    let own = listen(&[]);
+    let stranger = listen(&["--stranger", &UID.to_string()]);
+    let watch = Watch::start(&programs(), &["--port", &port], directory.path()).expect("attached");
+    // One who comes later is said too.
+    let late = listen(&["--stranger", &(UID + 1).to_string()]);
+    let said = || std::fs::read_to_string(&watch.log).expect("what observer says");
+    let is_said = |work: &Work, user: &str, network: &str| {
+        let process = format!("{} observer-work", work.id());
+        let owner = format!("(user {user}, {network}");
+        said().lines().any(|line| {
+            let rest = line.split_once(&process).map(|(_, rest)| rest);
+            line.contains(&format!("target --port {port}: "))
+                && rest
+                    .and_then(|rest| rest.split(';').next())
+                    .is_some_and(|rest| rest.contains(&owner))
+        })
+    };
+    let link = |id: u32| {
+        let link = std::fs::read_link(format!("/proc/{id}/ns/net")).expect("a namespace");
+        link.to_str().expect("UTF-8").to_owned()
+    };
+    let other = |work: &Work| format!("in another network than the host's, {}", link(work.id()));
+    assert!(is_said(&own, "root", "in the host's network"), "{}", said());
+    assert!(is_said(&stranger, &UID.to_string(), &other(&stranger)), "{}", said());
+    eventually("the one who came later is said", || {
+        is_said(&late, &(UID + 1).to_string(), &other(&late))
+    });
+    let (strange_id, strange_network) = (stranger.id(), link(stranger.id()));
+    let own_id = own.id();
+    let run = watch.run.clone();
+    let (_, info) = watch.finish().expect("a run");
+    let owner = |id: u32| info.target_owners.get(&id).cloned().expect("it was there at the start");
+    assert_eq!((owner(own_id).user.as_str(), owner(own_id).network.as_str()), ("root", "host"));
+    assert_eq!(owner(strange_id).user, UID.to_string());
+    assert_eq!(owner(strange_id).network, strange_network);
+    let page = std::fs::read_to_string(run.join("report.html")).expect("a report");
+    let line = format!("user {UID}, in another network");
+    assert!(page.contains(&line), "the report says who was taken");
+    for work in [own, stranger, late] {
+        work.end().expect("it ends");
+    }
 }

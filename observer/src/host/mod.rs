@@ -9,12 +9,14 @@ use std::path::Path;
 pub mod cgroups;
 pub mod descendants;
 pub mod network;
+pub mod owner;
 pub mod process;
 pub mod sockets;
 pub mod system;
 pub mod usage;
 
 pub use cgroups::{CgroupNames, Cgroups, Hierarchy, Layout};
+pub use owner::Owners;
 pub use process::Process;
 pub use sockets::{SocketCensus, ip_sockets_of};
 

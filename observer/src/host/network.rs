@@ -88,7 +88,8 @@ pub fn socket_descriptors(tgid: Tgid) -> Option<Vec<(i32, u64)>> {
     process::heir(tgid).map_or(of_first, descriptors_of)
 }
 
-fn descriptors_of(tgid: Tgid) -> Option<Vec<(i32, u64)>> {
+/// The same of one thread.
+pub(super) fn descriptors_of(tgid: Tgid) -> Option<Vec<(i32, u64)>> {
     let entries = fs::read_dir(format!("/proc/{}/fd", tgid.0)).ok()?;
     Some(
         entries

@@ -265,6 +265,43 @@ pub fn heir(tgid: Tgid) -> Option<Tgid> {
     others.into_iter().find(|tid| stat(*tid).is_some_and(|stat| !stat.has_ended()))
 }
 
+/// Threads of a process that have different tables of descriptors, one for each table. Usually that
+/// is the first thread, whose table all others share. On a kernel without kcmp(2), one thread that
+/// has not exited.
+#[must_use]
+pub fn descriptor_tables(tgid: Tgid) -> Vec<Tgid> {
+    let mut tables: Vec<Tgid> = Vec::new();
+    for tid in threads(tgid).into_iter().map(|tid| Tgid(tid.0)) {
+        let mut known = false;
+        for table in &tables {
+            match share_descriptors(*table, tid) {
+                Ok(shared) => known |= shared,
+                Err(rustix::io::Errno::NOSYS) => return vec![heir(tgid).unwrap_or(tgid)],
+                // One of them has exited.
+                Err(_) => {}
+            }
+        }
+        if !known {
+            tables.push(tid);
+        }
+    }
+    tables
+}
+
+/// Whether two threads have the same table of descriptors.
+fn share_descriptors(one: Tgid, other: Tgid) -> rustix::io::Result<bool> {
+    // include/uapi/linux/kcmp.h
+    const KCMP_FILES: libc::c_int = 2;
+    // SAFETY: takes no pointer.
+    match unsafe { libc::syscall(libc::SYS_kcmp, one.0, other.0, KCMP_FILES, 0, 0) } {
+        -1 => {
+            let errno = io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL);
+            Err(rustix::io::Errno::from_raw_os_error(errno))
+        }
+        order => Ok(order == 0),
+    }
+}
+
 /// A file that a process executes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executable {

@@ -1,169 +1,96 @@
 //! Counting the IP sockets that processes hold.
 //!
 //! `/proc/PID/fd` names every socket by inode but not its family, and `/proc/net/tcp` does not show
-//! a socket that is neither bound nor connected. So each descriptor is duplicated for an instant
-//! (`pidfd_getfd`) and its family is read (`SO_DOMAIN`), which is exact. Where that is not allowed
-//! (Yama at level 3, kernels before 5.6) the tables under `/proc/PID/net` are used and the answer
-//! says so.
+//! a socket that is neither bound nor connected. The kernel tells the protocol of each descriptor in
+//! the attribute `system.sockprotoname` (net/socket.c), which any thread's directory gives without
+//! touching the socket.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::os::fd::OwnedFd;
+use std::collections::BTreeSet;
+use std::path::Path;
 
-use rustix::net::AddressFamily;
-use rustix::net::sockopt::{socket_cookie, socket_domain, socket_type};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-
-use super::network::socket_descriptors;
+use super::{network, process};
 use crate::model::Tgid;
 
-/// Maximum number of sockets to examine: one takes about 2 µs, so this many take about half a
-/// second.
+/// Maximum number of sockets to examine: one takes about 10 µs, so this many take less than
+/// three seconds.
 pub const SOCKETS_MAX: usize = 262_144;
 
-/// What one socket is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IpSocket {
-    /// `AF_INET` or `AF_INET6`.
-    pub family: u32,
-    /// `SOCK_STREAM`, ...; 0 when unknown.
-    pub socket_type: u32,
-    /// The kernel's socket cookie, as `bpf_get_socket_cookie` gives it; 0 when unknown.
-    pub cookie: u64,
-}
+/// Names of the protocols of `AF_INET` and `AF_INET6` (`struct proto`), without the suffix of the
+/// latter.
+const IP_PROTOCOLS: [&str; 13] = [
+    "TCP",
+    "UDP",
+    "UDP-Lite",
+    "UDPLITE",
+    "RAW",
+    "PING",
+    "MPTCP",
+    "SCTP",
+    "SCTP-SEQPACKET",
+    "DCCP",
+    "L2TP/IP",
+    "INET_SMC",
+    "INET6_SMC",
+];
 
 /// The IP sockets of some processes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SocketCensus {
-    /// By inode: a socket held through several descriptors or by several processes counts once.
-    pub sockets: BTreeMap<u64, IpSocket>,
-    /// Processes that were gone, or whose descriptors may not be read.
+    /// Inodes: a socket held through several descriptors or by several processes counts once.
+    pub sockets: BTreeSet<u64>,
+    /// Living processes whose descriptors may not be read.
     pub unreadable_processes: u32,
-    /// Sockets found in the tables under `/proc/PID/net`, which do not show unbound ones.
-    pub from_tables: u32,
-    /// Sockets that were closed while they were examined, or whose family stayed unknown.
+    /// Sockets whose protocol may not be read. (Those that were closed meanwhile are no error.)
     pub unknown: u32,
     /// Sockets that were not examined because of [`SOCKETS_MAX`].
     pub over_limit: u32,
 }
 
 impl SocketCensus {
-    /// Inodes alone.
-    #[must_use]
-    pub fn inodes(&self) -> BTreeSet<u64> {
-        self.sockets.keys().copied().collect()
-    }
-
-    /// Nothing was guessed or left out (sockets closed meanwhile are no error).
+    /// Nothing was left out.
     #[must_use]
     pub const fn is_exact(&self) -> bool {
-        self.unreadable_processes == 0 && self.from_tables == 0 && self.over_limit == 0
+        self.unreadable_processes == 0 && self.unknown == 0 && self.over_limit == 0
     }
 }
 
-enum Asked {
-    Ip(IpSocket),
-    Other,
-    Closed,
-    Refused,
-}
-
-fn ask(pidfd: Option<&OwnedFd>, descriptor: i32) -> Asked {
-    let Some(pidfd) = pidfd else { return Asked::Refused };
-    let socket = match pidfd_getfd(pidfd, descriptor, PidfdGetfdFlags::empty()) {
-        Ok(socket) => socket,
-        Err(rustix::io::Errno::BADF | rustix::io::Errno::SRCH) => return Asked::Closed,
-        Err(_) => return Asked::Refused,
-    };
-    match socket_domain(&socket) {
-        Ok(family) if family == AddressFamily::INET || family == AddressFamily::INET6 => {
-            Asked::Ip(IpSocket {
-                family: u32::from(family.as_raw()),
-                socket_type: socket_type(&socket).map_or(0, |kind| kind.as_raw()),
-                cookie: socket_cookie(&socket).unwrap_or(0),
-            })
+/// Whether a descriptor of a task is an IP socket; an error when the kernel does not say.
+fn is_ip_socket(task: Tgid, descriptor: i32) -> rustix::io::Result<bool> {
+    use rustix::io::Errno;
+    let mut name = [0u8; 64];
+    let path = format!("/proc/{}/fd/{descriptor}", task.0);
+    match rustix::fs::getxattr(Path::new(&path), c"system.sockprotoname", &mut name[..]) {
+        Ok(length) => {
+            let name = name[..length].split(|byte| *byte == 0).next().unwrap_or_default();
+            let name = std::str::from_utf8(name).unwrap_or_default();
+            Ok(IP_PROTOCOLS.contains(&name.strip_suffix("v6").unwrap_or(name)))
         }
-        Ok(_) => Asked::Other,
-        // The descriptor number was closed and given to something that is no socket.
-        Err(_) => Asked::Closed,
+        // It was closed meanwhile, or is something else now.
+        Err(Errno::NOENT | Errno::SRCH | Errno::OPNOTSUPP | Errno::NODATA) => Ok(false),
+        Err(error) => Err(error),
     }
-}
-
-/// `SOCK_STREAM`, `SOCK_DGRAM`, `SOCK_RAW`.
-const TABLES: [(&str, u32); 12] = [
-    ("tcp", 1),
-    ("tcp6", 1),
-    ("udp", 2),
-    ("udp6", 2),
-    ("udplite", 2),
-    ("udplite6", 2),
-    ("icmp", 2),
-    ("icmp6", 2),
-    ("raw", 3),
-    ("raw6", 3),
-    ("mptcp", 1),
-    ("dccp", 6),
-];
-
-/// Inode column of a table under `/proc/PID/net`: all of them share the first ten columns.
-fn table_inodes(text: &str) -> impl Iterator<Item = u64> + '_ {
-    text.lines().skip(1).filter_map(|line| {
-        line.split_ascii_whitespace().nth(9)?.parse().ok().filter(|&inode| inode != 0)
-    })
-}
-
-fn sockets_in_tables(tgid: Tgid) -> BTreeMap<u64, IpSocket> {
-    let mut sockets = BTreeMap::new();
-    for (table, socket_type) in TABLES {
-        let Ok(text) = fs::read_to_string(format!("/proc/{}/net/{table}", tgid.0)) else {
-            continue;
-        };
-        let family = if table.ends_with('6') { AddressFamily::INET6 } else { AddressFamily::INET };
-        let family = u32::from(family.as_raw());
-        let socket = IpSocket { family, socket_type, cookie: 0 };
-        sockets.extend(table_inodes(&text).map(|inode| (inode, socket)));
-    }
-    sockets
 }
 
 /// The IP sockets (`AF_INET`, `AF_INET6`, any type, any state, unbound ones too) that the
-/// processes hold now.
+/// processes hold now, in the descriptors of any of their threads.
 pub fn ip_sockets_of(tgids: impl IntoIterator<Item = Tgid>) -> SocketCensus {
     let mut census = SocketCensus::default();
     let mut seen = BTreeSet::new();
     for tgid in tgids {
-        let Some(descriptors) = socket_descriptors(tgid) else {
-            census.unreadable_processes += 1;
-            continue;
-        };
-        let pidfd = i32::try_from(tgid.0)
-            .ok()
-            .and_then(Pid::from_raw)
-            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        let mut refused = Vec::new();
-        for (descriptor, inode) in descriptors {
-            if seen.len() >= SOCKETS_MAX {
-                census.over_limit += 1;
+        for task in process::descriptor_tables(tgid) {
+            let Some(descriptors) = network::descriptors_of(task) else {
+                census.unreadable_processes += u32::from(process::Process::read(task).is_some());
                 continue;
-            }
-            if !seen.insert(inode) {
-                continue;
-            }
-            match ask(pidfd.as_ref(), descriptor) {
-                Asked::Ip(socket) => {
-                    census.sockets.insert(inode, socket);
-                }
-                Asked::Other => {}
-                Asked::Closed => census.unknown += 1,
-                Asked::Refused => refused.push(inode),
-            }
-        }
-        if !refused.is_empty() {
-            let tables = sockets_in_tables(tgid);
-            for inode in refused {
-                census.from_tables += 1;
-                if let Some(socket) = tables.get(&inode) {
-                    census.sockets.insert(inode, *socket);
+            };
+            for (descriptor, inode) in descriptors {
+                if seen.len() >= SOCKETS_MAX {
+                    census.over_limit += 1;
+                } else if seen.insert(inode) {
+                    match is_ip_socket(task, descriptor) {
+                        Ok(true) => _ = census.sockets.insert(inode),
+                        Ok(false) => {}
+                        Err(_) => census.unknown += 1,
+                    }
                 }
             }
         }
@@ -173,17 +100,18 @@ pub fn ip_sockets_of(tgids: impl IntoIterator<Item = Tgid>) -> SocketCensus {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::fd::AsRawFd;
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::net::{UnixDatagram, UnixStream};
 
-    use rustix::net::{SocketType, socket};
+    use rustix::net::{AddressFamily, SocketType, ipproto, socket};
 
     use super::*;
 
     fn inode(descriptor: &impl AsRawFd) -> u64 {
         let link = fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd())).unwrap();
-        super::super::network::socket_inode(link.to_str().unwrap()).unwrap()
+        network::socket_inode(link.to_str().unwrap()).unwrap()
     }
 
     #[test]
@@ -195,38 +123,71 @@ mod tests {
         let unbound = socket(AddressFamily::INET6, SocketType::STREAM, None).unwrap();
         let again = unbound.try_clone().unwrap();
         let (left, right) = UnixStream::pair().unwrap();
+        let other = UnixDatagram::unbound().unwrap();
 
         let census = ip_sockets_of([Tgid(std::process::id())]);
         assert!(census.is_exact());
-        for expected in [inode(&listener), inode(&client), inode(&server), inode(&datagram)] {
-            assert!(census.sockets.contains_key(&expected));
+        for expected in [&inode(&listener), &inode(&client), &inode(&server), &inode(&datagram)] {
+            assert!(census.sockets.contains(expected));
         }
-        let found = census.sockets[&inode(&unbound)];
-        assert_eq!((found.family, found.socket_type), (libc::AF_INET6 as u32, 1));
-        assert_eq!(found.cookie, socket_cookie(&unbound).unwrap());
+        assert!(census.sockets.contains(&inode(&unbound)));
         assert_eq!(inode(&unbound), inode(&again));
-        assert!(!census.sockets.contains_key(&inode(&left)));
-        assert!(!census.sockets.contains_key(&inode(&right)));
+        for stranger in [&inode(&left), &inode(&right), &inode(&other)] {
+            assert!(!census.sockets.contains(stranger));
+        }
     }
 
     #[test]
-    fn the_tables_show_all_but_the_unbound() {
-        let listener = TcpListener::bind("[::1]:0").unwrap();
-        let datagram = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let unbound = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
-        let sockets = sockets_in_tables(Tgid(std::process::id()));
-        assert_eq!(sockets[&inode(&listener)].family, libc::AF_INET6 as u32);
-        assert_eq!(sockets[&inode(&datagram)].socket_type, 2);
-        assert!(!sockets.contains_key(&inode(&unbound)));
+    fn every_protocol_that_this_kernel_has_is_known() {
+        let (stream, datagram) = (SocketType::STREAM, SocketType::DGRAM);
+        let (seqpacket, raw) = (SocketType::SEQPACKET, SocketType::RAW);
+        let kinds = [
+            (stream, None),
+            (datagram, None),
+            (stream, Some(ipproto::MPTCP)),
+            (datagram, Some(ipproto::UDPLITE)),
+            (stream, Some(ipproto::SCTP)),
+            (seqpacket, Some(ipproto::SCTP)),
+            (raw, Some(ipproto::UDP)),
+        ];
+        for family in [AddressFamily::INET, AddressFamily::INET6] {
+            for (kind, protocol) in kinds {
+                let Ok(socket) = socket(family, kind, protocol) else { continue };
+                let own = Tgid(std::process::id());
+                let found = is_ip_socket(own, socket.as_raw_fd());
+                assert_eq!(found, Ok(true), "{family:?} {kind:?} {protocol:?}");
+            }
+        }
     }
 
     #[test]
-    fn a_process_that_is_gone_is_counted() {
+    fn a_process_that_is_gone_holds_nothing() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let tgid = Tgid(child.id());
         child.wait().unwrap();
-        let census = ip_sockets_of([tgid]);
-        assert_eq!(census.unreadable_processes, 1);
-        assert!(!census.is_exact());
+        assert_eq!(ip_sockets_of([tgid]), SocketCensus::default());
+    }
+
+    #[test]
+    fn a_table_that_a_thread_has_for_itself_is_counted() {
+        let own = Tgid(std::process::id());
+        let (send, receive) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            // SAFETY: descriptors of the copied table are closed with the thread; nothing else is
+            // done in it.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES) }.unwrap();
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let tid = rustix::thread::gettid().as_raw_nonzero().get();
+            let link = format!("/proc/{tid}/fd/{}", socket.as_raw_fd());
+            let link = fs::read_link(link).unwrap();
+            send.send(network::socket_inode(link.to_str().unwrap()).unwrap()).unwrap();
+            let _ = ended.recv();
+        });
+        let inode = receive.recv().unwrap();
+        assert!(ip_sockets_of([own]).sockets.contains(&inode));
+        drop(end);
+        thread.join().unwrap();
+        assert!(!ip_sockets_of([own]).sockets.contains(&inode));
     }
 }

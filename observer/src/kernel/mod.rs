@@ -50,7 +50,7 @@ pub use uprobe::{Place, UprobeError};
 use crate::aggregate::{Distribution, Snapshot};
 use crate::clock::MonoNanos;
 use crate::host::read_small;
-use crate::model::{Coverage, Joining, ProbeState, SelfSummary};
+use crate::model::{Coverage, Joining, ProbeState, SelfSummary, Tgid};
 use crate::probe::{self, Members, Moved, NOT_ASKED_FOR, PROBES, Probe};
 use attach::Choices;
 use cgroup_rows::CgroupRows;
@@ -134,6 +134,20 @@ impl TargetSet {
     #[must_use]
     pub fn contains(&self, tgid: u32) -> bool {
         tgid < PID_MAX_LIMIT && self.0.get(tgid as usize / 64) >> (tgid % 64) & 1 != 0
+    }
+
+    /// The processes that are marked now: those that observer has not heard of yet too.
+    #[must_use]
+    pub fn marked(&self) -> Vec<Tgid> {
+        let words = self.0.words().iter().zip(0u32..);
+        words
+            .map(|(word, index)| (word.load(Ordering::Relaxed), index))
+            .filter(|(word, _)| *word != 0)
+            .flat_map(|(word, index)| {
+                (0..64).filter(move |bit| word >> bit & 1 != 0).map(move |bit| index * 64 + bit)
+            })
+            .map(Tgid)
+            .collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! `run.json`: how the run was made, enough to read its other files later.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +67,57 @@ pub enum EndReason {
     Unknown,
 }
 
+/// Whose a process is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Owner {
+    /// The effective user: its name in `/etc/passwd` of the host, or its id.
+    pub user: String,
+    /// The network namespace: `host` for that of the host, otherwise what the kernel calls it (`net:[4026532281]`), or `unknown`.
+    pub network: String,
+}
+
+impl Owner {
+    /// The network namespace of the host.
+    pub const HOST: &str = "host";
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "user {}, ", self.user)?;
+        if self.network == Self::HOST {
+            f.write_str("in the host's network")
+        } else {
+            write!(f, "in another network than the host's, {}", self.network)
+        }
+    }
+}
+
+/// Processes with their owners, for users: of each owner a few, and the number of the others. Of a
+/// process that is gone, the owner is not known.
+#[must_use]
+pub fn by_owner<'a>(
+    processes: impl IntoIterator<Item = (u32, &'a str)>,
+    owners: &BTreeMap<u32, Owner>,
+) -> String {
+    const NAMED: usize = 4;
+    let mut groups: BTreeMap<Option<&Owner>, Vec<(u32, &str)>> = BTreeMap::new();
+    for (tgid, comm) in processes {
+        groups.entry(owners.get(&tgid)).or_default().push((tgid, comm));
+    }
+    let of_group = |(owner, processes): (Option<&Owner>, Vec<(u32, &str)>)| {
+        let named = processes.iter().take(NAMED).map(|(tgid, comm)| format!("{tgid} {comm}"));
+        let mut text = named.collect::<Vec<_>>().join(", ");
+        if processes.len() > NAMED {
+            text += &format!(" and {} more", processes.len() - NAMED);
+        }
+        if let Some(owner) = owner {
+            text += &format!(" ({owner})");
+        }
+        text
+    };
+    groups.into_iter().map(of_group).collect::<Vec<_>>().join("; ")
+}
+
 /// `run.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunInfo {
@@ -88,6 +140,9 @@ pub struct RunInfo {
     /// Processes of the target at the start, or the first one if the target was waited for: id and
     /// command name.
     pub target_processes: BTreeMap<u32, String>,
+    /// Whose each of them is; those that were gone at once are not here. Runs of 0.1.0 do not have it.
+    #[serde(default)]
+    pub target_owners: BTreeMap<u32, Owner>,
     /// Cgroup of the target's first process, as the histograms are kept.
     pub target_cgroup: Option<String>,
     /// COMMAND, if any.

@@ -39,6 +39,10 @@ pub(crate) fn run() -> RunInfo {
         cpus: 2,
         target: "--comm service".into(),
         target_processes: BTreeMap::from([(100, "service".into())]),
+        target_owners: BTreeMap::from([(
+            100,
+            Owner { user: "www-data".into(), network: Owner::HOST.into() },
+        )]),
         target_cgroup: Some("/demo".into()),
         command: vec!["observer".into(), "load".into(), "http://127.0.0.1:8080/".into()],
         command_user: None,

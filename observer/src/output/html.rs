@@ -7,7 +7,7 @@ use super::answer::{Answer, WorstRequest};
 use super::chart;
 use super::terminal::{counters, more, request_line};
 use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
-use crate::model::{CauseSummary, Outcome, ProbeState, Summary};
+use crate::model::{CauseSummary, Outcome, ProbeState, Summary, by_owner};
 
 /// Overlapping stalls shown for one request.
 const STALLS_SHOWN: usize = 12;
@@ -326,11 +326,13 @@ fn about(page: &mut String, answer: &Answer) {
     };
     let length = duration(answer.length_ns() as f64);
     let kernel = format!("{} {}, {} CPUs", run.kernel_release, run.machine, run.cpus);
+    let processes = run.target_processes.iter().map(|(tgid, comm)| (*tgid, comm.as_str()));
     let rows = [
         ("Lost", answer.loss()),
         ("Recording thresholds raised", answer.raised_floors().join("; ")),
         ("observer used", answer.cost().unwrap_or_default()),
         ("Target", run.target.clone()),
+        ("Processes at the start", by_owner(processes, &run.target_owners)),
         ("Load generator", command),
         ("Length", if answer.length_ns() == 0 { String::new() } else { length }),
         ("Kernel", kernel),

@@ -83,7 +83,11 @@ pub(super) const PROBE: Probe = Probe {
     about: "IP sockets created, accepted and released, their lifetime and live count; failures \
             of socket, accept, connect and open due to exhausted descriptors or memory.",
     notes: "IPv4 and IPv6 sockets only: the kernel has no release hook for other families. \
-            Sockets accepted through io_uring are counted when they are released.",
+            Sockets accepted through io_uring are counted when they are released. Live sockets are \
+            looked up in the descriptors of the target's processes, at the end of a run and when the \
+            daemon is scraped. This takes about 10 µs of one CPU for each socket; the daemon looks \
+            again only after 50 times as long (25 s with 50,000 sockets), and serves the last number \
+            until then.",
     tiers: &[
         Tier {
             name: "fentry",

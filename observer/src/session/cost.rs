@@ -85,16 +85,6 @@ pub(super) struct CostWatch {
     samples: Vec<Sample>,
 }
 
-/// What the watch changed.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Changed {
-    /// Probes that it detached or attached, for the trace.
-    pub(super) probes: Vec<Event>,
-    /// The socket probe was detached or attached, so the count of live sockets has to be taken
-    /// again.
-    pub(super) sockets: bool,
-}
-
 /// Number of measurements kept; above it, each two neighbours are merged.
 const SAMPLES_MAX: usize = 4_096;
 
@@ -145,11 +135,11 @@ impl CostWatch {
     }
 
     /// Call it in every iteration of a loop, at least when [`CostWatch::window_left`] is over.
-    pub(super) fn tick(&mut self, kernel: &mut Kernel) -> Changed {
+    pub(super) fn tick(&mut self, kernel: &mut Kernel) -> Vec<Event> {
         match &self.window {
             Some(window) if window.started.elapsed() >= Self::WINDOW => {
                 let Some((measured, statistics)) = self.close(kernel) else {
-                    return Changed::default();
+                    return Vec::new();
                 };
                 let changed = self.act(kernel, &measured);
                 if self.control.is_waiting() {
@@ -159,9 +149,9 @@ impl CostWatch {
             }
             None if self.closed.elapsed() >= Self::PAUSE => {
                 self.open(RunTimeStatistics::start(), kernel);
-                Changed::default()
+                Vec::new()
             }
-            _ => Changed::default(),
+            _ => Vec::new(),
         }
     }
 
@@ -272,8 +262,8 @@ impl CostWatch {
         costs.into_iter().map(|(cost, _, ns)| (cost.program.name, ns / all_ns)).collect()
     }
 
-    fn act(&mut self, kernel: &mut Kernel, measured: &Measured) -> Changed {
-        let mut changed = Changed::default();
+    fn act(&mut self, kernel: &mut Kernel, measured: &Measured) -> Vec<Event> {
+        let mut changed = Vec::new();
         for step in self.control.step(measured) {
             let (probe, attached) = match step {
                 Step::Detach(probe, reason) => {
@@ -289,11 +279,7 @@ impl CostWatch {
                     (probe, true)
                 }
             };
-            changed.probes.push(ProbeChange { probe, attached }.event(MonoNanos::now()));
-            let of = PROBES.into_iter().find(|known| known.name == probe);
-            changed.sockets |= of.is_some_and(|of| {
-                of.records.iter().any(|row| row.kind == RecordKind::Socket as u16)
-            });
+            changed.push(ProbeChange { probe, attached }.event(MonoNanos::now()));
         }
         changed
     }

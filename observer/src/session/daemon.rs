@@ -56,7 +56,6 @@ struct Watching {
     /// The target's cgroup, by which its row is known; `None` until there is a process.
     name: Option<String>,
     membership: Membership,
-    sockets: SocketWatch,
 }
 
 struct Shared {
@@ -72,11 +71,10 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 }
 
 impl Watching {
-    /// Marks the target in the kernel, and counts its sockets.
+    /// Marks the target in the kernel.
     fn begin(mut membership: Membership, kernel: &Kernel) -> Self {
         mark_first(&mut membership, kernel);
-        let sockets = SocketWatch::start(kernel, &membership);
-        let mut watching = Self { name: None, membership, sockets };
+        let mut watching = Self { name: None, membership };
         watching.find_name(kernel);
         watching
     }
@@ -89,6 +87,10 @@ impl Watching {
         if is_known || !is_there && (self.name.is_some() || !kernel.has_seen_target()) {
             return;
         }
+        if !is_there {
+            // The kernel side knew it first.
+            self.membership.rescan();
+        }
         let cgroup = target_cgroup(&self.membership).unwrap_or_default();
         if self.name.replace(cgroup).is_none() {
             tracing::info!(target: NOTICE, "target {}", self.membership.describe());
@@ -97,12 +99,11 @@ impl Watching {
 }
 
 impl Shared {
-    fn snapshot(&mut self) -> Snapshot {
-        let watching = self.watching.as_mut().filter(|watching| watching.name.is_some());
-        let name = watching.as_ref().and_then(|watching| watching.name.as_deref());
+    fn snapshot(&mut self, live_sockets: Option<i64>) -> Snapshot {
+        let watching = self.watching.as_ref().filter(|watching| watching.name.is_some());
+        let name = watching.and_then(|watching| watching.name.as_deref());
         let mut snapshot = self.kernel.snapshot(name);
-        snapshot.target_live_sockets =
-            watching.and_then(|watching| watching.sockets.live(&self.kernel, &watching.membership));
+        snapshot.target_live_sockets = live_sockets.filter(|_| name.is_some());
         snapshot.self_usage.rss_bound_bytes = super::memory::resident_bound_bytes();
         snapshot.self_usage.added_cpu_share = self.cost.as_ref().and_then(CostWatch::added);
         if let Some(recording) = &self.recording {
@@ -166,8 +167,11 @@ pub fn serve(
     // Without a target no record comes through the ring, and no process has to be followed.
     let followed = options.target.clone();
     let ring = kernel.take_ring().filter(|ring| followed.is_some() || ring.has_messages());
+    let counts_sockets = followed.is_some() && kernel.choice("socket").is_some();
+    let sockets = counts_sockets.then(|| SocketWatch::new(kernel.targets()));
     listening(address, &kernel);
-    let shared = Arc::new(Mutex::new(Shared { kernel, watching, recording, cost }));
+    let shared =
+        Arc::new(Mutex::new(Shared { kernel, watching, recording, cost }));
     let mut threads = Vec::new();
     if let Some((measured, thread)) = budget {
         let _ = measured.send(Arc::clone(&shared));
@@ -182,7 +186,7 @@ pub fn serve(
             Err(error) => result = Err(unavailable(&error)),
         }
     }
-    result = result.and_then(|()| listen(listener, &shared, stop));
+    result = result.and_then(|()| listen(listener, &shared, sockets, stop));
     stop.store(true, Ordering::Relaxed);
     for thread in threads {
         let _ = thread.join();
@@ -212,6 +216,7 @@ fn first_target(options: &DaemonOptions, stop: &AtomicBool) -> Result<Option<Opt
 fn listen(
     listener: std::net::TcpListener,
     shared: &Arc<Mutex<Shared>>,
+    sockets: Option<SocketWatch>,
     stop: &Arc<AtomicBool>,
 ) -> Result<()> {
     let failed =
@@ -239,7 +244,15 @@ fn listen(
                 }
             }
         };
-        http::serve(listener, move || lock(&shared).snapshot(), stopped).await;
+        let sockets = sockets.map(Mutex::new);
+        let source = move || {
+            // Counted without the lock on the rest, because it takes a while where there are many.
+            let sockets = sockets.as_ref().map(|sockets| sockets.lock());
+            let live =
+                sockets.and_then(|sockets| sockets.unwrap_or_else(PoisonError::into_inner).live());
+            lock(&shared).snapshot(live)
+        };
+        http::serve(listener, source, stopped).await;
         Ok(())
     })
 }
@@ -275,16 +288,11 @@ fn keep_budget(stop: &Arc<AtomicBool>) -> std::io::Result<BudgetThread> {
             let left = lock(&shared).cost.as_ref().and_then(CostWatch::window_left);
             std::thread::sleep(left.unwrap_or(STOP_INTERVAL));
             let mut shared = lock(&shared);
-            let Shared { kernel, watching, recording, cost } = &mut *shared;
+            let Shared { kernel, recording, cost, .. } = &mut *shared;
             let Some(cost) = cost else { return };
             let changed = cost.tick(kernel);
             if let Some(recording) = recording {
-                recording.note(changed.probes);
-            }
-            if changed.sockets
-                && let Some(watching) = watching
-            {
-                watching.sockets.count_again();
+                recording.note(changed);
             }
         }
     })?;
@@ -313,10 +321,9 @@ fn follow(
                 if let Some(recording) = recording {
                     recording.tick(&mut watching.membership, kernel);
                 }
-                let changes = mark_joined(&mut watching.membership, kernel);
+                mark_joined(&mut watching.membership, kernel);
                 watching.find_name(kernel);
                 kernel.follow_binaries(watching.membership.processes());
-                watching.sockets.note(&changes);
             }
         }
     })

@@ -59,7 +59,6 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         reader,
         outputs,
         cut,
-        mut sockets,
         mut cost,
         mut hidden,
         baseline,
@@ -69,7 +68,9 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     let scale = cost.scale(&kernel);
     let late = super::thread_names(&membership);
     let mut last = kernel.snapshot(Some(super::TARGET_ROW));
-    last.target_live_sockets = sockets.live(&kernel, &membership);
+    if kernel.choice("socket").is_some() {
+        last.target_live_sockets = super::watch::count(&kernel.targets());
+    }
     let ports = match options.target.port() {
         Some(port) => BTreeSet::from([port]),
         None => listened_ports(&membership.tgids()),

@@ -2,7 +2,8 @@
 
 use crate::host::Process;
 use crate::kernel::{Kernel, TargetSet};
-use crate::target::{Changes, Membership};
+use crate::log::NOTICE;
+use crate::target::Membership;
 
 /// Marks the target for the first time: what forks between listing and marking is found by
 /// looking again. New processes with the target's name or program are marked by the kernel side.
@@ -28,15 +29,17 @@ fn watch_for_new(membership: &Membership, kernel: &Kernel) {
 /// function is for processes that join in other ways. It does not remove marks: the kernel side
 /// does that when the last thread exits, and here the mark might already belong to the next process
 /// with the same id.
-pub(super) fn mark_joined(membership: &mut Membership, kernel: &Kernel) -> Changes {
+pub(super) fn mark_joined(membership: &mut Membership, kernel: &Kernel) {
     watch_for_new(membership, kernel);
     let targets = kernel.targets();
-    let changes = membership.poll();
-    for process in &changes.joined {
+    let joined = membership.poll().joined;
+    if let Some(listeners) = membership.describe_listeners(&joined) {
+        tracing::info!(target: NOTICE, "joined the target {listeners}");
+    }
+    for process in &joined {
         tracing::debug!("process {} ({}) joined the target", process.tgid.0, process.comm);
         mark(&targets, process);
     }
-    changes
 }
 
 /// Marks a process, unless the kernel side already did (user space cannot distinguish the mark from

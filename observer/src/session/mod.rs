@@ -52,7 +52,8 @@ use crate::error::{Error, Exit, Result};
 use crate::host::{cgroups::Cgroups, process, system};
 use crate::kernel::{Kernel, LoadError, LoadOptions};
 use crate::loadgen::{Live, SamplesSource, SamplesSpec};
-use crate::model::{Coverage, EndReason, ProbeState, RUN_SCHEMA, RunInfo, SlowSpec};
+use crate::log::NOTICE;
+use crate::model::{Coverage, EndReason, ProbeState, RUN_SCHEMA, RunInfo, SlowSpec, by_owner};
 use crate::output::event_files::EventWriter;
 use crate::output::rundir::RunDir;
 use crate::probe::ProbeOptions;
@@ -65,7 +66,6 @@ use loss_watch::LossWatch;
 use mark::{mark_first, mark_joined};
 use samples::{OutputKeeper, SampleReader};
 use trace_sink::TraceSink;
-use watch::SocketWatch;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -136,7 +136,6 @@ pub struct Session {
     outputs: Vec<OutputKeeper>,
     /// Bytes of the generator's output that were not kept, by file.
     cut: BTreeMap<&'static str, Arc<AtomicU64>>,
-    sockets: SocketWatch,
     cost: CostWatch,
     hidden: HiddenWatch,
     baseline: Snapshot,
@@ -199,7 +198,6 @@ impl Session {
         let (sinks, births) = capture::sinks(TraceSink::new(trace, &counts));
         let capture =
             Capture::start(ring, sinks, counts, floors).map_err(|error| unexpected(&error))?;
-        let sockets = SocketWatch::start(&kernel, &membership);
         let losses = LossWatch::new(&kernel);
         let info = RunInfo {
             command: options
@@ -226,7 +224,6 @@ impl Session {
             reader: None,
             outputs: Vec::new(),
             cut: BTreeMap::new(),
-            sockets,
             hidden,
             baseline,
             started: Instant::now(),
@@ -255,6 +252,7 @@ impl Session {
         let info = &mut self.journal.info;
         info.start_ns = first.map_or(now.start_ns, |birth| birth.at);
         info.target_processes = now.target_processes;
+        info.target_owners = now.target_owners;
         if let Some(Birth { tgid, comm, .. }) = first {
             info.target_processes.entry(tgid.0).or_insert_with(|| comm.clone());
         }
@@ -265,7 +263,10 @@ impl Session {
     }
 
     fn log_target(&self) {
-        tracing::info!("target {}", self.membership.describe());
+        let info = &self.journal.info;
+        let processes = info.target_processes.iter().map(|(tgid, comm)| (*tgid, comm.as_str()));
+        let taken = by_owner(processes, &info.target_owners);
+        tracing::info!(target: NOTICE, "target {}: {taken}", info.target);
     }
 
     /// Follows everything until the run is over; why it ended.
@@ -308,9 +309,8 @@ impl Session {
                 first.get_or_insert(birth);
                 gone_since = None;
             }
-            let changes = mark_joined(&mut self.membership, &self.kernel);
+            mark_joined(&mut self.membership, &self.kernel);
             self.kernel.follow_binaries(self.membership.processes());
-            self.sockets.note(&changes);
             if !self.membership.all_gone() {
                 gone_since = None;
             }
@@ -324,10 +324,7 @@ impl Session {
             }
             let elapsed = self.started.elapsed();
             let changed = self.cost.tick(&mut self.kernel);
-            if changed.sockets {
-                self.sockets.count_again();
-            }
-            self.losses.note(changed.probes);
+            self.losses.note(changed);
             self.journal.tick(&self.kernel, self.capture.counts());
             self.hidden.tick(&self.kernel, self.capture.counts());
             self.losses.tick(&self.kernel, &self.capture);
@@ -435,6 +432,7 @@ fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo
             .processes()
             .map(|process| (process.tgid.0, process.comm.clone()))
             .collect(),
+        target_owners: membership.owners(),
         target_cgroup: target_cgroup(membership),
         command: Vec::new(),
         command_user: None,

@@ -1,61 +1,51 @@
 //! The target's live sockets.
 
-use observer_ebpf::wire::{Counter, Counts};
+use std::time::{Duration, Instant};
 
-use crate::host::sockets::{SocketCensus, ip_sockets_of};
-use crate::kernel::Kernel;
-use crate::target::{Changes, Membership};
+use crate::host::ip_sockets_of;
+use crate::kernel::TargetSet;
 
-/// Live IP sockets of the target: a count at one instant, and what the kernel side counted since.
+/// Counting takes at most one part in this many of a processor's time: the sockets of a service with
+/// 50,000 connections are not counted again at once.
+const SHARE: u32 = 50;
+
+/// Live IP sockets of the target, as the descriptors of its processes show them. No sum of creations,
+/// acceptances and releases is right for long: sockets are passed to other processes, inherited, and
+/// closed by another one than has opened them.
 pub(super) struct SocketWatch {
-    census: SocketCensus,
-    since: i64,
-    /// A process of the target has gone. The kernel side learns this before the process closes its
-    /// descriptors, and does not count the release of sockets that are older than the probe.
-    stale: bool,
+    targets: TargetSet,
+    last: Option<Last>,
 }
 
-/// Created and accepted minus released, of the target.
-fn balance(counts: &Counts) -> i64 {
-    let of = |counter: Counter| counts.counters[counter as usize] as i64;
-    of(Counter::TargetSocketsCreated) + of(Counter::TargetSocketsAccepted)
-        - of(Counter::TargetSocketsReleased)
+struct Last {
+    /// `None` when not all of them could be counted.
+    sockets: Option<i64>,
+    at: Instant,
+    took: Duration,
 }
 
 impl SocketWatch {
-    /// Counts the sockets the target holds, again until nothing changes meanwhile (at most a few
-    /// times: a busy service changes all the time, and an error of one socket does not matter
-    /// then).
-    pub(super) fn start(kernel: &Kernel, membership: &Membership) -> Self {
-        let mut before = balance(&kernel.counts());
-        for _ in 0..5 {
-            let census = ip_sockets_of(membership.tgids());
-            let after = balance(&kernel.counts());
-            if before == after {
-                return Self { census, since: after, stale: false };
-            }
-            before = after;
+    pub(super) const fn new(targets: TargetSet) -> Self {
+        Self { targets, last: None }
+    }
+
+    /// How many there are now, or were a moment ago if it takes long to count them; `None` when not
+    /// all of them could be counted.
+    pub(super) fn live(&mut self) -> Option<i64> {
+        if let Some(last) = &self.last
+            && last.at.elapsed() < last.took.saturating_mul(SHARE)
+        {
+            return last.sockets;
         }
-        Self { census: ip_sockets_of(membership.tgids()), since: before, stale: false }
+        let at = Instant::now();
+        let sockets = count(&self.targets);
+        self.last = Some(Last { sockets, at, took: at.elapsed() });
+        sockets
     }
+}
 
-    /// Handles the processes that left the target.
-    pub(super) fn note(&mut self, changes: &Changes) {
-        self.stale |= !changes.left.is_empty();
-    }
-
-    /// The probe was detached or attached again, so its counts since then are incomplete.
-    pub(super) const fn count_again(&mut self) {
-        self.stale = true;
-    }
-
-    /// How many there are now; `None` when not all of them could be counted.
-    pub(super) fn live(&mut self, kernel: &Kernel, membership: &Membership) -> Option<i64> {
-        // While the probe is detached, only the current sockets can be counted.
-        if self.stale || !kernel.is_attached("socket") {
-            *self = Self::start(kernel, membership);
-        }
-        let counted = self.census.sockets.len() as i64;
-        self.census.is_exact().then(|| counted + balance(&kernel.counts()) - self.since)
-    }
+/// How many there are now; `None` when not all of them could be counted.
+pub(super) fn count(targets: &TargetSet) -> Option<i64> {
+    let census = ip_sockets_of(targets.marked());
+    census.is_exact().then(|| i64::try_from(census.sockets.len()).ok()).flatten()
 }

@@ -1,7 +1,6 @@
 //! The processes of the target, as they start and exit.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,8 +9,8 @@ use rustix::time::{ClockId, clock_gettime};
 use super::TargetError;
 use super::liveness::{Watched, gone};
 use super::spec::{Matcher, TargetSpec};
-use crate::host::{Process, process, system};
-use crate::model::{Joining, Tgid};
+use crate::host::{Owners, Process, process, system};
+use crate::model::{Joining, Owner, Tgid, by_owner};
 
 /// Pause between two scans of `/proc` while the target runs.
 const SCAN_INTERVAL: Duration = Duration::from_millis(200);
@@ -232,23 +231,35 @@ impl Membership {
         self.members.is_empty()
     }
 
-    /// What is watched, for users: `--comm nginx: 812 nginx, 815 nginx and 6 more`.
+    /// Whose the processes are, by id.
+    #[must_use]
+    pub fn owners(&self) -> BTreeMap<u32, Owner> {
+        let owners = Owners::read();
+        self.members.keys().filter_map(|tgid| Some((tgid.0, owners.of(*tgid)?))).collect()
+    }
+
+    /// What is watched, and whose it is, for users: `--comm nginx: 812 nginx (user root, in the host's
+    /// network); 815 nginx, 816 nginx (user www-data, in the host's network)`.
     #[must_use]
     pub fn describe(&self) -> String {
-        const NAMED: usize = 4;
-        let mut text = self.spec.to_string();
-        for (index, process) in self.processes().take(NAMED).enumerate() {
-            let separator = if index == 0 { ": " } else { ", " };
-            let _ = write!(text, "{separator}{} {}", process.tgid.0, process.comm);
+        if self.all_gone() {
+            return format!("{}: no process", self.spec);
         }
-        match self.members.len() {
-            0 => text.push_str(": no process"),
-            count if count > NAMED => {
-                let _ = write!(text, " and {} more", count - NAMED);
-            }
-            _ => {}
-        }
-        text
+        let processes = self.processes().map(|process| (process.tgid.0, process.comm.as_str()));
+        format!("{}: {}", self.spec, by_owner(processes, &self.owners()))
+    }
+
+    /// The same of processes that listen on the port of the target, and joined it now; `None` where
+    /// there are none, and for targets that are not named by port.
+    #[must_use]
+    pub fn describe_listeners(&self, joined: &[Process]) -> Option<String> {
+        let TargetSpec::Port(_) = self.spec else { return None };
+        let is_seed =
+            |process: &&Process| self.members.get(&process.tgid).is_some_and(|member| member.seed);
+        let mut processes = joined.iter().filter(is_seed).peekable();
+        processes.peek()?;
+        let processes = processes.map(|process| (process.tgid.0, process.comm.as_str()));
+        Some(format!("{}: {}", self.spec, by_owner(processes, &self.owners())))
     }
 
     /// The kernel side follows this process (not a thread) already: the target forked it, or it got

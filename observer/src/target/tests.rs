@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::host::Process;
+use crate::host::{Owners, Process};
 use crate::model::Tgid;
 
 /// A shell that executes the commands it gets, line by line, and is killed with its children at the
@@ -111,7 +111,10 @@ fn descendants_are_there_from_the_start_and_new_children_join() {
         target.contains(late)
     });
     assert_eq!(joined.iter().map(|process| process.tgid).collect::<Vec<_>>(), [late]);
-    assert!(target.describe().ends_with("and 1 more"), "{}", target.describe());
+    // Five processes of one owner.
+    let owner = Owners::read().of(shell.tgid()).unwrap();
+    let described = target.describe();
+    assert!(described.ends_with(&format!(" and 1 more ({owner})")), "{described}");
 }
 
 #[test]

@@ -312,6 +312,19 @@ enum Work {
         #[arg(long)]
         port: u16,
     },
+    /// Listens on all addresses, as oneself or as somebody else.
+    ListenAs {
+        #[arg(long)]
+        port: u16,
+        /// Another user to become, in a network namespace of its own.
+        #[arg(long)]
+        stranger: Option<u32>,
+    },
+    /// Sockets from another process, and sockets to it.
+    Passed {
+        #[arg(long)]
+        socket: PathBuf,
+    },
     /// A stand-in for a load generator: reports that it was started, and ends on request.
     Hold {
         /// Made at once.
@@ -393,6 +406,8 @@ fn main() -> ExitCode {
         }
         Work::Worker { pages, name } => short::worker(pages, name.as_deref()),
         Work::Leaderless { port } => short::leaderless(port),
+        Work::ListenAs { port, stranger } => short::listen_as(port, stranger),
+        Work::Passed { socket } => short::passed(&socket),
         Work::Hold { started, stop } => hold(&started, &stop),
         Work::Reclaim { file, mib, rounds } => memory::reclaim(&file, mib, rounds),
     };

@@ -2,11 +2,14 @@
 
 use std::ffi::CString;
 use std::io::{self, BufRead, BufReader};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use observer_tests::mapping::{Mapping, PAGE_BYTES};
+use observer_tests::passing;
 use serde_json::json;
 
 use crate::memory::no_huge_pages;
@@ -84,9 +87,14 @@ pub(crate) fn workers(
 pub(crate) fn leaderless(port: u16) -> io::Result<()> {
     let work = move || -> io::Result<()> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+        let before = TcpStream::connect(listener.local_addr()?)?;
         if wait_for_go()? {
-            report(&json!({ "listeners": 1 }))?;
+            let (accepted, _) = listener.accept()?;
+            let datagram = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+            drop(before);
+            report(&json!({ "live": 3 }))?;
             wait_for_end()?;
+            drop((accepted, datagram));
         }
         drop(listener);
         Ok(())
@@ -94,5 +102,38 @@ pub(crate) fn leaderless(port: u16) -> io::Result<()> {
     std::thread::Builder::new().spawn(work)?;
     // SAFETY: ends this thread alone; nothing of it is used by the other one.
     unsafe { libc::syscall(libc::SYS_exit, 0) };
+    Ok(())
+}
+
+/// Listens until the end, as somebody else where one is named.
+pub(crate) fn listen_as(port: u16, stranger: Option<u32>) -> io::Result<()> {
+    if let Some(uid) = stranger {
+        // SAFETY: nothing here shares anything with another thread, for there is none.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?;
+        let uid = rustix::thread::Uid::from_raw(uid);
+        rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    }
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    if wait_for_go()? {
+        report(&json!({ "listeners": 1 }))?;
+        wait_for_end()?;
+    }
+    drop(listener);
+    Ok(())
+}
+
+/// Gets sockets from another process, and passes its own on.
+pub(crate) fn passed(path: &Path) -> io::Result<()> {
+    let stream = UnixStream::connect(path)?;
+    let bind = |_| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0));
+    let own = (0..30).map(bind).collect::<io::Result<Vec<_>>>()?;
+    if wait_for_go()? {
+        let got = passing::receive(&stream)?;
+        let passed: Vec<_> = own.iter().map(AsFd::as_fd).collect();
+        passing::send(&stream, &passed)?;
+        drop(own);
+        report(&json!({ "live": got.len() }))?;
+        wait_for_end()?;
+    }
     Ok(())
 }
