@@ -285,13 +285,20 @@ impl Answer {
     /// What was lost, in words; [`NOTHING_LOST`] when nothing was.
     #[must_use]
     pub fn loss(&self) -> String {
+        if self.run.end_reason != EndReason::Running {
+            return self.counted_loss();
+        }
+        if self.summary.is_none() || self.length_ns() == 0 {
+            return "not known: the run did not end".to_owned();
+        }
+        let seconds = self.length_ns() as f64 / 1e9;
+        format!("{} (in the first {seconds:.1} s; later losses are not known)", self.counted_loss())
+    }
+
+    fn counted_loss(&self) -> String {
         let loss = self.summary.as_ref().map_or(&self.run.loss, |summary| &summary.loss);
         if loss.total == 0 && loss.by_kind.values().all(|count| *count == 0) {
-            return if self.summary.is_none() && self.run.end_reason == EndReason::Running {
-                "not known: the run did not end".to_owned()
-            } else {
-                NOTHING_LOST.to_owned()
-            };
+            return NOTHING_LOST.to_owned();
         }
         let kinds: Vec<_> = loss
             .by_kind
