@@ -19,6 +19,7 @@ use crate::aggregate::CauseRecorder;
 use crate::clock::MonoNanos;
 use crate::kernel::Ring;
 use crate::model::{Event, Stall};
+use crate::output::event_files::StreamRows;
 
 /// Maximum number of batches in flight between the threads; above it, the drain waits and the ring
 /// fills up.
@@ -60,6 +61,8 @@ pub struct Captured {
     pub sampled_out: [u64; KIND_SLOTS],
     /// Of these, those removed from a trace of bounded size.
     pub removed: [u64; KIND_SLOTS],
+    /// Rows by stream of the trace.
+    pub(super) streams: StreamRows,
     /// Times the drain thread woke up.
     pub wakeups: u64,
     /// Which floors applied when; `None` when the drain thread died.
@@ -160,6 +163,7 @@ impl Capture {
         captured.beyond_cap = read(&self.counts.beyond_cap);
         captured.sampled_out = read(&self.counts.sampled_out);
         captured.removed = read(&self.counts.removed);
+        captured.streams = std::mem::take(&mut *self.counts.streams());
         let stalls = self.counts.stalls_beyond_cap();
         if stalls > 0 {
             captured.skipped.insert(BEYOND_CAP, stalls);

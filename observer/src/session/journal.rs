@@ -39,7 +39,8 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be written. The directory is removed then.
-    pub(super) fn start(directory: RunDir, info: RunInfo, kernel: &Kernel) -> Result<Self> {
+    pub(super) fn start(directory: RunDir, mut info: RunInfo, kernel: &Kernel) -> Result<Self> {
+        info.run_id = directory.run_id();
         if let Err(error) = directory.write_run(&info) {
             directory.discard();
             return Err(error);
@@ -75,6 +76,7 @@ impl Journal {
             self.info.end_ns = MonoNanos(until.max(self.info.start_ns.0));
             self.info.loss = self.loss(kernel);
             self.note_removed(counts);
+            self.info.streams.clone_from(&counts.streams());
             self.info.coverage = kernel.coverage();
             let beyond_cap = counts.stalls_beyond_cap();
             if beyond_cap > 0 {

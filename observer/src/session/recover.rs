@@ -22,6 +22,7 @@ use crate::model::{
     EndReason, FloorChange, FloorSummary, LossSpan, Outcome, Reason, RunInfo, Sample, SlowSpec,
     Summary, files,
 };
+use crate::output::event_files::damage_note;
 use crate::output::rundir::RunDir;
 use crate::output::trace::TraceEvent;
 
@@ -39,13 +40,10 @@ pub struct Recovered {
 /// When a stream is there and cannot be read.
 pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Recovered> {
     let vouched_for = info.end_ns > info.start_ns;
-    let seen;
-    let info = if vouched_for {
-        info
-    } else {
-        seen = RunInfo { end_ns: last_seen(directory, info)?, ..info.clone() };
-        &seen
-    };
+    let mut info = info.clone();
+    if !vouched_for {
+        info.end_ns = last_seen(directory, &info)?;
+    }
     let (mut stalls, mut loss_spans, mut later_stalls) = (Vec::new(), Vec::new(), 0);
     let mut recorder = CauseRecorder::default();
     let mut floors: BTreeMap<String, FloorSummary> = kinds_with_floor()
@@ -74,6 +72,15 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
             }
         }
     })?;
+    // What was in damaged batches is a loss of that time.
+    for span in &found.lost {
+        if span.start <= info.end_ns && span.end >= info.start_ns {
+            info.loss.total = info.loss.total.saturating_add(span.count);
+            info.loss.add_of_target(&span.kind, span.count);
+            loss_spans.push(span.clone());
+        }
+    }
+    let info = &info;
     floors.values_mut().for_each(|floor| floor.pass(info.end_ns));
     let ingested = samples(directory, info)?;
     let mut kept = Vec::new();
@@ -115,6 +122,12 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
     }
     let captured = Captured { recorder, stalls_missing: found.missing(), ..Captured::default() };
     judge_input(&mut analysis, ingested.as_ref(), problem.as_ref(), &captured);
+    for (name, damage) in &found.skipped {
+        let numbers =
+            serde_json::json!({"stream": name, "batches": damage.batches, "rows": damage.rows});
+        let text = format!("{}.", damage_note(name, damage));
+        analysis.verdict.reasons.push(Reason::new("trace_damaged", text, numbers));
+    }
     let seconds = info.end_ns.since(info.start_ns) as f64 / 1e9;
     let text = if info.end_reason == EndReason::Running {
         of_killed(seconds, later_stalls)
