@@ -93,8 +93,10 @@ fn a_crashed_run_is_reported_with_what_there_is() {
     let said = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     for wanted in [
-        "NO RESULT",
+        "INCONCLUSIVE",
         "its observer died",
+        "so no cause is named",
+        "from what it wrote in its first 0.1 s",
         "reclaim.arrows ends early",
         "at 0.010000 s took 50.0 ms",
         "worker (8)",
@@ -107,7 +109,11 @@ fn a_crashed_run_is_reported_with_what_there_is() {
     assert!(!said.contains('\u{1b}'), "no colours into a pipe");
     assert!(fs::read_to_string(html).expect("page").ends_with("</html>\n"));
     refused(&[run, "--html", html], 6, "never overwritten");
-    refused(&[run, "--json"], 12, "before observer saved one");
+    let output = report(&[run, "--json"]);
+    let printed: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(printed["verdict"]["outcome"], "inconclusive");
+    assert_eq!(printed["verdict"]["reasons"][0]["code"], "trace_incomplete");
+    assert_eq!(printed["samples"]["count"], 1);
 }
 
 #[test]

@@ -247,6 +247,60 @@ fn the_trace_of_a_killed_run_is_readable_to_the_last_batch_and_answers() {
 }
 
 #[test]
+fn a_run_that_is_killed_at_once_gives_an_answer_from_what_it_wrote() {
+    let Some(_guard) = privileged::ready("run killed at once") else { return };
+    let service = service();
+    let pid = service.process.id().to_string();
+    let url = format!("{}/cpu?us=100", service.url);
+    let programs = programs();
+    // A fraction of a second, one, and three.
+    for enough in [20, 200, 600] {
+        let directory = directory();
+        let out = directory.path().join("run");
+        let mut command = Command::new(&programs.observer);
+        command.args(["run", "--budget", "none", "--pid", &pid, "--out", text(&out)]);
+        command.args(["--samples", "observer", "--"]).arg(&programs.observer);
+        command.args(["load", &url, "--rate", "200", "--duration", "60s"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
+        let requests = || {
+            let read = fs::read_to_string(out.join("loadgen.out")).unwrap_or_default();
+            // Behind the line that says what the others hold.
+            read.matches('\n').count().saturating_sub(1) as u64
+        };
+        let deadline = Instant::now() + TIMEOUT;
+        while requests() < enough {
+            assert!(Instant::now() < deadline, "the load goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        kill(&mut observer);
+        let finished = self::observer(&["report", text(&out), "--json"]);
+        finished.assert_code(0);
+        let summary: Summary = serde_json::from_str(&finished.stdout).expect("an answer");
+        // Each request that was written is in the answer, or known to lie after the last instant
+        // for which run.json says that the streams are complete.
+        let outside = summary.samples.skipped.get("outside_run").copied().unwrap_or(0);
+        let found = summary.samples.count + outside;
+        println!("{enough}: {:?}, {}", summary.samples, summary.verdict.outcome.name());
+        assert!(found >= enough, "{found} of {enough}: {:?}", summary.samples);
+        let told = |code| summary.verdict.reasons.iter().any(|reason| reason.code == code);
+        let directory = RunDir::open(&out).expect("a run");
+        let mut info = directory.read_run().expect("run.json");
+        let unknown = info.end_ns == info.start_ns;
+        assert!(told("recovered") && told("trace_incomplete") == unknown, "{:?}", summary.verdict);
+        let report = observer_report(&out).stdout;
+        assert!(report.contains("The run did not end normally"), "{report}");
+        // Without any checkpoint the answer is about everything that was written.
+        info.end_ns = info.start_ns;
+        directory.write_run(&info).expect("run.json");
+        let finished = self::observer(&["report", text(&out), "--json"]);
+        let summary: Summary = serde_json::from_str(&finished.stdout).expect("an answer");
+        assert!(summary.samples.count >= enough, "{:?}", summary.samples);
+        assert_eq!(summary.verdict.outcome, Outcome::Inconclusive);
+    }
+}
+
+#[test]
 fn a_daemon_that_is_killed_leaves_nothing_in_the_kernel() {
     let Some(_guard) = privileged::ready("daemon killed") else { return };
     let (service, directory) = (service(), directory());

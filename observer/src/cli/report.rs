@@ -51,7 +51,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (summary, answer) = answer(&directory, !args.json || args.html.is_some())?;
     let Some(mut answer) = answer else {
         warn_of_doubts(&directory);
-        return print_json(&directory, summary.as_ref());
+        return print_json(&directory, &summary);
     };
     answer.shows_arguments = args.show_arguments;
     if let Some(path) = &args.html {
@@ -62,7 +62,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if args.json {
         warn_of_doubts(&directory);
-        return print_json(&directory, summary.as_ref());
+        return print_json(&directory, &summary);
     }
     print_answer(&answer)
 }
@@ -76,20 +76,16 @@ fn warn_of_doubts(directory: &RunDir) {
 
 /// The answer that was left, or, for a run that did not get that far, the one that can be worked
 /// out from its streams. Builds the complete answer only if `all` is set.
-fn answer(directory: &RunDir, all: bool) -> Result<(Option<Summary>, Option<Answer>)> {
-    let summary = directory.read_summary()?;
-    if summary.is_some() {
+fn answer(directory: &RunDir, all: bool) -> Result<(Summary, Option<Answer>)> {
+    if let Some(summary) = directory.read_summary()? {
         let answer = if all { Some(Answer::load(directory)?) } else { None };
         return Ok((summary, answer));
     }
     let run = directory.read_run()?;
     let slow = parse_slow(&run.slow_rule).unwrap_or_default();
-    let Some(Recovered { summary, samples }) = recover(directory, &run, slow)? else {
-        let answer = if all { Some(Answer::load(directory)?) } else { None };
-        return Ok((None, answer));
-    };
+    let Recovered { summary, samples } = recover(directory, &run, slow)?;
     let answer = all.then(|| Answer::recovered(directory, run, Some(summary.clone()), samples));
-    Ok((Some(summary), answer))
+    Ok((summary, answer))
 }
 
 /// Everything known about a run that has just ended: from its directory, and should that not be
@@ -120,18 +116,8 @@ pub fn print_answer(answer: &Answer) -> Result<()> {
     print_styled(&terminal::render(answer, colour), colour)
 }
 
-fn print_json(directory: &RunDir, summary: Option<&Summary>) -> Result<()> {
+fn print_json(directory: &RunDir, summary: &Summary) -> Result<()> {
     // A directory without run.json is not a run directory, whatever else it contains.
     directory.read_run()?;
-    let Some(summary) = summary else {
-        return Err(Error::new(
-            Exit::RunUnreadable,
-            format!(
-                "{} has no result: the run ended before observer saved one. Without --json, the \
-                 report shows what was saved",
-                directory.path().display()
-            ),
-        ));
-    };
     super::print_json(summary)
 }

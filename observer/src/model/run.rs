@@ -131,6 +131,9 @@ pub struct RunInfo {
     /// 0.1.0 do not have it.
     #[serde(default)]
     pub boot_id: Option<String>,
+    /// In the metadata of its streams too. Runs of 0.1.0 do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<String>,
     /// `uname -m`.
     pub machine: String,
     /// CPUs online.
@@ -181,6 +184,9 @@ pub struct RunInfo {
     /// instant that is still there.
     #[serde(default)]
     pub removed: BTreeMap<String, u64>,
+    /// Rows in each stream, by the name of its file: as many at least are there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub streams: BTreeMap<String, u64>,
     /// Command names of the target's threads, for the report.
     pub thread_names: BTreeMap<u32, String>,
     /// Cgroups of the threads that had what the target's threads waited for: paths by id.

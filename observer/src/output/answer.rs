@@ -10,10 +10,11 @@ use crate::clock::MonoNanos;
 use crate::error::Result;
 use crate::model::{
     Cause, CauseSummary, DistributionSummary, EndReason, Event, FloorReason, Outcome, RunInfo,
-    Sample, Summary,
+    Sample, Summary, files,
 };
+use crate::output::event_files::{Wanted, damage_note};
 use crate::output::rundir::RunDir;
-use crate::output::trace::Loaded;
+use crate::output::trace::{Damage, Loaded};
 
 /// From this share on, a part of the extra latency is the larger part.
 const HALF: f64 = 0.5;
@@ -144,14 +145,24 @@ impl Answer {
         summary: Option<Summary>,
         samples: Option<Vec<Sample>>,
     ) -> Self {
-        let read = || directory.read_samples();
-        let (samples, samples_note) =
-            match samples.map_or_else(read, |rows| Ok(Some(Loaded { rows, truncated: false }))) {
-                Ok(Some(loaded)) => {
-                    (loaded.rows, loaded.truncated.then(|| ends_early("samples.arrows")))
-                }
-                Ok(None) => (Vec::new(), None),
-                Err(error) => (Vec::new(), Some(error.to_string())),
+        let read = || -> Result<(Vec<Sample>, Vec<String>)> {
+            let loaded = directory.read_samples()?;
+            let mut wanted = Wanted::of_samples(&run.streams);
+            let Some(Loaded { rows, truncated, damage }) = loaded else {
+                return Ok((Vec::new(), wanted.absent()));
+            };
+            wanted.note(files::SAMPLES, rows.len() as u64);
+            let mut notes = wanted.absent();
+            if damage != Damage::default() {
+                notes.insert(0, damage_note(files::SAMPLES, &damage));
+            }
+            notes.extend(truncated.then(|| ends_early(files::SAMPLES)));
+            Ok((rows, notes))
+        };
+        let (samples, samples_notes) =
+            match samples.map_or_else(read, |rows| Ok((rows, Vec::new()))) {
+                Ok((rows, notes)) => (rows, notes),
+                Err(error) => (Vec::new(), vec![error.to_string()]),
             };
         let events_notes = RefCell::new(Vec::new());
         let mut answer = Self::from_events(directory.path(), run, summary, samples, |each| {
@@ -164,7 +175,7 @@ impl Answer {
         });
         answer.notes.extend(directory.doubts());
         answer.notes.extend(events_notes.into_inner());
-        answer.notes.extend(samples_note);
+        answer.notes.extend(samples_notes);
         answer
     }
 
@@ -285,13 +296,20 @@ impl Answer {
     /// What was lost, in words; [`NOTHING_LOST`] when nothing was.
     #[must_use]
     pub fn loss(&self) -> String {
+        if self.run.end_reason != EndReason::Running {
+            return self.counted_loss();
+        }
+        if self.summary.is_none() || self.length_ns() == 0 {
+            return "not known: the run did not end".to_owned();
+        }
+        let seconds = self.length_ns() as f64 / 1e9;
+        format!("{} (in the first {seconds:.1} s; later losses are not known)", self.counted_loss())
+    }
+
+    fn counted_loss(&self) -> String {
         let loss = self.summary.as_ref().map_or(&self.run.loss, |summary| &summary.loss);
         if loss.total == 0 && loss.by_kind.values().all(|count| *count == 0) {
-            return if self.summary.is_none() && self.run.end_reason == EndReason::Running {
-                "not known: the run did not end".to_owned()
-            } else {
-                NOTHING_LOST.to_owned()
-            };
+            return NOTHING_LOST.to_owned();
         }
         let kinds: Vec<_> = loss
             .by_kind

@@ -11,10 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{self, AtFlags};
 
 use super::rundir::{RunDir, create_new};
-use super::trace::{EventColumns, EventReader, TraceError, TraceEvent, TraceWriter, read_each};
+use super::trace::{
+    Damage, Ended, EventColumns, EventReader, TraceError, TraceEvent, TraceWriter, read_each,
+};
 use crate::clock::MonoNanos;
 use crate::error::Result;
-use crate::model::{Event, RecordRow, files};
+use crate::model::{Event, LossSpan, RecordRow, files};
 
 /// A trace of bounded size has this many segments; the oldest is removed to make room.
 const SEGMENTS: u64 = 8;
@@ -87,6 +89,9 @@ struct Ring {
     closed: VecDeque<Segment>,
 }
 
+/// Rows by the name of the file that they are in.
+pub type StreamRows = BTreeMap<String, u64>;
+
 /// The events removed from a trace of bounded size.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
@@ -100,6 +105,7 @@ pub struct Removed {
 /// are, readable up to the last complete batch of each stream.
 pub struct EventWriter {
     directory: OwnedFd,
+    run_id: Option<String>,
     streams: BTreeMap<u16, Stream>,
     /// Rows so far, by kind, removed ones included.
     rows: BTreeMap<u16, u64>,
@@ -135,7 +141,8 @@ impl EventWriter {
         };
         let file = create_new(&self.directory, name.as_str()).map_err(std::io::Error::from)?;
         let file = Counted { file, bytes: Arc::clone(&self.bytes) };
-        Ok(Stream { writer: TraceWriter::new(file, EventColumns::new(row))?, name, row, rows: 0 })
+        let writer = TraceWriter::new(file, EventColumns::new(row), self.run_id.as_deref())?;
+        Ok(Stream { writer, name, row, rows: 0 })
     }
 
     /// Puts everything appended so far into the files. `true` when a new segment begins.
@@ -175,6 +182,17 @@ impl EventWriter {
         Ok(true)
     }
 
+    /// The files that are there, with what has been appended to each.
+    #[must_use]
+    pub fn streams(&self) -> StreamRows {
+        let open = self.streams.values().map(|stream| (stream.name.clone(), stream.rows));
+        let closed = self.ring.iter().flat_map(|ring| &ring.closed);
+        let closed = closed.flat_map(|segment| {
+            segment.names.iter().cloned().zip(segment.rows.iter().map(|(_, rows)| *rows))
+        });
+        open.chain(closed).collect()
+    }
+
     /// What was removed so far.
     #[must_use]
     pub const fn removed(&self) -> &Removed {
@@ -199,6 +217,12 @@ pub struct EventsRead {
     pub rows: BTreeMap<String, u64>,
     /// Streams without their end mark: what was not flushed when the writer died is missing.
     pub cut: Vec<String>,
+    /// Streams of which parts were skipped because they are damaged.
+    pub skipped: Vec<(String, Damage)>,
+    /// What was in the skipped parts, by kind and time.
+    pub lost: Vec<LossSpan>,
+    /// What should be there, going by `run.json`, and is not; one sentence each.
+    pub absent: Vec<String>,
     /// Streams of which the rest, or all, cannot be read, with why.
     pub damaged: Vec<(String, String)>,
     /// Streams of kinds that this version does not know.
@@ -220,6 +244,8 @@ impl EventsRead {
             several => notes
                 .push(format!("{} end early: their last moments are missing", several.join(", "))),
         }
+        notes.extend(self.skipped.iter().map(|(name, damage)| damage_note(name, damage)));
+        notes.extend(self.absent.iter().cloned());
         notes.extend(self.damaged.iter().map(|(_, problem)| problem.clone()));
         if !self.unknown_kinds.is_empty() {
             notes.push(format!(
@@ -251,8 +277,89 @@ impl EventsRead {
         if let Some((_, problem)) = self.damaged.first() {
             return Some(problem.clone());
         }
+        if let Some(absent) = self.absent.first() {
+            return Some(absent.clone());
+        }
+        // What is known to be missing, and from when, counts as lost.
+        if let Some((name, damage)) = self.skipped.iter().find(|(_, damage)| damage.more_rows) {
+            return Some(damage_note(name, damage));
+        }
         (self.skipped_rows > 0)
             .then(|| format!("{} rows cannot be read", crate::text::count(self.skipped_rows)))
+    }
+}
+
+/// What is said of a damaged stream that could be read behind the damage.
+#[must_use]
+pub fn damage_note(name: &str, damage: &Damage) -> String {
+    let mut text = format!("{name} is damaged");
+    if let Some(first) = damage.first {
+        text += &format!(": {} of its batches", crate::text::count(damage.batches));
+        text += if damage.batches == 1 { " does" } else { " do" };
+        text += &format!(" not match their checksum or are missing, the first is batch {first}; ");
+        text += &match (damage.rows, damage.more_rows) {
+            (0, true) => "it is not known how many rows are missing".to_owned(),
+            (rows, true) => format!("{} rows or more are missing", crate::text::count(rows)),
+            (rows, false) => format!("{} rows are missing", crate::text::count(rows)),
+        };
+    } else {
+        text += ": it has bytes that belong to no batch";
+    }
+    text + ", and all others were read"
+}
+
+/// The streams that a run wrote, going by `run.json`, less those that were found.
+pub(super) struct Wanted {
+    streams: StreamRows,
+    absent: Vec<String>,
+    /// The oldest segment that is there.
+    oldest: Option<u64>,
+}
+
+impl Wanted {
+    fn new(mut streams: StreamRows) -> Self {
+        streams.retain(|name, _| EventFile::parse(name).is_some());
+        Self { streams, absent: Vec::new(), oldest: None }
+    }
+
+    /// The requests alone.
+    pub(super) fn of_samples(streams: &StreamRows) -> Self {
+        let samples = streams.get_key_value(files::SAMPLES);
+        let streams = samples.map(|(name, rows)| (name.clone(), *rows)).into_iter().collect();
+        Self { streams, absent: Vec::new(), oldest: None }
+    }
+
+    /// It was read, and had so many rows.
+    pub(super) fn note(&mut self, name: &str, rows: u64) {
+        let segment = EventFile::parse(name).map_or(0, |file| file.segment);
+        self.oldest = Some(self.oldest.map_or(segment, |oldest| oldest.min(segment)));
+        let wanted = self.streams.remove(name).unwrap_or(0);
+        if rows < wanted {
+            self.absent.push(format!(
+                "{name} has {} rows, and {} were written to it",
+                crate::text::count(rows),
+                crate::text::count(wanted)
+            ));
+        }
+    }
+
+    /// It cannot be read, which is said elsewhere.
+    fn leave(&mut self, name: &str) {
+        self.streams.remove(name);
+    }
+
+    /// What is missing, one sentence each. A daemon removes its oldest segments, and may have been
+    /// killed before it noted that.
+    pub(super) fn absent(mut self) -> Vec<String> {
+        let oldest = self.oldest.unwrap_or(0);
+        for (name, rows) in self.streams {
+            let file = EventFile::parse(&name);
+            if file.is_none_or(|file| file.segment == 0 || file.segment >= oldest) {
+                let (name, rows) = (crate::text::clean(&name, 60), crate::text::count(rows));
+                self.absent.push(format!("{name} is missing: the run wrote {rows} rows to it"));
+            }
+        }
+        self.absent
     }
 }
 
@@ -292,6 +399,7 @@ impl RunDir {
         })?;
         Ok(EventWriter {
             directory,
+            run_id: self.run_id(),
             streams: BTreeMap::new(),
             rows: BTreeMap::new(),
             bytes: Arc::default(),
@@ -321,34 +429,48 @@ impl RunDir {
     pub fn each_event(&self, mut each: impl FnMut(&[TraceEvent])) -> Result<EventsRead> {
         let names = self.event_files().map_err(|errno| self.read_error(".", errno))?;
         let mut found = EventsRead::default();
+        let run_id = self.run_id();
+        let mut wanted = Wanted::new(self.wanted_streams());
         for EventFile { kind, name, .. } in names {
             let file = match self.open_file(&name) {
                 Ok(Some(file)) => file,
                 // Removed by its writer since the directory was listed.
                 Ok(None) => continue,
                 Err(error) => {
+                    wanted.leave(&name);
                     found.damaged.push((name, error.to_string()));
                     continue;
                 }
             };
             let rows = found.rows.entry(kind).or_insert(0);
+            let before = *rows;
             let mut reader = EventReader::starting_at(*rows);
             let input = BufReader::with_capacity(1 << 18, file);
-            let read = read_each(input, &mut reader, |batch| each(batch));
+            let read = read_each(input, run_id.as_deref(), &mut reader, |batch| each(batch));
             *rows = reader.next_row();
             found.files += 1;
+            wanted.note(&name, *rows - before);
             found.skipped_rows += reader.skipped_rows;
+            found.lost.append(&mut reader.lost);
             found.unknown_columns.append(&mut reader.unknown_columns);
             match read {
-                Ok(false) => {}
-                Ok(true) => found.cut.push(name),
+                Ok(Ended { truncated, damage }) => {
+                    if damage != Damage::default() {
+                        found.skipped.push((name.clone(), damage));
+                    }
+                    if truncated {
+                        found.cut.push(name);
+                    }
+                }
                 Err(TraceError::UnknownKind(kind)) => found.unknown_kinds.push(kind),
                 Err(error) => {
+                    wanted.leave(&name);
                     let problem = self.read_error(&name, error).to_string();
                     found.damaged.push((name, problem));
                 }
             }
         }
+        found.absent = wanted.absent();
         Ok(found)
     }
 

@@ -8,6 +8,7 @@ pub mod event_files;
 pub(crate) mod example;
 pub mod html;
 pub mod http;
+mod json_seal;
 pub mod openmetrics;
 pub mod rundir;
 pub mod terminal;

@@ -3,19 +3,22 @@
 //! All files are reached through the directory's descriptor and never through a symbolic link, and no
 //! other user can lead the way to the directory elsewhere ([`place`]).
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::event_files::StreamRows;
 use super::is_disk_full;
+use super::json_seal::{is_json_whole, seal_json};
 use super::trace::{Loaded, SampleColumns, SampleReader, TraceError, TraceWriter, read};
 use crate::error::{Error, Exit, Result};
 use crate::model::{RUN_SCHEMA, RunInfo, SUMMARY_SCHEMA, Sample, Summary, files};
@@ -37,8 +40,20 @@ const RESERVE_BYTES: u64 = 512 << 10;
 pub struct RunDir {
     path: PathBuf,
     pub(super) directory: OwnedFd,
+    known: Mutex<Known>,
     /// A file without a name that takes up [`RESERVE_BYTES`]: gone with the process.
     reserve: Mutex<Option<OwnedFd>>,
+}
+
+/// What is known about the run in a directory.
+#[derive(Debug, Default)]
+struct Known {
+    /// Made with the directory; of one that was opened, as `run.json` says.
+    run_id: Option<String>,
+    /// Rows by stream that `run.json` lists.
+    streams: StreamRows,
+    /// What is wrong with the JSON files.
+    damage: BTreeSet<String>,
 }
 
 /// The error of a failed write: a full disk has an exit code of its own.
@@ -97,7 +112,10 @@ impl RunDir {
         })?;
         let directory = open_own(&parent, name).map_err(|errno| output_error(out, errno))?;
         let path = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
-        let made = Self { path, directory, reserve: Mutex::new(None) };
+        let run_id = std::fs::read_to_string("/proc/sys/kernel/random/uuid").ok();
+        let run_id = run_id.map(|id| id.trim().to_owned());
+        let known = Mutex::new(Known { run_id, ..Known::default() });
+        let made = Self { path, directory, known, reserve: Mutex::new(None) };
         made.reserve();
         Ok(made)
     }
@@ -106,6 +124,22 @@ impl RunDir {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What its streams carry to tell them from those of other runs; `None` for runs of older
+    /// versions, and before `run.json` has been read.
+    #[must_use]
+    pub fn run_id(&self) -> Option<String> {
+        self.known().run_id.clone()
+    }
+
+    /// The streams of events that `run.json` lists, once it has been read.
+    pub(super) fn wanted_streams(&self) -> StreamRows {
+        self.known().streams.clone()
     }
 
     /// Removes a directory just made, in which nothing could be begun.
@@ -156,7 +190,7 @@ impl RunDir {
     /// [`Exit::Output`].
     pub fn create_samples(&self) -> Result<SampleWriter> {
         let file = self.create_file(files::SAMPLES)?;
-        TraceWriter::new(file, SampleColumns::default())
+        TraceWriter::new(file, SampleColumns::default(), self.run_id().as_deref())
             .map_err(|error| self.write_error(files::SAMPLES, error))
     }
 
@@ -190,7 +224,7 @@ impl RunDir {
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
         let mut text =
             serde_json::to_vec_pretty(value).map_err(|error| self.write_error(name, error))?;
-        text.push(b'\n');
+        seal_json(&mut text);
         self.write(name, &text)
     }
 
@@ -225,14 +259,18 @@ impl RunDir {
             Error::new(Exit::RunUnreadable, format!("cannot read run {}: {what}", path.display()))
         })?;
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-        Ok(Self { path, directory, reserve: Mutex::new(None) })
+        let known = Mutex::default();
+        Ok(Self { path, directory, known, reserve: Mutex::new(None) })
     }
 
-    /// What a reader should know about who may have changed the run, one sentence each.
+    /// What a reader should know about who may have changed the run, and about damage of the JSON
+    /// files read so far, one sentence each.
     #[must_use]
     pub fn doubts(&self) -> Vec<String> {
-        place::doubts(&self.directory)
-            .unwrap_or_else(|errno| vec![self.read_error(".", errno).to_string()])
+        let mut doubts = place::doubts(&self.directory)
+            .unwrap_or_else(|errno| vec![self.read_error(".", errno).to_string()]);
+        doubts.extend(self.known().damage.iter().cloned());
+        doubts
     }
 
     pub(super) fn read_error(&self, name: &str, problem: impl std::fmt::Display) -> Error {
@@ -278,6 +316,11 @@ impl RunDir {
         if text.len() as u64 > MAX_JSON_BYTES {
             return Err(self.read_error(name, "it is too large to be a file of a run"));
         }
+        if !is_json_whole(&text) {
+            self.known().damage.insert(format!(
+                "{name} is damaged: it does not match its checksum, so what it says may be wrong"
+            ));
+        }
         let version: Version =
             serde_json::from_slice(&text).map_err(|error| self.read_error(name, error))?;
         if version.schema > newest {
@@ -295,20 +338,29 @@ impl RunDir {
     /// # Errors
     /// [`Exit::RunUnreadable`], also when there is none: then it is no run directory.
     pub fn read_run(&self) -> Result<RunInfo> {
-        self.read_json(files::RUN, RUN_SCHEMA)?.ok_or_else(|| {
+        let run: RunInfo = self.read_json(files::RUN, RUN_SCHEMA)?.ok_or_else(|| {
             Error::new(
                 Exit::RunUnreadable,
                 format!("{} is not a run directory: it has no run.json", self.path.display()),
             )
-        })
+        })?;
+        let mut known = self.known();
+        known.run_id.clone_from(&run.run_id);
+        known.streams.clone_from(&run.streams);
+        drop(known);
+        Ok(run)
     }
 
-    /// Reads `summary.json`; `None` when the run did not get that far.
+    /// Reads `summary.json`; `None` when the run did not get that far, or when damage makes it
+    /// unreadable ([`RunDir::doubts`] says so then).
     ///
     /// # Errors
-    /// [`Exit::RunUnreadable`] when there is one and it is unreadable.
+    /// [`Exit::RunUnreadable`] when there is one and it is unreadable for another reason.
     pub fn read_summary(&self) -> Result<Option<Summary>> {
-        self.read_json(files::SUMMARY, SUMMARY_SCHEMA)
+        let read = self.read_json(files::SUMMARY, SUMMARY_SCHEMA);
+        let is_damaged =
+            || self.known().damage.iter().any(|damage| damage.starts_with(files::SUMMARY));
+        if read.is_err() && is_damaged() { Ok(None) } else { read }
     }
 
     /// Reads `samples.arrows`; `None` when there is none.
@@ -318,7 +370,7 @@ impl RunDir {
     pub fn read_samples(&self) -> Result<Option<Loaded<Sample>>> {
         let Some(file) = self.open_file(files::SAMPLES)? else { return Ok(None) };
         let input = std::io::BufReader::with_capacity(1 << 18, file);
-        read(input, &mut SampleReader)
+        read(input, self.run_id().as_deref(), &mut SampleReader)
             .map(Some)
             .map_err(|error| self.read_error(files::SAMPLES, error))
     }

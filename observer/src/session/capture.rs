@@ -19,12 +19,17 @@ use crate::aggregate::CauseRecorder;
 use crate::clock::MonoNanos;
 use crate::kernel::Ring;
 use crate::model::{Event, Stall};
+use crate::output::event_files::StreamRows;
 
 /// Maximum number of batches in flight between the threads; above it, the drain waits and the ring
 /// fills up.
 pub(super) const BATCHES: usize = 16;
 /// Pause between two ticks of the sinks.
-const TICK_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const TICK_INTERVAL: Duration = Duration::from_secs(1);
+/// The pause during [`FIRST_TIME`]: a run that is killed early leaves most of what it saw.
+pub(super) const FIRST_TICK: Duration = Duration::from_millis(200);
+/// How long a run is young.
+pub(super) const FIRST_TIME: Duration = Duration::from_secs(4);
 
 /// Why a stall that was delivered is not kept.
 pub(super) const BEYOND_CAP: &str = "beyond_event_cap";
@@ -56,6 +61,8 @@ pub struct Captured {
     pub sampled_out: [u64; KIND_SLOTS],
     /// Of these, those removed from a trace of bounded size.
     pub removed: [u64; KIND_SLOTS],
+    /// Rows by stream of the trace.
+    pub(super) streams: StreamRows,
     /// Times the drain thread woke up.
     pub wakeups: u64,
     /// Which floors applied when; `None` when the drain thread died.
@@ -156,6 +163,7 @@ impl Capture {
         captured.beyond_cap = read(&self.counts.beyond_cap);
         captured.sampled_out = read(&self.counts.sampled_out);
         captured.removed = read(&self.counts.removed);
+        captured.streams = std::mem::take(&mut *self.counts.streams());
         let stalls = self.counts.stalls_beyond_cap();
         if stalls > 0 {
             captured.skipped.insert(BEYOND_CAP, stalls);
@@ -173,9 +181,10 @@ impl Capture {
 }
 
 fn keep(receiver: &Receiver<Vec<Event>>, mut sinks: Vec<Box<dyn Sink>>) -> Captured {
-    let mut ticked = Instant::now();
+    let begun = Instant::now();
+    let (mut ticked, mut pause) = (begun, FIRST_TICK);
     loop {
-        let batch = match receiver.recv_timeout(TICK_INTERVAL) {
+        let batch = match receiver.recv_timeout(pause) {
             Ok(batch) => batch,
             Err(RecvTimeoutError::Timeout) => Vec::new(),
             Err(RecvTimeoutError::Disconnected) => break,
@@ -183,8 +192,9 @@ fn keep(receiver: &Receiver<Vec<Event>>, mut sinks: Vec<Box<dyn Sink>>) -> Captu
         for sink in &mut sinks {
             batch.iter().for_each(|event| sink.event(event));
         }
-        if ticked.elapsed() >= TICK_INTERVAL {
+        if ticked.elapsed() >= pause {
             ticked = Instant::now();
+            pause = if begun.elapsed() < FIRST_TIME { FIRST_TICK } else { TICK_INTERVAL };
             let now = MonoNanos::now();
             sinks.iter_mut().for_each(|sink| sink.tick(now));
         }

@@ -1,9 +1,9 @@
 //! The thread that drains the ring: decodes records, and adapts the floors to how many there are.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use observer_ebpf::wire::{KIND_SLOTS, RecordKind};
@@ -14,6 +14,7 @@ use super::settling::{SETTLED_AFTER, Settling, Taken};
 use crate::clock::MonoNanos;
 use crate::kernel::{FloorSet, Ring};
 use crate::model::Event;
+use crate::output::event_files::StreamRows;
 use crate::probe::{self, DecodeError};
 
 /// Time between two checks of the ring. The kernel side wakes the thread early past half a ring.
@@ -43,6 +44,8 @@ pub struct CaptureCounts {
     pub wakeups: AtomicU64,
     /// Everything that ended before this instant is in the trace file.
     pub written_until_ns: AtomicU64,
+    /// Rows by stream of the trace, as of the last time that all of them were written.
+    pub streams: Mutex<StreamRows>,
     /// Records lost so far, set by the thread that reads the kernel's counters.
     pub lost: AtomicU64,
     /// Records delivered that the trace had no room for, by kind.
@@ -62,6 +65,11 @@ pub struct CaptureCounts {
 }
 
 impl CaptureCounts {
+    /// Rows by stream of the trace.
+    pub(super) fn streams(&self) -> MutexGuard<'_, StreamRows> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Stalls that the trace had no room for.
     #[must_use]
     pub fn stalls_beyond_cap(&self) -> u64 {

@@ -16,7 +16,7 @@ use crate::loadgen::{
 };
 use crate::model::{
     EndReason, FloorSummary, LossSpan, LossSummary, Outcome, ProbeState, Reason, RecordSummary,
-    RunInfo, SUMMARY_SCHEMA, Sample, Stall, Summary, TraceRow, Verdict,
+    RunInfo, SUMMARY_SCHEMA, Sample, Stall, Summary, TraceRow, Verdict, files,
 };
 use crate::output::event_files::EventsRead;
 use crate::output::rundir::RunDir;
@@ -116,6 +116,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     info.thread_names.extend(captured.thread_names.clone());
     info.thread_names.extend(late);
     info.holder_cgroups = std::mem::take(&mut captured.holder_cgroups);
+    info.streams = std::mem::take(&mut captured.streams);
     let records = records(&counts, &captured);
     info.loss = loss(delta.loss_summary(), &records, &captured);
     let floors = captured.floors.take().map(|log| log.finish(end, &hidden.hidden_ns()));
@@ -129,6 +130,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         Some(Err(error)) => (&[][..], Some(error)),
         None => (&[][..], None),
     };
+    info.streams.insert(files::SAMPLES.to_owned(), samples.len() as u64);
     let (stalls, loss_spans) = read_back(&directory, &mut captured);
     let cpu_share = delta.self_usage.cpu_seconds
         / (started.elapsed().as_secs_f64() * f64::from(info.cpus.max(1)));

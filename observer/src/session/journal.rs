@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use observer_ebpf::wire::RecordKind;
 
 use super::CaptureCounts;
-use super::capture::BEYOND_CAP;
+use super::capture::{BEYOND_CAP, FIRST_TICK, FIRST_TIME, TICK_INTERVAL};
 use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
 use crate::error::Result;
@@ -19,8 +19,6 @@ use crate::output::rundir::RunDir;
 const ANCHOR_INTERVAL: Duration = Duration::from_secs(1);
 /// Clock anchors kept; then every other one is dropped and they are taken half as often.
 pub(super) const ANCHORS_MAX: usize = 8_192;
-/// Pause between two times that run.json is brought up to date, unless writing it takes long.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A run directory that is being written, and the contents of its run.json.
 pub(super) struct Journal {
@@ -28,6 +26,7 @@ pub(super) struct Journal {
     pub(super) info: RunInfo,
     /// Losses as of the start.
     before: Snapshot,
+    begun: Instant,
     anchored: Instant,
     anchor_interval: Duration,
     /// When run.json was last written, and how long until it is written again.
@@ -40,7 +39,8 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be written. The directory is removed then.
-    pub(super) fn start(directory: RunDir, info: RunInfo, kernel: &Kernel) -> Result<Self> {
+    pub(super) fn start(directory: RunDir, mut info: RunInfo, kernel: &Kernel) -> Result<Self> {
+        info.run_id = directory.run_id();
         if let Err(error) = directory.write_run(&info) {
             directory.discard();
             return Err(error);
@@ -50,10 +50,11 @@ impl Journal {
             directory,
             info,
             before: kernel.losses(),
+            begun: now,
             anchored: now,
             anchor_interval: ANCHOR_INTERVAL,
             checked: now,
-            check_interval: CHECKPOINT_INTERVAL,
+            check_interval: FIRST_TICK,
         })
     }
 
@@ -75,6 +76,7 @@ impl Journal {
             self.info.end_ns = MonoNanos(until.max(self.info.start_ns.0));
             self.info.loss = self.loss(kernel);
             self.note_removed(counts);
+            self.info.streams.clone_from(&counts.streams());
             self.info.coverage = kernel.coverage();
             let beyond_cap = counts.stalls_beyond_cap();
             if beyond_cap > 0 {
@@ -85,7 +87,8 @@ impl Journal {
             if let Err(error) = self.directory.write_run(&self.info) {
                 tracing::warn!("cannot update run.json: {error}");
             }
-            self.check_interval = checkpoint_pause(self.checked.elapsed());
+            let is_young = self.begun.elapsed() < FIRST_TIME;
+            self.check_interval = checkpoint_pause(self.checked.elapsed(), is_young);
         }
     }
 
@@ -107,9 +110,14 @@ impl Journal {
     }
 }
 
-/// Pause until the next checkpoint, from the duration of the last one: checkpoints take a
-/// thousandth of the time, and a run that is killed lacks half a minute at most.
-fn checkpoint_pause(took: Duration) -> Duration {
+/// Pause until the next checkpoint, from the duration of the last one, most of which is a wait for
+/// the disk: checkpoints take half a percent of the time (ten times as much in the first seconds),
+/// and a run that is killed lacks half a minute at most.
+fn checkpoint_pause(took: Duration, is_young: bool) -> Duration {
     const LONGEST: Duration = Duration::from_secs(30);
-    (took * 1000).clamp(CHECKPOINT_INTERVAL, LONGEST)
+    if is_young {
+        (took * 20).clamp(FIRST_TICK, LONGEST)
+    } else {
+        (took * 200).clamp(TICK_INTERVAL, LONGEST)
+    }
 }

@@ -425,6 +425,7 @@ fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo
         observer_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release: uname.release,
         boot_id: system::boot_id(),
+        run_id: None,
         machine: uname.machine,
         cpus: system::online_cpus().len() as u32,
         target,
@@ -449,6 +450,7 @@ fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo
         floors_ns: kernel.floors_ns(),
         loss: crate::model::LossSummary::default(),
         removed: BTreeMap::new(),
+        streams: BTreeMap::new(),
         thread_names: thread_names(membership),
         holder_cgroups: BTreeMap::new(),
     }

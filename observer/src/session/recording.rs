@@ -104,6 +104,7 @@ impl Recording {
         info.coverage = kernel.coverage();
         info.thread_names.extend(captured.thread_names);
         info.holder_cgroups = captured.holder_cgroups;
+        info.streams = captured.streams;
         directory.release_reserve();
         let written = directory.write_run(&info);
         match captured.trace_error {

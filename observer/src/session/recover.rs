@@ -1,7 +1,9 @@
 //! The answer of a run that did not end normally, computed from the contents of its streams.
 //!
-//! `run.json` is written anew every few seconds meanwhile; its `end_ns` is the instant up to which
-//! everything was in the streams, and its loss is that of the same time. Only that part is used.
+//! `run.json` is written anew every second or so meanwhile; its `end_ns` is the instant up to which
+//! everything was in the streams, and its loss is that of the same time. Only that part is used. A
+//! run that was killed before its first checkpoint has no such part: everything in its streams is
+//! used then, and no cause is named.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -10,6 +12,7 @@ use super::Captured;
 use super::finish::{judge_input, quality, summarise};
 use super::floor_log::kinds_with_floor;
 use crate::aggregate::{CauseRecorder, Snapshot};
+use crate::clock::MonoNanos;
 use crate::correlate::{Evidence, Quality, analyse, slowest_requests};
 use crate::error::Result;
 use crate::loadgen::{
@@ -19,6 +22,7 @@ use crate::model::{
     EndReason, FloorChange, FloorSummary, LossSpan, Outcome, Reason, RunInfo, Sample, SlowSpec,
     Summary, files,
 };
+use crate::output::event_files::damage_note;
 use crate::output::rundir::RunDir;
 use crate::output::trace::TraceEvent;
 
@@ -30,15 +34,17 @@ pub struct Recovered {
     pub samples: Vec<Sample>,
 }
 
-/// Computes the answer; `None` when the run ended before its first checkpoint.
+/// Computes the answer.
 ///
 /// # Errors
 /// When a stream is there and cannot be read.
-pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Option<Recovered>> {
-    if info.end_ns <= info.start_ns {
-        return Ok(None);
+pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Recovered> {
+    let vouched_for = info.end_ns > info.start_ns;
+    let mut info = info.clone();
+    if !vouched_for {
+        info.end_ns = last_seen(directory, &info)?;
     }
-    let (mut stalls, mut loss_spans) = (Vec::new(), Vec::new());
+    let (mut stalls, mut loss_spans, mut later_stalls) = (Vec::new(), Vec::new(), 0);
     let mut recorder = CauseRecorder::default();
     let mut floors: BTreeMap<String, FloorSummary> = kinds_with_floor()
         .filter_map(|kind| {
@@ -51,6 +57,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
         for row in events {
             let TraceEvent { event, .. } = row;
             if event.end > info.end_ns || event.end < info.start_ns {
+                later_stalls += u64::from(event.end > info.end_ns && row.stall().is_some());
                 continue;
             }
             recorder.record_event(event);
@@ -65,16 +72,33 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
             }
         }
     })?;
+    // What was in damaged batches is a loss of that time.
+    for span in &found.lost {
+        if span.start <= info.end_ns && span.end >= info.start_ns {
+            info.loss.total = info.loss.total.saturating_add(span.count);
+            info.loss.add_of_target(&span.kind, span.count);
+            loss_spans.push(span.clone());
+        }
+    }
+    let info = &info;
     floors.values_mut().for_each(|floor| floor.pass(info.end_ns));
     let ingested = samples(directory, info)?;
+    let mut kept = Vec::new();
     let (ingested, problem) = match ingested {
-        None => (None, None),
+        // The requests as they were saved at the end of a run that has lost its answer.
+        None => match directory.read_samples() {
+            Ok(loaded) => {
+                kept = loaded.map(|loaded| loaded.rows).unwrap_or_default();
+                (None, None)
+            }
+            Err(error) => (None, Some(IngestError::Unreadable(error.to_string()))),
+        },
         Some(Ok(ingested)) => (Some(ingested), None),
         Some(Err(error)) => (None, Some(error)),
     };
     let evidence = Evidence {
         window: (info.start_ns, info.end_ns),
-        samples: ingested.as_ref().map_or(&[], |ingested| &ingested.samples),
+        samples: ingested.as_ref().map_or(&kept, |ingested| &ingested.samples),
         stalls: &stalls,
         slow,
         quality: Quality { loss_spans, ..quality(info, ingested.as_ref(), 0.0) },
@@ -88,18 +112,29 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
         let reason = Reason::new("thresholds_raised", text, serde_json::json!({}));
         analysis.verdict.reasons.insert(0, reason);
     }
+    if !vouched_for {
+        analysis.verdict.outcome = Outcome::Inconclusive;
+        analysis.verdict.top_cause = None;
+        let text = "The run ended before observer noted up to when its files are complete and what was \
+                    lost: stalls may be missing anywhere, so no cause is named.";
+        let reason = Reason::new("trace_incomplete", text, serde_json::json!({}));
+        analysis.verdict.reasons.insert(0, reason);
+    }
     let captured = Captured { recorder, stalls_missing: found.missing(), ..Captured::default() };
     judge_input(&mut analysis, ingested.as_ref(), problem.as_ref(), &captured);
+    for (name, damage) in &found.skipped {
+        let numbers =
+            serde_json::json!({"stream": name, "batches": damage.batches, "rows": damage.rows});
+        let text = format!("{}.", damage_note(name, damage));
+        analysis.verdict.reasons.push(Reason::new("trace_damaged", text, numbers));
+    }
     let seconds = info.end_ns.since(info.start_ns) as f64 / 1e9;
     let text = if info.end_reason == EndReason::Running {
-        format!(
-            "The run did not end normally: this answer was computed from what it wrote in its \
-             first {seconds:.1} s."
-        )
+        of_killed(seconds, later_stalls)
     } else {
         format!("This is a trace of {seconds:.1} s, without an answer of its own.")
     };
-    let numbers = serde_json::json!({"seconds": seconds});
+    let numbers = serde_json::json!({"seconds": seconds, "later_stalls": later_stalls});
     analysis.verdict.reasons.push(Reason::new("recovered", text, numbers));
     // Distributions were in the kernel.
     let nothing = Snapshot::default();
@@ -109,8 +144,40 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Opt
         slowest_requests: slowest_requests(evidence.samples, evidence.stalls, evidence.window),
         ..summarise(analysis, &nothing, info, ingested.as_ref(), &captured)
     };
-    let samples = ingested.map(|ingested| ingested.samples).unwrap_or_default();
-    Ok(Some(Recovered { summary, samples }))
+    let samples = ingested.map_or(kept, |ingested| ingested.samples);
+    Ok(Recovered { summary, samples })
+}
+
+/// What the answer of a run whose observer died comes from, and what it cannot know.
+fn of_killed(seconds: f64, later_stalls: u64) -> String {
+    let mut text = format!(
+        "The run did not end normally (observer was killed or failed) or has not ended yet: this \
+         answer was computed from what it wrote in its first {seconds:.1} s."
+    );
+    if later_stalls > 0 {
+        text += &format!(
+            " It also wrote {} later stalls, which are left out, because others of that time may be \
+             missing.",
+            crate::text::count(later_stalls)
+        );
+    }
+    text + " The distributions over all events were in the kernel and ended with it."
+}
+
+/// The last instant that anything in the directory is about.
+fn last_seen(directory: &RunDir, info: &RunInfo) -> Result<MonoNanos> {
+    let anchor = info.anchors.0.last().map(|anchor| anchor.monotonic_ns);
+    let mut last = anchor.unwrap_or(info.start_ns).max(info.start_ns);
+    directory.each_event(|events| {
+        last = events.iter().map(|row| row.event.end).fold(last, MonoNanos::max);
+    })?;
+    let open = RunInfo { end_ns: MonoNanos(u64::MAX), ..info.clone() };
+    let saved = directory.read_samples().ok().flatten();
+    let mut kept = saved.map(|loaded| loaded.rows).unwrap_or_default();
+    if let Some(Ok(ingested)) = samples(directory, &open)? {
+        kept = ingested.samples;
+    }
+    Ok(kept.iter().map(|sample| sample.end).fold(last, MonoNanos::max))
 }
 
 /// The generator's output as it was kept, read again.

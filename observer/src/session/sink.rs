@@ -20,7 +20,7 @@ pub(super) trait Sink: Send {
     /// Takes one event.
     fn event(&mut self, event: &Event);
 
-    /// About a second has passed.
+    /// About a second has passed, or less at the beginning.
     fn tick(&mut self, _now: MonoNanos) {}
 
     /// There are no more events; adds what was gathered.

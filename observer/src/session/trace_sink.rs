@@ -161,6 +161,7 @@ impl Sink for TraceSink {
         match file.flush(now) {
             Ok(new_segment) => {
                 self.unwritten.clear();
+                *self.counts.streams() = file.streams();
                 let until = now.0.saturating_sub(ON_THE_WAY_NS);
                 self.counts.written_until_ns.store(until, Ordering::Relaxed);
                 let removed = file.removed();
@@ -178,10 +179,12 @@ impl Sink for TraceSink {
     }
 
     fn finish(mut self: Box<Self>, captured: &mut Captured) {
-        if let Some(file) = self.file.take()
-            && let Err(error) = file.finish()
-        {
-            self.give_up(&error);
+        if let Some(file) = self.file.take() {
+            let streams = file.streams();
+            match file.finish() {
+                Ok(()) => *self.counts.streams() = streams,
+                Err(error) => self.give_up(&error),
+            }
         }
         captured.unwritten = self.kept;
         captured.trace_error = self.error;

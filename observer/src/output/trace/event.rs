@@ -17,13 +17,15 @@ use super::column::{Batch, Numbers, Texts};
 use super::read::Reader;
 use super::{Columns, TraceError, content, key, metadata, other_content};
 use crate::clock::MonoNanos;
-use crate::model::{Data, Event, Field, RecordRow, Stall, Tgid, Tid, TraceRow, Value};
+use crate::model::{Data, Event, Field, LossSpan, RecordRow, Stall, Tgid, Tid, TraceRow, Value};
 use crate::probe;
 
 /// Content of a stream of one kind.
 const CONTENT: &str = "event";
 /// Content of the one stream that version 2 and before had.
 const LEGACY_CONTENT: &str = "events";
+/// Events of different CPUs may change places by so much.
+const SLACK_NS: u64 = 1_000_000_000;
 /// Columns of unknown names that are counted one by one.
 const UNKNOWN_COLUMNS_MAX: usize = 100;
 
@@ -259,6 +261,10 @@ pub struct EventReader {
     /// What the stream holds; `None` for all kinds in one.
     kind: Option<&'static RecordRow>,
     next_row: u64,
+    /// The last instant in the rows so far.
+    last_end: MonoNanos,
+    /// Rows that are missing, with the time that they are from.
+    pub lost: Vec<LossSpan>,
     /// Rows of a kind, or with a word, that this version does not know.
     pub skipped_rows: u64,
     /// Columns that this version does not know.
@@ -308,6 +314,15 @@ impl Reader for EventReader {
         }
     }
 
+    fn skip(&mut self, rows: u64) {
+        self.next_row = self.next_row.saturating_add(rows);
+        let Some(row) = self.kind else { return };
+        // Events are in the order in which they came, which is almost that of their ends.
+        let start = MonoNanos(self.last_end.0.saturating_sub(SLACK_NS));
+        let end = MonoNanos(u64::MAX);
+        self.lost.push(LossSpan { start, end, kind: row.name.to_owned(), count: rows });
+    }
+
     fn read(&mut self, batch: &RecordBatch, into: &mut Vec<TraceEvent>) -> Result<(), TraceError> {
         let first = self.next_row;
         let place = |row| self.kind.and_then(|kind| TraceRow::new(kind.kind, row));
@@ -332,6 +347,13 @@ impl Reader for EventReader {
             take((first..).map(place).zip((0..batch.num_rows()).map(event)), into)?;
         }
         self.skipped_rows += (batch.num_rows() - (into.len() - before)) as u64;
+        let ends = || into[before..].iter().map(|row| row.event.end);
+        if let Some(gap) = self.lost.last_mut().filter(|gap| gap.end.0 == u64::MAX)
+            && let Some(first) = ends().min()
+        {
+            gap.end = MonoNanos(first.0.saturating_add(SLACK_NS));
+        }
+        self.last_end = ends().fold(self.last_end, MonoNanos::max);
         Ok(())
     }
 }

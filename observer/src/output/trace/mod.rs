@@ -8,21 +8,26 @@
 
 mod column;
 mod event;
+mod messages;
 mod read;
 mod sample;
+mod seal;
 mod write;
 
 use arrow_schema::{ArrowError, Schema};
 
 pub use event::{EventColumns, EventReader, TraceEvent, common_markdown, fields_markdown};
-pub use read::{Loaded, Reader, read, read_each};
+pub use messages::Damage;
+pub use read::{Ended, Loaded, Reader, read, read_each};
 pub use sample::{SampleColumns, SampleReader, columns_markdown};
 pub use write::{BATCH_ROWS, TraceWriter};
 
 /// Version of the trace formats, in the schema's metadata under `observer.trace_version`.
 /// Version 2 added changes of floors to the events; version 3 gave each kind of event a stream of
-/// its own. Columns may be added within a version.
-pub const TRACE_VERSION: u32 = 3;
+/// its own; version 4 seals each message with checksums. Columns may be added within a version.
+pub const TRACE_VERSION: u32 = 4;
+/// The first version with seals. No single damaged bit makes an older version of it.
+const SEALED_VERSION: u32 = 4;
 
 /// Metadata keys of the schema.
 pub(crate) mod key {
@@ -34,6 +39,8 @@ pub(crate) mod key {
     pub(crate) const KIND: &str = "observer.kind";
     /// The clock of all times.
     pub(crate) const CLOCK: &str = "observer.clock";
+    /// The run that the stream is part of, as in `run.json`.
+    pub(crate) const RUN: &str = "observer.run_id";
     /// Version of the program that wrote it.
     pub(crate) const PROGRAM: &str = "observer.version";
 }
@@ -63,6 +70,9 @@ pub enum TraceError {
     /// An Arrow stream, but not of this content and version.
     #[error("{0}")]
     Schema(String),
+    /// A stream of another run.
+    #[error("it was written by another run, so it is left out")]
+    OtherRun,
     /// A stream of events of a kind that this version does not know.
     #[error("events of kind {0:?}, which this observer does not know; use a newer observer")]
     UnknownKind(String),
@@ -125,6 +135,12 @@ fn content(schema: &Schema) -> Result<&str, TraceError> {
         ))),
         _ => Err(TraceError::Schema("has no known trace version".to_owned())),
     }
+}
+
+/// Whether the messages of a stream have seals.
+fn is_sealed(schema: &Schema) -> bool {
+    let version = schema.metadata().get(key::VERSION).and_then(|version| version.parse().ok());
+    version.is_some_and(|version: u32| version >= SEALED_VERSION)
 }
 
 /// A stream that holds something else.

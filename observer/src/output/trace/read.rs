@@ -4,23 +4,19 @@
 //! buffers that point outside their message (arrow-ipc 60).
 
 use std::collections::HashMap;
-use std::io::{ErrorKind, Read};
+use std::io::{Read, Seek};
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_ipc::reader::RecordBatchDecoder;
 use arrow_ipc::{Message, MessageHeader};
-use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
 
-use super::TraceError;
+use super::messages::{Damage, First, Messages, Next, damaged, message};
+use super::{TraceError, content, is_sealed, key};
 
-/// Largest description of a message. One of a batch takes a few kilobytes.
-const MAX_METADATA_BYTES: u32 = 1 << 20;
 /// Deepest nesting of a column.
 const MAX_DEPTH: u32 = 4;
-/// Largest batch. A full one of this version takes one or two megabytes.
-const MAX_BODY_BYTES: u64 = 1 << 28;
-
 /// The contents of a trace.
 #[derive(Debug, PartialEq)]
 pub struct Loaded<R> {
@@ -29,6 +25,8 @@ pub struct Loaded<R> {
     /// The stream does not end with its end mark: the writer died or the disk was full. Rows that
     /// were not flushed by then are missing.
     pub truncated: bool,
+    /// What was skipped.
+    pub damage: Damage,
 }
 
 /// Takes rows out of batches, by the names of columns.
@@ -47,110 +45,77 @@ pub trait Reader {
     /// # Errors
     /// When a cell holds a value that no writer writes.
     fn read(&mut self, batch: &RecordBatch, into: &mut Vec<Self::Row>) -> Result<(), TraceError>;
+
+    /// This many rows are missing here.
+    fn skip(&mut self, _rows: u64) {}
 }
 
-/// How reading a piece of the stream ended.
-enum Piece<T> {
-    Whole(T),
-    /// The end mark.
-    End,
-    /// The input ended before the piece did.
-    Cut,
-}
-
-fn damaged(problem: &str) -> TraceError {
-    TraceError::Arrow(ArrowError::IpcError(problem.to_owned()))
-}
-
-/// Exactly `length` bytes. The buffer grows with the bytes that arrive, so a false length in the
-/// input costs no memory.
-fn bytes(input: &mut impl Read, length: u64) -> Result<Piece<Vec<u8>>, TraceError> {
-    let mut bytes = Vec::new();
-    input.by_ref().take(length).read_to_end(&mut bytes)?;
-    Ok(if bytes.len() as u64 == length { Piece::Whole(bytes) } else { Piece::Cut })
-}
-
-/// Four bytes, little-endian; a truncated continuation mark is still distinguished from another
-/// format.
-fn word(input: &mut impl Read) -> Result<Piece<u32>, TraceError> {
-    let mut word = [0u8; 4];
-    let mut filled = 0;
-    while filled < word.len() {
-        match input.read(&mut word[filled..]) {
-            Ok(0) => return Ok(Piece::Cut),
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(Piece::Whole(u32::from_le_bytes(word)))
-}
-
-/// The description of the next message.
-fn metadata(input: &mut impl Read) -> Result<Piece<Vec<u8>>, TraceError> {
-    let Piece::Whole(mark) = word(input)? else { return Ok(Piece::Cut) };
-    if mark != u32::MAX {
-        return Err(TraceError::Schema("not an Arrow IPC stream, or damaged".to_owned()));
-    }
-    let Piece::Whole(length) = word(input)? else { return Ok(Piece::Cut) };
-    match length {
-        0 => Ok(Piece::End),
-        length if length > MAX_METADATA_BYTES => Err(damaged("a message of implausible size")),
-        length => bytes(input, length.into()),
-    }
-}
-
-/// Parses the description of a message.
-fn message(metadata: &[u8]) -> Result<Message<'_>, TraceError> {
-    arrow_ipc::root_as_message(metadata).map_err(|_| damaged("a message that cannot be parsed"))
-}
-
-fn body(input: &mut impl Read, message: &Message<'_>) -> Result<Piece<Vec<u8>>, TraceError> {
-    match u64::try_from(message.bodyLength()) {
-        Ok(length) if length <= MAX_BODY_BYTES => bytes(input, length),
-        _ => Err(damaged("a batch of implausible size")),
-    }
+/// How reading a stream ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// Without its end mark.
+    pub truncated: bool,
+    /// What was skipped.
+    pub damage: Damage,
 }
 
 /// Reads all whole rows into memory. See [`read_each`].
 ///
 /// # Errors
 /// As [`read_each`].
-pub fn read<R: Reader>(input: impl Read, reader: &mut R) -> Result<Loaded<R::Row>, TraceError> {
+pub fn read<R: Reader>(
+    input: impl Read + Seek,
+    run_id: Option<&str>,
+    reader: &mut R,
+) -> Result<Loaded<R::Row>, TraceError> {
     let mut rows = Vec::new();
-    let truncated = read_each(input, reader, |batch: &mut Vec<R::Row>| rows.append(batch))?;
-    Ok(Loaded { rows, truncated })
+    let ended = read_each(input, run_id, reader, |batch: &mut Vec<R::Row>| rows.append(batch))?;
+    Ok(Loaded { rows, truncated: ended.truncated, damage: ended.damage })
 }
 
-/// Passes on all complete rows, a batch at a time, and returns whether the stream was cut. Memory
-/// is bounded by a small multiple of the input's size: lengths in the input are not trusted before
-/// the bytes have been read.
+/// Passes on all complete rows, a batch at a time. Memory is bounded by a small multiple of the
+/// input's size: lengths in the input are not trusted before the bytes have been read. Where
+/// messages have seals, a damaged one is skipped, and reading goes on behind it.
 ///
 /// # Errors
-/// When the input is not such a trace, or is damaged other than by being cut.
+/// When the input is not such a trace, or that of another run than `run_id`; when its description of
+/// the columns is damaged; and, where messages have no seals, when it is damaged other than by being
+/// cut.
 pub fn read_each<R: Reader>(
-    mut input: impl Read,
+    input: impl Read + Seek,
+    run_id: Option<&str>,
     reader: &mut R,
     mut each: impl FnMut(&mut Vec<R::Row>),
-) -> Result<bool, TraceError> {
+) -> Result<Ended, TraceError> {
+    let mut messages = Messages::new(input);
     let mut rows = Vec::new();
-    let Piece::Whole(first) = metadata(&mut input)? else { return Ok(true) };
+    let Some(First { metadata: first, seal_fits }) = messages.columns()? else {
+        return Ok(Ended { truncated: true, ..Ended::default() });
+    };
     let schema = Arc::new(schema(&message(&first)?)?);
+    let sealed = is_sealed(&schema);
+    // What a later version writes need not have a seal.
+    if seal_fits == Some(false) || sealed && seal_fits.is_none() && content(&schema).is_ok() {
+        return Err(damaged("the description of its columns does not match its checksum"));
+    }
+    if run_id.is_some_and(|id| schema.metadata().get(key::RUN).is_none_or(|found| found != id)) {
+        return Err(TraceError::OtherRun);
+    }
     reader.open(&schema)?;
     loop {
-        let metadata = match metadata(&mut input)? {
-            Piece::Whole(metadata) => metadata,
-            Piece::End => return Ok(false),
-            Piece::Cut => return Ok(true),
-        };
-        let message = message(&metadata)?;
-        match body(&mut input, &message)? {
-            Piece::Whole(body) => {
-                reader.read(&batch(&message, body, &schema)?, &mut rows)?;
+        let (next, missing) =
+            if sealed { messages.next_sealed()? } else { (messages.next_plain()?, 0) };
+        if missing > 0 {
+            reader.skip(missing);
+        }
+        match next {
+            Next::Message(metadata, body) => {
+                reader.read(&batch(&message(&metadata)?, body, &schema)?, &mut rows)?;
                 each(&mut rows);
                 rows.clear();
             }
-            _ => return Ok(true),
+            Next::End => return Ok(Ended { truncated: false, damage: messages.damage }),
+            Next::Cut => return Ok(Ended { truncated: true, damage: messages.damage }),
         }
     }
 }

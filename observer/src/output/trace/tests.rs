@@ -124,7 +124,7 @@ fn sample(index: u64) -> Sample {
 /// A stream of batches.
 fn stream<C: Columns>(columns: C, batches: &[Vec<C::Row>], end: bool) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let mut writer = TraceWriter::new(&mut bytes, columns).unwrap();
+    let mut writer = TraceWriter::new(&mut bytes, columns, None).unwrap();
     for batch in batches {
         batch.iter().for_each(|row| writer.append(row).unwrap());
         writer.flush().unwrap();
@@ -143,11 +143,11 @@ fn samples(batches: u64, rows: u64) -> Vec<u8> {
 }
 
 fn read_samples(bytes: &[u8]) -> Result<Loaded<Sample>, TraceError> {
-    read(Cursor::new(bytes), &mut SampleReader)
+    read(Cursor::new(bytes), None, &mut SampleReader)
 }
 
 fn read_events(bytes: &[u8]) -> Result<Loaded<TraceEvent>, TraceError> {
-    read(Cursor::new(bytes), &mut EventReader::default())
+    read(Cursor::new(bytes), None, &mut EventReader::default())
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn samples_come_back_as_they_were() {
     let loaded = read_samples(&samples(1, rows)).unwrap();
     assert_eq!(loaded.rows, (0..rows).map(sample).collect::<Vec<_>>());
     let none = read_samples(&samples(0, 0)).unwrap();
-    assert_eq!(none, Loaded { rows: Vec::new(), truncated: false });
+    assert_eq!(none, Loaded { rows: Vec::new(), truncated: false, damage: Damage::default() });
 }
 
 /// A record of the future: a list, and a field that older versions lack.
@@ -270,7 +270,7 @@ fn columns_are_read_by_name_and_unknown_ones_are_skipped() {
     let mut with_list = columns(["accept", "open"]);
     with_list.insert(0, ("frames", Arc::new(frames.finish())));
     let mut reader = EventReader::default();
-    let loaded = read(Cursor::new(foreign(&metadata, with_list)), &mut reader).unwrap();
+    let loaded = read(Cursor::new(foreign(&metadata, with_list)), None, &mut reader).unwrap();
     assert_eq!(loaded.rows.len(), 2);
     assert_eq!(
         loaded.rows[1]
@@ -283,7 +283,7 @@ fn columns_are_read_by_name_and_unknown_ones_are_skipped() {
     // A row with a word that only a later version knows is skipped.
     let mut reader = EventReader::default();
     let bytes = foreign(&metadata, columns(["pidfd_open", "open"]));
-    let loaded = read(Cursor::new(bytes), &mut reader).unwrap();
+    let loaded = read(Cursor::new(bytes), None, &mut reader).unwrap();
     let kind = RecordKind::FdFailure as u16;
     assert_eq!((loaded.rows.len(), reader.skipped_rows), (1, 1));
     assert_eq!(loaded.rows[0].row, TraceRow::new(kind, 1), "the row that was skipped counts");
@@ -336,7 +336,7 @@ fn another_content_or_format_is_refused() {
     for other in [&b"start,end\n1,2\n"[..], b"{\"a\": 1}", &[0u8; 64]] {
         assert!(matches!(read_events(other), Err(TraceError::Schema(_))));
     }
-    let newer = [(key::VERSION, "4"), (key::CONTENT, "event"), (key::KIND, "fault")];
+    let newer = [(key::VERSION, "5"), (key::CONTENT, "event"), (key::KIND, "fault")];
     let error = read_events(&foreign(&newer, vec![("end_ns", numbers(&[1]))])).unwrap_err();
     assert!(error.to_string().contains("newer"), "{error}");
 }
@@ -419,7 +419,7 @@ impl Write for &mut Disk {
 #[test]
 fn a_full_disk_is_an_error_and_the_stream_stays_readable() {
     let mut disk = Disk { room: 8_000, held: Vec::new() };
-    let mut writer = TraceWriter::new(&mut disk, SampleColumns::default()).unwrap();
+    let mut writer = TraceWriter::new(&mut disk, SampleColumns::default(), None).unwrap();
     let mut flushed = 0;
     let error = loop {
         writer.append(&sample(flushed)).unwrap();
@@ -439,7 +439,7 @@ fn a_full_disk_is_an_error_and_the_stream_stays_readable() {
 #[test]
 fn a_disk_that_is_full_from_the_start_refuses_the_stream() {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    assert!(TraceWriter::new(full, SampleColumns::default()).is_err());
+    assert!(TraceWriter::new(full, SampleColumns::default(), None).is_err());
 }
 
 #[test]
@@ -465,3 +465,6 @@ fn docs_trace_format_is_current() {
         assert!(text.contains(table.trim_end()), "run `cargo xtask docs` to rewrite it\n{table}");
     }
 }
+
+#[path = "damage_tests.rs"]
+mod damage;

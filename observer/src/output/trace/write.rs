@@ -1,15 +1,15 @@
 //! Writing a trace.
 
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_ipc::writer::StreamWriter;
 use arrow_schema::SchemaRef;
 
-use super::{Columns, TraceError};
+use super::{Columns, TraceError, key, seal};
 
-/// Bytes that are collected before they are written to the file.
+/// Memory that a stream keeps between two batches.
 const BUFFER_BYTES: usize = 1 << 16;
 
 /// Rows of a full batch; [`TraceWriter::flush`] writes smaller ones.
@@ -21,7 +21,12 @@ pub const BATCH_ROWS: usize = 8_192;
 /// about once a second. After a failed write (a full disk) the stream is left as it is, readable
 /// up to its last whole batch, and every later call fails with [`TraceError::Broken`].
 pub struct TraceWriter<C: Columns, W: Write> {
-    stream: StreamWriter<BufWriter<W>>,
+    /// Encodes one message at a time.
+    stream: StreamWriter<Vec<u8>>,
+    sink: W,
+    /// Rows and batches written so far.
+    rows: u64,
+    batches: u32,
     schema: SchemaRef,
     columns: C,
     pending: usize,
@@ -29,16 +34,20 @@ pub struct TraceWriter<C: Columns, W: Write> {
 }
 
 impl<C: Columns, W: Write> TraceWriter<C, W> {
-    /// Starts a stream: writes its schema.
+    /// Starts a stream: writes its schema, with the id of the run that it is part of.
     ///
     /// # Errors
     /// When the schema cannot be written.
-    pub fn new(sink: W, columns: C) -> Result<Self, TraceError> {
-        let schema = Arc::new(columns.schema());
-        let sink = BufWriter::with_capacity(BUFFER_BYTES, sink);
-        let mut stream = StreamWriter::try_new(sink, &schema)?;
-        stream.flush()?;
-        Ok(Self { stream, schema, columns, pending: 0, broken: false })
+    pub fn new(sink: W, columns: C, run_id: Option<&str>) -> Result<Self, TraceError> {
+        let mut schema = columns.schema();
+        let run_id = run_id.map(|id| (key::RUN.to_owned(), id.to_owned()));
+        schema.metadata.extend(run_id);
+        let schema = Arc::new(schema);
+        let stream = StreamWriter::try_new(Vec::new(), &schema)?;
+        let (rows, batches, pending, broken) = (0, 0, 0, false);
+        let mut writer = Self { stream, sink, rows, batches, schema, columns, pending, broken };
+        writer.put_message(0)?;
+        Ok(writer)
     }
 
     /// Appends one row.
@@ -61,11 +70,24 @@ impl<C: Columns, W: Write> TraceWriter<C, W> {
         if self.pending == 0 {
             return Ok(());
         }
-        self.pending = 0;
+        let pending = std::mem::take(&mut self.pending);
         let arrays = self.columns.finish();
         let written = RecordBatch::try_new(self.schema.clone(), arrays)
             .and_then(|batch| self.stream.write(&batch));
-        self.note(written)
+        self.note(written)?;
+        self.put_message(pending)
+    }
+
+    /// Writes the message of this many rows that was just encoded.
+    fn put_message(&mut self, rows: usize) -> Result<(), TraceError> {
+        let message = self.stream.get_mut();
+        seal::seal(message, self.rows, self.batches, rows as u32);
+        let written = self.sink.write_all(message);
+        message.clear();
+        message.shrink_to(BUFFER_BYTES);
+        self.rows += rows as u64;
+        self.batches += 1;
+        self.note(written.map_err(Into::into))
     }
 
     fn note(&mut self, written: Result<(), arrow_schema::ArrowError>) -> Result<(), TraceError> {
@@ -79,8 +101,8 @@ impl<C: Columns, W: Write> TraceWriter<C, W> {
     /// When it cannot be written.
     pub fn flush(&mut self) -> Result<(), TraceError> {
         self.write_batch()?;
-        let flushed = self.stream.flush();
-        self.note(flushed)
+        let flushed = self.sink.flush();
+        self.note(flushed.map_err(Into::into))
     }
 
     /// Flushes, and marks the end of the stream: a reader then knows that nothing is missing.
@@ -90,6 +112,8 @@ impl<C: Columns, W: Write> TraceWriter<C, W> {
     pub fn finish(mut self) -> Result<(), TraceError> {
         self.flush()?;
         let finished = self.stream.finish();
-        self.note(finished)
+        self.note(finished)?;
+        let ended = self.sink.write_all(self.stream.get_ref()).and_then(|()| self.sink.flush());
+        self.note(ended.map_err(Into::into))
     }
 }
