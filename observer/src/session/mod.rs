@@ -34,7 +34,7 @@ pub use recover::{Recovered, recover};
 use sink::{Birth, NAMES_MAX};
 pub use trace_sink::EVENTS_MAX;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -252,6 +252,7 @@ impl Session {
         info.start_ns = first.map_or(now.start_ns, |birth| birth.at);
         info.target_processes = now.target_processes;
         info.target_owners = now.target_owners;
+        info.target_cpus = now.target_cpus;
         if let Some(Birth { tgid, comm, .. }) = first {
             info.target_processes.entry(tgid.0).or_insert_with(|| comm.clone());
         }
@@ -431,6 +432,7 @@ fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo
             .processes()
             .map(|process| (process.tgid.0, process.comm.clone()))
             .collect(),
+        target_cpus: target_cpus(membership),
         target_owners: membership.owners(),
         target_cgroup: target_cgroup(membership),
         command: Vec::new(),
@@ -456,6 +458,21 @@ fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo
 /// Cgroup of the target's first process, in the hierarchy the histograms are kept by.
 fn target_cgroup(membership: &Membership) -> Option<String> {
     Cgroups::read().memory_cgroup_of(membership.primary()?.tgid)
+}
+
+/// CPUs that are online and that some thread of the target may run on; `None` without a thread.
+fn target_cpus(membership: &Membership) -> Option<u32> {
+    let online: BTreeSet<u32> = system::online_cpus().into_iter().collect();
+    let mut allowed = BTreeSet::new();
+    for tid in membership.tgids().into_iter().flat_map(process::threads) {
+        let status = process::status(crate::model::Tgid(tid.0)).unwrap_or_default();
+        allowed.extend(status.allowed_cpus.into_iter().filter(|cpu| online.contains(cpu)));
+        // Most threads may use all, and there may be many threads.
+        if allowed == online {
+            break;
+        }
+    }
+    u32::try_from(allowed.len()).ok().filter(|cpus| *cpus > 0)
 }
 
 /// Command names of the target's threads that live now.
