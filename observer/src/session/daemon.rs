@@ -99,6 +99,15 @@ impl Watching {
 }
 
 impl Shared {
+    /// Takes in what has come to the host: cgroups and CPUs.
+    fn tend(&mut self) {
+        self.kernel.tend_cgroups();
+        let arrived = self.kernel.tend_cpus();
+        if let Some(recording) = &mut self.recording {
+            recording.note(arrived);
+        }
+    }
+
     fn snapshot(&mut self, live_sockets: Option<i64>) -> Snapshot {
         let watching = self.watching.as_ref().filter(|watching| watching.name.is_some());
         let name = watching.and_then(|watching| watching.name.as_deref());
@@ -240,7 +249,7 @@ fn listen(
                 tokio::select! {
                     _ = interrupt.recv() => return,
                     _ = terminate.recv() => return,
-                    () = tokio::time::sleep(STOP_INTERVAL) => lock(&tended).kernel.tend_cgroups(),
+                    () = tokio::time::sleep(STOP_INTERVAL) => lock(&tended).tend(),
                 }
             }
         };

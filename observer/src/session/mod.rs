@@ -322,6 +322,8 @@ impl Session {
                     return Err(Error::new(Exit::Target, message));
                 }
             }
+            let arrived = self.kernel.tend_cpus();
+            self.losses.note(arrived);
             let elapsed = self.started.elapsed();
             let changed = self.cost.tick(&mut self.kernel);
             self.losses.note(changed);
