@@ -47,6 +47,7 @@ pub struct Finished {
 pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result<Finished> {
     let Session {
         options,
+        memory,
         journal: Journal { directory, mut info, .. },
         membership,
         mut kernel,
@@ -116,7 +117,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     let floors = floors.unwrap_or_default();
     delta.self_usage.drain_wakeups = captured.wakeups;
     delta.self_usage.added_cpu_share = cost.added();
-    delta.self_usage.rss_bound_bytes = super::memory::resident_bound_bytes();
+    delta.self_usage.rss_bound_bytes = memory.resident_bound_bytes;
 
     let (samples, problem) = match &ingested {
         Some(Ok(ingested)) => (ingested.samples.as_slice(), None),

@@ -63,6 +63,7 @@ use floor_log::HiddenWatch;
 use journal::Journal;
 use loss_watch::LossWatch;
 use mark::{mark_first, mark_joined};
+use memory::Memory;
 use samples::{OutputKeeper, SampleReader};
 use trace_sink::TraceSink;
 
@@ -122,6 +123,7 @@ const NEWS_TIME: Duration = Duration::from_millis(600);
 /// Everything that exists during a run.
 pub struct Session {
     options: RunOptions,
+    memory: Memory,
     journal: Journal,
     membership: Membership,
     kernel: Kernel,
@@ -172,6 +174,10 @@ impl Session {
         let Some(mut membership) = find_target(&options.target, options.wait, stop)? else {
             return Ok(None);
         };
+        let memory = Memory::of_run(options.ring_bytes);
+        if let Some(cut) = memory.cut() {
+            tracing::info!(target: NOTICE, "{cut}");
+        }
         let calibration = Calibration::take();
         let mut kernel = Kernel::attach(&LoadOptions {
             has_target: true,
@@ -194,7 +200,7 @@ impl Session {
         };
         let hidden = HiddenWatch::new(&kernel);
         let counts = Arc::new(CaptureCounts::default());
-        let (sinks, births) = capture::sinks(TraceSink::new(trace, &counts));
+        let (sinks, births) = capture::sinks(TraceSink::new(trace, &counts, memory.stalls));
         let capture =
             Capture::start(ring, sinks, counts, floors).map_err(|error| unexpected(&error))?;
         let losses = LossWatch::new(&kernel);
@@ -214,6 +220,7 @@ impl Session {
             cost: CostWatch::start(options.budget, calibration, &kernel),
             waits: membership.all_gone(),
             options,
+            memory,
             membership,
             kernel,
             capture,
