@@ -1,4 +1,4 @@
-//! The limits that the process was started with (setrlimit(2), the pids of its cgroup). One that is
+//! The limits that the process was started with (setrlimit(2), the pids and the memory of its cgroup). One that is
 //! too low is reported before anything begins, because later it would look like something else: like a
 //! process that does not exist, a kernel that lacks a feature, or a crash.
 
@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::error::{Error, Exit, Result};
+use crate::host::MemoryRoom;
+use crate::kernel::RING_BYTES;
 use crate::session::memory;
 use crate::text;
 
@@ -30,19 +32,33 @@ pub struct Needs {
     pub files: u64,
     /// Bytes of address space.
     pub address_space: u64,
+    /// Bytes of memory in the cgroup of observer, including its maps in the kernel.
+    pub memory: u64,
 }
 
 impl Needs {
-    /// What attaching the probes takes.
-    pub const PROBES: Self = Self { files: FILES, address_space: ADDRESS_SPACE };
-
     /// What `observer load` takes with one connection.
-    pub const LOAD: Self = Self { files: 64, address_space: 128 << 20 };
+    pub const LOAD: Self = Self { files: 64, address_space: 128 << 20, memory: 0 };
 
-    /// What a run takes, at most.
+    /// What the daemon takes.
     #[must_use]
-    pub fn of_run() -> Self {
-        Self { files: FILES, address_space: memory::resident_bound_bytes() }
+    pub fn of_daemon() -> Self {
+        let memory = memory::daemon_needs_bytes();
+        Self { files: FILES, address_space: ADDRESS_SPACE, memory }
+    }
+
+    /// What the doctor takes: it refuses where a run would.
+    #[must_use]
+    pub fn of_doctor() -> Self {
+        let memory = memory::run_needs_bytes(RING_BYTES);
+        Self { files: FILES, address_space: ADDRESS_SPACE, memory }
+    }
+
+    /// What a run takes: address space at most, and memory at least.
+    #[must_use]
+    pub fn of_run(ring_bytes: u32) -> Self {
+        let address_space = memory::Memory::of_run(ring_bytes).resident_bound_bytes;
+        Self { files: FILES, address_space, memory: memory::run_needs_bytes(ring_bytes) }
     }
 }
 
@@ -95,7 +111,21 @@ pub fn check(needs: Needs) -> Result<()> {
             return Err(too_low(what, limit, need, how));
         }
     }
+    check_memory(needs.memory)?;
     check_threads()
+}
+
+/// Without this check, the kernel would kill observer in the middle of its work.
+fn check_memory(needed: u64) -> Result<()> {
+    let Some(room) = MemoryRoom::read().filter(|room| room.bytes < needed) else { return Ok(()) };
+    let others = room.limit_bytes.saturating_sub(room.bytes);
+    let held = match others >> 20 {
+        0 => String::new(),
+        _ => format!(", of which others hold {}", text::bytes(others)),
+    };
+    let limit = format!("{}{held}", text::bytes(room.limit_bytes));
+    let how = format!("{}, MemoryMax=", room.file.display());
+    Err(too_low("the memory of observer's cgroup", limit, text::bytes(needed), &how))
 }
 
 /// Whether as many threads can be started as will be. The limit counts those of other processes too, so

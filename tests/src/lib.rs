@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod disturbance;
 pub mod episodes;
 pub mod exact;
+pub mod hotplug;
 pub mod http;
 pub mod kernel_counters;
 pub mod mapping;

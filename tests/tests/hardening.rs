@@ -11,12 +11,14 @@ use observer::error::Exit;
 use observer::kernel::{Kernel, LoadOptions, RING_BYTES, RunTimeStatistics};
 use observer::privileges::{FOLLOWING, MEASURING, keep_only};
 use observer::probe::{PROBES, ProbeOptions};
+use observer::session::memory;
+use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::command::{Finished, give_to_nobody, run};
 use observer_tests::daemon::Daemon;
 use observer_tests::http;
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Service};
-use observer_tests::trial::{directory, programs};
+use observer_tests::trial::{self, directory, programs};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65_534;
@@ -300,4 +302,56 @@ fn the_report_of_a_run_that_changed_hands_says_so() {
     give_to_nobody(&out).expect("another owner");
     let said = report(&[]);
     assert!(said.contains("the run directory belongs to user 65534"), "{said}");
+}
+
+#[test]
+fn observer_fits_into_the_memory_of_its_cgroup_or_says_what_it_needs() {
+    let Some(_guard) = privileged::ready("memory of observer's cgroup") else { return };
+    let directory = directory();
+    let mut work = trial::start(&["storm", "--rounds", "100000000"], Placement::default());
+    work.begin().expect("it works");
+    let pid = work.id().to_string();
+    // Each has a cgroup of its own: what the kernel still holds for one that has ended would be missing.
+    let observer = |limit: u64, arguments: &[&str]| {
+        let cgroup = MemoryCgroup::create(&trial::unique("room")).expect("a cgroup");
+        if cgroup.version() == 1 {
+            // The kernel is to kill what does not fit.
+            let control = cgroup.directory().join("memory.oom_control");
+            fs::write(control, "0").expect("it is allowed");
+        }
+        // The limit is above the cgroup of observer.
+        let inside = cgroup.directory().join("inside");
+        fs::create_dir(&inside).expect("a cgroup below");
+        cgroup.limit(Some(limit)).expect("a limit");
+        let enter = format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", text(&inside));
+        let mut command = Command::new("sh");
+        command.args(["-c", &enter]).arg(programs().observer).args(arguments);
+        let finished = run(&mut command, TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(cgroup.oom_kills().expect("a count"), 0, "{finished:#?}");
+        fs::remove_dir(&inside).expect("nobody is there any more");
+        (finished, cgroup.directory().to_owned())
+    };
+    let out = directory.path().join("run");
+    // Every fault is a record: far more than fit.
+    let floors = ["--floor", "fault=0ns", "--budget", "none"];
+    let a_run =
+        [&["run", "--pid", &pid, "--duration", "3s", "--out", text(&out)], &floors[..]].concat();
+
+    for arguments in [&["doctor"][..], &a_run] {
+        let (finished, cgroup) = observer(64 << 20, arguments);
+        assert_eq!(finished.code, Some(Exit::Limit as i32), "{finished:#?}");
+        assert_eq!(finished.stderr.lines().count(), 1, "{finished:#?}");
+        let line = "is limited to 64 MiB, and observer needs ";
+        assert!(finished.stderr.contains(line), "{finished:#?}");
+        assert!(finished.stderr.contains(text(&cgroup)), "{finished:#?}");
+    }
+    // The shell is replaced by observer, and the kernel charges in batches.
+    let needed = memory::run_needs_bytes(RING_BYTES) + (2 << 20);
+    for arguments in [&["doctor"][..], &a_run] {
+        let (finished, _) = observer(needed, arguments);
+        assert_eq!(finished.code, Some(0), "{finished:#?}");
+        let said = [finished.stdout.as_str(), &finished.stderr].concat();
+        assert!(said.contains("it keeps at most "), "{said}");
+    }
+    drop(work);
 }

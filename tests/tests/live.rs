@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use observer::kernel::{Kernel, LoadOptions};
 use observer::model::ProbeState;
-use observer::probe::{PROBES, ProbeOptions, ThreadState};
-use observer_ebpf::wire::Series;
+use observer::probe::{ForcedTier, PROBES, ProbeOptions, ThreadState};
+use observer_ebpf::wire::{Counter, Series};
+use observer_tests::hotplug::Cpu;
 use observer_tests::kernel_counters;
 use observer_tests::privileged;
 use observer_tests::process::Placement;
-use observer_tests::trial::{number, programs, scaled_text, settle};
+use observer_tests::trial::{self, number, programs, scaled_text, settle};
 use observer_tests::watch::Work;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -218,4 +219,71 @@ fn a_program_that_two_probes_share_goes_with_the_second() {
     assert!(kernel.detach("task", REASON).is_err(), "the others need what follows the target");
     assert!(kernel.detach("fault", REASON).is_err(), "it was not asked for");
     assert!(kernel.attach_again("nothing").is_err());
+}
+
+#[test]
+fn accepted_sockets_are_counted_for_the_socket_probe_alone() {
+    let Some(_guard) = privileged::ready("accepted sockets without socket") else { return };
+    let accepted = |kernel: &mut Kernel| {
+        let mut work = start(&["sockets", "--pairs", "20"]);
+        kernel.targets().set(work.id(), true);
+        let counts = work.go().expect("it works");
+        let snapshot = kernel.snapshot(Some("target"));
+        work.end().expect("it ends");
+        assert!(number(&counts, "accepted") > 0);
+        let counters = [Counter::SocketsAccepted, Counter::TargetSocketsAccepted];
+        counters.map(|counter| snapshot.counters[counter as usize])
+    };
+    assert_eq!(accepted(&mut attach("mm_syscall", ThreadState::Auto)), [0, 0]);
+    let mut both = attach("mm_syscall,socket", ThreadState::Auto);
+    both.detach("socket", REASON).expect("it was attached");
+    assert_eq!(accepted(&mut both), [0, 0], "while it is detached");
+    both.attach_again("socket").expect("it was attached before");
+    assert!(accepted(&mut both)[1] > 0);
+}
+
+#[test]
+fn a_cpu_that_comes_online_is_watched_and_the_gap_is_said() {
+    let Some(_guard) = privileged::ready("CPU hotplug, faults") else { return };
+    if !trial::in_guest() {
+        println!("takes a CPU from everybody: done in guests only (OBSERVER_TEST_GUEST=1)");
+        return;
+    }
+    let cpu = match Cpu::offline(1) {
+        Ok(cpu) => cpu,
+        Err(reason) => return println!("{reason}"),
+    };
+    let probes = ProbeOptions {
+        selection: "fault".parse().expect("a probe"),
+        tiers: ["fault=perf_event".parse::<ForcedTier>().expect("a tier")].into_iter().collect(),
+        ..ProbeOptions::default()
+    };
+    let options = LoadOptions { has_target: true, ring_bytes: 1 << 20, probes, by_cgroup: true };
+    let mut kernel = Kernel::attach(&options).unwrap_or_else(|error| panic!("{error}"));
+    assert!(kernel.tend_cpus().is_empty(), "no CPU came");
+    let mut expected = 0;
+    for times in 1..=3 {
+        if times > 1 {
+            // Gone and back between two looks, so that the list of CPUs is the same.
+            cpu.switch(false);
+        }
+        cpu.switch(true);
+        let changes = kernel.tend_cpus();
+        assert_eq!(changes.len(), 2, "detached and attached: {changes:?}");
+        let place = Placement { cpu: Some(1), ..Placement::default() };
+        let arguments = ["storm", "--rounds", &scaled_text(2_000)];
+        let mut work = Work::start(&programs(), &arguments, place).expect("it starts");
+        kernel.targets().set(work.id(), true);
+        let before = faults(work.id());
+        work.go().expect("it works");
+        kernel.targets().set(work.id(), false);
+        expected += faults(work.id()) - before;
+        work.end().expect("it ends");
+        equal("faults on CPU 1", counted(&mut kernel, &FAULTS).0, expected);
+        let coverage = kernel.coverage().remove("fault").expect("a line of it");
+        let detached = coverage.detached.expect("what was not seen is said");
+        assert_eq!((coverage.state, detached.times), (ProbeState::Partial, times));
+        assert_eq!(detached.reason, "CPU 1 came online");
+        assert!(kernel.tend_cpus().is_empty(), "it is attached once");
+    }
 }

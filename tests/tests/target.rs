@@ -77,8 +77,6 @@ fn a_cgroup_id_is_named_while_it_exists_and_afterwards() {
     let id = hierarchy.id_of(&path).expect("id");
     let mut names = CgroupNames::new(hierarchy);
     assert_eq!(names.name(id), Some(path.as_str()));
-    cgroup.limit(Some(64 << 20)).expect("limit");
-    assert_eq!(cgroups.memory_limit_bytes(&path), Some(64 << 20));
     drop(cgroup);
     assert_eq!(names.name(id), Some(path.as_str()));
     assert_eq!(names.name(u64::MAX), None);
@@ -417,6 +415,7 @@ fn everybody_who_listens_on_the_port_is_said_by_name_user_and_network() {
     let own_id = own.id();
     let run = watch.run.clone();
     let (_, info) = watch.finish().expect("a run");
+    assert_eq!(info.target_cpus, Some(info.cpus), "they may run anywhere");
     let owner = |id: u32| info.target_owners.get(&id).cloned().expect("it was there at the start");
     assert_eq!((owner(own_id).user.as_str(), owner(own_id).network.as_str()), ("root", "host"));
     assert_eq!(owner(strange_id).user, UID.to_string());
@@ -427,4 +426,20 @@ fn everybody_who_listens_on_the_port_is_said_by_name_user_and_network() {
     for work in [own, stranger, late] {
         work.end().expect("it ends");
     }
+}
+
+#[test]
+fn what_observer_takes_is_compared_with_the_cpus_that_the_target_can_use() {
+    let Some(_guard) = privileged::ready("CPUs of the target") else { return };
+    let directory = directory();
+    let port = http::free_port().expect("a port").to_string();
+    let place = Placement { cpu: Some(0), ..Placement::default() };
+    let work = trial::start(&["listen-as", "--port", &port], place);
+    let watch = Watch::start(&programs(), &["--port", &port], directory.path()).expect("attached");
+    let run = watch.run.clone();
+    let (summary, info) = watch.finish().expect("a run");
+    assert_eq!(info.target_cpus, Some(1), "of {} CPUs", info.cpus);
+    let page = std::fs::read_to_string(run.join("report.html")).expect("a report");
+    assert!(page.contains("of the CPU that the target can use"), "{:?}", summary.observer);
+    work.end().expect("it ends");
 }

@@ -73,7 +73,7 @@ pub struct Args {
 /// When the kernel, the target or the address will not do.
 pub fn run(args: &Args) -> Result<()> {
     args.probes.check()?;
-    limits::check(Needs::PROBES)?;
+    limits::check(Needs::of_daemon())?;
     let stop = Arc::new(AtomicBool::new(false));
     signals::raise_on_interrupt(&stop)?;
     let options = DaemonOptions {

@@ -36,7 +36,7 @@ pub struct Args {
 /// # Errors
 /// After printing, when `observer run` does not work on this host.
 pub fn run(args: &Args, verbose: bool) -> Result<()> {
-    limits::check(Needs::PROBES)?;
+    limits::check(Needs::of_doctor())?;
     let report = doctor::examine(&args.probes.options());
     if args.json {
         super::print_json(&report)?;

@@ -179,7 +179,7 @@ impl Args {
 pub fn run(args: &Args) -> Result<()> {
     args.check()?;
     let options = args.options()?;
-    limits::check(Needs::of_run())?;
+    limits::check(Needs::of_run(args.ring_bytes))?;
     let stop = Arc::new(AtomicBool::new(false));
     signals::raise_on_interrupt(&stop)?;
     if options.wait {

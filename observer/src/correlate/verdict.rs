@@ -285,7 +285,8 @@ fn quality(evidence: &Evidence<'_>, population: &Population) -> Vec<Reason> {
     if quality.observer_cpu_share > MOST_OWN_CPU {
         let share = quality.observer_cpu_share;
         let text = format!(
-            "observer itself used {} of the host's CPU time (limit {}). Watch less with --probes.",
+            "observer and its BPF programs used {} of the CPU time that the target could have had \
+             (limit {}). Watch less with --probes.",
             percent(share),
             percent(MOST_OWN_CPU)
         );

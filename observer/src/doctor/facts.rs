@@ -9,7 +9,7 @@ use crate::kernel::support::KernelSupport;
 use crate::kernel::{KERNEL_BTF, MapPlan, RING_BYTES, ThreadPlaces};
 use crate::model::Tgid;
 use crate::probe::ProbeOptions;
-use crate::session::memory;
+use crate::session::memory::Memory;
 
 /// `PROC_PID_INIT_INO` (include/linux/proc_ns.h): the inode of the initial pid namespace.
 const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
@@ -45,8 +45,8 @@ pub struct Facts {
     pub threads_max: u32,
     /// Where the programs keep what they know about each thread.
     pub thread_places: ThreadPlaces,
-    /// Upper bound of observer's resident memory.
-    pub resident_bound_bytes: u64,
+    /// The memory of a run.
+    pub memory: Memory,
     /// `net.core.bpf_jit_enable`.
     pub bpf_jit: Option<u64>,
     /// What the kernel supports.
@@ -105,7 +105,7 @@ impl Facts {
             maps: crate::kernel::plan(RING_BYTES, false, &places),
             threads_max: system::threads_max(),
             thread_places: places,
-            resident_bound_bytes: memory::resident_bound_bytes(),
+            memory: Memory::of_run(RING_BYTES),
             bpf_jit: system::read_trimmed("/proc/sys/net/core/bpf_jit_enable")
                 .and_then(|text| text.parse().ok()),
             support,

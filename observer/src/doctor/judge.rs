@@ -196,7 +196,7 @@ fn memory(facts: &Facts) -> Check {
     let value = format!(
         "{} of locked kernel memory; at most {} resident",
         mib(maps),
-        mib(facts.resident_bound_bytes)
+        mib(facts.memory.resident_bound_bytes)
     );
     let threads = u64::from(facts.threads_max.min(facts.pid_max));
     let by_thread = facts.maps.iter().map(|map| map.thread_bytes).sum::<u64>();
@@ -212,10 +212,13 @@ fn memory(facts: &Facts) -> Check {
         "BPF maps: {}{for_threads}; resident memory grows with the requests of a run (at most {}) and, during \
          the analysis, with its stalls (at most {})",
         each.join(", "),
-        crate::loadgen::MAX_SAMPLES,
-        crate::session::EVENTS_MAX
+        facts.memory.samples,
+        facts.memory.stalls
     );
-    ok("memory", value, means)
+    match facts.memory.cut() {
+        None => ok("memory", value, means),
+        Some(cut) => ok("memory", format!("{value}; {cut}"), means).limited(),
+    }
 }
 
 fn jit(facts: &Facts) -> Check {

@@ -2,6 +2,7 @@ use super::*;
 use crate::doctor::Report;
 use crate::kernel::ThreadPlaces;
 use crate::kernel::support::KernelSupport;
+use crate::session::memory::Memory;
 
 fn healthy() -> Facts {
     Facts {
@@ -19,7 +20,7 @@ fn healthy() -> Facts {
         maps: crate::kernel::plan(8 << 20, false, &ThreadPlaces::tables("a test")),
         threads_max: 100_000,
         thread_places: ThreadPlaces::tables("a test"),
-        resident_bound_bytes: 1 << 30,
+        memory: Memory { stalls: 4, samples: 4, resident_bound_bytes: 1 << 30, room: None },
         bpf_jit: Some(1),
         support: KernelSupport {
             ring_buffer: Support::Yes,

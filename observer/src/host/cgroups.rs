@@ -186,26 +186,6 @@ impl Cgroups {
         cgroup_with(&text, controller)
     }
 
-    /// Memory limit of a cgroup in [`Self::memory`]'s hierarchy, the tightest of its ancestors
-    /// included; `None` when there is none.
-    #[must_use]
-    pub fn memory_limit_bytes(&self, cgroup: &str) -> Option<u64> {
-        let hierarchy = self.memory()?;
-        let file = if hierarchy.unified { "memory.max" } else { "memory.limit_in_bytes" };
-        let mut tightest: Option<u64> = None;
-        let mut at = Some(Path::new(cgroup));
-        while let Some(path) = at {
-            if let Some(directory) = path.to_str().and_then(|path| hierarchy.directory(path))
-                && let Ok(text) = fs::read_to_string(directory.join(file))
-                && let Some(limit) = parse_limit(&text)
-            {
-                tightest = Some(tightest.map_or(limit, |tightest| tightest.min(limit)));
-            }
-            at = path.parent();
-        }
-        tightest
-    }
-
     /// The directory that a user means by `path`: a directory as it is, or a cgroup name as
     /// `/proc/PID/cgroup` and systemd print it, looked up in the memory hierarchy, then in
     /// version 2. `None` when it is no cgroup.
@@ -231,13 +211,6 @@ fn cgroup_with(text: &str, controller: &str) -> Option<String> {
         let (controllers, path) = rest.split_once(':')?;
         controllers.split(',').any(|name| name == controller).then(|| path.to_owned())
     })
-}
-
-/// Version 1 represents "no limit" by the largest page-aligned number.
-const V1_UNLIMITED_BYTES: u64 = 1 << 62;
-
-fn parse_limit(text: &str) -> Option<u64> {
-    text.trim().parse().ok().filter(|&limit| limit < V1_UNLIMITED_BYTES)
 }
 
 /// Most directories visited in one walk.
@@ -432,13 +405,6 @@ mod tests {
         assert_eq!(cgroup_with(text, "memory").as_deref(), Some("/b:c"));
         assert_eq!(cgroup_with(text, "").as_deref(), Some("/d"));
         assert_eq!(cgroup_with(text, "cpu"), None);
-    }
-
-    #[test]
-    fn no_limit_is_distinguished_from_a_limit() {
-        assert_eq!(parse_limit("max\n"), None);
-        assert_eq!(parse_limit("9223372036854771712\n"), None);
-        assert_eq!(parse_limit("67108864\n"), Some(64 << 20));
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::path::Path;
 
 pub mod cgroups;
 pub mod descendants;
+pub mod hotplug;
+pub mod memory_room;
 pub mod network;
 pub mod owner;
 pub mod process;
@@ -16,6 +18,8 @@ pub mod system;
 pub mod usage;
 
 pub use cgroups::{CgroupNames, Cgroups, Hierarchy, Layout};
+pub use hotplug::CpuEvents;
+pub use memory_room::MemoryRoom;
 pub use owner::Owners;
 pub use process::Process;
 pub use sockets::{SocketCensus, ip_sockets_of};

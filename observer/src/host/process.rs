@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::system;
 use crate::model::{Tgid, Tid};
 
 /// `PF_KTHREAD` (include/linux/sched.h): the task is a kernel thread.
@@ -109,6 +110,8 @@ pub struct Status {
     pub rss_bytes: u64,
     /// Peak resident set.
     pub peak_rss_bytes: u64,
+    /// CPUs that it may run on, by its affinity and its cpuset.
+    pub allowed_cpus: Vec<u32>,
 }
 
 impl Status {
@@ -129,6 +132,9 @@ impl Status {
                 }
                 "SigCgt" => {
                     status.caught_signals = u64::from_str_radix(words.next()?, 16).ok()?;
+                }
+                "Cpus_allowed_list" => {
+                    status.allowed_cpus = system::parse_cpu_list(words.next()?)?;
                 }
                 "VmRSS" => status.rss_bytes = words.next()?.parse::<u64>().ok()? * 1024,
                 "VmHWM" => status.peak_rss_bytes = words.next()?.parse::<u64>().ok()? * 1024,
@@ -418,11 +424,12 @@ mod tests {
     #[test]
     fn status_is_read_by_key() {
         let text = "Name:\tx\nTgid:\t12\nPid:\t13\nUid:\t0\t33\t0\t0\nNSpid:\t13\t2\n\
-            VmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\nSigCgt:\t0000000180004002\n\
+            Cpus_allowed_list:\t0-1,4\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\nSigCgt:\t0000000180004002\n\
             CapEff:\t000001fffeffffff\n";
         let status = Status::parse(text).unwrap();
         assert_eq!(status.tgid, 12);
         assert_eq!(status.euid, 33);
+        assert_eq!(status.allowed_cpus, [0, 1, 4]);
         assert_eq!(status.namespace_pids, [13, 2]);
         assert_eq!(status.effective_capabilities, 0x01ff_feff_ffff);
         assert_eq!(status.caught_signals, 0x1_8000_4002);

@@ -37,11 +37,23 @@ pub fn own() -> Usage {
     }
 }
 
-/// The second field of `/proc/self/statm`, pages.
+/// Resident set.
 fn rss_bytes() -> u64 {
+    statm_bytes()[1]
+}
+
+/// The part of the resident set that is not in files.
+#[must_use]
+pub fn anonymous_bytes() -> u64 {
+    let [_, resident, shared] = statm_bytes();
+    resident.saturating_sub(shared)
+}
+
+/// The first three fields of `/proc/self/statm`, which are pages.
+fn statm_bytes() -> [u64; 3] {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = statm.split_ascii_whitespace().nth(1).and_then(|field| field.parse::<u64>().ok());
-    pages.unwrap_or(0) * rustix::param::page_size() as u64
+    let mut fields = statm.split_ascii_whitespace().map(|field| field.parse::<u64>().unwrap_or(0));
+    std::array::from_fn(|_| fields.next().unwrap_or(0) * rustix::param::page_size() as u64)
 }
 
 #[cfg(test)]

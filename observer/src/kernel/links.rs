@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use aya::Ebpf;
 use aya::programs::perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent};
-use aya::programs::{CgroupAttachMode, Program as AyaProgram, ProgramError};
+use aya::programs::{CgroupAttachMode, PerfEvent, Program as AyaProgram, ProgramError};
 
 use crate::host::system;
 
@@ -42,6 +42,8 @@ impl<T: Send> Link for T {}
 struct Linked {
     sites: Vec<Site>,
     links: Vec<Box<dyn Link>>,
+    /// Links to one CPU each.
+    by_cpu: BTreeMap<u32, Box<dyn Link>>,
 }
 
 /// All links, by program.
@@ -67,8 +69,32 @@ impl Links {
     /// Drops the links of a program; its places stay known.
     pub(super) fn detach(&mut self, name: &str) {
         if let Some(linked) = self.0.get_mut(name) {
-            linked.links.clear();
+            linked.clear();
         }
+    }
+
+    /// Whether a program is linked to every CPU.
+    pub(super) fn is_by_cpu(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|linked| !linked.by_cpu.is_empty())
+    }
+
+    /// Links a program again on a CPU that has come online: the kernel has removed what was there
+    /// before.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the CPU may have gone again.
+    pub(super) fn renew(&mut self, ebpf: &mut Ebpf, name: &str, cpu: u32) -> Result<(), LinkError> {
+        let missing = || LinkError("it was never attached".to_owned());
+        let linked = self.0.get_mut(name).ok_or_else(missing)?;
+        linked.by_cpu.remove(&cpu);
+        let program = ebpf.program_mut(name).ok_or_else(missing)?;
+        for site in &linked.sites {
+            if let (AyaProgram::PerfEvent(program), Site::EveryCpu(event)) = (&mut *program, site) {
+                let link = on_cpu(program, *event, cpu);
+                linked.by_cpu.insert(cpu, link.map_err(|error| LinkError(error.to_string()))?);
+            }
+        }
+        Ok(())
     }
 
     /// Links a program to its places again, unless it is linked.
@@ -78,12 +104,12 @@ impl Links {
     pub(super) fn attach(&mut self, ebpf: &mut Ebpf, name: &str) -> Result<(), LinkError> {
         let missing = || LinkError("it was never attached".to_owned());
         let linked = self.0.get_mut(name).ok_or_else(missing)?;
-        if !linked.links.is_empty() {
+        if !linked.links.is_empty() || !linked.by_cpu.is_empty() {
             return Ok(());
         }
         let program = ebpf.program_mut(name).ok_or_else(missing)?;
         linked.link(program).map_err(|error| {
-            linked.links.clear();
+            linked.clear();
             LinkError(error.to_string())
         })
     }
@@ -97,10 +123,33 @@ impl Links {
 impl Linked {
     fn link(&mut self, program: &mut AyaProgram) -> Result<(), ProgramError> {
         for site in &self.sites {
-            link(program, site, &mut self.links)?;
+            if let (AyaProgram::PerfEvent(program), Site::EveryCpu(event)) = (&mut *program, site) {
+                for cpu in system::online_cpus() {
+                    self.by_cpu.insert(cpu, on_cpu(program, *event, cpu)?);
+                }
+            } else {
+                link(program, site, &mut self.links)?;
+            }
         }
         Ok(())
     }
+
+    fn clear(&mut self) {
+        self.links.clear();
+        self.by_cpu.clear();
+    }
+}
+
+/// Every single event of one CPU is a sample.
+fn on_cpu(
+    program: &mut PerfEvent,
+    event: SoftwareEvent,
+    cpu: u32,
+) -> Result<Box<dyn Link>, ProgramError> {
+    let (config, scope) =
+        (PerfEventConfig::Software(event), PerfEventScope::AllProcessesOneCpu { cpu });
+    let link = program.attach(config, scope, SamplePolicy::Period(1), false)?;
+    Ok(Box::new(program.take_link(link)?))
 }
 
 fn link(
@@ -128,14 +177,6 @@ fn link(
         }
         (AyaProgram::TracePoint(program), Site::Syscall(name)) => {
             take!(program, program.attach("syscalls", name));
-        }
-        (AyaProgram::PerfEvent(program), Site::EveryCpu(event)) => {
-            // Samples every single event.
-            for cpu in system::online_cpus() {
-                let (config, scope) =
-                    (PerfEventConfig::Software(*event), PerfEventScope::AllProcessesOneCpu { cpu });
-                take!(program, program.attach(config, scope, SamplePolicy::Period(1), false));
-            }
         }
         (AyaProgram::CgroupSock(program), Site::Cgroup(root)) => {
             let root = File::open(root).map_err(|error| {

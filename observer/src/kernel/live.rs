@@ -17,7 +17,7 @@ use super::links::LinkError;
 use super::mapped::MappedWords;
 use super::{Kernel, ProgramState, attach};
 use crate::clock::MonoNanos;
-use crate::model::Detached;
+use crate::model::{Detached, Event, ProbeChange};
 use crate::probe::{Entries, PROBES, PerThread, Probe, ProbeMap, Program};
 
 /// Why a probe could not be detached or attached again.
@@ -107,6 +107,43 @@ impl Kernel {
         }
         self.select_descriptor_program();
         Ok(())
+    }
+
+    /// Attaches the programs that need each CPU's own event on the CPUs that have come online. Their
+    /// probes are detached from the last call until now, because what happened on such a CPU was not
+    /// seen. Returns these changes.
+    pub fn tend_cpus(&mut self) -> Vec<Event> {
+        let since = std::mem::replace(&mut self.cpus_looked_at, MonoNanos::now());
+        let arrived = self.cpu_events.arrived();
+        if arrived.is_empty() {
+            return Vec::new();
+        }
+        let named: Vec<String> = arrived.iter().map(|cpu| format!("CPU {cpu}")).collect();
+        let reason = format!("{} came online", named.join(", "));
+        let mut changes = Vec::new();
+        for probe in PROBES {
+            let mut programs = self.programs_of(probe);
+            programs.retain(|program| self.links.is_by_cpu(program.name));
+            if programs.is_empty() {
+                continue;
+            }
+            for (program, cpu) in
+                programs.iter().flat_map(|one| arrived.iter().map(move |cpu| (one, cpu)))
+            {
+                if let Err(LinkError(reason)) = self.links.renew(&mut self.ebpf, program.name, *cpu)
+                {
+                    // If the CPU has gone again, the kernel will say when it comes back.
+                    tracing::warn!("cannot attach {} on CPU {cpu}: {reason}", program.name);
+                }
+            }
+            let now = MonoNanos::now();
+            let pause = self.pauses.entry(probe.name).or_default();
+            pause.begin(since, &reason);
+            pause.end(now);
+            let change = |attached| ProbeChange { probe: probe.name, attached };
+            changes.extend([change(false).event(since), change(true).event(now)]);
+        }
+        changes
     }
 
     /// Whether any program of the probe runs now.

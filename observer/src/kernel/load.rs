@@ -22,7 +22,7 @@ use super::offsets::Offsets;
 use super::plan::{self, MapPlan};
 use super::thread_state::{self, ThreadPlaces};
 use crate::host::cgroups::{CgroupNames, Cgroups};
-use crate::host::system;
+use crate::host::{MemoryRoom, system};
 use crate::probe::{self, Members, PROBES, ProbeOptions, Selection};
 
 pub(super) static OBJECT: &[u8] =
@@ -207,7 +207,8 @@ pub(super) struct Shape {
 impl Shape {
     pub(super) fn of_host(by_cgroup: bool) -> Self {
         let cpus = system::possible_cpus().last().map_or(1, |cpu| *cpu as usize + 1);
-        let memory_bytes = system::memory_total_bytes().unwrap_or(u64::MAX);
+        let total = system::memory_total_bytes().unwrap_or(u64::MAX);
+        let memory_bytes = MemoryRoom::read().map_or(total, |room| total.min(room.bytes));
         Self::new(cpus, memory_bytes, system::pid_max(), SERIES, by_cgroup)
     }
 

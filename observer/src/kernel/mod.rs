@@ -49,7 +49,7 @@ pub use uprobe::{Place, UprobeError};
 
 use crate::aggregate::{Distribution, Snapshot};
 use crate::clock::MonoNanos;
-use crate::host::read_small;
+use crate::host::{CpuEvents, read_small};
 use crate::model::{Coverage, Joining, ProbeState, SelfSummary, Tgid};
 use crate::probe::{self, Members, Moved, NOT_ASKED_FOR, PROBES, Probe};
 use attach::Choices;
@@ -78,6 +78,9 @@ pub struct Kernel {
     /// Maps of programs that are loaded later.
     _mapped_maps: Vec<aya::maps::MapData>,
     pauses: live::Pauses,
+    cpu_events: CpuEvents,
+    /// When CPUs that came online were last looked for.
+    cpus_looked_at: MonoNanos,
     choices: Choices,
     states: ProgramStates,
     histograms: MappedWords,
@@ -175,6 +178,8 @@ impl Kernel {
     /// When nothing can be loaded at all, or a forced tier is not available. A single refused
     /// program is not an error: it is reported as unsupported.
     pub fn attach(options: &LoadOptions) -> Result<Self, LoadError> {
+        // First: a CPU may come online while the programs are attached to each.
+        let (cpu_events, cpus_looked_at) = (CpuEvents::start(), MonoNanos::now());
         let (mut loaded, mut choices, mut states);
         let mut places = None;
         loop {
@@ -216,6 +221,8 @@ impl Kernel {
             ebpf,
             _mapped_maps: mapped_maps,
             pauses: live::Pauses::new(),
+            cpu_events,
+            cpus_looked_at,
             choices,
             states,
             histograms,

@@ -131,6 +131,13 @@ impl Ingest {
         Self { clock_error, ..self }
     }
 
+    /// Keeps so many rows, at most [`MAX_SAMPLES`].
+    #[must_use]
+    pub fn with_room_for(mut self, samples: usize) -> Self {
+        self.sink.most = samples.min(MAX_SAMPLES);
+        self
+    }
+
     /// Nothing read yet.
     #[must_use]
     pub fn new(info: &'static AdapterInfo) -> Self {
@@ -150,7 +157,8 @@ impl Ingest {
 
     /// Forgets everything: the stream starts again.
     pub fn restart(&mut self) {
-        *self = Self::new(self.info).with_clock_error(self.clock_error);
+        *self =
+            Self::new(self.info).with_clock_error(self.clock_error).with_room_for(self.sink.most);
         self.sink.notes.push(
             "the samples file was replaced during the run: observer ignored its earlier content"
                 .into(),

@@ -224,6 +224,8 @@ pub struct Sink {
     pub boot_id: Option<String>,
     /// The output says that it was written on that boot.
     pub same_host: bool,
+    /// Most rows that are kept.
+    most: usize,
 }
 
 /// A request that opened a connection of its own, on a relative clock: when it may have done so, with
@@ -262,17 +264,18 @@ impl Dials {
 
 impl Sink {
     fn new() -> Self {
-        Self { precision_ns: 1, boot_id: crate::host::system::boot_id(), ..Self::default() }
+        let boot_id = crate::host::system::boot_id();
+        Self { precision_ns: 1, boot_id, most: MAX_SAMPLES, ..Self::default() }
     }
 
-    /// Takes a row; beyond [`MAX_SAMPLES`] it is only counted. A row whose times exceed the clock is
+    /// Takes a row; beyond the most that are kept it is only counted. A row whose times exceed the clock is
     /// as malformed as one whose numbers cannot be read.
     pub fn push(&mut self, mut row: RawRow) {
         if row.start_ns.checked_add(row.latency_ns).is_none() {
             self.skip(MALFORMED);
             return;
         }
-        if self.rows.len() >= MAX_SAMPLES {
+        if self.rows.len() >= self.most {
             self.skip("beyond_sample_cap");
             return;
         }

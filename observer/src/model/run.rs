@@ -138,6 +138,9 @@ pub struct RunInfo {
     pub machine: String,
     /// CPUs online.
     pub cpus: u32,
+    /// CPUs that threads of the target could use at the start; `None` where no thread was there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_cpus: Option<u32>,
     /// How the target was named (`--pid 12`).
     pub target: String,
     /// Processes of the target at the start, or the first one if the target was waited for: id and

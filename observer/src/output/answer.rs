@@ -290,6 +290,14 @@ impl Answer {
                 share(time / 1e9),
             );
         }
+        if let Some(cpus) = self.run.target_cpus.filter(|_| seconds > 0.0) {
+            let all = own.cpu_seconds + own.bpf_run_time_ns as f64 / 1e9;
+            let share = text::percent(all / seconds / f64::from(cpus.max(1)));
+            cost += &match cpus {
+                1 => format!("; together {share} of the CPU that the target can use"),
+                _ => format!("; together {share} of the {cpus} CPUs that the target can use"),
+            };
+        }
         Some(cost)
     }
 

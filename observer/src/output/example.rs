@@ -40,6 +40,7 @@ pub(crate) fn run() -> RunInfo {
         cpus: 2,
         target: "--comm service".into(),
         target_processes: BTreeMap::from([(100, "service".into())]),
+        target_cpus: Some(2),
         target_owners: BTreeMap::from([(
             100,
             Owner { user: "www-data".into(), network: Owner::HOST.into() },

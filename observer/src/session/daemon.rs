@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::budget::Budget;
 use super::cost::{Calibration, CostWatch};
+use super::memory::Memory;
 use super::watch::SocketWatch;
 use super::{find_target, mark_first, mark_joined, target_cgroup};
 use crate::aggregate::Snapshot;
@@ -62,6 +63,7 @@ struct Shared {
     kernel: Kernel,
     watching: Option<Watching>,
     recording: Option<Recording>,
+    resident_bound_bytes: u64,
     /// Without a budget, the cost of the programs is not needed, and it is not measured.
     cost: Option<CostWatch>,
 }
@@ -99,12 +101,21 @@ impl Watching {
 }
 
 impl Shared {
+    /// Takes in what has come to the host: cgroups and CPUs.
+    fn tend(&mut self) {
+        self.kernel.tend_cgroups();
+        let arrived = self.kernel.tend_cpus();
+        if let Some(recording) = &mut self.recording {
+            recording.note(arrived);
+        }
+    }
+
     fn snapshot(&mut self, live_sockets: Option<i64>) -> Snapshot {
         let watching = self.watching.as_ref().filter(|watching| watching.name.is_some());
         let name = watching.and_then(|watching| watching.name.as_deref());
         let mut snapshot = self.kernel.snapshot(name);
         snapshot.target_live_sockets = live_sockets.filter(|_| name.is_some());
-        snapshot.self_usage.rss_bound_bytes = super::memory::resident_bound_bytes();
+        snapshot.self_usage.rss_bound_bytes = self.resident_bound_bytes;
         snapshot.self_usage.added_cpu_share = self.cost.as_ref().and_then(CostWatch::added);
         if let Some(recording) = &self.recording {
             snapshot.floor_changes = recording.floor_changes();
@@ -170,8 +181,9 @@ pub fn serve(
     let counts_sockets = followed.is_some() && kernel.choice("socket").is_some();
     let sockets = counts_sockets.then(|| SocketWatch::new(kernel.targets()));
     listening(address, &kernel);
+    let resident_bound_bytes = Memory::of_run(RING_BYTES).resident_bound_bytes;
     let shared =
-        Arc::new(Mutex::new(Shared { kernel, watching, recording, cost }));
+        Arc::new(Mutex::new(Shared { kernel, watching, recording, resident_bound_bytes, cost }));
     let mut threads = Vec::new();
     if let Some((measured, thread)) = budget {
         let _ = measured.send(Arc::clone(&shared));
@@ -240,7 +252,7 @@ fn listen(
                 tokio::select! {
                     _ = interrupt.recv() => return,
                     _ = terminate.recv() => return,
-                    () = tokio::time::sleep(STOP_INTERVAL) => lock(&tended).kernel.tend_cgroups(),
+                    () = tokio::time::sleep(STOP_INTERVAL) => lock(&tended).tend(),
                 }
             }
         };

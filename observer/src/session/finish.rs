@@ -16,7 +16,7 @@ use crate::loadgen::{
 };
 use crate::model::{
     EndReason, FloorSummary, LossSpan, LossSummary, Outcome, ProbeState, Reason, RecordSummary,
-    RunInfo, SUMMARY_SCHEMA, Sample, Stall, Summary, TraceRow, Verdict, files,
+    RunInfo, SUMMARY_SCHEMA, Sample, SelfSummary, Stall, Summary, TraceRow, Verdict, files,
 };
 use crate::output::event_files::EventsRead;
 use crate::output::rundir::RunDir;
@@ -48,6 +48,7 @@ pub struct Finished {
 pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result<Finished> {
     let Session {
         options,
+        memory,
         journal: Journal { directory, mut info, .. },
         membership,
         mut kernel,
@@ -123,7 +124,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     let floors = floors.unwrap_or_default();
     delta.self_usage.drain_wakeups = captured.wakeups;
     delta.self_usage.added_cpu_share = cost.added();
-    delta.self_usage.rss_bound_bytes = super::memory::resident_bound_bytes();
+    delta.self_usage.rss_bound_bytes = memory.resident_bound_bytes;
 
     let (samples, problem) = match &ingested {
         Some(Ok(ingested)) => (ingested.samples.as_slice(), None),
@@ -132,8 +133,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     };
     info.streams.insert(files::SAMPLES.to_owned(), samples.len() as u64);
     let (stalls, loss_spans) = read_back(&directory, &mut captured);
-    let cpu_share = delta.self_usage.cpu_seconds
-        / (started.elapsed().as_secs_f64() * f64::from(info.cpus.max(1)));
+    let cpu_share = disturbance(&delta.self_usage, &info, started.elapsed().as_secs_f64());
     let ingest = ingested.as_ref().and_then(|ingested| ingested.as_ref().ok());
     let evidence = Evidence {
         window: (info.start_ns, info.end_ns),
@@ -262,6 +262,13 @@ pub(super) fn loss(
         loss.add_of_target("cgroup_name", captured.holder_cgroups_beyond);
     }
     loss
+}
+
+/// The CPU time of observer and of its BPF programs, as a share of what the target could have had. (It
+/// may have been taken on other CPUs: this is an upper bound.)
+fn disturbance(own: &SelfSummary, info: &RunInfo, seconds: f64) -> f64 {
+    let cpus = f64::from(info.target_cpus.unwrap_or(info.cpus).max(1));
+    (own.cpu_seconds + own.bpf_run_time_ns as f64 / 1e9) / (seconds * cpus)
 }
 
 pub(super) fn quality(
@@ -460,4 +467,24 @@ fn complaint(
         ));
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_programs_disturb_too_and_count_against_the_cpus_of_the_target() {
+        let mut info = crate::output::example::run();
+        info.cpus = 64;
+        info.target_cpus = None;
+        let own = SelfSummary {
+            cpu_seconds: 0.5,
+            bpf_run_time_ns: 1_500_000_000,
+            ..SelfSummary::default()
+        };
+        assert_eq!(disturbance(&own, &info, 10.0), 2.0 / 640.0);
+        info.target_cpus = Some(2);
+        assert_eq!(disturbance(&own, &info, 10.0), 0.1);
+    }
 }

@@ -9,10 +9,13 @@ use super::drain::BATCH_EVENTS;
 use super::journal::ANCHORS_MAX;
 use super::{EVENTS_MAX, NAMES_MAX};
 use crate::clock::Anchor;
+use crate::host::MemoryRoom;
+use crate::kernel::{RING_BYTES, ThreadPlaces, plan};
+use crate::text;
 
 /// The program, the kernel's BTF, the BPF object while it is loaded, stacks, and what the allocator
 /// holds on to.
-const FIXED_BYTES: usize = 96 << 20;
+const FIXED_BYTES: u64 = 96 << 20;
 /// A name with its node in the table.
 const NAME_BYTES: usize = 96;
 /// Computing the answer takes this much memory per stall, in addition to the stall itself: the
@@ -20,26 +23,116 @@ const NAME_BYTES: usize = 96;
 /// (64).
 const ANALYSIS_BYTES: usize = 144;
 
-/// Bytes, at most.
+/// What observer takes once it has attached its probes, without the maps: measured are 46 MiB.
+const START_BYTES: u64 = 56 << 20;
+/// The least memory for the data of a run that is worth a start.
+const LEAST_DATA_BYTES: u64 = 8 << 20;
+
+/// A stall, until the answer is there.
+const STALL_BYTES: u64 = (size_of::<Stall>() + ANALYSIS_BYTES) as u64;
+/// A request: as a row while it is read, and as a sample besides while it is aligned; a failed one
+/// with its error.
+const SAMPLE_BYTES: u64 = (size_of::<RawRow>() + size_of::<Sample>() + MAX_ERROR_BYTES) as u64;
+/// Events between two threads.
+const BATCHES_BYTES: u64 = ((BATCHES + 2) * BATCH_EVENTS * size_of::<Event>()) as u64;
+
+/// The memory of a run, sized to the limits of the cgroups of this process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Most stalls that are kept.
+    pub stalls: u64,
+    /// Most requests that are kept.
+    pub samples: usize,
+    /// Upper bound of the resident set.
+    pub resident_bound_bytes: u64,
+    /// The limit, where there is one.
+    pub room: Option<MemoryRoom>,
+}
+
+/// What the maps of this host take in the kernel, which counts it as memory of observer's cgroup.
+fn map_bytes(ring_bytes: u32, by_cgroup: bool) -> u64 {
+    let places = ThreadPlaces::tables("the larger of the two");
+    plan(ring_bytes, by_cgroup, &places).iter().map(|map| map.bytes).sum()
+}
+
+/// The least memory with which a run begins.
 #[must_use]
-pub fn resident_bound_bytes() -> u64 {
-    let batches = (BATCHES + 2) * BATCH_EVENTS * size_of::<Event>();
-    let stalls = EVENTS_MAX as usize * (size_of::<Stall>() + ANALYSIS_BYTES);
-    // As rows while they are read, and as samples besides while they are aligned; a failed one
-    // with its error.
-    let row = size_of::<RawRow>() + size_of::<Sample>() + MAX_ERROR_BYTES;
-    let samples = MAX_SAMPLES * row;
-    let small = ANCHORS_MAX * size_of::<Anchor>() + NAMES_MAX * NAME_BYTES;
-    (FIXED_BYTES + batches + stalls + samples + small) as u64
+pub fn run_needs_bytes(ring_bytes: u32) -> u64 {
+    START_BYTES + map_bytes(ring_bytes, false) + BATCHES_BYTES + LEAST_DATA_BYTES
+}
+
+/// The least memory with which the daemon begins.
+#[must_use]
+pub fn daemon_needs_bytes() -> u64 {
+    START_BYTES + map_bytes(RING_BYTES, true)
+}
+
+impl Memory {
+    /// For a run on this host.
+    #[must_use]
+    pub fn of_run(ring_bytes: u32) -> Self {
+        let room = MemoryRoom::read();
+        Self::within(room, run_needs_bytes(ring_bytes) - LEAST_DATA_BYTES)
+    }
+
+    /// Without what `fixed_bytes` are for, the room is there for requests and stalls alike.
+    fn within(room: Option<MemoryRoom>, fixed_bytes: u64) -> Self {
+        let data = room.as_ref().map_or(u64::MAX, |room| room.bytes.saturating_sub(fixed_bytes));
+        let stalls = EVENTS_MAX.min(data / 2 / STALL_BYTES);
+        let samples = MAX_SAMPLES.min((data / 2 / SAMPLE_BYTES) as usize);
+        let small = (ANCHORS_MAX * size_of::<Anchor>() + NAMES_MAX * NAME_BYTES) as u64;
+        let grown = stalls * STALL_BYTES + samples as u64 * SAMPLE_BYTES;
+        let all = FIXED_BYTES + BATCHES_BYTES + grown + small;
+        let resident_bound_bytes = room.as_ref().map_or(all, |room| all.min(room.limit_bytes));
+        Self { stalls, samples, resident_bound_bytes, room }
+    }
+
+    /// What the limit means for a run, for users; `None` where it means nothing.
+    #[must_use]
+    pub fn cut(&self) -> Option<String> {
+        let room = self.room.as_ref()?;
+        if self.stalls == EVENTS_MAX && self.samples == MAX_SAMPLES {
+            return None;
+        }
+        Some(format!(
+            "memory is limited to {} by {}, and {} are left for observer: it keeps at most {} stalls and \
+             {} requests",
+            text::bytes(room.limit_bytes),
+            room.file.display(),
+            text::bytes(room.bytes),
+            text::count(self.stalls),
+            text::count(self.samples as u64)
+        ))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn within(bytes: Option<u64>) -> Memory {
+        let room = |bytes| MemoryRoom { bytes, limit_bytes: bytes, file: "memory.max".into() };
+        Memory::within(bytes.map(room), 80 << 20)
+    }
+
     #[test]
     fn the_bound_is_affordable() {
-        let bytes = resident_bound_bytes();
-        assert!((1 << 30..3 << 30).contains(&bytes), "{bytes}");
+        let memory = within(None);
+        assert!((1 << 30..3 << 30).contains(&memory.resident_bound_bytes), "{memory:?}");
+        assert_eq!((memory.stalls, memory.samples, memory.cut()), (EVENTS_MAX, MAX_SAMPLES, None));
+    }
+
+    #[test]
+    fn what_grows_fits_into_the_room() {
+        for mib in [80, 81, 100, 512, 2048, 8192] {
+            let room = mib << 20;
+            let memory = within(Some(room));
+            let data = memory.stalls * STALL_BYTES + memory.samples as u64 * SAMPLE_BYTES;
+            assert!(data + (80 << 20) <= room, "{memory:?}");
+            assert!(memory.resident_bound_bytes <= room, "{memory:?}");
+            assert_eq!(memory.cut().is_none(), mib == 8192, "{memory:?}");
+        }
+        let memory = within(Some(100 << 20));
+        assert!(memory.stalls > 10_000 && memory.samples > 10_000, "{memory:?}");
     }
 }

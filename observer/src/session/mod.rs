@@ -35,7 +35,7 @@ pub use recover::{Recovered, recover};
 use sink::{Birth, NAMES_MAX};
 pub use trace_sink::EVENTS_MAX;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -64,6 +64,7 @@ use floor_log::HiddenWatch;
 use journal::Journal;
 use loss_watch::LossWatch;
 use mark::{mark_first, mark_joined};
+use memory::Memory;
 use samples::{OutputKeeper, SampleReader};
 use trace_sink::TraceSink;
 
@@ -123,6 +124,7 @@ const NEWS_TIME: Duration = Duration::from_millis(600);
 /// Everything that exists during a run.
 pub struct Session {
     options: RunOptions,
+    memory: Memory,
     journal: Journal,
     membership: Membership,
     kernel: Kernel,
@@ -173,6 +175,10 @@ impl Session {
         let Some(mut membership) = find_target(&options.target, options.wait, stop)? else {
             return Ok(None);
         };
+        let memory = Memory::of_run(options.ring_bytes);
+        if let Some(cut) = memory.cut() {
+            tracing::info!(target: NOTICE, "{cut}");
+        }
         let calibration = Calibration::take();
         let mut kernel = Kernel::attach(&LoadOptions {
             has_target: true,
@@ -195,7 +201,7 @@ impl Session {
         };
         let hidden = HiddenWatch::new(&kernel);
         let counts = Arc::new(CaptureCounts::default());
-        let (sinks, births) = capture::sinks(TraceSink::new(trace, &counts));
+        let (sinks, births) = capture::sinks(TraceSink::new(trace, &counts, memory.stalls));
         let capture =
             Capture::start(ring, sinks, counts, floors).map_err(|error| unexpected(&error))?;
         let losses = LossWatch::new(&kernel);
@@ -215,6 +221,7 @@ impl Session {
             cost: CostWatch::start(options.budget, calibration, &kernel),
             waits: membership.all_gone(),
             options,
+            memory,
             membership,
             kernel,
             capture,
@@ -253,6 +260,7 @@ impl Session {
         info.start_ns = first.map_or(now.start_ns, |birth| birth.at);
         info.target_processes = now.target_processes;
         info.target_owners = now.target_owners;
+        info.target_cpus = now.target_cpus;
         if let Some(Birth { tgid, comm, .. }) = first {
             info.target_processes.entry(tgid.0).or_insert_with(|| comm.clone());
         }
@@ -322,6 +330,8 @@ impl Session {
                     return Err(Error::new(Exit::Target, message));
                 }
             }
+            let arrived = self.kernel.tend_cpus();
+            self.losses.note(arrived);
             let elapsed = self.started.elapsed();
             let changed = self.cost.tick(&mut self.kernel);
             self.losses.note(changed);
@@ -433,6 +443,7 @@ fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo
             .processes()
             .map(|process| (process.tgid.0, process.comm.clone()))
             .collect(),
+        target_cpus: target_cpus(membership),
         target_owners: membership.owners(),
         target_cgroup: target_cgroup(membership),
         command: Vec::new(),
@@ -459,6 +470,21 @@ fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo
 /// Cgroup of the target's first process, in the hierarchy the histograms are kept by.
 fn target_cgroup(membership: &Membership) -> Option<String> {
     Cgroups::read().memory_cgroup_of(membership.primary()?.tgid)
+}
+
+/// CPUs that are online and that some thread of the target may run on; `None` without a thread.
+fn target_cpus(membership: &Membership) -> Option<u32> {
+    let online: BTreeSet<u32> = system::online_cpus().into_iter().collect();
+    let mut allowed = BTreeSet::new();
+    for tid in membership.tgids().into_iter().flat_map(process::threads) {
+        let status = process::status(crate::model::Tgid(tid.0)).unwrap_or_default();
+        allowed.extend(status.allowed_cpus.into_iter().filter(|cpu| online.contains(cpu)));
+        // Most threads may use all, and there may be many threads.
+        if allowed == online {
+            break;
+        }
+    }
+    u32::try_from(allowed.len()).ok().filter(|cpus| *cpus > 0)
 }
 
 /// Command names of the target's threads that live now.

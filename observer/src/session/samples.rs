@@ -126,6 +126,7 @@ impl SampleReader {
     pub(super) fn start(
         spec: &SamplesSpec,
         clock_error: ClockError,
+        room_for: usize,
         command_output: Option<OwnedFd>,
         copy: KeptFile,
     ) -> Result<Self, IngestError> {
@@ -149,10 +150,12 @@ impl SampleReader {
                 Source::Socket(listener, copy)
             }
         };
+        let ingest =
+            Ingest::new(spec.adapter).with_clock_error(clock_error).with_room_for(room_for);
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             ended: AtomicBool::new(false),
-            ingest: Mutex::new(Ingest::new(spec.adapter).with_clock_error(clock_error)),
+            ingest: Mutex::new(ingest),
         });
         let thread = {
             let shared = Arc::clone(&shared);

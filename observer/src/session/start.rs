@@ -31,7 +31,7 @@ impl Session {
             } else {
                 out.take()
             };
-            let read = |copy| read_samples(spec, clock_error, None, copy);
+            let read = |copy| read_samples(spec, clock_error, self.memory.samples, None, copy);
             self.reader = copy.map(read).transpose()?;
         }
         if self.options.command.is_empty() {
@@ -65,7 +65,8 @@ impl Session {
         keep(errors, err)?;
         match (samples.filter(|_| from_command), out) {
             (Some(spec), Some(out)) => {
-                self.reader = Some(read_samples(spec, clock_error, output, out)?);
+                self.reader =
+                    Some(read_samples(spec, clock_error, self.memory.samples, output, out)?);
             }
             (None, Some(out)) => keep(output, out)?,
             // The samples come from standard input, and take its place in the directory.
@@ -85,9 +86,10 @@ impl Session {
 fn read_samples(
     spec: &SamplesSpec,
     clock_error: ClockError,
+    room_for: usize,
     command_output: Option<OwnedFd>,
     copy: KeptFile,
 ) -> Result<SampleReader> {
-    SampleReader::start(spec, clock_error, command_output, copy)
+    SampleReader::start(spec, clock_error, room_for, command_output, copy)
         .map_err(|error| error.at(&source_name(spec)))
 }

@@ -47,9 +47,9 @@ pub(super) struct TraceSink {
 }
 
 impl TraceSink {
-    /// Keeps up to [`EVENTS_MAX`] stalls.
-    pub(super) fn new(file: EventWriter, counts: &Arc<CaptureCounts>) -> Self {
-        Self::with(file, counts, Caps::new(EVENTS_MAX, OTHERS_MAX), SAMPLED_HZ)
+    /// Keeps up to so many stalls, at most [`EVENTS_MAX`].
+    pub(super) fn new(file: EventWriter, counts: &Arc<CaptureCounts>, stalls: u64) -> Self {
+        Self::with(file, counts, Caps::new(stalls.min(EVENTS_MAX), OTHERS_MAX), SAMPLED_HZ)
     }
 
     /// Keeps all: the file removes its oldest part by itself.

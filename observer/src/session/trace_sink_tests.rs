@@ -94,7 +94,7 @@ fn stalls_that_could_not_be_written_stay_in_memory_once() {
     let (_root, directory) = directory();
     let counts = Arc::new(CaptureCounts::default());
     let file = directory.create_events().unwrap();
-    let mut sink = Box::new(TraceSink::new(file, &counts));
+    let mut sink = Box::new(TraceSink::new(file, &counts, EVENTS_MAX));
     for at in 1..=10 {
         sink.event(&example::fault(at, 1, at));
     }
