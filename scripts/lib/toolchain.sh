@@ -155,6 +155,8 @@ setup_linker() {
     else
         download_linker
     fi
+    # The shell remembers where an older one lies.
+    hash -r
     linker_fits "$wanted" ||
         die "$EXIT_LINKER" "$(command -v bpf-linker || echo bpf-linker) cannot read the output of toolchain '$bpf_toolchain' (LLVM $wanted); install a bpf-linker built with LLVM $wanted or newer"
 }
@@ -171,19 +173,25 @@ build_linker() {
 }
 
 # Where the distribution has no LLVM that is new enough, the static build of the linker's own
-# release (its recommended way) needs none.
+# release (its recommended way) needs none. The project publishes no sum that could be written down
+# here, so nothing is fetched unless the user gives one: what is fetched links code for the kernel.
 download_linker() {
+    local sum=${OBSERVER_BPF_LINKER_SHA256:-}
+    [ -n "$sum" ] ||
+        die "$EXIT_LINKER" "no LLVM new enough for bpf-linker is packaged here, and its release $LINKER_VERSION is not fetched unchecked; install bpf-linker by hand (https://github.com/aya-rs/bpf-linker), or set OBSERVER_BPF_LINKER_SHA256 to the sum of bpf-linker-x86_64-unknown-linux-musl.tar.zst that you trust"
     local bin=${CARGO_HOME:-$HOME/.cargo}/bin asset work
     asset=bpf-linker-x86_64-unknown-linux-musl.tar.zst
     command -v curl >/dev/null && command -v zstd >/dev/null ||
         install_packages 'to fetch and unpack bpf-linker' curl ca-certificates zstd
     say "downloading bpf-linker $LINKER_VERSION (links BPF programs; no LLVM new enough is packaged here)"
     work=$(mktemp -d)
+    echo "$sum  $work/$asset" >"$work/sum"
     if ! quietly 'download of bpf-linker' curl -fsSL --proto '=https' --retry 3 -o "$work/$asset" \
         "https://github.com/aya-rs/bpf-linker/releases/download/v$LINKER_VERSION/$asset" ||
+        ! quietly 'check of the sum of bpf-linker' sha256sum --strict -c "$work/sum" ||
         ! quietly 'unpacking bpf-linker' tar --zstd -xf "$work/$asset" -C "$work"; then
         rm -rf "$work"
-        die "$EXIT_LINKER" "bpf-linker $LINKER_VERSION could not be downloaded; install it by hand (https://github.com/aya-rs/bpf-linker) and run this again"
+        die "$EXIT_LINKER" "bpf-linker $LINKER_VERSION could not be downloaded and checked; install it by hand (https://github.com/aya-rs/bpf-linker) and run this again"
     fi
     find "$work" -type f -name bpf-linker -exec install -D -m 755 {} "$bin/bpf-linker" \;
     rm -rf "$work"

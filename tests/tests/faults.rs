@@ -440,6 +440,31 @@ fn a_full_disk_ends_the_trace_of_a_daemon_which_says_so_and_goes_on() {
 }
 
 #[test]
+fn a_disk_that_is_full_at_the_begin_keeps_no_directory() {
+    let Some(_guard) = privileged::ready("full disk at the begin") else { return };
+    let directory = directory();
+    let disk = SmallDisk::mount(&directory.path().join("disk"), "size=256k");
+    disk.fill();
+    // Records come from the first moment on.
+    let mut busy = Command::new("sh");
+    busy.args(["-c", "while :; do /bin/true; done"]);
+    let busy = Running::start(&mut busy, Placement::default()).expect("it starts");
+    let (pid, out) = (busy.id().to_string(), disk.0.join("out"));
+    for _ in 0..3 {
+        for arguments in [
+            &["run", "--duration", "5s", "--pid", &pid, "--out", text(&out)][..],
+            &["daemon", "--listen", "127.0.0.1:0", "--pid", &pid, "--trace", text(&out)],
+        ] {
+            let mut command = Command::new(programs().observer);
+            let finished = run(command.args(arguments), TIMEOUT);
+            let finished = finished.unwrap_or_else(|error| panic!("{error}"));
+            finished.assert_code(15);
+            assert!(!out.exists(), "{finished:#?}");
+        }
+    }
+}
+
+#[test]
 fn a_map_that_cannot_be_made_is_named_with_what_to_do() {
     let Some(_guard) = privileged::ready("map refused") else { return };
     let (service, directory) = (service(), directory());

@@ -255,3 +255,51 @@ fn linker_older_than_the_compiler() {
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(stdout.contains("building bpf-linker 0.13.0 with LLVM 22"), "{stdout}");
 }
+
+#[test]
+fn a_linker_is_fetched_only_with_the_sum_that_the_user_trusts() {
+    const SUM: &str = "a3f5bd6d1c4a5cb94b0ab5d5b2e6a8e5b8e6c4e8d5f1c7c8f4dd8f8a2e3a6f11";
+    let host = host_that_lacks("nothing-of-ours");
+    for program in ["find", "install", "sha256sum"] {
+        symlink(real(program), host.path("bin").join(program)).expect("a link to a program");
+    }
+    // Only what is fetched is new enough.
+    host.program(
+        "ldd",
+        "case $1 in */.cargo/*) n=22;; *) n=21;; esac; echo \"libLLVM-$n.so.1 => x (0x7f)\"",
+    );
+    host.program("apt-cache", "exit 0");
+    host.program("zstd", "exit 0");
+    let log = host.path("fetched");
+    host.program(
+        "curl",
+        &format!(
+            "echo curl >>{}; while [ \"$1\" != -o ]; do shift; done; echo release >\"$2\"",
+            log.display()
+        ),
+    );
+    host.program(
+        "tar",
+        "while [ \"$1\" != -C ]; do shift; done; printf '#!/bin/bash\\n' >\"$2/bpf-linker\"",
+    );
+    let installed = host.path("home/.cargo/bin/bpf-linker");
+    let output = host.setup(&[]);
+    assert_eq!(output.status.code(), Some(17));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("OBSERVER_BPF_LINKER_SHA256"), "{stderr}");
+    assert!(!log.exists() && !installed.exists(), "nothing is fetched");
+    let with = |sum: &str| {
+        host.command(&[]).env("OBSERVER_BPF_LINKER_SHA256", sum).output().expect("bash starts")
+    };
+    for wrong in [SUM, "no sum"] {
+        let output = with(wrong);
+        assert_eq!(output.status.code(), Some(17));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("check of the sum of bpf-linker failed"), "{stderr}");
+        assert!(log.exists() && !installed.exists(), "it is not unpacked");
+    }
+    // Of `release` and a line end.
+    let output = with("3933e3274b63dc01fd286d6d939a626867c83a4603fc4347e0f8b8856f1b98fd");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(installed.exists());
+}

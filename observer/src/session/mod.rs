@@ -192,19 +192,8 @@ impl Session {
         // What the target does is counted from the moment at which it is marked.
         let baseline = kernel.snapshot(Some(TARGET_ROW));
         mark_first(&mut membership, &kernel);
-        let (directory, trace) = create_directory(options.out.as_deref())?;
         let ring = kernel.take_ring().ok_or_else(|| unexpected(&"the ring is taken"))?;
-        let floors = Floors {
-            set: kernel.floors(),
-            fixed: options.floors_ns.iter().map(|(kind, _)| *kind).collect(),
-            ring_bytes: options.ring_bytes,
-        };
-        let hidden = HiddenWatch::new(&kernel);
-        let counts = Arc::new(CaptureCounts::default());
-        let (sinks, births) = capture::sinks(TraceSink::new(trace, &counts, memory.stalls));
-        let capture =
-            Capture::start(ring, sinks, counts, floors).map_err(|error| unexpected(&error))?;
-        let losses = LossWatch::new(&kernel);
+        let (directory, trace) = create_directory(options.out.as_deref())?;
         let info = RunInfo {
             command: options
                 .command
@@ -216,8 +205,26 @@ impl Session {
             slow_rule: options.slow.to_string(),
             ..describe(options.target.to_string(), &membership, &kernel)
         };
+        // Before the first record is written: a directory that is discarded must not grow.
+        let journal = Journal::start(directory, info, &kernel)?;
+        let floors = Floors {
+            set: kernel.floors(),
+            fixed: options.floors_ns.iter().map(|(kind, _)| *kind).collect(),
+            ring_bytes: options.ring_bytes,
+        };
+        let hidden = HiddenWatch::new(&kernel);
+        let counts = Arc::new(CaptureCounts::default());
+        let (sinks, births) = capture::sinks(TraceSink::new(trace, &counts, memory.stalls));
+        let capture = match Capture::start(ring, sinks, counts, floors) {
+            Ok(capture) => capture,
+            Err(error) => {
+                journal.directory.discard();
+                return Err(unexpected(&error));
+            }
+        };
+        let losses = LossWatch::new(&kernel);
         let mut session = Self {
-            journal: Journal::start(directory, info, &kernel)?,
+            journal,
             cost: CostWatch::start(options.budget, calibration, &kernel),
             waits: membership.all_gone(),
             options,
@@ -247,6 +254,8 @@ impl Session {
     /// Leaves nothing behind.
     fn discard(self) {
         drop(self.generator);
+        // Nothing is written any more.
+        drop(self.capture.finish());
         self.journal.directory.discard();
     }
 

@@ -42,18 +42,29 @@ impl Recording {
         membership: &Membership,
         kernel: &mut Kernel,
     ) -> Result<Self> {
-        let directory = RunDir::create(Some(out))?;
-        let trace = directory.create_event_ring(options.trace_bytes)?;
         let ring = kernel.take_ring().ok_or_else(|| unexpected(&"the ring is taken"))?;
+        let directory = RunDir::create(Some(out))?;
+        let trace = match directory.create_event_ring(options.trace_bytes) {
+            Ok(trace) => trace,
+            Err(error) => {
+                directory.discard();
+                return Err(error);
+            }
+        };
+        let target = options.target.as_ref().map(ToString::to_string).unwrap_or_default();
+        // Before the first record is written: a directory that is discarded must not grow.
+        let journal = Journal::start(directory, describe(target, membership, kernel), kernel)?;
         let floors = Floors { set: kernel.floors(), fixed: Vec::new(), ring_bytes: RING_BYTES };
         let counts = Arc::new(CaptureCounts::default());
         let (sinks, births) = sinks(TraceSink::of_ring(trace, &counts));
-        let capture =
-            Capture::start(ring, sinks, counts, floors).map_err(|error| unexpected(&error))?;
-        let target = options.target.as_ref().map(ToString::to_string).unwrap_or_default();
-        let info = describe(target, membership, kernel);
-        let losses = LossWatch::new(kernel);
-        Ok(Self { journal: Journal::start(directory, info, kernel)?, capture, births, losses })
+        let capture = match Capture::start(ring, sinks, counts, floors) {
+            Ok(capture) => capture,
+            Err(error) => {
+                journal.directory.discard();
+                return Err(unexpected(&error));
+            }
+        };
+        Ok(Self { journal, capture, births, losses: LossWatch::new(kernel) })
     }
 
     /// Call it a few times a second.
