@@ -19,6 +19,7 @@ fn healthy() -> Facts {
         maps: crate::kernel::plan(8 << 20, false, &ThreadPlaces::tables("a test")),
         threads_max: 100_000,
         thread_places: ThreadPlaces::tables("a test"),
+        call_filter: true,
         resident_bound_bytes: 1 << 30,
         bpf_jit: Some(1),
         support: KernelSupport {
