@@ -7,6 +7,7 @@
 //! the results. [`session`] connects these parts, and [`cli`] calls it.
 
 pub mod aggregate;
+pub mod call_filter;
 pub mod cli;
 pub mod clock;
 pub mod correlate;

@@ -5,8 +5,9 @@ use std::os::unix::fs::{PermissionsExt, lchown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use observer::call_filter::{self, Threads};
 use observer::error::Exit;
 use observer::kernel::{Kernel, LoadOptions, RING_BYTES, RunTimeStatistics};
 use observer::privileges::{FOLLOWING, MEASURING, keep_only};
@@ -17,7 +18,7 @@ use observer_tests::command::{Finished, give_to_nobody, run};
 use observer_tests::daemon::Daemon;
 use observer_tests::http;
 use observer_tests::privileged;
-use observer_tests::process::{Placement, Service};
+use observer_tests::process::{Placement, Running, Service};
 use observer_tests::trial::{self, directory, programs};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -208,6 +209,7 @@ fn what_is_kept_is_enough_to_attach_every_probe_again() {
         keep_only(MEASURING).expect("fewer rights");
         assert!(RunTimeStatistics::start().is_some(), "the budget needs them");
         keep_only(FOLLOWING).expect("fewer rights");
+        call_filter::apply(Threads::Own).expect("a filter");
         if !kernel.is_attached(probe) {
             return false;
         }
@@ -354,4 +356,48 @@ fn observer_fits_into_the_memory_of_its_cgroup_or_says_what_it_needs() {
         assert!(said.contains("it keeps at most "), "{said}");
     }
     drop(work);
+}
+
+/// What `/proc` says of the filters of each thread's system calls.
+fn filters(pid: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+    tasks
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok())
+        .filter_map(|status| Some(status.split_once("Seccomp:")?.1.lines().next()?.trim().into()))
+        .collect()
+}
+
+/// With every call that it still needs: scrapes, a trace whose segments turn over, probes that are
+/// detached, and the end. Attaching them again has a test of its own.
+#[test]
+fn a_daemon_filters_its_system_calls() {
+    let Some(_guard) = privileged::ready("system calls of the daemon") else { return };
+    let directory = directory();
+    let trace = directory.path().join("trace");
+    let mut busy = Command::new("sh");
+    busy.args(["-c", "while :; do /bin/true; done"]);
+    let busy = Running::start(&mut busy, Placement::default()).expect("it starts");
+    let pid = busy.id().to_string();
+    let arguments = ["--pid", &pid, "--trace", text(&trace), "--trace-bytes", "1M"];
+    let mut daemon = Daemon::start(&[&arguments[..], &["--budget", "0.01%"]].concat());
+    let assert_filtered = |daemon: &mut Daemon| {
+        let filters = filters(daemon.process().id());
+        assert!(filters.len() >= 4 && filters.iter().all(|filter| filter == "2"), "{filters:?}");
+    };
+    assert_filtered(&mut daemon);
+    let has_turned_over = || {
+        let names = fs::read_dir(&trace)
+            .expect("the trace")
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let segments = |name: String| name.split('.').nth(1)?.parse::<u64>().ok();
+        names.filter_map(segments).any(|segment| segment > 2)
+    };
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let shed = |daemon: &Daemon| daemon.scrape().sum("observer_probe_detached_seconds_total", &[]);
+    while !has_turned_over() || shed(&daemon) == 0.0 {
+        assert!(Instant::now() < deadline, "{} {}", has_turned_over(), shed(&daemon));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_filtered(&mut daemon);
+    daemon.end();
 }

@@ -45,6 +45,8 @@ pub struct Facts {
     pub threads_max: u32,
     /// Where the programs keep what they know about each thread.
     pub thread_places: ThreadPlaces,
+    /// The kernel can filter system calls.
+    pub call_filter: bool,
     /// The memory of a run.
     pub memory: Memory,
     /// `net.core.bpf_jit_enable`.
@@ -105,6 +107,7 @@ impl Facts {
             maps: crate::kernel::plan(RING_BYTES, false, &places),
             threads_max: system::threads_max(),
             thread_places: places,
+            call_filter: crate::call_filter::is_available(),
             memory: Memory::of_run(RING_BYTES),
             bpf_jit: system::read_trimmed("/proc/sys/net/core/bpf_jit_enable")
                 .and_then(|text| text.parse().ok()),

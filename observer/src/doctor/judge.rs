@@ -70,6 +70,7 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
         time_namespace(facts),
         pid_max(facts),
         thread_state(facts),
+        call_filter(facts),
         tracefs(facts),
         delay_accounting(facts),
         swap(facts),
@@ -408,6 +409,15 @@ fn thread_state(facts: &Facts) -> Check {
         None => "task-local storage belongs to one thread; tables are faster".to_owned(),
     };
     ok("thread_state", facts.thread_places.text(), means)
+}
+
+fn call_filter(facts: &Facts) -> Check {
+    let id = "call_filter";
+    if facts.call_filter {
+        return ok(id, "seccomp", "`observer daemon` gives up all system calls but those it needs");
+    }
+    ok(id, "none", "the kernel has no seccomp filters, so `observer daemon` keeps all system calls")
+        .limited()
 }
 
 fn tracefs(facts: &Facts) -> Check {

@@ -20,6 +20,7 @@ fn healthy() -> Facts {
         maps: crate::kernel::plan(8 << 20, false, &ThreadPlaces::tables("a test")),
         threads_max: 100_000,
         thread_places: ThreadPlaces::tables("a test"),
+        call_filter: true,
         memory: Memory { stalls: 4, samples: 4, resident_bound_bytes: 1 << 30, room: None },
         bpf_jit: Some(1),
         support: KernelSupport {

@@ -18,6 +18,7 @@ use super::memory::Memory;
 use super::watch::SocketWatch;
 use super::{find_target, mark_first, mark_joined, target_cgroup};
 use crate::aggregate::Snapshot;
+use crate::call_filter::{self, Threads};
 use crate::error::{Error, Exit, Result};
 use crate::kernel::{Kernel, LoadOptions, RING_BYTES, Ring};
 use crate::log::NOTICE;
@@ -170,6 +171,10 @@ pub fn serve(
         bounded.then(|| keep_budget(stop)).transpose().map_err(|error| unavailable(&error))?;
     let cost = bounded.then(|| CostWatch::start(options.budget, calibration, &kernel));
     keep_only(FOLLOWING).map_err(unneeded)?;
+    // The filters lengthen each call, and come after the cost of a call was measured.
+    if let Err(error) = call_filter::apply(Threads::All) {
+        tracing::warn!("system calls are not filtered: {error}");
+    }
     let mut recording = None;
     if let (Some(out), Some(membership)) = (&options.trace, &membership) {
         recording = Some(Recording::start(options, out, membership, &mut kernel)?);
