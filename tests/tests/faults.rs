@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use observer::error::Exit;
 use observer::model::{Outcome, Reason, Summary, Value as Field};
 use observer::output::rundir::RunDir;
 use observer_tests::bpf::{self, Object};
@@ -439,30 +440,28 @@ fn a_map_that_cannot_be_made_is_named_with_what_to_do() {
     cgroup.limit(Some(300 << 20)).expect("a limit can be set");
     let (pid, out) = (service.process.id().to_string(), directory.path().join("run"));
     let log = directory.path().join("log");
-    let mut command = Command::new(programs().observer);
-    command.args([
-        "run",
-        "--budget",
-        "none",
-        "--pid",
-        &pid,
-        "--duration",
-        "1s",
-        "--ring-bytes",
-        "1G",
-    ]);
-    command.args(["--out", text(&out)]).stdin(Stdio::null()).stdout(Stdio::null());
-    command.stderr(fs::File::create(&log).expect("a file"));
-    let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
-    let mut observer = Running::start(&mut command, place).expect("it starts");
-    let status = observer.wait(TIMEOUT).expect("it ends");
-    let said = fs::read_to_string(&log).expect("the log");
-    assert_eq!(status.code(), Some(4), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
-    for word in ["map RING", "Cannot allocate memory", "--ring-bytes"] {
-        assert!(said.contains(word), "{word}: {said}");
-    }
-    assert!(!out.exists(), "nothing is left behind");
+    let run_in_it = |before: &str, code: i32, words: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", &format!("{before} exec \"$0\" \"$@\"")]);
+        command.arg(programs().observer).args(["run", "--budget", "none", "--pid", &pid]);
+        command.args(["--duration", "1s", "--ring-bytes", "1G", "--out", text(&out)]);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(fs::File::create(&log).expect("a file"));
+        let place = Placement { cgroup: Some(&cgroup), ..Placement::default() };
+        let mut observer = Running::start(&mut command, place).expect("it starts");
+        let status = observer.wait(TIMEOUT).expect("it ends");
+        let said = fs::read_to_string(&log).expect("the log");
+        assert_eq!(status.code(), Some(code), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        for word in words {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+        assert!(!out.exists(), "nothing is left behind");
+    };
+    run_in_it("", Exit::Limit as i32, &["limited to 300 MiB", "needs 1."]);
+    // Where observer cannot see the limit, the kernel tells.
+    let hidden = "mount -t tmpfs none /sys/fs/cgroup &&";
+    run_in_it(hidden, 4, &["map RING", "Cannot allocate memory", "--ring-bytes"]);
 }
 
 #[test]
