@@ -2,10 +2,10 @@
 //! cost in addition.
 
 use std::hint::black_box;
-use std::os::fd::{AsFd, AsRawFd};
 use std::time::Instant;
 
-use super::{Kernel, fdinfo, fdinfo_field};
+use super::Kernel;
+use super::statistics::ProgramStatistics;
 use crate::probe::{PROBES, Program};
 
 /// Runs and run time of one attached program.
@@ -20,7 +20,7 @@ pub struct ProgramCost {
 }
 
 impl Kernel {
-    /// All programs that are attached now. Each costs the caller a read of a small file.
+    /// All programs that are attached now. Each costs the caller a system call.
     #[must_use]
     pub fn program_costs(&self) -> Vec<ProgramCost> {
         let mut costs: Vec<ProgramCost> = Vec::new();
@@ -30,16 +30,10 @@ impl Kernel {
             if costs.iter().any(known) {
                 continue;
             }
-            let Some(Ok(fd)) = self.ebpf.program(program.name).map(aya::programs::Program::fd)
-            else {
-                continue;
-            };
-            let told = fdinfo(fd.as_fd().as_raw_fd());
-            costs.push(ProgramCost {
-                program,
-                runs: fdinfo_field(&told, "run_cnt:"),
-                run_time_ns: fdinfo_field(&told, "run_time_ns:"),
-            });
+            if let Some(loaded) = self.ebpf.program(program.name) {
+                let ProgramStatistics { runs, run_time_ns, .. } = ProgramStatistics::of(loaded);
+                costs.push(ProgramCost { program, runs, run_time_ns });
+            }
         }
         costs
     }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 
 use aya::maps::{Map, MapData, RingBuf};
@@ -22,7 +22,7 @@ use super::offsets::Offsets;
 use super::plan::{self, MapPlan};
 use super::thread_state::{self, ThreadPlaces};
 use crate::host::cgroups::{CgroupNames, Cgroups};
-use crate::host::{MemoryRoom, system};
+use crate::host::{MemoryRoom, read_small, system};
 use crate::probe::{self, Members, PROBES, ProbeOptions, Selection};
 
 pub(super) static OBJECT: &[u8] =
@@ -403,8 +403,15 @@ fn map_bytes(ebpf: &Ebpf) -> u64 {
             Map::Array(map) | Map::RingBuf(map) | Map::Unsupported(map) => Some(map.fd()),
             _ => None,
         })
-        .map(|fd| super::fdinfo_field(&super::fdinfo(fd.as_fd().as_raw_fd()), "memlock:"))
+        .map(|fd| locked_bytes(fd.as_fd().as_raw_fd()))
         .sum()
+}
+
+fn locked_bytes(fd: RawFd) -> u64 {
+    let info = read_small(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+    let info = String::from_utf8_lossy(&info);
+    let value = info.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok());
+    value.unwrap_or(0)
 }
 
 /// Distinguishes a lack of memory and a lack of privileges from other errors.

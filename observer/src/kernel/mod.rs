@@ -18,13 +18,13 @@ mod overlay;
 mod plan;
 mod profile;
 mod ring;
+mod statistics;
 pub mod support;
 mod thread_state;
 mod uprobe;
 
 use std::collections::BTreeMap;
 use std::mem::offset_of;
-use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -44,18 +44,20 @@ pub use load::{LoadError, LoadOptions, RING_BYTES};
 pub use plan::{MapPlan, plan};
 pub use profile::ProgramProfile;
 pub use ring::Ring;
+pub use statistics::RunTimeStatistics;
 pub use thread_state::ThreadPlaces;
 pub use uprobe::{Place, UprobeError};
 
 use crate::aggregate::{Distribution, Snapshot};
 use crate::clock::MonoNanos;
-use crate::host::{CpuEvents, read_small};
+use crate::host::CpuEvents;
 use crate::model::{Coverage, Joining, ProbeState, SelfSummary, Tgid};
 use crate::probe::{self, Members, Moved, NOT_ASKED_FOR, PROBES, Probe};
 use attach::Choices;
 use cgroup_rows::CgroupRows;
 use load::{HISTOGRAM_BYTES, Loaded, Shape};
 use mapped::MappedWords;
+use statistics::ProgramStatistics;
 
 /// Words of [`Config`].
 const DESCRIPTOR_CALLS_AT: usize = offset_of!(Config, descriptor_calls_at) / 8;
@@ -481,52 +483,12 @@ impl Kernel {
         }
     }
 
-    /// The kernel's statistics of all programs together (`/proc/self/fdinfo`, kernel/bpf/syscall.c
-    /// `bpf_prog_show_fdinfo`).
+    /// The kernel's statistics of all programs together.
     fn program_statistics(&self) -> ProgramStatistics {
         let mut total = ProgramStatistics::default();
         for (_, program) in self.ebpf.programs() {
-            let Ok(fd) = program.fd() else { continue };
-            let info = fdinfo(fd.as_fd().as_raw_fd());
-            total.run_time_ns += fdinfo_field(&info, "run_time_ns:");
-            total.runs += fdinfo_field(&info, "run_cnt:");
-            total.missed += fdinfo_field(&info, "recursion_misses:");
+            total += ProgramStatistics::of(program);
         }
         total
     }
-}
-
-/// The kernel's statistics about programs.
-#[derive(Clone, Copy, Debug, Default)]
-struct ProgramStatistics {
-    /// Time in them, while the kernel's BPF statistics are on.
-    run_time_ns: u64,
-    /// Runs, while the statistics are on.
-    runs: u64,
-    /// Runs that the kernel skipped; counted always.
-    missed: u64,
-}
-
-/// Turns the kernel's BPF run-time statistics on for as long as the value lives.
-///
-/// They cost two clock reads per program run, which is why they are on for short windows only.
-pub struct RunTimeStatistics(
-    #[expect(dead_code, reason = "closing it ends them")] std::os::fd::OwnedFd,
-);
-
-impl RunTimeStatistics {
-    /// Starts them; `None` when the kernel refuses (before 5.8).
-    #[must_use]
-    pub fn start() -> Option<Self> {
-        aya::sys::enable_stats(aya::sys::Stats::RunTime).ok().map(Self)
-    }
-}
-
-fn fdinfo(fd: i32) -> String {
-    let bytes = read_small(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
-    String::from_utf8(bytes).unwrap_or_default()
-}
-
-fn fdinfo_field(info: &str, field: &str) -> u64 {
-    info.lines().find_map(|line| line.strip_prefix(field)?.trim().parse().ok()).unwrap_or(0)
 }

@@ -1,8 +1,7 @@
 //! The programs as the kernel sees them: size, verification, runs.
 
-use std::os::fd::{AsFd, AsRawFd};
-
-use super::{Kernel, ProgramState, fdinfo, fdinfo_field};
+use super::statistics::ProgramStatistics;
+use super::{Kernel, ProgramState};
 
 /// One attached program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,12 +30,12 @@ impl Kernel {
             .programs()
             .filter(|(name, _)| attached(name))
             .filter_map(|(name, program)| {
-                let told = fdinfo(program.fd().ok()?.as_fd().as_raw_fd());
                 let info = program.info().ok()?;
+                let ProgramStatistics { runs, run_time_ns, .. } = ProgramStatistics::of(program);
                 Some(ProgramProfile {
                     name: name.to_owned(),
-                    runs: fdinfo_field(&told, "run_cnt:"),
-                    run_time_ns: fdinfo_field(&told, "run_time_ns:"),
+                    runs,
+                    run_time_ns,
                     verified_instructions: info.verified_instruction_count().unwrap_or(0),
                     translated_bytes: info.size_translated().unwrap_or(0),
                     jited_bytes: info.size_jitted(),
