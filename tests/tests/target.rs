@@ -111,7 +111,7 @@ fn a_new_listener_on_the_port_joins() {
     let first = Service::start(&programs().service, &[], Placement::default()).expect("service");
     let mut target = Membership::new(&spec_of(first.port)).expect("listener");
     assert_eq!(target.tgids(), [Tgid(first.process.id())].into());
-    assert_eq!(network::listeners(first.port), target.tgids());
+    assert_eq!(network::Listeners::default().find(first.port), target.tgids());
     let port = first.port;
     drop(first);
     eventually("the first is gone", || {

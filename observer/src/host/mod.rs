@@ -13,6 +13,7 @@ pub mod memory_room;
 pub mod network;
 pub mod owner;
 pub mod process;
+mod sock_diag;
 pub mod sockets;
 pub mod system;
 pub mod usage;

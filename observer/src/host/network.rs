@@ -1,11 +1,13 @@
-//! Who listens on a port: `/proc/net/tcp` and its siblings, per network namespace.
+//! Who listens on a port: the kernel's socket diagnosis in observer's own network namespace, and
+//! `/proc/net/tcp` and its siblings elsewhere.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use super::process;
+use super::{process, sock_diag};
 use crate::model::Tgid;
 
 /// `TCP_LISTEN` (include/net/tcp_states.h).
@@ -58,7 +60,30 @@ fn read_table(tgid: Tgid, name: &str) -> Vec<Entry> {
         .unwrap_or_default()
 }
 
-/// One process of every network namespace, and all processes by namespace.
+/// The TCP sockets that listen in a network namespace, in which these processes are.
+fn tcp_listeners(namespace: &Path, members: &[Tgid]) -> Vec<Entry> {
+    let own = fs::read_link("/proc/thread-self/ns/net");
+    if own.is_ok_and(|own| own == namespace) {
+        let entry = |(port, inode)| Entry { port, state: TCP_LISTEN, inode };
+        match sock_diag::tcp_listeners() {
+            Ok(found) => return found.into_iter().map(entry).collect(),
+            Err(error) => tracing::debug!("no listening sockets by sock_diag: {error}"),
+        }
+    }
+    read_tables(members, ["tcp", "tcp6"])
+}
+
+/// The UDP sockets that are bound and not connected, in the network namespace of these processes.
+fn unconnected_udp(_: &Path, members: &[Tgid]) -> Vec<Entry> {
+    read_tables(members, ["udp", "udp6"])
+}
+
+fn read_tables(members: &[Tgid], names: [&str; 2]) -> Vec<Entry> {
+    let first = members.first().into_iter();
+    first.flat_map(|first| names.into_iter().flat_map(|name| read_table(*first, name))).collect()
+}
+
+/// The processes by their network namespace.
 fn namespaces(ids: &[Tgid]) -> BTreeMap<PathBuf, Vec<Tgid>> {
     let mut namespaces: BTreeMap<PathBuf, Vec<Tgid>> = BTreeMap::new();
     for &tgid in ids {
@@ -103,50 +128,101 @@ pub(super) fn descriptors_of(tgid: Tgid) -> Option<Vec<(i32, u64)>> {
     )
 }
 
-fn holders(ids: &[Tgid], inodes: &BTreeSet<u64>) -> BTreeSet<Tgid> {
-    ids.iter()
-        .copied()
-        .filter(|&tgid| {
-            socket_descriptors(tgid)
-                .is_some_and(|sockets| sockets.iter().any(|(_, inode)| inodes.contains(inode)))
-        })
-        .collect()
+/// Which of the processes have one of the sockets in their descriptors.
+fn holders(ids: impl Iterator<Item = Tgid>, inodes: &BTreeSet<u64>) -> BTreeSet<Tgid> {
+    ids.filter(|&tgid| {
+        socket_descriptors(tgid)
+            .is_some_and(|sockets| sockets.iter().any(|(_, inode)| inodes.contains(inode)))
+    })
+    .collect()
 }
 
-/// Processes that hold a listening TCP socket on `port`, in any network namespace; where there is
-/// none, those that hold an unconnected UDP socket bound to it.
+/// Finds the processes that listen on a port, again and again.
 ///
-/// Process 1 is left out while others hold the socket too: a service manager keeps the sockets it
-/// hands over, and taking it for the service would make every process of the host its child.
-#[must_use]
-pub fn listeners(port: u16) -> BTreeSet<Tgid> {
-    let ids = process::all_ids();
-    let namespaces = namespaces(&ids);
-    for tables in [["tcp", "tcp6"], ["udp", "udp6"]] {
-        let mut found = BTreeSet::new();
-        for members in namespaces.values() {
-            let Some(&first) = members.first() else { continue };
-            let entries = tables.iter().flat_map(|table| read_table(first, table));
-            let inodes: BTreeSet<u64> =
-                entries.filter(|entry| entry.port == port).map(|entry| entry.inode).collect();
-            if inodes.is_empty() {
-                continue;
-            }
-            let mut here = holders(members, &inodes);
-            if here.is_empty() {
-                // A socket may be held from outside its namespace (handed over, or setns).
-                here = holders(&ids, &inodes);
-            }
-            found.extend(here);
+/// Who holds a socket shows only in the descriptors of all processes, and reading them takes long.
+/// Therefore, while the sockets on the port are the same ones, only new processes and those that held
+/// a socket are checked. All are checked again after a minute: a socket may be handed over.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// Sockets that listen on the port, by inode.
+    sockets: BTreeSet<u64>,
+    /// Processes that hold one of them.
+    holders: BTreeSet<Tgid>,
+    /// Processes that were checked.
+    checked: HashSet<Tgid>,
+    /// When all of them were.
+    all_checked: Option<Instant>,
+}
+
+impl Listeners {
+    /// Between two checks of all processes.
+    const INTERVAL: Duration = Duration::from_secs(60);
+
+    /// Processes that hold a listening TCP socket on `port`, in any network namespace; where there is
+    /// none, those that hold an unconnected UDP socket bound to it.
+    ///
+    /// Process 1 is left out while others hold the socket too: a service manager keeps the sockets it
+    /// hands over, and taking it for the service would make every process of the host its child.
+    pub fn find(&mut self, port: u16) -> BTreeSet<Tgid> {
+        let ids = process::all_ids();
+        let namespaces = namespaces(&ids);
+        let on_port = |listening: fn(&Path, &[Tgid]) -> Vec<Entry>| -> Vec<_> {
+            let inodes = |namespace, members| -> BTreeSet<u64> {
+                let entries = listening(namespace, members).into_iter();
+                entries.filter(|entry| entry.port == port).map(|entry| entry.inode).collect()
+            };
+            namespaces
+                .iter()
+                .map(|(namespace, members)| (members.as_slice(), inodes(namespace, members)))
+                .filter(|(_, inodes)| !inodes.is_empty())
+                .collect()
+        };
+        let mut found = self.holders_of(&on_port(tcp_listeners), &ids);
+        if found.is_empty() {
+            found = self.holders_of(&on_port(unconnected_udp), &ids);
         }
         if found.len() > 1 {
             found.remove(&Tgid(1));
         }
-        if !found.is_empty() {
-            return found;
-        }
+        found
     }
-    BTreeSet::new()
+
+    /// Who holds the sockets, which are given for the members of each network namespace.
+    fn holders_of(&mut self, sockets: &[(&[Tgid], BTreeSet<u64>)], ids: &[Tgid]) -> BTreeSet<Tgid> {
+        let inodes: BTreeSet<u64> =
+            sockets.iter().flat_map(|(_, inodes)| inodes).copied().collect();
+        let recently = self.all_checked.is_some_and(|at| at.elapsed() < Self::INTERVAL);
+        let mut found = BTreeSet::new();
+        if recently && inodes == self.sockets {
+            let known = |tgid: &Tgid| self.checked.contains(tgid) && !self.holders.contains(tgid);
+            found = holders_in(sockets, ids, |tgid| !known(tgid));
+        }
+        if found.is_empty() && !inodes.is_empty() {
+            self.all_checked = Some(Instant::now());
+            found = holders_in(sockets, ids, |_| true);
+        }
+        self.sockets = inodes;
+        self.checked = ids.iter().copied().collect();
+        self.holders.clone_from(&found);
+        found
+    }
+}
+
+fn holders_in(
+    sockets: &[(&[Tgid], BTreeSet<u64>)],
+    ids: &[Tgid],
+    is_checked: impl Fn(&Tgid) -> bool,
+) -> BTreeSet<Tgid> {
+    let mut found = BTreeSet::new();
+    for (members, inodes) in sockets {
+        let mut here = holders(members.iter().copied().filter(&is_checked), inodes);
+        if here.is_empty() {
+            // A socket may be held from outside its namespace (handed over, or setns).
+            here = holders(ids.iter().copied().filter(&is_checked), inodes);
+        }
+        found.extend(here);
+    }
+    found
 }
 
 /// The TCP ports on which these processes listen.
@@ -154,11 +230,10 @@ pub fn listeners(port: u16) -> BTreeSet<Tgid> {
 pub fn listened_ports(tgids: &BTreeSet<Tgid>) -> BTreeSet<u16> {
     let ids: Vec<Tgid> = tgids.iter().copied().collect();
     let mut ports = BTreeSet::new();
-    for members in namespaces(&ids).values() {
-        let Some(&first) = members.first() else { continue };
+    for (namespace, members) in namespaces(&ids) {
         let sockets = members.iter().filter_map(|&tgid| socket_descriptors(tgid)).flatten();
         let inodes: BTreeSet<u64> = sockets.map(|(_, inode)| inode).collect();
-        let entries = ["tcp", "tcp6"].into_iter().flat_map(|table| read_table(first, table));
+        let entries = tcp_listeners(&namespace, &members).into_iter();
         let held = entries.filter(|entry| inodes.contains(&entry.inode));
         ports.extend(held.map(|entry| entry.port));
     }
@@ -168,6 +243,8 @@ pub fn listened_ports(tgids: &BTreeSet<Tgid>) -> BTreeSet<u16> {
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::OwnedFd;
+    use std::process::Command;
 
     use super::*;
 
@@ -209,25 +286,75 @@ mod tests {
         }
     }
 
+    fn listeners(port: u16) -> BTreeSet<Tgid> {
+        Listeners::default().find(port)
+    }
+
+    fn me() -> Tgid {
+        Tgid(std::process::id())
+    }
+
     #[test]
     fn a_listener_of_this_process_is_found_and_a_client_is_not() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let me = Tgid(std::process::id());
-        assert!(listeners(port).contains(&me));
+        assert!(listeners(port).contains(&me()));
         let client_port = client.local_addr().unwrap().port();
-        assert!(!listeners(client_port).contains(&me));
-        let ports = listened_ports(&BTreeSet::from([me]));
+        assert!(!listeners(client_port).contains(&me()));
+        let ports = listened_ports(&BTreeSet::from([me()]));
         assert!(ports.contains(&port) && !ports.contains(&client_port));
         drop((client, listener));
-        assert!(!listeners(port).contains(&me));
+        assert!(!listeners(port).contains(&me()));
+    }
+
+    #[test]
+    fn both_ways_find_the_same_listeners() {
+        let listeners: Vec<_> = ["127.0.0.1:0", "[::1]:0"]
+            .into_iter()
+            .filter_map(|on| TcpListener::bind(on).ok())
+            .collect();
+        let ports: Vec<u16> =
+            listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect();
+        let own = fs::read_link("/proc/thread-self/ns/net").unwrap();
+        let on_ports = |entries: Vec<Entry>| -> BTreeSet<(u16, u64)> {
+            let mine = entries.into_iter().filter(|entry| ports.contains(&entry.port));
+            mine.map(|entry| (entry.port, entry.inode)).collect()
+        };
+        let found = on_ports(tcp_listeners(&own, &[me()]));
+        assert_eq!(found.len(), listeners.len());
+        assert_eq!(found, on_ports(read_tables(&[me()], ["tcp", "tcp6"])));
     }
 
     #[test]
     fn without_a_tcp_listener_a_bound_udp_socket_counts() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
-        assert!(listeners(port).contains(&Tgid(std::process::id())));
+        assert!(listeners(port).contains(&me()));
+    }
+
+    #[test]
+    fn later_searches_find_who_is_new_and_who_took_over() {
+        let mut listeners = Listeners::default();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // Other tests may start a process, which has all descriptors until it executes its program.
+        let mut find = |of: [Tgid; 2]| -> BTreeSet<Tgid> {
+            listeners.find(port).intersection(&of.into()).copied().collect()
+        };
+        assert_eq!(find([me(), Tgid(0)]), BTreeSet::from([me()]));
+        // A child that inherits the socket.
+        let inherited = listener.try_clone().unwrap();
+        let mut child =
+            Command::new("sleep").arg("60").stdin(OwnedFd::from(inherited)).spawn().unwrap();
+        let both = [me(), Tgid(child.id())];
+        assert_eq!(find(both), both.into());
+        assert_eq!(find(both), both.into());
+        // Held by the child alone, which was checked before.
+        drop(listener);
+        assert_eq!(find(both), BTreeSet::from([Tgid(child.id())]));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!find(both).contains(&Tgid(child.id())));
     }
 }

@@ -9,6 +9,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::TargetError;
 use super::liveness::{Watched, gone};
 use super::spec::{Matcher, TargetSpec};
+use crate::host::network::Listeners;
 use crate::host::{Owners, Process, process, system};
 use crate::model::{Joining, Owner, Tgid, by_owner};
 
@@ -19,9 +20,6 @@ const CHILDREN_INTERVAL: Duration = Duration::from_secs(1);
 /// The pause while no process was born on the host: a living process may still change its name, its
 /// cgroup or its port.
 const QUIET_INTERVAL: Duration = Duration::from_secs(2);
-/// That pause with `--port`: the kernel goes through its table of all connections for the few
-/// sockets that listen, which takes a millisecond however many there are.
-const QUIET_PORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Pause between two scans while observer waits for the target.
 const WAIT_INTERVAL: Duration = Duration::from_millis(50);
 /// Scans may take at most one part in this many of a processor's time: a host with 100,000
@@ -116,6 +114,8 @@ pub struct Membership {
     next_quiet_scan: Option<Instant>,
     /// The host's youngest task at the last scan.
     youngest: Option<u32>,
+    /// What is known about who listens, with `--port`.
+    listeners: Listeners,
 }
 
 impl Membership {
@@ -154,6 +154,7 @@ impl Membership {
             next_scan: Instant::now(),
             next_quiet_scan: None,
             youngest: None,
+            listeners: Listeners::default(),
         }
     }
 
@@ -328,7 +329,7 @@ impl Membership {
         self.excluded.retain(|_, process| process.is_alive());
         self.scan_processes(started);
         if matches!(self.spec, TargetSpec::Cgroup(_) | TargetSpec::Port(_)) {
-            for process in self.spec.resolve().unwrap_or_default() {
+            for process in self.spec.resolve_with(&mut self.listeners).unwrap_or_default() {
                 if !self.is_excluded(&process) {
                     self.admit(process, true);
                 }
@@ -342,11 +343,7 @@ impl Membership {
             rest = rest.max(CHILDREN_INTERVAL);
         }
         self.next_scan = now + rest;
-        let quiet = match self.spec {
-            TargetSpec::Port(_) => QUIET_PORT_INTERVAL,
-            _ => QUIET_INTERVAL,
-        };
-        self.next_quiet_scan = may_change.then(|| now + quiet.max(rest));
+        self.next_quiet_scan = may_change.then(|| now + QUIET_INTERVAL.max(rest));
         self.processes()
             .filter(|process| before.get(&process.tgid) != Some(&process.start_ticks))
             .cloned()

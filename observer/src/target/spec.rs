@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use clap::builder::NonEmptyStringValueParser;
 
 use super::TargetError;
-use crate::host::{Cgroups, Process, cgroups, network, process};
+use crate::host::network::Listeners;
+use crate::host::{Cgroups, Process, cgroups, process};
 use crate::model::{Joining, Tgid};
 
 /// Bytes of a command name the kernel keeps, without the final NUL.
@@ -111,12 +112,20 @@ impl TargetSpec {
     /// # Errors
     /// When nothing matches, with the reason.
     pub fn resolve(&self) -> Result<Vec<Process>, TargetError> {
+        self.resolve_with(&mut Listeners::default())
+    }
+
+    /// The same, for one that resolves it again and again: what it learned is in `listeners`.
+    pub(super) fn resolve_with(
+        &self,
+        listeners: &mut Listeners,
+    ) -> Result<Vec<Process>, TargetError> {
         let mut found = match self {
             Self::Pids(pids) => pids.iter().map(|&pid| by_id(pid)).collect::<Result<_, _>>()?,
             Self::Comm(name) => by_comm(name)?,
             Self::Exe(path) => by_program(path)?,
             Self::Cgroup(path) => by_cgroup(path)?,
-            Self::Port(port) => by_port(*port)?,
+            Self::Port(port) => by_port(*port, listeners)?,
         };
         found.sort_by_key(|process| (process.start_ticks, process.tgid));
         Ok(found)
@@ -201,8 +210,8 @@ fn by_cgroup(path: &Path) -> Result<Vec<Process>, TargetError> {
     if found.is_empty() { Err(TargetError::EmptyCgroup(path.to_path_buf())) } else { Ok(found) }
 }
 
-fn by_port(port: u16) -> Result<Vec<Process>, TargetError> {
-    let found = candidates(network::listeners(port));
+fn by_port(port: u16, listeners: &mut Listeners) -> Result<Vec<Process>, TargetError> {
+    let found = candidates(listeners.find(port));
     match found.as_slice() {
         [] => Err(TargetError::NoListener(port)),
         [only] if only.tgid == Tgid(1) && only.comm == "systemd" => {

@@ -1,0 +1,131 @@
+//! The listening TCP sockets of this process's network namespace, from the kernel's socket diagnosis
+//! (sock_diag(7), `inet_diag_dump_icsk` of net/ipv4/inet_diag.c). It goes through the listeners only;
+//! for `/proc/net/tcp` the kernel goes through its table of all connections, which takes milliseconds
+//! even where there are none.
+
+use std::fmt;
+
+use netlink_packet_core::{
+    DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+};
+
+/// Larger than the messages that the kernel sends at once (`NLMSG_GOODSIZE`, or the size of the last
+/// receive buffer, at most 32 KiB; net/netlink/af_netlink.c).
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// Why the kernel's answer cannot be used. The tables of `/proc` say the same more slowly.
+#[derive(Debug)]
+pub(super) enum DiagError {
+    System(Errno),
+    Answer(DecodeError),
+    /// The kernel refuses, by this negative errno: without its module `tcp_diag`, for example.
+    Refused(i32),
+}
+
+impl fmt::Display for DiagError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::System(error) => error.fmt(f),
+            Self::Answer(error) => error.fmt(f),
+            Self::Refused(errno) => Errno::from_raw_os_error(errno.saturating_neg()).fmt(f),
+        }
+    }
+}
+
+impl From<Errno> for DiagError {
+    fn from(error: Errno) -> Self {
+        Self::System(error)
+    }
+}
+
+/// Port and inode of all of them.
+pub(super) fn tcp_listeners() -> Result<Vec<(u16, u64)>, DiagError> {
+    let protocol = Some(netlink::SOCK_DIAG);
+    let kernel =
+        socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+    let mut found = Vec::new();
+    let mut buffer = vec![0; BUFFER_BYTES];
+    for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+        request(&kernel, family, socket_id)?;
+        while receive(&kernel, &mut buffer, &mut found)? {}
+    }
+    Ok(found)
+}
+
+fn request(kernel: &OwnedFd, family: u8, socket_id: SocketId) -> Result<(), DiagError> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let request = SockDiagMessage::InetRequest(InetRequest {
+        family,
+        protocol: IPPROTO_TCP,
+        extensions: ExtensionFlags::empty(),
+        states: StateFlags::LISTEN,
+        socket_id,
+    });
+    let mut message = NetlinkMessage::new(header, request.into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    send(kernel, &bytes, SendFlags::empty())?;
+    Ok(())
+}
+
+/// The next part of the answer; false at its end. The kernel fills the next part in before it hands
+/// one out, so there is nothing to wait for.
+fn receive(
+    kernel: &OwnedFd,
+    buffer: &mut [u8],
+    found: &mut Vec<(u16, u64)>,
+) -> Result<bool, DiagError> {
+    let (length, _) = recv(kernel, &mut *buffer, RecvFlags::DONTWAIT)?;
+    let mut rest = &buffer[..length];
+    while !rest.is_empty() {
+        let message =
+            NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(DiagError::Answer)?;
+        match message.payload {
+            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                let header = response.header;
+                found.push((header.socket_id.source_port, u64::from(header.inode)));
+            }
+            NetlinkPayload::Done(_) => return Ok(false),
+            NetlinkPayload::Error(error) => return Err(DiagError::Refused(error.raw_code())),
+            _ => {}
+        }
+        // Messages are aligned to four bytes.
+        let taken = (message.header.length as usize).next_multiple_of(4);
+        rest = rest.get(taken.max(1)..).unwrap_or_default();
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn every_listener_is_found_and_no_connection() {
+        let listeners: Vec<_> = (0..2_000)
+            .map_while(|number| TcpListener::bind([["127.0.0.1:0", "[::1]:0"][number % 2]][0]).ok())
+            .collect();
+        assert!(listeners.len() > 100, "{}", listeners.len());
+        let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
+        let client = TcpStream::connect(listeners[0].local_addr().unwrap()).unwrap();
+        let found: BTreeSet<u16> =
+            tcp_listeners().unwrap().into_iter().map(|(port, _)| port).collect();
+        for listener in &listeners {
+            assert!(found.contains(&port(listener)), "{listener:?}");
+        }
+        assert!(!found.contains(&client.local_addr().unwrap().port()));
+    }
+}
