@@ -9,7 +9,7 @@ use std::{env, process::Command, process::ExitCode, thread, time::Instant};
 
 use clap::Args;
 use xtask_common::{
-    kernel::{Kernel, Turn},
+    kernel::{TURNS, Turn},
     project::{Outcome, cargo, root, test_cargo, tests_built},
     results,
     test_programs::{self, TestProgram},
@@ -23,9 +23,9 @@ use crate::{
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Kernel of the guest, which runs its share [default: a turn chosen by the commit]
-    #[arg(long, value_enum, value_name = "KERNEL")]
-    kernel: Option<Kernel>,
+    /// What the guest runs: the number of a turn, from 1 [default: chosen by the commit]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u8).range(1..=TURNS.len() as i64))]
+    turn: Option<u8>,
 }
 
 pub(crate) fn run(options: &Options) -> Outcome {
@@ -64,14 +64,13 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
         programs.into_iter().partition(TestProgram::is_privileged);
     let (quick, measuring): (Vec<_>, Vec<_>) =
         as_root.into_iter().partition(|one| MEASURE_NOTHING.contains(&one.name.as_str()));
-    let turn = options.kernel.map_or_else(in_turn, Turn::share);
+    let turn = options.turn.map_or_else(in_turn, |number| &TURNS[usize::from(number) - 1]);
     println!(
-        "\nThe guest runs {turn}, chosen by {}; --kernel chooses another, and `cargo xtask vm` runs all \
-         of them.",
-        if options.kernel.is_some() { "--kernel" } else { "the commit" }
+        "\nThe guest runs {turn}. --turn chooses another one of {}, and `cargo xtask vm` runs everything.",
+        TURNS.len()
     );
     steps.side_by_side(vec![
-        vec![Step::command(format!("{turn} in a virtual machine"), guest(turn))],
+        vec![Step::command(format!("virtual machine, {turn}"), guest(turn))],
         lints(&others),
         quick.iter().map(privileged).collect(),
     ]);
@@ -101,26 +100,23 @@ const MEASURE_NOTHING: &[&str] = &[
 const VM: &str = "xtask-vm";
 
 /// The turn of this commit.
-fn in_turn() -> Turn {
+fn in_turn() -> &'static Turn {
     let output = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(root()).output();
     let output = output.map(|output| output.stdout).unwrap_or_default();
     Turn::of(&String::from_utf8_lossy(&output))
 }
 
 /// A guest with the tests of a turn.
-fn guest(turn: Turn) -> Command {
+fn guest(turn: &Turn) -> Command {
     let mut command = Command::new(tests_built().join(VM));
-    command.args(["--kernel", &turn.kernel.to_string()]);
-    match turn.test {
-        None => command.arg("--share"),
-        Some(test) => command.args(["--test", test]),
-    };
+    command.args(turn.arguments());
     command.arg("--built").arg(test_programs::programs_file()).current_dir(root());
     // CI has Debian's packages. On another distribution the other tests are still worth running, and
     // the output says what is missing.
     if env::var_os("CI").is_none() {
         command.arg("--allow-missing");
     }
+    command.args(turn.last_arguments());
     command
 }
 
@@ -163,25 +159,30 @@ fn privileged(program: &TestProgram) -> Step<'_> {
 
 #[cfg(test)]
 mod tests {
-    use clap::ValueEnum;
-
     use super::*;
 
     #[test]
-    fn test_programs_that_measure_nothing_exist() {
-        for name in MEASURE_NOTHING {
+    fn test_programs_that_are_named_exist() {
+        let of_turns = TURNS.iter().flat_map(|turn| turn.tests);
+        for name in MEASURE_NOTHING.iter().chain(of_turns) {
             let path = root().join("tests/tests").join(name).with_extension("rs");
             assert!(path.is_file(), "{} is not there", path.display());
         }
     }
 
     #[test]
-    fn every_kernel_has_a_name_that_the_guest_command_takes() {
-        for kernel in Kernel::value_variants() {
-            let command = guest(Turn::share(*kernel));
-            let arguments: Vec<_> = command.get_args().filter_map(|word| word.to_str()).collect();
-            let at = arguments.iter().position(|word| *word == "--kernel").expect("a kernel");
-            assert_eq!(Kernel::from_str(arguments[at + 1], false), Ok(*kernel));
+    fn names_are_parts_of_the_names_of_tests_and_leave_none_out() {
+        let tiers: Vec<_> = TURNS.iter().filter(|turn| turn.tests == ["tiers"]).collect();
+        let names: Vec<_> = tiers.iter().flat_map(|turn| turn.names).collect();
+        let source = std::fs::read_to_string(root().join("tests/tests/tiers.rs")).expect("a file");
+        let tests: Vec<_> = source.split("#[test]\nfn ").skip(1).collect();
+        assert!(!tests.is_empty());
+        for test in &tests {
+            let test = test.split('(').next().unwrap_or_default();
+            assert!(names.iter().any(|name| test.contains(**name)), "{test}");
+        }
+        for name in names {
+            assert!(tests.iter().any(|test| test.contains(*name)), "{name}");
         }
     }
 }

@@ -21,40 +21,71 @@ pub enum Kernel {
     V6_12Rt,
 }
 
-/// What the guest of `cargo xtask test` runs for one commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What the guest of `cargo xtask test` runs for one commit. A plain `cargo xtask vm` runs everything on
+/// every kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turn {
     /// Kernel of the guest.
     pub kernel: Kernel,
-    /// A test program that has a turn of its own, because it takes as long on an emulated CPU as the
-    /// share of a kernel; none for the share.
-    pub test: Option<&'static str>,
+    /// The test programs.
+    pub tests: &'static [&'static str],
+    /// Parts of the names of their tests; all tests where there are none.
+    pub names: &'static [&'static str],
+}
+
+/// The turns. Each takes about four minutes on an emulated CPU, which is what the other steps beside it
+/// take.
+pub const TURNS: &[Turn] = &[
+    turn(Kernel::V6_1, &["exactness", "kernel_counters", "edge_memory", "pressure"]),
+    turn(Kernel::V6_1, &["target", "daemon", "doctor"]),
+    turn(Kernel::V6_12, &["exactness", "kernel_counters", "edge_runqueue"]),
+    turn(Kernel::V6_12, &["target", "daemon", "doctor", "records", "edge_tasks"]),
+    turn(Kernel::V6_1Rt, &["exactness", "kernel_counters", "uprobe"]),
+    turn(Kernel::V6_1Rt, &["target", "daemon", "doctor"]),
+    turn(Kernel::V6_12Rt, &["exactness", "kernel_counters", "uprobe"]),
+    turn(Kernel::V6_12Rt, &["target", "daemon", "doctor"]),
+    Turn { names: &["runqueue", "fault", "softirq"], ..turn(Kernel::V6_1, &["tiers"]) },
+    Turn { names: &["reclaim", "mm_syscall", "socket", "task"], ..turn(Kernel::V6_1, &["tiers"]) },
+];
+
+const fn turn(kernel: Kernel, tests: &'static [&'static str]) -> Turn {
+    Turn { kernel, tests, names: &[] }
 }
 
 impl Turn {
     /// The turn of a commit (its hash in hexadecimal): the same one each time, and over many commits
     /// each of them equally often.
     #[must_use]
-    pub fn of(commit: &str) -> Self {
-        let mut turns: Vec<_> =
-            Kernel::value_variants().iter().map(|kernel| Self::share(*kernel)).collect();
-        turns.push(Self { kernel: Kernel::V6_1, test: Some("tiers") });
+    pub fn of(commit: &str) -> &'static Self {
         let start = commit.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok());
-        turns[start.unwrap_or(0) as usize % turns.len()]
+        &TURNS[start.unwrap_or(0) as usize % TURNS.len()]
     }
 
-    /// The share of a kernel.
+    /// The arguments of `cargo xtask vm` that run it.
     #[must_use]
-    pub const fn share(kernel: Kernel) -> Self {
-        Self { kernel, test: None }
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["--kernel".to_owned(), self.kernel.to_string()];
+        for test in self.tests {
+            arguments.extend(["--test".to_owned(), (*test).to_owned()]);
+        }
+        arguments
+    }
+
+    /// What follows them: the names.
+    #[must_use]
+    pub fn last_arguments(&self) -> Vec<&str> {
+        let before = (!self.names.is_empty()).then_some("--");
+        before.into_iter().chain(self.names.iter().copied()).collect()
     }
 }
 
 impl fmt::Display for Turn {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.test {
-            None => write!(formatter, "the share of kernel {}", self.kernel),
-            Some(test) => write!(formatter, "the tests `{test}` on kernel {}", self.kernel),
+        write!(formatter, "kernel {}: {}", self.kernel, self.tests.join(", "))?;
+        if self.names.is_empty() {
+            Ok(())
+        } else {
+            write!(formatter, " ({})", self.names.join(", "))
         }
     }
 }
@@ -100,13 +131,13 @@ mod tests {
     fn a_commit_has_one_turn_and_commits_have_all_of_them() {
         let commit = "95342fc0a8f1c2d3";
         assert_eq!(Turn::of(commit), Turn::of(commit));
-        let mut seen: Vec<_> = (0..64).map(|hash| Turn::of(&format!("{hash:08x}"))).collect();
-        seen.sort();
-        seen.dedup();
-        for kernel in Kernel::value_variants() {
-            assert!(seen.contains(&Turn::share(*kernel)), "{kernel}");
+        let seen: Vec<_> = (0..64).map(|hash| Turn::of(&format!("{hash:08x}"))).collect();
+        for turn in TURNS {
+            assert!(seen.contains(&turn), "{turn}");
         }
-        assert_eq!(seen.len(), Kernel::value_variants().len() + 1);
-        assert_eq!(Turn::of("no hash"), Turn::share(Kernel::value_variants()[0]));
+        for kernel in Kernel::value_variants() {
+            assert!(TURNS.iter().any(|turn| turn.kernel == *kernel), "{kernel}");
+        }
+        assert_eq!(Turn::of("no hash"), &TURNS[0]);
     }
 }

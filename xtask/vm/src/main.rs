@@ -62,8 +62,7 @@ fn run(options: &Options) -> Outcome {
         None => selection::tests(&built, &options.tests)?,
     };
     let programs = Programs::with(tests);
-    let runs = |kernel, name: &str| !options.share || selection::in_share(kernel, name);
-    let mut columns = guest_columns(&guests, &programs, options, &runs)?;
+    let mut columns = guest_columns(&guests, &programs, options)?;
     if options.exec.is_none() && !guests.is_empty() {
         // In the form of libtest, so that `cargo xtask test` counts the tests of guests as its own.
         println!("{}", matrix::counts(&columns, options.allow_missing).line());
@@ -112,12 +111,10 @@ fn bench(options: &Options) -> Outcome {
 }
 
 /// Runs guests, several at a time; the columns are in the order of `kernels`.
-/// `runs` decides which kernel runs which test.
 fn guest_columns(
     kernels: &[Kernel],
     programs: &Programs,
     options: &Options,
-    runs: &(dyn Fn(Kernel, &str) -> bool + Sync),
 ) -> Result<Vec<Column>, String> {
     // One after the other: apt has locks.
     let images: Vec<_> = kernels.iter().map(|kernel| package::obtain(*kernel)).collect();
@@ -129,8 +126,7 @@ fn guest_columns(
             let (Some(kernel), Some(image)) = (kernels.get(index), images.get(index)) else {
                 return done;
             };
-            let programs = programs.with_tests(|name| runs(*kernel, name));
-            done.push((index, guest_column(&kernel.to_string(), image, &programs, options)));
+            done.push((index, guest_column(&kernel.to_string(), image, programs, options)));
         }
     };
     let mut columns = Vec::new();

@@ -15,7 +15,6 @@ const EXAMPLES: &str = "\
 Examples:
   cargo xtask vm                                    all kernels, and this host's
   cargo xtask vm --kernel 6.1-rt                    one kernel
-  cargo xtask vm --kernel 6.12 --share              the tests that it runs with every change
   cargo xtask vm --kernel 6.1 --test exactness -- reclaim
                                                     tests of one program by name
   cargo xtask vm --kernel all --exec 'observer doctor'
@@ -37,9 +36,6 @@ pub(crate) struct Options {
     /// Run only this test program; repeat for several
     #[arg(long = "test", value_name = "NAME")]
     pub(crate) tests: Vec<String>,
-    /// Run only the tests that each kernel runs in `cargo xtask test`
-    #[arg(long, conflicts_with_all = ["tests", "exec"])]
-    pub(crate) share: bool,
     /// Run this command with `sh` in each guest instead of the tests, and show its output; `observer`
     /// and the programs of the tests are in its PATH
     #[arg(long, value_name = "COMMAND", conflicts_with = "tests")]
@@ -69,7 +65,7 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) allow_missing: bool,
     /// Measure the tiers of every probe instead of running the tests; ARGUMENTs go to bench-tiers
-    #[arg(long, conflicts_with_all = ["tests", "share", "scale", "exec", "built"])]
+    #[arg(long, conflicts_with_all = ["tests", "scale", "exec", "built"])]
     pub(crate) bench: bool,
     /// Build nothing: run the programs in this list, which `cargo xtask test` leaves
     #[arg(long, value_name = "FILE", hide = true)]
@@ -169,8 +165,8 @@ mod tests {
     #[test]
     fn options_that_exclude_each_other_are_refused() {
         for line in [
-            ["vm", "--bench", "--share"].as_slice(),
-            &["vm", "--share", "--test", "run"],
+            ["vm", "--bench", "--test", "run"].as_slice(),
+            &["vm", "--exec", "true", "--test", "run"],
             &["vm", "--kernel", "5.0"],
             &["vm", "--memory", "64"],
         ] {

@@ -39,13 +39,6 @@ impl Programs {
             scratch: built.with_file_name("tmp"),
         }
     }
-
-    /// The same programs with some of the tests.
-    pub(crate) fn with_tests(&self, keep: impl Fn(&str) -> bool) -> Self {
-        let mut some = self.clone();
-        some.tests.retain(|test| keep(&test.name));
-        some
-    }
 }
 
 /// The program that measures tiers.

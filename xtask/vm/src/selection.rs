@@ -1,31 +1,11 @@
-//! Which test programs each kernel runs.
+//! Which test programs guests run.
 
-use xtask_common::{kernel::Kernel, test_programs::TestProgram};
+use xtask_common::test_programs::TestProgram;
 
 /// Privileged test programs that need more than a guest has: other programs of the host, or more than
 /// an emulated CPU.
 const NOT_IN_GUESTS: &[&str] =
     &["cli", "demo", "examples", "faults", "floor", "generators", "hardening", "logging"];
-
-const EVERY: &[Kernel] = &[Kernel::V6_1, Kernel::V6_12, Kernel::V6_1Rt, Kernel::V6_12Rt];
-
-/// The programs that guests run in `cargo xtask test`, and the kernels that run them. Programs that
-/// take long on an emulated CPU run on one kernel, so that the shares take about the same time; one
-/// that takes as long as a share has a turn of its own (`xtask_common::kernel::Turn`). All others run
-/// with a plain `cargo xtask vm`.
-const SHARE: &[(&str, &[Kernel])] = &[
-    ("exactness", EVERY),
-    ("kernel_counters", EVERY),
-    ("doctor", EVERY),
-    ("target", EVERY),
-    ("daemon", EVERY),
-    ("edge_memory", &[Kernel::V6_1]),
-    ("pressure", &[Kernel::V6_1]),
-    ("records", &[Kernel::V6_12]),
-    ("edge_runqueue", &[Kernel::V6_12]),
-    ("edge_tasks", &[Kernel::V6_12]),
-    ("uprobe", &[Kernel::V6_1Rt, Kernel::V6_12Rt]),
-];
 
 /// The privileged test programs of these names; all that can run in a guest where none is named.
 pub(crate) fn tests(built: &[TestProgram], names: &[String]) -> Result<Vec<TestProgram>, String> {
@@ -41,11 +21,6 @@ pub(crate) fn tests(built: &[TestProgram], names: &[String]) -> Result<Vec<TestP
     names.iter().map(named).collect()
 }
 
-/// Whether a kernel runs this program in `cargo xtask test`.
-pub(crate) fn in_share(kernel: Kernel, name: &str) -> bool {
-    SHARE.iter().any(|(shared, kernels)| *shared == name && kernels.contains(&kernel))
-}
-
 #[cfg(test)]
 mod tests {
     use xtask_common::project::root;
@@ -54,8 +29,7 @@ mod tests {
 
     #[test]
     fn programs_that_are_treated_apart_exist() {
-        let shared = SHARE.iter().map(|(name, _)| name);
-        for name in NOT_IN_GUESTS.iter().chain(shared) {
+        for name in NOT_IN_GUESTS {
             let path = root().join("tests/tests").join(name).with_extension("rs");
             assert!(path.is_file(), "{} is not there", path.display());
         }
@@ -83,15 +57,5 @@ mod tests {
         assert_eq!(names(&["demo"]), Ok(vec!["demo".to_owned()]));
         assert!(names(&["unit"]).is_err(), "it needs no privileges");
         assert!(names(&["exactness", "gone"]).expect_err("gone").contains("gone"));
-    }
-
-    #[test]
-    fn every_kernel_has_a_share_and_new_programs_are_in_none() {
-        use clap::ValueEnum;
-        assert_eq!(EVERY, Kernel::value_variants());
-        for kernel in EVERY {
-            assert!(in_share(*kernel, "exactness") && !in_share(*kernel, "new"));
-        }
-        assert!(in_share(Kernel::V6_1, "pressure") && !in_share(Kernel::V6_12, "pressure"));
     }
 }
