@@ -1,7 +1,7 @@
 //! Who listens on a port: the kernel's socket diagnosis in observer's own network namespace, and
 //! `/proc/net/tcp` and its siblings elsewhere.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -83,14 +83,17 @@ fn read_tables(members: &[Tgid], names: [&str; 2]) -> Vec<Entry> {
     first.flat_map(|first| names.into_iter().flat_map(|name| read_table(*first, name))).collect()
 }
 
-/// The processes by their network namespace.
-fn namespaces(ids: &[Tgid]) -> BTreeMap<PathBuf, Vec<Tgid>> {
+/// The network namespace of a process; `None` when it is gone, or has no namespaces any more.
+fn namespace(tgid: Tgid) -> Option<PathBuf> {
+    let of = |tgid: Tgid| fs::read_link(format!("/proc/{}/ns/net", tgid.0)).ok();
+    of(tgid).or_else(|| of(process::heir(tgid)?))
+}
+
+/// Processes by their network namespace.
+fn by_namespace(processes: impl Iterator<Item = (Tgid, PathBuf)>) -> BTreeMap<PathBuf, Vec<Tgid>> {
     let mut namespaces: BTreeMap<PathBuf, Vec<Tgid>> = BTreeMap::new();
-    for &tgid in ids {
-        let of = |tgid: Tgid| fs::read_link(format!("/proc/{}/ns/net", tgid.0)).ok();
-        if let Some(namespace) = of(tgid).or_else(|| of(process::heir(tgid)?)) {
-            namespaces.entry(namespace).or_default().push(tgid);
-        }
+    for (tgid, namespace) in processes {
+        namespaces.entry(namespace).or_default().push(tgid);
     }
     namespaces
 }
@@ -141,7 +144,8 @@ fn holders(ids: impl Iterator<Item = Tgid>, inodes: &BTreeSet<u64>) -> BTreeSet<
 ///
 /// Who holds a socket shows only in the descriptors of all processes, and reading them takes long.
 /// Therefore, while the sockets on the port are the same ones, only new processes and those that held
-/// a socket are checked. All are checked again after a minute: a socket may be handed over.
+/// a socket are checked. All are checked again after a minute: a socket may be handed over, and an
+/// older process may change its namespace.
 #[derive(Debug, Default)]
 pub struct Listeners {
     /// Sockets that listen on the port, by inode.
@@ -149,14 +153,23 @@ pub struct Listeners {
     /// Processes that hold one of them.
     holders: BTreeSet<Tgid>,
     /// Processes that were checked.
-    checked: HashSet<Tgid>,
+    checked: HashMap<Tgid, Checked>,
     /// When all of them were.
     all_checked: Option<Instant>,
+}
+
+/// A process that was checked.
+#[derive(Debug)]
+struct Checked {
+    first: Instant,
+    namespace: PathBuf,
 }
 
 impl Listeners {
     /// Between two checks of all processes.
     const INTERVAL: Duration = Duration::from_secs(60);
+    /// A process may enter another namespace before it executes its program.
+    const SETTLING: Duration = Duration::from_secs(5);
 
     /// Processes that hold a listening TCP socket on `port`, in any network namespace; where there is
     /// none, those that hold an unconnected UDP socket bound to it.
@@ -165,7 +178,14 @@ impl Listeners {
     /// hands over, and taking it for the service would make every process of the host its child.
     pub fn find(&mut self, port: u16) -> BTreeSet<Tgid> {
         let ids = process::all_ids();
-        let namespaces = namespaces(&ids);
+        let now = Instant::now();
+        if self.all_checked.is_none_or(|at| now - at >= Self::INTERVAL) {
+            self.checked.clear();
+            self.all_checked = Some(now);
+        }
+        let present: Vec<_> =
+            ids.iter().filter_map(|&tgid| Some((tgid, self.namespace_of(tgid)?))).collect();
+        let namespaces = by_namespace(present.iter().cloned());
         let on_port = |listening: fn(&Path, &[Tgid]) -> Vec<Entry>| -> Vec<_> {
             let inodes = |namespace, members| -> BTreeSet<u64> {
                 let entries = listening(namespace, members).into_iter();
@@ -181,29 +201,37 @@ impl Listeners {
         if found.is_empty() {
             found = self.holders_of(&on_port(unconnected_udp), &ids);
         }
+        let before = std::mem::take(&mut self.checked);
+        let first = |tgid: &Tgid| before.get(tgid).map_or(now, |known| known.first);
+        let checked = |(tgid, namespace)| (tgid, Checked { first: first(&tgid), namespace });
+        self.checked = present.into_iter().map(checked).collect();
+        self.holders.clone_from(&found);
         if found.len() > 1 {
             found.remove(&Tgid(1));
         }
         found
     }
 
+    fn namespace_of(&self, tgid: Tgid) -> Option<PathBuf> {
+        let known = self.checked.get(&tgid);
+        let settled = known.filter(|known| known.first.elapsed() >= Self::SETTLING);
+        settled.map_or_else(|| namespace(tgid), |known| Some(known.namespace.clone()))
+    }
+
     /// Who holds the sockets, which are given for the members of each network namespace.
     fn holders_of(&mut self, sockets: &[(&[Tgid], BTreeSet<u64>)], ids: &[Tgid]) -> BTreeSet<Tgid> {
         let inodes: BTreeSet<u64> =
             sockets.iter().flat_map(|(_, inodes)| inodes).copied().collect();
-        let recently = self.all_checked.is_some_and(|at| at.elapsed() < Self::INTERVAL);
         let mut found = BTreeSet::new();
-        if recently && inodes == self.sockets {
-            let known = |tgid: &Tgid| self.checked.contains(tgid) && !self.holders.contains(tgid);
-            found = holders_in(sockets, ids, |tgid| !known(tgid));
+        if inodes == self.sockets {
+            let is_known =
+                |tgid: &Tgid| self.checked.contains_key(tgid) && !self.holders.contains(tgid);
+            found = holders_in(sockets, ids, |tgid| !is_known(tgid));
         }
         if found.is_empty() && !inodes.is_empty() {
-            self.all_checked = Some(Instant::now());
             found = holders_in(sockets, ids, |_| true);
         }
         self.sockets = inodes;
-        self.checked = ids.iter().copied().collect();
-        self.holders.clone_from(&found);
         found
     }
 }
@@ -230,7 +258,8 @@ fn holders_in(
 pub fn listened_ports(tgids: &BTreeSet<Tgid>) -> BTreeSet<u16> {
     let ids: Vec<Tgid> = tgids.iter().copied().collect();
     let mut ports = BTreeSet::new();
-    for (namespace, members) in namespaces(&ids) {
+    let with_namespace = ids.into_iter().filter_map(|tgid| Some((tgid, namespace(tgid)?)));
+    for (namespace, members) in by_namespace(with_namespace) {
         let sockets = members.iter().filter_map(|&tgid| socket_descriptors(tgid)).flatten();
         let inodes: BTreeSet<u64> = sockets.map(|(_, inode)| inode).collect();
         let entries = tcp_listeners(&namespace, &members).into_iter();

@@ -17,9 +17,9 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
 
-/// Larger than the messages that the kernel sends at once (`NLMSG_GOODSIZE`, or the size of the last
-/// receive buffer, at most 32 KiB; net/netlink/af_netlink.c).
-const BUFFER_BYTES: usize = 64 << 10;
+/// For one part of the answer: the kernel makes parts as large as the buffer of the last receive, and
+/// the first ones no larger than two pages (`netlink_dump` of net/netlink/af_netlink.c).
+const BUFFER_BYTES: usize = 16 << 10;
 
 /// Why the kernel's answer cannot be used. The tables of `/proc` say the same more slowly.
 #[derive(Debug)]

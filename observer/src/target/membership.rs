@@ -20,6 +20,8 @@ const CHILDREN_INTERVAL: Duration = Duration::from_secs(1);
 /// The pause while no process was born on the host: a living process may still change its name, its
 /// cgroup or its port.
 const QUIET_INTERVAL: Duration = Duration::from_secs(2);
+/// That pause with `--port`: only a process that was there before and begins to listen waits for it.
+const QUIET_PORT_INTERVAL: Duration = Duration::from_secs(5);
 /// Pause between two scans while observer waits for the target.
 const WAIT_INTERVAL: Duration = Duration::from_millis(50);
 /// Scans may take at most one part in this many of a processor's time: a host with 100,000
@@ -343,7 +345,11 @@ impl Membership {
             rest = rest.max(CHILDREN_INTERVAL);
         }
         self.next_scan = now + rest;
-        self.next_quiet_scan = may_change.then(|| now + QUIET_INTERVAL.max(rest));
+        let quiet = match self.spec {
+            TargetSpec::Port(_) => QUIET_PORT_INTERVAL,
+            _ => QUIET_INTERVAL,
+        };
+        self.next_quiet_scan = may_change.then(|| now + quiet.max(rest));
         self.processes()
             .filter(|process| before.get(&process.tgid) != Some(&process.start_ticks))
             .cloned()
