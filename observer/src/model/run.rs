@@ -67,6 +67,23 @@ pub enum EndReason {
     Unknown,
 }
 
+/// The first bytes of a file, as they were written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptPart {
+    /// How many.
+    pub bytes: u64,
+    /// Their CRC-32, eight hexadecimal digits.
+    pub crc32: String,
+}
+
+impl KeptPart {
+    /// So many bytes, with their checksum.
+    #[must_use]
+    pub fn new(bytes: u64, sum: crc32fast::Hasher) -> Self {
+        Self { bytes, crc32: format!("{:08x}", sum.finalize()) }
+    }
+}
+
 /// Whose a process is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Owner {
@@ -162,6 +179,9 @@ pub struct RunInfo {
     /// not here.
     #[serde(default)]
     pub cut_bytes: BTreeMap<String, u64>,
+    /// The files that keep the generator's output: what had been written to each.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kept: BTreeMap<String, KeptPart>,
     /// `--samples`, if any.
     pub samples_format: Option<String>,
     /// `--clock-error`, nanoseconds, if any.

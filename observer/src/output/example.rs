@@ -50,6 +50,7 @@ pub(crate) fn run() -> RunInfo {
         command_user: None,
         command_exit: Some(0),
         cut_bytes: BTreeMap::new(),
+        kept: BTreeMap::new(),
         samples_format: Some("observer".into()),
         clock_error_ns: None,
         slow_rule: "p99".into(),

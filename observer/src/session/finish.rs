@@ -49,7 +49,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     let Session {
         options,
         memory,
-        journal: Journal { directory, mut info, .. },
+        mut journal,
         membership,
         mut kernel,
         capture,
@@ -59,7 +59,6 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         mut generator,
         reader,
         outputs,
-        cut,
         mut cost,
         mut hidden,
         baseline,
@@ -92,25 +91,22 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     losses.finish(&kernel, &capture);
     let mut captured = capture.finish();
     let counts = kernel.counts();
-    info.anchors.0.push(Anchor::take());
+    journal.info.anchors.0.push(Anchor::take());
 
     let mut delta = last.delta(&baseline);
     delta.self_usage.bpf_run_time_ns =
         (delta.self_usage.bpf_run_time_ns as f64 * scale).round() as u64;
     delta.self_usage.bpf_run_count = (delta.self_usage.bpf_run_count as f64 * scale).round() as u64;
-    let window = Window { start: info.start_ns, end };
-    info.coverage.clone_from(&last.coverage);
+    let window = Window { start: journal.info.start_ns, end };
+    journal.info.coverage.clone_from(&last.coverage);
     drop(kernel);
     let ingested = reader.map(|reader| {
         let ingest = reader.finish()?;
-        ingest.finish(&info.anchors, window, &seen)
+        ingest.finish(&journal.info.anchors, window, &seen)
     });
     outputs.into_iter().for_each(super::OutputKeeper::finish);
-    info.cut_bytes = cut
-        .into_iter()
-        .map(|(name, bytes)| (name.to_owned(), bytes.load(std::sync::atomic::Ordering::Relaxed)))
-        .filter(|(_, bytes)| *bytes > 0)
-        .collect();
+    journal.note_kept();
+    let Journal { directory, mut info, .. } = journal;
     info.end_ns = end;
     info.end_reason = reason;
     info.command_exit = generator.as_ref().and_then(super::Generator::exit_code);

@@ -1,6 +1,8 @@
 //! run.json during a run: the clock anchors, the time up to which the streams are complete, and the
 //! losses until then, so that the files can be read if this process dies.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,7 @@ use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
 use crate::error::Result;
 use crate::kernel::Kernel;
+use crate::loadgen::kept::Kept;
 use crate::model::{LossSummary, RunInfo};
 use crate::output::rundir::RunDir;
 
@@ -24,6 +27,8 @@ pub(super) const ANCHORS_MAX: usize = 8_192;
 pub(super) struct Journal {
     pub(super) directory: RunDir,
     pub(super) info: RunInfo,
+    /// The files that keep the generator's output, by name.
+    pub(super) kept: BTreeMap<&'static str, Arc<Kept>>,
     /// Losses as of the start.
     before: Snapshot,
     begun: Instant,
@@ -49,6 +54,7 @@ impl Journal {
         Ok(Self {
             directory,
             info,
+            kept: BTreeMap::new(),
             before: kernel.losses(),
             begun: now,
             anchored: now,
@@ -76,6 +82,7 @@ impl Journal {
             self.info.end_ns = MonoNanos(until.max(self.info.start_ns.0));
             self.info.loss = self.loss(kernel);
             self.note_removed(counts);
+            self.note_kept();
             self.info.streams.clone_from(&counts.streams());
             self.info.coverage = kernel.coverage();
             let beyond_cap = counts.stalls_beyond_cap();
@@ -101,6 +108,17 @@ impl Journal {
             if removed > 0 {
                 self.info.removed.insert(kind.name().to_owned(), removed);
             }
+        }
+    }
+
+    /// What is kept of the generator's output so far, and how much is not.
+    pub(super) fn note_kept(&mut self) {
+        for (name, kept) in &self.kept {
+            self.info.kept.insert((*name).to_owned(), kept.part());
+            match kept.cut() {
+                0 => self.info.cut_bytes.remove(*name),
+                cut => self.info.cut_bytes.insert((*name).to_owned(), cut),
+            };
         }
     }
 

@@ -39,7 +39,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -136,8 +136,6 @@ pub struct Session {
     generator: Option<Generator>,
     reader: Option<SampleReader>,
     outputs: Vec<OutputKeeper>,
-    /// Bytes of the generator's output that were not kept, by file.
-    cut: BTreeMap<&'static str, Arc<AtomicU64>>,
     cost: CostWatch,
     hidden: HiddenWatch,
     baseline: Snapshot,
@@ -237,7 +235,6 @@ impl Session {
             generator: None,
             reader: None,
             outputs: Vec::new(),
-            cut: BTreeMap::new(),
             hidden,
             baseline,
             started: Instant::now(),
@@ -459,6 +456,7 @@ fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo
         command_user: None,
         command_exit: None,
         cut_bytes: BTreeMap::new(),
+        kept: BTreeMap::new(),
         samples_format: None,
         clock_error_ns: None,
         slow_rule: SlowSpec::default().to_string(),

@@ -122,6 +122,19 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
     }
     let captured = Captured { recorder, stalls_missing: found.missing(), ..Captured::default() };
     judge_input(&mut analysis, ingested.as_ref(), problem.as_ref(), &captured);
+    let source = samples_source(info).map(|(_, name)| name);
+    for (name, damage) in directory.kept_damage(info) {
+        if source == Some(name) {
+            analysis.verdict.outcome = Outcome::Inconclusive;
+            analysis.verdict.top_cause = None;
+            let text = format!(
+                "{damage}. Any request in it may be wrong, and some may be missing, so no cause is \
+                 named."
+            );
+            let reason = Reason::new("samples_damaged", text, serde_json::json!({"file": name}));
+            analysis.verdict.reasons.insert(0, reason);
+        }
+    }
     for (name, damage) in &found.skipped {
         let numbers =
             serde_json::json!({"stream": name, "batches": damage.batches, "rows": damage.rows});
@@ -180,17 +193,22 @@ fn last_seen(directory: &RunDir, info: &RunInfo) -> Result<MonoNanos> {
     Ok(kept.iter().map(|sample| sample.end).fold(last, MonoNanos::max))
 }
 
+/// Where the samples came from, and the file that keeps them.
+fn samples_source(info: &RunInfo) -> Option<(SamplesSpec, &'static str)> {
+    let spec: SamplesSpec = info.samples_format.as_deref()?.parse().ok()?;
+    let name = match spec.source {
+        SamplesSource::Path(_) | SamplesSource::Socket(_) => files::LOADGEN_SAMPLES,
+        SamplesSource::CommandOutput | SamplesSource::Stdin => files::LOADGEN_OUT,
+    };
+    Some((spec, name))
+}
+
 /// The generator's output as it was kept, read again.
 fn samples(
     directory: &RunDir,
     info: &RunInfo,
 ) -> Result<Option<std::result::Result<Ingested, IngestError>>> {
-    let spec = info.samples_format.as_deref().and_then(|text| text.parse::<SamplesSpec>().ok());
-    let Some(spec) = spec else { return Ok(None) };
-    let name = match spec.source {
-        SamplesSource::Path(_) | SamplesSource::Socket(_) => files::LOADGEN_SAMPLES,
-        SamplesSource::CommandOutput | SamplesSource::Stdin => files::LOADGEN_OUT,
-    };
+    let Some((spec, name)) = samples_source(info) else { return Ok(None) };
     let Some(mut file) = directory.open_raw(name)? else { return Ok(None) };
     let clock_error = ClockError::of(info.clock_error_ns, !info.command.is_empty());
     let mut ingest =

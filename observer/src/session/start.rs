@@ -78,8 +78,8 @@ impl Session {
     /// A new file of the run that keeps the beginning of a stream.
     fn keep(&mut self, name: &'static str, limit: u64) -> Result<KeptFile> {
         let file = self.journal.directory.create_file(name)?;
-        let cut = Arc::clone(self.cut.entry(name).or_default());
-        Ok(KeptFile::new(file, limit, cut))
+        let kept = Arc::clone(self.journal.kept.entry(name).or_default());
+        Ok(KeptFile::new(file, limit, kept))
     }
 }
 
