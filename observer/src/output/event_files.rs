@@ -293,6 +293,13 @@ impl EventsRead {
 #[must_use]
 pub fn damage_note(name: &str, damage: &Damage) -> String {
     let mut text = format!("{name} is damaged");
+    if damage.columns {
+        text += ": the description of its columns, which was read from a copy";
+        if *damage == (Damage { columns: true, ..Damage::default() }) {
+            return text + ", and all batches were read";
+        }
+        text += ", and more";
+    }
     if let Some(first) = damage.first {
         text += &format!(": {} of its batches", crate::text::count(damage.batches));
         text += if damage.batches == 1 { " does" } else { " do" };
