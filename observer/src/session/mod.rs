@@ -220,7 +220,7 @@ impl Session {
                 return Err(unexpected(&error));
             }
         };
-        let losses = LossWatch::new(&kernel);
+        let losses = LossWatch::of_run(&kernel);
         let mut session = Self {
             journal,
             cost: CostWatch::start(options.budget, calibration, &kernel),

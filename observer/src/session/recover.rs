@@ -1,12 +1,14 @@
 //! The answer of a run that did not end normally, computed from the contents of its streams.
 //!
 //! `run.json` is written anew every second or so meanwhile; its `end_ns` is the instant up to which
-//! everything was in the streams, and its loss is that of the same time. Only that part is used. A
-//! run that was killed before its first checkpoint has no such part: everything in its streams is
-//! used then, and no cause is named.
+//! everything was in the streams, and its loss is that of the same time. The streams themselves say
+//! how far they are complete after that. Only that part is used. A run that was killed before both has
+//! no such part: everything in its streams is used then, and no cause is named.
 
 use std::collections::BTreeMap;
 use std::io::Read;
+
+use observer_ebpf::wire::RecordKind;
 
 use super::Captured;
 use super::finish::{judge_input, quality, summarise};
@@ -19,12 +21,13 @@ use crate::loadgen::{
     ClockError, Ingest, IngestError, Ingested, RelAnchor, SamplesSource, SamplesSpec, Window,
 };
 use crate::model::{
-    EndReason, FloorChange, FloorSummary, LossSpan, Outcome, Reason, RunInfo, Sample, SlowSpec,
-    Summary, files,
+    EndReason, FloorChange, FloorSummary, LossSpan, Outcome, ProbeChange, Reason, RunInfo, Sample,
+    SlowSpec, StreamComplete, Summary, files,
 };
 use crate::output::event_files::damage_note;
 use crate::output::rundir::RunDir;
 use crate::output::trace::TraceEvent;
+use crate::probe::kind_name;
 
 /// What could be worked out.
 pub struct Recovered {
@@ -32,6 +35,8 @@ pub struct Recovered {
     pub summary: Summary,
     /// The requests, on the kernel's clock.
     pub samples: Vec<Sample>,
+    /// Last instant that the answer is about; that of `run.json` where nothing is known to be complete.
+    pub end_ns: MonoNanos,
 }
 
 /// Computes the answer.
@@ -39,8 +44,12 @@ pub struct Recovered {
 /// # Errors
 /// When a stream is there and cannot be read.
 pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Recovered> {
-    let vouched_for = info.end_ns > info.start_ns;
     let mut info = info.clone();
+    if info.end_reason == EndReason::Running {
+        extend(directory, &mut info)?;
+    }
+    let end_ns = info.end_ns;
+    let vouched_for = end_ns > info.start_ns;
     if !vouched_for {
         info.end_ns = last_seen(directory, &info)?;
     }
@@ -56,13 +65,14 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
     let found = directory.each_event(|events| {
         for row in events {
             let TraceEvent { event, .. } = row;
+            let loss = LossSpan::from_event(event);
+            loss_spans.extend(loss.filter(|span| is_inside(span, &info)));
             if event.end > info.end_ns || event.end < info.start_ns {
                 later_stalls += u64::from(event.end > info.end_ns && row.stall().is_some());
                 continue;
             }
             recorder.record_event(event);
             stalls.extend(row.stall());
-            loss_spans.extend(LossSpan::from_event(event));
             // A trace that lost its beginning repeats the floors in force.
             if let Some(change) = FloorChange::from_event(event)
                 && let Some(floor) = floors.get_mut(change.record.name())
@@ -74,7 +84,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
     })?;
     // What was in damaged batches is a loss of that time.
     for span in &found.lost {
-        if span.start <= info.end_ns && span.end >= info.start_ns {
+        if is_inside(span, &info) {
             info.loss.total = info.loss.total.saturating_add(span.count);
             info.loss.add_of_target(&span.kind, span.count);
             loss_spans.push(span.clone());
@@ -158,7 +168,58 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
         ..summarise(analysis, &nothing, info, ingested.as_ref(), &captured)
     };
     let samples = ingested.map_or(kept, |ingested| ingested.samples);
-    Ok(Recovered { summary, samples })
+    Ok(Recovered { summary, samples, end_ns })
+}
+
+fn is_inside(span: &LossSpan, info: &RunInfo) -> bool {
+    span.start <= info.end_ns && span.end >= info.start_ns
+}
+
+/// Moves the end from the last checkpoint to the last instant up to which the streams are complete by
+/// their own notes, with what was lost until then. A probe that was detached or attached after the
+/// checkpoint is not in its coverage, so that the answer ends there.
+fn extend(directory: &RunDir, info: &mut RunInfo) -> Result<()> {
+    let (mut notes, mut losses) = (Vec::new(), Vec::new());
+    let mut changed = MonoNanos(u64::MAX);
+    let found = directory.each_event(|events| {
+        for TraceEvent { event, .. } in events {
+            notes.extend(StreamComplete::from_event(event));
+            losses.extend(LossSpan::from_event(event));
+            if ProbeChange::is_in(event) && event.end > info.end_ns {
+                changed = changed.min(event.end);
+            }
+        }
+    })?;
+    // Those of one instant are about all streams.
+    let is_there = |note: &StreamComplete| {
+        let rows = kind_name(note.kind).and_then(|kind| found.rows.get(kind));
+        rows.copied().unwrap_or(0) >= note.rows
+    };
+    let complete = notes
+        .chunk_by(|one, other| one.until == other.until)
+        .take_while(|notes| notes.iter().all(is_there))
+        .map(|notes| notes[0].until);
+    let until = complete.fold(info.end_ns, MonoNanos::max).min(changed.max(info.end_ns));
+    if until == info.end_ns {
+        return Ok(());
+    }
+    info.end_ns = until;
+    // run.json has some of them, those up to a moment after the checkpoint.
+    let mut by_kind: BTreeMap<String, u64> = BTreeMap::new();
+    for LossSpan { kind, count, .. } in losses.into_iter().filter(|span| is_inside(span, info)) {
+        let sum = by_kind.entry(kind).or_default();
+        *sum = sum.saturating_add(count);
+    }
+    for (kind, count) in by_kind {
+        let known = info.loss.of_target().get(&kind).copied().unwrap_or(0);
+        let more = count.saturating_sub(known);
+        let is_record = RecordKind::ALL.into_iter().any(|record| record.name() == kind);
+        info.loss.total = info.loss.total.saturating_add(if is_record { more } else { 0 });
+        if more > 0 {
+            info.loss.add_of_target(&kind, more);
+        }
+    }
+    Ok(())
 }
 
 /// What the answer of a run whose observer died comes from, and what it cannot know.

@@ -16,7 +16,7 @@ use super::*;
 use crate::clock::MonoNanos;
 use crate::model::{
     Event, FloorChange, FloorReason, LossScope, LossSecond, ProbeChange, RecordRow, Sample,
-    SamplingChange, TraceRow, field,
+    SamplingChange, StreamComplete, TraceRow, field,
 };
 use crate::output::example;
 use crate::probe;
@@ -100,6 +100,8 @@ fn events(index: u64) -> Vec<Event> {
         SamplingChange { record: RecordKind::Socket, old_one_in: 1, new_one_in: 8 }
             .event(MonoNanos(at)),
         ProbeChange { probe: "mm_syscall", attached: index.is_multiple_of(2) }.event(MonoNanos(at)),
+        StreamComplete { until: MonoNanos(at), kind: index as u16 % 5, rows: u64::MAX }
+            .event(MonoNanos(at)),
     ]
 }
 
