@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Detached, LossSummary, ProbeState};
+use super::{Detached, LossSummary, ProbeState, RelAnchor};
 use crate::clock::{Anchors, MonoNanos};
 
 /// Version of the `run.json` schema.
@@ -182,6 +182,9 @@ pub struct RunInfo {
     /// The files that keep the generator's output: what had been written to each.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub kept: BTreeMap<String, KeptPart>,
+    /// What was seen of COMMAND's processes, where the samples' times count from its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generator: Option<RelAnchor>,
     /// `--samples`, if any.
     pub samples_format: Option<String>,
     /// `--clock-error`, nanoseconds, if any.

@@ -1,7 +1,7 @@
 //! The end of a run: writes everything that was gathered to the run directory, and computes the
 //! answer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
 use observer_ebpf::wire::{Counts, RecordKind, Series};
@@ -10,7 +10,6 @@ use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
 use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse, slowest_requests};
 use crate::error::{Error, Exit, Result};
-use crate::host::network::listened_ports;
 use crate::loadgen::{
     BEFORE_RUN, EARLIER_RECORDING, IngestError, Ingested, OUTSIDE_RUN, RelAnchor, Window,
 };
@@ -24,6 +23,7 @@ use crate::output::trace::TraceEvent;
 use crate::probe::{PROBES, kind_name};
 
 use super::journal::Journal;
+use super::start::ports;
 use serde_json::json;
 
 use super::{Captured, Session};
@@ -71,10 +71,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     if kernel.choice("socket").is_some() {
         last.target_live_sockets = super::watch::count(&kernel.targets());
     }
-    let ports = match options.target.port() {
-        Some(port) => BTreeSet::from([port]),
-        None => listened_ports(&membership.tgids()),
-    };
+    let ports = ports(&options.target, &membership);
     if let Some(generator) = &mut generator {
         generator.end(Some(hurry))?;
     }
@@ -84,6 +81,9 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         processes: kernel.generator_processes(),
         ports,
     };
+    if journal.info.generator.is_some() {
+        journal.info.generator = Some(seen.clone());
+    }
     // From here on nothing is sent, so the counters now show exactly how many records have to be
     // drained.
     kernel.forget_targets();

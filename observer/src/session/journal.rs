@@ -20,6 +20,8 @@ use crate::output::rundir::RunDir;
 
 /// Pause between two clock anchors.
 const ANCHOR_INTERVAL: Duration = Duration::from_secs(1);
+/// Most time between two checkpoints.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Clock anchors kept; then every other one is dropped and they are taken half as often.
 pub(super) const ANCHORS_MAX: usize = 8_192;
 
@@ -64,6 +66,11 @@ impl Journal {
         })
     }
 
+    /// Whether the next tick writes run.json.
+    pub(super) fn is_due(&self) -> bool {
+        self.checked.elapsed() >= self.check_interval
+    }
+
     /// Call it in every iteration of a loop: takes a clock anchor and writes run.json when they are
     /// due.
     pub(super) fn tick(&mut self, kernel: &Kernel, counts: &CaptureCounts) {
@@ -76,7 +83,7 @@ impl Journal {
                 self.anchor_interval *= 2;
             }
         }
-        if self.checked.elapsed() >= self.check_interval {
+        if self.is_due() {
             self.checked = Instant::now();
             let until = counts.written_until_ns.load(Ordering::Relaxed);
             self.info.end_ns = MonoNanos(until.max(self.info.start_ns.0));
@@ -132,10 +139,9 @@ impl Journal {
 /// the disk: checkpoints take half a percent of the time (ten times as much in the first seconds),
 /// and a run that is killed lacks half a minute at most.
 fn checkpoint_pause(took: Duration, is_young: bool) -> Duration {
-    const LONGEST: Duration = Duration::from_secs(30);
     if is_young {
-        (took * 20).clamp(FIRST_TICK, LONGEST)
+        (took * 20).clamp(FIRST_TICK, LONGEST_PAUSE)
     } else {
-        (took * 200).clamp(TICK_INTERVAL, LONGEST)
+        (took * 200).clamp(TICK_INTERVAL, LONGEST_PAUSE)
     }
 }

@@ -341,6 +341,7 @@ impl Session {
             let elapsed = self.started.elapsed();
             let changed = self.cost.tick(&mut self.kernel);
             self.losses.note(changed);
+            self.note_generator();
             self.journal.tick(&self.kernel, self.capture.counts());
             self.hidden.tick(&self.kernel, self.capture.counts());
             self.losses.tick(&self.kernel, &self.capture);
@@ -457,6 +458,7 @@ fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo
         command_exit: None,
         cut_bytes: BTreeMap::new(),
         kept: BTreeMap::new(),
+        generator: None,
         samples_format: None,
         clock_error_ns: None,
         slow_rule: SlowSpec::default().to_string(),

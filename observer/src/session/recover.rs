@@ -13,6 +13,7 @@ use observer_ebpf::wire::RecordKind;
 use super::Captured;
 use super::finish::{judge_input, quality, summarise};
 use super::floor_log::kinds_with_floor;
+use super::journal::LONGEST_PAUSE;
 use crate::aggregate::{CauseRecorder, Snapshot};
 use crate::clock::MonoNanos;
 use crate::correlate::{Evidence, Quality, analyse, slowest_requests};
@@ -264,6 +265,18 @@ fn samples_source(info: &RunInfo) -> Option<(SamplesSpec, &'static str)> {
     Some((spec, name))
 }
 
+/// What was seen of the generator. Its end is not known if the run was killed, but observer had ended
+/// before it would have written run.json again.
+fn generator(info: &RunInfo) -> RelAnchor {
+    let mut seen = info.generator.clone().unwrap_or_default();
+    if seen.spawned.is_some() {
+        let last = info.anchors.0.last().map_or(info.end_ns, |anchor| anchor.monotonic_ns);
+        let latest = last.max(info.end_ns).0.saturating_add(2 * LONGEST_PAUSE.as_nanos() as u64);
+        seen.exited.get_or_insert(MonoNanos(latest));
+    }
+    seen
+}
+
 /// The generator's output as it was kept, read again.
 fn samples(
     directory: &RunDir,
@@ -288,5 +301,5 @@ fn samples(
     }
     // The generator outlived the run, and its later requests were not watched.
     let window = Window { start: info.start_ns, end: info.end_ns };
-    Ok(Some(ingest.finish(&info.anchors, window, &RelAnchor::default())))
+    Ok(Some(ingest.finish(&info.anchors, window, &generator(info))))
 }
