@@ -51,6 +51,14 @@ impl Copy {
         format!("{}\nexit code {code}\n", String::from_utf8(both).expect("UTF-8"))
     }
 
+    /// How many bytes of a file have a checksum: of the generator's output, those at the last checkpoint.
+    fn summed_bytes(&self, path: &Path, bytes: &[u8]) -> usize {
+        let run = fs::read(self.root.path().join("run.json")).expect("run.json");
+        let run: serde_json::Value = serde_json::from_slice(&run).unwrap_or_default();
+        let name = path.file_name().expect("a name").to_string_lossy();
+        run["kept"][&*name]["bytes"].as_u64().map_or(bytes.len(), |bytes| bytes as usize)
+    }
+
     /// Those that a report is made from.
     fn read_files(&self, of: impl Fn(&str) -> bool) -> Vec<&(PathBuf, Vec<u8>)> {
         let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -85,11 +93,12 @@ fn a_damaged_bit_anywhere_is_said_or_changes_nothing() {
     for name in ["sealed", "sealed-killed"] {
         let copy = Copy::of(name);
         let (whole, json) = (copy.report(&[]), copy.report(&["--json"]));
-        let files = copy.read_files(|name| is_stream(name) || name.ends_with(".json"));
+        let is_read =
+            |name: &str| is_stream(name) || name.ends_with(".json") || name == "loadgen.out";
         let (mut equal, mut said) = (0, 0);
-        for (path, bytes) in files {
+        for (path, bytes) in copy.read_files(is_read) {
             for round in 0..40 {
-                let bit = random.random_range(0..bytes.len() * 8);
+                let bit = random.random_range(0..copy.summed_bytes(path, bytes) * 8);
                 let mut damaged = bytes.clone();
                 damaged[bit / 8] ^= 1 << (bit % 8);
                 fs::write(path, damaged).expect("it can be written");
@@ -106,6 +115,45 @@ fn a_damaged_bit_anywhere_is_said_or_changes_nothing() {
         println!("{name}: {said} said, {equal} without effect");
         assert!(said > equal, "most bits matter: {said}, {equal}");
         assert_eq!(copy.report(&[]), whole);
+    }
+}
+
+#[test]
+fn damage_of_the_generators_output_is_said_and_names_no_cause() {
+    for name in ["sealed", "sealed-killed"] {
+        let copy = Copy::of(name);
+        let json = copy.report(&["--json"]);
+        let [(path, bytes)] = copy.read_files(|name| name == "loadgen.out")[..] else {
+            panic!("one file");
+        };
+        let summed = copy.summed_bytes(path, bytes);
+        // A latency of a request that the answer is about becomes another number.
+        let at = (0..summed).rfind(|at| bytes[..*at].ends_with(b"latency_ns\":")).expect("a row");
+        let mut changed = bytes.clone();
+        changed[at] ^= 1;
+        let mut longer = bytes.clone();
+        longer.extend(b"more");
+        let cases = [
+            (Some(changed), "loadgen.out is damaged: it does not match its checksum"),
+            (Some(bytes[..at].to_vec()), " were written to it"),
+            (None, "loadgen.out is missing: the run wrote "),
+            (Some(longer), "loadgen.out is damaged: it does not match its checksum"),
+        ];
+        for (index, (content, said)) in cases.into_iter().enumerate() {
+            match content {
+                Some(content) => fs::write(path, content).expect("it can be written"),
+                None => fs::remove_file(path).expect("it was there"),
+            }
+            let is_killed = name == "sealed-killed";
+            // What comes after the last checkpoint is not known.
+            let is_known = !is_killed || index < 3;
+            let report = in_a_line(&copy.report(&[]));
+            assert_eq!(report.contains(said), is_known, "{said}:\n{report}");
+            let answer = copy.report(&["--json"]);
+            assert!(is_killed || answer == json, "it is in a file of its own:\n{answer}");
+            assert_eq!(answer.contains("samples_damaged"), is_killed && is_known, "{answer}");
+            copy.mend();
+        }
     }
 }
 

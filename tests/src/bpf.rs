@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::{Duration, Instant};
 
 use crate::Result;
 
@@ -95,4 +96,21 @@ pub fn pinned() -> BTreeSet<std::path::PathBuf> {
         }
     }
     found
+}
+
+/// Waits until none of the objects is there any more: the kernel frees them with a delay.
+///
+/// # Panics
+/// When one of them stays.
+pub fn assert_gone(objects: &BTreeSet<Object>) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let all = all().unwrap_or_else(|error| panic!("{error}"));
+        let left: Vec<&Object> = all.intersection(objects).collect();
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "left behind: {left:?} of {objects:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }

@@ -7,10 +7,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use observer::clock::MonoNanos;
 use observer::error::Exit;
-use observer::model::{Outcome, Reason, Summary, Value as Field};
+use observer::model::{Event, Outcome, Reason, RunInfo, StreamComplete, Summary, Value as Field};
 use observer::output::rundir::RunDir;
-use observer_tests::bpf::{self, Object};
+use observer_tests::bpf::{self, Object, assert_gone};
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::command::{Finished, run};
 use observer_tests::daemon::Daemon;
@@ -58,7 +59,7 @@ fn a_drain_that_stood_still_is_counted_and_the_run_goes_on() {
     let written = || fs::metadata(watch.run.join("fault.arrows")).map_or(0, |file| file.len());
     let before = written();
     watch.process.signal(Signal::CONT);
-    let resumed = observer::clock::MonoNanos::now();
+    let resumed = MonoNanos::now();
     // On a busy host it takes a moment until the drain runs again and makes room in the ring.
     let deadline = Instant::now() + TIMEOUT;
     while written() == before {
@@ -123,20 +124,6 @@ fn a_run_that_lost_records_gives_no_verdict() {
     let lost = |reason: &Reason| ["records_lost", "seconds_left_out"].contains(&&*reason.code);
     assert!(summary.verdict.reasons.iter().any(lost), "{:?}", summary.verdict);
     assert!(summary.verdict.top_cause.is_none() && summary.causes.iter().all(|cause| !cause.named));
-}
-
-/// Waits until none of the objects is there any more: the kernel frees them with a delay.
-fn assert_gone(objects: &std::collections::BTreeSet<Object>) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        let left: Vec<Object> =
-            bpf::all().expect("the kernel lists them").intersection(objects).copied().collect();
-        if left.is_empty() {
-            return;
-        }
-        assert!(Instant::now() < deadline, "left behind: {left:?} of {objects:?}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
 }
 
 /// Stops a process, so that its objects can be listed, and kills it.
@@ -213,6 +200,15 @@ fn observer_report(out: &Path) -> Finished {
     finished
 }
 
+/// The answer of a killed run is about so many nanoseconds.
+#[track_caller]
+fn assert_seconds(summary: &Summary, length_ns: u64) {
+    let recovered = summary.verdict.reasons.iter().find(|reason| reason.code == "recovered");
+    let seconds = &recovered.expect("it was recovered").evidence["seconds"];
+    let found_ns = seconds.as_f64().map(|seconds| (seconds * 1e9).round() as u64);
+    assert_eq!(found_ns, Some(length_ns), "{:?}", summary.verdict);
+}
+
 #[test]
 fn the_trace_of_a_killed_run_is_readable_to_the_last_batch_and_answers() {
     let Some(_guard) = privileged::ready("trace of a killed run") else { return };
@@ -247,6 +243,18 @@ fn the_trace_of_a_killed_run_is_readable_to_the_last_batch_and_answers() {
     assert!(summary.samples.skipped.contains_key("outside_run"), "{:?}", summary.samples.skipped);
     let spoilt = |reason: &Reason| reason.code == "samples_skipped";
     assert!(!summary.verdict.reasons.iter().any(spoilt), "{:?}", summary.verdict);
+    // The streams say how far they are complete, however old run.json is.
+    let note = |event: &Event| Some((event.end, StreamComplete::from_event(event)?));
+    let notes = events.rows.iter().filter_map(note);
+    let (noted, last) = notes.max_by_key(|(_, note)| note.until).expect("a note");
+    println!("complete {} ns before it was noted", noted.since(last.until));
+    assert_seconds(&summary, last.until.max(info.end_ns).since(info.start_ns));
+    let end_ns = MonoNanos(info.start_ns.0 + 1_000_000_000);
+    run.write_run(&RunInfo { end_ns, ..info.clone() }).expect("run.json");
+    let finished = self::observer(&["report", text(&out), "--json"]);
+    let again: Summary = serde_json::from_str(&finished.stdout).expect("an answer");
+    assert_seconds(&again, last.until.since(info.start_ns));
+    run.write_run(&info).expect("run.json");
     let report = observer_report(&out).stdout.to_lowercase();
     assert!(report.contains(&summary.verdict.outcome.name().replace('_', " ")), "{report}");
 }
@@ -286,11 +294,16 @@ fn a_run_that_is_killed_at_once_gives_an_answer_from_what_it_wrote() {
         let directory = RunDir::open(&out).expect("a run");
         let mut info = directory.read_run().expect("run.json");
         let unknown = info.end_ns == info.start_ns;
-        assert!(told("recovered") && told("trace_incomplete") == unknown, "{:?}", summary.verdict);
+        assert!(told("recovered"), "{:?}", summary.verdict);
+        assert!(unknown || !told("trace_incomplete"), "{:?}", summary.verdict);
         let report = observer_report(&out).stdout;
         assert!(report.contains("The run did not end normally"), "{report}");
-        // Without any checkpoint the answer is about everything that was written.
+        // Without any checkpoint, and without a note in the trace, the answer is about everything that
+        // was written.
         info.end_ns = info.start_ns;
+        info.streams.clear();
+        // There is none in the first moment.
+        let _ = fs::remove_file(out.join("complete.arrows"));
         directory.write_run(&info).expect("run.json");
         let finished = self::observer(&["report", text(&out), "--json"]);
         let summary: Summary = serde_json::from_str(&finished.stdout).expect("an answer");

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use observer::clock::MonoNanos;
-use observer::model::{Cause, EndReason};
+use observer::model::{Cause, EndReason, RunInfo, Summary};
 use observer::output::rundir::RunDir;
 use observer_tests::http;
 use observer_tests::privileged;
@@ -220,5 +220,59 @@ fn hey_is_placed_behind_any_wrapper() {
         // The wrapper took so long before it started the generator.
         let before = received[0] as i64 - info.start_ns.0 as i64;
         assert!(may_be_open || error < before / 4, "{what}: {error} ns of {before}");
+    }
+}
+
+/// hey had printed its recording when the run was killed: where its requests lie, by the service's own
+/// log.
+#[test]
+fn hey_is_placed_in_a_run_that_was_killed() {
+    let Some(_guard) = privileged::ready("hey in a killed run") else { return };
+    let directory = trial::directory();
+    let service = Service::start();
+    let out = directory.path().join("run");
+    let url = format!("http://127.0.0.1:{}/load", service.port);
+    let script = format!("sleep 1; hey -n 30 -c 2 -q 15 -o csv {url}; sleep 60");
+    let mut command = Command::new(trial::programs().observer);
+    command.args(["run", "--budget", "none", "--port", &service.port.to_string()]);
+    command.args(["--samples", "hey", "--out"]).arg(&out).args(["--", "bash", "-c", &script]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
+    // A checkpoint after its end.
+    let checkpoint = || -> Option<RunInfo> {
+        let info = RunDir::open(&out).and_then(|run| run.read_run()).ok()?;
+        let all = info.generator.as_ref()?.processes.as_ref()?;
+        let hey = all.processes.iter().find(|process| process.comm == "hey")?;
+        hey.ended.is_some_and(|ended| ended < info.end_ns).then_some(info)
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let info = loop {
+        if let Some(info) = checkpoint() {
+            break info;
+        }
+        assert!(Instant::now() < deadline, "hey ends");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    observer.signal(Signal::KILL);
+    observer.wait(Duration::from_secs(60)).expect("it is gone");
+    let mut report = Command::new(trial::programs().observer);
+    report.arg("report").arg(&out).arg("--json");
+    let finished = observer_tests::command::run(&mut report, Duration::from_secs(60))
+        .unwrap_or_else(|error| panic!("{error}"));
+    finished.assert_code(0);
+    let summary: Summary = serde_json::from_str(&finished.stdout).expect("an answer");
+    let received = service.take();
+    let verdict = &summary.verdict;
+    assert_eq!((summary.samples.count, received.len()), (30, 30), "{verdict:?}");
+    let error = summary.samples.clock_error_ns;
+    let before = received[0] - info.start_ns.0;
+    assert!(error < before / 4, "{error} ns of {before}: {verdict:?}");
+    // Each request was received between its begin and its end, which hey rounds to 0.1 ms each.
+    let error = error + 200_000;
+    assert_eq!(summary.slowest_requests.len(), 10);
+    for request in &summary.slowest_requests {
+        let (begin, end) = (request.begin_ns.0 - error, request.end_ns.0 + error);
+        let is_there = received.iter().any(|at| (begin..=end).contains(at));
+        assert!(is_there, "{begin}..{end}: {received:?}");
     }
 }

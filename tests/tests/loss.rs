@@ -2,23 +2,30 @@
 //! exactly, and the distributions stay complete.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use observer::clock::MonoNanos;
 use observer::model::{
-    Event, FloorChange, LossScope, LossSecond, RecordSummary, Summary, loss_name,
+    Event, FloorChange, LossScope, LossSecond, RecordSummary, SlowSpec, Summary, loss_name,
 };
 use observer::output::rundir::RunDir;
+use observer::session::recover;
 use observer_ebpf::wire::SOCKET_SLOTS;
+use observer_tests::http;
 use observer_tests::kernel_counters::{self, Faults};
 use observer_tests::privileged;
-use observer_tests::process::Placement;
+use observer_tests::process::{Placement, Service};
 use observer_tests::results::{Held, case_held};
 use observer_tests::trial::{
     self, FLOODED, Trial, directory, nudge, run_delay_ns, scaled_text, settle, watched,
 };
+use observer_tests::watch::Watch;
 use rustix::process::Signal;
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// The kernel's counters of a process.
 #[derive(Debug)]
@@ -257,4 +264,88 @@ fn what_other_processes_lose_is_not_the_targets_loss() {
     for work in others.into_iter().chain([work]) {
         work.end().expect("it ends");
     }
+}
+
+/// Two observers watch the same service. One is killed: up to where its answer ends, it wrote whatever
+/// the other one saw.
+#[test]
+fn nothing_is_missing_up_to_the_end_of_the_answer_of_a_killed_run() {
+    let Some(_guard) = privileged::ready("end of a killed run") else { return };
+    let data = directory();
+    let file = data.path().join("file");
+    let file = ["--file", file.to_str().expect("UTF-8"), "--slice-kib", "64"];
+    let small = ["--data-mib", "1", "--index-mib", "1", "--index-mappings", "1"];
+    let arguments: Vec<&OsStr> = file.iter().chain(&small).map(OsStr::new).collect();
+    let programs = trial::programs();
+    let service = Service::start(&programs.service, &arguments, Placement::default());
+    let service = service.unwrap_or_else(|error| panic!("{error}"));
+    let pid = service.process.id().to_string();
+    let target = ["--pid", &pid, "--floor", "fault=0ns", "--floor", "runqueue=0ns"];
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                for path in ["/read", "/cpu?us=100"] {
+                    let _ = http::get(service.port, path, "");
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        let _over = Over(&is_over);
+        // Before and after the time in which the trace is written often.
+        for killed_after in [700, 1_900, 5_300] {
+            let (first, second) = (directory(), directory());
+            let start = |directory: &TempDir| {
+                let watch = Watch::start(&programs, &target, directory.path());
+                watch.unwrap_or_else(|error| panic!("{error}"))
+            };
+            let (mut killed, whole) = (start(&first), start(&second));
+            std::thread::sleep(Duration::from_millis(killed_after));
+            killed.process.signal(Signal::KILL);
+            killed.process.wait(Duration::from_secs(60)).expect("it is gone");
+            let (_, info) = whole.finish().unwrap_or_else(|error| panic!("{error}"));
+            compare(&killed.run, &second.path().join("run"), info.start_ns);
+        }
+    });
+}
+
+/// Raises the flag at the end of a scope, whatever ends it.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Compares the stalls from this instant on.
+fn compare(killed: &Path, whole: &Path, start: MonoNanos) {
+    let directory = RunDir::open(killed).expect("a run");
+    let info = directory.read_run().expect("run.json");
+    let end = recover(&directory, &info, SlowSpec::default()).expect("an answer").end_ns;
+    let stalls = |path: &Path| {
+        let events = RunDir::open(path).and_then(|run| run.read_events()).expect("readable");
+        let mut by_thread: BTreeMap<_, Vec<Event>> = BTreeMap::new();
+        for event in events.expect("a trace").rows {
+            if ["fault", "runqueue"].contains(&event.name()) {
+                by_thread.entry((event.name(), event.tid)).or_default().push(event);
+            }
+        }
+        by_thread
+    };
+    let (killed, whole) = (stalls(killed), stalls(whole));
+    // Each observer reads the clock itself, so that the times of a stall are almost the same.
+    let is_same = |one: &Event, other: &Event| one.end.0.abs_diff(other.end.0) < 10_000_000;
+    let mut count = 0;
+    for (thread, stalls) in &whole {
+        let written = killed.get(thread).map_or(&[][..], Vec::as_slice);
+        for stall in stalls.iter().filter(|stall| stall.start() > start && stall.end < end) {
+            let found = written.iter().any(|other| is_same(stall, other));
+            assert!(found, "{stall:?} {thread:?} ended {} ns before {end:?}", end.since(stall.end));
+            count += 1;
+        }
+    }
+    let later = killed.values().flatten().filter(|stall| stall.end > end).count();
+    println!("{count} stalls until the end, {later} after it");
+    assert!(count > 50, "{count}");
 }

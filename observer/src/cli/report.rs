@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::duration::parse_slow;
 use super::print_styled;
 use crate::error::{Error, Exit, Result};
-use crate::model::{Summary, files};
+use crate::model::{RunInfo, Summary, files};
 use crate::output::answer::Answer;
 use crate::output::rundir::{RunDir, create_private_file};
 use crate::output::{html, terminal};
@@ -83,7 +83,8 @@ fn answer(directory: &RunDir, all: bool) -> Result<(Summary, Option<Answer>)> {
     }
     let run = directory.read_run()?;
     let slow = parse_slow(&run.slow_rule).unwrap_or_default();
-    let Recovered { summary, samples } = recover(directory, &run, slow)?;
+    let Recovered { summary, samples, end_ns } = recover(directory, &run, slow)?;
+    let run = RunInfo { end_ns, ..run };
     let answer = all.then(|| Answer::recovered(directory, run, Some(summary.clone()), samples));
     Ok((summary, answer))
 }

@@ -34,18 +34,28 @@ impl MappedWords {
     /// # Errors
     /// As for [`MappedWords::new`].
     pub(super) fn part(fd: impl AsFd, from_bytes: usize, used: usize) -> std::io::Result<Self> {
+        Self::map(fd, from_bytes, used, ProtFlags::READ | ProtFlags::WRITE)
+    }
+
+    /// Maps `used` bytes that must not be written.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn read_only(fd: impl AsFd, used: usize) -> std::io::Result<Self> {
+        Self::map(fd, 0, used, ProtFlags::READ)
+    }
+
+    fn map(
+        fd: impl AsFd,
+        from_bytes: usize,
+        used: usize,
+        access: ProtFlags,
+    ) -> std::io::Result<Self> {
         let page = rustix::param::page_size();
         let bytes = used.div_ceil(page) * page;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let address = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                fd,
-                from_bytes as u64,
-            )
+            mmap(std::ptr::null_mut(), bytes, access, MapFlags::SHARED, fd, from_bytes as u64)
         }?;
         let words = NonNull::new(address.cast()).ok_or(std::io::ErrorKind::OutOfMemory)?;
         Ok(Self { words, length: used / 8, bytes })

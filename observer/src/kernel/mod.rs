@@ -216,6 +216,8 @@ impl Kernel {
         let calls_at = attach::descriptor_calls_at(choices.get("socket"), &states);
         config.set(DESCRIPTOR_CALLS_AT, calls_at as u64);
         config.set(OBSERVER_TGID, u64::from(std::process::id()));
+        let ring = Ring::new(ring, Arc::clone(&config), messages)
+            .map_err(|error| LoadError::map("RING", &error))?;
         Ok(Self {
             links,
             uprobes: uprobe::Uprobes::new(uprobe_calls),
@@ -231,7 +233,7 @@ impl Kernel {
             cgroups: cgroup_rows,
             cgroup_member_missing: offsets.have(&[Members::Cgroup]).err(),
             targets: Arc::new(targets),
-            ring: Some(Ring::new(ring, Arc::clone(&config), messages)),
+            ring: Some(ring),
             config,
             counts,
             generator,

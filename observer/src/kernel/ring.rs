@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
 use rustix::event::epoll;
+use rustix::param::page_size;
 use rustix::time::Timespec;
 
 use super::mapped::MappedWords;
@@ -19,16 +20,21 @@ pub struct Ring {
     /// at once whenever the ring holds anything, which under load is always.
     wakeups: Option<OwnedFd>,
     config: Arc<MappedWords>,
+    /// The pages in front of the records: how far they were taken, and how far they were made.
+    positions: MappedWords,
     /// What the programs log, if they do.
     messages: Option<Messages>,
 }
 
 impl Ring {
+    /// # Errors
+    /// When the kernel does not show its positions.
     pub(super) fn new(
         ring: RingBuf<MapData>,
         config: Arc<MappedWords>,
         messages: Option<Messages>,
-    ) -> Self {
+    ) -> std::io::Result<Self> {
+        let positions = MappedWords::read_only(&ring, 2 * page_size())?;
         let edges = || {
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
             let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
@@ -36,7 +42,20 @@ impl Ring {
             Ok::<_, rustix::io::Errno>(epoll)
         };
         let wakeups = edges().ok();
-        Self { ring, wakeups, config, messages }
+        Ok(Self { ring, wakeups, config, positions, messages })
+    }
+
+    /// Where the next record will be made.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.positions.get(page_size() / 8)
+    }
+
+    /// Whether all records in front of this place were taken. One that is still being written keeps
+    /// back those behind it.
+    #[must_use]
+    pub fn is_drained_to(&self, place: u64) -> bool {
+        self.positions.get(0) >= place
     }
 
     /// Passes up to `limit` records to `sink`, in place in the ring, and returns their number. Also

@@ -1,11 +1,11 @@
 //! Puts a generator's times on the kernel's clock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::zero::relative_zero;
 use super::{ClockKind, IngestError, RawRow, Sink};
 use crate::clock::{Anchors, MonoNanos, WallNanos, namespace_offset_ns};
-use crate::model::{GeneratorProcesses, Sample};
+use crate::model::{RelAnchor, Sample};
 
 /// The part of the monotonic clock in which every probe was attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,20 +14,6 @@ pub struct Window {
     pub start: MonoNanos,
     /// Last instant.
     pub end: MonoNanos,
-}
-
-/// What observer saw of the generator from outside. Generators whose times count from an unknown zero
-/// need it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RelAnchor {
-    /// Just before COMMAND was spawned; `None` without COMMAND.
-    pub spawned: Option<MonoNanos>,
-    /// When nothing of COMMAND was left.
-    pub exited: Option<MonoNanos>,
-    /// What it started; `None` when that was too much to follow.
-    pub processes: Option<GeneratorProcesses>,
-    /// The ports of the target, where they are known.
-    pub ports: BTreeSet<u16>,
 }
 
 /// How far the wall clock of the generator may be from that of the host under test.

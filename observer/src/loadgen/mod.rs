@@ -32,14 +32,14 @@ mod zero_tests;
 
 use std::collections::BTreeMap;
 
-pub use align::{
-    Alignment, BEFORE_RUN, ClockError, EARLIER_RECORDING, OUTSIDE_RUN, RelAnchor, Window,
-};
+pub use align::{Alignment, BEFORE_RUN, ClockError, EARLIER_RECORDING, OUTSIDE_RUN, Window};
 pub use error::IngestError;
 pub use framing::{Framing, MAX_RECORD_BYTES};
 pub use ingest::{Ingest, Ingested, Live, MAX_SAMPLES};
 pub use source::{MOST_BYTES, SamplesFile};
 pub use spec::{SamplesSource, SamplesSpec};
+
+pub use crate::model::RelAnchor;
 
 /// Every adapter, in the order in which the help lists them.
 pub static ADAPTERS: &[&AdapterInfo] =

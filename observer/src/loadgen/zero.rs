@@ -8,10 +8,9 @@
 
 use std::collections::BTreeSet;
 
-use super::align::RelAnchor;
 use super::{Dial, IngestError, RawRow, Sink};
 use crate::clock::MonoNanos;
-use crate::model::{GeneratorProcess, GeneratorProcesses};
+use crate::model::{GeneratorProcess, GeneratorProcesses, RelAnchor};
 
 /// Where the zero is.
 pub(super) struct Zero {

@@ -347,8 +347,90 @@ impl ProbeChange {
     }
 }
 
+impl ProbeChange {
+    /// Whether an event stands for one.
+    #[must_use]
+    pub const fn is_in(event: &Event) -> bool {
+        event.row().kind == ProbeRecord::KIND
+    }
+}
+
+/// Up to when a stream is complete. Those of all streams are written together, behind what they are
+/// about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamComplete {
+    /// Everything that ended before this instant is there, and what was lost before it.
+    pub until: MonoNanos,
+    /// The kind of its events.
+    pub kind: u16,
+    /// Rows that it has at least.
+    pub rows: u64,
+}
+
+/// [`StreamComplete`] as a record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+struct CompleteRecord {
+    header: Header,
+    until_ns: u64,
+    rows: u64,
+    stream: u32,
+    reserved: u32,
+}
+
+impl Record for CompleteRecord {
+    // The largest: its stream is flushed last.
+    const KIND: u16 = OWN_KINDS + 4;
+}
+
+fn stream_name(number: u32) -> Option<&'static str> {
+    let own = OWN_RECORDS.iter().find(|row| u32::from(row.kind) == number);
+    record_name(number).or(own.map(|row| row.name))
+}
+
+static COMPLETE: RecordRow = RecordRow::new::<CompleteRecord>(
+    "complete",
+    "observer noted up to when a stream is complete. The answer of a killed run is about that time.",
+    &[
+        field!(
+            CompleteRecord.until_ns,
+            "until_ns",
+            "what ended before this instant is in the stream, if it was not lost; losses are known"
+        ),
+        field!(
+            CompleteRecord.stream,
+            "stream",
+            "the stream, by the kind of its events",
+            stream_name
+        ),
+        field!(CompleteRecord.rows, "rows", "rows that the stream has at least"),
+    ],
+);
+
+impl StreamComplete {
+    /// The kind of these notes.
+    pub const KIND: u16 = CompleteRecord::KIND;
+
+    /// The note as an event.
+    #[must_use]
+    pub fn event(&self, at: MonoNanos) -> Event {
+        let Self { until, kind, rows } = *self;
+        let header = header(at, 0, Self::KIND);
+        let stream = kind.into();
+        let until_ns = until.0;
+        own_event(&COMPLETE, &CompleteRecord { header, until_ns, rows, stream, reserved: 0 })
+    }
+
+    /// The note an event stands for.
+    #[must_use]
+    pub fn from_event(event: &Event) -> Option<Self> {
+        let CompleteRecord { until_ns, rows, stream, .. } = event.record()?;
+        Some(Self { until: MonoNanos(until_ns), kind: u16::try_from(stream).ok()?, rows })
+    }
+}
+
 /// The kinds of observer's own records.
-pub static OWN_RECORDS: [&RecordRow; 4] = [&FLOOR, &LOSS, &SAMPLING, &PROBE];
+pub static OWN_RECORDS: [&RecordRow; 5] = [&FLOOR, &LOSS, &SAMPLING, &PROBE, &COMPLETE];
 
 const fn header(at: MonoNanos, duration_ns: u64, kind: u16) -> Header {
     Header { end_ns: at.0, duration_ns, tid: 0, tgid: 0, kind, flags: 0, cpu: 0 }
@@ -382,8 +464,12 @@ mod tests {
         }
         let change = SamplingChange { record: RecordKind::Socket, old_one_in: 1, new_one_in: 4 };
         assert_eq!(SamplingChange::from_event(&change.event(at)), Some(change));
+        let complete = StreamComplete { until: since, kind: StreamComplete::KIND, rows: 9 };
+        assert_eq!(StreamComplete::from_event(&complete.event(at)), Some(complete));
+        assert!(OWN_RECORDS.iter().all(|row| row.kind <= StreamComplete::KIND), "flushed last");
         let event = ProbeChange { probe: "mm_syscall", attached: true }.event(at);
         assert_eq!((event.name(), event.end), ("probe", at));
+        assert!(ProbeChange::is_in(&event) && !ProbeChange::is_in(&complete.event(at)));
         assert_eq!(event.value("probe"), Some(Value::Text("mm_syscall".into())));
         assert_eq!(event.value("change"), Some(Value::Text("attached".into())));
     }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Detached, LossSummary, ProbeState};
+use super::{Detached, LossSummary, ProbeState, RelAnchor};
 use crate::clock::{Anchors, MonoNanos};
 
 /// Version of the `run.json` schema.
@@ -65,6 +65,23 @@ pub enum EndReason {
     /// What a newer version of observer wrote, which this one does not know.
     #[serde(other)]
     Unknown,
+}
+
+/// The first bytes of a file, as they were written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptPart {
+    /// How many.
+    pub bytes: u64,
+    /// Their CRC-32, eight hexadecimal digits.
+    pub crc32: String,
+}
+
+impl KeptPart {
+    /// So many bytes, with their checksum.
+    #[must_use]
+    pub fn new(bytes: u64, sum: crc32fast::Hasher) -> Self {
+        Self { bytes, crc32: format!("{:08x}", sum.finalize()) }
+    }
 }
 
 /// Whose a process is.
@@ -162,6 +179,12 @@ pub struct RunInfo {
     /// not here.
     #[serde(default)]
     pub cut_bytes: BTreeMap<String, u64>,
+    /// The files that keep the generator's output: what had been written to each.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kept: BTreeMap<String, KeptPart>,
+    /// What was seen of COMMAND's processes, where the samples' times count from its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generator: Option<RelAnchor>,
     /// `--samples`, if any.
     pub samples_format: Option<String>,
     /// `--clock-error`, nanoseconds, if any.

@@ -174,6 +174,8 @@ impl Answer {
             };
         });
         answer.notes.extend(directory.doubts());
+        let kept = directory.kept_damage(&answer.run).into_iter();
+        answer.notes.extend(kept.map(|(_, damage)| damage));
         answer.notes.extend(events_notes.into_inner());
         answer.notes.extend(samples_notes);
         answer

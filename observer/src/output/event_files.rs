@@ -145,7 +145,7 @@ impl EventWriter {
         Ok(Stream { writer, name, row, rows: 0 })
     }
 
-    /// Puts everything appended so far into the files. `true` when a new segment begins.
+    /// Puts everything appended so far into the files, in the order of the kinds. `true` when a new segment begins.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -191,6 +191,12 @@ impl EventWriter {
             segment.names.iter().cloned().zip(segment.rows.iter().map(|(_, rows)| *rows))
         });
         open.chain(closed).collect()
+    }
+
+    /// Rows so far, by kind.
+    #[must_use]
+    pub const fn rows(&self) -> &BTreeMap<u16, u64> {
+        &self.rows
     }
 
     /// What was removed so far.
@@ -293,6 +299,13 @@ impl EventsRead {
 #[must_use]
 pub fn damage_note(name: &str, damage: &Damage) -> String {
     let mut text = format!("{name} is damaged");
+    if damage.columns {
+        text += ": the description of its columns, which was read from a copy";
+        if *damage == (Damage { columns: true, ..Damage::default() }) {
+            return text + ", and all batches were read";
+        }
+        text += ", and more";
+    }
     if let Some(first) = damage.first {
         text += &format!(": {} of its batches", crate::text::count(damage.batches));
         text += if damage.batches == 1 { " does" } else { " do" };

@@ -60,6 +60,24 @@ fn a_damaged_stream_costs_its_rest_and_not_the_run() {
 }
 
 #[test]
+fn a_stream_whose_columns_are_damaged_is_read_and_said() {
+    let (_root, directory) = directory();
+    let mut events = example::events();
+    write(&directory, &events);
+    let path = directory.path().join("reclaim.arrows");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[100..600].fill(0);
+    std::fs::write(&path, bytes).unwrap();
+    let loaded = directory.read_events().unwrap().unwrap();
+    events.sort_by_key(|event| event.end);
+    assert_eq!(loaded.rows, events);
+    assert_eq!((loaded.truncated, loaded.found.missing()), (false, None));
+    let said = "reclaim.arrows is damaged: the description of its columns, which was read from a \
+                copy, and all batches were read";
+    assert_eq!(loaded.found.notes(), [said]);
+}
+
+#[test]
 fn a_link_in_the_place_of_a_stream_is_not_followed() {
     let (root, directory) = directory();
     let aim = root.path().join("aim");

@@ -50,6 +50,25 @@ pub(crate) fn run() -> RunInfo {
         command_user: None,
         command_exit: Some(0),
         cut_bytes: BTreeMap::new(),
+        kept: BTreeMap::from([(
+            files::LOADGEN_ERR.into(),
+            KeptPart::new(0, crc32fast::Hasher::new()),
+        )]),
+        generator: Some(RelAnchor {
+            spawned: Some(MonoNanos(START)),
+            exited: None,
+            processes: Some(GeneratorProcesses {
+                processes: vec![GeneratorProcess {
+                    tgid: 200,
+                    comm: "hey".into(),
+                    began: Some(MonoNanos(START + MS)),
+                    connects: vec![(MonoNanos(START + 2 * MS), 80)],
+                    ..GeneratorProcess::default()
+                }],
+                connects_known: true,
+            }),
+            ports: [80].into(),
+        }),
         samples_format: Some("observer".into()),
         clock_error_ns: None,
         slow_rule: "p99".into(),

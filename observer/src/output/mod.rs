@@ -9,6 +9,7 @@ pub(crate) mod example;
 pub mod html;
 pub mod http;
 mod json_seal;
+mod kept_files;
 pub mod openmetrics;
 pub mod rundir;
 pub mod terminal;

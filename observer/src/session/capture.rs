@@ -111,9 +111,12 @@ impl Capture {
     ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let (sender, receiver) = sync_channel(BATCHES);
-        let keep = std::thread::Builder::new()
-            .name("observer-keep".into())
-            .spawn(move || keep(&receiver, sinks))?;
+        let keep = {
+            let counts = Arc::clone(&counts);
+            std::thread::Builder::new()
+                .name("observer-keep".into())
+                .spawn(move || keep(&receiver, sinks, &counts))?
+        };
         let notes = sender.clone();
         let drain = {
             let stop = Arc::clone(&stop);
@@ -180,7 +183,11 @@ impl Capture {
     }
 }
 
-fn keep(receiver: &Receiver<Vec<Event>>, mut sinks: Vec<Box<dyn Sink>>) -> Captured {
+fn keep(
+    receiver: &Receiver<Vec<Event>>,
+    mut sinks: Vec<Box<dyn Sink>>,
+    counts: &CaptureCounts,
+) -> Captured {
     let begun = Instant::now();
     let (mut ticked, mut pause) = (begun, FIRST_TICK);
     loop {
@@ -189,14 +196,20 @@ fn keep(receiver: &Receiver<Vec<Event>>, mut sinks: Vec<Box<dyn Sink>>) -> Captu
             Err(RecvTimeoutError::Timeout) => Vec::new(),
             Err(RecvTimeoutError::Disconnected) => break,
         };
-        for sink in &mut sinks {
-            batch.iter().for_each(|event| sink.event(event));
-        }
+        let mut pass = |batch: Vec<Event>| {
+            for sink in &mut sinks {
+                batch.iter().for_each(|event| sink.event(event));
+            }
+        };
+        pass(batch);
         if ticked.elapsed() >= pause {
             ticked = Instant::now();
             pause = if begun.elapsed() < FIRST_TIME { FIRST_TICK } else { TICK_INTERVAL };
+            // What was handed over by now is among these: the channel holds no more.
+            let reach = counts.reach();
+            receiver.try_iter().take(BATCHES).for_each(&mut pass);
             let now = MonoNanos::now();
-            sinks.iter_mut().for_each(|sink| sink.tick(now));
+            sinks.iter_mut().for_each(|sink| sink.tick(now, reach));
         }
     }
     let mut captured = Captured::default();

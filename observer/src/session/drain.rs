@@ -28,6 +28,9 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(480);
 const LITTLE_PART: usize = 64;
 /// Events handed over at once.
 pub(super) const BATCH_EVENTS: usize = 8_192;
+/// A stall's record has its place in the ring this long after it ended, at the latest: a program that
+/// is preempted between reading the clock and making the record takes longer than usual.
+const RECORD_TIME_NS: u64 = 10_000_000;
 /// Bytes that a record takes in the ring besides its own (`BPF_RINGBUF_HDR_SZ`).
 const RECORD_HEADER_BYTES: usize = 8;
 
@@ -42,6 +45,10 @@ pub struct CaptureCounts {
     pub floor_changes: [AtomicU64; KIND_SLOTS],
     /// Times the drain thread went to sleep and woke up again.
     pub wakeups: AtomicU64,
+    /// Everything that ended before this instant was handed over by the drain.
+    pub drained_until_ns: AtomicU64,
+    /// What was lost before this instant was handed over, too, as events.
+    pub losses_until_ns: AtomicU64,
     /// Everything that ended before this instant is in the trace file.
     pub written_until_ns: AtomicU64,
     /// Rows by stream of the trace, as of the last time that all of them were written.
@@ -64,7 +71,27 @@ pub struct CaptureCounts {
     pub removed_until_ns: AtomicU64,
 }
 
+/// How far what was handed over is complete.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reach {
+    /// Everything that ended before this instant.
+    pub(super) events: MonoNanos,
+    /// What was lost before this instant.
+    pub(super) losses: MonoNanos,
+}
+
 impl CaptureCounts {
+    /// What was handed over by now, and may still be on its way.
+    pub(super) fn reach(&self) -> Reach {
+        let read = |until_ns: &AtomicU64| MonoNanos(until_ns.load(Ordering::Acquire));
+        Reach { events: read(&self.drained_until_ns), losses: read(&self.losses_until_ns) }
+    }
+
+    /// What was lost before this instant has been handed over.
+    pub(super) fn note_losses_until(&self, until: MonoNanos) {
+        self.losses_until_ns.fetch_max(until.0, Ordering::Release);
+    }
+
     /// Rows by stream of the trace.
     pub(super) fn streams(&self) -> MutexGuard<'_, StreamRows> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
@@ -118,6 +145,20 @@ pub(super) struct Drain {
     lost: u64,
 }
 
+/// A place in the ring, and an instant: records of what ended before it are in front of the place.
+struct Goal {
+    at: MonoNanos,
+    place: u64,
+}
+
+impl Goal {
+    fn new(ring: &Ring) -> Self {
+        // The instant first: what ends later may have its record in front of the place as well.
+        let at = MonoNanos::now();
+        Self { at, place: ring.end() }
+    }
+}
+
 impl Drain {
     pub(super) fn new(
         ring: Ring,
@@ -148,6 +189,7 @@ impl Drain {
     pub(super) fn run(mut self, stop: &AtomicBool) -> Drained {
         let mut pause = DRAIN_INTERVAL;
         let mut is_settling = false;
+        let mut goal = Goal::new(&self.ring);
         loop {
             // Read before draining: what was submitted before the stop is then drained for sure.
             let last = stop.load(Ordering::Relaxed);
@@ -160,6 +202,7 @@ impl Drain {
                 if !batch.is_empty() && self.sender.send(batch).is_err() {
                     return self.drained;
                 }
+                self.note_reach(&mut goal);
                 if self.stepped.elapsed() >= DRAIN_INTERVAL && !last && !self.adapt() {
                     return self.drained;
                 }
@@ -181,6 +224,16 @@ impl Drain {
             is_settling = !self.settling.is_empty();
             self.ring.wait(if is_settling { SETTLED_AFTER } else { pause });
             self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Everything in front of the goal is handed over, but for what is kept back: the next goal.
+    fn note_reach(&self, goal: &mut Goal) {
+        if self.ring.is_drained_to(goal.place) {
+            let until = MonoNanos(goal.at.0.saturating_sub(RECORD_TIME_NS));
+            let until = self.settling.earliest().map_or(until, |kept_back| until.min(kept_back));
+            self.counts.drained_until_ns.fetch_max(until.0, Ordering::Release);
+            *goal = Goal::new(&self.ring);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The end of a run: writes everything that was gathered to the run directory, and computes the
 //! answer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
 use observer_ebpf::wire::{Counts, RecordKind, Series};
@@ -10,7 +10,6 @@ use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
 use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse, slowest_requests};
 use crate::error::{Error, Exit, Result};
-use crate::host::network::listened_ports;
 use crate::loadgen::{
     BEFORE_RUN, EARLIER_RECORDING, IngestError, Ingested, OUTSIDE_RUN, RelAnchor, Window,
 };
@@ -24,6 +23,7 @@ use crate::output::trace::TraceEvent;
 use crate::probe::{PROBES, kind_name};
 
 use super::journal::Journal;
+use super::start::ports;
 use serde_json::json;
 
 use super::{Captured, Session};
@@ -49,7 +49,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     let Session {
         options,
         memory,
-        journal: Journal { directory, mut info, .. },
+        mut journal,
         membership,
         mut kernel,
         capture,
@@ -59,7 +59,6 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         mut generator,
         reader,
         outputs,
-        cut,
         mut cost,
         mut hidden,
         baseline,
@@ -72,10 +71,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     if kernel.choice("socket").is_some() {
         last.target_live_sockets = super::watch::count(&kernel.targets());
     }
-    let ports = match options.target.port() {
-        Some(port) => BTreeSet::from([port]),
-        None => listened_ports(&membership.tgids()),
-    };
+    let ports = ports(&options.target, &membership);
     if let Some(generator) = &mut generator {
         generator.end(Some(hurry))?;
     }
@@ -85,6 +81,9 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         processes: kernel.generator_processes(),
         ports,
     };
+    if journal.info.generator.is_some() {
+        journal.info.generator = Some(seen.clone());
+    }
     // From here on nothing is sent, so the counters now show exactly how many records have to be
     // drained.
     kernel.forget_targets();
@@ -92,25 +91,22 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     losses.finish(&kernel, &capture);
     let mut captured = capture.finish();
     let counts = kernel.counts();
-    info.anchors.0.push(Anchor::take());
+    journal.info.anchors.0.push(Anchor::take());
 
     let mut delta = last.delta(&baseline);
     delta.self_usage.bpf_run_time_ns =
         (delta.self_usage.bpf_run_time_ns as f64 * scale).round() as u64;
     delta.self_usage.bpf_run_count = (delta.self_usage.bpf_run_count as f64 * scale).round() as u64;
-    let window = Window { start: info.start_ns, end };
-    info.coverage.clone_from(&last.coverage);
+    let window = Window { start: journal.info.start_ns, end };
+    journal.info.coverage.clone_from(&last.coverage);
     drop(kernel);
     let ingested = reader.map(|reader| {
         let ingest = reader.finish()?;
-        ingest.finish(&info.anchors, window, &seen)
+        ingest.finish(&journal.info.anchors, window, &seen)
     });
     outputs.into_iter().for_each(super::OutputKeeper::finish);
-    info.cut_bytes = cut
-        .into_iter()
-        .map(|(name, bytes)| (name.to_owned(), bytes.load(std::sync::atomic::Ordering::Relaxed)))
-        .filter(|(_, bytes)| *bytes > 0)
-        .collect();
+    journal.note_kept();
+    let Journal { directory, mut info, .. } = journal;
     info.end_ns = end;
     info.end_reason = reason;
     info.command_exit = generator.as_ref().and_then(super::Generator::exit_code);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Captured;
+use super::drain::Reach;
 use super::sink::Sink;
 use crate::clock::MonoNanos;
 use crate::host::cgroups::{CgroupNames, Cgroups};
@@ -61,7 +62,7 @@ impl Sink for Holders {
         self.fresh.push((id, holder.tid));
     }
 
-    fn tick(&mut self, _now: MonoNanos) {
+    fn tick(&mut self, _now: MonoNanos, _reach: Reach) {
         self.find_fresh();
     }
 

@@ -1,6 +1,8 @@
 //! run.json during a run: the clock anchors, the time up to which the streams are complete, and the
 //! losses until then, so that the files can be read if this process dies.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -12,11 +14,14 @@ use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
 use crate::error::Result;
 use crate::kernel::Kernel;
+use crate::loadgen::kept::Kept;
 use crate::model::{LossSummary, RunInfo};
 use crate::output::rundir::RunDir;
 
 /// Pause between two clock anchors.
 const ANCHOR_INTERVAL: Duration = Duration::from_secs(1);
+/// Most time between two checkpoints.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Clock anchors kept; then every other one is dropped and they are taken half as often.
 pub(super) const ANCHORS_MAX: usize = 8_192;
 
@@ -24,6 +29,8 @@ pub(super) const ANCHORS_MAX: usize = 8_192;
 pub(super) struct Journal {
     pub(super) directory: RunDir,
     pub(super) info: RunInfo,
+    /// The files that keep the generator's output, by name.
+    pub(super) kept: BTreeMap<&'static str, Arc<Kept>>,
     /// Losses as of the start.
     before: Snapshot,
     begun: Instant,
@@ -49,6 +56,7 @@ impl Journal {
         Ok(Self {
             directory,
             info,
+            kept: BTreeMap::new(),
             before: kernel.losses(),
             begun: now,
             anchored: now,
@@ -56,6 +64,11 @@ impl Journal {
             checked: now,
             check_interval: FIRST_TICK,
         })
+    }
+
+    /// Whether the next tick writes run.json.
+    pub(super) fn is_due(&self) -> bool {
+        self.checked.elapsed() >= self.check_interval
     }
 
     /// Call it in every iteration of a loop: takes a clock anchor and writes run.json when they are
@@ -70,12 +83,13 @@ impl Journal {
                 self.anchor_interval *= 2;
             }
         }
-        if self.checked.elapsed() >= self.check_interval {
+        if self.is_due() {
             self.checked = Instant::now();
             let until = counts.written_until_ns.load(Ordering::Relaxed);
             self.info.end_ns = MonoNanos(until.max(self.info.start_ns.0));
             self.info.loss = self.loss(kernel);
             self.note_removed(counts);
+            self.note_kept();
             self.info.streams.clone_from(&counts.streams());
             self.info.coverage = kernel.coverage();
             let beyond_cap = counts.stalls_beyond_cap();
@@ -104,6 +118,17 @@ impl Journal {
         }
     }
 
+    /// What is kept of the generator's output so far, and how much is not.
+    pub(super) fn note_kept(&mut self) {
+        for (name, kept) in &self.kept {
+            self.info.kept.insert((*name).to_owned(), kept.part());
+            match kept.cut() {
+                0 => self.info.cut_bytes.remove(*name),
+                cut => self.info.cut_bytes.insert((*name).to_owned(), cut),
+            };
+        }
+    }
+
     /// What was lost since the start.
     pub(super) fn loss(&self, kernel: &Kernel) -> LossSummary {
         kernel.losses().delta(&self.before).loss_summary()
@@ -114,10 +139,9 @@ impl Journal {
 /// the disk: checkpoints take half a percent of the time (ten times as much in the first seconds),
 /// and a run that is killed lacks half a minute at most.
 fn checkpoint_pause(took: Duration, is_young: bool) -> Duration {
-    const LONGEST: Duration = Duration::from_secs(30);
     if is_young {
-        (took * 20).clamp(FIRST_TICK, LONGEST)
+        (took * 20).clamp(FIRST_TICK, LONGEST_PAUSE)
     } else {
-        (took * 200).clamp(TICK_INTERVAL, LONGEST)
+        (took * 200).clamp(TICK_INTERVAL, LONGEST_PAUSE)
     }
 }

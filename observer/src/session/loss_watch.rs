@@ -7,8 +7,10 @@ use crate::clock::MonoNanos;
 use crate::kernel::Kernel;
 use crate::model::{Event, LossScope, LossSecond, loss_name};
 
-/// Pause between two readings.
+/// Pause between two readings that may become events.
 const INTERVAL_NS: u64 = 1_000_000_000;
+/// Pause between two readings of a run that show whether anything was lost.
+const CHECK_NS: u64 = 200_000_000;
 
 /// Counters of losses by scope, at one reading.
 type Losses = [(LossScope, [u64; LOSS_SLOTS]); 2];
@@ -17,6 +19,9 @@ type Losses = [(LossScope, [u64; LOSS_SLOTS]); 2];
 pub(super) struct LossWatch {
     before: Losses,
     looked: MonoNanos,
+    checked: MonoNanos,
+    /// Pause between two readings.
+    check_ns: u64,
     /// Not taken by the sinks yet.
     pending: Vec<Event>,
 }
@@ -43,7 +48,14 @@ fn grown(before: &Losses, now: &Losses) -> Vec<LossSecond> {
 impl LossWatch {
     /// Earlier losses do not count.
     pub(super) fn new(kernel: &Kernel) -> Self {
-        Self { before: losses(kernel), looked: MonoNanos::now(), pending: Vec::new() }
+        let now = MonoNanos::now();
+        let (before, check_ns, pending) = (losses(kernel), INTERVAL_NS, Vec::new());
+        Self { before, looked: now, checked: now, check_ns, pending }
+    }
+
+    /// Of a run, whose answer should reach as far as possible if it is killed.
+    pub(super) fn of_run(kernel: &Kernel) -> Self {
+        Self { check_ns: CHECK_NS, ..Self::new(kernel) }
     }
 
     /// Something else that observer has to note in the trace.
@@ -53,8 +65,14 @@ impl LossWatch {
 
     /// Call it often.
     pub(super) fn tick(&mut self, kernel: &Kernel, capture: &Capture) {
-        if MonoNanos::now().since(self.looked) >= INTERVAL_NS {
+        let now = MonoNanos::now();
+        if now.since(self.looked) >= INTERVAL_NS {
             self.look(kernel, capture);
+        } else if now.since(self.checked) >= self.check_ns && self.pending.is_empty() {
+            self.checked = now;
+            if losses(kernel) == self.before {
+                capture.counts().note_losses_until(now);
+            }
         }
     }
 
@@ -68,9 +86,12 @@ impl LossWatch {
         let (now, current) = (MonoNanos::now(), losses(kernel));
         let grown = grown(&self.before, &current);
         self.pending.extend(grown.iter().map(|loss| loss.event(now, self.looked)));
-        (self.before, self.looked) = (current, now);
+        (self.before, self.looked, self.checked) = (current, now, now);
         if !self.pending.is_empty() {
             self.pending = capture.note(std::mem::take(&mut self.pending));
+        }
+        if self.pending.is_empty() {
+            capture.counts().note_losses_until(now);
         }
     }
 }

@@ -39,7 +39,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -136,8 +136,6 @@ pub struct Session {
     generator: Option<Generator>,
     reader: Option<SampleReader>,
     outputs: Vec<OutputKeeper>,
-    /// Bytes of the generator's output that were not kept, by file.
-    cut: BTreeMap<&'static str, Arc<AtomicU64>>,
     cost: CostWatch,
     hidden: HiddenWatch,
     baseline: Snapshot,
@@ -222,7 +220,7 @@ impl Session {
                 return Err(unexpected(&error));
             }
         };
-        let losses = LossWatch::new(&kernel);
+        let losses = LossWatch::of_run(&kernel);
         let mut session = Self {
             journal,
             cost: CostWatch::start(options.budget, calibration, &kernel),
@@ -237,7 +235,6 @@ impl Session {
             generator: None,
             reader: None,
             outputs: Vec::new(),
-            cut: BTreeMap::new(),
             hidden,
             baseline,
             started: Instant::now(),
@@ -344,6 +341,7 @@ impl Session {
             let elapsed = self.started.elapsed();
             let changed = self.cost.tick(&mut self.kernel);
             self.losses.note(changed);
+            self.note_generator();
             self.journal.tick(&self.kernel, self.capture.counts());
             self.hidden.tick(&self.kernel, self.capture.counts());
             self.losses.tick(&self.kernel, &self.capture);
@@ -459,6 +457,8 @@ fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo
         command_user: None,
         command_exit: None,
         cut_bytes: BTreeMap::new(),
+        kept: BTreeMap::new(),
+        generator: None,
         samples_format: None,
         clock_error_ns: None,
         slow_rule: SlowSpec::default().to_string(),

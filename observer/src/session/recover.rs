@@ -1,16 +1,19 @@
 //! The answer of a run that did not end normally, computed from the contents of its streams.
 //!
 //! `run.json` is written anew every second or so meanwhile; its `end_ns` is the instant up to which
-//! everything was in the streams, and its loss is that of the same time. Only that part is used. A
-//! run that was killed before its first checkpoint has no such part: everything in its streams is
-//! used then, and no cause is named.
+//! everything was in the streams, and its loss is that of the same time. The streams themselves say
+//! how far they are complete after that. Only that part is used. A run that was killed before both has
+//! no such part: everything in its streams is used then, and no cause is named.
 
 use std::collections::BTreeMap;
 use std::io::Read;
 
+use observer_ebpf::wire::RecordKind;
+
 use super::Captured;
 use super::finish::{judge_input, quality, summarise};
 use super::floor_log::kinds_with_floor;
+use super::journal::LONGEST_PAUSE;
 use crate::aggregate::{CauseRecorder, Snapshot};
 use crate::clock::MonoNanos;
 use crate::correlate::{Evidence, Quality, analyse, slowest_requests};
@@ -19,12 +22,13 @@ use crate::loadgen::{
     ClockError, Ingest, IngestError, Ingested, RelAnchor, SamplesSource, SamplesSpec, Window,
 };
 use crate::model::{
-    EndReason, FloorChange, FloorSummary, LossSpan, Outcome, Reason, RunInfo, Sample, SlowSpec,
-    Summary, files,
+    EndReason, FloorChange, FloorSummary, LossSpan, Outcome, ProbeChange, Reason, RunInfo, Sample,
+    SlowSpec, StreamComplete, Summary, files,
 };
 use crate::output::event_files::damage_note;
 use crate::output::rundir::RunDir;
 use crate::output::trace::TraceEvent;
+use crate::probe::kind_name;
 
 /// What could be worked out.
 pub struct Recovered {
@@ -32,6 +36,8 @@ pub struct Recovered {
     pub summary: Summary,
     /// The requests, on the kernel's clock.
     pub samples: Vec<Sample>,
+    /// Last instant that the answer is about; that of `run.json` where nothing is known to be complete.
+    pub end_ns: MonoNanos,
 }
 
 /// Computes the answer.
@@ -39,8 +45,12 @@ pub struct Recovered {
 /// # Errors
 /// When a stream is there and cannot be read.
 pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Recovered> {
-    let vouched_for = info.end_ns > info.start_ns;
     let mut info = info.clone();
+    if info.end_reason == EndReason::Running {
+        extend(directory, &mut info)?;
+    }
+    let end_ns = info.end_ns;
+    let vouched_for = end_ns > info.start_ns;
     if !vouched_for {
         info.end_ns = last_seen(directory, &info)?;
     }
@@ -56,13 +66,14 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
     let found = directory.each_event(|events| {
         for row in events {
             let TraceEvent { event, .. } = row;
+            let loss = LossSpan::from_event(event);
+            loss_spans.extend(loss.filter(|span| is_inside(span, &info)));
             if event.end > info.end_ns || event.end < info.start_ns {
                 later_stalls += u64::from(event.end > info.end_ns && row.stall().is_some());
                 continue;
             }
             recorder.record_event(event);
             stalls.extend(row.stall());
-            loss_spans.extend(LossSpan::from_event(event));
             // A trace that lost its beginning repeats the floors in force.
             if let Some(change) = FloorChange::from_event(event)
                 && let Some(floor) = floors.get_mut(change.record.name())
@@ -74,7 +85,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
     })?;
     // What was in damaged batches is a loss of that time.
     for span in &found.lost {
-        if span.start <= info.end_ns && span.end >= info.start_ns {
+        if is_inside(span, &info) {
             info.loss.total = info.loss.total.saturating_add(span.count);
             info.loss.add_of_target(&span.kind, span.count);
             loss_spans.push(span.clone());
@@ -122,6 +133,19 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
     }
     let captured = Captured { recorder, stalls_missing: found.missing(), ..Captured::default() };
     judge_input(&mut analysis, ingested.as_ref(), problem.as_ref(), &captured);
+    let source = samples_source(info).map(|(_, name)| name);
+    for (name, damage) in directory.kept_damage(info) {
+        if source == Some(name) {
+            analysis.verdict.outcome = Outcome::Inconclusive;
+            analysis.verdict.top_cause = None;
+            let text = format!(
+                "{damage}. Any request in it may be wrong, and some may be missing, so no cause is \
+                 named."
+            );
+            let reason = Reason::new("samples_damaged", text, serde_json::json!({"file": name}));
+            analysis.verdict.reasons.insert(0, reason);
+        }
+    }
     for (name, damage) in &found.skipped {
         let numbers =
             serde_json::json!({"stream": name, "batches": damage.batches, "rows": damage.rows});
@@ -145,7 +169,58 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
         ..summarise(analysis, &nothing, info, ingested.as_ref(), &captured)
     };
     let samples = ingested.map_or(kept, |ingested| ingested.samples);
-    Ok(Recovered { summary, samples })
+    Ok(Recovered { summary, samples, end_ns })
+}
+
+fn is_inside(span: &LossSpan, info: &RunInfo) -> bool {
+    span.start <= info.end_ns && span.end >= info.start_ns
+}
+
+/// Moves the end from the last checkpoint to the last instant up to which the streams are complete by
+/// their own notes, with what was lost until then. A probe that was detached or attached after the
+/// checkpoint is not in its coverage, so that the answer ends there.
+fn extend(directory: &RunDir, info: &mut RunInfo) -> Result<()> {
+    let (mut notes, mut losses) = (Vec::new(), Vec::new());
+    let mut changed = MonoNanos(u64::MAX);
+    let found = directory.each_event(|events| {
+        for TraceEvent { event, .. } in events {
+            notes.extend(StreamComplete::from_event(event));
+            losses.extend(LossSpan::from_event(event));
+            if ProbeChange::is_in(event) && event.end > info.end_ns {
+                changed = changed.min(event.end);
+            }
+        }
+    })?;
+    // Those of one instant are about all streams.
+    let is_there = |note: &StreamComplete| {
+        let rows = kind_name(note.kind).and_then(|kind| found.rows.get(kind));
+        rows.copied().unwrap_or(0) >= note.rows
+    };
+    let complete = notes
+        .chunk_by(|one, other| one.until == other.until)
+        .take_while(|notes| notes.iter().all(is_there))
+        .map(|notes| notes[0].until);
+    let until = complete.fold(info.end_ns, MonoNanos::max).min(changed.max(info.end_ns));
+    if until == info.end_ns {
+        return Ok(());
+    }
+    info.end_ns = until;
+    // run.json has some of them, those up to a moment after the checkpoint.
+    let mut by_kind: BTreeMap<String, u64> = BTreeMap::new();
+    for LossSpan { kind, count, .. } in losses.into_iter().filter(|span| is_inside(span, info)) {
+        let sum = by_kind.entry(kind).or_default();
+        *sum = sum.saturating_add(count);
+    }
+    for (kind, count) in by_kind {
+        let known = info.loss.of_target().get(&kind).copied().unwrap_or(0);
+        let more = count.saturating_sub(known);
+        let is_record = RecordKind::ALL.into_iter().any(|record| record.name() == kind);
+        info.loss.total = info.loss.total.saturating_add(if is_record { more } else { 0 });
+        if more > 0 {
+            info.loss.add_of_target(&kind, more);
+        }
+    }
+    Ok(())
 }
 
 /// What the answer of a run whose observer died comes from, and what it cannot know.
@@ -180,17 +255,34 @@ fn last_seen(directory: &RunDir, info: &RunInfo) -> Result<MonoNanos> {
     Ok(kept.iter().map(|sample| sample.end).fold(last, MonoNanos::max))
 }
 
+/// Where the samples came from, and the file that keeps them.
+fn samples_source(info: &RunInfo) -> Option<(SamplesSpec, &'static str)> {
+    let spec: SamplesSpec = info.samples_format.as_deref()?.parse().ok()?;
+    let name = match spec.source {
+        SamplesSource::Path(_) | SamplesSource::Socket(_) => files::LOADGEN_SAMPLES,
+        SamplesSource::CommandOutput | SamplesSource::Stdin => files::LOADGEN_OUT,
+    };
+    Some((spec, name))
+}
+
+/// What was seen of the generator. Its end is not known if the run was killed, but observer had ended
+/// before it would have written run.json again.
+fn generator(info: &RunInfo) -> RelAnchor {
+    let mut seen = info.generator.clone().unwrap_or_default();
+    if seen.spawned.is_some() {
+        let last = info.anchors.0.last().map_or(info.end_ns, |anchor| anchor.monotonic_ns);
+        let latest = last.max(info.end_ns).0.saturating_add(2 * LONGEST_PAUSE.as_nanos() as u64);
+        seen.exited.get_or_insert(MonoNanos(latest));
+    }
+    seen
+}
+
 /// The generator's output as it was kept, read again.
 fn samples(
     directory: &RunDir,
     info: &RunInfo,
 ) -> Result<Option<std::result::Result<Ingested, IngestError>>> {
-    let spec = info.samples_format.as_deref().and_then(|text| text.parse::<SamplesSpec>().ok());
-    let Some(spec) = spec else { return Ok(None) };
-    let name = match spec.source {
-        SamplesSource::Path(_) | SamplesSource::Socket(_) => files::LOADGEN_SAMPLES,
-        SamplesSource::CommandOutput | SamplesSource::Stdin => files::LOADGEN_OUT,
-    };
+    let Some((spec, name)) = samples_source(info) else { return Ok(None) };
     let Some(mut file) = directory.open_raw(name)? else { return Ok(None) };
     let clock_error = ClockError::of(info.clock_error_ns, !info.command.is_empty());
     let mut ingest =
@@ -209,5 +301,5 @@ fn samples(
     }
     // The generator outlived the run, and its later requests were not watched.
     let window = Window { start: info.start_ns, end: info.end_ns };
-    Ok(Some(ingest.finish(&info.anchors, window, &RelAnchor::default())))
+    Ok(Some(ingest.finish(&info.anchors, window, &generator(info))))
 }

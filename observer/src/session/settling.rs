@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use observer_ebpf::wire::{FAULT_CORRECTS, FAULT_MAJOR, RecordKind};
 
+use crate::clock::MonoNanos;
 use crate::model::Event;
 
 /// How long a record is kept back at least. The correction comes within a few microseconds, unless
@@ -68,6 +69,11 @@ impl Settling {
         self.older.is_empty() && self.newer.is_empty()
     }
 
+    /// The first instant at which something that is kept back ended.
+    pub(super) fn earliest(&self) -> Option<MonoNanos> {
+        self.older.iter().chain(&self.newer).map(|event| event.end).min()
+    }
+
     /// Moves everything into the batch: nothing more will come.
     pub(super) fn finish(&mut self, batch: &mut Vec<Event>) {
         batch.append(&mut self.older);
@@ -78,7 +84,6 @@ impl Settling {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::MonoNanos;
     use crate::model::Tid;
     use crate::probe;
 
@@ -115,6 +120,9 @@ mod tests {
         let mut batch = Vec::new();
         let begin = settling.turned;
         settling.take(fault(1, 10, 0), &mut batch);
+        settling.take(fault(2, 9, FAULT_MAJOR), &mut batch);
+        assert_eq!(settling.earliest(), Some(MonoNanos(10)), "the other one is passed on");
+        batch.clear();
         settling.pass_on(begin, &mut batch);
         settling.pass_on(begin + SETTLED_AFTER, &mut batch);
         assert!(batch.is_empty() && !settling.is_empty(), "it may have come just before");
@@ -122,6 +130,6 @@ mod tests {
         settling.pass_on(begin + 2 * SETTLED_AFTER, &mut batch);
         assert_eq!(of(&batch), [(1, 10, FAULT_MAJOR)]);
         assert_eq!(settling.take(fault(1, 12, FAULT_CORRECTS), &mut batch), Taken::TooLate);
-        assert!(settling.is_empty());
+        assert!(settling.is_empty() && settling.earliest().is_none());
     }
 }

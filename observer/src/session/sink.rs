@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use observer_ebpf::wire::{TASK_FORK, TASK_JOIN, TaskRecord};
 
 use super::Captured;
+use super::drain::Reach;
 use crate::aggregate::CauseRecorder;
 use crate::clock::MonoNanos;
 use crate::model::{Event, Tgid};
@@ -20,8 +21,8 @@ pub(super) trait Sink: Send {
     /// Takes one event.
     fn event(&mut self, event: &Event);
 
-    /// About a second has passed, or less at the beginning.
-    fn tick(&mut self, _now: MonoNanos) {}
+    /// About a second has passed, or less at the beginning. The events so far reach so far.
+    fn tick(&mut self, _now: MonoNanos, _reach: Reach) {}
 
     /// There are no more events; adds what was gathered.
     fn finish(self: Box<Self>, captured: &mut Captured);

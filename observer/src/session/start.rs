@@ -1,14 +1,17 @@
 //! The begin of the load: COMMAND, the reader of its samples, and the files that keep its output.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::samples::{OutputKeeper, SampleReader};
 use super::{Generator, Session, identity, source_name, unexpected};
 use crate::error::Result;
+use crate::host::network::listened_ports;
 use crate::loadgen::kept::{KeptFile, OUTPUT_BYTES, SAMPLES_BYTES};
-use crate::loadgen::{ClockError, SamplesSource, SamplesSpec};
+use crate::loadgen::{ClockError, ClockKind, RelAnchor, SamplesSource, SamplesSpec};
 use crate::model::{Tgid, files};
+use crate::target::{Membership, TargetSpec};
 
 impl Session {
     pub(super) fn start_generator(&mut self) -> Result<()> {
@@ -75,11 +78,37 @@ impl Session {
         Ok(())
     }
 
+    /// Before run.json is written: what was seen of COMMAND's processes so far, so that times that count
+    /// from its start can be placed if the run is killed.
+    pub(super) fn note_generator(&mut self) {
+        let samples = self.options.samples.as_ref();
+        let is_relative = samples.is_some_and(|spec| spec.adapter.clock == ClockKind::Relative);
+        if is_relative
+            && self.journal.is_due()
+            && let Some(generator) = &self.generator
+        {
+            self.journal.info.generator = Some(RelAnchor {
+                spawned: Some(generator.spawned),
+                exited: None,
+                processes: self.kernel.generator_processes(),
+                ports: ports(&self.options.target, &self.membership),
+            });
+        }
+    }
+
     /// A new file of the run that keeps the beginning of a stream.
     fn keep(&mut self, name: &'static str, limit: u64) -> Result<KeptFile> {
         let file = self.journal.directory.create_file(name)?;
-        let cut = Arc::clone(self.cut.entry(name).or_default());
-        Ok(KeptFile::new(file, limit, cut))
+        let kept = Arc::clone(self.journal.kept.entry(name).or_default());
+        Ok(KeptFile::new(file, limit, kept))
+    }
+}
+
+/// The ports of the target.
+pub(super) fn ports(target: &TargetSpec, membership: &Membership) -> BTreeSet<u16> {
+    match target.port() {
+        Some(port) => BTreeSet::from([port]),
+        None => listened_ports(&membership.tgids()),
     }
 }
 

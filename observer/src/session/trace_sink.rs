@@ -6,11 +6,12 @@ use std::sync::atomic::Ordering;
 
 use observer_ebpf::wire::{KIND_SLOTS, RecordKind};
 
+use super::drain::Reach;
 use super::quota::{Caps, Sampling};
 use super::sink::Sink;
 use super::{CaptureCounts, Captured};
 use crate::clock::MonoNanos;
-use crate::model::{Event, FloorChange, Stall, TraceRow};
+use crate::model::{Event, FloorChange, Stall, StreamComplete, TraceRow};
 use crate::output::event_files::EventWriter;
 use crate::output::trace::TraceError;
 
@@ -22,9 +23,6 @@ pub const EVENTS_MAX: u64 = 4_000_000;
 const OTHERS_MAX: u64 = 1_000_000;
 /// Of each sampled kind, about this many records a second are kept.
 const SAMPLED_HZ: u64 = 1_000;
-/// A record is in the trace writer's hands this long after the stall ended, at the latest, unless
-/// observer itself was held up.
-const ON_THE_WAY_NS: u64 = 500_000_000;
 
 /// Writes the trace; where that fails, keeps the stalls in memory.
 pub(super) struct TraceSink {
@@ -44,6 +42,8 @@ pub(super) struct TraceSink {
     disk_full: bool,
     /// Last change of each floor, for a trace that removes its oldest part.
     floors: BTreeMap<RecordKind, FloorChange>,
+    /// Up to when the streams are complete, by their last note of it.
+    complete_until: MonoNanos,
 }
 
 impl TraceSink {
@@ -70,6 +70,7 @@ impl TraceSink {
             error: None,
             disk_full: false,
             floors: BTreeMap::new(),
+            complete_until: MonoNanos(0),
         }
     }
 
@@ -112,6 +113,22 @@ impl TraceSink {
         }
     }
 
+    /// Notes up to when the streams are complete once they are flushed, should the run be killed
+    /// before run.json says so.
+    fn note_complete(&mut self, now: MonoNanos, reach: Reach) {
+        let until = reach.events.min(reach.losses);
+        let Some(file) = self.file.as_ref().filter(|_| self.keeps) else { return };
+        if until <= self.complete_until || self.counts.stalls_beyond_cap() > 0 {
+            return;
+        }
+        self.complete_until = until;
+        let mut rows = file.rows().clone();
+        rows.entry(StreamComplete::KIND).or_insert(0);
+        let note = |(kind, rows)| StreamComplete { until, kind, rows }.event(now);
+        let notes: Vec<Event> = rows.into_iter().map(note).collect();
+        notes.iter().for_each(|note| self.append(note));
+    }
+
     /// A trace that lost its beginning repeats the floors in force.
     fn repeat(&mut self, now: MonoNanos) {
         let floors = self.floors.values().map(|change| change.event(now));
@@ -152,18 +169,18 @@ impl Sink for TraceSink {
         self.append(event);
     }
 
-    fn tick(&mut self, now: MonoNanos) {
+    fn tick(&mut self, now: MonoNanos, reach: Reach) {
         self.counts.room.store(self.caps.room(), Ordering::Relaxed);
         for change in self.sampling.tick(now) {
             self.append(&change.event(now));
         }
+        self.note_complete(now, reach);
         let Some(file) = &mut self.file else { return };
         match file.flush(now) {
             Ok(new_segment) => {
                 self.unwritten.clear();
                 *self.counts.streams() = file.streams();
-                let until = now.0.saturating_sub(ON_THE_WAY_NS);
-                self.counts.written_until_ns.store(until, Ordering::Relaxed);
+                self.counts.written_until_ns.store(reach.events.0, Ordering::Relaxed);
                 let removed = file.removed();
                 self.counts.removed_until_ns.store(removed.until.0, Ordering::Relaxed);
                 for kind in RecordKind::ALL {

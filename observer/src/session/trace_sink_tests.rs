@@ -1,9 +1,10 @@
 use observer_ebpf::wire::{SocketRecord, TASK_EXIT, TaskRecord};
 
 use super::*;
-use crate::model::SamplingChange;
+use crate::model::{LossScope, LossSecond, ProbeChange, Reason, RunInfo, SamplingChange, SlowSpec};
 use crate::output::example;
 use crate::output::rundir::RunDir;
+use crate::session::recover;
 
 fn directory() -> (tempfile::TempDir, RunDir) {
     let root = tempfile::tempdir().unwrap();
@@ -36,7 +37,7 @@ fn kinds_have_room_of_their_own_and_what_does_not_fit_is_counted() {
     }
     // A storm of sockets took neither the room of stalls nor that of tasks.
     sink.event(&exit(501));
-    sink.tick(MonoNanos(502));
+    sink.tick(MonoNanos(502), Reach::default());
     assert_eq!(counts.room.load(Ordering::Relaxed), 0);
     let mut captured = Captured::default();
     sink.finish(&mut captured);
@@ -98,7 +99,7 @@ fn stalls_that_could_not_be_written_stay_in_memory_once() {
     for at in 1..=10 {
         sink.event(&example::fault(at, 1, at));
     }
-    sink.tick(MonoNanos(11));
+    sink.tick(MonoNanos(11), Reach::default());
     for at in 11..=20 {
         sink.event(&example::fault(at, 1, at));
     }
@@ -131,7 +132,7 @@ fn a_daemon_whose_trace_has_ended_counts_and_keeps_nothing() {
     let mut sink =
         Box::new(TraceSink::of_ring(directory.create_event_ring(1 << 20).unwrap(), &counts));
     sink.event(&example::fault(1, 1, 1));
-    sink.tick(MonoNanos(2));
+    sink.tick(MonoNanos(2), Reach::default());
     assert!(!counts.trace_ended.load(Ordering::Relaxed));
     sink.give_up(&TraceError::from(std::io::Error::from_raw_os_error(libc::ENOSPC)));
     for at in 3..=1_000 {
@@ -143,4 +144,73 @@ fn a_daemon_whose_trace_has_ended_counts_and_keeps_nothing() {
     let mut captured = Captured::default();
     sink.finish(&mut captured);
     assert!(captured.disk_full && captured.trace_error.is_some());
+}
+
+#[test]
+fn the_answer_of_a_killed_run_reaches_as_far_as_its_streams_are_complete() {
+    let (_root, directory) = directory();
+    let counts = Arc::new(CaptureCounts::default());
+    let file = directory.create_events().unwrap();
+    let mut sink = Box::new(TraceSink::with(file, &counts, Caps::new(9_999, 9_999), SAMPLED_HZ));
+    let info =
+        RunInfo { start_ns: MonoNanos(50), end_ns: MonoNanos(100), ..example::crashed_run() };
+    let answer = |info: &RunInfo| recover(&directory, info, SlowSpec::default()).unwrap();
+    let reach = |events, losses| Reach { events: MonoNanos(events), losses: MonoNanos(losses) };
+    let length = || std::fs::metadata(directory.path().join("fault.arrows")).unwrap().len();
+    // Nothing is known to be complete before something was flushed, and its losses are known.
+    sink.event(&example::fault(60, 5, 1));
+    sink.tick(MonoNanos(170), reach(160, 0));
+    assert_eq!(answer(&info).end_ns, info.end_ns);
+    sink.event(&example::fault(150, 5, 2));
+    sink.tick(MonoNanos(210), reach(200, 180));
+    assert_eq!(answer(&info).end_ns, MonoNanos(180));
+    let before = length();
+    sink.event(&example::fault(300, 5, 3));
+    sink.tick(MonoNanos(320), reach(310, 180));
+    assert_eq!(answer(&info).end_ns, MonoNanos(180), "nothing more is known of losses");
+    let loss = LossSecond { loss: RecordKind::Fault as u32, scope: LossScope::Target, count: 3 };
+    sink.event(&loss.event(MonoNanos(390), MonoNanos(330)));
+    sink.tick(MonoNanos(420), reach(410, 400));
+    let found = answer(&info);
+    assert_eq!((found.end_ns, found.summary.loss.total), (MonoNanos(400), 3));
+    assert_eq!(found.summary.loss.of_target()["fault"], 3);
+    let unknown = |reason: &Reason| reason.code == "trace_incomplete";
+    assert!(!found.summary.verdict.reasons.iter().any(unknown));
+    // Not more than run.json has of them already.
+    let mut later = info.clone();
+    later.loss.total = 2;
+    later.loss.add_of_target("fault", 2);
+    assert_eq!(answer(&later).summary.loss, found.summary.loss);
+    // Without a checkpoint, the streams are enough.
+    let never = RunInfo { end_ns: info.start_ns, ..info.clone() };
+    assert_eq!(answer(&never).end_ns, MonoNanos(400));
+    // A checkpoint that knows more.
+    let newer = RunInfo { end_ns: MonoNanos(405), ..info.clone() };
+    assert_eq!(answer(&newer).end_ns, MonoNanos(405));
+    // From here on the coverage in run.json is not that of the time.
+    sink.event(&ProbeChange { probe: "fault", attached: false }.event(MonoNanos(450)));
+    sink.tick(MonoNanos(520), reach(510, 500));
+    assert_eq!(answer(&info).end_ns, MonoNanos(450));
+    // A stream that lacks rows is not complete.
+    drop(sink);
+    let stream = std::fs::File::options().write(true).open(directory.path().join("fault.arrows"));
+    stream.unwrap().set_len(before).unwrap();
+    assert_eq!(answer(&info).end_ns, MonoNanos(180));
+}
+
+#[test]
+fn a_trace_without_room_for_stalls_is_not_noted_as_complete() {
+    let (_root, directory) = directory();
+    let counts = Arc::new(CaptureCounts::default());
+    let file = directory.create_events().unwrap();
+    let mut sink = Box::new(TraceSink::with(file, &counts, Caps::new(100, 80), SAMPLED_HZ));
+    let reach = |at| Reach { events: MonoNanos(at), losses: MonoNanos(at) };
+    sink.event(&example::fault(1, 1, 1));
+    sink.tick(MonoNanos(3), reach(2));
+    (2..500).for_each(|at| sink.event(&example::fault(at, 1, at)));
+    assert!(counts.stalls_beyond_cap() > 0);
+    sink.tick(MonoNanos(600), reach(500));
+    let events = directory.read_events().unwrap().unwrap().rows;
+    let until = events.iter().filter_map(StreamComplete::from_event).map(|note| note.until);
+    assert_eq!(until.max(), Some(MonoNanos(2)));
 }

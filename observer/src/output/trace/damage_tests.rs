@@ -19,15 +19,11 @@ fn a_damaged_bit_costs_one_batch_and_is_said() {
     assert_eq!((whole.rows.len(), &whole.damage, whole.truncated), (6, &Damage::default(), false));
     let mut counts = std::collections::BTreeMap::new();
     for (index, damaged) in damaged_copies(&bytes) {
-        // Without its columns a stream cannot be read, which is an error.
-        let Ok(loaded) = read_samples(&damaged) else {
-            *counts.entry("refused").or_insert(0) += 1;
-            continue;
-        };
-        let Loaded { rows, truncated, damage } = loaded;
+        let Loaded { rows, truncated, damage } = read_samples(&damaged).unwrap();
         assert!(truncated || damage != Damage::default(), "byte {index} is damaged in silence");
-        if rows.is_empty() {
-            // The length of the columns says more than there is.
+        if damage.columns {
+            assert_eq!((&rows, truncated), (&whole.rows, false), "byte {index}");
+            assert_eq!(damage, Damage { columns: true, ..Damage::default() }, "byte {index}");
             *counts.entry("columns").or_insert(0) += 1;
             continue;
         }
@@ -44,6 +40,47 @@ fn a_damaged_bit_costs_one_batch_and_is_said() {
     }
     println!("{counts:?}");
     assert!(counts["one batch"] > 1_000 && counts["end mark"] == 16, "{counts:?}");
+    assert_eq!(counts["columns"], 2 * end_of(0), "{counts:?}");
+}
+
+/// Where a stream of samples with so many batches ends, the end mark excepted.
+fn end_of(batches: u64) -> usize {
+    samples(batches, 2).len() - seal::PREFIX_BYTES
+}
+
+#[test]
+fn a_stream_without_its_columns_is_read_by_a_copy_in_any_of_several_batches() {
+    let bytes = samples(6, 2);
+    let whole = read_samples(&bytes).unwrap();
+    // The begin is zero, up to the end of so many batches.
+    for lost in 0..6 {
+        let mut damaged = bytes.clone();
+        damaged[..end_of(lost)].fill(0);
+        let loaded = read_samples(&damaged);
+        // The last copy is in batch 4.
+        if lost >= 4 {
+            assert!(matches!(loaded, Err(TraceError::Schema(_))), "{loaded:?}");
+            continue;
+        }
+        let loaded = loaded.unwrap();
+        assert_eq!(loaded.rows, whole.rows[lost as usize * 2..]);
+        let first = (lost > 0).then_some(1);
+        let (batches, rows, columns) = (lost, lost * 2, true);
+        let wanted = Damage { batches, first, rows, columns, ..Damage::default() };
+        assert_eq!(loaded.damage, wanted);
+    }
+    // Copies are few.
+    let columns = end_of(0);
+    let length = |batch| end_of(batch) - end_of(batch - 1);
+    for batch in 1..20u64 {
+        let more = if batch.is_power_of_two() { columns } else { 0 };
+        // Every other batch has a text.
+        let without = if batch % 2 == 1 { 3 } else { 6 };
+        assert_eq!(length(batch), length(without) + more, "batch {batch}");
+    }
+    // A stream that was cut in its columns has nothing else.
+    let cut = read_samples(&bytes[..columns - 1]).unwrap();
+    assert_eq!((cut.rows.len(), cut.truncated), (0, true));
 }
 
 #[test]

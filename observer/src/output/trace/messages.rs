@@ -36,6 +36,8 @@ pub struct Damage {
     pub more_rows: bool,
     /// Bytes that belong to no batch, or a batch that is there twice.
     pub stray: bool,
+    /// The description of the columns is damaged, and was read from a copy.
+    pub columns: bool,
 }
 
 /// The first message, which describes the columns.
@@ -137,6 +139,28 @@ impl<R: Read + Seek> Messages<R> {
         let seal_fits = seal::is_there(&head).then_some(fits);
         self.next_batch = 1;
         Ok(Some(First { metadata: head.split_off(PREFIX_BYTES), seal_fits }))
+    }
+
+    /// The description of the columns from a copy in one of the batches, when the first message is
+    /// damaged; `None` when there is none. Reading goes on with the first whole batch.
+    pub(super) fn copy_of_columns(&mut self) -> Result<Option<Vec<u8>>, TraceError> {
+        let mut from = 0;
+        while self.seek_next(from)? {
+            from = self.input.stream_position()?;
+            let Head::Whole(head) = self.head()? else { continue };
+            if let Some(copy) = seal::copy(&head) {
+                let copy = copy[PREFIX_BYTES..].to_vec();
+                self.seek_next(0)?;
+                self.next_batch = 1;
+                self.damage.columns = true;
+                return Ok(Some(copy));
+            }
+            // An earlier writer of this version made no copies.
+            if seal::open(&head).is_some_and(|seal| seal.batch.is_power_of_two()) {
+                break;
+            }
+        }
+        Ok(None)
     }
 
     /// The next message of a stream without seals.
@@ -262,7 +286,9 @@ impl<R: Read + Seek> Messages<R> {
                 self.input.seek(SeekFrom::Start(start))?;
                 let whole = self.add(&mut head, u64::from(before) + SEAL_BYTES as u64)?;
                 self.wasted += head.len() as u64;
-                if whole && head.starts_with(&MARK) && seal::open(&head).is_some() {
+                // Number 0 is a copy of the columns, inside the batch that has it.
+                let is_batch = |seal: Seal| seal.batch > 0;
+                if whole && head.starts_with(&MARK) && seal::open(&head).is_some_and(is_batch) {
                     self.input.seek(SeekFrom::Start(start))?;
                     return Ok(true);
                 }

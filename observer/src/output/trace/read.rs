@@ -79,7 +79,7 @@ pub fn read<R: Reader>(
 ///
 /// # Errors
 /// When the input is not such a trace, or that of another run than `run_id`; when its description of
-/// the columns is damaged; and, where messages have no seals, when it is damaged other than by being
+/// the columns is damaged, and no batch has a whole copy; and, where messages have no seals, when it is damaged other than by being
 /// cut.
 pub fn read_each<R: Reader>(
     input: impl Read + Seek,
@@ -89,15 +89,17 @@ pub fn read_each<R: Reader>(
 ) -> Result<Ended, TraceError> {
     let mut messages = Messages::new(input);
     let mut rows = Vec::new();
-    let Some(First { metadata: first, seal_fits }) = messages.columns()? else {
-        return Ok(Ended { truncated: true, ..Ended::default() });
+    let schema = match columns(&mut messages) {
+        Ok(Some(schema)) => schema,
+        Err(TraceError::Io(error)) => return Err(error.into()),
+        found => match (messages.copy_of_columns()?, found) {
+            (Some(copy), _) => schema(&message(&copy)?)?,
+            (None, Err(error)) => return Err(error),
+            (None, Ok(_)) => return Ok(Ended { truncated: true, ..Ended::default() }),
+        },
     };
-    let schema = Arc::new(schema(&message(&first)?)?);
+    let schema = Arc::new(schema);
     let sealed = is_sealed(&schema);
-    // What a later version writes need not have a seal.
-    if seal_fits == Some(false) || sealed && seal_fits.is_none() && content(&schema).is_ok() {
-        return Err(damaged("the description of its columns does not match its checksum"));
-    }
     if run_id.is_some_and(|id| schema.metadata().get(key::RUN).is_none_or(|found| found != id)) {
         return Err(TraceError::OtherRun);
     }
@@ -118,6 +120,18 @@ pub fn read_each<R: Reader>(
             Next::Cut => return Ok(Ended { truncated: true, damage: messages.damage }),
         }
     }
+}
+
+/// The columns, going by the first message. `None` when the input ends before it does.
+fn columns(messages: &mut Messages<impl Read + Seek>) -> Result<Option<Schema>, TraceError> {
+    let Some(First { metadata, seal_fits }) = messages.columns()? else { return Ok(None) };
+    let schema = schema(&message(&metadata)?)?;
+    // What a later version writes need not have a seal.
+    let has_seal = is_sealed(&schema) && content(&schema).is_ok();
+    if seal_fits == Some(false) || has_seal && seal_fits.is_none() {
+        return Err(damaged("the description of its columns does not match its checksum"));
+    }
+    Ok(Some(schema))
 }
 
 fn batch(

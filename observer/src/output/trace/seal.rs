@@ -51,11 +51,14 @@ fn head_sum(before: &[u8], covered: &[u8]) -> u32 {
     sum.finalize()
 }
 
-/// Puts a seal into a whole message, the end mark excepted.
-pub(super) fn seal(message: &mut Vec<u8>, first_row: u64, batch: u32, rows: u32) {
-    let length = word(message, 4);
-    let end = PREFIX_BYTES + length as usize;
-    message[4..PREFIX_BYTES].copy_from_slice(&(length + SEAL_BYTES as u32).to_le_bytes());
+/// Puts a seal into a whole message, the end mark excepted; in front of it, a copy of the message
+/// with the columns, or nothing.
+pub(super) fn seal(message: &mut Vec<u8>, copy: &[u8], first_row: u64, batch: u32, rows: u32) {
+    let length = word(message, 4) as usize;
+    let end = PREFIX_BYTES + length;
+    message.splice(end..end, copy.iter().copied());
+    let (length, end) = (length + copy.len(), end + copy.len());
+    message[4..PREFIX_BYTES].copy_from_slice(&((length + SEAL_BYTES) as u32).to_le_bytes());
     let mut seal = [&MAGIC[..], &first_row.to_le_bytes()].concat();
     for number in [batch, rows, end as u32, crc32fast::hash(&message[end..])] {
         seal.extend(number.to_le_bytes());
@@ -86,6 +89,15 @@ pub(super) fn open(head: &[u8]) -> Option<Seal> {
         rows: word(seal, 20),
         body_sum: word(seal, 28),
     })
+}
+
+/// The copy of the message with the columns that lies in front of the seal of a whole message.
+pub(super) fn copy(head: &[u8]) -> Option<&[u8]> {
+    let before_seal = &head[..head.len().checked_sub(SEAL_BYTES)?];
+    let at = before_seal.len().checked_sub(SEAL_BYTES)?;
+    let start = at.checked_sub(word(before_seal, at + BEFORE_AT) as usize)?;
+    let copy = &before_seal[start..];
+    open(copy).filter(|seal| seal.batch == 0 && seal.fits(&[])).map(|_| copy)
 }
 
 /// Where seals may be in these bytes, each with the number of bytes that it says are in front of it.

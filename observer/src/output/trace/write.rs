@@ -28,6 +28,8 @@ pub struct TraceWriter<C: Columns, W: Write> {
     rows: u64,
     batches: u32,
     schema: SchemaRef,
+    /// The message that describes the columns, with its seal.
+    described: Vec<u8>,
     columns: C,
     pending: usize,
     broken: bool,
@@ -45,7 +47,9 @@ impl<C: Columns, W: Write> TraceWriter<C, W> {
         let schema = Arc::new(schema);
         let stream = StreamWriter::try_new(Vec::new(), &schema)?;
         let (rows, batches, pending, broken) = (0, 0, 0, false);
-        let mut writer = Self { stream, sink, rows, batches, schema, columns, pending, broken };
+        let described = Vec::new();
+        let mut writer =
+            Self { stream, sink, rows, batches, schema, described, columns, pending, broken };
         writer.put_message(0)?;
         Ok(writer)
     }
@@ -81,7 +85,15 @@ impl<C: Columns, W: Write> TraceWriter<C, W> {
     /// Writes the message of this many rows that was just encoded.
     fn put_message(&mut self, rows: usize) -> Result<(), TraceError> {
         let message = self.stream.get_mut();
-        seal::seal(message, self.rows, self.batches, rows as u32);
+        let is_first = self.batches == 0;
+        // A stream whose columns are damaged can be read by the copies. However long it is, they are
+        // few.
+        let has_copy = self.batches.is_power_of_two();
+        let copy = if has_copy { self.described.as_slice() } else { &[] };
+        seal::seal(message, copy, self.rows, self.batches, rows as u32);
+        if is_first {
+            self.described.clone_from(message);
+        }
         let written = self.sink.write_all(message);
         message.clear();
         message.shrink_to(BUFFER_BYTES);
