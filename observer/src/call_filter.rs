@@ -179,6 +179,7 @@ const SYSTEM: &[c_long] = &[
     SYS_capget,
     SYS_capset,
     SYS_pidfd_open,
+    SYS_kcmp,
 ];
 
 /// What the budget needs to attach probes again and to measure them.
@@ -246,14 +247,21 @@ pub fn is_available() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Error, ErrorKind};
+    use std::io::{Error, ErrorKind, Write};
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
+
+    /// include/uapi/linux/kcmp.h
+    const KCMP_FILES: c_int = 2;
 
     #[test]
     fn what_is_not_allowed_fails_and_nothing_dies() {
         assert!(is_available());
-        let thread = std::thread::spawn(|| {
+        let directory = tempfile::tempdir().expect("a directory");
+        let journal = directory.path().join("socket");
+        let _listener = UnixListener::bind(&journal).expect("a socket");
+        let thread = std::thread::spawn(move || {
             apply(Threads::Own).expect("a filter");
             let refused = |result: c_long| {
                 assert_eq!(result, -1);
@@ -298,6 +306,17 @@ mod tests {
             let name = std::thread::spawn(|| std::fs::read_to_string("/proc/self/comm"));
             assert!(name.join().expect("no panic").is_ok());
             assert!(tempfile::tempfile().is_ok());
+            let mut journal = UnixStream::connect(&journal).expect("a connection");
+            assert!(journal.write_all(b"<4>a line\n").is_ok());
+            // Which tables of descriptors threads share.
+            // SAFETY: takes no pointer.
+            let compared = unsafe { syscall(SYS_kcmp, gettid(), gettid(), KCMP_FILES, 0, 0) };
+            let errno = Error::last_os_error().raw_os_error();
+            assert!(compared == 0 || errno == Some(ENOSYS), "{errno:?}");
+            // A panic, and the names of the functions that led to it.
+            assert!(std::panic::catch_unwind(|| panic!("a test")).is_err());
+            let trace = std::backtrace::Backtrace::force_capture().to_string();
+            assert!(trace.contains("std::"), "{trace}");
         });
         thread.join().expect("no panic");
         // Other threads are as before.

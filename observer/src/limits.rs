@@ -3,6 +3,7 @@
 //! process that does not exist, a kernel that lacks a feature, or a crash.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -24,6 +25,11 @@ const FILES: u64 = 256;
 const FEWEST_FILES: u64 = 24;
 /// Address space of observer without anything that grows with a run.
 const ADDRESS_SPACE: u64 = 512 << 20;
+
+/// Memory of processes that have ended is given up on after so many pauses in which none of it was
+/// freed: a second.
+const FREED_PAUSES: u32 = 20;
+const FREED_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a command needs.
 #[derive(Clone, Copy, Debug)]
@@ -117,7 +123,9 @@ pub fn check(needs: Needs) -> Result<()> {
 
 /// Without this check, the kernel would kill observer in the middle of its work.
 fn check_memory(needed: u64) -> Result<()> {
-    let Some(room) = MemoryRoom::read().filter(|room| room.bytes < needed) else { return Ok(()) };
+    let Some(room) = room_below(needed, MemoryRoom::read, std::thread::sleep) else {
+        return Ok(());
+    };
     let others = room.limit_bytes.saturating_sub(room.bytes);
     let held = match others >> 20 {
         0 => String::new(),
@@ -126,6 +134,29 @@ fn check_memory(needed: u64) -> Result<()> {
     let limit = format!("{}{held}", text::bytes(room.limit_bytes));
     let how = format!("{}, MemoryMax=", room.file.display());
     Err(too_low("the memory of observer's cgroup", limit, text::bytes(needed), &how))
+}
+
+/// The room, if it is too small and stays so. The kernel still holds the maps and the pages of an
+/// observer that has just ended, until no CPU can use them any more (a grace period of RCU), so the room
+/// is read again for as long as it grows.
+fn room_below(
+    needed: u64,
+    read: impl Fn() -> Option<MemoryRoom>,
+    pause: impl Fn(Duration),
+) -> Option<MemoryRoom> {
+    let is_too_small = |room: &MemoryRoom| room.bytes < needed;
+    let mut most = read().filter(is_too_small)?;
+    // Nothing that others give back would be enough.
+    let mut left = if most.limit_bytes < needed { 0 } else { FREED_PAUSES };
+    while left > 0 {
+        pause(FREED_PAUSE);
+        left -= 1;
+        let room = read().filter(is_too_small)?;
+        if room.bytes > most.bytes {
+            (most, left) = (room, FREED_PAUSES);
+        }
+    }
+    Some(most)
 }
 
 /// Whether as many threads can be started as will be. The limit counts those of other processes too, so
@@ -167,4 +198,35 @@ pub fn survive_file_size_limit() {
     let handler: extern "C" fn(libc::c_int) = nothing;
     // SAFETY: the handler does nothing, which is allowed at any moment; no other code handles SIGXFSZ.
     unsafe { libc::signal(libc::SIGXFSZ, handler as libc::sighandler_t) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// What becomes of these rooms, one after the other, of which the last one stays; and how often it
+    /// was waited.
+    fn found(limit_bytes: u64, rooms: &[u64], needed: u64) -> (Option<u64>, u32) {
+        let (reads, pauses) = (Cell::new(0), Cell::new(0));
+        let read = || {
+            let bytes = rooms[reads.get().min(rooms.len() - 1)];
+            reads.set(reads.get() + 1);
+            Some(MemoryRoom { bytes, limit_bytes, file: "memory.max".into() })
+        };
+        let room = room_below(needed, read, |_| pauses.set(pauses.get() + 1));
+        (room.map(|room| room.bytes), pauses.get())
+    }
+
+    #[test]
+    fn memory_that_is_being_freed_is_waited_for_and_no_other() {
+        assert_eq!(found(100, &[90], 90), (None, 0));
+        assert_eq!(found(100, &[10, 10, 50, 90], 90), (None, 3));
+        assert_eq!(found(80, &[10, 90], 90), (Some(10), 0), "the limit itself is too low");
+        assert_eq!(found(100, &[10], 90), (Some(10), FREED_PAUSES));
+        assert_eq!(found(100, &[10, 20, 15], 90), (Some(20), FREED_PAUSES + 1));
+        let none = room_below(90, || None, |_| panic!("there is no limit"));
+        assert_eq!(none, None);
+    }
 }

@@ -23,6 +23,15 @@ impl Daemon {
     /// When it does not.
     #[must_use]
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, |_| {})
+    }
+
+    /// The same, with more that its command needs.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    #[must_use]
+    pub fn start_with(arguments: &[&str], with: impl FnOnce(&mut Command)) -> Self {
         let port = http::free_port().expect("a port");
         let mut command = Command::new(trial::programs().observer);
         command.args(["daemon", "--listen", &format!("127.0.0.1:{port}")]).args(arguments);
@@ -31,6 +40,7 @@ impl Daemon {
             command.args(["--budget", "none"]);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null());
+        with(&mut command);
         let mut process = Running::start(&mut command, Placement::default()).expect("it starts");
         Self::wait_until_healthy(&mut process, port);
         Self { process, port }

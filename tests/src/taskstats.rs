@@ -90,6 +90,8 @@ impl Delay {
 pub struct Delays {
     /// Waits for a CPU.
     pub cpu: Delay,
+    /// Waits for a block device.
+    pub block: Delay,
     /// Pages read back from swap.
     pub swapin: Delay,
     /// Reclaims of memory, direct or for its memory cgroup.
@@ -111,6 +113,7 @@ pub struct Delays {
 const VERSION_MIN: u16 = 7;
 const VERSION_MOVED: u16 = 15;
 const CPU: usize = 16;
+const BLOCK: usize = 32;
 const SWAPIN: usize = 48;
 const MINOR_FAULTS: usize = 168;
 const MAJOR_FAULTS: usize = 176;
@@ -140,6 +143,7 @@ impl Delays {
         };
         Ok(Self {
             cpu: delay(CPU)?,
+            block: delay(BLOCK)?,
             swapin: delay(SWAPIN)?,
             reclaim: delay(FREEPAGES)?,
             thrashing: delay(THRASHING)?,

@@ -224,9 +224,10 @@ pub struct Trial {
     /// Name of the test, as in the results.
     pub test: &'static str,
     /// One observer for each: `PROBE=TIER`s with spaces between, or nothing for observer's own
-    /// choice. With several,
-    /// all watch the same work at the same time.
+    /// choice. With several, all watch the same work at the same time.
     pub tiers: Vec<Option<String>>,
+    /// Kinds of loss that the test expects; any other one of the target's fails it.
+    pub losing: &'static [&'static str],
 }
 
 /// A number that runs are compared by: name, relative tolerance, additional allowed difference, and
@@ -263,7 +264,19 @@ impl Trial {
     /// A test with observer's own choice of tiers.
     #[must_use]
     pub fn new(test: &'static str) -> Self {
-        Self { test, tiers: vec![None] }
+        Self::with(test, vec![None])
+    }
+
+    /// A test with an observer for each of these tiers.
+    #[must_use]
+    pub const fn with(test: &'static str, tiers: Vec<Option<String>>) -> Self {
+        Self { test, tiers, losing: &[] }
+    }
+
+    /// The same test, in which the target loses what is of these kinds.
+    #[must_use]
+    pub fn losing(self, kinds: &'static [&'static str]) -> Self {
+        Self { losing: kinds, ..self }
     }
 
     /// Watches a workload, which is at rest when observer comes and when it goes, so that the
@@ -271,7 +284,7 @@ impl Trial {
     /// both sides.
     ///
     /// # Panics
-    /// When observer or the workload fails, or observer lost anything.
+    /// When observer or the workload fails, or the target lost what the test does not expect.
     pub fn observe<B>(
         &self,
         work: &mut Work,
@@ -327,13 +340,14 @@ impl Trial {
     /// Ends them, the last one first.
     ///
     /// # Panics
-    /// When observer fails, or lost anything.
+    /// When observer fails, or the target lost what the test does not expect.
     #[must_use]
     pub fn finish(&self, watches: Vec<Watch>) -> Vec<Run> {
         let finish = |watch: Watch| {
             let directory = watch.run.clone();
-            let (summary, info) =
-                watch.finish().unwrap_or_else(|error| panic!("{}: {error}", self.test));
+            let (summary, info) = watch
+                .finish_losing(self.losing)
+                .unwrap_or_else(|error| panic!("{}: {error}", self.test));
             Run { summary, info, directory }
         };
         let mut runs: Vec<Run> = watches.into_iter().rev().map(finish).collect();

@@ -10,24 +10,33 @@ use observer_tests::privileged;
 use observer_tests::process::Placement;
 use observer_tests::results::{Held, case_held, not_applicable};
 use observer_tests::taskstats::{DelayAccounting, Taskstats};
-use observer_tests::trial::{self, Run, Trial, number, scaled_text};
+use observer_tests::trial::{self, Observed, Run, Trial, number, scaled_text};
+use observer_tests::watch::Work;
+use tempfile::TempDir;
 
 fn read(pid: u32) -> kernel_counters::Faults {
     kernel_counters::faults(pid).expect("the workload is there")
+}
+
+/// Whether a thread can bring the pages of others; why not.
+fn can_serve_faults() -> Result<(), String> {
+    // SAFETY: takes no pointer.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(format!("userfaultfd: {}", std::io::Error::last_os_error()));
+    }
+    // SAFETY: just opened, and nobody else's.
+    unsafe { libc::close(fd as i32) };
+    Ok(())
 }
 
 #[test]
 fn a_fault_that_is_tried_again_counts_once() {
     let Some(_guard) = privileged::ready("retried faults") else { return };
     let trial = Trial::new("retried faults, and kills in a fault");
-    // SAFETY: takes no pointer.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
-    if fd < 0 {
-        let error = std::io::Error::last_os_error();
-        return not_applicable(trial.test, "fault", "major", &format!("userfaultfd: {error}"));
+    if let Err(reason) = can_serve_faults() {
+        return not_applicable(trial.test, "fault", "major", &reason);
     }
-    // SAFETY: just opened, and nobody else's.
-    unsafe { libc::close(fd as i32) };
     let directory = trial::directory();
     let mut work = trial::start(&["userfault", "--pages", &scaled_text(500)], Placement::default());
     let observed = trial.observe(&mut work, directory.path(), read);
@@ -54,17 +63,33 @@ fn a_fault_that_is_tried_again_counts_once() {
     work.end().expect("the workload ends");
 }
 
-/// One observer for each tier of `fault`, or why there can be no faults that another thread serves.
-fn userfaults(test: &'static str) -> Result<Trial, String> {
-    // SAFETY: takes no pointer.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
-    if fd < 0 {
-        return Err(format!("userfaultfd: {}", std::io::Error::last_os_error()));
+/// A workload whose faults another thread serves, watched by one observer for each tier of `fault`. It
+/// is still there. `None` where there can be no such faults.
+fn with_served_faults(test: &'static str, arguments: &[&str]) -> Option<Served> {
+    if let Err(reason) = can_serve_faults() {
+        println!("no faults to serve: {reason}");
+        return None;
     }
-    // SAFETY: just opened, and nobody else's.
-    unsafe { libc::close(fd as i32) };
-    let tiers = trial::offered_tiers("fault").into_iter().map(Some).collect();
-    Ok(Trial { test, tiers })
+    let trial = Trial::with(test, trial::offered_tiers("fault").into_iter().map(Some).collect());
+    let directory = trial::directory();
+    let mut work = trial::start(arguments, Placement::default());
+    let observed = trial.observe(&mut work, directory.path(), read);
+    Some(Served { trial, observed, work, _directory: directory })
+}
+
+struct Served {
+    trial: Trial,
+    observed: Observed<kernel_counters::Faults>,
+    work: Work,
+    /// With the runs.
+    _directory: TempDir,
+}
+
+impl Served {
+    /// Each run, and its tier.
+    fn runs(&self) -> impl Iterator<Item = (&Option<String>, &Run)> {
+        self.trial.tiers.iter().zip(&self.observed.runs)
+    }
 }
 
 /// Records of faults at these addresses: length and flags.
@@ -78,20 +103,15 @@ fn records(run: &Run, addresses: Range<u64>) -> Vec<Event> {
 #[test]
 fn a_retried_major_fault_has_one_record() {
     let Some(_guard) = privileged::ready("records of retried faults") else { return };
-    let trial = match userfaults("records of retried faults") {
-        Ok(trial) => trial,
-        Err(reason) => return println!("no faults to serve: {reason}"),
-    };
-    let directory = trial::directory();
     let pages = trial::scaled(200).max(50);
     let arguments = ["kernel-userfault", "--pages", &pages.to_string()];
-    let mut work = trial::start(&arguments, Placement::default());
-    let observed = trial.observe(&mut work, directory.path(), read);
+    let Some(served) = with_served_faults("records of retried faults", &arguments) else { return };
+    let observed = &served.observed;
     let faults = observed.after.since(observed.before);
     assert!(faults.major >= pages, "the kernel tries each fault again: {faults:?}");
     let address = number(&observed.counts, "address");
     let addresses = address..address + number(&observed.counts, "bytes");
-    for (tier, run) in trial.tiers.iter().zip(&observed.runs) {
+    for (tier, run) in served.runs() {
         assert_eq!(run.count("fault", "major"), faults.major, "{tier:?}");
         let records = records(run, addresses.clone());
         assert_eq!(records.len() as u64, pages, "one record a fault: {tier:?}");
@@ -102,29 +122,24 @@ fn a_retried_major_fault_has_one_record() {
         let kept = run.events().iter().filter(|event| event.name() == "fault").count();
         assert_eq!(kept as u64, sent.delivered, "{tier:?}");
     }
-    work.end().expect("the workload ends");
+    served.work.end().expect("the workload ends");
 }
 
 #[test]
 fn a_fault_that_was_given_up_lends_no_time_to_the_next_one() {
     let Some(_guard) = privileged::ready("faults given up") else { return };
-    let trial = match userfaults("faults given up") {
-        Ok(trial) => trial,
-        Err(reason) => return println!("no faults to serve: {reason}"),
-    };
-    let directory = trial::directory();
-    let mut work = trial::start(&["stopped-fault"], Placement::default());
-    let observed = trial.observe(&mut work, directory.path(), read);
-    assert_eq!(observed.counts["same"], true, "{:?}", observed.counts);
-    let address = number(&observed.counts, "address");
-    let continued_ns = number(&observed.counts, "continued_ns");
-    for (tier, run) in trial.tiers.iter().zip(&observed.runs) {
+    let Some(served) = with_served_faults("faults given up", &["stopped-fault"]) else { return };
+    let counts = &served.observed.counts;
+    assert_eq!(counts["same"], true, "{counts:?}");
+    let address = number(counts, "address");
+    let continued_ns = number(counts, "continued_ns");
+    for (tier, run) in served.runs() {
         let records = records(run, address..address + 1);
         assert_eq!(records.len(), 1, "{tier:?}");
         let start_ns = records[0].start().0;
         assert!(start_ns >= continued_ns, "{tier:?}: {start_ns}, continued at {continued_ns}");
     }
-    work.end().expect("the workload ends");
+    served.work.end().expect("the workload ends");
 }
 
 #[test]

@@ -26,7 +26,7 @@ fn hold(held: &Held, run: &Run, delay_ns: u64, arrivals: u64, source: &str) {
 /// Two observers: one uses the scheduler's own counters, which do not depend on wake-ups, and one
 /// keeps its own begin times and has to handle wake-ups correctly.
 fn counters_and_own_clock(test: &'static str) -> Trial {
-    Trial { test, tiers: vec![None, Some("runqueue=tp_btf_pair".to_owned())] }
+    Trial::with(test, vec![None, Some("runqueue=tp_btf_pair".to_owned())])
 }
 
 fn stat(work: &Work) -> std::collections::BTreeMap<u32, SchedStat> {

@@ -20,7 +20,7 @@ const FAULTS: &str = "observer_fault_latency_seconds_count";
 #[test]
 fn sockets_beyond_the_table_are_counted_one_by_one() {
     let Some(_guard) = privileged::ready("many sockets") else { return };
-    let trial = Trial::new("more sockets than slots");
+    let trial = Trial::new("more sockets than slots").losing(&["socket_slot"]);
     let directory = trial::directory();
     let count = u64::from(SOCKET_SLOTS) + 4000;
     let arguments = ["many-sockets", "--count", &count.to_string()];
@@ -91,7 +91,12 @@ fn memory_calls(run: &Run) -> u64 {
 #[test]
 fn threads_that_share_a_slot_lose_what_they_say_they_lose() {
     let Some(_guard) = privileged::ready("shared slots") else { return };
-    let trial = Trial::new("threads that share a slot");
+    // Of what was overwritten only the other half is seen.
+    let trial = Trial::new("threads that share a slot").losing(&[
+        "task_slot",
+        "end_without_begin",
+        "begin_without_end",
+    ]);
     let (run, calls) = match collision(&trial, "tables") {
         Ok(found) => found,
         Err(reason) => {

@@ -1,10 +1,12 @@
 //! observer runs as root next to processes of others: what they can and cannot make it do.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, lchown, symlink};
-use std::os::unix::net::UnixListener;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use observer::call_filter::{self, Threads};
@@ -306,6 +308,35 @@ fn the_report_of_a_run_that_changed_hands_says_so() {
     assert!(said.contains("the run directory belongs to user 65534"), "{said}");
 }
 
+/// A cgroup with so much memory, where the kernel kills what does not fit.
+fn tight_cgroup(limit: u64) -> MemoryCgroup {
+    let cgroup = MemoryCgroup::create(&trial::unique("room")).expect("a cgroup");
+    if cgroup.version() == 1 {
+        let control = cgroup.directory().join("memory.oom_control");
+        fs::write(control, "0").expect("it is allowed");
+    }
+    cgroup.limit(Some(limit)).expect("a limit");
+    cgroup
+}
+
+/// Runs a script with observer and these arguments (`"$0" "$@"`) in a cgroup below this one, in which
+/// nothing is killed.
+fn run_in(cgroup: &MemoryCgroup, script: &str, arguments: &[&str]) -> Finished {
+    let inside = cgroup.directory().join("inside");
+    fs::create_dir(&inside).expect("a cgroup below");
+    let enter = format!("echo $$ > {}/cgroup.procs && {script}", text(&inside));
+    let mut command = Command::new("sh");
+    command.args(["-c", &enter]).arg(programs().observer).args(arguments);
+    let finished = run(&mut command, TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(cgroup.oom_kills().expect("a count"), 0, "{finished:#?}");
+    fs::remove_dir(&inside).expect("nobody is there any more");
+    finished
+}
+
+fn observer_in(cgroup: &MemoryCgroup, arguments: &[&str]) -> Finished {
+    run_in(cgroup, r#"exec "$0" "$@""#, arguments)
+}
+
 #[test]
 fn observer_fits_into_the_memory_of_its_cgroup_or_says_what_it_needs() {
     let Some(_guard) = privileged::ready("memory of observer's cgroup") else { return };
@@ -313,44 +344,25 @@ fn observer_fits_into_the_memory_of_its_cgroup_or_says_what_it_needs() {
     let mut work = trial::start(&["storm", "--rounds", "100000000"], Placement::default());
     work.begin().expect("it works");
     let pid = work.id().to_string();
-    // Each has a cgroup of its own: what the kernel still holds for one that has ended would be missing.
-    let observer = |limit: u64, arguments: &[&str]| {
-        let cgroup = MemoryCgroup::create(&trial::unique("room")).expect("a cgroup");
-        if cgroup.version() == 1 {
-            // The kernel is to kill what does not fit.
-            let control = cgroup.directory().join("memory.oom_control");
-            fs::write(control, "0").expect("it is allowed");
-        }
-        // The limit is above the cgroup of observer.
-        let inside = cgroup.directory().join("inside");
-        fs::create_dir(&inside).expect("a cgroup below");
-        cgroup.limit(Some(limit)).expect("a limit");
-        let enter = format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", text(&inside));
-        let mut command = Command::new("sh");
-        command.args(["-c", &enter]).arg(programs().observer).args(arguments);
-        let finished = run(&mut command, TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(cgroup.oom_kills().expect("a count"), 0, "{finished:#?}");
-        fs::remove_dir(&inside).expect("nobody is there any more");
-        (finished, cgroup.directory().to_owned())
-    };
     let out = directory.path().join("run");
     // Every fault is a record: far more than fit.
     let floors = ["--floor", "fault=0ns", "--budget", "none"];
     let a_run =
         [&["run", "--pid", &pid, "--duration", "3s", "--out", text(&out)], &floors[..]].concat();
 
-    for arguments in [&["doctor"][..], &a_run] {
-        let (finished, cgroup) = observer(64 << 20, arguments);
+    for arguments in [&["doctor"][..], &["daemon", "--listen", "127.0.0.1:0"], &a_run] {
+        let cgroup = tight_cgroup(64 << 20);
+        let finished = observer_in(&cgroup, arguments);
         assert_eq!(finished.code, Some(Exit::Limit as i32), "{finished:#?}");
         assert_eq!(finished.stderr.lines().count(), 1, "{finished:#?}");
         let line = "is limited to 64 MiB, and observer needs ";
         assert!(finished.stderr.contains(line), "{finished:#?}");
-        assert!(finished.stderr.contains(text(&cgroup)), "{finished:#?}");
+        assert!(finished.stderr.contains(text(cgroup.directory())), "{finished:#?}");
     }
     // The shell is replaced by observer, and the kernel charges in batches.
     let needed = memory::run_needs_bytes(RING_BYTES) + (2 << 20);
     for arguments in [&["doctor"][..], &a_run] {
-        let (finished, _) = observer(needed, arguments);
+        let finished = observer_in(&tight_cgroup(needed), arguments);
         assert_eq!(finished.code, Some(0), "{finished:#?}");
         let said = [finished.stdout.as_str(), &finished.stderr].concat();
         assert!(said.contains("it keeps at most "), "{said}");
@@ -358,17 +370,67 @@ fn observer_fits_into_the_memory_of_its_cgroup_or_says_what_it_needs() {
     drop(work);
 }
 
-/// What `/proc` says of the filters of each thread's system calls.
-fn filters(pid: u32) -> Vec<String> {
+/// The kernel frees the maps of an observer that has ended a moment later.
+#[test]
+fn an_observer_can_follow_another_one_in_a_tight_cgroup() {
+    let Some(_guard) = privileged::ready("one observer after the other") else { return };
+    let directory = directory();
+    let work = trial::start(&["minor-faults"], Placement::default());
+    let pid = work.id().to_string();
+    // Less than the maps take, which are not yet freed when the second one begins.
+    let cgroup = tight_cgroup(memory::run_needs_bytes(RING_BYTES) + (4 << 20));
+    for round in 0..10 {
+        let out = directory.path().join(round.to_string());
+        let out = text(&out);
+        let twice = format!(r#""$0" "$@" --out {out}-1 && exec "$0" "$@" --out {out}-2"#);
+        run_in(&cgroup, &twice, &["run", "--pid", &pid, "--duration", "50ms"]).assert_code(0);
+    }
+    work.end().expect("it ends");
+}
+
+/// A line of the status of each thread.
+fn of_threads(pid: u32, name: &str) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
     tasks
         .filter_map(|task| fs::read_to_string(task.ok()?.path().join("status")).ok())
-        .filter_map(|status| Some(status.split_once("Seccomp:")?.1.lines().next()?.trim().into()))
+        .filter_map(|status| Some(status.split_once(name)?.1.lines().next()?.trim().into()))
         .collect()
 }
 
+/// The calls of a process that fail, as strace sees them.
+struct FailedCalls {
+    strace: Running,
+    lines: PathBuf,
+}
+
+impl FailedCalls {
+    /// From now on, of all threads. `None` where there is no strace.
+    fn of(pid: u32, directory: &Path) -> Option<Self> {
+        let lines = directory.join("strace");
+        let mut command = Command::new("strace");
+        command.args(["-f", "-e", "status=failed", "-o"]).arg(&lines);
+        command.args(["-p", &pid.to_string()]).stdin(Stdio::null()).stderr(Stdio::null());
+        let strace = Running::start(&mut command, Placement::default()).ok()?;
+        let deadline = Instant::now() + TIMEOUT;
+        while of_threads(pid, "TracerPid:").iter().any(|tracer| tracer == "0") {
+            assert!(Instant::now() < deadline, "strace attaches");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Some(Self { strace, lines })
+    }
+
+    /// Those that were refused, once the process has ended.
+    fn refused(mut self) -> Vec<String> {
+        self.strace.wait(TIMEOUT).expect("strace ends with the process");
+        let lines = fs::read_to_string(self.lines).expect("what strace saw");
+        assert!(lines.contains(" = -1 "), "some calls fail: {lines}");
+        lines.lines().filter(|line| line.contains("EPERM")).map(str::to_owned).collect()
+    }
+}
+
 /// With every call that it still needs: scrapes, a trace whose segments turn over, probes that are
-/// detached, and the end. Attaching them again has a test of its own.
+/// detached, a log for journald, a target that ends, and the end. Attaching probes again has a test of
+/// its own.
 #[test]
 fn a_daemon_filters_its_system_calls() {
     let Some(_guard) = privileged::ready("system calls of the daemon") else { return };
@@ -379,9 +441,17 @@ fn a_daemon_filters_its_system_calls() {
     let busy = Running::start(&mut busy, Placement::default()).expect("it starts");
     let pid = busy.id().to_string();
     let arguments = ["--pid", &pid, "--trace", text(&trace), "--trace-bytes", "1M"];
-    let mut daemon = Daemon::start(&[&arguments[..], &["--budget", "0.01%"]].concat());
+    let (mut journal, stderr) = UnixStream::pair().expect("sockets");
+    let stderr = fs::File::from(OwnedFd::from(stderr));
+    let stat = stderr.metadata().expect("a socket");
+    let stream = format!("{}:{}", stat.dev(), stat.ino());
+    let arguments = [&arguments[..], &["--budget", "0.01%"]].concat();
+    let mut daemon = Daemon::start_with(&arguments, |command| {
+        command.env("JOURNAL_STREAM", stream).stderr(stderr);
+    });
+    let failed = FailedCalls::of(daemon.process().id(), directory.path());
     let assert_filtered = |daemon: &mut Daemon| {
-        let filters = filters(daemon.process().id());
+        let filters = of_threads(daemon.process().id(), "Seccomp:");
         assert!(filters.len() >= 4 && filters.iter().all(|filter| filter == "2"), "{filters:?}");
     };
     assert_filtered(&mut daemon);
@@ -399,5 +469,17 @@ fn a_daemon_filters_its_system_calls() {
         std::thread::sleep(Duration::from_millis(100));
     }
     assert_filtered(&mut daemon);
+    drop(busy);
+    // The daemon looks for its target a few times meanwhile.
+    std::thread::sleep(Duration::from_secs(1));
+    let _ = daemon.scrape();
     daemon.end();
+    let mut said = String::new();
+    journal.read_to_string(&mut said).expect("text");
+    assert!(
+        said.contains("serving http://") && said.lines().all(|line| line.starts_with('<')),
+        "{said}"
+    );
+    let refused = failed.map(FailedCalls::refused).unwrap_or_default();
+    assert!(refused.is_empty(), "{refused:#?}");
 }

@@ -155,7 +155,7 @@ fn waits_name_who_ran(run: &Run, pid: u32, names: &BTreeMap<u32, String>) {
 #[test]
 fn a_waits_record_names_the_thread_that_ran_instead() {
     let Some(_guard) = privileged::ready("wait records") else { return };
-    let trial = Trial { test: "what records of waits say", tiers: tiers("runqueue") };
+    let trial = Trial::with("what records of waits say", tiers("runqueue"));
     let directory = trial::directory();
     let arguments = ["contend", "--threads", "3", "--ms", &scaled_text(1000)];
     let mut work = trial::start(&arguments, Placement::default());
@@ -190,7 +190,7 @@ fn waits_have_the_cgroup_that_ran(run: &Run, (pid, own): (u32, u64), (hog, of_ho
 #[test]
 fn a_waits_record_names_the_cgroup_that_ran_instead() {
     let Some(_guard) = privileged::ready("cgroups in wait records") else { return };
-    let trial = Trial { test: "the cgroup in records of waits", tiers: tiers("runqueue") };
+    let trial = Trial::with("the cgroup in records of waits", tiers("runqueue"));
     let directory = trial::directory();
     let cgroup = MemoryCgroup::create(&trial::unique("hog")).expect("a cgroup can be made");
     // Both before the rest of the host, and on one CPU.
@@ -282,7 +282,7 @@ fn reclaims_are_for_the_limit(run: &Run, pid: u32) {
 #[test]
 fn a_reclaims_record_has_its_order_its_flags_and_its_pages() {
     let Some(_guard) = privileged::ready("reclaim records") else { return };
-    let trial = Trial { test: "what records of reclaim say", tiers: tiers("reclaim") };
+    let trial = Trial::with("what records of reclaim say", tiers("reclaim"));
     let directory = trial::directory();
     let cgroup = MemoryCgroup::create(&trial::unique("records")).expect("a cgroup can be made");
     cgroup.limit(Some(24 << 20)).expect("a limit can be set");

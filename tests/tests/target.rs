@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use observer::host::cgroups::{CgroupNames, Cgroups};
 use observer::host::{ip_sockets_of, network, process};
-use observer::model::{EndReason, Tgid};
+use observer::model::{EndReason, RunInfo, Summary, Tgid};
 use observer::target::{Membership, TargetSpec};
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::daemon::Daemon;
@@ -200,20 +200,25 @@ fn named_copy(directory: &Path, name: &str) -> PathBuf {
     path
 }
 
+/// A process whose first thread has exited, and another one listens on this port.
+fn leaderless(programs: &Programs) -> (Work, u16) {
+    let port = http::free_port().expect("a port");
+    let arguments = ["leaderless", "--port", &port.to_string()];
+    let work = Work::start(programs, &arguments, Placement::default()).expect("it starts");
+    eventually("the first thread is gone", || {
+        process::stat(Tgid(work.id())).is_some_and(|stat| stat.has_ended())
+    });
+    (work, port)
+}
+
 #[test]
 fn a_process_is_found_though_its_first_thread_has_exited() {
     let Some(_guard) = privileged::ready("first thread exited") else { return };
     let directory = directory();
     let name = format!("headless-{}", std::process::id() % 100_000);
     let work = named_copy(directory.path(), &name);
-    let port = http::free_port().expect("a port");
-    let copy = Programs { work: work.clone(), ..programs() };
-    let arguments = ["leaderless", "--port", &port.to_string()];
-    let running = Work::start(&copy, &arguments, Placement::default()).expect("it starts");
+    let (running, port) = leaderless(&Programs { work: work.clone(), ..programs() });
     let tgid = Tgid(running.id());
-    eventually("the first thread is gone", || {
-        process::stat(tgid).is_some_and(|stat| stat.has_ended())
-    });
     for spec in [TargetSpec::Exe(work), TargetSpec::Port(port), TargetSpec::Comm(name)] {
         let found = Membership::new(&spec).map(|target| target.tgids());
         assert_eq!(found, Ok([tgid].into()), "{spec}");
@@ -363,15 +368,27 @@ fn sockets_that_are_passed_to_other_processes_and_by_them_are_live_where_they_ar
 fn sockets_of_a_process_are_counted_though_its_first_thread_has_exited() {
     let Some(_guard) = privileged::ready("sockets, first thread exited") else { return };
     let directory = directory();
-    let port = http::free_port().expect("a port").to_string();
-    let arguments = ["leaderless", "--port", &port];
-    let mut work = Work::start(&programs(), &arguments, Placement::default()).expect("it starts");
-    let tgid = Tgid(work.id());
-    eventually("the first thread is gone", || {
-        process::stat(tgid).is_some_and(|stat| stat.has_ended())
-    });
+    let (mut work, _) = leaderless(&programs());
     live_sockets(&mut work, directory.path(), |work| number(&work.go().expect("it works"), "live"));
     work.end().expect("it ends");
+}
+
+/// Listens on this port, with these further arguments of the workload.
+fn listener(port: &str, more: &[&str], place: Placement<'_>) -> Work {
+    let arguments = [&["listen-as", "--port", port], more].concat();
+    Work::start(&programs(), &arguments, place).expect("it listens")
+}
+
+/// A run whose target is whoever listens on this port.
+fn watch_port(port: &str, directory: &Path) -> Watch {
+    Watch::start(&programs(), &["--port", port], directory).expect("attached")
+}
+
+/// Ends a run; what it left, with its report.
+fn finished(watch: Watch) -> (Summary, RunInfo, String) {
+    let report = watch.run.join("report.html");
+    let (summary, info) = watch.finish().expect("a run");
+    (summary, info, std::fs::read_to_string(report).expect("a report"))
 }
 
 #[test]
@@ -380,13 +397,10 @@ fn everybody_who_listens_on_the_port_is_said_by_name_user_and_network() {
     const UID: u32 = 4_000_000;
     let directory = directory();
     let port = http::free_port().expect("a port").to_string();
-    let listen = |more: &[&str]| {
-        let arguments = [&["listen-as", "--port", &port], more].concat();
-        Work::start(&programs(), &arguments, Placement::default()).expect("it listens")
-    };
+    let listen = |more: &[&str]| listener(&port, more, Placement::default());
     let own = listen(&[]);
     let stranger = listen(&["--stranger", &UID.to_string()]);
-    let watch = Watch::start(&programs(), &["--port", &port], directory.path()).expect("attached");
+    let watch = watch_port(&port, directory.path());
     // One who comes later is said too.
     let late = listen(&["--stranger", &(UID + 1).to_string()]);
     let said = || std::fs::read_to_string(&watch.log).expect("what observer says");
@@ -415,14 +429,12 @@ fn everybody_who_listens_on_the_port_is_said_by_name_user_and_network() {
     });
     let (strange_id, strange_network) = (stranger.id(), link(stranger.id()));
     let own_id = own.id();
-    let run = watch.run.clone();
-    let (_, info) = watch.finish().expect("a run");
+    let (_, info, page) = finished(watch);
     assert_eq!(info.target_cpus, Some(info.cpus), "they may run anywhere");
     let owner = |id: u32| info.target_owners.get(&id).cloned().expect("it was there at the start");
     assert_eq!((owner(own_id).user.as_str(), owner(own_id).network.as_str()), (root, "host"));
     assert_eq!(owner(strange_id).user, UID.to_string());
     assert_eq!(owner(strange_id).network, strange_network);
-    let page = std::fs::read_to_string(run.join("report.html")).expect("a report");
     let line = format!("user {UID}, in another network");
     assert!(page.contains(&line), "the report says who was taken");
     for work in [own, stranger, late] {
@@ -436,12 +448,9 @@ fn what_observer_takes_is_compared_with_the_cpus_that_the_target_can_use() {
     let directory = directory();
     let port = http::free_port().expect("a port").to_string();
     let place = Placement { cpu: Some(0), ..Placement::default() };
-    let work = trial::start(&["listen-as", "--port", &port], place);
-    let watch = Watch::start(&programs(), &["--port", &port], directory.path()).expect("attached");
-    let run = watch.run.clone();
-    let (summary, info) = watch.finish().expect("a run");
+    let work = listener(&port, &[], place);
+    let (summary, info, page) = finished(watch_port(&port, directory.path()));
     assert_eq!(info.target_cpus, Some(1), "of {} CPUs", info.cpus);
-    let page = std::fs::read_to_string(run.join("report.html")).expect("a report");
     assert!(page.contains("of the CPU that the target can use"), "{:?}", summary.observer);
     work.end().expect("it ends");
 }

@@ -11,7 +11,7 @@ use observer_tests::trial::{self, Trial, scaled_text};
 fn tiers(test: &'static str, probe: &str) -> Trial {
     let offered = trial::offered_tiers(probe);
     case_held(test, probe, &format!("side by side: {}", offered.join(", ")));
-    Trial { test, tiers: offered.into_iter().map(Some).collect() }
+    Trial::with(test, offered.into_iter().map(Some).collect())
 }
 
 #[test]

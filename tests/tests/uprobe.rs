@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use observer::call_filter::{self, Threads};
 use observer::host::Process;
 use observer::kernel::{Binary, BinaryError, FileId, Kernel, LoadOptions, Place, UprobeError};
 use observer::model::Tgid;
@@ -116,6 +117,25 @@ fn every_call_of_the_target_is_counted_by_the_cookie_of_its_place() {
     let mut last = start(&path, 1);
     go(&kernel, &mut last);
     assert_eq!(counted(&kernel), [1_011, 2_020, 2_022]);
+}
+
+#[test]
+fn the_calls_that_a_daemon_keeps_are_enough_to_attach_to_a_binary() {
+    let Some(_guard) = privileged::ready("uprobe of a daemon") else { return };
+    let directory = directory();
+    let path = copy(directory.path(), "program");
+    let place = Place::counted(offset_of(&path, FIRST), 3);
+    let mut kernel = attach();
+    let mut work = start(&path, 10);
+    // A filter belongs to a thread. (The kernel wants CAP_SYS_ADMIN too, which the daemon gives up.)
+    let attached = || {
+        call_filter::apply(Threads::Own).expect("a filter");
+        let binary = binary(&work);
+        attach_first(&mut kernel, &binary, place.offset, place.cookie);
+        assert_eq!(go(&kernel, &mut work), calls(&kernel, place.cookie));
+        assert!(kernel.detach_uprobe(binary.id(), place));
+    };
+    std::thread::scope(|scope| scope.spawn(attached).join()).expect("it attaches");
 }
 
 #[test]

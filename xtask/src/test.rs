@@ -88,6 +88,7 @@ const MEASURE_NOTHING: &[&str] = &[
     "cli",
     "command",
     "doctor",
+    "edge_sockets",
     "examples",
     "faults",
     "hardening",

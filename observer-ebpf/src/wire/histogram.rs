@@ -43,12 +43,6 @@ pub const SCOPE_TARGET: usize = 1;
 /// Histograms of one scope or cgroup: as many as there are series.
 pub const SERIES: usize = Series::ALL.len();
 
-/// The number of series that the memory of the maps is planned and tested for. More work, and take
-/// more memory.
-pub const SERIES_PLANNED: usize = 32;
-
-const _: () = assert!(SERIES <= SERIES_PLANNED);
-
 /// Bits 31..0 of `2^(j/8)` scaled so that 1.0 is 2³¹, for j in 0..8, rounded down. The values are
 /// irrational but for j = 0, so "greater than" needs no tie rule there.
 const MANTISSA: [u32; 8] = [

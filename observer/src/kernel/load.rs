@@ -192,8 +192,6 @@ pub(super) struct Loaded {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     pub(super) cpus: usize,
-    /// Number of series that fit.
-    pub(super) series: usize,
     /// Rows for cgroups, including the one for all other cgroups; 0 when nothing is counted by
     /// cgroup.
     pub(super) cgroup_rows: usize,
@@ -209,20 +207,13 @@ impl Shape {
         let cpus = system::possible_cpus().last().map_or(1, |cpu| *cpu as usize + 1);
         let total = system::memory_total_bytes().unwrap_or(u64::MAX);
         let memory_bytes = MemoryRoom::read().map_or(total, |room| total.min(room.bytes));
-        Self::new(cpus, memory_bytes, system::pid_max(), SERIES, by_cgroup)
+        Self::new(cpus, memory_bytes, system::pid_max(), by_cgroup)
     }
 
-    pub(super) fn new(
-        cpus: usize,
-        memory_bytes: u64,
-        pid_max: u32,
-        series: usize,
-        by_cgroup: bool,
-    ) -> Self {
+    pub(super) fn new(cpus: usize, memory_bytes: u64, pid_max: u32, by_cgroup: bool) -> Self {
         let task_slots = pid_max.clamp(1024, PID_MAX_LIMIT).next_power_of_two().min(TASK_SLOTS_MAX);
         let mut shape = Self {
             cpus,
-            series,
             cgroup_rows: 0,
             cgroup_stripe_shift: 0,
             task_slots,
@@ -233,7 +224,7 @@ impl Shape {
         }
         shape.cgroup_rows = CGROUP_ROWS_MAX;
         let budget_bytes = CGROUP_BUDGET_BYTES.min(memory_bytes / CGROUP_MEMORY_SHARE);
-        let row_bytes = (series * size_of::<CgroupHistogram>()) as u64;
+        let row_bytes = (SERIES * size_of::<CgroupHistogram>()) as u64;
         while (shape.cgroup_stripes() * shape.cgroup_rows) as u64 * row_bytes > budget_bytes {
             if shape.cgroup_stripes() > 1 {
                 shape.cgroup_stripe_shift += 1;

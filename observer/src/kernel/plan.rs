@@ -3,7 +3,7 @@
 
 use observer_ebpf::wire::{
     CgroupHistogram, CgroupTable, Config, Counts, GENERATOR_EVENTS, GENERATOR_PROCESSES,
-    GeneratorEvent, Histogram, PID_MAX_LIMIT, SCOPES, UPROBE_COUNTERS,
+    GeneratorEvent, Histogram, PID_MAX_LIMIT, SCOPES, SERIES, UPROBE_COUNTERS,
 };
 
 use super::load::Shape;
@@ -79,10 +79,10 @@ pub fn plan(ring_bytes: u32, by_cgroup: bool, places: &ThreadPlaces) -> Vec<MapP
 
 pub(super) fn of_shape(shape: Shape, ring_bytes: u32, places: &ThreadPlaces) -> Vec<MapPlan> {
     use Layout::{Array, Ring, TaskStorage};
-    let Shape { cpus, series, cgroup_rows, task_slots, .. } = shape;
-    let histograms = (cpus * SCOPES * series) as u32;
+    let Shape { cpus, cgroup_rows, task_slots, .. } = shape;
+    let histograms = (cpus * SCOPES * SERIES) as u32;
     // A map has at least one entry.
-    let cgroup_histograms = (shape.cgroup_stripes() * cgroup_rows * series).max(1) as u32;
+    let cgroup_histograms = (shape.cgroup_stripes() * cgroup_rows * SERIES).max(1) as u32;
     let sized = |map: MapPlan| MapPlan { sized_at_load: true, ..map };
     // Of a state's two maps one is in use, and the other as small as possible.
     let states = places.iter().flat_map(|(state, stored)| {
@@ -125,14 +125,17 @@ pub(super) fn of_shape(shape: Shape, ring_bytes: u32, places: &ThreadPlaces) -> 
 
 #[cfg(test)]
 mod tests {
-    use observer_ebpf::wire::{CGROUP_ROWS_MAX, SERIES_PLANNED};
+    use observer_ebpf::wire::CGROUP_ROWS_MAX;
 
     use super::*;
+    use crate::session::memory::START_BYTES;
 
+    const MIB: u64 = 1 << 20;
     const GIB: u64 = 1 << 30;
 
+    /// Of a daemon, with the `pid_max` that systemd sets.
     fn shape(cpus: usize, memory_bytes: u64) -> Shape {
-        Shape::new(cpus, memory_bytes, 1 << 17, SERIES_PLANNED, true)
+        Shape::new(cpus, memory_bytes, PID_MAX_LIMIT, true)
     }
 
     fn tables() -> ThreadPlaces {
@@ -143,12 +146,16 @@ mod tests {
         of_shape(shape, 8 << 20, &tables()).iter().map(|map| map.bytes).sum()
     }
 
+    fn cgroup_bytes(shape: Shape) -> u64 {
+        (shape.cgroup_stripes() * shape.cgroup_rows * SERIES * size_of::<CgroupHistogram>()) as u64
+    }
+
     #[test]
     fn memory_is_bounded_however_large_the_host() {
         for cpus in [1, 2, 3, 8, 31, 128, 511, 512] {
             let shape = shape(cpus, cpus as u64 * 2 * GIB);
             assert_eq!(shape.cgroup_rows, CGROUP_ROWS_MAX, "{cpus} CPUs");
-            let own = cpus as u64 * SCOPES as u64 * SERIES_PLANNED as u64 * 2048;
+            let own = cpus as u64 * SCOPES as u64 * SERIES as u64 * 2048;
             let bytes = bytes(shape);
             assert!(bytes < own + (112 << 20), "{bytes} on {cpus} CPUs");
             let stripes = shape.cgroup_stripes();
@@ -160,18 +167,30 @@ mod tests {
     fn a_small_host_pays_by_its_memory() {
         let usual = shape(2, GIB);
         assert_eq!((usual.cgroup_rows, usual.cgroup_stripes()), (CGROUP_ROWS_MAX, 2));
-        let small = shape(2, GIB / 3);
+        let small = shape(2, 384 * MIB);
         assert_eq!((small.cgroup_rows, small.cgroup_stripes()), (CGROUP_ROWS_MAX, 1));
-        let least = shape(1, 64 << 20);
-        assert!(least.cgroup_rows >= 16 && least.cgroup_rows < CGROUP_ROWS_MAX / 2, "{least:?}");
-        let without = Shape::new(2, GIB, 1 << 17, SERIES_PLANNED, false);
-        assert!(bytes(without) + (8 << 20) < bytes(usual));
+        let without = Shape::new(2, GIB, PID_MAX_LIMIT, false);
+        assert!(bytes(without) + cgroup_bytes(usual) <= bytes(usual));
+    }
+
+    #[test]
+    fn the_smallest_host_that_a_daemon_begins_on_has_rows_for_many_cgroups() {
+        let begins = |memory: &u64| START_BYTES + bytes(shape(1, *memory)) <= *memory;
+        let least = (1..1024).map(|mib| mib * MIB).find(begins).expect("a size");
+        let small = shape(1, least);
+        assert!(cgroup_bytes(small) <= least / 32, "{small:?} in {least}");
+        assert!((256..CGROUP_ROWS_MAX / 2).contains(&small.cgroup_rows), "{small:?} in {least}");
+        // Where others hold all memory, it is refused by a plan that it is not loaded with.
+        let none = shape(1, 0);
+        assert!((16..32).contains(&none.cgroup_rows), "{none:?}");
     }
 
     #[test]
     fn a_map_takes_at_least_its_values() {
-        for map in plan(8 << 20, true, &tables()) {
-            assert!(map.bytes >= u64::from(map.entries), "{map:?}");
+        for by_cgroup in [false, true] {
+            for map in plan(8 << 20, by_cgroup, &tables()) {
+                assert!(map.bytes >= u64::from(map.entries), "{map:?}");
+            }
         }
     }
 }

@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_state_takes_memory_in_one_place_only() {
-        let shape = Shape::new(2, 1 << 30, 1 << 22, 16, false);
+        let shape = Shape::new(2, 1 << 30, 1 << 22, false);
         let some = places(&ALL[2..]);
         let maps = plan::of_shape(shape, 1 << 20, &some);
         for (state, stored) in some.iter() {

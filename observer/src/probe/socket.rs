@@ -83,7 +83,9 @@ pub(super) const PROBE: Probe = Probe {
     about: "IP sockets created, accepted and released, their lifetime and live count; failures \
             of socket, accept, connect and open due to exhausted descriptors or memory.",
     notes: "IPv4 and IPv6 sockets only: the kernel has no release hook for other families. \
-            Sockets accepted through io_uring are counted when they are released. Live sockets are \
+            Sockets accepted through io_uring are counted when they are released. The kernel makes a \
+            socket before it looks for a descriptor and a file, so a call that fails for lack of one \
+            (EMFILE, mostly ENFILE) has created and released a socket. Live sockets are \
             looked up in the descriptors of the target's processes, at the end of a run and when the \
             daemon is scraped. This takes about 10 µs of one CPU for each socket; the daemon looks \
             again only after 50 times as long (25 s with 50,000 sockets), and serves the last number \

@@ -24,7 +24,7 @@ const NAME_BYTES: usize = 96;
 const ANALYSIS_BYTES: usize = 144;
 
 /// What observer takes once it has attached its probes, without the maps: measured are 46 MiB.
-const START_BYTES: u64 = 56 << 20;
+pub(crate) const START_BYTES: u64 = 56 << 20;
 /// The least memory for the data of a run that is worth a start.
 const LEAST_DATA_BYTES: u64 = 8 << 20;
 

@@ -9,6 +9,7 @@ mod cpu;
 mod faults;
 mod files;
 mod memory;
+mod refused;
 mod short;
 mod stage;
 mod tasks;
@@ -86,6 +87,14 @@ enum Work {
     /// open, socket and accept with no descriptor left.
     Descriptors {
         #[arg(long, default_value_t = 10)]
+        rounds: usize,
+    },
+    /// socket, accept, connect, bind and open, each result counted, until so many have failed.
+    Refused {
+        /// What is used up then.
+        #[arg(long)]
+        used_up: refused::UsedUp,
+        #[arg(long, default_value_t = 20)]
         rounds: usize,
     },
     /// Threads and processes that are born, touch memory and die.
@@ -383,6 +392,7 @@ fn main() -> ExitCode {
         Work::Inside { pages, ms } => tasks::inside(pages, Duration::from_millis(ms)),
         Work::Storm { rounds } => cpu::storm(rounds),
         Work::Descriptors { rounds } => files::descriptors(rounds),
+        Work::Refused { used_up, rounds } => refused::refused(used_up, rounds),
         Work::Churn { threads, processes, pages } => tasks::churn(threads, processes, pages),
         Work::CopyOnWrite { pages } => memory::copy_on_write(pages),
         Work::LongCalls { rounds } => memory::long_calls(rounds),

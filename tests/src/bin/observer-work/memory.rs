@@ -15,8 +15,8 @@ pub(crate) fn minor_faults(pages: usize) -> io::Result<()> {
     let mut mapping = Mapping::anonymous(pages * PAGE_BYTES)?;
     no_huge_pages(&mapping)?;
     if wait_for_go()? {
-        mapping.write_every_page();
-        report(&json!({ "minor_faults": pages }))?;
+        let [begin, end] = timed(|| mapping.write_every_page()).1;
+        report(&json!({ "minor_faults": pages, "touched_ns": end - begin }))?;
     }
     wait_for_end()
 }
