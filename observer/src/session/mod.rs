@@ -37,7 +37,7 @@ pub use trace_sink::EVENTS_MAX;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
@@ -54,14 +54,13 @@ use crate::kernel::{Kernel, LoadError, LoadOptions};
 use crate::loadgen::{Live, SamplesSource, SamplesSpec};
 use crate::log::NOTICE;
 use crate::model::{Coverage, EndReason, ProbeState, RUN_SCHEMA, RunInfo, SlowSpec, by_owner};
-use crate::output::event_files::EventWriter;
 use crate::output::rundir::RunDir;
 use crate::probe::ProbeOptions;
 use crate::target::{Membership, TargetSpec};
 use command::Generator;
 use cost::{Calibration, CostWatch};
 use floor_log::HiddenWatch;
-use journal::Journal;
+use journal::{Journal, create_directory};
 use loss_watch::LossWatch;
 use mark::{mark_first, mark_joined};
 use memory::Memory;
@@ -193,7 +192,7 @@ impl Session {
         let baseline = kernel.snapshot(Some(TARGET_ROW));
         mark_first(&mut membership, &kernel);
         let ring = kernel.take_ring().ok_or_else(|| unexpected(&"the ring is taken"))?;
-        let (directory, trace) = create_directory(options.out.as_deref())?;
+        let (directory, trace) = create_directory(options.out.as_deref(), RunDir::create_events)?;
         let info = RunInfo {
             command: options
                 .command
@@ -214,14 +213,8 @@ impl Session {
         };
         let hidden = HiddenWatch::new(&kernel);
         let counts = Arc::new(CaptureCounts::default());
-        let (sinks, births) = capture::sinks(TraceSink::new(trace, &counts, memory.stalls));
-        let capture = match Capture::start(ring, sinks, counts, floors) {
-            Ok(capture) => capture,
-            Err(error) => {
-                journal.directory.discard();
-                return Err(unexpected(&error));
-            }
-        };
+        let trace = TraceSink::new(trace, &counts, memory.stalls);
+        let (journal, capture, births) = journal.capture(ring, trace, counts, floors)?;
         let losses = LossWatch::new(&kernel);
         let mut session = Self {
             journal,
@@ -393,18 +386,6 @@ impl Session {
             live: self.reader.as_ref().map(SampleReader::live),
             events: counts.events(),
             lost: counts.lost.load(Ordering::Relaxed),
-        }
-    }
-}
-
-/// A new run directory and its trace; nothing is left behind where one of them cannot be made.
-fn create_directory(out: Option<&Path>) -> Result<(RunDir, EventWriter)> {
-    let directory = RunDir::create(out)?;
-    match directory.create_events() {
-        Ok(trace) => Ok((directory, trace)),
-        Err(error) => {
-            directory.discard();
-            Err(error)
         }
     }
 }
