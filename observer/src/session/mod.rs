@@ -9,6 +9,7 @@ mod drain;
 mod finish;
 mod floor;
 mod floor_log;
+mod forecast;
 mod holders;
 pub mod identity;
 mod journal;
@@ -311,8 +312,7 @@ impl Session {
         let ends_with_target = !self.options.wait
             || self.options.command.is_empty() && self.options.duration.is_none();
         loop {
-            // Not a sleep: a signal ends it at once, where it was this thread that asked for signals.
-            std::thread::park_timeout(self.tick(gone_since.is_some()));
+            self.pause(self.tick(gone_since.is_some()));
             let mut first = None;
             for birth in self.births.try_iter() {
                 self.membership.on_birth(birth.tgid);
@@ -369,14 +369,31 @@ impl Session {
         }
     }
 
+    /// Lets time pass, in which only the cost is looked at.
+    fn pause(&mut self, tick: Duration) {
+        let end = Instant::now() + tick;
+        loop {
+            let now = Instant::now();
+            let left = end.saturating_duration_since(now);
+            let part = self.cost.time_left().map_or(left, |look| look.min(left));
+            // Not a sleep: a signal ends it at once, where it was this thread that asked for signals.
+            std::thread::park_timeout(part);
+            if part == left || now.elapsed() < part {
+                return;
+            }
+            let changed = self.cost.tick(&mut self.kernel);
+            self.losses.note(changed);
+        }
+    }
+
     /// How long to sleep: a COMMAND's end is part of the result, other things can wait a little.
-    /// Never longer than until the end of the run or of the window of run-time statistics.
+    /// Never longer than until the end of the run.
     fn tick(&self, target_is_gone: bool) -> Duration {
         let busy = self.generator.is_some() || target_is_gone || self.waits;
         let tick = if busy { TICK } else { IDLE_TICK };
         let duration = self.options.duration.filter(|_| !self.waits);
         let left = duration.map(|duration| duration.saturating_sub(self.started.elapsed()));
-        [left, self.cost.window_left()].into_iter().flatten().fold(tick, Duration::min)
+        left.map_or(tick, |left| left.min(tick))
     }
 
     fn progress(&self, elapsed: Duration) -> Progress {
