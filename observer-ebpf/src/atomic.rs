@@ -22,6 +22,21 @@ pub(crate) fn compare_exchange(value: *mut u64, expected: u64, new: u64) -> bool
     found == expected
 }
 
+/// Stores `new` and returns what was there. All stores before it are visible to whoever finds `new`.
+#[inline(always)]
+pub(crate) fn exchange(value: *mut u64, new: u64) -> u64 {
+    let mut result = new;
+    // SAFETY: `value` points into a map value (the verifier checks it).
+    unsafe {
+        asm!(
+            "{number} = xchg_64({value} + 0, {number})",
+            value = in(reg) value,
+            number = inout(reg) result,
+        );
+    }
+    result
+}
+
 /// Sets the bits of `mask`.
 #[inline(always)]
 pub(crate) fn or(value: *mut u64, mask: u64) {

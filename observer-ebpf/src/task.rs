@@ -9,12 +9,12 @@ use aya_ebpf::{
 };
 use observer_ebpf::wire::{
     FaultState, LossKind, MmSyscallState, Owner, ReclaimState, RecordKind, RunqueueState, Slot,
-    Stored,
+    Stored, ThreadCgroup,
 };
 
 use crate::{
-    config, emit,
-    kernel::Task,
+    atomic, config, emit,
+    kernel::{Task, now_ns},
     maps::{self, TaskStorage},
 };
 
@@ -107,6 +107,40 @@ pub(crate) fn claim_entry<S: State>(task: Task) -> Option<(&'static mut S, bool)
 #[inline(always)]
 pub(crate) fn claim<S: State>(task: Task) -> Option<&'static mut S> {
     claim_entry(task).map(|(state, _)| state)
+}
+
+/// Begins a memory-management call of the thread, now. Returns its state, and whether an earlier call
+/// of its own has not ended; nothing if another thread took over the entry meanwhile.
+///
+/// Where threads share entries, two can take over one at the same instant, or one takes it over while
+/// its owner begins. So each writes first whose the entry is, and then exchanges the begin: whoever
+/// comes second finds the begin of the other, and counts what is lost.
+#[inline(always)]
+pub(crate) fn begin_call(task: Task) -> Option<(&'static mut MmSyscallState, bool)> {
+    if config::tasks_share() == 0 || is_stored::<MmSyscallState>(task) {
+        let state = claim::<MmSyscallState>(task)?;
+        let is_open = state.begin_ns != 0;
+        state.begin_ns = now_ns();
+        return Some((state, is_open));
+    }
+    let tid = task.tid();
+    let slot = slot::<MmSyscallState>(tid)?;
+    let former = slot.owner;
+    if former.tid != tid {
+        slot.owner = Owner { tid, tgid: task.tgid() };
+        slot.state.cgroup = ThreadCgroup::default();
+    }
+    if atomic::exchange(&raw mut slot.state.begin_ns, now_ns()) == 0 {
+        return Some((&mut slot.state, false));
+    }
+    // SAFETY: a map value, read once more because another CPU may have written it.
+    let is_own = unsafe { ptr::read_volatile(&raw const slot.owner.tid) } == tid;
+    if is_own && former.tid == tid {
+        return Some((&mut slot.state, true));
+    }
+    let loser = if is_own { former.tgid } else { task.tgid() };
+    emit::lose(LossKind::TaskSlot, emit::is_target(loser));
+    is_own.then_some((&mut slot.state, false))
 }
 
 /// The thread's state, if there is one.

@@ -1,5 +1,6 @@
 //! Numbers and names in words: shared by the rows of tables and the outputs for users.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 /// A duration with three significant digits: `41.2 ms`.
@@ -63,6 +64,13 @@ pub fn percent(share: f64) -> String {
     let text = format!("{value:.digits$} %");
     // A negative share that rounds to nothing would read "-0.0 %".
     if text.trim_start_matches('-').starts_with("0.0 ") { "0 %".to_owned() } else { text }
+}
+
+/// The text of the kernel in a field of fixed length: what comes before the first NUL.
+#[must_use]
+pub fn until_nul(bytes: &[u8]) -> Cow<'_, str> {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end])
 }
 
 /// Codes of the styles that observer itself prints: ESC, `[`, one of them, `m`.
@@ -159,6 +167,14 @@ mod tests {
         assert_eq!(percent(0.004), "0.4 %");
         assert_eq!(percent(-0.0001), "0 %");
         assert_eq!(percent(0.0), "0 %");
+    }
+
+    #[test]
+    fn text_in_a_field_ends_at_the_first_nul() {
+        assert_eq!(until_nul(b"nginx\0\0rest"), "nginx");
+        assert_eq!(until_nul(b"all of it"), "all of it");
+        assert_eq!(until_nul(b"\0"), "");
+        assert_eq!(until_nul(b"h\xf6g\0"), "h\u{fffd}g");
     }
 
     #[test]

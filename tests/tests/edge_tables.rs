@@ -78,7 +78,9 @@ fn collision(trial: &Trial, place: &str) -> Result<(Run, u64), String> {
     let rounds = trial::scaled(2000).max(500).to_string();
     let mut work = trial::start(&["collide", "--rounds", &rounds], Placement::default());
     let pid = work.id().to_string();
-    let target = ["--pid", &pid, "--thread-state", place].map(str::to_owned);
+    // Faults lose begins in the same way, and would hide a loss that is not counted.
+    let target = ["--pid", &pid, "--thread-state", place, "--probes", "mm_syscall"];
+    let target = target.map(str::to_owned);
     let mut observed = trial.observe_target(&target, &mut work, directory.path(), |_| ());
     work.end().expect("the workload ends");
     Ok((observed.runs.remove(0), number(&observed.counts, "calls")))
@@ -110,9 +112,7 @@ fn threads_that_share_a_slot_lose_what_they_say_they_lose() {
     assert!(lost > 0, "threads shared a slot: {:?}", run.summary.loss);
     let against = "the callers' own count";
     held.at_most("calls", against, counted, calls, 0.01);
-    // Faults that are lost the same way are in the losses as well. Two CPUs that take over a slot
-    // at the same instant see one loss where there are two.
-    held.at_least("calls + losses", against, counted + lost, calls, 0.002);
+    held.at_least("calls + losses", against, counted + lost, calls, 0.0);
     case_held(trial.test, "mm_syscall", &format!("{lost} of {calls} counted as task_slot"));
 }
 

@@ -70,6 +70,12 @@ const FAULTS: [Series; 4] = [
     Series::FaultMajorKernel,
 ];
 
+/// All faults of the host that were counted.
+fn of_host(kernel: &mut Kernel) -> u64 {
+    let snapshot = kernel.snapshot(None);
+    FAULTS.iter().map(|series| snapshot.host_distribution(*series).count()).sum()
+}
+
 fn faults(pid: u32) -> u64 {
     let faults = kernel_counters::faults(pid).expect("the workload is there");
     faults.minor + faults.major
@@ -103,6 +109,7 @@ fn faults_with_pauses(state: ThreadState) {
         expected += at_detach - before;
         kernel.detach("fault", REASON).expect("it was attached");
         assert!(!kernel.is_attached("fault"));
+        assert!(!kernel.events().contains_key("fault"));
         signal(pid, Signal::CONT);
         std::thread::sleep(Duration::from_millis(300));
         stop(pid);
@@ -112,6 +119,10 @@ fn faults_with_pauses(state: ThreadState) {
         kernel.attach_again("fault").expect("it was attached before");
         assert!(kernel.is_attached("fault"));
         signal(pid, Signal::CONT);
+        // What can be counted at any time is what the histograms have.
+        let (least, events, most) =
+            (of_host(&mut kernel), kernel.events()["fault"], of_host(&mut kernel));
+        assert!((least..=most).contains(&events), "{least} <= {events} <= {most}");
     }
     std::thread::sleep(Duration::from_millis(500));
     stop(pid);

@@ -98,7 +98,11 @@ fn in_fault(current: Task) -> Option<&'static mut FaultState> {
 ///
 /// The kernel says whether it tries again (`FAULT_FLAG_TRIED`), except after an attempt with the lock
 /// of the mapping alone. It does not always try again: not when a signal or a stop came meanwhile, and
-/// not when it must not wait. The next fault at this address is then a new one.
+/// not when it must not wait. The next fault at this address is then a new one. It still counts from
+/// the begin of the one given up if that had the lock of the mapping alone, no signal was delivered
+/// since (a stop, or work for the thread on its way to user mode), and it finds the lock of the mapping
+/// taken: such a fault looks like a retry, and no count tells them apart, because the kernel counts neither
+/// before its end.
 #[inline(always)]
 fn handler_entered(address: u64, flags: u32) {
     let Some(state) = task::claim::<FaultState>(Task::current()) else { return };

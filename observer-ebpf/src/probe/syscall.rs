@@ -104,14 +104,13 @@ descriptor_returns! {
 fn mm_call_kprobe(ctx: ProbeContext) {
     let Some(registers) = ctx.arg::<u64>(0) else { return };
     let current = Task::current();
-    if let Some(state) = task::claim::<MmSyscallState>(current) {
+    if let Some((state, is_open)) = task::begin_call(current) {
         // The arguments are gone when the function returns.
         state.registers = registers;
         // The kernel tracks only a limited number of pending returns, and misses the others.
-        if state.begin_ns != 0 {
+        if is_open {
             emit::lose_of(LossKind::BeginWithoutEnd, current);
         }
-        state.begin_ns = now_ns();
     }
 }
 
@@ -166,9 +165,7 @@ const GO_ON: u32 = 1;
 #[inline(always)]
 fn mm_call_begun() {
     let current = Task::current();
-    if let Some(state) = task::claim::<MmSyscallState>(current) {
-        state.begin_ns = now_ns();
-    }
+    let _ = task::begin_call(current);
     // A thread that makes a call is not in a fault. A fault in the kernel that ended in EFAULT would
     // leave its begin time behind, and the next page that the kernel brings in by itself
     // (MAP_POPULATE) would end it.

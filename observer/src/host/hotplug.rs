@@ -8,6 +8,7 @@ use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
 use super::system;
+use crate::text::until_nul;
 
 /// The multicast group of the kernel's own messages (lib/kobject_uevent.c).
 const KERNEL_GROUP: u32 = 1;
@@ -26,8 +27,7 @@ pub struct CpuEvents {
 
 /// `online@/devices/system/cpu/cpu1`, and more after a NUL.
 fn came_online(message: &[u8]) -> Option<u32> {
-    let head = message.split(|byte| *byte == 0).next()?;
-    let head = std::str::from_utf8(head).ok()?;
+    let head = until_nul(message);
     head.strip_prefix("online@/devices/system/cpu/cpu")?.parse().ok()
 }
 

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use super::{network, process};
 use crate::model::Tgid;
+use crate::text::until_nul;
 
 /// Maximum number of sockets to examine: one takes about 10 µs, so this many take less than
 /// three seconds.
@@ -61,9 +62,8 @@ fn is_ip_socket(task: Tgid, descriptor: i32) -> rustix::io::Result<bool> {
     let path = format!("/proc/{}/fd/{descriptor}", task.0);
     match rustix::fs::getxattr(Path::new(&path), c"system.sockprotoname", &mut name[..]) {
         Ok(length) => {
-            let name = name[..length].split(|byte| *byte == 0).next().unwrap_or_default();
-            let name = std::str::from_utf8(name).unwrap_or_default();
-            Ok(IP_PROTOCOLS.contains(&name.strip_suffix("v6").unwrap_or(name)))
+            let name = until_nul(&name[..length]);
+            Ok(IP_PROTOCOLS.contains(&name.strip_suffix("v6").unwrap_or(&name)))
         }
         // It was closed meanwhile, or is something else now.
         Err(Errno::NOENT | Errno::SRCH | Errno::OPNOTSUPP | Errno::NODATA) => Ok(false),

@@ -82,6 +82,22 @@ pub fn possible_cpus() -> Vec<u32> {
     cpus("possible")
 }
 
+/// CPU time that all CPUs have used since the boot; 0 when it cannot be read.
+#[must_use]
+pub fn busy_seconds() -> f64 {
+    let stat = super::read_small("/proc/stat").unwrap_or_default();
+    let ticks = busy_ticks(&String::from_utf8_lossy(&stat));
+    ticks as f64 / rustix::param::clock_ticks_per_second().max(1) as f64
+}
+
+/// The fields user, nice, system, irq and softirq of the first line of `/proc/stat`; the time of guests
+/// is in user already.
+fn busy_ticks(stat: &str) -> u64 {
+    let fields = stat.lines().next().unwrap_or_default().split_ascii_whitespace().skip(1);
+    let ticks = fields.enumerate().filter(|(nth, _)| matches!(nth, 0..=2 | 5..=6));
+    ticks.map(|(_, field)| field.parse::<u64>().unwrap_or(0)).sum()
+}
+
 /// `kernel.pid_max`: ids are below it. The kernel's own upper limit when it cannot be read.
 #[must_use]
 pub fn pid_max() -> u32 {
@@ -247,6 +263,15 @@ mod tests {
         assert_eq!(version_of("6.18-rc1"), Some((6, 18)));
         assert_eq!(version_of("4.18.0-553.el8_10.x86_64"), Some((4, 18)));
         assert_eq!(version_of("strange"), None);
+    }
+
+    #[test]
+    fn a_busy_cpu_is_neither_idle_nor_waiting_nor_stolen() {
+        let stat =
+            "cpu  1 20 300 4000 50000 600000 7000000 80000000 9 9\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!(busy_ticks(stat), 7_600_321);
+        assert_eq!(busy_ticks(""), 0);
+        assert!(busy_seconds() > 0.0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::mem::offset_of;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use observer_ebpf::wire::{
@@ -14,9 +14,9 @@ use observer_ebpf::wire::{
 use super::live::wait_for_running_programs;
 use super::load::Shape;
 use super::mapped::MappedWords;
+use super::series::read_series;
 use crate::aggregate::{CgroupCounts, CgroupDistributions, Octaves};
 use crate::host::cgroups::CgroupNames;
-use crate::probe::{self, Moved};
 
 const OTHER_TICKET: usize = offset_of!(CgroupTable, other_ticket) / 8;
 const TAKEN: usize = offset_of!(CgroupTable, taken) / 8;
@@ -90,19 +90,25 @@ impl CgroupRows {
         rows
     }
 
-    /// Words of the histograms of a row, over all stripes and series.
-    fn histograms_of(&self, row: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+    /// Where the histograms of a series in a row begin, in words, stripe by stripe.
+    fn histograms_of_series(
+        &self,
+        row: usize,
+        series: usize,
+    ) -> impl Iterator<Item = usize> + use<> {
         let rows = self.rows;
-        (0..self.stripes).flat_map(move |stripe| {
-            (0..SERIES).map(move |series| {
-                (series, ((stripe * rows + row) * SERIES + series) * HISTOGRAM_WORDS)
-            })
-        })
+        (0..self.stripes)
+            .map(move |stripe| ((stripe * rows + row) * SERIES + series) * HISTOGRAM_WORDS)
+    }
+
+    /// Where all histograms of a row begin.
+    fn histograms_of(&self, row: usize) -> impl Iterator<Item = usize> {
+        (0..SERIES).flat_map(move |series| self.histograms_of_series(row, series))
     }
 
     /// Makes a ticket the valid one; 0 closes the row.
     fn validate(&self, row: usize, ticket: u64) {
-        for (_, at) in self.histograms_of(row) {
+        for at in self.histograms_of(row) {
             self.histograms.set(at + HISTOGRAM_TICKET, ticket);
         }
     }
@@ -142,38 +148,25 @@ impl CgroupRows {
 
     /// Adds what is counted in a row.
     fn read(&self, row: usize, series: &mut BTreeMap<Series, Octaves>) {
-        let is_moved: [bool; SERIES] =
-            std::array::from_fn(|nth| probe::moved().any(|moved| moved.counted_in as usize == nth));
-        // What has to be moved is read first: all of it is then in the series that it is taken from.
-        let (first, rest): (Vec<_>, Vec<_>) =
-            self.histograms_of(row).partition(|(nth, _)| is_moved[*nth]);
-        let mut found = BTreeMap::new();
-        self.add(first, &mut found);
-        fence(Ordering::Acquire);
-        self.add(rest, &mut found);
-        for Moved { counted_in, from, to } in probe::moved() {
-            let Some(part) = found.remove(counted_in) else { continue };
-            if let Some(all) = found.get_mut(from) {
-                *all = all.delta(&part);
+        let counted = read_series(|nth| self.octaves(row, nth));
+        for (one, counted) in Series::ALL.into_iter().zip(&*counted) {
+            if counted.count() > 0 {
+                series.entry(one).or_default().merge(counted);
             }
-            found.entry(*to).or_default().merge(&part);
-        }
-        for (one, counted) in found {
-            series.entry(one).or_default().merge(&counted);
         }
     }
 
-    fn add(&self, histograms: Vec<(usize, usize)>, series: &mut BTreeMap<Series, Octaves>) {
-        for (nth, at) in histograms {
-            let mut counted =
-                Octaves { sum_ns: self.histograms.get(at + HISTOGRAM_SUM), ..Octaves::default() };
-            for (octave, count) in counted.counts.iter_mut().enumerate() {
-                *count = self.histograms.get(at + HISTOGRAM_OCTAVES + octave);
-            }
-            if counted.count() > 0 {
-                series.entry(Series::ALL[nth]).or_default().merge(&counted);
-            }
+    fn octaves(&self, row: usize, series: usize) -> Octaves {
+        let mut all = Octaves::default();
+        for at in self.histograms_of_series(row, series) {
+            all.merge(&Octaves {
+                sum_ns: self.histograms.get(at + HISTOGRAM_SUM),
+                counts: std::array::from_fn(|nth| {
+                    self.histograms.get(at + HISTOGRAM_OCTAVES + nth)
+                }),
+            });
         }
+        all
     }
 
     /// The counts by cgroup. A cgroup that was removed and created again has another id but the
@@ -241,7 +234,7 @@ impl CgroupRows {
         }
         wait_for_running_programs();
         for Closed { row, ticket, .. } in ripe {
-            for (_, at) in self.histograms_of(row) {
+            for at in self.histograms_of(row) {
                 for word in HISTOGRAM_SUM..HISTOGRAM_WORDS {
                     self.histograms.set(at + word, 0);
                 }

@@ -1,12 +1,17 @@
 //! What the programs cost: their run time while the kernel's statistics are on, and what the hooks
 //! cost in addition.
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::mem::offset_of;
+use std::ops::Range;
 use std::time::Instant;
 
-use super::Kernel;
+use observer_ebpf::wire::{self, Histogram, SCOPES, Series};
+
 use super::statistics::ProgramStatistics;
-use crate::probe::{PROBES, Program};
+use super::{Kernel, histogram_word};
+use crate::probe::{PROBES, Probe, Program};
 
 /// Runs and run time of one attached program.
 #[derive(Clone, Copy, Debug)]
@@ -38,12 +43,38 @@ impl Kernel {
         costs
     }
 
-    /// The names of a probe's attached programs.
+    /// The programs of each probe that is attached now.
     #[must_use]
-    pub fn program_names(&self, probe: &str) -> Vec<&'static str> {
-        let probe = PROBES.into_iter().find(|known| known.name == probe);
-        let programs = probe.map(|probe| self.programs_of(probe)).unwrap_or_default();
-        programs.into_iter().map(|program| program.name).collect()
+    pub fn attached_programs(&self) -> BTreeMap<&'static str, Vec<&'static Program>> {
+        let attached = PROBES.into_iter().filter(|probe| self.is_attached(probe.name));
+        attached.map(|probe| (probe.name, self.programs_of(probe))).collect()
+    }
+
+    /// The events in the histograms of each probe that is attached now, of all tasks. It takes loads of
+    /// mapped memory only.
+    #[must_use]
+    pub fn events(&self) -> BTreeMap<&'static str, u64> {
+        let attached = PROBES.into_iter().filter(|probe| self.is_attached(probe.name));
+        let events = |probe: &Probe| -> u64 {
+            let series = probe.parts().into_iter().flat_map(|(_, series)| series);
+            series.map(|series| self.events_of(series)).sum()
+        };
+        attached.map(|probe| (probe.name, events(probe))).collect()
+    }
+
+    fn events_of(&self, series: Series) -> u64 {
+        const BUCKETS: Range<usize> = {
+            let first = offset_of!(Histogram, buckets) / 8;
+            first..first + wire::BUCKETS
+        };
+        let places =
+            (0..self.shape.cpus).flat_map(|cpu| (0..SCOPES).map(move |scope| (cpu, scope)));
+        places
+            .map(|(cpu, scope)| histogram_word(cpu, scope, series as usize))
+            // Most are empty: their sum is 0.
+            .filter(|first| self.histograms.get(*first) != 0)
+            .flat_map(|first| BUCKETS.map(move |word| self.histograms.get(first + word)))
+            .fold(0, u64::wrapping_add)
     }
 }
 

@@ -13,6 +13,7 @@ use super::links::Site;
 use super::mapped::MappedWords;
 use crate::clock::MonoNanos;
 use crate::model::{GeneratorProcess, GeneratorProcesses};
+use crate::text::until_nul;
 
 const WATCHED: usize = offset_of!(Config, generator_watched) / 8;
 const EVENTS: usize = offset_of!(Config, generator_events) / 8;
@@ -80,8 +81,7 @@ fn replay(events: Vec<GeneratorEvent>) -> Vec<GeneratorProcess> {
                 if let Some(earlier) = living.insert(tgid, all.len()) {
                     all[earlier].ended = Some(at);
                 }
-                let comm = event.comm.split(|byte| *byte == 0).next().unwrap_or_default();
-                let comm = String::from_utf8_lossy(comm).into_owned();
+                let comm = until_nul(&event.comm).into_owned();
                 let began = Some(at);
                 all.push(GeneratorProcess { tgid, comm, began, ..GeneratorProcess::default() });
             }

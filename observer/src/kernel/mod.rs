@@ -18,6 +18,7 @@ mod overlay;
 mod plan;
 mod profile;
 mod ring;
+mod series;
 mod statistics;
 pub mod support;
 mod thread_state;
@@ -26,7 +27,7 @@ mod uprobe;
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use bytemuck::Zeroable;
 use observer_ebpf::wire::{
@@ -52,11 +53,12 @@ use crate::aggregate::{Distribution, Snapshot};
 use crate::clock::MonoNanos;
 use crate::host::CpuEvents;
 use crate::model::{Coverage, Joining, ProbeState, SelfSummary, Tgid};
-use crate::probe::{self, Members, Moved, NOT_ASKED_FOR, PROBES, Probe};
+use crate::probe::{Members, NOT_ASKED_FOR, PROBES, Probe};
 use attach::Choices;
 use cgroup_rows::CgroupRows;
 use load::{HISTOGRAM_BYTES, Loaded, Shape};
 use mapped::MappedWords;
+use series::read_series;
 use statistics::ProgramStatistics;
 
 /// Words of [`Config`].
@@ -407,17 +409,7 @@ impl Kernel {
 
     /// All series of one scope, over all CPUs.
     fn scope(&self, scope: usize) -> Box<[Distribution; SERIES]> {
-        // What has to be moved is read first: all of it is then in the series that it is taken from.
-        let read = |moved: &Moved| self.distribution(scope, moved.counted_in as usize);
-        let moved: Vec<_> = probe::moved().map(|moved| (moved, read(moved))).collect();
-        fence(Ordering::Acquire);
-        let mut all = Box::new(std::array::from_fn(|series| self.distribution(scope, series)));
-        for (Moved { counted_in, from, to }, part) in moved {
-            all[*from as usize] = all[*from as usize].delta(&part);
-            all[*to as usize].merge(&part);
-            all[*counted_in as usize] = Distribution::default();
-        }
-        all
+        read_series(|series| self.distribution(scope, series))
     }
 
     fn distribution(&self, scope: usize, series: usize) -> Distribution {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::{BODY_BYTES, HEADER_BYTES};
 use super::{Cause, Event, Tgid, Tid};
+use crate::text::until_nul;
 
 /// Who had what a thread waited for. Packed, so that an optional one takes 20 bytes of a
 /// [`super::Stall`].
@@ -293,7 +294,7 @@ impl Field {
             Data::Names(name) => {
                 Value::Text(name(u32::from_ne_bytes(self.number(event))).unwrap_or("").into())
             }
-            Data::Text(length) => Value::Text(padded(event.bytes(self.offset, length))),
+            Data::Text(length) => Value::Text(until_nul(event.bytes(self.offset, length))),
             Data::List(length) => {
                 let (numbers, _) = event.bytes(self.offset, length * 8).as_chunks();
                 let numbers = numbers.iter().copied().map(u64::from_ne_bytes);
@@ -346,10 +347,4 @@ impl Field {
             _ => false,
         }
     }
-}
-
-/// The kernel's NUL-padded name as text.
-fn padded(bytes: &[u8]) -> Cow<'_, str> {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end])
 }

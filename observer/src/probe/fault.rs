@@ -51,7 +51,8 @@ pub(super) const PROBE: Probe = Probe {
             fails because there is no page (SIGBUS) passes it too. A perf event on every fault \
             costs more. The kernel watches a limited number of returns by kretprobe at a time. A fault \
             that the kernel gives up, for a signal or because the process is stopped, and begins anew \
-            later counts from its last begin.",
+            later counts from its last begin; after a stop, from its first begin where another thread \
+            changes the mapping at that moment.",
     tiers: &[
         Tier {
             name: "fentry",

@@ -235,8 +235,7 @@ fn read<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Option<T> {
 
 /// The kernel's NUL-padded command name as text that is safe to print.
 fn comm(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    crate::text::clean(&String::from_utf8_lossy(&bytes[..end]), 16)
+    crate::text::clean(&crate::text::until_nul(bytes), 16)
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use observer_ebpf::wire::RecordKind;
 
 use super::budget::{Budget, BudgetControl, Measured, Sheddable, Step};
+use super::forecast::{Forecast, Glance, Shown};
 use crate::clock::MonoNanos;
 use crate::host::{system, usage};
 use crate::kernel::{Kernel, ProgramCost, RunTimeStatistics, empty_call_ns};
 use crate::model::{AddedShare, Event, ProbeChange};
-use crate::probe::PROBES;
+use crate::probe::{PROBES, Program};
 
 /// What a system call costs before anything is attached, measured at the start.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +32,15 @@ struct Window {
     statistics: RunTimeStatistics,
     started: Instant,
     programs: Vec<ProgramCost>,
+    glance: Glance,
+}
+
+/// A window that is over.
+struct Closed {
+    statistics: RunTimeStatistics,
+    begin: Glance,
+    end: Glance,
+    measured: Measured,
 }
 
 /// One measurement, and the time it represents.
@@ -73,9 +83,15 @@ pub(super) struct CostWatch {
     /// What programs at every system call add to each.
     call_tax_ns: f64,
     cpus: f64,
+    /// `None` without a budget.
+    forecast: Option<Forecast>,
     window: Option<Window>,
     /// When the last window was closed, or the watch began.
     closed: Instant,
+    /// When the forecast last looked.
+    looked: Instant,
+    /// How much of the time since `closed` the last measurement represents.
+    calm: Duration,
     /// What observer's own threads had taken then. Their time is known at any moment, and a window
     /// would show too much of it: it includes the work for the window.
     own_cpu_seconds: f64,
@@ -90,9 +106,11 @@ const SAMPLES_MAX: usize = 4_096;
 
 impl CostWatch {
     const WINDOW: Duration = Duration::from_millis(100);
-    /// Between two windows. Switching the statistics on and off rewrites the kernel's code, on all
-    /// CPUs.
+    /// Between two windows, unless the forecast asks for one. Switching the statistics on and off
+    /// rewrites the kernel's code, on all CPUs.
     const PAUSE: Duration = Duration::from_secs(2);
+    /// Between two looks of the forecast.
+    const LOOK: Duration = Duration::from_millis(250);
 
     /// Begins with a window, once the probes are attached.
     pub(super) fn start(budget: Budget, calibration: Calibration, kernel: &Kernel) -> Self {
@@ -100,65 +118,134 @@ impl CostWatch {
             !probe.records.iter().any(|row| row.kind == RecordKind::Task as u16)
                 && kernel.is_attached(probe.name)
         };
+        let attached = kernel.attached_programs();
         let probes = PROBES.into_iter().filter(sheddable).map(|probe| Sheddable {
             probe: probe.name,
-            programs: kernel.program_names(probe.name),
+            programs: attached[probe.name].iter().map(|program| program.name).collect(),
             has_causes: probe.causes().next().is_some(),
         });
-        let taxed = kernel.program_costs().iter().any(is_at_every_call);
-        let call_tax_ns =
-            if taxed { (empty_call_ns() - calibration.bare_call_ns).max(0.0) } else { 0.0 };
+        let taxed = attached.values().flatten().any(|program| is_at_every_call(program));
+        let call_ns = if taxed { empty_call_ns() } else { 0.0 };
+        let call_tax_ns = (call_ns - calibration.bare_call_ns).max(0.0);
         let own_cpu_seconds = usage::own().cpu_seconds;
+        let cpus = system::online_cpus().len().max(1) as f64;
         let mut watch = Self {
             control: BudgetControl::new(budget, probes.collect()),
             call_tax_ns,
-            cpus: system::online_cpus().len().max(1) as f64,
+            cpus,
+            forecast: None,
             window: None,
             closed: Instant::now(),
+            looked: Instant::now(),
+            calm: Duration::ZERO,
             own_cpu_seconds,
             own: OwnShare::new(own_cpu_seconds),
             started: Instant::now(),
             on: Duration::ZERO,
             samples: Vec::new(),
         };
+        watch.forecast = budget.share().map(|budget| {
+            Forecast::new(budget, cpus, call_tax_ns / call_ns.max(1.0), watch.glance(kernel))
+        });
         watch.open(RunTimeStatistics::start(), kernel);
         watch
     }
 
+    /// What can be seen without the kernel's statistics.
+    fn glance(&self, kernel: &Kernel) -> Glance {
+        Glance {
+            now_ns: MonoNanos::now().0,
+            events: kernel.events(),
+            busy_seconds: if self.call_tax_ns > 0.0 { system::busy_seconds() } else { 0.0 },
+        }
+    }
+
     /// Begins a window, where the kernel has these statistics.
     fn open(&mut self, statistics: Option<RunTimeStatistics>, kernel: &Kernel) {
+        self.looked = Instant::now();
         self.window = statistics.map(|statistics| Window {
             statistics,
             started: Instant::now(),
             programs: kernel.program_costs(),
+            glance: self.glance(kernel),
         });
     }
 
-    /// Call it in every iteration of a loop, at least when [`CostWatch::window_left`] is over.
+    /// Call it in every iteration of a loop, at least when [`CostWatch::time_left`] is over.
     pub(super) fn tick(&mut self, kernel: &mut Kernel) -> Vec<Event> {
-        match &self.window {
-            Some(window) if window.started.elapsed() >= Self::WINDOW => {
-                let Some((measured, statistics)) = self.close(kernel) else {
-                    return Vec::new();
-                };
-                let changed = self.act(kernel, &measured);
-                if self.control.is_waiting() {
-                    self.open(Some(statistics), kernel);
-                }
-                changed
-            }
-            None if self.closed.elapsed() >= Self::PAUSE => {
+        let Some(window) = &self.window else {
+            if self.is_due(kernel) {
                 self.open(RunTimeStatistics::start(), kernel);
-                Vec::new()
             }
-            _ => Vec::new(),
+            return Vec::new();
+        };
+        if window.started.elapsed() < Self::WINDOW {
+            return Vec::new();
         }
+        let Some(Closed { statistics, begin, end, measured }) = self.close(kernel) else {
+            return Vec::new();
+        };
+        let changed = self.act(kernel, &measured);
+        self.learn(kernel, begin, end, &measured);
+        if self.control.is_waiting() {
+            self.open(Some(statistics), kernel);
+        }
+        changed
     }
 
-    /// Time until the open window must be closed; `None` while none is open.
-    pub(super) fn window_left(&self) -> Option<Duration> {
-        let window = self.window.as_ref()?;
-        Some(Self::WINDOW.saturating_sub(window.started.elapsed()))
+    /// Whether it is time for the next window, or the forecast asks for it.
+    fn is_due(&mut self, kernel: &Kernel) -> bool {
+        if self.closed.elapsed() >= Self::PAUSE {
+            return true;
+        }
+        if self.forecast.is_none() || self.looked.elapsed() < Self::LOOK {
+            return false;
+        }
+        let glance = self.glance(kernel);
+        let before = std::mem::replace(&mut self.looked, Instant::now());
+        let asks = self.forecast.as_mut().is_some_and(|forecast| forecast.look(glance));
+        if asks && let Some(last) = self.samples.last_mut() {
+            // Until the look before, all was as in the last window.
+            self.calm = before.saturating_duration_since(self.closed);
+            last.for_seconds += self.calm.as_secs_f64();
+        }
+        asks
+    }
+
+    /// Tells the forecast what a window showed.
+    fn learn(&mut self, kernel: &Kernel, begin: Glance, end: Glance, measured: &Measured) {
+        let Some(forecast) = &mut self.forecast else { return };
+        let all_ns = measured.window_seconds * 1e9 * self.cpus;
+        let mut at_calls = BTreeMap::new();
+        let mut programs_ns = BTreeMap::new();
+        for (probe, programs) in kernel.attached_programs() {
+            let shares = programs.into_iter().map(|program| {
+                (program, measured.programs.get(program.name).copied().unwrap_or_default())
+            });
+            let (everywhere, others): (Vec<_>, Vec<_>) =
+                shares.partition(|(program, _)| is_at_every_call(program));
+            at_calls.extend(everywhere.iter().map(|(program, share)| (program.name, *share)));
+            programs_ns.insert(probe, others.iter().map(|(_, share)| share * all_ns).sum());
+        }
+        forecast.learn(Shown {
+            begin,
+            end,
+            share: measured.share(),
+            own_share: measured.own_share,
+            calls_share: (!at_calls.is_empty()).then(|| at_calls.values().sum()),
+            programs_ns,
+        });
+    }
+
+    /// Time until [`CostWatch::tick`] may have something to do; `None` when that is only the usual
+    /// next window.
+    pub(super) fn time_left(&self) -> Option<Duration> {
+        match &self.window {
+            Some(window) => Some(Self::WINDOW.saturating_sub(window.started.elapsed())),
+            None => {
+                self.forecast.as_ref().map(|_| Self::LOOK.saturating_sub(self.looked.elapsed()))
+            }
+        }
     }
 
     /// Ends the measurement; returns the factor for the sampled figures.
@@ -189,13 +276,16 @@ impl CostWatch {
         Some(AddedShare { share, ci95: [(share - spread).max(0.0), share + spread], windows })
     }
 
-    /// Ends the window; returns what it measured, and the statistics, which the next window may need.
-    fn close(&mut self, kernel: &Kernel) -> Option<(Measured, RunTimeStatistics)> {
+    /// Ends the window.
+    fn close(&mut self, kernel: &Kernel) -> Option<Closed> {
         let window = self.window.take()?;
         let after = kernel.program_costs();
         let elapsed = window.started.elapsed();
-        let for_seconds = self.closed.elapsed().as_secs_f64();
+        let end = self.glance(kernel);
+        let since_seconds = self.closed.elapsed().as_secs_f64();
+        let for_seconds = since_seconds - std::mem::take(&mut self.calm).as_secs_f64();
         self.closed = Instant::now();
+        self.looked = self.closed;
         self.on += elapsed;
         let all_ns = elapsed.as_nanos() as f64 * self.cpus;
         if all_ns <= 0.0 {
@@ -214,14 +304,14 @@ impl CostWatch {
         // The end of the run cuts the last window off, and what observer does then is not what it did
         // meanwhile.
         if elapsed >= Self::WINDOW || self.samples.is_empty() {
-            let own_share = own_seconds.max(0.0) / (for_seconds * self.cpus);
+            let own_share = own_seconds.max(0.0) / (since_seconds * self.cpus);
             let share = own_share + measured.programs.values().sum::<f64>();
             self.samples.push(Sample { share, for_seconds });
         }
         if self.samples.len() > SAMPLES_MAX {
             self.thin_out();
         }
-        Some((measured, window.statistics))
+        Some(Closed { statistics: window.statistics, begin: window.glance, end, measured })
     }
 
     /// Merges two neighbours into one measurement that represents the time of both.
@@ -254,7 +344,7 @@ impl CostWatch {
         // its own run.
         let everywhere = costs
             .iter_mut()
-            .filter(|(cost, ..)| is_at_every_call(cost))
+            .filter(|(cost, ..)| is_at_every_call(cost.program))
             .max_by(|(_, one, _), (_, other, _)| one.total_cmp(other));
         if let Some((_, runs, cost_ns)) = everywhere {
             *cost_ns = cost_ns.max(*runs * self.call_tax_ns);
@@ -285,6 +375,6 @@ impl CostWatch {
     }
 }
 
-fn is_at_every_call(cost: &ProgramCost) -> bool {
-    cost.program.attach.is_at_every_system_call()
+fn is_at_every_call(program: &Program) -> bool {
+    program.attach.is_at_every_system_call()
 }

@@ -302,7 +302,7 @@ fn keep_budget(stop: &Arc<AtomicBool>) -> std::io::Result<BudgetThread> {
     let thread = thread("budget", move || {
         let Ok(shared) = receiver.recv() else { return };
         while !stop.load(Ordering::Relaxed) {
-            let left = lock(&shared).cost.as_ref().and_then(CostWatch::window_left);
+            let left = lock(&shared).cost.as_ref().and_then(CostWatch::time_left);
             std::thread::sleep(left.unwrap_or(STOP_INTERVAL));
             let mut shared = lock(&shared);
             let Shared { kernel, recording, cost, .. } = &mut *shared;

@@ -2,20 +2,25 @@
 //! losses until then, so that the files can be read if this process dies.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use observer_ebpf::wire::RecordKind;
 
-use super::CaptureCounts;
-use super::capture::{BEYOND_CAP, FIRST_TICK, FIRST_TIME, TICK_INTERVAL};
+use super::capture::{BEYOND_CAP, FIRST_TICK, FIRST_TIME, TICK_INTERVAL, sinks};
+use super::sink::Birth;
+use super::trace_sink::TraceSink;
+use super::{Capture, CaptureCounts, Floors, unexpected};
 use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
 use crate::error::Result;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Ring};
 use crate::loadgen::kept::Kept;
 use crate::model::{LossSummary, RunInfo};
+use crate::output::event_files::EventWriter;
 use crate::output::rundir::RunDir;
 
 /// Pause between two clock anchors.
@@ -39,6 +44,21 @@ pub(super) struct Journal {
     /// When run.json was last written, and how long until it is written again.
     checked: Instant,
     check_interval: Duration,
+}
+
+/// A new run directory and its trace; nothing is left behind where one of them cannot be made.
+pub(super) fn create_directory(
+    out: Option<&Path>,
+    begin: impl FnOnce(&RunDir) -> Result<EventWriter>,
+) -> Result<(RunDir, EventWriter)> {
+    let directory = RunDir::create(out)?;
+    match begin(&directory) {
+        Ok(trace) => Ok((directory, trace)),
+        Err(error) => {
+            directory.discard();
+            Err(error)
+        }
+    }
 }
 
 impl Journal {
@@ -69,6 +89,27 @@ impl Journal {
     /// Whether the next tick writes run.json.
     pub(super) fn is_due(&self) -> bool {
         self.checked.elapsed() >= self.check_interval
+    }
+
+    /// Starts to keep what comes through the ring.
+    ///
+    /// # Errors
+    /// When the system cannot start another thread. The directory is removed then.
+    pub(super) fn capture(
+        self,
+        ring: Ring,
+        trace: TraceSink,
+        counts: Arc<CaptureCounts>,
+        floors: Floors,
+    ) -> Result<(Self, Capture, Receiver<Birth>)> {
+        let (sinks, births) = sinks(trace);
+        match Capture::start(ring, sinks, counts, floors) {
+            Ok(capture) => Ok((self, capture, births)),
+            Err(error) => {
+                self.directory.discard();
+                Err(unexpected(&error))
+            }
+        }
     }
 
     /// Call it in every iteration of a loop: takes a clock anchor and writes run.json when they are

@@ -9,6 +9,7 @@ mod drain;
 mod finish;
 mod floor;
 mod floor_log;
+mod forecast;
 mod holders;
 pub mod identity;
 mod journal;
@@ -37,7 +38,7 @@ pub use trace_sink::EVENTS_MAX;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
@@ -54,14 +55,13 @@ use crate::kernel::{Kernel, LoadError, LoadOptions};
 use crate::loadgen::{Live, SamplesSource, SamplesSpec};
 use crate::log::NOTICE;
 use crate::model::{Coverage, EndReason, ProbeState, RUN_SCHEMA, RunInfo, SlowSpec, by_owner};
-use crate::output::event_files::EventWriter;
 use crate::output::rundir::RunDir;
 use crate::probe::ProbeOptions;
 use crate::target::{Membership, TargetSpec};
 use command::Generator;
 use cost::{Calibration, CostWatch};
 use floor_log::HiddenWatch;
-use journal::Journal;
+use journal::{Journal, create_directory};
 use loss_watch::LossWatch;
 use mark::{mark_first, mark_joined};
 use memory::Memory;
@@ -191,7 +191,7 @@ impl Session {
         let baseline = kernel.snapshot(Some(TARGET_ROW));
         mark_first(&mut membership, &kernel);
         let ring = kernel.take_ring().ok_or_else(|| unexpected(&"the ring is taken"))?;
-        let (directory, trace) = create_directory(options.out.as_deref())?;
+        let (directory, trace) = create_directory(options.out.as_deref(), RunDir::create_events)?;
         let info = RunInfo {
             command: options
                 .command
@@ -212,14 +212,8 @@ impl Session {
         };
         let hidden = HiddenWatch::new(&kernel);
         let counts = Arc::new(CaptureCounts::default());
-        let (sinks, births) = capture::sinks(TraceSink::new(trace, &counts, memory.stalls));
-        let capture = match Capture::start(ring, sinks, counts, floors) {
-            Ok(capture) => capture,
-            Err(error) => {
-                journal.directory.discard();
-                return Err(unexpected(&error));
-            }
-        };
+        let trace = TraceSink::new(trace, &counts, memory.stalls);
+        let (journal, capture, births) = journal.capture(ring, trace, counts, floors)?;
         let losses = LossWatch::of_run(&kernel);
         let mut session = Self {
             journal,
@@ -315,8 +309,7 @@ impl Session {
         let ends_with_target = !self.options.wait
             || self.options.command.is_empty() && self.options.duration.is_none();
         loop {
-            // Not a sleep: a signal ends it at once, where it was this thread that asked for signals.
-            std::thread::park_timeout(self.tick(gone_since.is_some()));
+            self.pause(self.tick(gone_since.is_some()));
             let mut first = None;
             for birth in self.births.try_iter() {
                 self.membership.on_birth(birth.tgid);
@@ -374,14 +367,31 @@ impl Session {
         }
     }
 
+    /// Lets time pass, in which only the cost is looked at.
+    fn pause(&mut self, tick: Duration) {
+        let end = Instant::now() + tick;
+        loop {
+            let now = Instant::now();
+            let left = end.saturating_duration_since(now);
+            let part = self.cost.time_left().map_or(left, |look| look.min(left));
+            // Not a sleep: a signal ends it at once, where it was this thread that asked for signals.
+            std::thread::park_timeout(part);
+            if part == left || now.elapsed() < part {
+                return;
+            }
+            let changed = self.cost.tick(&mut self.kernel);
+            self.losses.note(changed);
+        }
+    }
+
     /// How long to sleep: a COMMAND's end is part of the result, other things can wait a little.
-    /// Never longer than until the end of the run or of the window of run-time statistics.
+    /// Never longer than until the end of the run.
     fn tick(&self, target_is_gone: bool) -> Duration {
         let busy = self.generator.is_some() || target_is_gone || self.waits;
         let tick = if busy { TICK } else { IDLE_TICK };
         let duration = self.options.duration.filter(|_| !self.waits);
         let left = duration.map(|duration| duration.saturating_sub(self.started.elapsed()));
-        [left, self.cost.window_left()].into_iter().flatten().fold(tick, Duration::min)
+        left.map_or(tick, |left| left.min(tick))
     }
 
     fn progress(&self, elapsed: Duration) -> Progress {
@@ -391,18 +401,6 @@ impl Session {
             live: self.reader.as_ref().map(SampleReader::live),
             events: counts.events(),
             lost: counts.lost.load(Ordering::Relaxed),
-        }
-    }
-}
-
-/// A new run directory and its trace; nothing is left behind where one of them cannot be made.
-fn create_directory(out: Option<&Path>) -> Result<(RunDir, EventWriter)> {
-    let directory = RunDir::create(out)?;
-    match directory.create_events() {
-        Ok(trace) => Ok((directory, trace)),
-        Err(error) => {
-            directory.discard();
-            Err(error)
         }
     }
 }

@@ -8,9 +8,8 @@ use std::sync::mpsc::Receiver;
 
 use observer_ebpf::wire::KIND_SLOTS;
 
-use super::capture::sinks;
 use super::finish::{loss, records};
-use super::journal::Journal;
+use super::journal::{Journal, create_directory};
 use super::loss_watch::LossWatch;
 use super::sink::Birth;
 use super::trace_sink::TraceSink;
@@ -43,27 +42,15 @@ impl Recording {
         kernel: &mut Kernel,
     ) -> Result<Self> {
         let ring = kernel.take_ring().ok_or_else(|| unexpected(&"the ring is taken"))?;
-        let directory = RunDir::create(Some(out))?;
-        let trace = match directory.create_event_ring(options.trace_bytes) {
-            Ok(trace) => trace,
-            Err(error) => {
-                directory.discard();
-                return Err(error);
-            }
-        };
+        let begin = |directory: &RunDir| directory.create_event_ring(options.trace_bytes);
+        let (directory, trace) = create_directory(Some(out), begin)?;
         let target = options.target.as_ref().map(ToString::to_string).unwrap_or_default();
         // Before the first record is written: a directory that is discarded must not grow.
         let journal = Journal::start(directory, describe(target, membership, kernel), kernel)?;
         let floors = Floors { set: kernel.floors(), fixed: Vec::new(), ring_bytes: RING_BYTES };
         let counts = Arc::new(CaptureCounts::default());
-        let (sinks, births) = sinks(TraceSink::of_ring(trace, &counts));
-        let capture = match Capture::start(ring, sinks, counts, floors) {
-            Ok(capture) => capture,
-            Err(error) => {
-                journal.directory.discard();
-                return Err(unexpected(&error));
-            }
-        };
+        let trace = TraceSink::of_ring(trace, &counts);
+        let (journal, capture, births) = journal.capture(ring, trace, counts, floors)?;
         Ok(Self { journal, capture, births, losses: LossWatch::new(kernel) })
     }
 

@@ -10,6 +10,7 @@ use super::drain::Reach;
 use crate::aggregate::CauseRecorder;
 use crate::clock::MonoNanos;
 use crate::model::{Event, Tgid};
+use crate::text::until_nul;
 
 /// Forks that were delivered and not yet handled.
 const BIRTHS_MAX: usize = 65_536;
@@ -54,7 +55,7 @@ pub(super) struct Names {
 impl Sink for Names {
     fn event(&mut self, event: &Event) {
         let Some(task) = event.record::<TaskRecord>() else { return };
-        if self.names.insert(event.tid.0, name_in(&task)).is_none() {
+        if self.names.insert(event.tid.0, until_nul(&task.comm).into_owned()).is_none() {
             self.order.push_back(event.tid.0);
         }
         if self.names.len() > NAMES_MAX
@@ -69,12 +70,6 @@ impl Sink for Names {
         captured.thread_names = self.names;
         captured.names_dropped = self.dropped;
     }
-}
-
-/// The command name in a record.
-fn name_in(task: &TaskRecord) -> String {
-    let end = task.comm.iter().position(|byte| *byte == 0).unwrap_or(task.comm.len());
-    String::from_utf8_lossy(&task.comm[..end]).into_owned()
 }
 
 /// A new process of the target. It may be gone again.
@@ -105,7 +100,8 @@ impl Sink for Births {
         if event.flags & (TASK_FORK | TASK_JOIN) != 0 && event.tid.0 == event.tgid.0 {
             // There is no receiver once the run is over. A process that does not fit is found by
             // the next scan of /proc.
-            let birth = Birth { tgid: event.tgid, comm: name_in(&task), at: event.end };
+            let comm = until_nul(&task.comm).into_owned();
+            let birth = Birth { tgid: event.tgid, comm, at: event.end };
             let _ = self.0.try_send(birth);
         }
     }
