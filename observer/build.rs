@@ -10,6 +10,9 @@ use std::{path::PathBuf, process::Command};
 /// Reports a missing part, in one line.
 const SET_UP: &str = "run `cargo xtask setup` (or scripts/setup.sh), which installs it";
 
+/// Set to 1, there are no BPF programs. (The variable is aya-build's, which then leaves no file.)
+const SKIP: &str = "AYA_BUILD_SKIP";
+
 /// Directory of rustup's toolchain `name`, when it is there.
 fn sysroot(name: &str) -> Option<PathBuf> {
     let output =
@@ -28,6 +31,13 @@ fn has_core_source(toolchain: &str) -> bool {
 fn main() -> aya_build::Result<()> {
     println!("cargo:rerun-if-env-changed=OBSERVER_BPF_TOOLCHAIN");
     println!("cargo:rerun-if-changed=../observer-ebpf/src");
+    println!("cargo:rerun-if-env-changed={SKIP}");
+    if std::env::var_os(SKIP).is_some_and(|value| value == "1") {
+        println!("cargo:warning={SKIP}=1: observer is built without BPF programs, for lints only");
+        let out = std::env::var_os("OUT_DIR").map(PathBuf::from).unwrap_or_default();
+        std::fs::write(out.join("observer-bpf"), [])?;
+        return Ok(());
+    }
     let forced = std::env::var("OBSERVER_BPF_TOOLCHAIN").ok();
     let name = match forced.as_deref() {
         Some(name) => name,
