@@ -21,6 +21,7 @@ pub mod results;
 pub mod scenario;
 pub mod small_disk;
 pub mod switch_cost;
+pub mod sysctl;
 pub mod taskstats;
 pub mod told;
 pub mod trial;

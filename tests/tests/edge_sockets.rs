@@ -1,6 +1,5 @@
 //! Sockets that the kernel refuses: each call is counted as what it returned, and as nothing else.
 
-use std::fs;
 use std::ops::RangeInclusive;
 
 use observer_ebpf::wire::{FD_ERRNOS, FdSyscall};
@@ -8,6 +7,7 @@ use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::kernel_counters;
 use observer_tests::privileged;
 use observer_tests::process::Placement;
+use observer_tests::sysctl::Sysctl;
 use observer_tests::trial::{self, Run, Trial, scaled_text};
 use serde_json::Value;
 
@@ -100,27 +100,6 @@ fn sockets_without_a_descriptor_are_created_and_released() {
     work.end().expect("it ends");
 }
 
-/// `fs.file-max` for a while.
-struct FileMax(String);
-
-impl FileMax {
-    const FILE: &str = "/proc/sys/fs/file-max";
-
-    fn set(number: u64) -> Self {
-        let before = fs::read_to_string(Self::FILE).expect("a number");
-        fs::write(Self::FILE, number.to_string()).expect("it can be set");
-        Self(before)
-    }
-}
-
-impl Drop for FileMax {
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(Self::FILE, self.0.trim()) {
-            eprintln!("cannot put {} back to {}: {error}", Self::FILE, self.0.trim());
-        }
-    }
-}
-
 #[test]
 fn sockets_beyond_the_files_of_the_host_are_created_and_released() {
     let Some(_guard) = privileged::ready("sockets without files") else { return };
@@ -133,7 +112,11 @@ fn sockets_beyond_the_files_of_the_host_are_created_and_released() {
     let mut work = trial::start(&arguments, Placement::default());
     let mut limit = None;
     let observed = trial.observe(&mut work, directory.path(), |_| {
-        limit = if limit.is_none() { Some(FileMax::set(0)) } else { None };
+        limit = if limit.is_none() {
+            Some(Sysctl::set("fs/file-max", 0).expect("it can be set"))
+        } else {
+            None
+        };
     });
     for call in ["socket", "accept", "open"] {
         let enfile = returned(&observed.counts, call, libc::ENFILE.unsigned_abs());

@@ -13,6 +13,7 @@ use observer_tests::daemon::Daemon;
 use observer_tests::privileged;
 use observer_tests::process::Placement;
 use observer_tests::results::{Comparison, Held, Relation, case_held, not_applicable};
+use observer_tests::sysctl::Sysctl;
 use observer_tests::trial::{self, Run, Trial, number};
 
 const FAULTS: &str = "observer_fault_latency_seconds_count";
@@ -43,34 +44,10 @@ fn sockets_beyond_the_table_are_counted_one_by_one() {
     work.end().expect("the workload ends");
 }
 
-/// `kernel.pid_max` for a while.
-struct PidMax(String);
-
-impl PidMax {
-    const FILE: &str = "/proc/sys/kernel/pid_max";
-
-    fn at_least(number: u32) -> Result<Self, String> {
-        let failed = |error: std::io::Error| format!("{}: {error}", Self::FILE);
-        let before = fs::read_to_string(Self::FILE).map_err(failed)?;
-        if before.trim().parse::<u32>().is_ok_and(|now| now < number) {
-            fs::write(Self::FILE, number.to_string()).map_err(failed)?;
-        }
-        Ok(Self(before))
-    }
-}
-
-impl Drop for PidMax {
-    fn drop(&mut self) {
-        if let Err(error) = fs::write(Self::FILE, self.0.trim()) {
-            eprintln!("cannot put {} back to {}: {error}", Self::FILE, self.0.trim());
-        }
-    }
-}
-
 /// A run on two live threads whose ids belong to the same entry of a table of threads, with the
 /// number of their calls; or why there cannot be one.
 fn collision(trial: &Trial, place: &str) -> Result<(Run, u64), String> {
-    let _pid_max = PidMax::at_least(3 * TASK_SLOTS_MAX)?;
+    let _pid_max = Sysctl::at_least("kernel/pid_max", 3 * u64::from(TASK_SLOTS_MAX))?;
     if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2) {
         return Err("needs two CPUs".into());
     }
