@@ -222,13 +222,16 @@ impl Listeners {
     fn holders_of(&mut self, sockets: &[(&[Tgid], BTreeSet<u64>)], ids: &[Tgid]) -> BTreeSet<Tgid> {
         let inodes: BTreeSet<u64> =
             sockets.iter().flat_map(|(_, inodes)| inodes).copied().collect();
+        if inodes.is_empty() {
+            return BTreeSet::new();
+        }
         let mut found = BTreeSet::new();
         if inodes == self.sockets {
             let is_known =
                 |tgid: &Tgid| self.checked.contains_key(tgid) && !self.holders.contains(tgid);
             found = holders_in(sockets, ids, |tgid| !is_known(tgid));
         }
-        if found.is_empty() && !inodes.is_empty() {
+        if found.is_empty() {
             found = holders_in(sockets, ids, |_| true);
         }
         self.sockets = inodes;
@@ -256,9 +259,8 @@ fn holders_in(
 /// The TCP ports on which these processes listen.
 #[must_use]
 pub fn listened_ports(tgids: &BTreeSet<Tgid>) -> BTreeSet<u16> {
-    let ids: Vec<Tgid> = tgids.iter().copied().collect();
     let mut ports = BTreeSet::new();
-    let with_namespace = ids.into_iter().filter_map(|tgid| Some((tgid, namespace(tgid)?)));
+    let with_namespace = tgids.iter().filter_map(|&tgid| Some((tgid, namespace(tgid)?)));
     for (namespace, members) in by_namespace(with_namespace) {
         let sockets = members.iter().filter_map(|&tgid| socket_descriptors(tgid)).flatten();
         let inodes: BTreeSet<u64> = sockets.map(|(_, inode)| inode).collect();

@@ -115,8 +115,9 @@ mod tests {
 
     #[test]
     fn every_listener_is_found_and_no_connection() {
-        let listeners: Vec<_> = (0..2_000)
-            .map_while(|number| TcpListener::bind([["127.0.0.1:0", "[::1]:0"][number % 2]][0]).ok())
+        // More than one part of an answer holds. There may be no IPv6.
+        let listeners: Vec<_> = (0..400)
+            .filter_map(|number| TcpListener::bind(["127.0.0.1:0", "[::1]:0"][number % 2]).ok())
             .collect();
         assert!(listeners.len() > 100, "{}", listeners.len());
         let port = |listener: &TcpListener| listener.local_addr().unwrap().port();

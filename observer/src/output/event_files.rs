@@ -145,7 +145,8 @@ impl EventWriter {
         Ok(Stream { writer, name, row, rows: 0 })
     }
 
-    /// Puts everything appended so far into the files, in the order of the kinds. `true` when a new segment begins.
+    /// Puts everything appended so far into the files, in the order of the kinds. `true` when a new
+    /// segment begins.
     ///
     /// # Errors
     /// When it cannot be written.

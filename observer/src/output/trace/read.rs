@@ -79,8 +79,8 @@ pub fn read<R: Reader>(
 ///
 /// # Errors
 /// When the input is not such a trace, or that of another run than `run_id`; when its description of
-/// the columns is damaged, and no batch has a whole copy; and, where messages have no seals, when it is damaged other than by being
-/// cut.
+/// the columns is damaged, and no batch has a whole copy; and, where messages have no seals, when it is
+/// damaged other than by being cut.
 pub fn read_each<R: Reader>(
     input: impl Read + Seek,
     run_id: Option<&str>,
