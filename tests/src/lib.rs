@@ -19,6 +19,7 @@ pub mod privileged;
 pub mod process;
 pub mod results;
 pub mod scenario;
+pub mod scheduling;
 pub mod small_disk;
 pub mod switch_cost;
 pub mod sysctl;

@@ -12,6 +12,7 @@ use std::thread;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::kernel_counters::own_schedstat;
+use crate::scheduling::set_policy;
 
 const ROUNDS: usize = 500;
 
@@ -44,13 +45,8 @@ fn pass(mut from: File, mut to: File, first: bool) -> (u64, u64) {
     let before = sched_getaffinity(None).expect("where this thread may run");
     cpus.set((0..CpuSet::MAX_CPU).find(|cpu| before.is_set(*cpu)).expect("a CPU"));
     sched_setaffinity(None, &cpus).expect("one of its CPUs");
-    let priority = |policy, sched_priority| {
-        let parameters = libc::sched_param { sched_priority };
-        // SAFETY: the parameters live through the call. Where real-time threads are not allowed,
-        // the measurement takes longer and its result is the same.
-        unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
-    };
-    priority(libc::SCHED_FIFO, 1);
+    // Where real-time threads are not allowed, the measurement takes longer and its result is the same.
+    let is_ahead = set_policy(libc::SCHED_FIFO, 1).is_ok();
     let mut byte = [0];
     if !first {
         from.read_exact(&mut byte).expect("a byte");
@@ -63,7 +59,9 @@ fn pass(mut from: File, mut to: File, first: bool) -> (u64, u64) {
     }
     let end = schedstat();
     to.write_all(&byte).ok();
-    priority(libc::SCHED_OTHER, 0);
+    if is_ahead {
+        set_policy(libc::SCHED_OTHER, 0).expect("the policy from before");
+    }
     sched_setaffinity(None, &before).expect("where it ran before");
     (end.ran_ns - begin.ran_ns, end.arrivals - begin.arrivals)
 }

@@ -8,10 +8,13 @@ use std::time::{Duration, Instant};
 use observer::error::Exit;
 use observer::probe::PROBES;
 use observer_tests::daemon::{Daemon, Metrics};
+use observer_tests::hotplug::Cpu;
 use observer_tests::http;
+use observer_tests::kernel_counters::faults;
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Running, Service};
-use observer_tests::trial::{directory, in_guest, programs};
+use observer_tests::trial::{directory, in_guest, programs, scaled_text};
+use observer_tests::watch::Work;
 
 const WAITS: &str = "observer_runqueue_latency_seconds_count";
 
@@ -87,6 +90,41 @@ fn a_daemon_whose_target_has_gone_continues() {
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(daemon.process().ended().expect("a status"), None);
     let _ = scrape(&daemon);
+    daemon.end();
+}
+
+/// The daemon has given up capabilities by then, and its system calls are filtered.
+#[test]
+fn a_daemon_watches_a_cpu_that_comes_online() {
+    let Some(_guard) = privileged::ready("CPU hotplug, daemon") else { return };
+    if !in_guest() {
+        println!("takes a CPU from everybody: done in guests only (OBSERVER_TEST_GUEST=1)");
+        return;
+    }
+    let cpu = match Cpu::offline(1) {
+        Ok(cpu) => cpu,
+        Err(reason) => return println!("{reason}"),
+    };
+    let daemon = Daemon::start(&["--probes", "fault", "--tier", "fault=perf_event"]);
+    let counted = || scrape(&daemon).count("observer_fault_latency_seconds_count", &[]);
+    cpu.switch(true);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let place = Placement { cpu: Some(1), ..Placement::default() };
+        let arguments = ["storm", "--rounds", &scaled_text(2_000)];
+        let mut work = Work::start(&programs(), &arguments, place).expect("it starts");
+        let (found, before) = (counted(), faults(work.id()).expect("it is there"));
+        work.go().expect("it works");
+        let (found, after) = (counted() - found, faults(work.id()).expect("it is there"));
+        work.end().expect("it ends");
+        let since = after.since(before);
+        let kernel = since.minor + since.major;
+        println!("faults on CPU 1: {kernel}, on all CPUs by observer: {found}");
+        if found >= kernel {
+            break;
+        }
+        assert!(Instant::now() < deadline, "CPU 1 is not watched");
+    }
     daemon.end();
 }
 

@@ -2,8 +2,8 @@
 //! two CPUs.
 //!
 //! A guest is emulated by one thread of this host, so lints and the tests that measure nothing run
-//! beside it; most of the latter wait for the kernel. Tests that measure this host run afterwards,
-//! alone.
+//! beside it; most of the latter wait for the kernel, and run in two lanes. Tests that measure this host
+//! run afterwards, alone.
 
 use std::{env, process::Command, process::ExitCode, thread, time::Instant};
 
@@ -62,18 +62,20 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
     }
     let (as_root, others): (Vec<_>, Vec<_>) =
         programs.into_iter().partition(TestProgram::is_privileged);
-    let (quick, measuring): (Vec<_>, Vec<_>) =
-        as_root.into_iter().partition(|one| MEASURE_NOTHING.contains(&one.name.as_str()));
+    let measures = |one: &TestProgram| !MEASURE_NOTHING.concat().contains(&one.name.as_str());
+    let (measuring, quick): (Vec<_>, Vec<_>) = as_root.into_iter().partition(measures);
     let turn = options.turn.map_or_else(in_turn, |number| &TURNS[usize::from(number) - 1]);
     println!(
         "\nThe guest runs {turn}. --turn chooses another one of {}, and `cargo xtask vm` runs everything.",
         TURNS.len()
     );
-    steps.side_by_side(vec![
-        vec![Step::command(format!("virtual machine, {turn}"), guest(turn))],
-        lints(&others),
-        quick.iter().map(privileged).collect(),
-    ]);
+    let mut lanes =
+        vec![vec![Step::command(format!("virtual machine, {turn}"), guest(turn))], lints(&others)];
+    lanes.extend(MEASURE_NOTHING.map(|names| {
+        let of_lane = |one: &&TestProgram| names.contains(&one.name.as_str());
+        quick.iter().filter(of_lane).map(privileged).collect()
+    }));
+    steps.side_by_side(lanes);
     for program in &measuring {
         steps.run(privileged(program));
     }
@@ -81,20 +83,12 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
     true
 }
 
-/// Privileged test programs that check exit codes, messages and states only. They run beside the guest;
-/// all others measure time or counts, and run alone.
-const MEASURE_NOTHING: &[&str] = &[
-    "choice",
-    "cli",
-    "command",
-    "doctor",
-    "edge_sockets",
-    "examples",
-    "faults",
-    "hardening",
-    "logging",
-    "target",
-    "uprobe",
+/// Privileged test programs that check exit codes, messages and states only. They run beside the guest,
+/// in two lanes that take about the same time, mostly waiting; all others measure time or counts, and
+/// run alone.
+const MEASURE_NOTHING: [&[&str]; 2] = [
+    &["choice", "faults", "edge_sockets", "uprobe", "doctor"],
+    &["hardening", "command", "examples", "cli", "target", "logging"],
 ];
 
 /// Program of the guests.
@@ -169,7 +163,7 @@ mod tests {
     #[test]
     fn test_programs_that_are_named_exist() {
         let of_turns = TURNS.iter().flat_map(|turn| turn.tests);
-        for name in MEASURE_NOTHING.iter().chain(of_turns) {
+        for name in MEASURE_NOTHING.into_iter().flatten().chain(of_turns) {
             let path = root().join("tests/tests").join(name).with_extension("rs");
             assert!(path.is_file(), "{} is not there", path.display());
         }

@@ -189,7 +189,7 @@ pub fn serve(
     let resident_bound_bytes = Memory::of_run(RING_BYTES).resident_bound_bytes;
     let shared =
         Arc::new(Mutex::new(Shared { kernel, watching, recording, resident_bound_bytes, cost }));
-    let mut threads = Vec::new();
+    let mut threads: Vec<JoinHandle<()>> = Vec::new();
     if let Some((measured, thread)) = budget {
         let _ = measured.send(Arc::clone(&shared));
         threads.push(thread);
@@ -203,14 +203,35 @@ pub fn serve(
             Err(error) => result = Err(unavailable(&error)),
         }
     }
-    result = result.and_then(|()| listen(listener, &shared, sockets, stop));
+    result = result.and_then(|()| listen(listener, &shared, sockets, &threads, stop));
     stop.store(true, Ordering::Relaxed);
-    for thread in threads {
-        let _ = thread.join();
-    }
+    let joined = join(threads);
     let mut shared = lock(&shared);
     let recorded = shared.recording.take().map(|recording| recording.finish(&shared.kernel));
-    result.and(recorded.unwrap_or(Ok(())))
+    result.and(joined).and(recorded.unwrap_or(Ok(())))
+}
+
+/// Waits for the threads of the daemon.
+///
+/// # Errors
+/// When one of them panicked; the log has its message.
+fn join(threads: Vec<JoinHandle<()>>) -> Result<()> {
+    let failed = |thread: JoinHandle<()>| {
+        let name = thread.thread().name().unwrap_or_default().to_owned();
+        thread.join().err().map(|_| name)
+    };
+    let failed: Vec<String> = threads.into_iter().filter_map(failed).collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let text = format!("the daemon cannot go on: thread {} failed", failed.join(", "));
+    Err(Error::new(Exit::Failure, text))
+}
+
+/// Whether one of the threads, which run until the daemon is stopped, is over. What it did is not
+/// done any more then, and what the daemon serves would be stale.
+fn is_one_over(threads: &[JoinHandle<()>]) -> bool {
+    threads.iter().any(JoinHandle::is_finished)
 }
 
 /// The processes of the target now. With `wait` there may be none yet, and the metrics of the host
@@ -234,6 +255,7 @@ fn listen(
     listener: std::net::TcpListener,
     shared: &Arc<Mutex<Shared>>,
     sockets: Option<SocketWatch>,
+    threads: &[JoinHandle<()>],
     stop: &Arc<AtomicBool>,
 ) -> Result<()> {
     let failed =
@@ -253,7 +275,7 @@ fn listen(
         let stopped = async move {
             // The flag is raised by the same signals; checking it all the time would be most of the
             // work of an idle daemon.
-            while !stop.load(Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) && !is_one_over(threads) {
                 tokio::select! {
                     _ = interrupt.recv() => return,
                     _ = terminate.recv() => return,
@@ -344,4 +366,32 @@ fn follow(
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_ends_the_daemon_with_its_name() {
+        let stop = Arc::new(AtomicBool::new(false));
+        let waiting = || {
+            let stop = Arc::clone(&stop);
+            thread("waits", move || {
+                while !stop.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            })
+        };
+        let mut threads = vec![waiting().unwrap()];
+        assert!(!is_one_over(&threads));
+        threads.push(thread("fails", || panic!("as the test wants")).unwrap());
+        while !is_one_over(&threads) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        stop.store(true, Ordering::Relaxed);
+        let error = join(threads).unwrap_err();
+        assert_eq!(error.to_string(), "the daemon cannot go on: thread observer-fails failed");
+        assert!(join(vec![waiting().unwrap()]).is_ok());
+    }
 }

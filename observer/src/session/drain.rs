@@ -20,7 +20,7 @@ use crate::probe::{self, DecodeError};
 /// Time between two checks of the ring. The kernel side wakes the thread early past half a ring.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
 /// After checks that found little, the pause doubles up to this.
-const QUIET_INTERVAL: Duration = Duration::from_millis(80);
+const QUIET_INTERVAL: Duration = Duration::from_millis(320);
 /// After checks that found nothing, the pause doubles up to this. Waking up costs more than
 /// checking, and is most of what an idle run does.
 const IDLE_INTERVAL: Duration = Duration::from_millis(480);

@@ -38,7 +38,7 @@ pub struct Turn {
 pub const TURNS: &[Turn] = &[
     turn(Kernel::V6_1, &["exactness", "kernel_counters", "edge_memory", "pressure"]),
     turn(Kernel::V6_1, &["target", "daemon", "doctor"]),
-    turn(Kernel::V6_12, &["exactness", "kernel_counters", "edge_runqueue"]),
+    turn(Kernel::V6_12, &["exactness", "kernel_counters", "edge_runqueue", "edge_sockets"]),
     turn(Kernel::V6_12, &["target", "daemon", "doctor", "records", "edge_tasks"]),
     turn(Kernel::V6_1Rt, &["exactness", "kernel_counters", "uprobe"]),
     turn(Kernel::V6_1Rt, &["target", "daemon", "doctor"]),

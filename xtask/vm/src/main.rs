@@ -200,7 +200,7 @@ fn boot(
         memory_mib: options.memory,
         // Linux 6.1 does not get its second CPU to run where time is counted in instructions.
         cpus: if options.bench { 1 } else { options.cpus },
-        counted: options.bench,
+        counted: options.bench || options.counted,
         limit: Duration::from_secs(options.limit),
         directory: &logs,
         verbose: options.exec.is_some(),

@@ -67,6 +67,10 @@ pub(crate) struct Options {
     /// Measure the tiers of every probe instead of running the tests; ARGUMENTs go to bench-tiers
     #[arg(long, conflicts_with_all = ["tests", "scale", "exec", "built"])]
     pub(crate) bench: bool,
+    /// Let the clocks of a guest count instructions, one a nanosecond: measurements are repeatable then,
+    /// whatever the host does meanwhile; always so with --bench
+    #[arg(long)]
+    pub(crate) counted: bool,
     /// Build nothing: run the programs in this list, which `cargo xtask test` leaves
     #[arg(long, value_name = "FILE", hide = true)]
     pub(crate) built: Option<PathBuf>,

@@ -42,9 +42,12 @@ pub(crate) fn major_faults(path: &Path, pages: usize) -> io::Result<()> {
     mapping.advise_random()?;
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
     if wait_for_go()? {
-        mapping.read_every_page();
+        let [begin, end] = timed(|| mapping.read_every_page()).1;
         let (base, length_bytes) = (mapping.base() as u64, mapping.length_bytes());
-        report(&json!({ "major_faults": pages, "base": base, "length_bytes": length_bytes }))?;
+        report(&json!({
+            "major_faults": pages, "base": base, "length_bytes": length_bytes,
+            "touched_ns": end - begin,
+        }))?;
     }
     wait_for_end()
 }

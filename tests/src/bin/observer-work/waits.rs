@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use observer::host::process::Stat;
 use observer_tests::kernel_counters::own_schedstat;
+use observer_tests::scheduling::set_policy;
 use rustix::thread::{CpuSet, Pid, gettid, sched_setaffinity};
 use serde_json::json;
 
@@ -38,11 +39,7 @@ pub(crate) fn waker(path: &Path, rounds: usize, hold: Duration) -> io::Result<()
 /// The thread that is woken. It does not preempt its waker (`SCHED_BATCH`), so it waits.
 pub(crate) fn woken(path: &Path, rounds: usize) -> io::Result<()> {
     let mut fifo = fifo(path)?;
-    // SAFETY: a plain structure that lives through the call.
-    unsafe {
-        let parameters: libc::sched_param = std::mem::zeroed();
-        libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters);
-    }
+    set_policy(libc::SCHED_BATCH, 0)?;
     if wait_for_go()? {
         for _ in 0..rounds {
             fifo.read_exact(&mut [0])?;
