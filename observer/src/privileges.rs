@@ -10,6 +10,8 @@ use rustix::thread::{
     set_no_new_privs,
 };
 
+use crate::host::system;
+
 /// What attaching loaded programs again, reading their maps, and following processes of other users
 /// takes. (Loading programs for the hooks of cgroups takes `CAP_NET_ADMIN`, attaching them does not.)
 pub const FOLLOWING: CapabilitySet = CapabilitySet::BPF
@@ -17,7 +19,16 @@ pub const FOLLOWING: CapabilitySet = CapabilitySet::BPF
     .union(CapabilitySet::SYS_PTRACE)
     .union(CapabilitySet::DAC_READ_SEARCH);
 
-/// The same, and turning on the kernel's statistics of BPF programs.
+/// [`FOLLOWING`], and `CAP_SYS_ADMIN` where programs are attached through perf events and the kernel
+/// lets nobody else open those: `kernel.perf_event_paranoid` above 2, which Debian and Ubuntu have added.
+#[must_use]
+pub fn following(has_perf_events: bool) -> CapabilitySet {
+    let needs_admin =
+        has_perf_events && system::perf_event_paranoid().is_some_and(|level| level > 2);
+    if needs_admin { FOLLOWING.union(CapabilitySet::SYS_ADMIN) } else { FOLLOWING }
+}
+
+/// What [`FOLLOWING`] takes, and turning on the kernel's statistics of BPF programs.
 pub const MEASURING: CapabilitySet = FOLLOWING.union(CapabilitySet::SYS_ADMIN);
 
 /// Gives up all capabilities of the calling thread but these, for good: no program that it executes

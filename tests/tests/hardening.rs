@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use observer::call_filter::{self, Threads};
 use observer::error::Exit;
 use observer::kernel::{Kernel, LoadOptions, RING_BYTES, RunTimeStatistics};
-use observer::privileges::{FOLLOWING, MEASURING, keep_only};
+use observer::privileges::{MEASURING, following, keep_only};
 use observer::probe::{PROBES, ProbeOptions};
 use observer::session::memory;
 use observer_tests::cgroup::MemoryCgroup;
@@ -210,7 +210,7 @@ fn what_is_kept_is_enough_to_attach_every_probe_again() {
         let Ok(mut kernel) = Kernel::attach(&options) else { return false };
         keep_only(MEASURING).expect("fewer rights");
         assert!(RunTimeStatistics::start().is_some(), "the budget needs them");
-        keep_only(FOLLOWING).expect("fewer rights");
+        keep_only(following(kernel.has_perf_events())).expect("fewer rights");
         call_filter::apply(Threads::Own).expect("a filter");
         if !kernel.is_attached(probe) {
             return false;

@@ -109,6 +109,13 @@ impl Kernel {
         Ok(())
     }
 
+    /// Whether programs are attached through perf events.
+    #[must_use]
+    pub fn has_perf_events(&self) -> bool {
+        let attached = self.attached_programs();
+        attached.values().flatten().any(|program| program.attach.is_perf_event())
+    }
+
     /// Attaches the programs that need each CPU's own event on the CPUs that have come online. Their
     /// probes are detached from the last call until now, because what happened on such a CPU was not
     /// seen. Returns these changes.

@@ -76,6 +76,24 @@ impl Attach {
         }
     }
 
+    /// Whether `perf_event_open` attaches it.
+    #[must_use]
+    pub const fn is_perf_event(self) -> bool {
+        match self {
+            Self::Kprobe(_)
+            | Self::Kretprobe(_)
+            | Self::Syscalls(..)
+            | Self::PerfMinorFaults
+            | Self::PerfMajorFaults => true,
+            Self::Fentry(_)
+            | Self::Fexit(_)
+            | Self::TpBtf(..)
+            | Self::RawTracepoint(..)
+            | Self::CgroupSockCreate
+            | Self::CgroupSockRelease => false,
+        }
+    }
+
     /// What the kernel does around a run of a program at this hook, nanoseconds: what published
     /// measurements give for empty programs, rounded up. The run time does not contain it.
     #[must_use]

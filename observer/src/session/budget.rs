@@ -193,6 +193,11 @@ impl BudgetControl {
         self.trial.is_some() || self.excess_seconds > 0.0
     }
 
+    /// Whether a probe that was shed may be tried again, if the next measurement leaves room for it.
+    pub(super) fn is_trial_due(&self, now_ns: u64) -> bool {
+        self.probes.iter().any(|state| state.due_ns.is_some_and(|due_ns| now_ns >= due_ns))
+    }
+
     fn shed_excess(&mut self, budget: f64, measured: &Measured) -> Vec<Step> {
         let mut steps = Vec::new();
         let cost_of = |programs: &BTreeSet<&str>| -> f64 {

@@ -88,6 +88,8 @@ pub(super) struct CostWatch {
     window: Option<Window>,
     /// When the last window was closed, or the watch began.
     closed: Instant,
+    /// From then to the next window.
+    pause: Duration,
     /// When the forecast last looked.
     looked: Instant,
     /// How much of the time since `closed` the last measurement represents.
@@ -109,8 +111,11 @@ impl CostWatch {
     /// Between two windows, unless the forecast asks for one. Switching the statistics on and off
     /// rewrites the kernel's code, on all CPUs.
     const PAUSE: Duration = Duration::from_secs(2);
+    /// While the forecast looks meanwhile, the pause doubles up to this after each window that shows
+    /// no need to act.
+    const LONGEST_PAUSE: Duration = Duration::from_secs(8);
     /// Between two looks of the forecast.
-    const LOOK: Duration = Duration::from_millis(250);
+    const LOOK: Duration = Duration::from_millis(500);
 
     /// Begins with a window, once the probes are attached.
     pub(super) fn start(budget: Budget, calibration: Calibration, kernel: &Kernel) -> Self {
@@ -136,6 +141,7 @@ impl CostWatch {
             forecast: None,
             window: None,
             closed: Instant::now(),
+            pause: Self::PAUSE,
             looked: Instant::now(),
             calm: Duration::ZERO,
             own_cpu_seconds,
@@ -186,6 +192,11 @@ impl CostWatch {
             return Vec::new();
         };
         let changed = self.act(kernel, &measured);
+        self.pause =
+            match self.forecast.is_some() && changed.is_empty() && !self.control.is_waiting() {
+                true => (self.pause * 2).min(Self::LONGEST_PAUSE),
+                false => Self::PAUSE,
+            };
         self.learn(kernel, begin, end, &measured);
         if self.control.is_waiting() {
             self.open(Some(statistics), kernel);
@@ -195,7 +206,10 @@ impl CostWatch {
 
     /// Whether it is time for the next window, or the forecast asks for it.
     fn is_due(&mut self, kernel: &Kernel) -> bool {
-        if self.closed.elapsed() >= Self::PAUSE {
+        let now_ns = MonoNanos::now().0;
+        if self.closed.elapsed() >= self.pause
+            || self.closed.elapsed() >= Self::PAUSE && self.control.is_trial_due(now_ns)
+        {
             return true;
         }
         if self.forecast.is_none() || self.looked.elapsed() < Self::LOOK {

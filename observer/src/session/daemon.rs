@@ -23,7 +23,7 @@ use crate::error::{Error, Exit, Result};
 use crate::kernel::{Kernel, LoadOptions, RING_BYTES, Ring};
 use crate::log::NOTICE;
 use crate::output::http;
-use crate::privileges::{FOLLOWING, MEASURING, keep_only};
+use crate::privileges::{MEASURING, following, keep_only};
 use crate::probe::ProbeOptions;
 use crate::target::{Membership, TargetSpec};
 
@@ -165,12 +165,13 @@ pub fn serve(
         Error::new(Exit::Failure, format!("cannot give up capabilities: {errno}"))
     };
     let bounded = options.budget != Budget::NONE;
-    keep_only(if bounded { MEASURING } else { FOLLOWING }).map_err(unneeded)?;
+    let following = following(kernel.has_perf_events());
+    keep_only(if bounded { MEASURING } else { following }).map_err(unneeded)?;
     // Only the thread that measures keeps what turns the kernel's statistics on.
     let budget =
         bounded.then(|| keep_budget(stop)).transpose().map_err(|error| unavailable(&error))?;
     let cost = bounded.then(|| CostWatch::start(options.budget, calibration, &kernel));
-    keep_only(FOLLOWING).map_err(unneeded)?;
+    keep_only(following).map_err(unneeded)?;
     // The filters lengthen each call, and come after the cost of a call was measured.
     if let Err(error) = call_filter::apply(Threads::All) {
         tracing::warn!("system calls are not filtered: {error}");

@@ -177,12 +177,12 @@ impl Journal {
 }
 
 /// Pause until the next checkpoint, from the duration of the last one, most of which is a wait for
-/// the disk: checkpoints take half a percent of the time (ten times as much in the first seconds),
-/// and a run that is killed lacks half a minute at most.
+/// the disk: checkpoints take a fifth of a percent of the time (5 % in the first seconds), and a run
+/// that is killed lacks half a minute at most.
 fn checkpoint_pause(took: Duration, is_young: bool) -> Duration {
     if is_young {
         (took * 20).clamp(FIRST_TICK, LONGEST_PAUSE)
     } else {
-        (took * 200).clamp(TICK_INTERVAL, LONGEST_PAUSE)
+        (took * 500).clamp(TICK_INTERVAL, LONGEST_PAUSE)
     }
 }

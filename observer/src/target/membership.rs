@@ -21,7 +21,7 @@ const CHILDREN_INTERVAL: Duration = Duration::from_secs(1);
 /// cgroup or its port.
 const QUIET_INTERVAL: Duration = Duration::from_secs(2);
 /// That pause with `--port`: only a process that was there before and begins to listen waits for it.
-const QUIET_PORT_INTERVAL: Duration = Duration::from_secs(5);
+const QUIET_PORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Pause between two scans while observer waits for the target.
 const WAIT_INTERVAL: Duration = Duration::from_millis(50);
 /// Scans may take at most one part in this many of a processor's time: a host with 100,000
