@@ -392,6 +392,9 @@ mod tests {
         let mut drill = Drill::new("1%");
         drill.run(4, &[("fault_end", 0.05), ("sched_switch", 0.004), ("sys_exit", 0.0005)]);
         assert_eq!(drill.missing(), ["fault"]);
+        let (shed_ns, _) = drill.log[0];
+        assert!(!drill.control.is_trial_due(shed_ns + HOLD_NS - 1));
+        assert!(drill.control.is_trial_due(shed_ns + HOLD_NS));
     }
 
     #[test]
