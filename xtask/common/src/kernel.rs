@@ -31,6 +31,8 @@ pub struct Turn {
     pub tests: &'static [&'static str],
     /// Parts of the names of their tests; all tests where there are none.
     pub names: &'static [&'static str],
+    /// CPUs of the guest, and how many it could have.
+    pub cpus: Option<(u32, u32)>,
 }
 
 /// The turns. Each takes about four minutes on an emulated CPU, which is what the other steps beside it
@@ -46,10 +48,11 @@ pub const TURNS: &[Turn] = &[
     turn(Kernel::V6_12Rt, &["target", "daemon", "doctor"]),
     Turn { names: &["runqueue", "fault", "softirq"], ..turn(Kernel::V6_1, &["tiers"]) },
     Turn { names: &["reclaim", "mm_syscall", "socket", "task"], ..turn(Kernel::V6_1, &["tiers"]) },
+    Turn { cpus: Some((8, 256)), ..turn(Kernel::V6_12, &["live", "cgroups", "kernel_counters"]) },
 ];
 
 const fn turn(kernel: Kernel, tests: &'static [&'static str]) -> Turn {
-    Turn { kernel, tests, names: &[] }
+    Turn { kernel, tests, names: &[], cpus: None }
 }
 
 impl Turn {
@@ -68,6 +71,9 @@ impl Turn {
         for test in self.tests {
             arguments.extend(["--test".to_owned(), (*test).to_owned()]);
         }
+        if let Some((cpus, possible)) = self.cpus {
+            arguments.extend([format!("--cpus={cpus}"), format!("--possible-cpus={possible}")]);
+        }
         arguments
     }
 
@@ -81,7 +87,11 @@ impl Turn {
 
 impl fmt::Display for Turn {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "kernel {}: {}", self.kernel, self.tests.join(", "))?;
+        write!(formatter, "kernel {}", self.kernel)?;
+        if let Some((cpus, possible)) = self.cpus {
+            write!(formatter, " with {cpus} of {possible} CPUs")?;
+        }
+        write!(formatter, ": {}", self.tests.join(", "))?;
         if self.names.is_empty() {
             Ok(())
         } else {

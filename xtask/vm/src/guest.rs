@@ -38,6 +38,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) disk: &'a Path,
     pub(crate) memory_mib: u32,
     pub(crate) cpus: u32,
+    /// CPUs that it could have; `None` for the same.
+    pub(crate) possible_cpus: Option<u32>,
     /// Its clocks count instructions.
     pub(crate) counted: bool,
     /// It is killed after this time.
@@ -143,6 +145,10 @@ fn start(machine: &Machine<'_>, console: &Path) -> Result<Child, String> {
     command.args(["-m", &machine.memory_mib.to_string()]);
     command.arg("-kernel").arg(machine.kernel).arg("-initrd").arg(machine.initramfs);
     let mut command_line = COMMAND_LINE.to_owned();
+    if let Some(possible) = machine.possible_cpus {
+        // The kernel sizes everything that it has for each CPU by it.
+        command_line += &format!(" possible_cpus={possible}");
+    }
     if machine.counted {
         // Each instruction takes a nanosecond of the guest's time, whatever else the host does.
         command.args(["-icount", "shift=0,sleep=off"]);
@@ -337,6 +343,7 @@ mod tests {
             disk: Path::new(""),
             memory_mib: 0,
             cpus: 1,
+            possible_cpus: None,
             counted: false,
             limit: Duration::ZERO,
             verbose: false,

@@ -198,9 +198,11 @@ fn boot(
         initramfs: &initramfs,
         disk: &disk,
         memory_mib: options.memory,
-        // Linux 6.1 does not get its second CPU to run where time is counted in instructions.
-        cpus: if options.bench { 1 } else { options.cpus },
-        counted: options.bench || options.counted,
+        // Where time is counted in instructions, Linux 6.1 does not get its second CPU to run, and 6.12
+        // crashes with two sooner or later.
+        cpus: if options.is_counted() { 1 } else { options.cpus },
+        possible_cpus: options.possible_cpus,
+        counted: options.is_counted(),
         limit: Duration::from_secs(options.limit),
         directory: &logs,
         verbose: options.exec.is_some(),

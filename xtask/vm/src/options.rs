@@ -49,9 +49,12 @@ pub(crate) struct Options {
     /// Swap of a guest on compressed memory, MiB
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     pub(crate) swap: u64,
-    /// CPUs of a guest; with --bench it is always one
+    /// CPUs of a guest; with --bench and --counted it is always one
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) cpus: u32,
+    /// CPUs that a guest could have, as on a host where CPUs can be added [default: those it has]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) possible_cpus: Option<u32>,
     /// Number of guests that run at a time [default: one for each CPU of the host, at most two]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
     jobs: Option<u32>,
@@ -80,6 +83,11 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// Whether the clocks of guests count instructions.
+    pub(crate) const fn is_counted(&self) -> bool {
+        self.bench || self.counted
+    }
+
     /// A guest takes one CPU of the host. With more guests than CPUs, tests would exceed their own
     /// time limits.
     pub(crate) fn jobs(&self) -> u32 {
