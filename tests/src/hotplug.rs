@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
+use crate::trial;
+
 /// A CPU that a test switches. It is online again when this is dropped.
 #[derive(Debug)]
 pub struct Cpu {
@@ -13,8 +15,13 @@ impl Cpu {
     /// Takes a CPU offline.
     ///
     /// # Errors
-    /// When the kernel does not let it go; the reason is a sentence.
+    /// Outside guests, and when the kernel does not let it go; the reason is a sentence.
     pub fn offline(cpu: u32) -> Result<Self, String> {
+        if !trial::in_guest() {
+            return Err(
+                "takes a CPU from everybody: done in guests only (OBSERVER_TEST_GUEST=1)".into()
+            );
+        }
         let switch = PathBuf::from(format!("/sys/devices/system/cpu/cpu{cpu}/online"));
         match fs::write(&switch, "0") {
             Ok(()) => Ok(Self { switch }),

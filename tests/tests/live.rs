@@ -10,7 +10,7 @@ use observer_tests::hotplug::Cpu;
 use observer_tests::kernel_counters;
 use observer_tests::privileged;
 use observer_tests::process::Placement;
-use observer_tests::trial::{self, number, programs, scaled_text, settle};
+use observer_tests::trial::{number, programs, scaled_text, settle};
 use observer_tests::watch::Work;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -77,8 +77,7 @@ fn of_host(kernel: &mut Kernel) -> u64 {
 }
 
 fn faults(pid: u32) -> u64 {
-    let faults = kernel_counters::faults(pid).expect("the workload is there");
-    faults.minor + faults.major
+    kernel_counters::faults(pid).expect("the workload is there").all()
 }
 
 #[track_caller]
@@ -256,10 +255,6 @@ fn accepted_sockets_are_counted_for_the_socket_probe_alone() {
 #[test]
 fn a_cpu_that_comes_online_is_watched_and_the_gap_is_said() {
     let Some(_guard) = privileged::ready("CPU hotplug, faults") else { return };
-    if !trial::in_guest() {
-        println!("takes a CPU from everybody: done in guests only (OBSERVER_TEST_GUEST=1)");
-        return;
-    }
     let cpu = match Cpu::offline(1) {
         Ok(cpu) => cpu,
         Err(reason) => return println!("{reason}"),

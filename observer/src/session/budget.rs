@@ -122,6 +122,12 @@ struct State {
     back_ns: Option<u64>,
 }
 
+impl State {
+    fn is_due(&self, now_ns: u64) -> bool {
+        self.due_ns.is_some_and(|due_ns| now_ns >= due_ns)
+    }
+}
+
 /// The state machine.
 #[derive(Clone, Debug)]
 pub(super) struct BudgetControl {
@@ -169,8 +175,8 @@ impl BudgetControl {
             return steps;
         }
         // One at a time, and first the probes whose stalls can be a cause.
-        let due = |state: &&State| state.due_ns.is_some_and(|due_ns| measured.now_ns >= due_ns);
-        let next = self.probes.iter().filter(due).max_by_key(|state| state.sheddable.has_causes);
+        let due = self.probes.iter().filter(|state| state.is_due(measured.now_ns));
+        let next = due.max_by_key(|state| state.sheddable.has_causes);
         let Some(probe) = next.map(|state| state.sheddable.probe) else { return Vec::new() };
         if let Some(state) = self.state(probe) {
             state.due_ns = None;
@@ -195,7 +201,7 @@ impl BudgetControl {
 
     /// Whether a probe that was shed may be tried again, if the next measurement leaves room for it.
     pub(super) fn is_trial_due(&self, now_ns: u64) -> bool {
-        self.probes.iter().any(|state| state.due_ns.is_some_and(|due_ns| now_ns >= due_ns))
+        self.probes.iter().any(|state| state.is_due(now_ns))
     }
 
     fn shed_excess(&mut self, budget: f64, measured: &Measured) -> Vec<Step> {

@@ -206,10 +206,11 @@ impl CostWatch {
 
     /// Whether it is time for the next window, or the forecast asks for it.
     fn is_due(&mut self, kernel: &Kernel) -> bool {
-        let now_ns = MonoNanos::now().0;
-        if self.closed.elapsed() >= self.pause
-            || self.closed.elapsed() >= Self::PAUSE && self.control.is_trial_due(now_ns)
-        {
+        let pause = match self.control.is_trial_due(MonoNanos::now().0) {
+            true => Self::PAUSE,
+            false => self.pause,
+        };
+        if self.closed.elapsed() >= pause {
             return true;
         }
         if self.forecast.is_none() || self.looked.elapsed() < Self::LOOK {

@@ -155,6 +155,12 @@ impl Faults {
             major_children: self.major_children - earlier.major_children,
         }
     }
+
+    /// Minor and major faults, without those of children.
+    #[must_use]
+    pub const fn all(self) -> u64 {
+        self.minor + self.major
+    }
 }
 
 /// Reads [`Faults`].

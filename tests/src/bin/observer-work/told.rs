@@ -10,7 +10,7 @@ use observer_tests::mapping::{Mapping, PAGE_BYTES};
 use observer_tests::told::{Area, Call, Calls, Faults, MmCall, Socket};
 use serde::Serialize;
 
-use crate::memory::no_huge_pages;
+use crate::memory::{no_huge_pages, timed};
 use crate::stage::{report, wait_for_end, wait_for_go};
 
 fn tell(told: impl Serialize) -> io::Result<()> {
@@ -106,12 +106,6 @@ pub(crate) fn calls(rounds: usize) -> io::Result<()> {
         tell(Calls { begin_ns, end_ns, calls: teller.0 })?;
     }
     wait_for_end()
-}
-
-fn timed<T>(act: impl FnOnce() -> T) -> (T, [u64; 2]) {
-    let begin_ns = MonoNanos::now().0;
-    let done = act();
-    (done, [begin_ns, MonoNanos::now().0])
 }
 
 /// An open socket, and what to report about it.
