@@ -21,6 +21,7 @@ pub mod loadgen;
 pub mod log;
 pub mod model;
 pub mod output;
+pub mod pace;
 pub mod place;
 pub mod privileges;
 pub mod probe;

@@ -155,6 +155,13 @@ fn an_output_directory_is_never_overwritten() {
     finished.assert_code(Exit::OutputExists as u8);
     let kept = fs::read_to_string(bad.out().join("run.json")).expect("still there");
     assert_eq!((kept.as_str(), fs::read_dir(bad.out()).expect("a directory").count()), ("mine", 1));
+    // It is refused first of all, and not when the target is there after a long wait.
+    for (command, flag) in [("run", "--out"), ("daemon", "--trace")] {
+        let out = bad.out();
+        let out = out.to_str().expect("UTF-8");
+        let finished = observer(&[command, "--exe", "/no/such/program", "--wait", flag, out]);
+        finished.assert_code(Exit::OutputExists as u8);
+    }
 }
 
 #[test]

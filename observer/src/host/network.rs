@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{process, sock_diag};
 use crate::model::Tgid;
+use crate::pace::rest;
 
 /// `TCP_LISTEN` (include/net/tcp_states.h).
 const TCP_LISTEN: u8 = 0x0A;
@@ -134,6 +135,7 @@ pub(super) fn descriptors_of(tgid: Tgid) -> Option<Vec<(i32, u64)>> {
 /// Which of the processes have one of the sockets in their descriptors.
 fn holders(ids: impl Iterator<Item = Tgid>, inodes: &BTreeSet<u64>) -> BTreeSet<Tgid> {
     ids.filter(|&tgid| {
+        rest();
         socket_descriptors(tgid)
             .is_some_and(|sockets| sockets.iter().any(|(_, inode)| inodes.contains(inode)))
     })
@@ -188,6 +190,7 @@ impl Listeners {
         let namespaces = by_namespace(present.iter().cloned());
         let on_port = |listening: fn(&Path, &[Tgid]) -> Vec<Entry>| -> Vec<_> {
             let inodes = |namespace, members| -> BTreeSet<u64> {
+                rest();
                 let entries = listening(namespace, members).into_iter();
                 entries.filter(|entry| entry.port == port).map(|entry| entry.inode).collect()
             };
@@ -213,6 +216,7 @@ impl Listeners {
     }
 
     fn namespace_of(&self, tgid: Tgid) -> Option<PathBuf> {
+        rest();
         let known = self.checked.get(&tgid);
         let settled = known.filter(|known| known.first.elapsed() >= Self::SETTLING);
         settled.map_or_else(|| namespace(tgid), |known| Some(known.namespace.clone()))

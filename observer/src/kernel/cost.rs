@@ -11,6 +11,7 @@ use observer_ebpf::wire::{self, Histogram, SCOPES, Series};
 
 use super::statistics::ProgramStatistics;
 use super::{Kernel, histogram_word};
+use crate::pace::rest;
 use crate::probe::{PROBES, Probe, Program};
 
 /// Runs and run time of one attached program.
@@ -35,6 +36,7 @@ impl Kernel {
             if costs.iter().any(known) {
                 continue;
             }
+            rest();
             if let Some(loaded) = self.ebpf.program(program.name) {
                 let ProgramStatistics { runs, run_time_ns, .. } = ProgramStatistics::of(loaded);
                 costs.push(ProgramCost { program, runs, run_time_ns });

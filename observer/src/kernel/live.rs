@@ -18,6 +18,7 @@ use super::mapped::MappedWords;
 use super::{Kernel, ProgramState, attach};
 use crate::clock::MonoNanos;
 use crate::model::{Detached, Event, ProbeChange};
+use crate::pace::rest;
 use crate::probe::{Entries, PROBES, PerThread, Probe, ProbeMap, Program};
 
 /// Why a probe could not be detached or attached again.
@@ -73,6 +74,7 @@ impl Kernel {
         // Begins first: stalls that have begun may still end.
         for program in self.programs_of(probe) {
             if !self.is_needed(program) {
+                rest();
                 self.links.detach(program.name);
             }
         }
@@ -94,6 +96,7 @@ impl Kernel {
         self.forget_begins(probe)?;
         let programs = self.programs_of(probe);
         for program in &programs {
+            rest();
             if let Err(LinkError(reason)) = self.links.attach(&mut self.ebpf, program.name) {
                 let unneeded = programs.iter().filter(|program| !self.is_needed(program));
                 for program in unneeded.map(|program| program.name).collect::<Vec<_>>() {
@@ -240,10 +243,11 @@ impl Kernel {
 /// Zeroes some words of every value, through a mapping of a part of the map at a time: mapped whole
 /// it would count as resident memory.
 fn zero(fd: impl AsFd, entries: usize, remembered: &Remembered) -> std::io::Result<()> {
-    const PART_BYTES: usize = 1 << 20;
+    const PART_BYTES: usize = 1 << 16;
     let value_words = remembered.value_bytes / 8;
     let all_bytes = entries * remembered.value_bytes;
     for from_bytes in (0..all_bytes).step_by(PART_BYTES) {
+        rest();
         let length = PART_BYTES.min(all_bytes - from_bytes);
         let part = MappedWords::part(fd.as_fd(), from_bytes, length)?;
         for (index, word) in part.words().iter().enumerate() {

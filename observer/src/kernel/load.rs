@@ -37,6 +37,13 @@ pub(super) const HISTOGRAM_BYTES: usize = size_of::<observer_ebpf::wire::Histogr
 const CGROUP_BUDGET_BYTES: u64 = 64 << 20;
 const CGROUP_MEMORY_SHARE: u64 = 32;
 
+/// The number of series with which each cgroup still has a row.
+const SERIES_MAX: usize = 32;
+const _: () = {
+    let all_bytes = SERIES_MAX * CGROUP_ROWS_MAX * size_of::<CgroupHistogram>();
+    assert!(SERIES <= SERIES_MAX && all_bytes as u64 <= CGROUP_BUDGET_BYTES);
+};
+
 /// Number of rows on the smallest host.
 const CGROUP_ROWS_MIN: usize = 16;
 

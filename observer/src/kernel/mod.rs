@@ -53,6 +53,7 @@ use crate::aggregate::{Distribution, Snapshot};
 use crate::clock::MonoNanos;
 use crate::host::CpuEvents;
 use crate::model::{Coverage, Joining, ProbeState, SelfSummary, Tgid};
+use crate::pace::rest;
 use crate::probe::{Members, NOT_ASKED_FOR, PROBES, Probe};
 use attach::Choices;
 use cgroup_rows::CgroupRows;
@@ -481,6 +482,7 @@ impl Kernel {
     fn program_statistics(&self) -> ProgramStatistics {
         let mut total = ProgramStatistics::default();
         for (_, program) in self.ebpf.programs() {
+            rest();
             total += ProgramStatistics::of(program);
         }
         total

@@ -17,6 +17,7 @@ use super::trace::{
 use crate::clock::MonoNanos;
 use crate::error::Result;
 use crate::model::{Event, LossSpan, RecordRow, files};
+use crate::pace::rest;
 
 /// A trace of bounded size has this many segments; the oldest is removed to make room.
 const SEGMENTS: u64 = 8;
@@ -151,7 +152,10 @@ impl EventWriter {
     /// # Errors
     /// When it cannot be written.
     pub fn flush(&mut self, now: MonoNanos) -> std::result::Result<bool, TraceError> {
-        self.streams.values_mut().try_for_each(|stream| stream.writer.flush())?;
+        for stream in self.streams.values_mut() {
+            stream.writer.flush()?;
+            rest();
+        }
         let Some(ring) = &mut self.ring else { return Ok(false) };
         let segment_bytes = ring.limit_bytes / SEGMENTS;
         if self.bytes.load(Ordering::Relaxed) < segment_bytes {

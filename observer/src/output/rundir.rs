@@ -22,6 +22,7 @@ use super::json_seal::{is_json_whole, seal_json};
 use super::trace::{Loaded, SampleColumns, SampleReader, TraceError, TraceWriter, read};
 use crate::error::{Error, Exit, Result};
 use crate::model::{RUN_SCHEMA, RunInfo, SUMMARY_SCHEMA, Sample, Summary, files};
+use crate::pace::rest;
 use crate::place;
 
 /// Writer of `samples.arrows`.
@@ -72,6 +73,12 @@ fn output_error(path: &Path, problem: impl std::fmt::Display) -> Error {
     Error::new(Exit::Output, format!("cannot make output directory {}: {problem}", path.display()))
 }
 
+fn exists(path: &Path) -> Error {
+    let text =
+        format!("{} exists and is never overwritten: choose another directory", path.display());
+    Error::new(Exit::OutputExists, text)
+}
+
 impl RunDir {
     /// Makes the directory a run writes into, mode 0700: `out`, or one named after the time (UTC)
     /// in the current directory.
@@ -97,13 +104,23 @@ impl RunDir {
         Self::create_at(Path::new(&stem))
     }
 
+    /// Whether [`RunDir::create`] may succeed: it comes later, when the user has waited for more.
+    ///
+    /// # Errors
+    /// Those of [`RunDir::create`], as far as they can be known.
+    pub fn check(out: Option<&Path>) -> Result<()> {
+        let Some(out) = out else { return Ok(()) };
+        let (parent, name) = place::parent(out).map_err(|error| output_error(out, error))?;
+        match fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Err(exists(out)),
+            Err(_) => Ok(()),
+        }
+    }
+
     fn create_at(out: &Path) -> Result<Self> {
         let (parent, name) = place::parent(out).map_err(|error| output_error(out, error))?;
         fs::mkdirat(&parent, name, Mode::RWXU).map_err(|errno| match errno {
-            Errno::EXIST => Error::new(
-                Exit::OutputExists,
-                format!("{} exists and is never overwritten: choose another --out", out.display()),
-            ),
+            Errno::EXIST => exists(out),
             errno => {
                 let mut error = output_error(out, errno);
                 error.exit = write_exit(&errno);
@@ -225,6 +242,7 @@ impl RunDir {
         let mut text =
             serde_json::to_vec_pretty(value).map_err(|error| self.write_error(name, error))?;
         seal_json(&mut text);
+        rest();
         self.write(name, &text)
     }
 

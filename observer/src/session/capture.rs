@@ -20,6 +20,7 @@ use crate::clock::MonoNanos;
 use crate::kernel::Ring;
 use crate::model::{Event, Stall};
 use crate::output::event_files::StreamRows;
+use crate::pace::{Pieces, rest};
 
 /// Maximum number of batches in flight between the threads; above it, the drain waits and the ring
 /// fills up.
@@ -30,6 +31,11 @@ pub(super) const TICK_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) const FIRST_TICK: Duration = Duration::from_millis(200);
 /// How long a run is young.
 pub(super) const FIRST_TIME: Duration = Duration::from_secs(4);
+
+/// Up to so many events at once, they are passed on in pieces.
+const FEW_EVENTS: usize = 1_024;
+/// Events of one piece.
+const PIECE_EVENTS: usize = 32;
 
 /// Why a stall that was delivered is not kept.
 pub(super) const BEYOND_CAP: &str = "beyond_event_cap";
@@ -196,9 +202,14 @@ fn keep(
             Err(RecvTimeoutError::Timeout) => Vec::new(),
             Err(RecvTimeoutError::Disconnected) => break,
         };
+        // Many events are not kept waiting.
+        let _pieces = (batch.len() <= FEW_EVENTS).then(Pieces::begin);
         let mut pass = |batch: Vec<Event>| {
-            for sink in &mut sinks {
-                batch.iter().for_each(|event| sink.event(event));
+            for events in batch.chunks(PIECE_EVENTS) {
+                for sink in &mut sinks {
+                    events.iter().for_each(|event| sink.event(event));
+                }
+                rest();
             }
         };
         pass(batch);

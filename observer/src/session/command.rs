@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -9,6 +10,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, WaitOptions, getpid, wait};
@@ -35,9 +37,10 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// The running generator.
 pub(super) struct Generator {
     supervisor: Child,
-    connection: BufReader<UnixStream>,
-    /// What the supervisor said of its current line so far.
-    line: Vec<u8>,
+    /// Takes orders.
+    connection: UnixStream,
+    /// What the supervisor says; closed when it has ended.
+    told: Receiver<Told>,
     pid: u32,
     status: Option<ExitStatus>,
     /// The supervisor has ended, and with it everything that COMMAND started.
@@ -75,7 +78,8 @@ pub(super) fn find(program: &OsStr) -> Result<()> {
 }
 
 impl Generator {
-    /// Starts COMMAND as this user, or as observer's own.
+    /// Starts COMMAND as this user, or as observer's own. When it exits, the calling thread is woken if
+    /// it is parked.
     pub(super) fn start(command: &[OsString], user: Option<Identity>) -> Result<Self> {
         let who = user.as_ref().map(|user| format!(" as {}", user.name)).unwrap_or_default();
         let failed = |error: &dyn std::fmt::Display| {
@@ -93,16 +97,17 @@ impl Generator {
             .process_group(0)
             .spawn()
             .map_err(|error| failed(&error))?;
+        let (sender, told) = mpsc::channel();
         let mut generator = Self {
             supervisor,
-            connection: BufReader::new(connection),
-            line: Vec::new(),
+            connection,
+            told,
             pid: 0,
             status: None,
             gone: false,
             spawned: MonoNanos::now(),
         };
-        match generator.begin(&Request { words: command.to_vec(), user }) {
+        match generator.begin(&Request { words: command.to_vec(), user }, sender) {
             Ok(Told::Started { pid, at }) => {
                 (generator.pid, generator.spawned) = (pid, at);
                 Ok(generator)
@@ -113,14 +118,24 @@ impl Generator {
         }
     }
 
-    /// Asks for the start, and waits for what comes of it.
-    fn begin(&mut self, request: &Request) -> std::io::Result<Told> {
+    /// Asks for the start, waits for what comes of it, and has the rest sent to `sender`.
+    fn begin(&mut self, request: &Request, sender: Sender<Told>) -> std::io::Result<Told> {
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
-        self.connection.get_mut().write_all(&line)?;
-        let mut answer = String::new();
-        self.connection.read_line(&mut answer)?;
-        self.connection.get_ref().set_nonblocking(true)?;
+        self.connection.write_all(&line)?;
+        let mut lines = BufReader::new(self.connection.try_clone()?).lines();
+        let answer = lines.next().unwrap_or_else(|| Err(ErrorKind::UnexpectedEof.into()))?;
+        let caller = std::thread::current();
+        let listen = move || {
+            for line in lines.map_while(std::io::Result::ok) {
+                // Both fail only where the listener is of no use any more.
+                let _ = serde_json::from_str(&line).map(|told| sender.send(told));
+                caller.unpark();
+            }
+            drop(sender);
+            caller.unpark();
+        };
+        std::thread::Builder::new().name("observer-listen".into()).spawn(listen)?;
         Ok(serde_json::from_str(&answer)?)
     }
 
@@ -141,19 +156,14 @@ impl Generator {
         self.supervisor.stderr.take().map(OwnedFd::from)
     }
 
-    /// Reads what the supervisor said since.
+    /// Takes in what the supervisor said since.
     fn hear(&mut self) -> Result<()> {
         while !self.gone {
-            match self.connection.read_until(b'\n', &mut self.line) {
-                Ok(_) if self.line.ends_with(b"\n") => {
-                    if let Ok(Told::Exited { status }) = serde_json::from_slice(&self.line) {
-                        self.status = Some(ExitStatus::from_raw(status));
-                    }
-                    self.line.clear();
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Ok(_) | Err(_) => self.bury()?,
+            match self.told.try_recv() {
+                Ok(Told::Exited { status }) => self.status = Some(ExitStatus::from_raw(status)),
+                Ok(Told::Started { .. } | Told::NotStarted(_)) => {}
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => self.bury()?,
             }
         }
         Ok(())
@@ -162,6 +172,8 @@ impl Generator {
     /// The supervisor has ended: because nothing is left, or because it was killed.
     fn bury(&mut self) -> Result<()> {
         self.gone = true;
+        // It ends, if it is not that, but the listener, which could not be started.
+        let _ = self.connection.shutdown(Shutdown::Both);
         let how = self.supervisor.wait().map_err(|error| {
             Error::new(Exit::Failure, format!("cannot wait for COMMAND: {error}"))
         })?;
@@ -198,7 +210,7 @@ impl Generator {
                 break;
             }
             // Fails when the supervisor has ended, which `hear` finds.
-            let _ = self.connection.get_ref().write_all(&[step as u8]);
+            let _ = self.connection.write_all(&[step as u8]);
             match hurry.filter(|_| step == End::Interrupt) {
                 Some(hurry) => self.wait_for_results(hurry)?,
                 None => {

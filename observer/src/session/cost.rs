@@ -11,6 +11,7 @@ use crate::clock::MonoNanos;
 use crate::host::{system, usage};
 use crate::kernel::{Kernel, ProgramCost, RunTimeStatistics, empty_call_ns};
 use crate::model::{AddedShare, Event, ProbeChange};
+use crate::pace::rest;
 use crate::probe::{PROBES, Program};
 
 /// What a system call costs before anything is attached, measured at the start.
@@ -114,8 +115,8 @@ impl CostWatch {
     /// While the forecast looks meanwhile, the pause doubles up to this after each window that shows
     /// no need to act.
     const LONGEST_PAUSE: Duration = Duration::from_secs(8);
-    /// Between two looks of the forecast.
-    const LOOK: Duration = Duration::from_millis(500);
+    /// Least time between two looks of the forecast.
+    const LOOK: Duration = Duration::from_millis(400);
 
     /// Begins with a window, once the probes are attached.
     pub(super) fn start(budget: Budget, calibration: Calibration, kernel: &Kernel) -> Self {
@@ -169,6 +170,8 @@ impl CostWatch {
     /// Begins a window, where the kernel has these statistics.
     fn open(&mut self, statistics: Option<RunTimeStatistics>, kernel: &Kernel) {
         self.looked = Instant::now();
+        // Switching them on took long.
+        rest();
         self.window = statistics.map(|statistics| Window {
             statistics,
             started: Instant::now(),
@@ -177,7 +180,7 @@ impl CostWatch {
         });
     }
 
-    /// Call it in every iteration of a loop, at least when [`CostWatch::time_left`] is over.
+    /// Call it about twice a second, and when [`CostWatch::window_left`] is over.
     pub(super) fn tick(&mut self, kernel: &mut Kernel) -> Vec<Event> {
         let Some(window) = &self.window else {
             if self.is_due(kernel) {
@@ -197,7 +200,9 @@ impl CostWatch {
                 true => (self.pause * 2).min(Self::LONGEST_PAUSE),
                 false => Self::PAUSE,
             };
+        rest();
         self.learn(kernel, begin, end, &measured);
+        rest();
         if self.control.is_waiting() {
             self.open(Some(statistics), kernel);
         }
@@ -252,15 +257,9 @@ impl CostWatch {
         });
     }
 
-    /// Time until [`CostWatch::tick`] may have something to do; `None` when that is only the usual
-    /// next window.
-    pub(super) fn time_left(&self) -> Option<Duration> {
-        match &self.window {
-            Some(window) => Some(Self::WINDOW.saturating_sub(window.started.elapsed())),
-            None => {
-                self.forecast.as_ref().map(|_| Self::LOOK.saturating_sub(self.looked.elapsed()))
-            }
-        }
+    /// Time until the window that is open is over; `None` without one.
+    pub(super) fn window_left(&self) -> Option<Duration> {
+        self.window.as_ref().map(|window| Self::WINDOW.saturating_sub(window.started.elapsed()))
     }
 
     /// Ends the measurement; returns the factor for the sampled figures.

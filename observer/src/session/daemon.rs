@@ -23,6 +23,8 @@ use crate::error::{Error, Exit, Result};
 use crate::kernel::{Kernel, LoadOptions, RING_BYTES, Ring};
 use crate::log::NOTICE;
 use crate::output::http;
+use crate::output::rundir::RunDir;
+use crate::pace::Pieces;
 use crate::privileges::{MEASURING, following, keep_only};
 use crate::probe::ProbeOptions;
 use crate::target::{Membership, TargetSpec};
@@ -32,6 +34,8 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(250);
 /// Without individual stalls to deliver, little comes through the ring: births, deaths, sockets.
 /// Should there be many, the kernel side wakes the thread at half a ring.
 const DRAIN_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause between two looks at the cost.
+const COST_INTERVAL: Duration = Duration::from_millis(500);
 /// Pause between two checks of the stop flag and of the rows of the cgroups.
 const STOP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -136,6 +140,7 @@ pub fn serve(
     listening: impl FnOnce(SocketAddr, &Kernel),
 ) -> Result<()> {
     crate::doctor::preflight(&options.probes)?;
+    RunDir::check(options.trace.as_deref())?;
     let Some(membership) = first_target(options, stop)? else { return Ok(()) };
     // The port is taken before anything is attached: it is what fails most often.
     let failed = |error: std::io::Error| {
@@ -325,11 +330,12 @@ fn keep_budget(stop: &Arc<AtomicBool>) -> std::io::Result<BudgetThread> {
     let thread = thread("budget", move || {
         let Ok(shared) = receiver.recv() else { return };
         while !stop.load(Ordering::Relaxed) {
-            let left = lock(&shared).cost.as_ref().and_then(CostWatch::time_left);
-            std::thread::sleep(left.unwrap_or(STOP_INTERVAL));
+            let left = lock(&shared).cost.as_ref().and_then(CostWatch::window_left);
+            std::thread::sleep(left.unwrap_or(COST_INTERVAL));
             let mut shared = lock(&shared);
             let Shared { kernel, recording, cost, .. } = &mut *shared;
             let Some(cost) = cost else { return };
+            let _pieces = Pieces::begin();
             let changed = cost.tick(kernel);
             if let Some(recording) = recording {
                 recording.note(changed);

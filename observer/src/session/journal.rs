@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use observer_ebpf::wire::RecordKind;
 
 use super::capture::{BEYOND_CAP, FIRST_TICK, FIRST_TIME, TICK_INTERVAL, sinks};
+use super::loss_watch::Losses;
 use super::sink::Birth;
 use super::trace_sink::TraceSink;
 use super::{Capture, CaptureCounts, Floors, unexpected};
@@ -22,6 +23,7 @@ use crate::loadgen::kept::Kept;
 use crate::model::{LossSummary, RunInfo};
 use crate::output::event_files::EventWriter;
 use crate::output::rundir::RunDir;
+use crate::pace::rest;
 
 /// Pause between two clock anchors.
 const ANCHOR_INTERVAL: Duration = Duration::from_secs(1);
@@ -114,7 +116,7 @@ impl Journal {
 
     /// Call it in every iteration of a loop: takes a clock anchor and writes run.json when they are
     /// due.
-    pub(super) fn tick(&mut self, kernel: &Kernel, counts: &CaptureCounts) {
+    pub(super) fn tick(&mut self, kernel: &Kernel, losses: &Losses<'_>, counts: &CaptureCounts) {
         counts.lost.store(kernel.records_lost(), Ordering::Relaxed);
         if self.anchored.elapsed() >= self.anchor_interval {
             self.anchored = Instant::now();
@@ -128,7 +130,8 @@ impl Journal {
             self.checked = Instant::now();
             let until = counts.written_until_ns.load(Ordering::Relaxed);
             self.info.end_ns = MonoNanos(until.max(self.info.start_ns.0));
-            self.info.loss = self.loss(kernel);
+            self.info.loss = self.loss(losses);
+            rest();
             self.note_removed(counts);
             self.note_kept();
             self.info.streams.clone_from(&counts.streams());
@@ -138,6 +141,7 @@ impl Journal {
                 self.info.loss.total += beyond_cap;
                 self.info.loss.add_of_target(BEYOND_CAP, beyond_cap);
             }
+            rest();
             // What was written before stays readable, and a full disk is reported at the end.
             if let Err(error) = self.directory.write_run(&self.info) {
                 tracing::warn!("cannot update run.json: {error}");
@@ -171,8 +175,8 @@ impl Journal {
     }
 
     /// What was lost since the start.
-    pub(super) fn loss(&self, kernel: &Kernel) -> LossSummary {
-        kernel.losses().delta(&self.before).loss_summary()
+    pub(super) fn loss(&self, losses: &Losses<'_>) -> LossSummary {
+        losses.read().delta(&self.before).loss_summary()
     }
 }
 

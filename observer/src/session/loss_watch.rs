@@ -1,8 +1,11 @@
 //! Losses by the second: the increments of the kernel side's counters, as events of the trace.
 
+use std::cell::OnceCell;
+
 use observer_ebpf::wire::LOSS_SLOTS;
 
 use super::Capture;
+use crate::aggregate::Snapshot;
 use crate::clock::MonoNanos;
 use crate::kernel::Kernel;
 use crate::model::{Event, LossScope, LossSecond, loss_name};
@@ -13,11 +16,41 @@ const INTERVAL_NS: u64 = 1_000_000_000;
 const CHECK_NS: u64 = 200_000_000;
 
 /// Counters of losses by scope, at one reading.
-type Losses = [(LossScope, [u64; LOSS_SLOTS]); 2];
+type Counters = [(LossScope, [u64; LOSS_SLOTS]); 2];
+
+/// The losses so far, read when they are first asked for: each reading takes a system call for each
+/// program.
+pub(super) struct Losses<'a> {
+    kernel: &'a Kernel,
+    read: OnceCell<(MonoNanos, Snapshot)>,
+}
+
+impl<'a> Losses<'a> {
+    /// Not read yet.
+    pub(super) const fn later(kernel: &'a Kernel) -> Self {
+        Self { kernel, read: OnceCell::new() }
+    }
+
+    /// As of now, or as of the first call.
+    pub(super) fn read(&self) -> &Snapshot {
+        &self.reading().1
+    }
+
+    /// The instant comes first: what was lost before it is in the counters.
+    fn reading(&self) -> &(MonoNanos, Snapshot) {
+        self.read.get_or_init(|| (MonoNanos::now(), self.kernel.losses()))
+    }
+
+    fn counters(&self) -> (MonoNanos, Counters) {
+        let (at, losses) = self.reading();
+        let target = (LossScope::Target, losses.lost_target);
+        (*at, [target, (LossScope::Host, losses.lost)])
+    }
+}
 
 /// Reads the counters about once a second.
 pub(super) struct LossWatch {
-    before: Losses,
+    before: Counters,
     looked: MonoNanos,
     checked: MonoNanos,
     /// Pause between two readings.
@@ -26,13 +59,8 @@ pub(super) struct LossWatch {
     pending: Vec<Event>,
 }
 
-fn losses(kernel: &Kernel) -> Losses {
-    let losses = kernel.losses();
-    [(LossScope::Target, losses.lost_target), (LossScope::Host, losses.lost)]
-}
-
 /// The losses between two readings.
-fn grown(before: &Losses, now: &Losses) -> Vec<LossSecond> {
+fn grown(before: &Counters, now: &Counters) -> Vec<LossSecond> {
     let mut grown = Vec::new();
     for ((scope, now), (_, before)) in now.iter().zip(before) {
         for (index, (now, before)) in (0u32..).zip(now.iter().zip(before)) {
@@ -48,9 +76,8 @@ fn grown(before: &Losses, now: &Losses) -> Vec<LossSecond> {
 impl LossWatch {
     /// Earlier losses do not count.
     pub(super) fn new(kernel: &Kernel) -> Self {
-        let now = MonoNanos::now();
-        let (before, check_ns, pending) = (losses(kernel), INTERVAL_NS, Vec::new());
-        Self { before, looked: now, checked: now, check_ns, pending }
+        let (now, before) = Losses::later(kernel).counters();
+        Self { before, looked: now, checked: now, check_ns: INTERVAL_NS, pending: Vec::new() }
     }
 
     /// Of a run, whose answer should reach as far as possible if it is killed.
@@ -64,13 +91,14 @@ impl LossWatch {
     }
 
     /// Call it often.
-    pub(super) fn tick(&mut self, kernel: &Kernel, capture: &Capture) {
+    pub(super) fn tick(&mut self, losses: &Losses<'_>, capture: &Capture) {
         let now = MonoNanos::now();
         if now.since(self.looked) >= INTERVAL_NS {
-            self.look(kernel, capture);
+            self.look(losses, capture);
         } else if now.since(self.checked) >= self.check_ns && self.pending.is_empty() {
+            let (now, current) = losses.counters();
             self.checked = now;
-            if losses(kernel) == self.before {
+            if current == self.before {
                 capture.counts().note_losses_until(now);
             }
         }
@@ -78,12 +106,12 @@ impl LossWatch {
 
     /// The end: the losses since the last reading.
     pub(super) fn finish(mut self, kernel: &Kernel, capture: &Capture) {
-        self.look(kernel, capture);
+        self.look(&Losses::later(kernel), capture);
         capture.note_last(self.pending);
     }
 
-    fn look(&mut self, kernel: &Kernel, capture: &Capture) {
-        let (now, current) = (MonoNanos::now(), losses(kernel));
+    fn look(&mut self, losses: &Losses<'_>, capture: &Capture) {
+        let (now, current) = losses.counters();
         let grown = grown(&self.before, &current);
         self.pending.extend(grown.iter().map(|loss| loss.event(now, self.looked)));
         (self.before, self.looked, self.checked) = (current, now, now);

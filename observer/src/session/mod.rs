@@ -29,6 +29,7 @@ mod watch;
 
 pub use budget::Budget;
 pub use capture::{Capture, Captured};
+use capture::{FIRST_TICK, FIRST_TIME};
 pub use daemon::{DaemonOptions, serve};
 pub use drain::{CaptureCounts, Floors};
 pub use finish::{Finished, finish};
@@ -56,13 +57,14 @@ use crate::loadgen::{Live, SamplesSource, SamplesSpec};
 use crate::log::NOTICE;
 use crate::model::{Coverage, EndReason, ProbeState, RUN_SCHEMA, RunInfo, SlowSpec, by_owner};
 use crate::output::rundir::RunDir;
+use crate::pace::{Pieces, rest};
 use crate::probe::ProbeOptions;
 use crate::target::{Membership, TargetSpec};
 use command::Generator;
 use cost::{Calibration, CostWatch};
 use floor_log::HiddenWatch;
 use journal::{Journal, create_directory};
-use loss_watch::LossWatch;
+use loss_watch::{LossWatch, Losses};
 use mark::{mark_first, mark_joined};
 use memory::Memory;
 use samples::{OutputKeeper, SampleReader};
@@ -115,10 +117,11 @@ pub struct Progress {
 /// Name of the target's row in a run's snapshots.
 const TARGET_ROW: &str = "target";
 
-/// Pause between two checks of the target, the generator and the clock.
-const TICK: Duration = Duration::from_millis(50);
-/// The pause while there is no generator.
-const IDLE_TICK: Duration = Duration::from_millis(900);
+/// Pause between two checks of the target, the losses and the clock. The end of COMMAND and a signal end
+/// it. Each check delays the requests that are in flight on its CPU.
+const TICK: Duration = Duration::from_millis(500);
+/// The pause while the target is not there.
+const WAIT_TICK: Duration = Duration::from_millis(50);
 /// A target without a process for so long is gone: longer than a record takes to be drained.
 const NEWS_TIME: Duration = Duration::from_millis(600);
 /// Everything that exists during a run.
@@ -167,6 +170,7 @@ impl Session {
     /// behind then.
     pub fn start(options: RunOptions, stop: &AtomicBool) -> Result<Option<Self>> {
         doctor::preflight(&options.probes)?;
+        RunDir::check(options.out.as_deref())?;
         if !options.command.is_empty() {
             command::find(&options.command[0])?;
         }
@@ -310,6 +314,8 @@ impl Session {
             || self.options.command.is_empty() && self.options.duration.is_none();
         loop {
             self.pause(self.tick(gone_since.is_some()));
+            // A target that has just come is not kept waiting.
+            let _pieces = (!self.waits).then(Pieces::begin);
             let mut first = None;
             for birth in self.births.try_iter() {
                 self.membership.on_birth(birth.tgid);
@@ -317,6 +323,7 @@ impl Session {
                 gone_since = None;
             }
             mark_joined(&mut self.membership, &self.kernel);
+            rest();
             self.kernel.follow_binaries(self.membership.processes());
             if !self.membership.all_gone() {
                 gone_since = None;
@@ -334,10 +341,13 @@ impl Session {
             let elapsed = self.started.elapsed();
             let changed = self.cost.tick(&mut self.kernel);
             self.losses.note(changed);
+            rest();
             self.note_generator();
-            self.journal.tick(&self.kernel, self.capture.counts());
+            let losses = Losses::later(&self.kernel);
+            self.journal.tick(&self.kernel, &losses, self.capture.counts());
+            rest();
             self.hidden.tick(&self.kernel, self.capture.counts());
-            self.losses.tick(&self.kernel, &self.capture);
+            self.losses.tick(&losses, &self.capture);
             show(&self.progress(elapsed));
             if let Some(generator) = &mut self.generator
                 && generator.has_exited()?
@@ -367,28 +377,32 @@ impl Session {
         }
     }
 
-    /// Lets time pass, in which only the cost is looked at.
+    /// Lets time pass, in which only a window of the cost may end.
     fn pause(&mut self, tick: Duration) {
         let end = Instant::now() + tick;
         loop {
             let now = Instant::now();
             let left = end.saturating_duration_since(now);
-            let part = self.cost.time_left().map_or(left, |look| look.min(left));
-            // Not a sleep: a signal ends it at once, where it was this thread that asked for signals.
+            let part = self.cost.window_left().map_or(left, |window| window.min(left));
+            // Not a sleep: the end of COMMAND ends it at once, and a signal does, where it was this
+            // thread that asked for signals.
             std::thread::park_timeout(part);
             if part == left || now.elapsed() < part {
                 return;
             }
+            let _pieces = Pieces::begin();
             let changed = self.cost.tick(&mut self.kernel);
             self.losses.note(changed);
         }
     }
 
-    /// How long to sleep: a COMMAND's end is part of the result, other things can wait a little.
-    /// Never longer than until the end of the run.
+    /// How long to sleep, never longer than until the end of the run.
     fn tick(&self, target_is_gone: bool) -> Duration {
-        let busy = self.generator.is_some() || target_is_gone || self.waits;
-        let tick = if busy { TICK } else { IDLE_TICK };
+        let tick = match target_is_gone || self.waits {
+            true => WAIT_TICK,
+            false if self.started.elapsed() < FIRST_TIME => FIRST_TICK,
+            false => TICK,
+        };
         let duration = self.options.duration.filter(|_| !self.waits);
         let left = duration.map(|duration| duration.saturating_sub(self.started.elapsed()));
         left.map_or(tick, |left| left.min(tick))

@@ -10,7 +10,7 @@ use observer_ebpf::wire::KIND_SLOTS;
 
 use super::finish::{loss, records};
 use super::journal::{Journal, create_directory};
-use super::loss_watch::LossWatch;
+use super::loss_watch::{LossWatch, Losses};
 use super::sink::Birth;
 use super::trace_sink::TraceSink;
 use super::{Capture, CaptureCounts, DaemonOptions, Floors, describe, unexpected};
@@ -59,8 +59,9 @@ impl Recording {
         for birth in self.births.try_iter() {
             membership.on_birth(birth.tgid);
         }
-        self.journal.tick(kernel, self.capture.counts());
-        self.losses.tick(kernel, &self.capture);
+        let losses = Losses::later(kernel);
+        self.journal.tick(kernel, &losses, self.capture.counts());
+        self.losses.tick(&losses, &self.capture);
     }
 
     /// Something else that observer has to note in the trace.
@@ -90,7 +91,7 @@ impl Recording {
     pub(super) fn finish(mut self, kernel: &Kernel) -> Result<()> {
         kernel.forget_targets();
         let end = MonoNanos::now();
-        let lost = self.journal.loss(kernel);
+        let lost = self.journal.loss(&Losses::later(kernel));
         self.losses.finish(kernel, &self.capture);
         self.journal.note_removed(self.capture.counts());
         let captured = self.capture.finish();

@@ -12,6 +12,7 @@ use super::spec::{Matcher, TargetSpec};
 use crate::host::network::Listeners;
 use crate::host::{Owners, Process, process, system};
 use crate::model::{Joining, Owner, Tgid, by_owner};
+use crate::pace::rest;
 
 /// Pause between two scans of `/proc` while the target runs.
 const SCAN_INTERVAL: Duration = Duration::from_millis(200);
@@ -372,6 +373,7 @@ impl Membership {
                 None => true,
                 Some(stranger) => due.contains(tgid) || stranger.is_settling(now),
             })
+            .inspect(|_| rest())
             .filter_map(Process::read)
             .collect();
         // Parents before their children, so that a whole new family joins in one go.
