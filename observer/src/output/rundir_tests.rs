@@ -50,7 +50,9 @@ fn nothing_that_exists_is_overwritten() {
     let path = root.path().join("run");
     let directory = RunDir::create(Some(&path)).unwrap();
     let text = refusal(RunDir::create(Some(&path)), Exit::OutputExists);
-    assert!(text.contains("never overwritten") && text.contains("--out"), "{text}");
+    assert!(text.contains("never overwritten") && text.contains("another directory"), "{text}");
+    assert_eq!(refusal(RunDir::check(Some(&path)), Exit::OutputExists), text);
+    assert!(RunDir::check(Some(&root.path().join("free"))).is_ok() && RunDir::check(None).is_ok());
     let link = root.path().join("link");
     symlink("/nowhere", &link).unwrap();
     refusal(RunDir::create(Some(&link)), Exit::OutputExists);

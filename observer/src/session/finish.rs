@@ -66,7 +66,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     } = session;
     let end = MonoNanos::now();
     let scale = cost.scale(&kernel);
-    let late = super::thread_names(&membership);
+    let late = super::description::thread_names(&membership);
     let mut last = kernel.snapshot(Some(super::TARGET_ROW));
     if kernel.choice("socket").is_some() {
         last.target_live_sockets = super::watch::count(&kernel.targets());

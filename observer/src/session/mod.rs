@@ -5,6 +5,7 @@ mod capture;
 mod command;
 mod cost;
 mod daemon;
+mod description;
 mod drain;
 mod finish;
 mod floor;
@@ -37,7 +38,6 @@ pub use recover::{Recovered, recover};
 use sink::{Birth, NAMES_MAX};
 pub use trace_sink::EVENTS_MAX;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -48,20 +48,19 @@ use std::time::{Duration, Instant};
 use observer_ebpf::wire::RecordKind;
 
 use crate::aggregate::Snapshot;
-use crate::clock::{Anchor, Anchors, MonoNanos};
 use crate::doctor;
 use crate::error::{Error, Exit, Result};
-use crate::host::{cgroups::Cgroups, process, system};
 use crate::kernel::{Kernel, LoadError, LoadOptions};
 use crate::loadgen::{Live, SamplesSource, SamplesSpec};
 use crate::log::NOTICE;
-use crate::model::{Coverage, EndReason, ProbeState, RUN_SCHEMA, RunInfo, SlowSpec, by_owner};
+use crate::model::{Coverage, EndReason, ProbeState, RunInfo, SlowSpec, by_owner};
 use crate::output::rundir::RunDir;
 use crate::pace::{Pieces, rest};
 use crate::probe::ProbeOptions;
 use crate::target::{Membership, TargetSpec};
 use command::Generator;
 use cost::{Calibration, CostWatch};
+use description::{describe, target_cgroup};
 use floor_log::HiddenWatch;
 use journal::{Journal, create_directory};
 use loss_watch::{LossWatch, Losses};
@@ -443,79 +442,6 @@ fn source_name(spec: &SamplesSpec) -> String {
         SamplesSource::Stdin => "standard input".to_owned(),
         SamplesSource::CommandOutput => "COMMAND's output".to_owned(),
     }
-}
-
-/// The description of a run that begins now: what is watched, and how.
-fn describe(target: String, membership: &Membership, kernel: &Kernel) -> RunInfo {
-    let uname = system::uname();
-    let start = MonoNanos::now();
-    RunInfo {
-        schema: RUN_SCHEMA,
-        observer_version: env!("CARGO_PKG_VERSION").to_owned(),
-        kernel_release: uname.release,
-        boot_id: system::boot_id(),
-        run_id: None,
-        machine: uname.machine,
-        cpus: system::online_cpus().len() as u32,
-        target,
-        target_processes: membership
-            .processes()
-            .map(|process| (process.tgid.0, process.comm.clone()))
-            .collect(),
-        target_cpus: target_cpus(membership),
-        target_owners: membership.owners(),
-        target_cgroup: target_cgroup(membership),
-        command: Vec::new(),
-        command_user: None,
-        command_exit: None,
-        cut_bytes: BTreeMap::new(),
-        kept: BTreeMap::new(),
-        generator: None,
-        samples_format: None,
-        clock_error_ns: None,
-        slow_rule: SlowSpec::default().to_string(),
-        start_ns: start,
-        end_ns: start,
-        end_reason: EndReason::Running,
-        anchors: Anchors(vec![Anchor::take()]),
-        coverage: kernel.coverage(),
-        floors_ns: kernel.floors_ns(),
-        loss: crate::model::LossSummary::default(),
-        removed: BTreeMap::new(),
-        streams: BTreeMap::new(),
-        thread_names: thread_names(membership),
-        holder_cgroups: BTreeMap::new(),
-    }
-}
-
-/// Cgroup of the target's first process, in the hierarchy the histograms are kept by.
-fn target_cgroup(membership: &Membership) -> Option<String> {
-    Cgroups::read().memory_cgroup_of(membership.primary()?.tgid)
-}
-
-/// CPUs that are online and that some thread of the target may run on; `None` without a thread.
-fn target_cpus(membership: &Membership) -> Option<u32> {
-    let online: BTreeSet<u32> = system::online_cpus().into_iter().collect();
-    let mut allowed = BTreeSet::new();
-    for tid in membership.tgids().into_iter().flat_map(process::threads) {
-        let status = process::status(crate::model::Tgid(tid.0)).unwrap_or_default();
-        allowed.extend(status.allowed_cpus.into_iter().filter(|cpu| online.contains(cpu)));
-        // Most threads may use all, and there may be many threads.
-        if allowed == online {
-            break;
-        }
-    }
-    u32::try_from(allowed.len()).ok().filter(|cpus| *cpus > 0)
-}
-
-/// Command names of the target's threads that live now.
-fn thread_names(membership: &Membership) -> BTreeMap<u32, String> {
-    membership
-        .tgids()
-        .into_iter()
-        .flat_map(process::threads)
-        .filter_map(|tid| Some((tid.0, process::thread_comm(tid)?)))
-        .collect()
 }
 
 impl Session {
