@@ -5,7 +5,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use super::bootstrap::{Blocks, block_ns, interval95};
 use super::exposure::{Population, exposures};
 use super::share::Shares;
-use super::shift::{Coincidence, Shifted, episodes, lateness_p_value};
+use super::shift::{Coincidence, Shifted, lateness_p_value};
 use super::timeline::{Timeline, Timelines, split};
 use crate::model::{Cause, CauseSummary, Reason};
 use crate::text::percent;
@@ -13,11 +13,16 @@ use crate::text::percent;
 /// A cause with a smaller share is not named, however significant it is: it would not be worth
 /// fixing.
 pub(super) const LEAST_SHARE: f64 = 0.05;
-/// A cause is named below this p-value (episodes placed at random).
+/// A cause is named below this p-value (episodes placed at random), corrected for the number of
+/// causes.
 pub(super) const MOST_P: f64 = 0.01;
 /// And below this one (whole timeline shifted). Larger, because a few broad stalls in a short
 /// run cannot get far below it: shifts by less than their length still overlap.
 pub(super) const MOST_SHIFTED_P: f64 = 0.05;
+
+/// A cause whose stalls cover more of the run, or of the typical requests, is neither named nor ruled
+/// out: slow requests can hardly be covered more than that.
+const MOST_COVERED: f64 = 0.5;
 
 /// The measurements.
 #[derive(Debug, Default)]
@@ -25,6 +30,8 @@ pub(super) struct Found {
     /// As in [`super::Analysis::causes`]; `named` by the statistics alone.
     pub(super) causes: Vec<CauseSummary>,
     pub(super) episodes: u64,
+    /// Causes whose stalls cover so much that nothing can be said about them.
+    pub(super) covering: Vec<Cause>,
     /// Causes that may account for much, but are not statistically significant.
     pub(super) ambiguous: Vec<Reason>,
 }
@@ -35,6 +42,9 @@ struct Candidate {
     share: f64,
     ci95: [f64; 2],
     coincidence: Coincidence,
+    /// The larger of the parts of the run and of the typical requests that its stalls cover, if that
+    /// is more than [`MOST_COVERED`].
+    covers: Option<f64>,
     named: bool,
 }
 
@@ -66,17 +76,18 @@ pub(super) fn attribute(
     window_ns: u64,
     rng: &mut Xoshiro256PlusPlus,
 ) -> Found {
-    let longest_ns = population.slow_spans.iter().map(|(begin, end)| end - begin).max();
-    let block_ns = block_ns(window_ns, longest_ns.unwrap_or(0));
+    let episode_ns = population.episodes.iter().map(|(begin, end)| end - begin).max();
+    let block_ns = block_ns(window_ns, population.longest_ns, episode_ns.unwrap_or(0));
     let groups = Groups { population, window_ns, block_ns };
-    let begins = episodes(&population.slow_spans, window_ns, block_ns);
+    let begins: Vec<u64> = population.episodes.iter().map(|(begin, _)| *begin).collect();
     let shifted = Shifted::new(&population.slow, &population.typical, &begins, window_ns, rng);
 
     let mut candidates: Vec<Candidate> = Cause::all()
         .filter(|cause| timelines.stalls(*cause) > 0)
         .filter_map(|cause| alone(&groups, timelines.of(cause), &shifted, cause, rng))
         .collect();
-    let generator = generator(&groups, rng);
+    let mut generator = generator(&groups, rng);
+    significant(&mut candidates, generator.as_mut());
     let together = resolve(&groups, timelines, &mut candidates, rng);
 
     let excess_ns = population.excess_ns();
@@ -113,7 +124,9 @@ pub(super) fn attribute(
         named: false,
     });
     let ambiguous = candidates.iter().filter_map(ambiguous).collect();
-    Found { causes, episodes: begins.len() as u64, ambiguous }
+    let covering = candidates.iter().filter(|candidate| candidate.covers.is_some());
+    let covering = covering.map(|candidate| candidate.cause).collect();
+    Found { causes, episodes: begins.len() as u64, covering, ambiguous }
 }
 
 /// Measures and tests one cause as if there were no other.
@@ -130,10 +143,17 @@ fn alone(
     let resamples = blocks.resample(&duties, rng);
     let ci95 = interval95(resamples.iter().map(|shares| shares.stalls[0]).collect());
     let coincidence = shifted.test(timeline, rng);
-    let named = nameable(share, ci95)
-        && coincidence.placed < MOST_P
-        && coincidence.shifted < MOST_SHIFTED_P;
-    Some(Candidate { cause, share, ci95, coincidence, named })
+    let covers = Some(covered(groups.population, timeline)).filter(|part| *part > MOST_COVERED);
+    let named = covers.is_none() && nameable(share, ci95) && coincidence.shifted < MOST_SHIFTED_P;
+    Some(Candidate { cause, share, ci95, coincidence, covers, named })
+}
+
+/// The larger of the parts of the run and of the typical requests that stalls cover.
+fn covered(population: &Population, timeline: &Timeline) -> f64 {
+    let typical = &population.typical;
+    let all_ns: u64 = typical.iter().map(|one| one.end - one.start).sum();
+    let covered_ns: f64 = typical.iter().map(|one| timeline.exposure(one.start, one.end)).sum();
+    timeline.duty().max(covered_ns / all_ns.max(1) as f64)
 }
 
 /// The part of late sends.
@@ -153,8 +173,26 @@ fn generator(groups: &Groups<'_>, rng: &mut Xoshiro256PlusPlus) -> Option<CauseS
         p_value: Some(p_value),
         contribution_ns: share.clamp(0.0, 1.0) * groups.population.excess_ns(),
         stalls: 0,
-        named: nameable(share, ci95) && p_value < MOST_P,
+        named: nameable(share, ci95),
     })
+}
+
+/// Leaves those named whose p-value is below [`MOST_P`] after the correction for as many causes as were
+/// tested (S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of
+/// Statistics 6, 1979).
+fn significant(candidates: &mut [Candidate], generator: Option<&mut CauseSummary>) {
+    let stalls = candidates.iter_mut().filter(|candidate| candidate.covers.is_none());
+    let stalls = stalls.map(|candidate| (candidate.coincidence.placed, &mut candidate.named));
+    let generator = generator.and_then(|row| Some((row.p_value?, &mut row.named)));
+    let mut tests: Vec<(f64, &mut bool)> = stalls.chain(generator).collect();
+    tests.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+    let mut left = tests.len();
+    let mut passed = true;
+    for (p_value, named) in tests {
+        passed &= p_value < MOST_P / left as f64;
+        *named &= passed;
+        left -= 1;
+    }
 }
 
 /// Divides the instants that several named causes cover, until each remaining cause keeps enough to
@@ -196,7 +234,18 @@ const AMBIGUOUS_SHARE: f64 = 0.25;
 const AMBIGUOUS_P: f64 = 0.1;
 
 fn ambiguous(candidate: &Candidate) -> Option<Reason> {
-    let Candidate { cause, share, ci95, coincidence, named } = candidate;
+    let Candidate { cause, share, ci95, coincidence, covers, named } = candidate;
+    if let Some(covers) = covers
+        && *share >= LEAST_SHARE
+    {
+        let (name, part) = (cause.name(), percent(*covers));
+        let text = format!(
+            "Stalls of {name} cover {part} of the run or of the typical requests, so that their part in \
+             the slow ones cannot be told."
+        );
+        let numbers = serde_json::json!({"cause": cause, "share": share, "covered": covers});
+        return Some(Reason::new("covers_most", text, numbers));
+    }
     if *named || *share < AMBIGUOUS_SHARE || coincidence.placed > AMBIGUOUS_P {
         return None;
     }

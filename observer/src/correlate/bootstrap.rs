@@ -10,10 +10,11 @@ use super::share::{Shares, Sums, shares};
 const RESAMPLES: usize = 1_000;
 
 /// Length of a block: a fiftieth of the window, and several times the longest slow response so that
-/// samples that belong together are drawn together; at most a tenth of the window, so that there
-/// are enough blocks to draw from.
-pub(super) fn block_ns(window_ns: u64, longest_ns: u64) -> u64 {
-    (window_ns / 50).max(longest_ns.saturating_mul(4)).min(window_ns / 10).max(1)
+/// samples that belong together are drawn together, but at most a tenth of the window, so that there
+/// are enough blocks to draw from. A longer episode is not cut, unless it takes a third of the window.
+pub(super) fn block_ns(window_ns: u64, longest_ns: u64, episode_ns: u64) -> u64 {
+    let usual_ns = (window_ns / 50).max(longest_ns.saturating_mul(4)).min(window_ns / 10);
+    usual_ns.max(episode_ns.min(window_ns / 3)).max(1)
 }
 
 /// Sums of slow and of typical samples, per block of time.
@@ -95,10 +96,12 @@ mod tests {
 
     #[test]
     fn block_length_follows_window_and_responses() {
-        assert_eq!(block_ns(60_000, 100), 1_200);
-        assert_eq!(block_ns(60_000, 1_000), 4_000);
-        assert_eq!(block_ns(60_000, 50_000), 6_000);
-        assert_eq!(block_ns(0, 0), 1);
+        assert_eq!(block_ns(60_000, 100, 100), 1_200);
+        assert_eq!(block_ns(60_000, 1_000, 3_000), 4_000);
+        assert_eq!(block_ns(60_000, 50_000, 0), 6_000);
+        assert_eq!(block_ns(60_000, 100, 9_000), 9_000);
+        assert_eq!(block_ns(60_000, 100, 50_000), 20_000);
+        assert_eq!(block_ns(0, 0, 0), 1);
     }
 
     #[test]

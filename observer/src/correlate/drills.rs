@@ -271,7 +271,8 @@ fn late_sends_are_the_generators_even_where_stalls_cover_them() {
     };
     drill.load(500, late, |_, _| 0);
     let analysis = drill.analyse();
-    assert_eq!(analysis.check().verdict.top_cause, Some(Cause::LOAD_GENERATOR), "{analysis:#?}");
+    assert_eq!(analysis.check().verdict.outcome, Outcome::GeneratorLimited, "{analysis:#?}");
+    assert_eq!(analysis.verdict.top_cause, Some(Cause::LOAD_GENERATOR));
     assert!(analysis.of(Cause::LOAD_GENERATOR).share > 0.95, "{analysis:#?}");
     assert!(!analysis.of(Cause::RUNQUEUE).named, "{analysis:#?}");
     assert!(analysis.samples.lateness_ns.max > 30 * MS);
@@ -429,12 +430,13 @@ fn what_raised_floors_hid_matters_where_it_may_be_the_cause() {
 
 #[test]
 fn a_run_where_most_requests_are_slow_compares_with_the_others() {
-    let mut drill = Drill::new(9, 20);
+    let mut drill = Drill::new(9, 25);
     drill.slow = SlowSpec::Threshold(5 * MS);
     for begin in drill.jittered(40, 300 * MS) {
         drill.culprit(Cause::RECLAIM_DIRECT, 1, begin, begin + 300 * MS);
     }
-    drill.plain_load(300);
+    let slow = |_, rng: &mut Xoshiro256PlusPlus| if rng.random_bool(0.1) { 10 * MS } else { 0 };
+    drill.load(300, |_, _| 0, slow);
     let analysis = drill.analyse();
     analysis.check();
     assert!(analysis.samples.slow_count * 2 > analysis.samples.count);

@@ -37,8 +37,11 @@ pub(super) struct Population {
     pub(super) summary: SamplesSummary,
     /// Largest resolution of the samples' times.
     pub(super) precision_ns: u64,
-    /// Begins and ends of all slow samples, since the start of the window, in order of begin.
-    pub(super) slow_spans: Vec<(u64, u64)>,
+    /// Begins and ends of the episodes that the slow samples came in, since the start of the window,
+    /// in order.
+    pub(super) episodes: Vec<(u64, u64)>,
+    /// The longest slow response, nanoseconds.
+    pub(super) longest_ns: u64,
 }
 
 impl Population {
@@ -99,18 +102,72 @@ pub(super) fn population(
         served.sort_unstable_by_key(|one| (one.start, one.end, one.lateness_ns));
         served
     };
-    let mut slow_spans: Vec<(u64, u64)> = slow
-        .iter()
-        .map(|index| (since(samples[*index].begin()), since(samples[*index].end)))
-        .collect();
-    slow_spans.sort_unstable();
+    let mut spans: Vec<Span> = Vec::with_capacity(ranked.len());
+    let healthy_ns = summary.typical_mean_ns * HEALTHY;
+    for (rank, index) in ranked.iter().enumerate() {
+        let sample = &samples[*index];
+        spans.push(Span {
+            begin: since(sample.begin()),
+            end: since(sample.end),
+            is_slow: rank >= slow_from && !losses.spoil(sample),
+            is_healthy: sample.response_ns() as f64 <= healthy_ns,
+        });
+    }
+    spans.sort_unstable_by_key(|span| (span.begin, span.end));
+    let slow_ns = |span: &Span| if span.is_slow { span.end - span.begin } else { 0 };
     Population {
+        longest_ns: spans.iter().map(slow_ns).max().unwrap_or(0),
+        episodes: episodes(&spans, window_ns),
         slow: served(slow, rng),
         typical: served(&typical, rng),
         precision_ns: ranked.iter().map(|index| samples[*index].precision_ns).max().unwrap_or(0),
         summary,
-        slow_spans,
     }
+}
+
+/// A response up to so many times the mean of the typical ones is no part of a slow phase.
+const HEALTHY: f64 = 2.0;
+/// Requests between two slow ones, of which half are healthy, that make two episodes of them.
+const GAP_REQUESTS: usize = 3;
+
+/// A request, since the start of the window.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    begin: u64,
+    end: u64,
+    is_slow: bool,
+    is_healthy: bool,
+}
+
+/// The independent units that slow requests come in: a slow phase is one, however long it is and
+/// whatever part of its requests counts as slow. It ends where the requests that follow are healthy
+/// again; where only one or two follow before the next slow one, also a hundredth of the window has to
+/// pass (1 s at most). `spans` are in order of begin.
+fn episodes(spans: &[Span], window_ns: u64) -> Vec<(u64, u64)> {
+    let gap_ns = (window_ns / 100).min(1_000_000_000);
+    let mut episodes: Vec<(u64, u64)> = Vec::new();
+    let (mut between, mut healthy) = (0, 0);
+    for span in spans {
+        if !span.is_slow {
+            between += 1;
+            healthy += usize::from(span.is_healthy);
+            continue;
+        }
+        match episodes.last_mut() {
+            Some((_, end)) => {
+                let is_apart = span.begin > end.saturating_add(gap_ns);
+                let is_gap = healthy * 2 >= between && (between >= GAP_REQUESTS || is_apart);
+                if is_gap && span.begin > *end {
+                    episodes.push((span.begin, span.end));
+                } else {
+                    *end = (*end).max(span.end);
+                }
+            }
+            None => episodes.push((span.begin, span.end)),
+        }
+        (between, healthy) = (0, 0);
+    }
+    episodes
 }
 
 /// `limit` of the items at random, or all of them.
@@ -218,4 +275,38 @@ pub(super) fn exposures(samples: &[Served], timelines: &[&Timeline]) -> Vec<Vec<
             samples.iter().map(|sample| timeline.exposure(sample.start, sample.end)).collect()
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Begins of the episodes, in a window of 100 s. A request begins every 10 ms, and is slow for 's',
+    /// healthy for '.', neither for 'o'.
+    fn begins(requests: &str) -> Vec<u64> {
+        let spans = requests.chars().enumerate().map(|(index, kind)| {
+            let begin = index as u64 * 10_000_000;
+            let end = begin + if kind == 's' { 8_000_000 } else { 1_000_000 };
+            Span { begin, end, is_slow: kind == 's', is_healthy: kind == '.' }
+        });
+        let spans: Vec<Span> = spans.collect();
+        let episodes = episodes(&spans, 100_000_000_000);
+        episodes.into_iter().map(|(begin, _)| begin / 10_000_000).collect()
+    }
+
+    #[test]
+    fn a_slow_phase_is_one_episode_until_requests_are_healthy_again() {
+        assert_eq!(begins("..ss.s...s"), [2, 9]);
+        assert_eq!(begins(".soooos.oos.o.s"), [1, 14]);
+        assert_eq!(begins("s...s...s"), [0, 4, 8]);
+        assert_eq!(begins("...."), [0; 0]);
+        // Slow and healthy requests of several connections at the same time.
+        let span = |begin, end, is_slow| Span { begin, end, is_slow, is_healthy: !is_slow };
+        let healthy = (1..9).map(|i| span(i * 10, i * 10 + 5, false));
+        let mut spans: Vec<Span> = healthy.collect();
+        spans.insert(0, span(0, 100, true));
+        spans.push(span(95, 120, true));
+        spans.push(span(140, 150, true));
+        assert_eq!(episodes(&spans, 1_000), [(0, 120), (140, 150)]);
+    }
 }

@@ -17,6 +17,8 @@ mod drill;
 #[cfg(test)]
 mod drills;
 mod exposure;
+#[cfg(test)]
+mod hard_drills;
 mod loss;
 #[cfg(test)]
 mod loss_drills;
@@ -158,7 +160,7 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
             let window_ns = evidence.window.1.since(evidence.window.0);
             found = attribute::attribute(&population, &timelines, window_ns, &mut rng);
             let verdict = verdict::decide(evidence, &population, &losses, &mut found);
-            if matches!(verdict.outcome, Outcome::Attributed | Outcome::Unexplained) {
+            if verdict.outcome != Outcome::Inconclusive {
                 ruled_out = verdict::ruled_out(evidence, &timelines, &losses, &found);
             }
             verdict

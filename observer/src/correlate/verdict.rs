@@ -37,6 +37,8 @@ const MOST_SKIPPED: f64 = 0.01;
 const FOREIGN_CLOCK_NS: u64 = 60_000_000_000;
 /// Failed requests, as a share of all, above which latency is not the problem.
 const MOST_FAILED: f64 = 0.1;
+/// Lateness of the generator, as a share of the extra latency, from which on it is the answer.
+const MOST: f64 = 0.5;
 /// Kinds of failed requests that are named.
 const KINDS_NAMED: usize = 5;
 
@@ -137,7 +139,12 @@ pub(super) fn decide(
     let mut problems = losses.unplaced.clone();
     problems.extend(quality(evidence, population));
     problems.extend(too_few(evidence, population, found));
-    let top_cause = found.causes.iter().find(|cause| cause.named).map(|cause| cause.cause);
+    let named = || found.causes.iter().filter(|cause| cause.named);
+    let late = named().find(|row| row.cause == Cause::LOAD_GENERATOR).map_or(0.0, |row| row.share);
+    let is_limited = late >= MOST;
+    // A smaller part of lateness is no answer: the service is slow for another reason.
+    let can_be_top = |row: &&CauseSummary| is_limited || row.cause != Cause::LOAD_GENERATOR;
+    let top_cause = named().find(can_be_top).map(|row| row.cause);
     problems.extend(hidden(evidence, population, found));
     let unwatched = |usual, part| {
         let all = evidence.quality.unwatched.iter();
@@ -164,15 +171,16 @@ pub(super) fn decide(
         );
         let mut reasons =
             vec![Reason::new("nothing_found", text, json!({"extra_latency_ns": excess_ns}))];
+        reasons.extend(named().map(|cause| accounts_for(cause, &excess)));
         reasons.extend(unwatched(false, ""));
         reasons.extend(left_out);
         return verdict(Outcome::Unexplained, reasons);
     }
-    let named = found.causes.iter().filter(|cause| cause.named);
-    let mut reasons: Vec<Reason> = named.map(|cause| accounts_for(cause, &excess)).collect();
+    let mut reasons: Vec<Reason> = named().map(|cause| accounts_for(cause, &excess)).collect();
     reasons.extend(unwatched(true, " It may be part of the rest."));
     reasons.extend(left_out);
-    Verdict { outcome: Outcome::Attributed, top_cause, reasons }
+    let outcome = if is_limited { Outcome::GeneratorLimited } else { Outcome::Attributed };
+    Verdict { outcome, top_cause, reasons }
 }
 
 fn accounts_for(row: &CauseSummary, excess: &str) -> Reason {
@@ -213,7 +221,8 @@ pub(super) fn ruled_out(
     let quality = &evidence.quality;
     let in_doubt = |cause: Cause| {
         let record = cause.info().record;
-        quality.unwatched.iter().any(|unwatched| unwatched.cause == cause)
+        found.covering.contains(&cause)
+            || quality.unwatched.iter().any(|unwatched| unwatched.cause == cause)
             || quality.hidden.iter().any(|hidden| Some(hidden.kind.as_str()) == record)
             || losses.placed.iter().any(|kind| crate::model::hidden_causes(kind).contains(&cause))
     };

@@ -32,6 +32,7 @@ pub static REASON_CODES: &[(&str, &str)] = &[
     ("few_episodes", "too few separate episodes of slow requests to rule out coincidence"),
     ("same_period", "a cause recurs with the period of the slow requests, which proves nothing"),
     ("thin_evidence", "a cause may account for much, but is not statistically significant"),
+    ("covers_most", "the stalls of a cause cover so much that its part cannot be told"),
     ("not_watched", "a cause was not watched, or not completely"),
     ("records_lost", "records or events of the target were lost"),
     ("seconds_left_out", "slow requests in the seconds of a loss were left out"),

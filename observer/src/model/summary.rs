@@ -19,6 +19,9 @@ pub enum Outcome {
     Attributed,
     /// The evidence is good, and no watched cause accounts for the extra latency.
     Unexplained,
+    /// Most of the extra latency is the load generator's own lateness: it limits what this run can
+    /// tell about the service.
+    GeneratorLimited,
     /// The evidence does not allow an answer; the reasons say why.
     Inconclusive,
     /// The slow samples are not slower than the rest in any way worth explaining, or there are
@@ -36,6 +39,7 @@ impl Outcome {
         match self {
             Self::Attributed => "attributed",
             Self::Unexplained => "unexplained",
+            Self::GeneratorLimited => "generator_limited",
             Self::Inconclusive => "inconclusive",
             Self::NoSlowSamples => "no_slow_samples",
             Self::Unknown => "unknown",

@@ -211,6 +211,12 @@ impl Answer {
         };
         match summary.verdict.outcome {
             Outcome::Attributed => attributed(summary, &slow()),
+            Outcome::GeneratorLimited => format!(
+                "The load generator sent requests late, and that accounts for {} of the extra latency \
+                 of {}. As far as this load can tell, the service is healthy.",
+                text::percent(share_of(summary, Cause::LOAD_GENERATOR)),
+                slow(),
+            ),
             Outcome::Unexplained => {
                 format!("No watched cause accounts for the extra latency of {}.", slow())
             }
@@ -241,7 +247,9 @@ impl Answer {
     pub fn advice(&self) -> Vec<String> {
         let Some(summary) = &self.summary else { return Vec::new() };
         let wanted = |row: &&CauseSummary| match summary.verdict.outcome {
-            Outcome::Attributed => row.named || row.cause.is_rest() && row.share >= HALF,
+            Outcome::Attributed | Outcome::GeneratorLimited => {
+                row.named || row.cause.is_rest() && row.share >= HALF
+            }
             Outcome::Unexplained => row.cause.is_rest(),
             Outcome::Inconclusive | Outcome::NoSlowSamples | Outcome::Unknown => false,
         };
@@ -254,7 +262,15 @@ impl Answer {
     pub fn headline(&self) -> String {
         let Some(summary) = &self.summary else { return "no result".to_owned() };
         match (summary.verdict.outcome, summary.verdict.top_cause) {
-            (Outcome::Attributed, Some(cause)) => format!("attributed to {}", cause.name()),
+            (Outcome::Attributed, Some(cause)) => {
+                let (name, share) = (cause.name(), share_of(summary, cause));
+                if share_of(summary, Cause::UNEXPLAINED) < HALF {
+                    format!("attributed to {name}")
+                } else {
+                    format!("mostly unexplained; {name} {}", text::percent(share))
+                }
+            }
+            (Outcome::GeneratorLimited, _) => "limited by the load generator".to_owned(),
             (Outcome::NoSlowSamples, _) if summary.samples.count == 0 => "no samples".to_owned(),
             (Outcome::NoSlowSamples, _) => "no latency problem found".to_owned(),
             (Outcome::Inconclusive, _) if requests_failed(summary) => "requests failed".to_owned(),
@@ -407,9 +423,14 @@ fn ends_early(name: &str) -> String {
 
 /// The headline claims no more than the shares: if the rest is the larger part, the headline says
 /// so.
+/// The share of a cause; 0 where it has none.
+fn share_of(summary: &Summary, cause: Cause) -> f64 {
+    summary.causes.iter().find(|row| row.cause == cause).map_or(0.0, |row| row.share)
+}
+
 fn attributed(summary: &Summary, slow: &str) -> String {
     let top = summary.verdict.top_cause.unwrap_or(Cause::UNEXPLAINED);
-    let rest = summary.causes.iter().find(|row| row.cause.is_rest()).map_or(0.0, |row| row.share);
+    let rest = share_of(summary, Cause::UNEXPLAINED);
     let mut sentence = if rest >= HALF {
         format!(
             "Most of the extra latency ({}) is unexplained. Requests were slow in part because {}.",

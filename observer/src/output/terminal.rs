@@ -33,7 +33,7 @@ impl Paint {
         let code = match outcome {
             Some(Outcome::Attributed) => "1;31",
             Some(Outcome::NoSlowSamples) => "1;32",
-            Some(Outcome::Unexplained) => "1;36",
+            Some(Outcome::Unexplained | Outcome::GeneratorLimited) => "1;36",
             Some(Outcome::Inconclusive | Outcome::Unknown) | None => "1;33",
         };
         self.wrap(code, text)
