@@ -119,6 +119,28 @@ impl Steps {
         })
     }
 
+    /// Runs steps one after the other with what the processors have left, while `rest` runs its own.
+    /// They are printed when all have ended.
+    pub(crate) fn run_beneath(&mut self, steps: Vec<Step<'_>>, rest: impl FnOnce(&mut Self)) {
+        let titles: Vec<_> = steps.iter().map(|step| step.title.as_str()).collect();
+        println!("\n==> beneath the next steps, printed after them: {}", titles.join(", "));
+        thread::scope(|scope| {
+            let beneath = scope.spawn(|| {
+                use_leftovers();
+                steps.into_iter().map(|step| Ran::of(step, Log::keeping())).collect::<Vec<_>>()
+            });
+            rest(self);
+            match beneath.join() {
+                Ok(ran) => ran.into_iter().for_each(|ran| {
+                    self.print(ran);
+                }),
+                Err(_) => {
+                    self.run(Step::new("the steps beneath", |_| Err("they panicked".to_owned())));
+                }
+            }
+        });
+    }
+
     /// Runs lanes side by side, the steps of each lane one after the other. A step that fails does not
     /// stop the steps after it. The first lane is the longest: the others leave it the processor.
     pub(crate) fn side_by_side(&mut self, lanes: Vec<Vec<Step<'_>>>) {
@@ -189,6 +211,15 @@ impl Steps {
     }
 }
 
+/// This thread, and what it starts, has a processor only while nothing else wants it (`SCHED_IDLE`,
+/// sched(7)): a thread that measures takes it back at once.
+fn use_leftovers() {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameters live through the call, which concerns this thread only. Should the kernel
+    // refuse, the steps run as others do.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,6 +257,28 @@ mod tests {
         assert!(!steps.run_over(fails(), Step::new("fine", |_| Ok(()))));
         assert!(!steps.run_over(Step::new("fine", |_| Ok(())), fails()));
         assert_eq!(steps.summary(0.0).1, 2);
+    }
+
+    #[test]
+    fn steps_beneath_others_use_what_is_left() {
+        let mut steps = Steps::default();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        // The field policy of proc_pid_stat(5), counted from behind the name; 5 is SCHED_IDLE.
+        let policy = shell("test $(sed 's/.*) //' /proc/self/stat | cut -d' ' -f39) = 5");
+        let beneath = vec![
+            Step::new("waits", move |_| receiver.recv().map_err(|error| error.to_string())),
+            Step::command("policy", policy),
+            Step::new("fails", |_| Err("bad".to_owned())),
+        ];
+        steps.run_beneath(beneath, |steps| {
+            assert!(steps.run(Step::new("other", move |_| {
+                sender.send(()).map_err(|error| error.to_string())
+            })));
+        });
+        let (text, failed) = steps.summary(0.0);
+        assert_eq!(failed, 1, "{text}");
+        let order = ["other", "waits", "policy", "fails"].map(|title| text.find(title));
+        assert!(order.is_sorted() && order.iter().all(Option::is_some), "{text}");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! beside it; most of the latter wait for the kernel, and run in two lanes. Tests that measure this host
 //! run afterwards, alone.
 
-use std::{env, process::Command, process::ExitCode, thread, time::Instant};
+use std::{env, process::Command, process::ExitCode, time::Instant};
 
 use clap::Args;
 use xtask_common::{
@@ -69,17 +69,21 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
         "\nThe guest runs {turn}. --turn chooses another one of {}, and `cargo xtask vm` runs everything.",
         TURNS.len()
     );
-    let mut lanes =
-        vec![vec![Step::command(format!("virtual machine, {turn}"), guest(turn))], lints(&others)];
+    let mut lanes = vec![
+        vec![Step::command(format!("virtual machine, {turn}"), guest(turn))],
+        unprivileged(&others),
+    ];
     lanes.extend(MEASURE_NOTHING.map(|names| {
         let of_lane = |one: &&TestProgram| names.contains(&one.name.as_str());
         quick.iter().filter(of_lane).map(privileged).collect()
     }));
-    steps.side_by_side(lanes);
-    for program in &measuring {
-        steps.run(privileged(program));
-    }
-    steps.run(Step::new("docs/EXACTNESS.md", |_| exactness::check(&results::directory())));
+    steps.run_beneath(lints(), |steps| {
+        steps.side_by_side(lanes);
+        for program in &measuring {
+            steps.run(privileged(program));
+        }
+        steps.run(Step::new("docs/EXACTNESS.md", |_| exactness::check(&results::directory())));
+    });
     true
 }
 
@@ -87,8 +91,8 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
 /// in two lanes that take about the same time, mostly waiting; all others measure time or counts, and
 /// run alone.
 const MEASURE_NOTHING: [&[&str]; 2] = [
-    &["choice", "faults", "edge_sockets", "uprobe", "doctor"],
-    &["hardening", "command", "examples", "cli", "target", "logging"],
+    &["choice", "faults", "edge_sockets", "uprobe", "doctor", "run", "cgroups"],
+    &["hardening", "command", "examples", "cli", "target", "logging", "live", "daemon"],
 ];
 
 /// Program of the guests.
@@ -115,20 +119,8 @@ fn guest(turn: &Turn) -> Command {
     command
 }
 
-/// The tests that need no privileges, and the lints. They leave one CPU to the guest.
-fn lints(others: &[TestProgram]) -> Vec<Step<'_>> {
-    let cpus = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let jobs = format!("--jobs={}", (cpus - 1).max(1));
-    let jobs = jobs.as_str();
-    let clippy = ["clippy", jobs, "--workspace", "--all-targets", "--", "-D", "warnings"];
-    let mut clippy = test_cargo(clippy);
-    // Lints of user space need no BPF programs. Clippy has build scripts of its own, so that they would
-    // be built a second time.
-    clippy.env("AYA_BUILD_SKIP", "1");
-    let mut bpf = bpf_cargo("clippy", &test_programs::bpf_target());
-    bpf.args([jobs, "--", "-D", "warnings"]);
-    let mut doc = test_cargo(["doc", jobs, "--workspace", "--no-deps"]);
-    doc.env("RUSTDOCFLAGS", "-D warnings");
+/// The tests that need no privileges, and the licences.
+fn unprivileged(others: &[TestProgram]) -> Vec<Step<'_>> {
     let tests = Step::new("tests without privileges", move |log| {
         let mut failed = Vec::new();
         for program in others {
@@ -140,9 +132,20 @@ fn lints(others: &[TestProgram]) -> Vec<Step<'_>> {
     let mut deny = Command::new("cargo");
     deny.args(["deny", "--color=never", "check", "licenses", "bans", "sources"])
         .current_dir(root());
+    vec![tests, Step::command("licences and origins of the crates", deny)]
+}
+
+/// The lints and the pages of the documentation.
+fn lints() -> Vec<Step<'static>> {
+    let mut clippy = test_cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+    // Lints of user space need no BPF programs. Clippy has build scripts of its own, so that they would
+    // be built a second time.
+    clippy.env("AYA_BUILD_SKIP", "1");
+    let mut bpf = bpf_cargo("clippy", &test_programs::bpf_target());
+    bpf.args(["--", "-D", "warnings"]);
+    let mut doc = test_cargo(["doc", "--workspace", "--no-deps"]);
+    doc.env("RUSTDOCFLAGS", "-D warnings");
     vec![
-        tests,
-        Step::command("licences and origins of the crates", deny),
         Step::command("lints, user space", clippy),
         Step::command("documentation", doc),
         Step::command("lints, BPF target", bpf),
