@@ -1,9 +1,9 @@
 //! `cargo xtask test`: everything that must hold before a change goes in, in less than 15 minutes on
 //! two CPUs.
 //!
-//! A guest is emulated by one thread of this host, so lints and the tests that measure nothing run
-//! beside it; most of the latter wait for the kernel, and run in two lanes. Tests that measure this host
-//! run afterwards, alone.
+//! A guest is emulated by one thread of this host, so the tests that measure nothing run beside it, in
+//! lanes, because most of them wait for the kernel. Tests that measure this host run afterwards, one at
+//! a time. The lints run beneath all of them, on what the processors have left.
 
 use std::{env, process::Command, process::ExitCode, time::Instant};
 
@@ -69,14 +69,14 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
         "\nThe guest runs {turn}. --turn chooses another one of {}, and `cargo xtask vm` runs everything.",
         TURNS.len()
     );
-    let mut lanes = vec![
-        vec![Step::command(format!("virtual machine, {turn}"), guest(turn))],
-        unprivileged(&others),
-    ];
-    lanes.extend(MEASURE_NOTHING.map(|names| {
+    let beside = MEASURE_NOTHING.map(|names| {
         let of_lane = |one: &&TestProgram| names.contains(&one.name.as_str());
-        quick.iter().filter(of_lane).map(privileged).collect()
-    }));
+        quick.iter().filter(of_lane).map(privileged).collect::<Vec<_>>()
+    });
+    let [first, second, last] = beside;
+    let last = unprivileged(&others).into_iter().chain(last).collect();
+    let guest = vec![Step::command(format!("virtual machine, {turn}"), guest(turn))];
+    let lanes = vec![guest, first, second, last];
     steps.run_beneath(lints(), |steps| {
         steps.side_by_side(lanes);
         for program in &measuring {
@@ -87,12 +87,13 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
     true
 }
 
-/// Privileged test programs that check exit codes, messages and states only. They run beside the guest,
-/// in two lanes that take about the same time, mostly waiting; all others measure time or counts, and
-/// run alone.
-const MEASURE_NOTHING: [&[&str]; 2] = [
+/// Privileged test programs that check exit codes, messages, states and counts, and no times. They run
+/// beside the guest, in lanes that take about as long as it does, mostly waiting; all others measure,
+/// and run alone. The last lane follows the tests without privileges.
+const MEASURE_NOTHING: [&[&str]; 3] = [
     &["choice", "faults", "edge_sockets", "uprobe", "doctor", "run", "cgroups"],
     &["hardening", "command", "examples", "cli", "target", "logging", "live", "daemon"],
+    &["generators", "edge_memory", "edge_tables", "edge_tasks", "time_namespace"],
 ];
 
 /// Program of the guests.

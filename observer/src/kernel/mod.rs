@@ -327,6 +327,8 @@ impl Kernel {
         self.config.set(TARGET_COMM, 0);
         self.config.set(TARGET_INODE, 0);
         self.targets.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        // One that was preempted, with its CPU or alone, may still send a record.
+        live::wait_for_running_programs();
     }
 
     /// The ring, for the thread that drains it. `None` when it was taken before.

@@ -421,13 +421,13 @@ fn ends_early(name: &str) -> String {
     format!("{name} ends early; its last moments are missing")
 }
 
-/// The headline claims no more than the shares: if the rest is the larger part, the headline says
-/// so.
 /// The share of a cause; 0 where it has none.
 fn share_of(summary: &Summary, cause: Cause) -> f64 {
     summary.causes.iter().find(|row| row.cause == cause).map_or(0.0, |row| row.share)
 }
 
+/// The headline claims no more than the shares: if the rest is the larger part, the headline says
+/// so.
 fn attributed(summary: &Summary, slow: &str) -> String {
     let top = summary.verdict.top_cause.unwrap_or(Cause::UNEXPLAINED);
     let rest = share_of(summary, Cause::UNEXPLAINED);

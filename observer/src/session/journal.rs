@@ -142,12 +142,13 @@ impl Journal {
                 self.info.loss.add_of_target(BEYOND_CAP, beyond_cap);
             }
             rest();
+            let begun = Instant::now();
             // What was written before stays readable, and a full disk is reported at the end.
             if let Err(error) = self.directory.write_run(&self.info) {
                 tracing::warn!("cannot update run.json: {error}");
             }
             let is_young = self.begun.elapsed() < FIRST_TIME;
-            self.check_interval = checkpoint_pause(self.checked.elapsed(), is_young);
+            self.check_interval = checkpoint_pause(begun.elapsed(), is_young);
         }
     }
 
@@ -180,8 +181,8 @@ impl Journal {
     }
 }
 
-/// Pause until the next checkpoint, from the duration of the last one, most of which is a wait for
-/// the disk: checkpoints take a fifth of a percent of the time (5 % in the first seconds), and a run
+/// Pause until the next checkpoint, from how long it took to write the last one, most of which is a wait
+/// for the disk: checkpoints take a fifth of a percent of the time (5 % in the first seconds), and a run
 /// that is killed lacks half a minute at most.
 fn checkpoint_pause(took: Duration, is_young: bool) -> Duration {
     if is_young {
