@@ -110,13 +110,7 @@ impl Steps {
     /// both succeeded. The second is printed when both have ended.
     pub(crate) fn run_over(&mut self, step: Step<'_>, behind: Step<'_>) -> bool {
         println!("\n==> behind the next step: {}", behind.title);
-        thread::scope(|scope| {
-            let behind = scope.spawn(|| Ran::of(behind, Log::keeping()));
-            let good = self.run(step);
-            // A panic of the step is a failure of the whole.
-            let Ok(behind) = behind.join() else { return false };
-            self.print(behind) && good
-        })
+        self.run_beside(vec![behind], || {}, |steps| steps.run(step))
     }
 
     /// Runs steps one after the other with what the processors have left, while `rest` runs its own.
@@ -124,21 +118,32 @@ impl Steps {
     pub(crate) fn run_beneath(&mut self, steps: Vec<Step<'_>>, rest: impl FnOnce(&mut Self)) {
         let titles: Vec<_> = steps.iter().map(|step| step.title.as_str()).collect();
         println!("\n==> beneath the next steps, printed after them: {}", titles.join(", "));
+        self.run_beside(steps, use_leftovers, |steps| {
+            rest(steps);
+            true
+        });
+    }
+
+    /// Runs steps in a thread that `prepare` has prepared, while `rest` runs; whether all of it
+    /// succeeded.
+    fn run_beside(
+        &mut self,
+        steps: Vec<Step<'_>>,
+        prepare: fn(),
+        rest: impl FnOnce(&mut Self) -> bool,
+    ) -> bool {
         thread::scope(|scope| {
-            let beneath = scope.spawn(|| {
-                use_leftovers();
+            let beside = scope.spawn(move || {
+                prepare();
                 steps.into_iter().map(|step| Ran::of(step, Log::keeping())).collect::<Vec<_>>()
             });
-            rest(self);
-            match beneath.join() {
-                Ok(ran) => ran.into_iter().for_each(|ran| {
-                    self.print(ran);
-                }),
-                Err(_) => {
-                    self.run(Step::new("the steps beneath", |_| Err("they panicked".to_owned())));
-                }
+            let good = rest(self);
+            match beside.join() {
+                Ok(ran) => ran.into_iter().fold(good, |good, ran| self.print(ran) && good),
+                // A panic of a step is a failure of the whole.
+                Err(_) => self.run(Step::new("steps beside", |_| Err("a step panicked".into()))),
             }
-        });
+        })
     }
 
     /// Runs lanes side by side, the steps of each lane one after the other. A step that fails does not

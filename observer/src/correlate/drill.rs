@@ -9,6 +9,8 @@ use crate::model::{Cause, CauseSummary, Outcome, REASON_CODES, Sample, SlowSpec,
 
 pub(super) const MS: u64 = 1_000_000;
 pub(super) const SECOND: u64 = 1_000 * MS;
+/// Longest squeeze, and the length of other long episodes.
+pub(super) const SQUEEZE: u64 = 300 * MS;
 /// Monotonic time at the start of the window.
 pub(super) const ORIGIN: u64 = 5_000 * SECOND;
 

@@ -1,12 +1,10 @@
 //! Known-answer drills.
 
-use super::drill::{Drill, MS, SECOND};
+use super::drill::{Drill, MS, SECOND, SQUEEZE};
 use rand::RngExt;
 
 use super::*;
 use crate::model::Outcome;
-
-const SQUEEZE: u64 = 300 * MS;
 
 fn squeezed(seed: u64, begins: impl FnOnce(&mut Drill) -> Vec<u64>) -> Drill {
     let mut drill = Drill::new(seed, 10);

@@ -3,10 +3,8 @@
 use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 
-use super::drill::{Drill, MS, SECOND};
+use super::drill::{Drill, MS, SECOND, SQUEEZE};
 use crate::model::{Cause, Outcome};
-
-const SQUEEZE: u64 = 300 * MS;
 
 #[test]
 fn a_smaller_part_of_lateness_is_not_the_answer() {

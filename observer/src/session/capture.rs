@@ -202,9 +202,9 @@ fn keep(
             Err(RecvTimeoutError::Timeout) => Vec::new(),
             Err(RecvTimeoutError::Disconnected) => break,
         };
-        // Many events are not kept waiting.
-        let _pieces = (batch.len() <= FEW_EVENTS).then(Pieces::begin);
         let mut pass = |batch: Vec<Event>| {
+            // Many events are not kept waiting.
+            let _pieces = (batch.len() <= FEW_EVENTS).then(Pieces::begin);
             for events in batch.chunks(PIECE_EVENTS) {
                 for sink in &mut sinks {
                     events.iter().for_each(|event| sink.event(event));
@@ -220,6 +220,7 @@ fn keep(
             let reach = counts.reach();
             receiver.try_iter().take(BATCHES).for_each(&mut pass);
             let now = MonoNanos::now();
+            let _pieces = Pieces::begin();
             sinks.iter_mut().for_each(|sink| sink.tick(now, reach));
         }
     }

@@ -172,7 +172,7 @@ impl Generator {
     /// The supervisor has ended: because nothing is left, or because it was killed.
     fn bury(&mut self) -> Result<()> {
         self.gone = true;
-        // It ends, if it is not that, but the listener, which could not be started.
+        // Where the listener could not be started, the supervisor still runs: this ends it.
         let _ = self.connection.shutdown(Shutdown::Both);
         let how = self.supervisor.wait().map_err(|error| {
             Error::new(Exit::Failure, format!("cannot wait for COMMAND: {error}"))

@@ -397,10 +397,12 @@ impl Session {
 
     /// How long to sleep, never longer than until the end of the run.
     fn tick(&self, target_is_gone: bool) -> Duration {
-        let tick = match target_is_gone || self.waits {
-            true => WAIT_TICK,
-            false if self.started.elapsed() < FIRST_TIME => FIRST_TICK,
-            false => TICK,
+        let tick = if target_is_gone || self.waits {
+            WAIT_TICK
+        } else if self.started.elapsed() < FIRST_TIME {
+            FIRST_TICK
+        } else {
+            TICK
         };
         let duration = self.options.duration.filter(|_| !self.waits);
         let left = duration.map(|duration| duration.saturating_sub(self.started.elapsed()));
