@@ -90,7 +90,7 @@ mod tests {
     fn a_reserved_port_is_for_one_server() {
         let port = ReservedPort::new().expect("a port");
         let address = (Ipv4Addr::LOCALHOST, port.number());
-        assert!(TcpStream::connect(address).is_err(), "nobody listens");
+        assert!(TcpStream::connect(address).is_err(), "no process listens");
         let server = TcpListener::bind(address).expect("a server listens on it");
         assert!(TcpStream::connect(address).is_ok());
         assert!(TcpListener::bind(address).is_err(), "a second one does not");
