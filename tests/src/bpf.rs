@@ -81,29 +81,12 @@ pub fn held_by(pid: u32) -> BTreeSet<Object> {
     objects
 }
 
-/// Files in the BPF file system, where it is mounted: objects that outlive their makers.
-#[must_use]
-pub fn pinned() -> BTreeSet<std::path::PathBuf> {
-    let mut found = BTreeSet::new();
-    let mut left = vec![std::path::PathBuf::from("/sys/fs/bpf")];
-    while let Some(directory) = left.pop() {
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                left.push(entry.path());
-            } else {
-                found.insert(entry.path());
-            }
-        }
-    }
-    found
-}
-
 /// Waits until none of the objects is there any more: the kernel frees them with a delay.
 ///
 /// # Panics
 /// When one of them stays.
 pub fn assert_gone(objects: &BTreeSet<Object>) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(120);
     loop {
         let all = all().unwrap_or_else(|error| panic!("{error}"));
         let left: Vec<&Object> = all.intersection(objects).collect();

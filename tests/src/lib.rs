@@ -12,6 +12,7 @@ pub mod exact;
 pub mod hotplug;
 pub mod http;
 pub mod kernel_counters;
+pub mod killed;
 pub mod mapping;
 pub mod passing;
 pub mod poll;

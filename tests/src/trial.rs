@@ -111,7 +111,7 @@ pub fn start(arguments: &[&str], place: Placement<'_>) -> Work {
 /// that it woke by its message. Its waits while observer is attached, but outside the interval of
 /// the kernel counters, would be in observer's numbers only.
 pub fn settle(pid: u32) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     let mut before = None;
     let mut still = 0;
     while still < 3 && Instant::now() < deadline {

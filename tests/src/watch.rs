@@ -197,6 +197,12 @@ fn is_real_time() -> bool {
     rustix::system::uname().version().to_string_lossy().contains("PREEMPT_RT")
 }
 
+/// What the target lost, apart from what chance decides.
+#[must_use]
+pub fn lost_by_target(loss: &LossSummary) -> BTreeMap<String, u64> {
+    refused(loss, &[], is_real_time())
+}
+
 /// The losses of the target that can change what a test compares, unless it expects them.
 fn refused(loss: &LossSummary, expected: &[&str], real_time: bool) -> BTreeMap<String, u64> {
     let by_chance =

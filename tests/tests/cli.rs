@@ -10,13 +10,14 @@ use observer::error::Exit;
 use observer::model::{EndReason, Outcome};
 use observer::probe::PROBES;
 use observer_tests::command::{Finished, as_nobody, run};
+use observer_tests::http::ReservedPort;
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Service};
 use observer_tests::trial::{directory, programs};
 use observer_tests::watch::read_run;
 use tempfile::TempDir;
 
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 fn observer(arguments: &[&str]) -> Finished {
     run(Command::new(programs().observer).args(arguments), TIMEOUT)
@@ -93,7 +94,8 @@ fn a_target_without_a_process_gets_its_own_line() {
     let Some(_guard) = privileged::ready("missing targets") else { return };
     let directory = directory();
     let out = directory.path().join("run");
-    let port = observer_tests::http::free_port().expect("a port").to_string();
+    let reserved = ReservedPort::new().expect("a port");
+    let port = reserved.number().to_string();
     for target in [
         ["--comm", "no-such-name"],
         ["--exe", "/no/such/program"],
@@ -133,8 +135,10 @@ fn a_command_that_fails_leaves_a_complete_run() {
 fn an_unprivileged_user_gets_a_message() {
     let directory = TempDir::new().expect("a directory");
     let observer = programs().observer;
+    // Everybody may write there.
+    let out = format!("/tmp/observer-nobody-{}", std::process::id());
     for arguments in [
-        &["run", "--pid", "1", "--duration", "1s", "--out", "/tmp/observer-nobody"][..],
+        &["run", "--pid", "1", "--duration", "1s", "--out", &out][..],
         &["daemon", "--listen", "127.0.0.1:0"],
     ] {
         let mut command = as_nobody(&observer, directory.path(), arguments).expect("a command");
@@ -142,7 +146,7 @@ fn an_unprivileged_user_gets_a_message() {
         finished.assert_code(Exit::Permission as u8);
         assert!(finished.stderr.contains("observer doctor"), "it says what to do: {finished:#?}");
     }
-    assert!(!Path::new("/tmp/observer-nobody").exists());
+    assert!(!Path::new(&out).exists());
 }
 
 #[test]
@@ -190,17 +194,29 @@ fn samples_that_are_empty_keep_the_run() {
 #[test]
 fn samples_files_that_are_empty_or_missing_keep_the_run() {
     let Some(_guard) = privileged::ready("missing samples") else { return };
-    for (content, exit) in [(Some(""), Exit::SamplesEmpty), (None, Exit::SamplesUnreadable)] {
+    let command = &["--", "sleep", "0.5"][..];
+    for (content, more, exit) in [
+        (Some(""), &[][..], Exit::SamplesEmpty),
+        (None, &[], Exit::SamplesUnreadable),
+        (None, command, Exit::SamplesUnreadable),
+    ] {
         let bad = Bad::new();
         let file = bad.directory.path().join("samples");
         if let Some(content) = content {
             fs::write(&file, content).expect("a file");
         }
         let samples = format!("observer:{}", file.display());
-        bad.run(&["--samples", &samples, "--duration", "500ms"]).assert_code(exit as u8);
+        let arguments = [&["--samples", &samples, "--duration", "500ms"], more].concat();
+        let finished = bad.run(&arguments);
+        finished.assert_code(exit as u8);
         if content.is_some() {
             bad.assert_complete();
         }
+        // Another program has to write it. COMMAND may do so.
+        let waits = format!("waiting for the samples in {}, which does not", file.display());
+        let told = finished.stderr.lines().filter(|line| line.contains(&waits)).count();
+        let expected = usize::from(content.is_none() && more.is_empty());
+        assert_eq!(told, expected, "{arguments:?}: {finished:#?}");
     }
 }
 

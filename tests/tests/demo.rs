@@ -9,6 +9,7 @@ use observer_tests::privileged;
 use observer_tests::process::Programs;
 use observer_tests::scenario::{Finding, Scenario, play};
 use observer_tests::trial;
+use observer_tests::watch::lost_by_target;
 
 /// A generator that sends this late does not get the processor time it needs, and the answer may
 /// then differ from the known one.
@@ -57,7 +58,9 @@ fn is_named(scenario: Scenario) {
     });
     let finding = finding.expect("the last attempt ends in one of both");
     println!("{}", finding.lines().join("\n"));
-    assert_eq!(finding.summary.loss.total, 0, "{:?}", finding.summary.loss);
+    // Others on the host may lose something.
+    let loss = &finding.summary.loss;
+    assert!(lost_by_target(loss).is_empty(), "{loss:?}");
     if let Some(cause) = finding.expected_cause() {
         assert!(cause.share > 0.3, "{cause:?}");
         assert!(cause.stalls > 0 && cause.p_value.is_some_and(|p| p < 0.01), "{cause:?}");

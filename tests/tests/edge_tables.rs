@@ -106,7 +106,8 @@ fn threads_with_storage_of_their_own_share_nothing() {
     match collision(&trial, "storage") {
         Ok((run, calls)) => {
             println!("{} calls counted, {calls} made", memory_calls(&run));
-            let lost = [run.lost("task_slot"), run.lost("thread_storage")];
+            // Others on the host may lose something to their own storage.
+            let lost = ["task_slot", "thread_storage"].map(|kind| run.target_lost(kind));
             assert_eq!(lost, [0, 0], "{:?}", run.summary.loss);
             // The process that starts the two makes a few calls as well.
             assert!((calls..=calls + calls / 100).contains(&memory_calls(&run)));

@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Instead of the 30 s or 1 m of an example.
 const SHORT: &str = "2s";
@@ -80,6 +80,9 @@ impl Host {
             .replace("--port 8080", &format!("--port {}", self.service.port))
             .replace("--comm nginx", &format!("--comm {}", self.comm))
             .replace("/system.slice/nginx.service", &format!("/{cgroup}"))
+            // Another program may have these ports.
+            .replace("observer daemon", "observer daemon --listen 127.0.0.1:0")
+            .replace("--listen 127.0.0.1:0 --listen [::1]:9900", "--listen [::1]:0")
             .replace("/usr/sbin/nginx", &self.program.to_string_lossy())
             .replace("observer-run-20260131-120000", &self.run.to_string_lossy());
         for flag in ["--duration ", "-z "] {

@@ -11,11 +11,12 @@ use observer::clock::MonoNanos;
 use observer::error::Exit;
 use observer::model::{Event, Outcome, Reason, RunInfo, StreamComplete, Summary, Value as Field};
 use observer::output::rundir::RunDir;
-use observer_tests::bpf::{self, Object, assert_gone};
+use observer_tests::bpf::{Object, assert_gone};
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::command::{Finished, run};
 use observer_tests::daemon::Daemon;
 use observer_tests::http;
+use observer_tests::killed::{assert_seconds, ends, kill, run_with_load};
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Running, Service, command_lines_with};
 use observer_tests::small_disk::SmallDisk;
@@ -27,6 +28,9 @@ use rand::{RngExt, SeedableRng};
 use rustix::process::Signal;
 
 const TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Runs that are killed.
+const KILLS: u32 = 8;
 
 fn service() -> Service {
     Service::start(&programs().service, &[], Placement::default())
@@ -126,48 +130,46 @@ fn a_run_that_lost_records_gives_no_verdict() {
     assert!(summary.verdict.top_cause.is_none() && summary.causes.iter().all(|cause| !cause.named));
 }
 
-/// Stops a process, so that its objects can be listed, and kills it.
-fn kill(process: &mut Running) -> std::collections::BTreeSet<Object> {
-    process.signal(Signal::STOP);
-    let held = bpf::held_by(process.id());
-    process.signal(Signal::KILL);
-    process.wait(TIMEOUT).expect("it is gone");
-    held
-}
-
 #[test]
 fn a_run_that_is_killed_at_any_moment_leaves_nothing_in_the_kernel() {
     let Some(_guard) = privileged::ready("run killed") else { return };
     let (service, directory) = (service(), directory());
     let pid = service.process.id().to_string();
-    let pinned = bpf::pinned();
     let mut random = rand::rngs::StdRng::seed_from_u64(3);
     let mut held_most = 0;
     let mut reported = 0;
-    // From before anything is loaded to well after everything is attached.
-    let moments = [0, 100, 300, 600, 1_200, 2_500, 4_000, 5_000];
-    for (index, moment) in moments.into_iter().enumerate() {
+    // How long it takes here until everything is attached and COMMAND runs: the first run says so.
+    let mut whole: Option<Duration> = None;
+    for index in 0..KILLS {
         let out = directory.path().join(format!("run-{index}"));
         let stop = directory.path().join(format!("stop-{index}"));
         let programs = programs();
         let mut command = Command::new(&programs.observer);
         command.args(["run", "--budget", "none", "--pid", &pid, "--out", text(&out), "--"]);
         command.arg(&programs.work).arg("hold");
-        command.arg(directory.path().join(format!("started-{index}"))).arg(&stop);
+        let started = directory.path().join(format!("started-{index}"));
+        command.arg(&started).arg(&stop);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
-        let wait = Duration::from_millis(moment + random.random_range(0..100));
+        // From before anything is loaded to well after everything is attached. The first and the last
+        // run are killed when COMMAND runs.
+        let part = (f64::from(index) - random.random_range(0.0..1.0)) / f64::from(KILLS - 2);
+        let moment = whole.filter(|_| index + 1 < KILLS).map(|whole| whole.mul_f64(2.0 * part));
         let begun = Instant::now();
-        while begun.elapsed() < wait {
+        while moment.map_or(!started.exists(), |moment| begun.elapsed() < moment) {
+            assert!(begun.elapsed() < TIMEOUT, "COMMAND begins");
             http::get(service.port, "/cpu?us=100", "").expect("the service answers");
             std::thread::sleep(Duration::from_millis(5));
         }
+        let after = begun.elapsed();
+        whole.get_or_insert(after);
         let held = kill(&mut observer);
-        println!("killed after {wait:?}: held {}", held.len());
+        println!("killed after {after:?}: held {}", held.len());
         held_most = held_most.max(held.len());
+        // What is pinned stays as well.
         assert_gone(&held);
         // COMMAND does not outlive it: a generator would load the service without a run.
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + TIMEOUT;
         while !command_lines_with(text(&stop)).is_empty() {
             assert!(Instant::now() < deadline, "COMMAND ends with observer");
             std::thread::sleep(Duration::from_millis(20));
@@ -180,33 +182,12 @@ fn a_run_that_is_killed_at_any_moment_leaves_nothing_in_the_kernel() {
     }
     assert!(held_most > 10, "programs, maps and links were there: {held_most}");
     assert!(reported >= 2, "{reported} runs had begun");
-    assert_eq!(bpf::pinned(), pinned);
-}
-
-/// Starts a run of `observer load`, at 200 requests a second for a minute.
-fn run_with_load(pid: &str, url: &str, out: &Path, slow: &str) -> Running {
-    let observer = programs().observer;
-    let mut command = Command::new(&observer);
-    command.args(["run", "--budget", "none", "--pid", pid, "--out", text(out)]);
-    command.args(["--samples", "observer", "--slow", slow, "--"]).arg(&observer);
-    command.args(["load", url, "--rate", "200", "--duration", "60s"]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    Running::start(&mut command, Placement::default()).expect("it starts")
 }
 
 fn observer_report(out: &Path) -> Finished {
     let finished = observer(&["report", text(out)]);
     finished.assert_code(0);
     finished
-}
-
-/// The answer of a killed run is about so many nanoseconds.
-#[track_caller]
-fn assert_seconds(summary: &Summary, length_ns: u64) {
-    let recovered = summary.verdict.reasons.iter().find(|reason| reason.code == "recovered");
-    let seconds = &recovered.expect("it was recovered").evidence["seconds"];
-    let found_ns = seconds.as_f64().map(|seconds| (seconds * 1e9).round() as u64);
-    assert_eq!(found_ns, Some(length_ns), "{:?}", summary.verdict);
 }
 
 #[test]
@@ -218,11 +199,19 @@ fn the_trace_of_a_killed_run_is_readable_to_the_last_batch_and_answers() {
     let url = format!("{}/sleep?ms=20&every=20", service.url);
     let mut observer = run_with_load(&pid, &url, &out, "10ms");
     let deadline = Instant::now() + TIMEOUT;
-    while !out.join("loadgen.out").exists() {
-        assert!(Instant::now() < deadline, "the load begins");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    std::thread::sleep(Duration::from_secs(8));
+    let wait_for = |what: &str, condition: &dyn Fn() -> bool| {
+        while !condition() {
+            assert!(Instant::now() < deadline, "{what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    wait_for("five seconds are known to be whole", &|| {
+        let info = RunDir::open(&out).and_then(|run| run.read_run());
+        info.is_ok_and(|info| info.end_ns.since(info.start_ns) >= 5_000_000_000)
+    });
+    // Requests from before that instant, and from after it.
+    let enough = ends(&out).len().max(600) + 100;
+    wait_for("the load goes on", &|| ends(&out).len() >= enough);
     kill(&mut observer);
     let run = RunDir::open(&out).expect("a run");
     let info = run.read_run().expect("run.json");
@@ -231,7 +220,7 @@ fn the_trace_of_a_killed_run_is_readable_to_the_last_batch_and_answers() {
     assert!(events.truncated, "it has no end mark");
     let last = events.rows.last().expect("events").end;
     let length_ns = last.since(info.start_ns);
-    assert!(length_ns > 4_000_000_000, "all but the last second or two: {length_ns}");
+    assert!(length_ns > 4_000_000_000, "what is known to be whole is there: {length_ns}");
     let finished = self::observer(&["report", text(&out), "--json"]);
     finished.assert_code(0);
     let summary: Summary = serde_json::from_str(&finished.stdout).expect("an answer");
@@ -239,8 +228,6 @@ fn the_trace_of_a_killed_run_is_readable_to_the_last_batch_and_answers() {
     assert!(summary.samples.slow_count > 5, "{:?}", summary.samples);
     let told = |reason: &Reason| reason.code == "recovered";
     assert!(summary.verdict.reasons.iter().any(told), "{:?}", summary.verdict);
-    // Requests after the last instant that is known to be whole tell nothing, and spoil nothing.
-    assert!(summary.samples.skipped.contains_key("outside_run"), "{:?}", summary.samples.skipped);
     let spoilt = |reason: &Reason| reason.code == "samples_skipped";
     assert!(!summary.verdict.reasons.iter().any(spoilt), "{:?}", summary.verdict);
     // The streams say how far they are complete, however old run.json is.
@@ -248,7 +235,13 @@ fn the_trace_of_a_killed_run_is_readable_to_the_last_batch_and_answers() {
     let notes = events.rows.iter().filter_map(note);
     let (noted, last) = notes.max_by_key(|(_, note)| note.until).expect("a note");
     println!("complete {} ns before it was noted", noted.since(last.until));
-    assert_seconds(&summary, last.until.max(info.end_ns).since(info.start_ns));
+    let until = last.until.max(info.end_ns);
+    assert_seconds(&summary, until.since(info.start_ns));
+    // Requests after the last instant that is known to be whole tell nothing, and spoil nothing.
+    let outside = ends(&out).into_iter().filter(|end| *end > until).count() as u64;
+    let skipped = summary.samples.skipped.get("outside_run").copied().unwrap_or_default();
+    println!("{outside} requests after that, {skipped} not used");
+    assert_eq!(skipped, outside, "{:?}", summary.samples);
     let end_ns = MonoNanos(info.start_ns.0 + 1_000_000_000);
     run.write_run(&RunInfo { end_ns, ..info.clone() }).expect("run.json");
     let finished = self::observer(&["report", text(&out), "--json"]);
@@ -319,8 +312,10 @@ fn a_daemon_that_is_killed_leaves_nothing_in_the_kernel() {
     let pid = service.process.id().to_string();
     let trace = directory.path().join("trace");
     let mut daemon = Daemon::start(&["--pid", &pid, "--trace", text(&trace)]);
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(5) {
+    let deadline = Instant::now() + TIMEOUT;
+    let written = || RunDir::open(&trace).and_then(|run| run.read_events());
+    while !written().is_ok_and(|events| events.is_some_and(|events| !events.rows.is_empty())) {
+        assert!(Instant::now() < deadline, "something is written");
         http::get(service.port, "/cpu?us=100", "").expect("the service answers");
     }
     let held = kill(daemon.process());

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use observer::clock::MonoNanos;
 use observer::model::{Cause, EndReason, RunInfo, Summary};
 use observer::output::rundir::RunDir;
-use observer_tests::http;
+use observer_tests::http::{self, ReservedPort};
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Running};
 use observer_tests::trial;
@@ -52,7 +52,7 @@ fn nginx(directory: &Path, port: u16) -> Nginx {
     let process =
         Running::start(&mut command, Placement::default()).unwrap_or_else(|e| panic!("{e}"));
     let mut nginx = Nginx(process);
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while http::get(port, "/", "").is_err() {
         assert_eq!(nginx.0.ended().expect("a status"), None, "nginx stays");
         assert!(Instant::now() < deadline, "nginx listens");
@@ -61,11 +61,43 @@ fn nginx(directory: &Path, port: u16) -> Nginx {
     nginx
 }
 
+/// What hey itself says about its requests.
+#[derive(Debug)]
+struct Recorded {
+    rows: u64,
+    /// The shortest and the longest, with what the rounding of a row may add or take.
+    latencies_ns: [u64; 2],
+    /// From the first begin to the last end.
+    rate_hz: f64,
+}
+
+impl Recorded {
+    fn of(csv: &str) -> Self {
+        // hey prints four digits of a second.
+        const STEP_S: f64 = 1e-4;
+        let row = |line: &str| -> [f64; 2] {
+            let fields: Vec<&str> = line.split(',').collect();
+            [0, fields.len() - 1].map(|column| fields[column].parse().expect("seconds"))
+        };
+        let rows: Vec<[f64; 2]> = csv.lines().skip(1).map(row).collect();
+        let all = |of: fn(&[f64; 2]) -> f64, best: fn(f64, f64) -> f64| {
+            rows.iter().map(of).reduce(best).expect("rows")
+        };
+        let latency = |[latency, _]: &[f64; 2]| *latency;
+        let (least, most) = (all(latency, f64::min), all(latency, f64::max));
+        let begin = all(|[_, offset]| *offset, f64::min);
+        let end = all(|[latency, offset]| latency + offset, f64::max);
+        let latencies_ns = [least - STEP_S, most + STEP_S].map(|seconds| (seconds * 1e9) as u64);
+        Self { rows: rows.len() as u64, latencies_ns, rate_hz: rows.len() as f64 / (end - begin) }
+    }
+}
+
 #[test]
 fn hey_against_nginx() {
     let Some(_guard) = privileged::ready("hey and nginx") else { return };
     let directory = trial::directory();
-    let port = http::free_port().expect("a port");
+    let reserved = ReservedPort::new().expect("a port");
+    let port = reserved.number();
     let nginx = nginx(directory.path(), port);
     let out = directory.path().join("run");
     let mut command = Command::new(trial::programs().observer);
@@ -74,7 +106,7 @@ fn hey_against_nginx() {
         .arg(&out);
     command.args(["--", "hey", "-z", "4s", "-c", "4", "-q", "50", "-o", "csv"]);
     command.arg(format!("http://127.0.0.1:{port}/"));
-    let finished = observer_tests::command::run(&mut command, Duration::from_secs(60))
+    let finished = observer_tests::command::run(&mut command, Duration::from_secs(120))
         .unwrap_or_else(|error| panic!("{error}"));
     finished.assert_code(0);
 
@@ -83,15 +115,20 @@ fn hey_against_nginx() {
     assert!(info.target_processes.contains_key(&nginx.0.id()), "{:?}", info.target_processes);
     assert!(info.target_processes.len() >= 3, "master and workers: {:?}", info.target_processes);
     let csv = fs::read_to_string(out.join("loadgen.out")).expect("what hey printed");
-    let rows = csv.lines().count() as u64 - 1;
-    assert!((400..=800).contains(&rows), "200 a second for 4 s: {rows}");
+    let recorded = Recorded::of(&csv);
+    let rows = recorded.rows;
+    assert!((1..=800).contains(&rows), "at most 200 a second for 4 s: {rows}");
     let samples = &summary.samples;
     let skipped: u64 = samples.skipped.values().sum();
     assert_eq!(samples.count + skipped, rows, "{samples:?}");
     assert!(skipped <= rows / 100, "{samples:?}");
     assert!(!samples.intended_start_known, "hey does not say when it meant to send");
-    assert!(samples.latency_ns.p50 > 0 && samples.latency_ns.p99 < 1_000_000_000, "{samples:?}");
-    assert!((150.0..250.0).contains(&samples.rate_hz), "{samples:?}");
+    // How fast all this is depends on the host. The answer says what hey says.
+    let [least, most] = recorded.latencies_ns;
+    assert!((least..=most).contains(&samples.latency_ns.p50), "{recorded:?}: {samples:?}");
+    assert!((least..=most).contains(&samples.latency_ns.p99), "{recorded:?}: {samples:?}");
+    let ratio = samples.rate_hz / recorded.rate_hz;
+    assert!((0.95..1.05).contains(&ratio), "{recorded:?}: {samples:?}");
     // A busy host may delay nginx; there is no other possible cause.
     let cause = summary.verdict.top_cause;
     assert!(matches!(cause, None | Some(Cause::RUNQUEUE)), "{:?}", summary.verdict);
@@ -257,7 +294,7 @@ fn hey_is_placed_in_a_run_that_was_killed() {
     observer.wait(Duration::from_secs(60)).expect("it is gone");
     let mut report = Command::new(trial::programs().observer);
     report.arg("report").arg(&out).arg("--json");
-    let finished = observer_tests::command::run(&mut report, Duration::from_secs(60))
+    let finished = observer_tests::command::run(&mut report, Duration::from_secs(120))
         .unwrap_or_else(|error| panic!("{error}"));
     finished.assert_code(0);
     let summary: Summary = serde_json::from_str(&finished.stdout).expect("an answer");

@@ -1,7 +1,9 @@
 //! Probes that are detached while everything runs, and attached again.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use observer::clock::MonoNanos;
 use observer::kernel::{Kernel, LoadOptions};
 use observer::model::ProbeState;
 use observer::probe::{ForcedTier, PROBES, ProbeOptions, ThreadState};
@@ -12,7 +14,7 @@ use observer_tests::privileged;
 use observer_tests::process::Placement;
 use observer_tests::trial::{number, programs, scaled_text, settle};
 use observer_tests::watch::Work;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 const REASON: &str = "the test says so";
 const PAUSE: Duration = Duration::from_secs(1);
@@ -80,6 +82,15 @@ fn faults(pid: u32) -> u64 {
     kernel_counters::faults(pid).expect("the workload is there").all()
 }
 
+/// Waits until a process that goes on has had many more faults.
+fn wait_for_faults(pid: u32, before: u64) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while faults(pid) < before + 10_000 {
+        assert!(Instant::now() < deadline, "the workload goes on");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[track_caller]
 fn equal(what: &str, observed: u64, kernel: u64) {
     println!("{what}: observed {observed}, the kernel counted {kernel}");
@@ -101,7 +112,7 @@ fn faults_with_pauses(state: ThreadState) {
     let mut expected = 0;
     work.begin().expect("it works");
     for round in 0..3 {
-        std::thread::sleep(Duration::from_millis(500));
+        wait_for_faults(pid, before);
         // At rest, so that the kernel's counters can be read at the instant of the change.
         stop(pid);
         let at_detach = faults(pid);
@@ -110,10 +121,9 @@ fn faults_with_pauses(state: ThreadState) {
         assert!(!kernel.is_attached("fault"));
         assert!(!kernel.events().contains_key("fault"));
         signal(pid, Signal::CONT);
-        std::thread::sleep(Duration::from_millis(300));
+        wait_for_faults(pid, at_detach);
         stop(pid);
         before = faults(pid);
-        assert!(before > at_detach, "it goes on meanwhile");
         equal(&format!("faults, pause {round}"), counted(&mut kernel, &FAULTS).0, expected);
         kernel.attach_again("fault").expect("it was attached before");
         assert!(kernel.is_attached("fault"));
@@ -123,7 +133,7 @@ fn faults_with_pauses(state: ThreadState) {
             (of_host(&mut kernel), kernel.events()["fault"], of_host(&mut kernel));
         assert!((least..=most).contains(&events), "{least} <= {events} <= {most}");
     }
-    std::thread::sleep(Duration::from_millis(500));
+    wait_for_faults(pid, before);
     stop(pid);
     expected += faults(pid) - before;
     equal("faults in the end", counted(&mut kernel, &FAULTS).0, expected);
@@ -149,12 +159,16 @@ fn stalls_with_pauses(state: ThreadState) {
     let mut work = start(&["storm", "--rounds", "100000000"]);
     kernel.targets().set(work.id(), true);
     work.begin().expect("it works");
+    // A stall is at most as long as the probes were attached at a time, which the host may draw out.
+    let (mut attached, mut longest_attached) = (Instant::now(), Duration::ZERO);
     for _ in 0..2 {
         std::thread::sleep(Duration::from_millis(300));
         for probe in probes() {
             kernel.detach(probe.name, REASON).expect("it was attached");
         }
-        std::thread::sleep(PAUSE);
+        longest_attached = longest_attached.max(attached.elapsed());
+        std::thread::sleep(PAUSE.max(2 * longest_attached));
+        attached = Instant::now();
         for probe in probes().rev() {
             kernel.attach_again(probe.name).expect("it was attached before");
         }
@@ -163,8 +177,10 @@ fn stalls_with_pauses(state: ThreadState) {
     let series: Vec<Series> =
         probes().flat_map(|probe| probe.parts()).flat_map(|(_, series)| series).collect();
     let (count, _, longest) = counted(&mut kernel, &series);
+    longest_attached = longest_attached.max(attached.elapsed());
     assert!(count > 0);
-    assert!(longest < PAUSE, "{longest:?} is longer than it was attached at a time");
+    println!("the longest stall took {longest:?}, and {longest_attached:?} is the longest time");
+    assert!(longest <= longest_attached, "{longest:?} is longer than it was attached at a time");
 }
 
 #[test]
@@ -176,7 +192,7 @@ fn the_wait_of_a_pause_is_not_counted_after_it() {
 fn waits_with_a_pause(state: ThreadState) {
     const WAITS: [Series; 2] = [Series::RunqueueWakeup, Series::RunqueuePreempt];
     let mut kernel = attach("runqueue", state);
-    let mut work = start(&["contend", "--threads", "4", "--ms", "4000"]);
+    let mut work = start(&["contend", "--threads", "4", "--ms", "600000"]);
     let pid = work.id();
     kernel.targets().set(pid, true);
     let waited =
@@ -186,17 +202,24 @@ fn waits_with_a_pause(state: ThreadState) {
     kernel.detach("runqueue", REASON).expect("it was attached");
     let at_detach = waited();
     std::thread::sleep(PAUSE);
-    let at_attach = waited();
+    // On a busy host each of these steps may take a while: the kernel's count is read on both sides.
+    let before_attach = waited();
     let before = counted(&mut kernel, &WAITS).1;
     kernel.attach_again("runqueue").expect("it was attached before");
+    let after_attach = waited();
     std::thread::sleep(PAUSE);
-    let (after, end) = (counted(&mut kernel, &WAITS).1, waited());
-    let (paused, observed, kernels) = (at_attach - at_detach, after - before, end - at_attach);
-    println!("{paused} ns waited in the pause; after it {observed} ns observed, {kernels} ns real");
+    let before_end = waited();
+    let observed = counted(&mut kernel, &WAITS).1 - before;
+    let after_end = waited();
+    let paused = before_attach - at_detach;
+    let (least, most) = (before_end - after_attach, after_end - before_attach);
+    println!(
+        "{paused} ns waited in the pause; after it {observed} ns observed, {least}..{most} real"
+    );
     // At both ends each of the three threads that wait may be in the middle of its wait.
     assert!(paused > 0 && observed > 0);
-    assert!(observed < kernels + paused / 2, "{observed} of {kernels}, {paused} in the pause");
-    assert!(observed + paused / 2 > kernels, "{observed} of {kernels}, {paused} in the pause");
+    assert!(observed < most + paused / 2, "{observed} of {most}, {paused} in the pause");
+    assert!(observed + paused / 2 > least, "{observed} of {least}, {paused} in the pause");
     drop(work);
 }
 
@@ -258,6 +281,31 @@ fn accepted_sockets_are_counted_for_the_socket_probe_alone() {
     assert!(accepted(&mut both)[1] > 0);
 }
 
+/// Faults by the tier that needs an event of each CPU.
+fn attach_to_each_cpu() -> Kernel {
+    let probes = ProbeOptions {
+        selection: "fault".parse().expect("a probe"),
+        tiers: ["fault=perf_event".parse::<ForcedTier>().expect("a tier")].into_iter().collect(),
+        ..ProbeOptions::default()
+    };
+    let options = LoadOptions { has_target: true, ring_bytes: 1 << 20, probes, by_cgroup: true };
+    Kernel::attach(&options).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Lets the target have faults on this CPU alone: how many, by the kernel's own count.
+fn faults_on(cpu: u32, kernel: &Kernel) -> u64 {
+    let place = Placement { cpu: Some(cpu), ..Placement::default() };
+    let arguments = ["storm", "--rounds", &scaled_text(2_000)];
+    let mut work = Work::start(&programs(), &arguments, place).expect("it starts");
+    kernel.targets().set(work.id(), true);
+    let before = faults(work.id());
+    work.go().expect("it works");
+    kernel.targets().set(work.id(), false);
+    let found = faults(work.id()) - before;
+    work.end().expect("it ends");
+    found
+}
+
 #[test]
 fn a_cpu_that_comes_online_is_watched_and_the_gap_is_said() {
     let Some(_guard) = privileged::ready("CPU hotplug, faults") else { return };
@@ -265,13 +313,7 @@ fn a_cpu_that_comes_online_is_watched_and_the_gap_is_said() {
         Ok(cpu) => cpu,
         Err(reason) => return println!("{reason}"),
     };
-    let probes = ProbeOptions {
-        selection: "fault".parse().expect("a probe"),
-        tiers: ["fault=perf_event".parse::<ForcedTier>().expect("a tier")].into_iter().collect(),
-        ..ProbeOptions::default()
-    };
-    let options = LoadOptions { has_target: true, ring_bytes: 1 << 20, probes, by_cgroup: true };
-    let mut kernel = Kernel::attach(&options).unwrap_or_else(|error| panic!("{error}"));
+    let mut kernel = attach_to_each_cpu();
     assert!(kernel.tend_cpus().is_empty(), "no CPU came");
     let mut expected = 0;
     for times in 1..=3 {
@@ -282,20 +324,71 @@ fn a_cpu_that_comes_online_is_watched_and_the_gap_is_said() {
         cpu.switch(true);
         let changes = kernel.tend_cpus();
         assert_eq!(changes.len(), 2, "detached and attached: {changes:?}");
-        let place = Placement { cpu: Some(1), ..Placement::default() };
-        let arguments = ["storm", "--rounds", &scaled_text(2_000)];
-        let mut work = Work::start(&programs(), &arguments, place).expect("it starts");
-        kernel.targets().set(work.id(), true);
-        let before = faults(work.id());
-        work.go().expect("it works");
-        kernel.targets().set(work.id(), false);
-        expected += faults(work.id()) - before;
-        work.end().expect("it ends");
+        expected += faults_on(1, &kernel);
         equal("faults on CPU 1", counted(&mut kernel, &FAULTS).0, expected);
         let coverage = kernel.coverage().remove("fault").expect("a line of it");
         let detached = coverage.detached.expect("what was not seen is said");
         assert_eq!((coverage.state, detached.times), (ProbeState::Partial, times));
         assert_eq!(detached.reason, "CPU 1 came online");
         assert!(kernel.tend_cpus().is_empty(), "it is attached once");
+    }
+}
+
+/// A CPU comes online while this process may open nothing, so that its event is refused.
+fn refuse_cpu_1(kernel: &mut Kernel) {
+    let usual = getrlimit(Resource::Nofile);
+    let none = Rlimit { current: Some(0), ..usual };
+    setrlimit(Resource::Nofile, none).expect("a limit can be lowered");
+    let changes = kernel.watch_cpus(&BTreeSet::from([1]), MonoNanos::now());
+    let tried_again = kernel.watch_cpus(&BTreeSet::new(), MonoNanos::now());
+    setrlimit(Resource::Nofile, usual).expect("and raised again");
+    assert_eq!(changes.len(), 1, "detached, and not attached again: {changes:?}");
+    assert!(tried_again.is_empty(), "nothing has changed: {tried_again:?}");
+}
+
+#[test]
+fn a_cpu_that_cannot_be_watched_is_a_gap_until_it_can() {
+    let Some(_guard) = privileged::ready("refused on a CPU") else { return };
+    if std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2) {
+        return println!("needs two CPUs");
+    }
+    let mut kernel = attach_to_each_cpu();
+    let (mut expected, mut times) = (0, 0);
+    let detached = |kernel: &Kernel| {
+        let coverage = kernel.coverage().remove("fault").expect("a line of it");
+        assert_eq!(coverage.state, ProbeState::Partial, "{coverage:?}");
+        coverage.detached.expect("what was not seen is said")
+    };
+    for closes_by_itself in [true, false] {
+        refuse_cpu_1(&mut kernel);
+        times += 1;
+        let gap = detached(&kernel);
+        assert!(gap.is_under_way() && gap.times == times, "{gap:?}");
+        for word in ["CPU 1 came online", "cannot attach ", " on CPU 1: "] {
+            assert!(gap.reason.contains(word), "{word}: {gap:?}");
+        }
+        assert!(kernel.is_attached("fault"), "it works on the other CPUs");
+        assert!(faults_on(1, &kernel) > 0);
+        assert_eq!(counted(&mut kernel, &FAULTS).0, expected, "faults on CPU 1 are not seen");
+        expected += faults_on(0, &kernel);
+        equal("faults on CPU 0", counted(&mut kernel, &FAULTS).0, expected);
+        if closes_by_itself {
+            let changes = kernel.tend_cpus();
+            assert_eq!(changes.len(), 1, "attached: {changes:?}");
+        } else {
+            kernel.detach("fault", REASON).expect("it was attached");
+            assert!(!kernel.is_attached("fault"));
+            times += 1;
+            assert_eq!(
+                (detached(&kernel).reason.as_str(), detached(&kernel).times),
+                (REASON, times)
+            );
+            kernel.attach_again("fault").expect("it was attached before");
+        }
+        assert!(!detached(&kernel).is_under_way());
+        assert!(kernel.tend_cpus().is_empty(), "it is attached once");
+        expected = counted(&mut kernel, &FAULTS).0 + faults_on(1, &kernel);
+        equal("faults on CPU 1", counted(&mut kernel, &FAULTS).0, expected);
+        expected = counted(&mut kernel, &FAULTS).0;
     }
 }

@@ -10,6 +10,7 @@ use observer::error::Exit;
 use observer::model::Summary;
 use observer_tests::command::{Finished, run};
 use observer_tests::daemon::Daemon;
+use observer_tests::http::ReservedPort;
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Running};
 use observer_tests::trial::{FLOODED, directory, programs, watched};
@@ -79,13 +80,14 @@ fn journald_gets_priorities_instead_of_times() {
 fn logged(options: &[&str]) -> String {
     let directory = directory();
     let log = directory.path().join("log");
-    let port = observer_tests::http::free_port().expect("a port");
+    let port = ReservedPort::new().expect("a port");
+    let address = format!("127.0.0.1:{}", port.number());
     let mut command = Command::new(programs().observer);
-    command.args(options).args(["daemon", "--listen", &format!("127.0.0.1:{port}")]);
+    command.args(options).args(["daemon", "--listen", &address]);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command.stderr(File::create_new(&log).expect("a file"));
     let mut process = Running::start(&mut command, Placement::default()).expect("it starts");
-    Daemon::wait_until_healthy(&mut process, port);
+    Daemon::wait_until_healthy(&mut process, port.number());
     process.signal(Signal::TERM);
     assert!(process.wait(TIMEOUT).expect("it ends").success());
     fs::read_to_string(&log).expect("a log")

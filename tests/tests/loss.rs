@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use observer::clock::MonoNanos;
 use observer::model::{
@@ -22,7 +22,7 @@ use observer_tests::results::{Held, case_held};
 use observer_tests::trial::{
     self, FLOODED, Trial, directory, nudge, run_delay_ns, scaled_text, settle, watched,
 };
-use observer_tests::watch::Watch;
+use observer_tests::watch::{Watch, lost_by_target};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -143,8 +143,10 @@ impl Flood {
         for kind in ["runqueue", "fault", "mm_syscall", "task"] {
             self.adds_up(kind);
         }
-        let lost: u64 = self.summary.records.values().map(|kind| kind.lost).sum();
-        assert_eq!(self.summary.loss.total, lost, "{:?}", self.summary.loss);
+        // Others on the host may lose something too.
+        let mut lost = lost_by_target(&self.summary.loss);
+        lost.retain(|kind, _| !self.summary.records.contains_key(kind));
+        assert!(lost.is_empty(), "only records: {:?}", self.summary.loss);
         let floors = self.events.iter().filter(|event| FloorChange::from_event(event).is_some());
         assert_eq!(floors.count(), 0, "floors fixed by hand stay where they are");
     }
@@ -281,13 +283,14 @@ fn nothing_is_missing_up_to_the_end_of_the_answer_of_a_killed_run() {
     let service = service.unwrap_or_else(|error| panic!("{error}"));
     let pid = service.process.id().to_string();
     let target = ["--pid", &pid, "--floor", "fault=0ns", "--floor", "runqueue=0ns"];
-    let is_over = AtomicBool::new(false);
+    let (is_over, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
                 for path in ["/read", "/cpu?us=100"] {
                     let _ = http::get(service.port, path, "");
                 }
+                rounds.fetch_add(1, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(2));
             }
         });
@@ -300,7 +303,13 @@ fn nothing_is_missing_up_to_the_end_of_the_answer_of_a_killed_run() {
                 watch.unwrap_or_else(|error| panic!("{error}"))
             };
             let (mut killed, whole) = (start(&first), start(&second));
+            let (begin, before) = (Instant::now(), rounds.load(Ordering::Relaxed));
             std::thread::sleep(Duration::from_millis(killed_after));
+            // On a busy host it takes longer until enough has happened.
+            while rounds.load(Ordering::Relaxed) < before + 100 {
+                assert!(begin.elapsed() < Duration::from_secs(120), "the service answers");
+                std::thread::sleep(Duration::from_millis(10));
+            }
             killed.process.signal(Signal::KILL);
             killed.process.wait(Duration::from_secs(60)).expect("it is gone");
             let (_, info) = whole.finish().unwrap_or_else(|error| panic!("{error}"));

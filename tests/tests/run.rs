@@ -6,18 +6,20 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use observer::model::{EndReason, Outcome, ProbeState, RunInfo, Summary};
+use observer::model::{Cause, EndReason, Outcome, ProbeState, RunInfo, Summary};
+use observer::output::rundir::RunDir;
 use observer::probe::Selection;
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::command::{Finished, as_nobody, give_to_nobody, run};
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Programs, Running, Service, command_lines_with};
-use observer_tests::trial::{directory, in_guest, programs, unique};
+use observer_tests::trial::{directory, number, programs, unique};
 use observer_tests::watch::{Watch, Work, read_run};
 use rustix::process::Signal;
+use serde_json::Value;
 use tempfile::TempDir;
 
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 fn service(placement: Placement<'_>) -> Service {
     Service::start(&programs().service, &[], placement).unwrap_or_else(|error| panic!("{error}"))
@@ -36,7 +38,7 @@ fn complete(run: &Path) -> (Summary, RunInfo) {
 }
 
 #[test]
-fn a_duration_ends_the_run_in_time() {
+fn a_duration_ends_the_run() {
     let Some(_guard) = privileged::ready("duration") else { return };
     let (service, directory) = (service(Placement::default()), directory());
     let pid = service.process.id().to_string();
@@ -45,8 +47,8 @@ fn a_duration_ends_the_run_in_time() {
     let (summary, info) = complete(&out);
     assert_eq!(info.end_reason, EndReason::Duration);
     let length_ns = info.end_ns.since(info.start_ns);
-    // Not before, and in time: on a busy host a thread may wait for a while.
-    assert!((950_000_000..5_000_000_000).contains(&length_ns), "{length_ns}");
+    // Not before. How much later depends on the host: a thread may have to wait for a CPU.
+    assert!(length_ns >= 950_000_000, "{length_ns}");
     // No generator: distributions, and no verdict.
     assert_eq!(summary.verdict.outcome, Outcome::NoSlowSamples, "{:?}", summary.verdict);
     assert_eq!((summary.samples.count, summary.causes.len()), (0, 0), "{summary:#?}");
@@ -89,7 +91,7 @@ fn ended_by(signal: Signal) {
     assert_eq!(info.end_reason, EndReason::Interrupted);
     // The command waits for a file in this directory; no such process is left.
     let needle = directory.path().to_string_lossy().into_owned();
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + TIMEOUT;
     while !command_lines_with(&needle).is_empty() {
         assert!(Instant::now() < deadline, "the command was ended with the run");
         std::thread::sleep(Duration::from_millis(20));
@@ -117,7 +119,7 @@ fn a_target_that_exits_ends_the_run() {
         .unwrap_or_else(|error| panic!("{error}"));
     std::thread::sleep(Duration::from_millis(200));
     drop(service);
-    let status = watch.process.wait(Duration::from_secs(10)).unwrap_or_else(|e| panic!("{e}"));
+    let status = watch.process.wait(TIMEOUT).unwrap_or_else(|e| panic!("{e}"));
     assert!(status.success(), "{status}: {}", watch.printed());
     let (summary, info) = complete(&watch.run);
     assert_eq!(info.end_reason, EndReason::TargetExit);
@@ -183,7 +185,7 @@ fn a_target_that_does_not_exist_yet_is_waited_for() {
     work.go().expect("it works");
     let pid = work.id();
     work.end().expect("it ends");
-    let status = observer.wait(Duration::from_secs(10)).expect("the target's end ends the run");
+    let status = observer.wait(TIMEOUT).expect("the target's end ends the run");
     assert!(status.success(), "{status}");
     let (summary, info) = complete(&out);
     assert_eq!(info.end_reason, EndReason::TargetExit);
@@ -226,12 +228,12 @@ fn json_is_the_summary_and_the_report_says_the_same_without_root() {
     assert_eq!(summary.samples.count, 600);
     assert_eq!(summary.samples.slow_rule, "10ms");
     assert!(summary.samples.slow_count >= 30, "{:?}", summary.samples);
-    if !in_guest() {
-        // An emulated CPU is too slow for this rate, which the run says.
-        // A stall of the host makes some more of them slow.
-        assert!(summary.samples.slow_count < 200, "{:?}", summary.samples);
-        assert_ne!(summary.verdict.outcome, Outcome::Attributed, "{:?}", summary.verdict);
-    }
+    // On a busy host more requests are slow than those that sleep, by the generator's own rows too.
+    let slow = rows_above(10_000_000, &out.join("loadgen.out"));
+    assert_eq!(summary.samples.slow_count + summary.samples.slow_left_out, slow);
+    // Then they may have waited for a CPU; there is no other possible cause.
+    let cause = summary.verdict.top_cause;
+    assert!(matches!(cause, None | Some(Cause::RUNQUEUE)), "{:?}", summary.verdict);
 
     give_to_nobody(&out).expect("root may");
     let public = TempDir::new().expect("a directory");
@@ -255,6 +257,17 @@ fn json_is_the_summary_and_the_report_says_the_same_without_root() {
     }
 }
 
+/// Rows of `observer load` whose response time is longer, nanoseconds.
+fn rows_above(threshold_ns: u64, rows: &Path) -> u64 {
+    let text = fs::read_to_string(rows).expect("what the generator wrote");
+    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let rows = rows.filter(|row| row["latency_ns"].is_u64());
+    let response_ns = |row: &Value| {
+        number(row, "start_ns") + number(row, "latency_ns") - number(row, "intended_start_ns")
+    };
+    rows.filter(|row| response_ns(row) > threshold_ns).count() as u64
+}
+
 fn copy_directory(from: &Path, to: &Path) {
     fs::create_dir(to).expect("a directory");
     for entry in fs::read_dir(from).expect("the run").flatten() {
@@ -273,7 +286,13 @@ fn an_observer_that_is_killed_leaves_what_it_had() {
     for _ in 0..50 {
         observer_tests::http::get(service.port, "/cpu?us=100", "").expect("an answer");
     }
-    std::thread::sleep(Duration::from_millis(1500));
+    // Until run.json says up to when the trace is whole.
+    let deadline = Instant::now() + TIMEOUT;
+    let is_known = |info: RunInfo| info.end_ns > info.start_ns;
+    while !RunDir::open(&watch.run).and_then(|run| run.read_run()).is_ok_and(is_known) {
+        assert!(Instant::now() < deadline, "run.json is written during the run");
+        std::thread::sleep(Duration::from_millis(50));
+    }
     watch.process.signal(Signal::KILL);
     watch.process.wait(TIMEOUT).expect("it is gone");
     fs::write(directory.path().join("stop"), "").expect("the command ends, too");

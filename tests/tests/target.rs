@@ -15,14 +15,15 @@ use observer::model::{EndReason, RunInfo, Summary, Tgid};
 use observer::target::{Membership, TargetSpec};
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::daemon::Daemon;
+use observer_tests::http::ReservedPort;
 use observer_tests::process::{Placement, Programs, Running, Service};
 use observer_tests::trial::{self, directory, number, programs, scaled_text, unique};
-use observer_tests::watch::{Watch, Work, read_run};
-use observer_tests::{http, passing, privileged};
+use observer_tests::watch::{Watch, Work, lost_by_target, read_run};
+use observer_tests::{passing, privileged};
 use rustix::process::Signal;
 
 fn sleeper(placement: Placement<'_>) -> Running {
-    Running::start(Command::new("sleep").arg("60"), placement).expect("sleep starts")
+    Running::start(Command::new("sleep").arg("600"), placement).expect("sleep starts")
 }
 
 fn eventually(what: &str, mut done: impl FnMut() -> bool) {
@@ -126,7 +127,7 @@ fn a_new_listener_on_the_port_joins() {
     });
     let listener = listener.expect("bound");
     let mut command = Command::new("sleep");
-    command.arg("60").stdin(std::os::fd::OwnedFd::from(listener));
+    command.arg("600").stdin(std::os::fd::OwnedFd::from(listener));
     let heir = Running::start(&mut command, Placement::default()).expect("sleep starts");
     drop(command);
     eventually("the heir joins", || {
@@ -162,7 +163,7 @@ fn a_process_that_begins_to_listen_joins_though_nothing_is_born() {
 fn a_process_in_a_pid_namespace_is_known_by_its_outer_id() {
     let Some(_guard) = privileged::ready("pid namespace") else { return };
     let mut command = Command::new("unshare");
-    command.args(["--pid", "--fork", "--kill-child", "sleep", "60"]);
+    command.args(["--pid", "--fork", "--kill-child", "sleep", "600"]);
     let running = Running::start(&mut command, Placement::default()).expect("unshare starts");
     let mut target =
         Membership::new(&TargetSpec::Pids([Tgid(running.id())].into())).expect("target");
@@ -201,9 +202,9 @@ fn named_copy(directory: &Path, name: &str) -> PathBuf {
 }
 
 /// A process whose first thread has exited, and another one listens on this port.
-fn leaderless(programs: &Programs) -> (Work, u16) {
-    let port = http::free_port().expect("a port");
-    let arguments = ["leaderless", "--port", &port.to_string()];
+fn leaderless(programs: &Programs) -> (Work, ReservedPort) {
+    let port = ReservedPort::new().expect("a port");
+    let arguments = ["leaderless", "--port", &port.number().to_string()];
     let work = Work::start(programs, &arguments, Placement::default()).expect("it starts");
     eventually("the first thread is gone", || {
         process::stat(Tgid(work.id())).is_some_and(|stat| stat.has_ended())
@@ -219,7 +220,7 @@ fn a_process_is_found_though_its_first_thread_has_exited() {
     let work = named_copy(directory.path(), &name);
     let (running, port) = leaderless(&Programs { work: work.clone(), ..programs() });
     let tgid = Tgid(running.id());
-    for spec in [TargetSpec::Exe(work), TargetSpec::Port(port), TargetSpec::Comm(name)] {
+    for spec in [TargetSpec::Exe(work), TargetSpec::Port(port.number()), TargetSpec::Comm(name)] {
         let found = Membership::new(&spec).map(|target| target.tgids());
         assert_eq!(found, Ok([tgid].into()), "{spec}");
     }
@@ -240,7 +241,7 @@ fn a_program_is_found_though_the_dynamic_loader_was_executed() {
     };
     let program = process::executable(Tgid(usual.id())).expect("a program").path;
     let mut command = Command::new(&loader.path);
-    command.arg(&program).arg("60");
+    command.arg(&program).arg("600");
     let unusual = Running::start(&mut command, Placement::default()).expect("the loader starts");
     let target = || Membership::new(&TargetSpec::Exe(program.clone())).expect("the usual one");
     eventually("it is found by its program", || target().contains(Tgid(unusual.id())));
@@ -276,7 +277,8 @@ fn short_lived(target: &[&str], worker: &Path, name: Option<&str>, directory: &P
     assert!(status.success(), "{status}: {}", printed());
     let (summary, info) = read_run(&out).expect("a run");
     assert_eq!(info.end_reason, EndReason::Interrupted);
-    assert_eq!(summary.loss.total, 0, "{:?}", summary.loss);
+    // Others on the host may lose something.
+    assert!(lost_by_target(&summary.loss).is_empty(), "{:?}", summary.loss);
     let first = u32::try_from(number(&counts, "first")).expect("a process");
     // On a slow host another one may live when the run begins.
     assert!(info.target_processes.contains_key(&first), "{first}: {info:#?}");
@@ -396,7 +398,8 @@ fn everybody_who_listens_on_the_port_is_said_by_name_user_and_network() {
     let Some(_guard) = privileged::ready("owners of a port") else { return };
     const UID: u32 = 4_000_000;
     let directory = directory();
-    let port = http::free_port().expect("a port").to_string();
+    let reserved = ReservedPort::new().expect("a port");
+    let port = reserved.number().to_string();
     let listen = |more: &[&str]| listener(&port, more, Placement::default());
     let own = listen(&[]);
     let stranger = listen(&["--stranger", &UID.to_string()]);
@@ -446,7 +449,8 @@ fn everybody_who_listens_on_the_port_is_said_by_name_user_and_network() {
 fn what_observer_takes_is_compared_with_the_cpus_that_the_target_can_use() {
     let Some(_guard) = privileged::ready("CPUs of the target") else { return };
     let directory = directory();
-    let port = http::free_port().expect("a port").to_string();
+    let reserved = ReservedPort::new().expect("a port");
+    let port = reserved.number().to_string();
     let place = Placement { cpu: Some(0), ..Placement::default() };
     let work = listener(&port, &[], place);
     let (summary, info, page) = finished(watch_port(&port, directory.path()));

@@ -79,10 +79,10 @@ impl Links {
     }
 
     /// Links a program again on a CPU that has come online: the kernel has removed what was there
-    /// before.
+    /// before. A CPU that has gone again needs no link; the kernel will say when it comes back.
     ///
     /// # Errors
-    /// When the kernel refuses; the CPU may have gone again.
+    /// When the kernel refuses.
     pub(super) fn renew(&mut self, ebpf: &mut Ebpf, name: &str, cpu: u32) -> Result<(), LinkError> {
         let missing = || LinkError("it was never attached".to_owned());
         let linked = self.0.get_mut(name).ok_or_else(missing)?;
@@ -90,8 +90,11 @@ impl Links {
         let program = ebpf.program_mut(name).ok_or_else(missing)?;
         for site in &linked.sites {
             if let (AyaProgram::PerfEvent(program), Site::EveryCpu(event)) = (&mut *program, site) {
-                let link = on_cpu(program, *event, cpu);
-                linked.by_cpu.insert(cpu, link.map_err(|error| LinkError(error.to_string()))?);
+                match on_cpu(program, *event, cpu) {
+                    Ok(link) => drop(linked.by_cpu.insert(cpu, link)),
+                    Err(error) if is_offline(&error) => {}
+                    Err(error) => return Err(LinkError(error.to_string())),
+                }
             }
         }
         Ok(())
@@ -150,6 +153,12 @@ fn on_cpu(
         (PerfEventConfig::Software(event), PerfEventScope::AllProcessesOneCpu { cpu });
     let link = program.attach(config, scope, SamplePolicy::Period(1), false)?;
     Ok(Box::new(program.take_link(link)?))
+}
+
+/// Whether the kernel refused an event because the CPU is not online.
+fn is_offline(error: &ProgramError) -> bool {
+    const ENODEV: i32 = rustix::io::Errno::NODEV.raw_os_error();
+    matches!(error, ProgramError::SyscallError(call) if call.io_error.raw_os_error() == Some(ENODEV))
 }
 
 fn link(

@@ -5,7 +5,7 @@
 //! they are attached again: a begin from before the pause must not be matched with an end from
 //! after it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -58,6 +58,10 @@ struct Remembered {
 /// The probes that are detached now, and all pauses so far, by probe.
 pub(super) type Pauses = BTreeMap<&'static str, Detached>;
 
+/// The CPUs on which a program of a probe could not be attached, by probe. The probe works on all
+/// others, and its pause lasts as long as one of them is left.
+pub(super) type CpuGaps = BTreeMap<&'static str, BTreeSet<u32>>;
+
 impl Kernel {
     /// Detaches a probe, for a reason that its coverage then shows. Its histograms stay as they
     /// are, and its programs stay loaded.
@@ -69,8 +73,12 @@ impl Kernel {
         if probe.sends(RecordKind::Task) {
             return Err(LiveError::FollowsTarget(probe.name));
         }
-        let pause = self.pauses.entry(probe.name).or_default();
-        pause.begin(MonoNanos::now(), reason);
+        let (now, pause) = (MonoNanos::now(), self.pauses.entry(probe.name).or_default());
+        if self.cpu_gaps.remove(probe.name).is_some() {
+            // It is attached on every CPU that is online when it is attached again.
+            pause.end(now);
+        }
+        pause.begin(now, reason);
         // Begins first: stalls that have begun may still end.
         for program in self.programs_of(probe) {
             if !self.is_needed(program) {
@@ -119,39 +127,58 @@ impl Kernel {
         attached.values().flatten().any(|program| program.attach.is_perf_event())
     }
 
-    /// Attaches the programs that need each CPU's own event on the CPUs that have come online. Their
-    /// probes are detached from the last call until now, because what happened on such a CPU was not
-    /// seen. Returns these changes.
+    /// Looks for CPUs that have come online since the last call, and attaches there what needs each
+    /// CPU's own event. Returns the changes of the probes.
     pub fn tend_cpus(&mut self) -> Vec<Event> {
         let since = std::mem::replace(&mut self.cpus_looked_at, MonoNanos::now());
         let arrived = self.cpu_events.arrived();
-        if arrived.is_empty() {
+        self.watch_cpus(&arrived, since)
+    }
+
+    /// Attaches the programs that need each CPU's own event on the CPUs that have come online after
+    /// `since`, and tries those again on which the kernel refused it. Their probes are detached from
+    /// `since` until all CPUs are watched, because what happens on the others is not seen. Returns
+    /// these changes.
+    pub fn watch_cpus(&mut self, arrived: &BTreeSet<u32>, since: MonoNanos) -> Vec<Event> {
+        if arrived.is_empty() && self.cpu_gaps.is_empty() {
             return Vec::new();
         }
-        let named: Vec<String> = arrived.iter().map(|cpu| format!("CPU {cpu}")).collect();
-        let reason = format!("{} came online", named.join(", "));
         let mut changes = Vec::new();
         for probe in PROBES {
             let mut programs = self.programs_of(probe);
             programs.retain(|program| self.links.is_by_cpu(program.name));
-            if programs.is_empty() {
+            let before = self.cpu_gaps.remove(probe.name);
+            if programs.is_empty() || arrived.is_empty() && before.is_none() {
                 continue;
             }
+            let missing = before.clone().unwrap_or_default();
+            let (mut left, mut refused) = (BTreeSet::new(), None);
             for (program, cpu) in
-                programs.iter().flat_map(|one| arrived.iter().map(move |cpu| (one, cpu)))
+                programs.iter().flat_map(|one| missing.union(arrived).map(move |cpu| (one, cpu)))
             {
                 if let Err(LinkError(reason)) = self.links.renew(&mut self.ebpf, program.name, *cpu)
                 {
-                    // If the CPU has gone again, the kernel will say when it comes back.
-                    tracing::warn!("cannot attach {} on CPU {cpu}: {reason}", program.name);
+                    let text = format!("cannot attach {} on CPU {cpu}: {reason}", program.name);
+                    if !missing.contains(cpu) {
+                        tracing::warn!("{text}");
+                    }
+                    left.insert(*cpu);
+                    refused.get_or_insert(text);
                 }
             }
             let now = MonoNanos::now();
             let pause = self.pauses.entry(probe.name).or_default();
-            pause.begin(since, &reason);
-            pause.end(now);
             let change = |attached| ProbeChange { probe: probe.name, attached };
-            changes.extend([change(false).event(since), change(true).event(now)]);
+            if before.is_none() {
+                pause.begin(since, &why(arrived, refused));
+                changes.push(change(false).event(since));
+            }
+            if left.is_empty() {
+                pause.end(now);
+                changes.push(change(true).event(now));
+            } else {
+                self.cpu_gaps.insert(probe.name, left);
+            }
         }
         changes
     }
@@ -179,7 +206,8 @@ impl Kernel {
     }
 
     fn is_detached(&self, probe: &Probe) -> bool {
-        self.pauses.get(probe.name).is_some_and(Detached::is_under_way)
+        let is_under_way = self.pauses.get(probe.name).is_some_and(Detached::is_under_way);
+        is_under_way && !self.cpu_gaps.contains_key(probe.name)
     }
 
     /// The programs of the probe's tier that the kernel took, begins before ends.
@@ -237,6 +265,16 @@ impl Kernel {
             return Err(failed("missing in the object".to_owned()));
         };
         zero(map.fd(), entries, remembered).map_err(|error| failed(error.to_string()))
+    }
+}
+
+/// Why what happened on these CPUs was not seen.
+fn why(arrived: &BTreeSet<u32>, refused: Option<String>) -> String {
+    let named: Vec<String> = arrived.iter().map(|cpu| format!("CPU {cpu}")).collect();
+    let arrived = format!("{} came online", named.join(", "));
+    match refused {
+        Some(refused) => format!("{arrived}; {refused}"),
+        None => arrived,
     }
 }
 

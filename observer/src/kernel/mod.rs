@@ -83,6 +83,7 @@ pub struct Kernel {
     /// Maps of programs that are loaded later.
     _mapped_maps: Vec<aya::maps::MapData>,
     pauses: live::Pauses,
+    cpu_gaps: live::CpuGaps,
     cpu_events: CpuEvents,
     /// When CPUs that came online were last looked for.
     cpus_looked_at: MonoNanos,
@@ -228,6 +229,7 @@ impl Kernel {
             ebpf,
             _mapped_maps: mapped_maps,
             pauses: live::Pauses::new(),
+            cpu_gaps: live::CpuGaps::new(),
             cpu_events,
             cpus_looked_at,
             choices,

@@ -1,5 +1,5 @@
 //! Observer's own records, kept in the trace beside those from the kernel: changes of floors,
-//! losses by the second, changes of sampling, and probes that the budget detached.
+//! losses by the second, changes of sampling, and probes that were detached.
 
 use bytemuck::{Pod, Zeroable};
 use observer_ebpf::wire::{COMM_LEN, Header, KIND_SLOTS, LossKind, OWN_KINDS, Record, RecordKind};
@@ -293,7 +293,8 @@ impl SamplingChange {
     }
 }
 
-/// A probe was detached to keep the budget, or attached again.
+/// A probe was detached to keep the budget, a CPU came online that it did not watch, or it was attached
+/// again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProbeChange {
     /// Its name; 16 bytes of it are kept.
@@ -320,14 +321,15 @@ const CHANGES: [&str; 2] = ["detached", "attached"];
 
 static PROBE: RecordRow = RecordRow::new::<ProbeRecord>(
     "probe",
-    "observer detached a probe to keep the budget, or attached it again.",
+    "observer detached a probe to keep the budget, a CPU came online that the probe did not watch, or the \
+     probe was attached again.",
     &[
         field!(ProbeRecord.probe, "probe", "the probe"),
         field!(
             ProbeRecord.change,
             "change",
-            "`detached`: from then on nothing was counted and no record was sent; `attached`: from \
-             then on it works again",
+            "`detached`: from then on nothing was counted and no record was sent, or not on the CPU that \
+             came online; `attached`: from then on it works again",
             |number| CHANGES.get(number as usize).copied()
         ),
     ],

@@ -32,6 +32,8 @@ const LAST_READ: Duration = Duration::from_secs(2);
 /// Reads one source on a thread of its own.
 pub(super) struct SampleReader {
     shared: Arc<Shared>,
+    /// The file, if it did not exist at the start.
+    missing: Option<PathBuf>,
     /// Removed with the reader.
     _socket: Option<SocketFile>,
     /// Progress when it could last be asked for.
@@ -130,7 +132,7 @@ impl SampleReader {
         command_output: Option<OwnedFd>,
         copy: KeptFile,
     ) -> Result<Self, IngestError> {
-        let mut socket = None;
+        let (mut socket, mut missing) = (None, None);
         let source = match &spec.source {
             SamplesSource::CommandOutput => {
                 let output = command_output
@@ -142,7 +144,9 @@ impl SampleReader {
                 Source::Stream(File::from(stdin), copy)
             }
             SamplesSource::Path(path) => {
-                Source::Followed(SamplesFile::follow(path)?.copied_to(copy))
+                let file = SamplesFile::follow(path)?;
+                missing = (!file.exists()).then(|| path.clone());
+                Source::Followed(file.copied_to(copy))
             }
             SamplesSource::Socket(path) => {
                 let (listener, file) = SocketFile::bind(path)?;
@@ -172,7 +176,13 @@ impl SampleReader {
                 })
                 .map_err(unreadable)?
         };
-        Ok(Self { shared, _socket: socket, live: Cell::default(), thread })
+        Ok(Self { shared, missing, _socket: socket, live: Cell::default(), thread })
+    }
+
+    /// The file of the samples, if it did not exist when reading was started.
+    #[must_use]
+    pub(super) fn missing(&self) -> Option<&Path> {
+        self.missing.as_deref()
     }
 
     /// Progress so far. Does not wait for the reading thread, which an endless stream keeps busy.

@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::host::network::listened_ports;
 use crate::loadgen::kept::{KeptFile, OUTPUT_BYTES, SAMPLES_BYTES};
 use crate::loadgen::{ClockError, ClockKind, RelAnchor, SamplesSource, SamplesSpec};
+use crate::log::NOTICE;
 use crate::model::{Tgid, files};
 use crate::target::{Membership, TargetSpec};
 
@@ -38,6 +39,10 @@ impl Session {
             self.reader = copy.map(read).transpose()?;
         }
         if self.options.command.is_empty() {
+            if let Some(path) = self.reader.as_ref().and_then(SampleReader::missing) {
+                let path = path.display();
+                tracing::info!(target: NOTICE, "waiting for the samples in {path}, which does not exist yet");
+            }
             return Ok(());
         }
         let err = self.keep(files::LOADGEN_ERR, OUTPUT_BYTES)?;

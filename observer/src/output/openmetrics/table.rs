@@ -90,8 +90,8 @@ static ABOUT_PROBES: &[Metric] = &[
         kind: Kind::Counter,
         unit: Some("seconds"),
         labels: &["probe"],
-        help: "Time for which the probe was detached to keep the budget: what happened meanwhile is \
-               in none of its numbers",
+        help: "Time for which the probe was detached to keep the budget, or did not watch a CPU that had \
+               come online: what it did not see is in none of its numbers",
         fill: Fill::Own(|snapshot, family| {
             for (probe, coverage) in &snapshot.coverage {
                 let detached_ns = coverage.detached.as_ref().map_or(0, |pauses| pauses.total_ns);
