@@ -300,6 +300,39 @@ fn entry(bucket: u32, way: usize) -> Option<&'static mut ConnectionEntry> {
 #[inline(always)]
 fn insert(sock: Sock, tgid: u32, flags: u32) -> Option<&'static mut ConnectionEntry> {
     let key = sock.key();
+    match claim(key, false) {
+        None if tgid != 0 => claim(key, true),
+        claimed => claimed,
+    }
+    .map(|(owner, entry)| {
+        *entry = ConnectionEntry {
+            waiting_since_ns: 0,
+            last_arrival_ns: 0,
+            arrival_ns: 0,
+            read_ns: 0,
+            first_send_ns: 0,
+            last_send_ns: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            tgid,
+            reader_tid: 0,
+            sender_tid: 0,
+            sends: 0,
+            flags,
+            local_port: sock.local_port(),
+            remote_port: sock.remote_port(),
+            remote_address: sock.remote_address(),
+        };
+        // Last, for it says that the rest is there.
+        atomic::store(owner, key);
+        entry
+    })
+}
+
+/// Takes an entry of the key's bucket, and marks it as being filled: a free one, or that of a former
+/// socket at the same address whose end was not seen; or one that is not used.
+#[inline(always)]
+fn claim(key: u64, unused: bool) -> Option<(*mut u64, &'static mut ConnectionEntry)> {
     let number = connection_bucket(key);
     let bucket = CONNECTION_KEYS.get_ptr_mut(number)?;
     let mut way = 0;
@@ -308,32 +341,13 @@ fn insert(sock: Sock, tgid: u32, flags: u32) -> Option<&'static mut ConnectionEn
         let owner = unsafe { &raw mut (*bucket).keys[way] };
         let found = atomic::load(owner);
         let entry = entry(number, way)?;
-        // The same address again: the end of the former connection was not seen.
-        let takes = found == 0
-            || found == key
-            || tgid != 0 && found != CONNECTION_IN_WORK && entry.tgid == 0;
+        let takes = if unused {
+            found != CONNECTION_IN_WORK && entry.tgid == 0
+        } else {
+            found == 0 || found == key
+        };
         if takes && atomic::compare_exchange(owner, found, CONNECTION_IN_WORK) {
-            *entry = ConnectionEntry {
-                waiting_since_ns: 0,
-                last_arrival_ns: 0,
-                arrival_ns: 0,
-                read_ns: 0,
-                first_send_ns: 0,
-                last_send_ns: 0,
-                bytes_in: 0,
-                bytes_out: 0,
-                tgid,
-                reader_tid: 0,
-                sender_tid: 0,
-                sends: 0,
-                flags,
-                local_port: sock.local_port(),
-                remote_port: sock.remote_port(),
-                remote_address: sock.remote_address(),
-            };
-            // Last, for it says that the rest is there.
-            atomic::store(owner, key);
-            return Some(entry);
+            return Some((owner, entry));
         }
         way += 1;
     }

@@ -137,7 +137,8 @@ pub const fn is_recorded(arrival_ns: u64, blocks: u64) -> bool {
 #[inline(always)]
 #[must_use]
 pub const fn connection_bucket(key: u64) -> u32 {
-    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u32 & (CONNECTION_BUCKETS - 1)
+    // The highest bits depend on all bits of the key.
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - CONNECTION_BUCKETS.ilog2())) as u32
 }
 
 /// The record of a connection's present request, whose end is `end_ns`.
@@ -176,6 +177,20 @@ pub const fn request_record(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_side_by_side_are_in_many_buckets() {
+        // Sizes of `struct tcp_sock` and `struct tcpv6_sock` in their slabs.
+        for size in [2_304, 2_496, 4_096] {
+            let mut held = [0; CONNECTION_BUCKETS as usize];
+            for index in 0..u64::from(CONNECTIONS) / 4 {
+                let address = 0xffff_8881_0432_0000_u64 + index * size;
+                held[connection_bucket(address.swap_bytes()) as usize] += 1;
+            }
+            let full = held.iter().filter(|held| **held > CONNECTION_WAYS as u32).count();
+            assert!(full < 40, "{full} of {CONNECTION_BUCKETS} buckets, {size} bytes apart");
+        }
+    }
 
     #[test]
     fn as_many_blocks_are_recorded_as_asked_for() {
