@@ -67,7 +67,7 @@ pub static LOSSES: &[LossInfo] = &[
     LossInfo {
         id: "connection_slot",
         title: "reads and writes of connections that are not in the table",
-        sentence: "The table of connections had no free entry, so that their requests are not known.",
+        sentence: "There were more connections than the table has room for.",
         hides: Hides::Nothing,
         ..RECORDS
     },

@@ -7,7 +7,7 @@ use observer_ebpf::wire::{
 };
 
 use super::{
-    Attach, Bounds, Entries, HistogramFamily, Labels, Members, Need, NumberFamily, Numbers, Probe,
+    Attach, Entries, HistogramFamily, Labels, Members, Need, NumberFamily, Numbers, Probe,
     ProbeMap, Program, RunsAt, SummaryNumbers, Tier,
 };
 use crate::model::{Event, Field, RecordRow, field};
@@ -112,18 +112,18 @@ pub(super) const PROBE: Probe = Probe {
     records: &[&REQUEST],
     histograms: &[
         HistogramFamily {
-            name: "request_socket_wait",
-            help: "Time from the arrival of a request of the target in its socket to the first read",
-            labels: &[],
-            bounds: Bounds::STALL,
+            name: "target_request_socket_wait",
+            help: "Time from the arrival of a request of the target in its socket to the first read; missing without a target",
+            of_target: true,
             series: &[(Series::RequestSocketWait, "socket_wait", &[])],
+            ..HistogramFamily::BASE
         },
         HistogramFamily {
-            name: "request_service",
-            help: "Time from the first read of a request of the target to the first write of the reply",
-            labels: &[],
-            bounds: Bounds::STALL,
+            name: "target_request_service",
+            help: "Time from the first read of a request of the target to the first write of the reply; missing without a target",
+            of_target: true,
             series: &[(Series::RequestService, "service", &[])],
+            ..HistogramFamily::BASE
         },
     ],
     numbers: &[

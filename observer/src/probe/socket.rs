@@ -173,6 +173,7 @@ pub(super) const PROBE: Probe = Probe {
         labels: &[],
         bounds: Bounds::LIFETIME,
         series: &[(Series::SocketLifetime, "lifetime", &[])],
+        ..HistogramFamily::BASE
     }],
     numbers: &[
         NumberFamily {
