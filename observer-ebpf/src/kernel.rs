@@ -8,7 +8,8 @@ use aya_ebpf::{
     bindings::task_struct,
     helpers::{
         bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel,
-        bpf_probe_read_kernel_buf, generated::bpf_probe_read_kernel_str,
+        bpf_probe_read_kernel_buf,
+        generated::{bpf_probe_read_kernel_str, bpf_skc_to_tcp_sock},
     },
 };
 use observer_ebpf::wire::{Address, COMM_LEN};
@@ -222,9 +223,18 @@ impl Sock {
     /// Whether a TCP socket holds data that was not read.
     #[inline(always)]
     pub(crate) fn has_unread(self) -> bool {
-        let untyped = Pointer { typed: false, ..self.0 };
-        let received = untyped.load::<u32>(config::off_tcp_received());
-        received != untyped.load::<u32>(config::off_tcp_copied())
+        let mut tcp = self.0;
+        if self.0.typed {
+            // A `struct tcp_sock` begins with its `struct sock`; the verifier wants to be told.
+            // SAFETY: the verifier checks that it is a socket; the helper returns null for others.
+            let cast = unsafe { bpf_skc_to_tcp_sock(self.0.address.cast_mut().cast()) };
+            if cast.is_null() {
+                return false;
+            }
+            tcp.address = cast.cast_const().cast();
+        }
+        let received = tcp.load::<u32>(config::off_tcp_received());
+        received != tcp.load::<u32>(config::off_tcp_copied())
     }
 }
 
