@@ -151,6 +151,22 @@ globals! {
     OFF_SOCK_PORT: off_sock_port = 0;
     /// `sock::sk_type`.
     OFF_SOCK_TYPE: off_sock_type = 0;
+    /// `sock::sk_protocol`.
+    OFF_SOCK_PROTOCOL: off_sock_protocol = 0;
+    /// `sock::__sk_common.skc_num`.
+    OFF_SOCK_NUMBER: off_sock_number = 0;
+    /// `sock::__sk_common.skc_state`.
+    OFF_SOCK_STATE: off_sock_state = 0;
+    /// `sock::__sk_common.skc_daddr`.
+    OFF_SOCK_ADDRESS: off_sock_address = 0;
+    /// `sock::__sk_common.skc_v6_daddr`; 0 where the kernel has no IPv6.
+    OFF_SOCK_ADDRESS6: off_sock_address6 = 0;
+    /// `tcp_sock::rcv_nxt`.
+    OFF_TCP_RECEIVED: off_tcp_received = 0;
+    /// `tcp_sock::copied_seq`.
+    OFF_TCP_COPIED: off_tcp_copied = 0;
+    /// Parameters of `tcp_recvmsg`; its return value comes behind them.
+    TCP_RECVMSG_PARAMETERS: tcp_recvmsg_parameters = 5;
 
     /// `pt_regs::orig_ax` (system-call number).
     OFF_REGS_NUMBER: off_regs_number = 0;

@@ -8,12 +8,16 @@ use aya_ebpf::{
     bindings::task_struct,
     helpers::{
         bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel,
-        bpf_probe_read_kernel_buf, generated::bpf_probe_read_kernel_str,
+        bpf_probe_read_kernel_buf,
+        generated::{bpf_probe_read_kernel_str, bpf_skc_to_tcp_sock},
     },
 };
-use observer_ebpf::wire::COMM_LEN;
+use observer_ebpf::wire::{Address, COMM_LEN};
 
-use crate::config;
+use crate::{atomic, config};
+
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
 
 /// A kernel address, and whether the verifier knows the type of the object there.
 ///
@@ -115,6 +119,12 @@ impl Arguments {
         u16::from_be(socket.load(config::off_sock_port()))
     }
 
+    /// The socket at position `N`.
+    #[inline(always)]
+    pub(crate) fn sock<const N: i32>(self) -> Sock {
+        Sock(Pointer { address: self.word::<N>() as *const u8, typed: self.typed })
+    }
+
     /// The command name at position `N`, as long as the kernel keeps it, NUL padded.
     #[inline(always)]
     pub(crate) fn comm<const N: i32>(self) -> [u8; COMM_LEN] {
@@ -154,6 +164,77 @@ impl Executable {
     pub(crate) fn device(self) -> u64 {
         let device: u32 = self.0.follow(config::off_inode_super()).load(config::off_super_device());
         u64::from(device)
+    }
+}
+
+/// A kernel `struct sock`.
+#[derive(Clone, Copy)]
+pub(crate) struct Sock(Pointer);
+
+impl Sock {
+    /// A number made of its address, which no other socket has at the same time.
+    #[inline(always)]
+    pub(crate) fn key(self) -> u64 {
+        atomic::swapped_address(self.0.address)
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_tcp(self) -> bool {
+        const IPPROTO_TCP: u16 = 6;
+        self.0.load::<u16>(config::off_sock_protocol()) == IPPROTO_TCP && {
+            let family = self.0.load::<u16>(config::off_sock_family());
+            family == AF_INET || family == AF_INET6
+        }
+    }
+
+    /// Its state (include/net/tcp_states.h).
+    #[inline(always)]
+    pub(crate) fn state(self) -> u8 {
+        self.0.load(config::off_sock_state())
+    }
+
+    /// The port at this end.
+    #[inline(always)]
+    pub(crate) fn local_port(self) -> u16 {
+        self.0.load(config::off_sock_number())
+    }
+
+    /// The port at the other end.
+    #[inline(always)]
+    pub(crate) fn remote_port(self) -> u16 {
+        u16::from_be(self.0.load(config::off_sock_port()))
+    }
+
+    /// The address at the other end.
+    #[inline(always)]
+    pub(crate) fn remote_address(self) -> Address {
+        let untyped = Pointer { typed: false, ..self.0 };
+        let is_v6 = self.0.load::<u16>(config::off_sock_family()) == AF_INET6;
+        if is_v6 && config::off_sock_address6() != 0 {
+            return Address(untyped.load(config::off_sock_address6()));
+        }
+        let mut address = [0; 16];
+        (address[10], address[11]) = (0xff, 0xff);
+        let [a, b, c, d] = untyped.load::<[u8; 4]>(config::off_sock_address());
+        (address[12], address[13], address[14], address[15]) = (a, b, c, d);
+        Address(address)
+    }
+
+    /// Whether a TCP socket holds data that was not read.
+    #[inline(always)]
+    pub(crate) fn has_unread(self) -> bool {
+        let mut tcp = self.0;
+        if self.0.typed {
+            // A `struct tcp_sock` begins with its `struct sock`; the verifier wants to be told.
+            // SAFETY: the verifier checks that it is a socket; the helper returns null for others.
+            let cast = unsafe { bpf_skc_to_tcp_sock(self.0.address.cast_mut().cast()) };
+            if cast.is_null() {
+                return false;
+            }
+            tcp.address = cast.cast_const().cast();
+        }
+        let received = tcp.load::<u32>(config::off_tcp_received());
+        received != tcp.load::<u32>(config::off_tcp_copied())
     }
 }
 
@@ -304,8 +385,6 @@ impl Task {
     /// when the descriptor is not an IP socket or cannot be followed.
     #[inline(always)]
     pub(crate) fn ip_socket(self, fd: u32) -> Option<(u64, u32, u32)> {
-        const AF_INET: u16 = 2;
-        const AF_INET6: u16 = 10;
         let files = self.field::<*const u8>(config::off_task_files());
         // SAFETY: kernel addresses read through a helper that reports faults.
         unsafe {

@@ -39,6 +39,8 @@ messages! {
                         thread {} of process {} ran";
     sleep_booked_as_wait: "sleep_booked_as_wait: the kernel counted time asleep as time on the run \
                            queue (Linux 6.12 and later); thread {} of process {}";
+    connection_slot: "connection_slot: there were more connections than the table has room for; \
+                      thread {} of process {}";
 }
 
 /// The thread that runs this program.
@@ -60,6 +62,7 @@ pub(crate) fn lost(kind: LossKind, (tgid, tid): Ids) {
         LossKind::CompatSyscall => compat_syscall(tgid, tid),
         LossKind::BeginWithoutEnd => begin_without_end(tgid, tid),
         LossKind::SleepBookedAsWait => sleep_booked_as_wait(tgid, tid),
+        LossKind::ConnectionSlot => connection_slot(tgid, tid),
         // A program that was skipped says nothing.
         LossKind::ProgramMissed => {}
     }

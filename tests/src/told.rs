@@ -97,3 +97,38 @@ impl MmCall {
         }
     }
 }
+
+/// A request, as the service read and answered it. Pairs of times are before and after a call,
+/// nanoseconds of the monotonic clock.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Port of the client.
+    pub remote_port: u16,
+    /// When the client began to send it.
+    pub begun_ns: u64,
+    /// Thread of the first read.
+    pub reader: u32,
+    /// The first read.
+    pub read_ns: [u64; 2],
+    /// Bytes read.
+    pub bytes_in: u64,
+    /// Thread of the first write; 0 if there was none.
+    pub sender: u32,
+    /// The first write.
+    pub first_send_ns: [u64; 2],
+    /// The last write.
+    pub last_send_ns: [u64; 2],
+    /// Writes.
+    pub sends: u32,
+    /// Bytes written.
+    pub bytes_out: u64,
+}
+
+/// The requests of a service, connection by connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requests {
+    /// All of them.
+    pub requests: Vec<Request>,
+    /// Writes to connections of which nothing had been read.
+    pub other_sends: u64,
+}

@@ -170,8 +170,12 @@ fn a_refused_program_is_reported_in_the_coverage() {
 fn types_without(name: &str) -> Vec<u8> {
     let mut types = std::fs::read(KERNEL_BTF).expect("this kernel's types");
     let text = format!("\0{name}\0").into_bytes();
-    let at = types.windows(text.len()).position(|found| found == text).expect("a name");
-    types[at + 1] = b'~';
+    // Bytes in front of the names may look like one (`struct btf_header`, include/uapi/linux/btf.h).
+    let word =
+        |at: usize| u32::from_ne_bytes(types[at..at + 4].try_into().expect("a word")) as usize;
+    let names = word(4) + word(16);
+    let at = types[names..].windows(text.len()).position(|found| found == text).expect("a name");
+    types[names + at + 1] = b'~';
     types
 }
 
@@ -188,7 +192,7 @@ fn with_types(types: &Path, arguments: &[&str]) -> Output {
 }
 
 /// A member or value of each group, by which the rest of the group is judged.
-const READ: [(&str, Members); 9] = [
+const READ: [(&str, Members); 11] = [
     ("run_delay", Members::RunDelay),
     ("__state", Members::State),
     ("comm", Members::Comm),
@@ -196,6 +200,8 @@ const READ: [(&str, Members); 9] = [
     ("flags", Members::TaskFlags),
     ("PGMAJFAULT", Members::FaultEvents),
     ("private_data", Members::Descriptors),
+    ("sk_type", Members::Sockets),
+    ("rcv_nxt", Members::Connections),
     ("status", Members::CallAbi),
     ("orig_ax", Members::Registers),
 ];

@@ -99,3 +99,9 @@ fn reclaim_time_is_that_of_delay_accounting() {
     let Some(_guard) = privileged::ready("reclaim") else { return };
     repeated(|| exact::memcg_reclaim(&Trial::new("page cache in a tight cgroup")));
 }
+
+#[test]
+fn requests_are_those_that_the_service_counts() {
+    let Some(_guard) = privileged::ready("requests") else { return };
+    exact::requests(&Trial::new("requests"));
+}

@@ -10,15 +10,15 @@ use std::path::Path;
 use observer::host::cgroups::Cgroups;
 use observer::model::{Event, Tgid, Value};
 use observer_ebpf::wire::{
-    FAULT_KERNEL, FAULT_MAJOR, FaultRecord, MmSyscallRecord, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED,
-    ReclaimRecord, RunqueueRecord, SOCKET_ACCEPTED, SOCKET_PREEXISTING, SocketRecord,
-    SoftirqRecord,
+    FAULT_KERNEL, FAULT_MAJOR, FaultRecord, MmSyscallRecord, RECLAIM_MEMCG, REQUEST_UNANSWERED,
+    RUNQUEUE_PREEMPTED, ReclaimRecord, RequestRecord, RunqueueRecord, SOCKET_ACCEPTED,
+    SOCKET_PREEXISTING, SocketRecord, SoftirqRecord,
 };
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::mapping::PAGE_BYTES;
 use observer_tests::privileged;
 use observer_tests::process::Placement;
-use observer_tests::told::{Area, Call, Calls, Faults, MmCall, Socket};
+use observer_tests::told::{Area, Call, Calls, Faults, MmCall, Requests, Socket};
 use observer_tests::trial::{self, Run, Trial, scaled_text};
 use serde::de::DeserializeOwned;
 
@@ -366,5 +366,42 @@ fn a_sockets_record_has_its_kind_and_its_life() {
         let arguments = ["told-sockets", "--ms", "100"];
         let (told, events): (Vec<Socket>, _) = recorded(&arguments, &[], tier.as_deref());
         sockets_are_those_reported(&told, &events);
+    }
+}
+
+#[test]
+fn a_requests_record_has_its_times_threads_and_bytes() {
+    let Some(_guard) = privileged::ready("request records") else { return };
+    for tier in tiers("request") {
+        let arguments = ["requests", "--rounds", "2"];
+        let options = ["--probes", "default,request"];
+        let (told, events): (Requests, _) = recorded(&arguments, &options, tier.as_deref());
+        let mut found: Vec<RequestRecord> = events.iter().filter_map(Event::record).collect();
+        found.sort_unstable_by_key(|record: &RequestRecord| record.read_ns);
+        assert_eq!(found.len(), told.requests.len(), "{found:#?}");
+        for (record, told) in found.iter().zip(&told.requests) {
+            let RequestRecord { header, read_ns, first_send_ns, .. } = *record;
+            let [before_ns, after_ns] = told.read_ns;
+            assert!((before_ns..=after_ns).contains(&read_ns), "{record:?}, {told:?}");
+            let arrival_ns = header.end_ns - header.duration_ns;
+            assert!((told.begun_ns..=read_ns).contains(&arrival_ns), "{record:?}, {told:?}");
+            let unanswered = header.flags & REQUEST_UNANSWERED != 0;
+            assert_eq!(header.flags & !REQUEST_UNANSWERED, 0, "complete: {record:?}");
+            assert_eq!(unanswered, told.sends == 0, "{record:?}, {told:?}");
+            if !unanswered {
+                let [before_ns, after_ns] = told.first_send_ns;
+                assert!((before_ns..=after_ns).contains(&first_send_ns), "{record:?}, {told:?}");
+                let [before_ns, after_ns] = told.last_send_ns;
+                assert!((before_ns..=after_ns).contains(&header.end_ns), "{record:?}, {told:?}");
+            }
+            assert_eq!(
+                (header.tid, record.sender_tid, record.remote_port),
+                (told.reader, told.sender, u32::from(told.remote_port))
+            );
+            assert_eq!(
+                (record.bytes_in, record.bytes_out, record.sends),
+                (told.bytes_in, told.bytes_out, told.sends)
+            );
+        }
     }
 }

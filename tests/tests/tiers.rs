@@ -72,3 +72,9 @@ fn all_tiers_of_task_follow_families() {
     let Some(_guard) = privileged::ready("tiers of task") else { return };
     exact::families(&tiers("tiers: followed families", "task"));
 }
+
+#[test]
+fn all_tiers_of_request_agree() {
+    let Some(_guard) = privileged::ready("tiers of request") else { return };
+    exact::requests(&tiers("tiers: requests", "request"));
+}

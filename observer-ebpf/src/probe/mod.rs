@@ -23,6 +23,7 @@ macro_rules! tracepoint_programs {
 mod fault;
 mod generator;
 mod reclaim;
+mod request;
 mod runqueue;
 mod socket;
 mod softirq;

@@ -12,6 +12,7 @@ mod histogram;
 mod mm_syscall;
 mod numbers;
 mod reclaim;
+mod request;
 mod ring;
 mod runqueue;
 mod socket;
@@ -26,6 +27,7 @@ pub use histogram::*;
 pub use mm_syscall::*;
 pub use numbers::*;
 pub use reclaim::*;
+pub use request::*;
 pub use ring::*;
 pub use runqueue::*;
 pub use socket::*;
@@ -106,11 +108,14 @@ pub enum LossKind {
     /// The kernel gave no task-local storage for the state of a thread: it had no memory at that
     /// moment, or was already making storage on that CPU. One begin, or one wait, is missing.
     ThreadStorage = 8,
+    /// The table of connections had no free entry: the requests of one connection are not known until
+    /// there is one.
+    ConnectionSlot = 9,
 }
 
 impl LossKind {
     /// All kinds, in the order of their discriminants.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::TaskSlot,
         Self::CgroupSlot,
         Self::SocketSlot,
@@ -120,6 +125,7 @@ impl LossKind {
         Self::SleepBookedAsWait,
         Self::ProgramMissed,
         Self::ThreadStorage,
+        Self::ConnectionSlot,
     ];
 
     /// The name used in every output.
@@ -135,6 +141,7 @@ impl LossKind {
             Self::SleepBookedAsWait => "sleep_booked_as_wait",
             Self::ProgramMissed => "program_missed",
             Self::ThreadStorage => "thread_storage",
+            Self::ConnectionSlot => "connection_slot",
         }
     }
 
@@ -204,6 +211,8 @@ pub struct Config {
     pub observer_tgid: u64,
     /// The present epoch of the state in task-local storage ([`Stored`]); by [`RecordKind`].
     pub epoch: [u64; KIND_SLOTS],
+    /// Of [`REQUEST_BLOCKS`] blocks of time, requests are recorded in so many.
+    pub request_blocks: u64,
 }
 
 /// A program at the exit of all system calls.

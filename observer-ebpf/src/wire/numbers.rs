@@ -210,6 +210,29 @@ probes! {
         }
         counters {}
     }
+    request {
+        records {
+            /// A request that the target served; body [`RequestRecord`](super::RequestRecord).
+            Request "request",
+        }
+        series {
+            /// Arrival of the first byte in the socket to the first read.
+            RequestSocketWait,
+            /// First read to first write.
+            RequestService,
+        }
+        counters {
+            /// Requests of which the target read a first byte.
+            Requests,
+            /// Bytes that it read of them.
+            RequestBytesIn,
+            /// Bytes that it sent after it had read.
+            RequestBytesOut,
+            /// Writes to a connection of which nothing had been read before: a greeting, or the rest of
+            /// what was requested before the probe was attached.
+            RequestOtherSends,
+        }
+    }
 }
 
 /// Entries of [`Counts::counters`](super::Counts::counters): the counters of the blocks above, then

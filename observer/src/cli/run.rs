@@ -154,10 +154,14 @@ impl Args {
                 "no target: specify one with --pid, --comm, --exe, --cgroup or --port",
             ));
         };
+        let mut probes = self.probes.options();
+        if self.samples.is_some() && self.probes.probes.is_none() {
+            probes.selection = probes.selection.with("request");
+        }
         Ok(RunOptions {
             target,
             wait: self.target.wait,
-            probes: self.probes.options(),
+            probes,
             budget: self.budget,
             samples: self.samples.clone(),
             duration: self.duration,

@@ -17,6 +17,7 @@ mod offsets;
 mod overlay;
 mod plan;
 mod profile;
+mod requests;
 mod ring;
 mod series;
 mod statistics;
@@ -328,6 +329,7 @@ impl Kernel {
     pub fn forget_targets(&self) {
         self.config.set(TARGET_COMM, 0);
         self.config.set(TARGET_INODE, 0);
+        self.record_requests(0);
         self.targets.words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
         // One that was preempted, with its CPU or alone, may still send a record.
         live::wait_for_running_programs();

@@ -33,9 +33,15 @@ const MEMBERS: &[(Members, &str, &str, &str)] = &[
     (Members::Descriptors, "OFF_FDT_FD", "fdtable", "fd"),
     (Members::Descriptors, "OFF_FILE_PRIVATE", "file", "private_data"),
     (Members::Descriptors, "OFF_SOCKET_SK", "socket", "sk"),
-    (Members::Descriptors, "OFF_SOCK_FAMILY", "sock", "__sk_common.skc_family"),
-    (Members::Descriptors, "OFF_SOCK_PORT", "sock", "__sk_common.skc_dport"),
-    (Members::Descriptors, "OFF_SOCK_TYPE", "sock", "sk_type"),
+    (Members::Sockets, "OFF_SOCK_FAMILY", "sock", "__sk_common.skc_family"),
+    (Members::Sockets, "OFF_SOCK_PORT", "sock", "__sk_common.skc_dport"),
+    (Members::Sockets, "OFF_SOCK_TYPE", "sock", "sk_type"),
+    (Members::Connections, "OFF_SOCK_PROTOCOL", "sock", "sk_protocol"),
+    (Members::Connections, "OFF_SOCK_NUMBER", "sock", "__sk_common.skc_num"),
+    (Members::Connections, "OFF_SOCK_STATE", "sock", "__sk_common.skc_state"),
+    (Members::Connections, "OFF_SOCK_ADDRESS", "sock", "__sk_common.skc_daddr"),
+    (Members::Connections, "OFF_TCP_RECEIVED", "tcp_sock", "rcv_nxt"),
+    (Members::Connections, "OFF_TCP_COPIED", "tcp_sock", "copied_seq"),
     (Members::CallAbi, "OFF_TASK_STATUS", "task_struct", "thread_info.status"),
     (Members::Registers, "OFF_REGS_NUMBER", "pt_regs", "orig_ax"),
     (Members::Registers, "OFF_REGS_ARG0", "pt_regs", "di"),
@@ -44,8 +50,10 @@ const MEMBERS: &[(Members, &str, &str, &str)] = &[
 ];
 
 /// Members that show the programs whether the kernel has a feature: 0 if it does not.
-const OPTIONAL: &[(&str, &str, &str)] =
-    &[("OFF_TASK_SCHED_DELAYED", "task_struct", "se.sched_delayed")];
+const OPTIONAL: &[(&str, &str, &str)] = &[
+    ("OFF_TASK_SCHED_DELAYED", "task_struct", "se.sched_delayed"),
+    ("OFF_SOCK_ADDRESS6", "sock", "__sk_common.skc_v6_daddr"),
+];
 
 /// Name of the global, enum, enumerator, and its value if BTF has no such enum: flags that were
 /// macros before they were enumerators (include/linux/mm_types.h).
@@ -68,18 +76,21 @@ const FAULT_ERRORS: [(&str, u32); 6] = [
 ];
 
 /// Signatures that changed over time.
-fn signatures(btf: &Btf) -> [(&'static str, u32); 4] {
+fn signatures(btf: &Btf) -> [(&'static str, u32); 5] {
     let prev = btf.tracepoint_argument("sched_switch", "task_struct").unwrap_or(1);
     // Behind `prev` and `next` since Linux 5.19.
     let has_state =
         prev == 1 && btf.tracepoint_arguments("sched_switch").is_some_and(|count| count >= 4);
     let compaction = btf.tracepoint_arguments("mm_compaction_end").unwrap_or(5);
     let fault = btf.function_parameters("handle_mm_fault").unwrap_or(4);
+    // Six until Linux 5.18.
+    let receive = btf.function_parameters("tcp_recvmsg").unwrap_or(5);
     [
         ("SWITCH_PREV", prev as u32),
         ("SWITCH_HAS_STATE", u32::from(has_state)),
         ("COMPACTION_END_ARGUMENTS", compaction as u32),
         ("HANDLE_MM_FAULT_PARAMETERS", fault as u32),
+        ("TCP_RECVMSG_PARAMETERS", receive as u32),
     ]
 }
 

@@ -63,6 +63,14 @@ pub static LOSSES: &[LossInfo] = &[
     LossInfo { id: "socket", title: "socket records", hides: Hides::Nothing, ..RECORDS },
     LossInfo { id: "fd_failure", title: "fd_failure records", hides: Hides::Nothing, ..RECORDS },
     LossInfo { id: "task", title: "task records", hides: Hides::Nothing, ..RECORDS },
+    LossInfo { id: "request", title: "request records", hides: Hides::Nothing, ..RECORDS },
+    LossInfo {
+        id: "connection_slot",
+        title: "reads and writes of connections that are not in the table",
+        sentence: "There were more connections than the table has room for.",
+        hides: Hides::Nothing,
+        ..RECORDS
+    },
     LossInfo {
         id: "thread_name",
         title: "thread names",

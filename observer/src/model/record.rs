@@ -2,9 +2,10 @@
 //! its documentation, and the text for users follow from the rows.
 
 use std::borrow::Cow;
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU64;
 
-use observer_ebpf::wire::Record;
+use observer_ebpf::wire::{Address, Record};
 use serde::{Deserialize, Serialize};
 
 use super::event::{BODY_BYTES, HEADER_BYTES};
@@ -158,6 +159,8 @@ pub enum Data {
     Text(usize),
     /// Up to this many numbers of eight bytes; the first zero ends the list.
     List(usize),
+    /// An IP address, kept in the trace as text.
+    Address,
 }
 
 /// Numbers that name something, as [`Data::Names`] has them, lie below this.
@@ -207,6 +210,9 @@ impl Cell for i64 {
 }
 impl Cell for i32 {
     const DATA: Data = Data::I32;
+}
+impl Cell for Address {
+    const DATA: Data = Data::Address;
 }
 impl<const N: usize> Cell for [u8; N] {
     const DATA: Data = Data::Text(N);
@@ -295,6 +301,10 @@ impl Field {
                 Value::Text(name(u32::from_ne_bytes(self.number(event))).unwrap_or("").into())
             }
             Data::Text(length) => Value::Text(until_nul(event.bytes(self.offset, length))),
+            Data::Address => {
+                let address = Ipv6Addr::from(self.number::<16>(event)).to_canonical();
+                Value::Text(address.to_string().into())
+            }
             Data::List(length) => {
                 let (numbers, _) = event.bytes(self.offset, length * 8).as_chunks();
                 let numbers = numbers.iter().copied().map(u64::from_ne_bytes);
@@ -339,6 +349,11 @@ impl Field {
                 let cut = text.floor_char_boundary(length);
                 number(event, &text.as_bytes()[..cut])
             }
+            (Data::Address, Value::Text(text)) => match text.parse::<IpAddr>() {
+                Ok(IpAddr::V4(address)) => number(event, &address.to_ipv6_mapped().octets()),
+                Ok(IpAddr::V6(address)) => number(event, &address.octets()),
+                Err(_) => false,
+            },
             (Data::List(length), Value::List(numbers)) => {
                 let bytes: Vec<u8> =
                     numbers.iter().take(length).flat_map(|number| number.to_ne_bytes()).collect();

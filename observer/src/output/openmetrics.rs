@@ -87,6 +87,8 @@ enum Fill {
     ByCgroup(&'static HistogramFamily),
     /// From a probe's histograms, for the whole host.
     Host(&'static HistogramFamily),
+    /// From a probe's histograms, for the target; missing without one.
+    Target(&'static HistogramFamily),
     /// From a probe's other numbers.
     Numbers(Numbers),
 }
@@ -138,6 +140,7 @@ impl Family<'_> {
             Fill::Own(fill) => fill(snapshot, self),
             Fill::ByCgroup(family) => self.by_cgroup(snapshot, family),
             Fill::Host(family) => self.host(snapshot, family),
+            Fill::Target(family) => self.target(snapshot, family),
             Fill::Numbers(Numbers::Counters(places)) => places
                 .iter()
                 .try_for_each(|(place, labels)| self.count(labels, snapshot.counters[*place])),
@@ -198,6 +201,17 @@ impl Family<'_> {
             }
         }
         Ok(())
+    }
+
+    /// One histogram of the target for each series.
+    fn target(&mut self, snapshot: &Snapshot, family: &HistogramFamily) -> fmt::Result {
+        if snapshot.target_name.is_none() {
+            return Ok(());
+        }
+        family.series.iter().try_for_each(|(series, _, labels)| {
+            let octaves = Octaves::from(snapshot.target_distribution(*series));
+            self.histogram(labels, &octaves, family.bounds)
+        })
     }
 
     /// One histogram of the whole host for each series.

@@ -135,6 +135,7 @@ pub(super) const PROBE: Probe = Probe {
             (Series::FaultMajorUser, "major", &["major", "user"]),
             (Series::FaultMajorKernel, "major", &["major", "kernel"]),
         ],
+        ..HistogramFamily::BASE
     }],
     moved: &[
         Moved {

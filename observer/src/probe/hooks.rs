@@ -186,8 +186,12 @@ pub enum Members {
     RunDelay,
     /// Whether the task can run.
     State,
-    /// From a descriptor to its IP socket.
+    /// From a descriptor to its socket.
     Descriptors,
+    /// Family, type and the port at the other end of an IP socket.
+    Sockets,
+    /// Ports, address, state and the sequence numbers of a TCP connection.
+    Connections,
     /// Which ABI the system call came through.
     CallAbi,
     /// Number and arguments of the system call.

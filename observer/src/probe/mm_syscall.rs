@@ -137,6 +137,7 @@ pub(super) const PROBE: Probe = Probe {
             (Series::Mprotect, "mprotect", &["mprotect"]),
             (Series::Madvise, "madvise", &["madvise"]),
         ],
+        ..HistogramFamily::BASE
     }],
     per_thread: Some(PerThread::of::<MmSyscallState>(
         ["MM_SYSCALLS", "MM_SYSCALLS_STORAGE", "MM_SYSCALLS_STORED"],

@@ -7,6 +7,7 @@ mod hooks;
 mod mm_syscall;
 mod numbers;
 mod reclaim;
+mod request;
 mod runqueue;
 mod selection;
 mod socket;
@@ -149,7 +150,7 @@ impl Probe {
 }
 
 /// All probes, in the order they are attached: first what follows the target.
-pub const PROBES: [&Probe; 7] = [
+pub const PROBES: [&Probe; 8] = [
     &task::PROBE,
     &runqueue::PROBE,
     &fault::PROBE,
@@ -157,6 +158,7 @@ pub const PROBES: [&Probe; 7] = [
     &mm_syscall::PROBE,
     &socket::PROBE,
     &softirq::PROBE,
+    &request::PROBE,
 ];
 
 /// The probe that sends this kind of record.

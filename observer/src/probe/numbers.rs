@@ -7,7 +7,7 @@ use observer_ebpf::wire::Series;
 pub type Labels = &'static [&'static str];
 
 /// A family of histograms, shown by cgroup as `observer_NAME_seconds` and for the whole host as
-/// `observer_host_NAME_seconds`.
+/// `observer_host_NAME_seconds`, or as `observer_NAME_seconds` alone.
 #[derive(Clone, Copy, Debug)]
 pub struct HistogramFamily {
     /// Its name.
@@ -18,8 +18,22 @@ pub struct HistogramFamily {
     pub labels: Labels,
     /// Its buckets in the metrics.
     pub bounds: Bounds,
+    /// Only what the target does is counted.
+    pub of_target: bool,
     /// Its series, with the part of the probe's distribution that each belongs to, and its labels.
     pub series: &'static [(Series, &'static str, Labels)],
+}
+
+impl HistogramFamily {
+    /// A family without series, of all tasks, from which the rows begin.
+    pub(super) const BASE: Self = Self {
+        name: "",
+        help: "",
+        labels: &[],
+        bounds: Bounds::STALL,
+        of_target: false,
+        series: &[],
+    };
 }
 
 /// A series of durations that were first counted in another series, to which they turned out not to

@@ -69,6 +69,7 @@ pub(super) const PROBE: Probe = Probe {
                 (Series::ReclaimDirect, "direct", &["direct"]),
                 (Series::ReclaimMemcg, "memcg", &["memcg"]),
             ],
+            ..HistogramFamily::BASE
         },
         HistogramFamily {
             name: "compaction_duration",
@@ -76,6 +77,7 @@ pub(super) const PROBE: Probe = Probe {
             labels: &[],
             bounds: Bounds::STALL,
             series: &[(Series::Compaction, "compaction", &[])],
+            ..HistogramFamily::BASE
         },
     ],
     numbers: &[NumberFamily {

@@ -112,6 +112,7 @@ pub(super) const PROBE: Probe = Probe {
             (Series::RunqueueWakeup, "wakeup", &["wakeup"]),
             (Series::RunqueuePreempt, "preempted", &["preempted"]),
         ],
+        ..HistogramFamily::BASE
     }],
     in_summary: &[SummaryNumbers {
         name: "sleep_booked_as_wait_ns",

@@ -22,9 +22,10 @@ const RELEASE: Program =
 const DESCRIPTORS: &str = "SYS_EXIT_DESCRIPTORS";
 
 /// The members that programs at the calls themselves read.
-const AT_CALLS: &[Members] = &[Members::Descriptors];
+const AT_CALLS: &[Members] = &[Members::Descriptors, Members::Sockets];
 /// The members that programs at the exit of all calls read.
-const AT_EXIT: &[Members] = &[Members::Descriptors, Members::Registers, Members::CallAbi];
+const AT_EXIT: &[Members] =
+    &[Members::Descriptors, Members::Sockets, Members::Registers, Members::CallAbi];
 
 const ACCEPTED: &str = "accepted sockets, and failures of accept";
 const FAILURES: &str = "failures due to exhausted descriptors or memory";
@@ -172,6 +173,7 @@ pub(super) const PROBE: Probe = Probe {
         labels: &[],
         bounds: Bounds::LIFETIME,
         series: &[(Series::SocketLifetime, "lifetime", &[])],
+        ..HistogramFamily::BASE
     }],
     numbers: &[
         NumberFamily {

@@ -64,6 +64,7 @@ pub(super) const PROBE: Probe = Probe {
             (Series::SoftirqRcu, "rcu", &["rcu"]),
             (Series::SoftirqOther, "other", &["other"]),
         ],
+        ..HistogramFamily::BASE
     }],
     maps: &[ProbeMap {
         name: "SOFTIRQS",

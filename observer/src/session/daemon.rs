@@ -159,6 +159,9 @@ pub fn serve(
         probes: options.probes.clone(),
         by_cgroup: true,
     })?;
+    if let (Some(target), Some(membership)) = (&options.target, &membership) {
+        kernel.set_listened_ports(super::start::ports(target, membership));
+    }
     if options.trace.is_none() {
         // Individual stalls are not needed: the histograms contain everything, at no cost per
         // event.

@@ -61,6 +61,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         outputs,
         mut cost,
         mut hidden,
+        requests: _,
         baseline,
         started,
     } = session;
@@ -89,6 +90,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     kernel.forget_targets();
     hidden.tick(&kernel, capture.counts());
     losses.finish(&kernel, &capture);
+    capture.note_last(kernel.open_requests());
     let mut captured = capture.finish();
     let counts = kernel.counts();
     journal.info.anchors.0.push(Anchor::take());

@@ -20,6 +20,7 @@ pub mod memory;
 mod quota;
 mod recording;
 mod recover;
+mod request_rate;
 mod samples;
 mod settling;
 mod sink;
@@ -66,6 +67,7 @@ use journal::{Journal, create_directory};
 use loss_watch::{LossWatch, Losses};
 use mark::{mark_first, mark_joined};
 use memory::Memory;
+use request_rate::RequestRate;
 use samples::{OutputKeeper, SampleReader};
 use trace_sink::TraceSink;
 
@@ -140,6 +142,8 @@ pub struct Session {
     outputs: Vec<OutputKeeper>,
     cost: CostWatch,
     hidden: HiddenWatch,
+    /// `None` where requests are not watched.
+    requests: Option<RequestRate>,
     baseline: Snapshot,
     started: Instant,
 }
@@ -190,6 +194,7 @@ impl Session {
         for (kind, floor_ns) in &options.floors_ns {
             kernel.set_floor_ns(*kind, *floor_ns);
         }
+        kernel.set_listened_ports(start::ports(&options.target, &membership));
         // What the target does is counted from the moment at which it is marked.
         let baseline = kernel.snapshot(Some(TARGET_ROW));
         mark_first(&mut membership, &kernel);
@@ -225,6 +230,7 @@ impl Session {
             options,
             memory,
             membership,
+            requests: kernel.watches_requests().then(|| RequestRate::start(&kernel)),
             kernel,
             capture,
             births,
@@ -257,6 +263,7 @@ impl Session {
     fn begin(&mut self, first: Option<&Birth>) -> Result<()> {
         self.waits = false;
         self.started = Instant::now();
+        self.kernel.set_listened_ports(start::ports(&self.options.target, &self.membership));
         self.baseline.self_usage = self.kernel.snapshot(None).self_usage;
         let now = describe(String::new(), &self.membership, &self.kernel);
         let info = &mut self.journal.info;
@@ -340,6 +347,9 @@ impl Session {
             let elapsed = self.started.elapsed();
             let changed = self.cost.tick(&mut self.kernel);
             self.losses.note(changed);
+            if let Some(requests) = &mut self.requests {
+                requests.tick(&self.kernel);
+            }
             rest();
             self.note_generator();
             let losses = Losses::later(&self.kernel);

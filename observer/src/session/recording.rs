@@ -11,6 +11,7 @@ use observer_ebpf::wire::KIND_SLOTS;
 use super::finish::{loss, records};
 use super::journal::{Journal, create_directory};
 use super::loss_watch::{LossWatch, Losses};
+use super::request_rate::RequestRate;
 use super::sink::Birth;
 use super::trace_sink::TraceSink;
 use super::{Capture, CaptureCounts, DaemonOptions, Floors, describe, unexpected};
@@ -28,6 +29,7 @@ pub(super) struct Recording {
     capture: Capture,
     births: Receiver<Birth>,
     losses: LossWatch,
+    requests: Option<RequestRate>,
 }
 
 impl Recording {
@@ -51,13 +53,17 @@ impl Recording {
         let counts = Arc::new(CaptureCounts::default());
         let trace = TraceSink::of_ring(trace, &counts);
         let (journal, capture, births) = journal.capture(ring, trace, counts, floors)?;
-        Ok(Self { journal, capture, births, losses: LossWatch::new(kernel) })
+        let requests = kernel.watches_requests().then(|| RequestRate::start(kernel));
+        Ok(Self { journal, capture, births, losses: LossWatch::new(kernel), requests })
     }
 
     /// Call it a few times a second.
     pub(super) fn tick(&mut self, membership: &mut Membership, kernel: &Kernel) {
         for birth in self.births.try_iter() {
             membership.on_birth(birth.tgid);
+        }
+        if let Some(requests) = &mut self.requests {
+            requests.tick(kernel);
         }
         let losses = Losses::later(kernel);
         self.journal.tick(kernel, &losses, self.capture.counts());

@@ -43,11 +43,12 @@ struct Args {
 }
 
 /// The operations that take the path of each probe. The other two probes watch rare events.
-const OPERATIONS: [(&str, &[&str]); 4] = [
+const OPERATIONS: [(&str, &[&str]); 5] = [
     ("runqueue", &["switch"]),
     ("fault", &["fault"]),
     ("mm_syscall", &["mmap", "madvise", "getppid"]),
     ("socket", &["socket", "getppid"]),
+    ("request", &["exchange"]),
 ];
 
 fn main() -> ExitCode {
@@ -116,7 +117,9 @@ fn tier_rows(
     let tiers = [forced].into_iter().collect();
     let probes = ProbeOptions { selection, tiers, thread_state, ..Default::default() };
     let before = work.bursts(operations)?;
-    let options = LoadOptions { has_target: false, ring_bytes: RING_BYTES, probes, by_cgroup };
+    // It follows the target alone; what it does at the connections of others is less.
+    let has_target = probe.name == "request";
+    let options = LoadOptions { has_target, ring_bytes: RING_BYTES, probes, by_cgroup };
     let kernel = match Kernel::attach(&options) {
         Ok(kernel) => kernel,
         Err(error) => return Ok(Err(error.to_string())),
@@ -126,6 +129,7 @@ fn tier_rows(
     {
         return Ok(Err(coverage.reason.unwrap_or_default()));
     }
+    kernel.targets().set(work.child.id(), has_target);
     let with = [work.bursts(operations)?, work.bursts(operations)?];
     drop(kernel);
     let after = work.bursts(operations)?;

@@ -10,6 +10,7 @@ use std::{
     env,
     fs::File,
     io::{self, BufRead, Error, ErrorKind, Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
     process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio},
     ptr,
@@ -47,6 +48,8 @@ enum Operation {
     Madvise,
     /// socket and close, together one operation
     Socket,
+    /// A write or read of a TCP connection to itself, half of them at the end that was accepted
+    Exchange,
     /// A system call that does nothing and that no probe watches
     Getppid,
     /// The other side of `switch`: sends every byte back
@@ -66,6 +69,7 @@ impl Operation {
             Self::Mmap => 1000,
             Self::Madvise => 3000,
             Self::Socket => 300,
+            Self::Exchange => 400,
             Self::Getppid => 8000,
             Self::Echo => 0,
         }
@@ -161,6 +165,13 @@ impl Work {
                 Box::new(move || madvise(&mapping))
             }
             Operation::Socket => Box::new(socket),
+            Operation::Exchange => {
+                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+                let client = TcpStream::connect(listener.local_addr()?)?;
+                let (server, _) = listener.accept()?;
+                client.set_nodelay(true)?;
+                Box::new(move || exchange(&client, &server))
+            }
             Operation::Getppid => Box::new(getppid),
             Operation::Echo => return Err(Error::other("echo is no burst")),
         };
@@ -321,6 +332,20 @@ fn socket() -> io::Result<f64> {
         debug_assert!(socket.as_raw_fd() >= 0);
     }
     Ok(per_operation(started, Operation::Socket))
+}
+
+/// Requests and replies, two calls each.
+fn exchange(mut client: &TcpStream, mut server: &TcpStream) -> io::Result<f64> {
+    const BYTES: usize = 128;
+    let mut room = [0; BYTES];
+    let started = Instant::now();
+    for _ in 0..Operation::Exchange.per_slice() / 4 {
+        client.write_all(&[0; BYTES])?;
+        server.read_exact(&mut room)?;
+        server.write_all(&[0; BYTES])?;
+        client.read_exact(&mut room)?;
+    }
+    Ok(per_operation(started, Operation::Exchange))
 }
 
 fn getppid() -> io::Result<f64> {

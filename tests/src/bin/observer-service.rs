@@ -6,6 +6,8 @@
 //!   memory cgroup is squeezed, the fresh pages have to be reclaimed from the page cache first, by
 //!   the thread that serves the request.
 //! - `/sleep?ms=60&every=50` sleeps in every 50th request, with nothing for the kernel to show.
+//!   With `&wake=10` it wakes the background threads as well, which burn CPU that long each, and
+//!   which nobody waits for.
 //! - `/cpu?us=500` burns CPU.
 //!
 //! The index is mapped more than once because reclaim, before it frees a mapped page, visits each
@@ -27,11 +29,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
 use observer_tests::mapping::{Mapping, PAGE_BYTES};
 use observer_tests::poll::{Poller, Ready};
+use rustix::process::setpriority_process;
+use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 
 /// HTTP service with one endpoint per kind of trouble.
 #[derive(Parser)]
@@ -42,6 +47,9 @@ struct Arguments {
     /// Worker threads, named svc-worker-N.
     #[arg(long, default_value_t = 4)]
     workers: usize,
+    /// Background threads, named svc-back-N, all on one CPU, that give way to the workers.
+    #[arg(long, default_value_t = 0)]
+    background: usize,
     /// File that /read uses; made, and made sparse, when missing. Without it /read answers 500.
     #[arg(long)]
     file: Option<PathBuf>,
@@ -161,9 +169,56 @@ impl Arena {
     }
 }
 
+/// Burns CPU for this long, whatever else has the CPU meanwhile.
+fn burn(length: Duration) -> u64 {
+    let begin = Instant::now();
+    let mut rounds = 0u64;
+    while begin.elapsed() < length {
+        rounds = std::hint::black_box(rounds + 1);
+    }
+    rounds
+}
+
+/// Threads that work when they are woken.
+struct Background(Vec<Sender<Duration>>);
+
+impl Background {
+    fn start(threads: usize) -> io::Result<Self> {
+        let start = |index| {
+            let (wake, woken) = channel();
+            std::thread::Builder::new()
+                .name(format!("svc-back-{index}"))
+                .spawn(move || -> io::Result<()> {
+                    let mut cpu = CpuSet::new();
+                    cpu.set(0);
+                    sched_setaffinity(None, &cpu)?;
+                    // Of this thread alone.
+                    setpriority_process(Some(gettid()), LAST)?;
+                    woken.iter().for_each(|length| {
+                        burn(length);
+                    });
+                    Ok(())
+                })
+                .map(|_| wake)
+        };
+        (0..threads).map(start).collect::<io::Result<_>>().map(Self)
+    }
+
+    fn wake(&self, length: Duration) {
+        for thread in &self.0 {
+            // One that could not begin works as little as one that nobody wakes.
+            let _ = thread.send(length);
+        }
+    }
+}
+
+/// The lowest priority of the fair class.
+const LAST: i32 = 19;
+
 struct Service {
     data: Option<Data>,
     sleep_requests: AtomicU64,
+    background: Background,
 }
 
 impl Service {
@@ -184,12 +239,15 @@ impl Service {
                 None => (500, "started without --file\n".into()),
             },
             "/sleep" => {
-                let (Some(ms), Some(every)) = (number("ms", 60), number("every", 50)) else {
-                    return (400, "ms and every are numbers\n".into());
+                let (Some(ms), Some(every), Some(wake)) =
+                    (number("ms", 60), number("every", 50), number("wake", 0))
+                else {
+                    return (400, "ms, every and wake are numbers\n".into());
                 };
                 let request = self.sleep_requests.fetch_add(1, Ordering::Relaxed) + 1;
                 let sleeps = request.is_multiple_of(every.max(1));
                 if sleeps {
+                    self.background.wake(Duration::from_millis(wake));
                     std::thread::sleep(Duration::from_millis(ms));
                 }
                 (200, format!("slept {}\n", if sleeps { ms } else { 0 }))
@@ -198,12 +256,7 @@ impl Service {
                 let Some(us) = number("us", 500) else {
                     return (400, "us is a number\n".into());
                 };
-                let begin = Instant::now();
-                let mut rounds = 0u64;
-                while begin.elapsed() < Duration::from_micros(us) {
-                    rounds = std::hint::black_box(rounds + 1);
-                }
-                (200, format!("burnt {rounds}\n"))
+                (200, format!("burnt {}\n", burn(Duration::from_micros(us))))
             }
             _ => (404, "no such path\n".into()),
         }
@@ -265,7 +318,8 @@ impl Service {
 
 fn run(arguments: &Arguments) -> io::Result<()> {
     let data = arguments.file.as_deref().map(|path| Data::open(path, arguments)).transpose()?;
-    let service = Arc::new(Service { data, sleep_requests: AtomicU64::new(0) });
+    let background = Background::start(arguments.background)?;
+    let service = Arc::new(Service { data, sleep_requests: AtomicU64::new(0), background });
     let listener = Arc::new(TcpListener::bind((Ipv4Addr::LOCALHOST, arguments.port))?);
     // A client that connects and is gone before accept(2) must not block a worker there.
     listener.set_nonblocking(true)?;

@@ -78,6 +78,8 @@ pub(crate) enum Part {
     Madvise,
     /// Nanoseconds added to socket and close
     Socket,
+    /// Nanoseconds added to a write or read of a TCP connection of others than the target
+    Exchange,
     /// Nanoseconds added to a system call that no probe watches
     Getppid,
     /// Throughput and p99 of nginx under wrk
@@ -104,6 +106,7 @@ impl Part {
             Self::Mmap => Some(Operation::Mmap),
             Self::Madvise => Some(Operation::Madvise),
             Self::Socket => Some(Operation::Socket),
+            Self::Exchange => Some(Operation::Exchange),
             Self::Getppid => Some(Operation::Getppid),
             Self::Nginx
             | Self::Redis

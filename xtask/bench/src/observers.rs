@@ -220,7 +220,7 @@ const fn bpftrace_script(operation: Operation) -> Option<&'static str> {
              END { clear(@start); }"
         }
         // Creation by result, and lifetime by descriptor. No observer measures this.
-        Operation::Getppid => return None,
+        Operation::Exchange | Operation::Getppid => return None,
         Operation::Socket => {
             "tracepoint:syscalls:sys_exit_socket { \
                if (args->ret >= 0) { @born[pid, args->ret] = nsecs; } else { @failed[args->ret] = count(); } } \
@@ -263,7 +263,7 @@ fn perf(operation: Operation) -> Option<Session> {
             "syscalls:sys_enter_mmap,syscalls:sys_exit_mmap,syscalls:sys_enter_munmap,syscalls:sys_exit_munmap"
         }
         Operation::Madvise => "syscalls:sys_enter_madvise,syscalls:sys_exit_madvise",
-        Operation::Getppid => return None,
+        Operation::Exchange | Operation::Getppid => return None,
         Operation::Socket => "syscalls:sys_exit_socket,syscalls:sys_enter_close",
     };
     Some(Session {

@@ -19,6 +19,7 @@ pub(crate) enum Operation {
     Mmap,
     Madvise,
     Socket,
+    Exchange,
     Getppid,
 }
 
@@ -44,6 +45,7 @@ impl Operation {
             Self::Mmap => "mmap",
             Self::Madvise => "madvise",
             Self::Socket => "socket",
+            Self::Exchange => "exchange",
             Self::Getppid => "getppid",
         }
     }
@@ -56,6 +58,7 @@ impl Operation {
             Self::Mmap => "mmap or munmap",
             Self::Madvise => "madvise",
             Self::Socket => "socket and close",
+            Self::Exchange => "write or read of a TCP connection",
             Self::Getppid => "a system call of no probe (getppid)",
         }
     }
@@ -66,6 +69,7 @@ impl Operation {
             Self::Fault => ("fault", 120.0, 0.5),
             Self::Mmap | Self::Madvise => ("mm_syscall", 150.0, 0.5),
             Self::Socket => ("socket", 200.0, 0.5),
+            Self::Exchange => ("request", 150.0, 1.0),
             Self::Getppid => return None,
         };
         Some(Goal { probe, added_ns, of_peer })

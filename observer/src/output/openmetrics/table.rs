@@ -27,20 +27,24 @@ pub static METRICS: LazyLock<Vec<Metric>> = LazyLock::new(|| {
     metrics
 });
 
-/// The two metrics of a family of histograms of a probe: by cgroup, and of the whole host.
-fn histograms(family: &'static HistogramFamily) -> [Metric; 2] {
+/// The metrics of a family of histograms of a probe: by cgroup, and of the whole host; or of the target.
+fn histograms(family: &'static HistogramFamily) -> Vec<Metric> {
     let metric = |before: &str, whose: &str, labels, fill| Metric {
         name: format!("observer_{before}{}", family.name).leak(),
         kind: Kind::Histogram,
         unit: Some("seconds"),
         labels,
-        help: format!("{}, all tasks {whose}", family.help).leak(),
+        help: format!("{}{whose}", family.help).leak(),
         fill,
     };
+    if family.of_target {
+        return vec![metric("", "", family.labels, Fill::Target(family))];
+    }
     let by_cgroup = [&["cgroup", "target"], family.labels].concat().leak();
-    [
-        metric("", "by cgroup", by_cgroup, Fill::ByCgroup(family)),
-        metric("host_", "of the host together", family.labels, Fill::Host(family)),
+    let whole = ", all tasks of the host together";
+    vec![
+        metric("", ", all tasks by cgroup", by_cgroup, Fill::ByCgroup(family)),
+        metric("host_", whole, family.labels, Fill::Host(family)),
     ]
 }
 

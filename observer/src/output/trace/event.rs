@@ -56,7 +56,7 @@ fn data_type(data: Data) -> DataType {
         Data::I64 => DataType::Int64,
         Data::I32 => DataType::Int32,
         Data::Flag(_) => DataType::Boolean,
-        Data::FlagNames(_) | Data::Names(_) | Data::Text(_) => DataType::Utf8,
+        Data::FlagNames(_) | Data::Names(_) | Data::Text(_) | Data::Address => DataType::Utf8,
         Data::List(_) => {
             DataType::List(Arc::new(ArrowField::new_list_field(DataType::UInt64, true)))
         }
@@ -118,7 +118,9 @@ impl Builder {
             Data::I64 => Self::I64(Int64Builder::new()),
             Data::I32 => Self::I32(Int32Builder::new()),
             Data::Flag(_) => Self::Flag(BooleanBuilder::new()),
-            Data::FlagNames(_) | Data::Names(_) | Data::Text(_) => Self::Text(StringBuilder::new()),
+            Data::FlagNames(_) | Data::Names(_) | Data::Text(_) | Data::Address => {
+                Self::Text(StringBuilder::new())
+            }
             Data::List(_) => Self::List(ListBuilder::new(UInt64Builder::new())),
         }
     }
@@ -398,7 +400,7 @@ impl<'a> Column<'a> {
             Data::I64 => Self::I64(batch.numbers(field.name)?),
             Data::I32 => Self::I32(batch.numbers(field.name)?),
             Data::Flag(_) => Self::Flag(batch.array(field.name, |array| array.as_boolean_opt())?),
-            Data::FlagNames(_) | Data::Names(_) | Data::Text(_) => {
+            Data::FlagNames(_) | Data::Names(_) | Data::Text(_) | Data::Address => {
                 Self::Text(batch.texts(field.name)?)
             }
             Data::List(_) => Self::List(batch.array(field.name, |array| {

@@ -6,10 +6,10 @@ use arrow_array::{Array, ArrayRef, RecordBatch, StringArray, UInt32Array, UInt64
 use arrow_schema::{DataType, Field as ArrowField};
 use bytemuck::{Pod, Zeroable};
 use observer_ebpf::wire::{
-    CompactionRecord, FD_ERRNOS, FaultRecord, FdFailureRecord, FdSyscall, Header, MmSyscallRecord,
-    OWN_KINDS, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED, ReclaimRecord, Record, RecordKind,
-    RunqueueRecord, SOCKET_ACCEPTED, Series, SocketRecord, SoftirqRecord, TASK_EXEC, TASK_EXIT,
-    TASK_FORK, TaskRecord,
+    Address, CompactionRecord, FD_ERRNOS, FaultRecord, FdFailureRecord, FdSyscall, Header,
+    MmSyscallRecord, OWN_KINDS, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED, ReclaimRecord, Record,
+    RecordKind, RequestRecord, RunqueueRecord, SOCKET_ACCEPTED, Series, SocketRecord,
+    SoftirqRecord, TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord,
 };
 
 use super::*;
@@ -84,6 +84,21 @@ fn events(index: u64) -> Vec<Event> {
             header: header(RecordKind::Softirq, 0),
             vector: index as u32 % 10,
             reserved: 0,
+        }),
+        example::event(&RequestRecord {
+            header: header(RecordKind::Request, (index % 8) as u16),
+            read_ns: at,
+            first_send_ns: u64::MAX,
+            bytes_in: 1,
+            bytes_out: u64::MAX,
+            sender_tid: u32::MAX,
+            sends: 3,
+            local_port: 80,
+            remote_port: 65_535,
+            remote_address: Address(match index % 2 {
+                0 => std::net::Ipv4Addr::new(192, 0, 2, 255).to_ipv6_mapped().octets(),
+                _ => std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).octets(),
+            }),
         }),
         example::event(&task(TASK_FORK)),
         example::event(&task(TASK_EXEC)),

@@ -10,6 +10,7 @@ mod faults;
 mod files;
 mod memory;
 mod refused;
+mod requests;
 mod short;
 mod stage;
 mod tasks;
@@ -55,6 +56,11 @@ enum Work {
     Sockets {
         #[arg(long, default_value_t = 50)]
         pairs: usize,
+    },
+    /// Requests over TCP to itself, in every way in which they can be read and answered.
+    Requests {
+        #[arg(long, default_value_t = 4)]
+        rounds: usize,
     },
     /// Datagrams to itself over loopback.
     Datagrams {
@@ -371,6 +377,7 @@ fn main() -> ExitCode {
         Work::MajorFaults { file, pages } => memory::major_faults(&file, pages),
         Work::MemoryCalls { rounds } => memory::memory_calls(rounds),
         Work::Sockets { pairs } => files::sockets(pairs),
+        Work::Requests { rounds } => requests::requests(rounds),
         Work::Datagrams { count } => files::datagrams(count),
         Work::PingPong { rounds } => cpu::ping_pong(rounds),
         Work::Contend { threads, ms, cpu, anywhere } => {

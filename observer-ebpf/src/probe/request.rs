@@ -1,0 +1,355 @@
+//! Requests of TCP connections that the target accepted: data arrives in the socket, a thread reads,
+//! a thread sends.
+//!
+//! The address of the kernel's `struct sock` ties the events together. A connection is in the table
+//! from the moment when it is established, whoever accepts it later, so that the arrival of its first
+//! request is known although no thread has the socket yet.
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    macros::{fentry, fexit, map},
+    maps::Array,
+    programs::{FEntryContext, FExitContext},
+};
+use observer_ebpf::wire::{
+    CONNECTION_BUCKETS, CONNECTION_IN_WORK, CONNECTION_OUTGOING, CONNECTION_RECORDED,
+    CONNECTION_WAYS, CONNECTIONS as CONNECTION_ENTRIES, ConnectionBucket, ConnectionEntry, Counter,
+    LossKind, PORT_WORDS, REQUEST_UNANSWERED, RecordKind, Series, connection_bucket, is_recorded,
+    request_record,
+};
+
+use crate::{
+    atomic, config, emit, histogram,
+    kernel::{Arguments, Sock, Task, now_ns},
+};
+
+/// Which connection has which entry.
+#[map]
+static CONNECTION_KEYS: Array<ConnectionBucket> =
+    Array::with_max_entries(CONNECTION_BUCKETS, BPF_F_MMAPABLE);
+
+/// What is known about each connection.
+#[map]
+static CONNECTIONS: Array<ConnectionEntry> =
+    Array::with_max_entries(CONNECTION_ENTRIES, BPF_F_MMAPABLE);
+
+/// Ports on which the target listened when observer looked: how an accepted connection is told from an
+/// outgoing one if it is older than the probe.
+#[map]
+static LISTENED_PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, BPF_F_MMAPABLE);
+
+/// `TCP_ESTABLISHED`, `TCP_SYN_RECV` and `TCP_CLOSE` (include/net/tcp_states.h).
+const ESTABLISHED: u32 = 1;
+const SYN_RECV: u32 = 3;
+const CLOSE: u32 = 7;
+
+/// `MSG_PEEK` (include/linux/socket.h): the data stays in the socket.
+const PEEK: u32 = 2;
+
+tracepoint_programs! {
+    /// `sk_data_ready(sk)`
+    request_ready, request_ready_raw => arrived;
+    /// `sock_recv_length(sk, ret, flags)`
+    request_read, request_read_raw => read;
+    /// `sock_send_length(sk, ret, flags)`
+    request_sent, request_sent_raw => sent;
+    /// `inet_sock_set_state(sk, oldstate, newstate)`
+    request_state, request_state_raw => changed;
+}
+
+/// `sock_def_readable(sk)`, for kernels without `sk_data_ready` (before Linux 6.3).
+#[fentry]
+fn request_ready_enter(ctx: FEntryContext) {
+    arrived(Arguments::typed(&ctx));
+}
+
+/// `tcp_recvmsg(sk, msg, len, flags, addr_len)`, with `nonblock` before `flags` until Linux 5.18.
+#[fexit]
+fn request_read_leave(ctx: FExitContext) {
+    let arguments = Arguments::typed(&ctx);
+    let (result, flags) = if config::tcp_recvmsg_parameters() == 6 {
+        (arguments.word::<6>(), arguments.word::<4>())
+    } else {
+        (arguments.word::<5>(), arguments.word::<3>())
+    };
+    took(arguments.sock::<0>(), result as i32, flags as u32);
+}
+
+/// `tcp_sendmsg(sk, msg, size)`
+#[fexit]
+fn request_sent_leave(ctx: FExitContext) {
+    let arguments = Arguments::typed(&ctx);
+    gave(arguments.sock::<0>(), arguments.word::<3>() as i32);
+}
+
+/// `tcp_sendpage(sk, page, offset, size, flags)`, by which sendfile(2) sends until Linux 6.4.
+#[fexit]
+fn request_page_leave(ctx: FExitContext) {
+    let arguments = Arguments::typed(&ctx);
+    gave(arguments.sock::<0>(), arguments.word::<5>() as i32);
+}
+
+#[inline(always)]
+fn read(arguments: Arguments) {
+    took(arguments.sock::<0>(), arguments.word::<1>() as i32, arguments.word::<2>() as u32);
+}
+
+#[inline(always)]
+fn sent(arguments: Arguments) {
+    gave(arguments.sock::<0>(), arguments.word::<1>() as i32);
+}
+
+/// Data arrived in a socket, whoever it belongs to; in a soft interrupt, or in the system call of the
+/// thread that holds the socket's lock.
+#[inline(always)]
+fn arrived(arguments: Arguments) {
+    if config::has_target() == 0 {
+        return;
+    }
+    let sock = arguments.sock::<0>();
+    let entry = match find(sock.key()) {
+        Some(entry) => entry,
+        // Older than the probe: its first request arrives.
+        None if is_listened(sock.local_port())
+            && sock.is_tcp()
+            && u32::from(sock.state()) == ESTABLISHED =>
+        {
+            match insert(sock, 0, 0) {
+                Some(entry) => entry,
+                None => return,
+            }
+        }
+        None => return,
+    };
+    let now = now_ns();
+    let (since, last) = (&raw mut (*entry).waiting_since_ns, &raw mut (*entry).last_arrival_ns);
+    atomic::store(last, now);
+    if atomic::load(since) == 0 {
+        atomic::store(since, now);
+    }
+}
+
+/// A thread took data out of a socket, or tried to.
+#[inline(always)]
+fn took(sock: Sock, bytes: i32, flags: u32) {
+    let current = Task::current();
+    let tgid = current.tgid();
+    if bytes <= 0 || flags & PEEK != 0 || !emit::is_target(tgid) {
+        return;
+    }
+    let Some(entry) = of_target(sock, tgid) else { return };
+    let now = now_ns();
+    let arrival_ns = atomic::load(&raw const entry.waiting_since_ns);
+    // What is left came with the last arrival, or before it.
+    let left_since_ns =
+        if sock.has_unread() { atomic::load(&raw const entry.last_arrival_ns) } else { 0 };
+    atomic::store(&raw mut entry.waiting_since_ns, left_since_ns);
+    let bytes = u64::from(bytes.unsigned_abs());
+    emit::count_by(Counter::RequestBytesIn, bytes);
+    let answered = entry.first_send_ns != 0;
+    if entry.read_ns != 0 && !answered {
+        entry.bytes_in = entry.bytes_in.wrapping_add(bytes);
+        return;
+    }
+    if answered {
+        done(entry, 0, entry.last_send_ns);
+    }
+    emit::count(Counter::Requests);
+    let begin_ns = if arrival_ns != 0 { arrival_ns } else { now };
+    let blocks = emit::settings().map_or(0, |settings| settings.request_blocks);
+    entry.flags = if is_recorded(begin_ns, blocks) { CONNECTION_RECORDED } else { 0 };
+    entry.tgid = tgid;
+    entry.arrival_ns = arrival_ns;
+    entry.read_ns = now;
+    entry.first_send_ns = 0;
+    entry.last_send_ns = 0;
+    entry.bytes_in = bytes;
+    entry.bytes_out = 0;
+    entry.reader_tid = current.tid();
+    entry.sender_tid = 0;
+    entry.sends = 0;
+    if arrival_ns != 0 {
+        let waited_ns = now.wrapping_sub(arrival_ns);
+        histogram::observe(current, None, true, Series::RequestSocketWait, waited_ns);
+    }
+}
+
+/// A thread gave data to a socket, or tried to.
+#[inline(always)]
+fn gave(sock: Sock, bytes: i32) {
+    let current = Task::current();
+    let tgid = current.tgid();
+    if bytes <= 0 || !emit::is_target(tgid) {
+        return;
+    }
+    let Some(entry) = of_target(sock, tgid) else { return };
+    if entry.read_ns == 0 {
+        emit::count(Counter::RequestOtherSends);
+        return;
+    }
+    let now = now_ns();
+    let bytes = u64::from(bytes.unsigned_abs());
+    emit::count_by(Counter::RequestBytesOut, bytes);
+    entry.last_send_ns = now;
+    entry.bytes_out = entry.bytes_out.wrapping_add(bytes);
+    entry.sends = entry.sends.wrapping_add(1);
+    if entry.first_send_ns == 0 {
+        entry.first_send_ns = now;
+        entry.sender_tid = current.tid();
+        let served_ns = now.wrapping_sub(entry.read_ns);
+        histogram::observe(current, None, true, Series::RequestService, served_ns);
+    }
+}
+
+/// A TCP connection changes its state.
+#[inline(always)]
+fn changed(arguments: Arguments) {
+    if config::has_target() == 0 {
+        return;
+    }
+    let (old, new) = (arguments.word::<1>() as u32, arguments.word::<2>() as u32);
+    let sock = arguments.sock::<0>();
+    if new == ESTABLISHED && old == SYN_RECV {
+        // Whose it is shows when it is read. Until then another one may take over the entry.
+        insert(sock, 0, 0);
+    } else if new == CLOSE {
+        let key = sock.key();
+        let Some((owner, entry)) = find_with_key(key) else { return };
+        if entry.read_ns != 0 {
+            if entry.first_send_ns != 0 {
+                done(entry, 0, entry.last_send_ns);
+            } else {
+                done(entry, REQUEST_UNANSWERED, now_ns());
+            }
+        }
+        atomic::store(owner, 0);
+    }
+}
+
+/// Sends the record of the connection's present request.
+#[inline(always)]
+fn done(entry: &ConnectionEntry, flags: u16, end_ns: u64) {
+    // User space has stopped recording when it no longer wants any.
+    let wanted = emit::settings().is_some_and(|settings| settings.request_blocks != 0);
+    if wanted && entry.flags & CONNECTION_RECORDED != 0 {
+        emit::emit(RecordKind::Request, request_record(entry, flags, end_ns, emit::cpu()));
+    }
+}
+
+/// The entry of a connection that this process of the target uses; nothing if it is outgoing, no TCP
+/// connection, or there is no room.
+#[inline(always)]
+fn of_target(sock: Sock, tgid: u32) -> Option<&'static mut ConnectionEntry> {
+    let entry = match find(sock.key()) {
+        Some(entry) => entry,
+        None if !sock.is_tcp() => return None,
+        None => {
+            let outgoing = if is_listened(sock.local_port()) { 0 } else { CONNECTION_OUTGOING };
+            let Some(entry) = insert(sock, tgid, outgoing) else {
+                emit::lose(LossKind::ConnectionSlot, true);
+                return None;
+            };
+            entry
+        }
+    };
+    entry.tgid = tgid;
+    (entry.flags & CONNECTION_OUTGOING == 0).then_some(entry)
+}
+
+/// Whether the target listened on this port when observer looked.
+#[inline(always)]
+fn is_listened(port: u16) -> bool {
+    LISTENED_PORTS
+        .get(u32::from(port) >> 6)
+        .is_some_and(|word| word & (1 << (u32::from(port) & 63)) != 0)
+}
+
+#[inline(always)]
+fn find(key: u64) -> Option<&'static mut ConnectionEntry> {
+    find_with_key(key).map(|(_, entry)| entry)
+}
+
+/// The entry of a connection, and the place of its key.
+#[inline(always)]
+fn find_with_key(key: u64) -> Option<(*mut u64, &'static mut ConnectionEntry)> {
+    let number = connection_bucket(key);
+    let bucket = CONNECTION_KEYS.get_ptr_mut(number)?;
+    let mut way = 0;
+    while way < CONNECTION_WAYS {
+        // SAFETY: a map value; only the address is formed here.
+        let owner = unsafe { &raw mut (*bucket).keys[way] };
+        if atomic::load(owner) == key {
+            return Some((owner, entry(number, way)?));
+        }
+        way += 1;
+    }
+    None
+}
+
+#[inline(always)]
+fn entry(bucket: u32, way: usize) -> Option<&'static mut ConnectionEntry> {
+    let entry = CONNECTIONS.get_ptr_mut(bucket * CONNECTION_WAYS as u32 + way as u32)?;
+    // SAFETY: a map value. Reads and writes of one connection come one after the other, unless threads
+    // share it without a lock; the words are plain numbers. What arrivals write is accessed in one
+    // step.
+    Some(unsafe { &mut *entry })
+}
+
+/// A new entry: a free one; for a process of the target, also one of a connection that nobody of the
+/// target has used.
+#[inline(always)]
+fn insert(sock: Sock, tgid: u32, flags: u32) -> Option<&'static mut ConnectionEntry> {
+    let key = sock.key();
+    match claim(key, false) {
+        None if tgid != 0 => claim(key, true),
+        claimed => claimed,
+    }
+    .map(|(owner, entry)| {
+        *entry = ConnectionEntry {
+            waiting_since_ns: 0,
+            last_arrival_ns: 0,
+            arrival_ns: 0,
+            read_ns: 0,
+            first_send_ns: 0,
+            last_send_ns: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            tgid,
+            reader_tid: 0,
+            sender_tid: 0,
+            sends: 0,
+            flags,
+            local_port: sock.local_port(),
+            remote_port: sock.remote_port(),
+            remote_address: sock.remote_address(),
+        };
+        // Last, for it says that the rest is there.
+        atomic::store(owner, key);
+        entry
+    })
+}
+
+/// Takes an entry of the key's bucket, and marks it as being filled: a free one, or that of a former
+/// socket at the same address whose end was not seen; or one that is not used.
+#[inline(always)]
+fn claim(key: u64, unused: bool) -> Option<(*mut u64, &'static mut ConnectionEntry)> {
+    let number = connection_bucket(key);
+    let bucket = CONNECTION_KEYS.get_ptr_mut(number)?;
+    let mut way = 0;
+    while way < CONNECTION_WAYS {
+        // SAFETY: a map value; only the address is formed here.
+        let owner = unsafe { &raw mut (*bucket).keys[way] };
+        let found = atomic::load(owner);
+        let entry = entry(number, way)?;
+        let takes = if unused {
+            found != CONNECTION_IN_WORK && entry.tgid == 0
+        } else {
+            found == 0 || found == key
+        };
+        if takes && atomic::compare_exchange(owner, found, CONNECTION_IN_WORK) {
+            return Some((owner, entry));
+        }
+        way += 1;
+    }
+    None
+}
