@@ -11,7 +11,7 @@ use observer::loadgen::kept::OUTPUT_BYTES;
 use observer::model::{EndReason, RunInfo};
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Running, Service, command_lines_with};
-use observer_tests::trial::{directory, programs};
+use observer_tests::trial::{directory, in_guest, programs};
 use observer_tests::watch::read_run;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
@@ -43,7 +43,9 @@ fn a_command_behind_a_shell_ends_with_all_it_started() {
     );
     let pid = service.process.id().to_string();
     let mut command = Command::new(programs().observer);
-    command.args(["run", "--pid", &pid, "--duration", "2s", "--samples", "observer", "--out"]);
+    // In an emulated guest, the generator takes seconds to begin.
+    let duration = if in_guest() { "15s" } else { "2s" };
+    command.args(["run", "--pid", &pid, "--duration", duration, "--samples", "observer", "--out"]);
     command.arg(&out).args(["--", "sh", "-c", &format!("{script}; wait")]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
