@@ -105,6 +105,7 @@ impl Drill {
             ok: true,
             error: None,
             seq: None,
+            local_port: None,
         });
     }
 

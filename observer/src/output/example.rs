@@ -118,6 +118,7 @@ pub(crate) fn samples() -> Vec<Sample> {
                 ok: index != 950,
                 error: (index == 950).then(|| "503 <script>alert(1)</script>".to_owned()),
                 seq: Some(index),
+                local_port: None,
             }
         })
         .collect()
