@@ -134,6 +134,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     let evidence = Evidence {
         window: (info.start_ns, info.end_ns),
         samples,
+        requests: &[],
         stalls: &stalls,
         slow: options.slow,
         quality: Quality {
@@ -402,6 +403,7 @@ pub(super) fn summarise(
         schema: SUMMARY_SCHEMA,
         verdict: analysis.verdict,
         samples,
+        requests: analysis.requests,
         causes,
         ruled_out: analysis.ruled_out,
         slowest_requests: Vec::new(),
