@@ -77,6 +77,7 @@ fn crashed(path: &Path) {
         ok: true,
         error: None,
         seq: Some(0),
+        local_port: None,
     };
     samples.append(&sample).expect("sample");
     samples.flush().expect("flush");

@@ -4,9 +4,10 @@ use rand::rngs::Xoshiro256PlusPlus;
 
 use super::bootstrap::{Blocks, block_ns, interval95};
 use super::exposure::{Population, exposures};
+use super::lines::{Lines, split_lines};
 use super::share::Shares;
 use super::shift::{Coincidence, Shifted, lateness_p_value};
-use super::timeline::{Timeline, Timelines, split};
+use super::timeline::StallLines;
 use crate::model::{Cause, CauseSummary, Reason};
 use crate::text::percent;
 
@@ -55,11 +56,11 @@ struct Groups<'a> {
 }
 
 impl Groups<'_> {
-    fn blocks(&self, timelines: &[&Timeline]) -> Blocks {
+    fn blocks(&self, causes: &[&Lines]) -> Blocks {
         let Population { slow, typical, .. } = self.population;
         Blocks::new(
-            (slow, &exposures(slow, timelines)),
-            (typical, &exposures(typical, timelines)),
+            (slow, &exposures(slow, causes)),
+            (typical, &exposures(typical, causes)),
             self.window_ns,
             self.block_ns,
         )
@@ -72,7 +73,7 @@ fn nameable(share: f64, ci95: [f64; 2]) -> bool {
 
 pub(super) fn attribute(
     population: &Population,
-    timelines: &Timelines,
+    stalls: &StallLines,
     window_ns: u64,
     rng: &mut Xoshiro256PlusPlus,
 ) -> Found {
@@ -83,12 +84,12 @@ pub(super) fn attribute(
     let shifted = Shifted::new(&population.slow, &population.typical, &begins, window_ns, rng);
 
     let mut candidates: Vec<Candidate> = Cause::all()
-        .filter(|cause| timelines.stalls(*cause) > 0)
-        .filter_map(|cause| alone(&groups, timelines.of(cause), &shifted, cause, rng))
+        .filter(|cause| stalls.stalls(*cause) > 0)
+        .filter_map(|cause| alone(&groups, stalls.of(cause), &shifted, cause, rng))
         .collect();
     let mut generator = generator(&groups, rng);
     significant(&mut candidates, generator.as_mut());
-    let together = resolve(&groups, timelines, &mut candidates, rng);
+    let together = resolve(&groups, stalls, &mut candidates, rng);
 
     let excess_ns = population.excess_ns();
     let mut causes: Vec<CauseSummary> = candidates
@@ -99,7 +100,7 @@ pub(super) fn attribute(
             ci95: candidate.ci95.map(|bound| bound.clamp(0.0, 1.0)),
             p_value: Some(candidate.coincidence.placed),
             contribution_ns: candidate.share.clamp(0.0, 1.0) * excess_ns,
-            stalls: timelines.stalls(candidate.cause),
+            stalls: stalls.stalls(candidate.cause),
             named: candidate.named,
         })
         .chain(generator)
@@ -132,28 +133,29 @@ pub(super) fn attribute(
 /// Measures and tests one cause as if there were no other.
 fn alone(
     groups: &Groups<'_>,
-    timeline: &Timeline,
+    lines: &Lines,
     shifted: &Shifted,
     cause: Cause,
     rng: &mut Xoshiro256PlusPlus,
 ) -> Option<Candidate> {
-    let duties = [timeline.duty()];
-    let blocks = groups.blocks(&[timeline]);
+    let duties = [lines.duty()];
+    let blocks = groups.blocks(&[lines]);
     let share = blocks.shares(&duties)?.stalls[0];
     let resamples = blocks.resample(&duties, rng);
     let ci95 = interval95(resamples.iter().map(|shares| shares.stalls[0]).collect());
-    let coincidence = shifted.test(timeline, rng);
-    let covers = Some(covered(groups.population, timeline)).filter(|part| *part > MOST_COVERED);
+    let coincidence = shifted.test(lines, rng);
+    let covers = Some(covered(groups.population, lines)).filter(|part| *part > MOST_COVERED);
     let named = covers.is_none() && nameable(share, ci95) && coincidence.shifted < MOST_SHIFTED_P;
     Some(Candidate { cause, share, ci95, coincidence, covers, named })
 }
 
-/// The larger of the parts of the run and of the typical requests that stalls cover.
-fn covered(population: &Population, timeline: &Timeline) -> f64 {
+/// The larger of the parts of the run and of the typical requests that stalls cover; of the requests
+/// alone where stalls are counted by thread.
+fn covered(population: &Population, lines: &Lines) -> f64 {
     let typical = &population.typical;
     let all_ns: u64 = typical.iter().map(|one| one.end - one.start).sum();
-    let covered_ns: f64 = typical.iter().map(|one| timeline.exposure(one.start, one.end)).sum();
-    timeline.duty().max(covered_ns / all_ns.max(1) as f64)
+    let covered_ns: f64 = typical.iter().map(|one| lines.exposure(&one.parts)).sum();
+    lines.duty().max(covered_ns / all_ns.max(1) as f64)
 }
 
 /// The part of late sends.
@@ -199,17 +201,17 @@ fn significant(candidates: &mut [Candidate], generator: Option<&mut CauseSummary
 /// be named. Returns the resamples of the named ones together.
 fn resolve(
     groups: &Groups<'_>,
-    timelines: &Timelines,
+    stalls: &StallLines,
     candidates: &mut [Candidate],
     rng: &mut Xoshiro256PlusPlus,
 ) -> Vec<Shares> {
     loop {
         let named: Vec<usize> =
             (0..candidates.len()).filter(|index| candidates[*index].named).collect();
-        let whole: Vec<&Timeline> =
-            named.iter().map(|index| timelines.of(candidates[*index].cause)).collect();
-        let parts = split(&whole);
-        let parts: Vec<&Timeline> = parts.iter().collect();
+        let whole: Vec<&Lines> =
+            named.iter().map(|index| stalls.of(candidates[*index].cause)).collect();
+        let parts = split_lines(&whole);
+        let parts: Vec<&Lines> = parts.iter().collect();
         let duties: Vec<f64> = parts.iter().map(|part| part.duty()).collect();
         let blocks = groups.blocks(&parts);
         let Some(shares) = blocks.shares(&duties) else { return Vec::new() };

@@ -92,6 +92,7 @@ pub(super) fn interval95(mut values: Vec<f64>) -> [f64; 2] {
 mod tests {
     use rand::SeedableRng;
 
+    use super::super::lines::whole;
     use super::*;
 
     #[test]
@@ -112,7 +113,10 @@ mod tests {
 
     #[test]
     fn one_block_out_of_ten_leaves_zero_in_the_interval() {
-        let one = |start: u64, ns: u64| Served { start, end: start + ns, lateness_ns: 0 };
+        let one = |start: u64, ns: u64| {
+            let end = start + ns;
+            Served { start, end, lateness_ns: 0, parts: whole(start, end) }
+        };
         let slow: Vec<Served> = (0..10).map(|i| one(i * 100, 50)).collect();
         let typical: Vec<Served> = (0..10).map(|i| one(i * 100 + 60, 10)).collect();
         let everywhere = vec![40.0; 10];

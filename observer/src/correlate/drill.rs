@@ -5,7 +5,9 @@ use rand::{RngExt, SeedableRng};
 
 use super::{Analysis, Evidence, Quality, analyse};
 use crate::clock::MonoNanos;
-use crate::model::{Cause, CauseSummary, Outcome, REASON_CODES, Sample, SlowSpec, Stall};
+use crate::model::{
+    Cause, CauseSummary, Outcome, REASON_CODES, Sample, ServerRequest, SlowSpec, Stall,
+};
 
 pub(super) const MS: u64 = 1_000_000;
 pub(super) const SECOND: u64 = 1_000 * MS;
@@ -18,6 +20,7 @@ pub(super) struct Drill {
     pub(super) rng: Xoshiro256PlusPlus,
     pub(super) window_ns: u64,
     pub(super) samples: Vec<Sample>,
+    pub(super) requests: Vec<ServerRequest>,
     pub(super) stalls: Vec<Stall>,
     /// Times in which no request makes progress, since the start of the window.
     frozen: Vec<(u64, u64)>,
@@ -31,6 +34,7 @@ impl Drill {
             rng: Xoshiro256PlusPlus::seed_from_u64(seed),
             window_ns: seconds * SECOND,
             samples: Vec::new(),
+            requests: Vec::new(),
             stalls: Vec::new(),
             frozen: Vec::new(),
             slow: SlowSpec::default(),
@@ -105,6 +109,7 @@ impl Drill {
             ok: true,
             error: None,
             seq: None,
+            local_port: None,
         });
     }
 
@@ -130,6 +135,7 @@ impl Drill {
         analyse(&Evidence {
             window: (MonoNanos(ORIGIN), MonoNanos(ORIGIN + self.window_ns)),
             samples: &self.samples,
+            requests: &self.requests,
             stalls: &self.stalls,
             slow: self.slow,
             quality: self.quality.clone(),

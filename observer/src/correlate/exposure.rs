@@ -6,8 +6,9 @@ use hdrhistogram::Histogram;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::index;
 
+use super::lines::{Line, Lines, Numbering, Parts, whole};
 use super::loss::Losses;
-use super::timeline::Timeline;
+use super::matching::Matching;
 use super::{Evidence, Ignored};
 use crate::model::{LatencySummary, Sample, SamplesSummary, SlowSpec};
 
@@ -25,7 +26,23 @@ pub(super) struct Served {
     pub(super) start: u64,
     pub(super) end: u64,
     pub(super) lateness_ns: u64,
+    /// Whose stalls count in which part of it.
+    pub(super) parts: Parts,
 }
+
+/// For how many of the slow and typical samples it is known which threads served them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Counted {
+    /// Stalls are counted by thread, and other samples left out.
+    pub(super) by_thread: bool,
+    pub(super) known: u64,
+    /// Slow and typical samples.
+    pub(super) all: u64,
+}
+
+/// Stalls are counted by thread if it is known of this part of the slow and of the typical samples
+/// which threads served them.
+const LEAST_KNOWN: f64 = 0.9;
 
 /// The samples of the run, split.
 #[derive(Debug, Default)]
@@ -34,6 +51,10 @@ pub(super) struct Population {
     pub(super) slow: Vec<Served>,
     /// Typical samples in order of start, at most [`MEASURED`].
     pub(super) typical: Vec<Served>,
+    /// The lines of their parts; empty where stalls of all threads count for all.
+    pub(super) lines: Vec<Line>,
+    /// How stalls are counted; `None` where the target's requests were not watched.
+    pub(super) counted: Option<Counted>,
     pub(super) summary: SamplesSummary,
     /// Largest resolution of the samples' times.
     pub(super) precision_ns: u64,
@@ -55,6 +76,7 @@ impl Population {
 pub(super) fn population(
     evidence: &Evidence<'_>,
     losses: &Losses,
+    matching: &Matching,
     rng: &mut Xoshiro256PlusPlus,
     ignored: &mut Ignored,
 ) -> Population {
@@ -64,10 +86,12 @@ pub(super) fn population(
     let slow_from = first_slow(samples, &ranked, evidence.slow);
     let (rest, slow) = ranked.split_at(slow_from);
     let mut typical = typical(samples, &ranked, rest, slow.len());
-    let whole = |index: &usize| !losses.spoil(&samples[*index]);
-    typical.retain(whole);
-    let (all_slow, slow) = (slow, slow.iter().copied().filter(whole).collect::<Vec<_>>());
+    let is_whole = |index: &usize| !losses.spoil(&samples[*index]);
+    typical.retain(is_whole);
+    let (all_slow, slow) = (slow, slow.iter().copied().filter(is_whole).collect::<Vec<_>>());
     let slow = slow.as_slice();
+    let (counted, measured) = choose(evidence, matching, slow, &typical);
+    let by_thread = counted.is_some_and(|counted| counted.by_thread);
 
     let mut summary = summarise(samples, &ranked);
     summary.slow_rule = evidence.slow.to_string();
@@ -89,14 +113,19 @@ pub(super) fn population(
 
     let window_ns = evidence.window.1.since(evidence.window.0);
     let since = |time: crate::clock::MonoNanos| time.since(evidence.window.0).min(window_ns);
-    let served = |indices: &[usize], rng: &mut Xoshiro256PlusPlus| {
+    let mut numbering = Numbering::new(evidence.window, matching.offset_ns);
+    let mut served = |indices: &[usize], rng: &mut Xoshiro256PlusPlus| {
         let mut served: Vec<Served> = draw(indices, MEASURED, rng)
             .into_iter()
-            .map(|index| &samples[index])
-            .map(|sample| Served {
-                start: since(sample.start),
-                end: since(sample.end),
-                lateness_ns: sample.lateness_ns(),
+            .map(|index| {
+                let sample = &samples[index];
+                let (start, end) = (since(sample.start), since(sample.end));
+                let request = matching.known(index).and_then(|at| evidence.requests.get(at));
+                let parts = match request.filter(|_| by_thread) {
+                    Some(request) => numbering.parts(sample, request),
+                    None => whole(start, end),
+                };
+                Served { start, end, lateness_ns: sample.lateness_ns(), parts }
             })
             .collect();
         served.sort_unstable_by_key(|one| (one.start, one.end, one.lateness_ns));
@@ -115,14 +144,44 @@ pub(super) fn population(
     }
     spans.sort_unstable_by_key(|span| (span.begin, span.end));
     let slow_ns = |span: &Span| if span.is_slow { span.end - span.begin } else { 0 };
+    let (slow, typical) = (served(&measured.0, rng), served(&measured.1, rng));
     Population {
         longest_ns: spans.iter().map(slow_ns).max().unwrap_or(0),
         episodes: episodes(&spans, window_ns),
-        slow: served(slow, rng),
-        typical: served(&typical, rng),
+        slow,
+        typical,
+        lines: numbering.finish(),
+        counted,
         precision_ns: ranked.iter().map(|index| samples[*index].precision_ns).max().unwrap_or(0),
         summary,
     }
+}
+
+/// Whether stalls are counted by thread, and which of the slow and of the typical samples are measured.
+fn choose(
+    evidence: &Evidence<'_>,
+    matching: &Matching,
+    slow: &[usize],
+    typical: &[usize],
+) -> (Option<Counted>, (Vec<usize>, Vec<usize>)) {
+    let everything = (slow.to_vec(), typical.to_vec());
+    if evidence.requests.is_empty() {
+        return (None, everything);
+    }
+    let known = |indices: &[usize]| -> Vec<usize> {
+        indices.iter().copied().filter(|index| matching.known(*index).is_some()).collect()
+    };
+    let (known_slow, known_typical) = (known(slow), known(typical));
+    let is_enough = |known: &[usize], all: &[usize]| {
+        !all.is_empty() && known.len() as f64 >= all.len() as f64 * LEAST_KNOWN
+    };
+    let by_thread = is_enough(&known_slow, slow) && is_enough(&known_typical, typical);
+    let counted = Counted {
+        by_thread,
+        known: (known_slow.len() + known_typical.len()) as u64,
+        all: (slow.len() + typical.len()) as u64,
+    };
+    (Some(counted), if by_thread { (known_slow, known_typical) } else { everything })
 }
 
 /// A response up to so many times the mean of the typical ones is no part of a slow phase.
@@ -267,14 +326,11 @@ pub(super) fn percentiles(values: impl Iterator<Item = u64>) -> LatencySummary {
     LatencySummary { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max }
 }
 
-/// Exposure of each sample to each timeline, one vector a timeline.
-pub(super) fn exposures(samples: &[Served], timelines: &[&Timeline]) -> Vec<Vec<f64>> {
-    timelines
-        .iter()
-        .map(|timeline| {
-            samples.iter().map(|sample| timeline.exposure(sample.start, sample.end)).collect()
-        })
-        .collect()
+/// Exposure of each sample to each cause, one vector a cause.
+pub(super) fn exposures(samples: &[Served], causes: &[&Lines]) -> Vec<Vec<f64>> {
+    let of =
+        |lines: &&Lines| samples.iter().map(|sample| lines.own_exposure(&sample.parts)).collect();
+    causes.iter().map(of).collect()
 }
 
 #[cfg(test)]

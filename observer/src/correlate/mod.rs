@@ -1,8 +1,10 @@
 //! Attribution: splits the latency of the slow requests into causes and an honest rest.
 //!
-//! [`analyse`] is pure and deterministic. In short: stalls become disjoint intervals per cause
-//! (`timeline`: the innermost of a thread has it, threads united), each sample's exposure to each
-//! cause is measured (`exposure`), exposure becomes a share of the excess latency (`share`),
+//! [`analyse`] is pure and deterministic. In short: samples are matched with the requests that the
+//! target's sockets saw (`matching`), stalls become disjoint intervals per cause (`timeline`: the
+//! innermost of a thread has it), those of the threads that served the request, or of all threads
+//! where that is not known, count for it (`lines`), each sample's exposure to each cause is measured
+//! (`exposure`), exposure becomes a share of the excess latency (`share`),
 //! random shifts say how likely coincidence is (`shift`), blocks of time drawn again say how
 //! exact the share is (`bootstrap`), and `verdict` decides whether the evidence allows an
 //! answer at all.
@@ -19,12 +21,18 @@ mod drills;
 mod exposure;
 #[cfg(test)]
 mod hard_drills;
+mod lines;
 mod loss;
 #[cfg(test)]
 mod loss_drills;
+mod matching;
+mod pairing;
+#[cfg(test)]
+mod served_drills;
 mod share;
 mod shift;
 mod timeline;
+mod usual;
 mod verdict;
 mod worst;
 
@@ -35,10 +43,12 @@ use rand::rngs::Xoshiro256PlusPlus;
 
 pub use worst::{Longest, slowest, slowest_requests};
 
+use timeline::Timelines;
+
 use crate::clock::MonoNanos;
 use crate::model::{
-    Cause, CauseSummary, LossSpan, Outcome, RuledOut, Sample, SamplesSummary, SlowSpec, Stall,
-    Verdict,
+    Cause, CauseSummary, LossSpan, Outcome, RequestsSummary, RuledOut, Sample, SamplesSummary,
+    ServerRequest, SlowSpec, Stall, Verdict,
 };
 
 /// The same evidence gives the same answer.
@@ -51,6 +61,8 @@ pub struct Evidence<'a> {
     pub window: (MonoNanos, MonoNanos),
     /// The generator's samples, any order.
     pub samples: &'a [Sample],
+    /// The requests that the target's sockets saw, any order; empty where they were not watched.
+    pub requests: &'a [ServerRequest],
     /// The target's stalls, any order.
     pub stalls: &'a [Stall],
     /// Which samples are slow.
@@ -138,6 +150,8 @@ pub struct Analysis {
     pub ruled_out: Vec<RuledOut>,
     /// Everything but `skipped`, which only the reader of the generator's output knows.
     pub samples: SamplesSummary,
+    /// How the samples were matched with the requests that the target served.
+    pub requests: RequestsSummary,
     /// Episodes the slow samples came in.
     pub episodes: u64,
     /// Input that took no part.
@@ -149,25 +163,40 @@ pub struct Analysis {
 pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(SEED);
     let mut ignored = Ignored::default();
-    let timelines = timeline::flatten(evidence.stalls, evidence.window, &mut ignored);
+    let by_thread = !evidence.requests.is_empty();
+    let timelines = Timelines::new(evidence.stalls, evidence.window, by_thread, &mut ignored);
     let losses = loss::judge(evidence, &timelines);
-    let population = exposure::population(evidence, &losses, &mut rng, &mut ignored);
+    let clock_uncertainty_ns = evidence.quality.clock_uncertainty_ns;
+    let matching = matching::find(evidence.samples, evidence.requests, clock_uncertainty_ns);
+    let population = exposure::population(evidence, &losses, &matching, &mut rng, &mut ignored);
+    let stalls = timelines.on_lines(&population.lines);
     let mut found = attribute::Found::default();
     let mut ruled_out = Vec::new();
     let mut verdict = match verdict::nothing_to_explain(evidence, &population, &losses) {
         Some(verdict) => verdict,
         None => {
             let window_ns = evidence.window.1.since(evidence.window.0);
-            found = attribute::attribute(&population, &timelines, window_ns, &mut rng);
+            found = attribute::attribute(&population, &stalls, window_ns, &mut rng);
             let verdict = verdict::decide(evidence, &population, &losses, &mut found);
             if verdict.outcome != Outcome::Inconclusive {
-                ruled_out = verdict::ruled_out(evidence, &timelines, &losses, &found);
+                ruled_out = verdict::ruled_out(evidence, &stalls, &losses, &found);
             }
             verdict
         }
     };
     verdict.reasons.splice(0..0, verdict::failed(&population.summary));
+    if !found.causes.is_empty() {
+        verdict.reasons.extend(verdict::counted(&population));
+    }
     verdict.reasons.extend(verdict::notes(evidence, &population, &ignored));
     let attribute::Found { causes, episodes, .. } = found;
-    Analysis { verdict, causes, ruled_out, samples: population.summary, episodes, ignored }
+    Analysis {
+        verdict,
+        causes,
+        ruled_out,
+        samples: population.summary,
+        requests: matching.summary(),
+        episodes,
+        ignored,
+    }
 }

@@ -53,7 +53,7 @@ pub(super) struct Shares {
 }
 
 /// A timeline that covers all of the run allows no comparison; this keeps the division finite.
-const LEAST_UNCOVERED: f64 = 0.02;
+pub(super) const LEAST_UNCOVERED: f64 = 0.02;
 
 /// Shares of causes that never cover the same instant together; they sum to one at most. `None`
 /// when a group is empty or there is no excess.

@@ -12,7 +12,7 @@ use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 
 use super::exposure::{Served, draw};
-use super::timeline::Timeline;
+use super::lines::Lines;
 
 /// Most random shifts of each null: the smallest p-value has to pass the correction for many causes.
 const SHIFTS: u32 = 5_000;
@@ -63,14 +63,14 @@ impl Shifted {
     }
 
     /// Tests one cause.
-    pub(super) fn test(&self, timeline: &Timeline, rng: &mut Xoshiro256PlusPlus) -> Coincidence {
-        if timeline.is_empty() || self.window_ns == 0 || self.episodes.is_empty() {
+    pub(super) fn test(&self, lines: &Lines, rng: &mut Xoshiro256PlusPlus) -> Coincidence {
+        if lines.is_empty() || self.window_ns == 0 || self.episodes.is_empty() {
             return Coincidence { placed: 1.0, shifted: 1.0 };
         }
         let slow_ns: u64 = self.episodes.iter().flatten().map(|one| one.end - one.start).sum();
         let typical_ns: u64 = self.typical.iter().map(|one| one.end - one.start).sum();
         let sum = |samples: &[Served], shift: u64| -> f64 {
-            samples.iter().map(|one| timeline.shifted_exposure(one.start, one.end, shift)).sum()
+            samples.iter().map(|one| lines.shifted_exposure(&one.parts, shift)).sum()
         };
         let contrast = |shift: u64| {
             let slow: f64 = self.episodes.iter().map(|members| sum(members, shift)).sum();
@@ -133,8 +133,13 @@ pub(super) fn lateness_p_value(
 mod tests {
     use rand::SeedableRng;
 
-    use super::super::timeline::Span;
+    use super::super::lines::whole;
+    use super::super::timeline::{Span, Timeline};
     use super::*;
+
+    fn served(start: u64, end: u64, lateness_ns: u64) -> Served {
+        Served { start, end, lateness_ns, parts: whole(start, end) }
+    }
 
     #[test]
     fn periodic_stalls_in_phase_pass_and_out_of_phase_do_not() {
@@ -142,12 +147,12 @@ mod tests {
         let window = 20 * second;
         let slow: Vec<Served> = (0..20)
             .flat_map(|i| (0..10).map(move |k| i * second + 300_000 + k * 10_000))
-            .map(|start| Served { start, end: start + 20_000, lateness_ns: 0 })
+            .map(|start| served(start, start + 20_000, 0))
             .collect();
         let typical: Vec<Served> = (0..2_000)
             .map(|i| i * 10_000)
             .filter(|start| !(280_000..420_000).contains(&(start % second)))
-            .map(|start| Served { start, end: start + 1_000, lateness_ns: 0 })
+            .map(|start| served(start, start + 1_000, 0))
             .collect();
         let begins: Vec<u64> = (0..20).map(|i| i * second + 300_000).collect();
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
@@ -156,7 +161,7 @@ mod tests {
             let spans = (0..20)
                 .map(|i| Span { start: i * second + phase, end: i * second + phase + 120_000 })
                 .collect();
-            Timeline::union(spans, window)
+            Lines::united(Timeline::union(spans, window))
         };
         let inside = shifted.test(&stalls(295_000), &mut rng);
         assert!(inside.placed < 0.01 && inside.shifted < 0.05, "{inside:?}");
@@ -169,7 +174,7 @@ mod tests {
     #[test]
     fn late_samples_are_distinguished_from_equally_late_ones() {
         let with = |late: fn(u64) -> u64, count: u64| -> Vec<Served> {
-            (0..count).map(|i| Served { start: i, end: i, lateness_ns: late(i) }).collect()
+            (0..count).map(|i| served(i, i, late(i))).collect()
         };
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(1);
         let typical = with(|i| i % 7, 500);

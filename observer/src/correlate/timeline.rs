@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::Ignored;
+use super::lines::{Line, Lines};
 use crate::clock::MonoNanos;
 use crate::model::{CAUSES, Cause, Stall};
 
@@ -96,17 +97,114 @@ impl Timeline {
     }
 }
 
+/// The intervals of one cause, thread by thread.
+#[derive(Clone, Debug, Default)]
+struct Pieces {
+    spans: Vec<Span>,
+    /// Threads in order of id, each with the place of its first interval.
+    threads: Vec<(u32, usize)>,
+}
+
+impl Pieces {
+    fn push(&mut self, tid: u32, span: Span) {
+        if self.threads.last().is_none_or(|(last, _)| *last != tid) {
+            self.threads.push((tid, self.spans.len()));
+        } else if let Some(last) = self.spans.last_mut()
+            && last.end == span.start
+        {
+            // Without a gap, both become one piece, so that memory stays linear in the stalls.
+            last.end = span.end;
+            return;
+        }
+        self.spans.push(span);
+    }
+
+    /// The intervals of a thread, in order.
+    fn of_thread(&self, tid: u32) -> &[Span] {
+        let place = self.threads.partition_point(|(other, _)| *other < tid);
+        let Some((_, first)) = self.threads.get(place).filter(|(found, _)| *found == tid) else {
+            return &[];
+        };
+        let end = self.threads.get(place + 1).map_or(self.spans.len(), |(_, next)| *next);
+        &self.spans[*first..end]
+    }
+}
+
 /// Timelines of all causes.
 #[derive(Debug)]
 pub(super) struct Timelines {
-    /// In the order of [`CAUSES`].
+    /// In the order of [`CAUSES`], threads united.
     by_cause: Vec<Timeline>,
+    /// The same, thread by thread; empty where that is not wanted.
+    pieces: Vec<Pieces>,
     stalls: Vec<u64>,
+    length_ns: u64,
 }
 
 impl Timelines {
     /// When a cause of this version was at work.
+    #[cfg(test)]
     pub(super) fn of(&self, cause: Cause) -> &Timeline {
+        &self.by_cause[cause.index()]
+    }
+
+    /// The stalls by line; without lines, on one line of all threads.
+    pub(super) fn on_lines(self, lines: &[Line]) -> StallLines {
+        let Self { by_cause, pieces, stalls, length_ns } = self;
+        if lines.is_empty() || pieces.is_empty() {
+            let by_cause = by_cause.into_iter().map(Lines::united).collect();
+            return StallLines { by_cause, stalls };
+        }
+        drop(by_cause);
+        // Lines of two threads repeat the stalls of both. As much as all stalls is affordable; further
+        // ones have those of the sender.
+        let mut room: usize = pieces.iter().map(|pieces| pieces.spans.len()).sum();
+        let affordable: Vec<Line> = lines
+            .iter()
+            .map(|line| {
+                let Line::Both { reader, sender } = *line else { return *line };
+                let of = |tid: u32| pieces.iter().map(move |one| one.of_thread(tid).len());
+                let needed: usize = of(reader).chain(of(sender)).sum();
+                let Some(left) = room.checked_sub(needed) else { return Line::Thread(sender) };
+                room = left;
+                *line
+            })
+            .collect();
+        let by_cause = pieces
+            .into_iter()
+            .map(|pieces| {
+                let timeline = |line: &Line| {
+                    let spans = match *line {
+                        Line::Thread(tid) => pieces.of_thread(tid).to_vec(),
+                        Line::Both { reader, sender } => {
+                            [pieces.of_thread(reader), pieces.of_thread(sender)].concat()
+                        }
+                    };
+                    Timeline::union(spans, length_ns)
+                };
+                Lines::by_thread(affordable.iter().map(timeline).collect(), &affordable)
+            })
+            .collect();
+        StallLines { by_cause, stalls }
+    }
+
+    /// Its stalls that reach into the window.
+    pub(super) fn stalls(&self, cause: Cause) -> u64 {
+        self.stalls.get(cause.index()).copied().unwrap_or(0)
+    }
+}
+
+/// All causes by line.
+#[derive(Debug)]
+pub(super) struct StallLines {
+    /// In the order of [`CAUSES`].
+    by_cause: Vec<Lines>,
+    stalls: Vec<u64>,
+}
+
+impl StallLines {
+    /// When a cause of this version was at work.
+    pub(super) fn of(&self, cause: Cause) -> &Lines {
         &self.by_cause[cause.index()]
     }
 
@@ -127,50 +225,66 @@ struct ThreadStall {
 
 /// Clips stalls to the window, gives each instant of a thread to its innermost stall, and unites
 /// the threads.
+#[cfg(test)]
 pub(super) fn flatten(
     stalls: &[Stall],
     window: (MonoNanos, MonoNanos),
     ignored: &mut Ignored,
 ) -> Timelines {
-    let length_ns = window.1.since(window.0);
-    let mut counts = vec![0; CAUSES.len()];
-    let mut inside: Vec<ThreadStall> = Vec::with_capacity(stalls.len());
-    for stall in stalls {
-        let cause = stall.cause;
-        if !cause.is_stall() {
-            ignored.stalls_without_kernel_cause += 1;
-            continue;
-        }
-        if stall.end <= stall.start {
-            ignored.stalls_empty_or_reversed += 1;
-            continue;
-        }
-        if stall.start.since(window.0) >= stall.end.since(window.0).min(length_ns) {
-            ignored.stalls_outside_window += 1;
-            continue;
-        }
-        counts[cause.index()] += 1;
-        let (start, end) = (stall.start.0, stall.end.0);
-        inside.push(ThreadStall { start, end, tid: stall.tid.0, cause });
-    }
-    inside.sort_unstable_by_key(|stall| (stall.tid, stall.start));
-    let mut pieces: Vec<Vec<Span>> = vec![Vec::new(); CAUSES.len()];
-    for thread in inside.chunk_by(|a, b| a.tid == b.tid) {
-        innermost(thread, |cause, start, end| {
-            let start = MonoNanos(start).since(window.0);
-            let end = MonoNanos(end).since(window.0).min(length_ns);
-            let pieces = &mut pieces[cause.index()];
-            match pieces.last_mut() {
-                _ if start >= end => {}
-                // Without a gap, both become one piece, so that memory stays linear in the stalls.
-                Some(last) if last.end == start => last.end = end,
-                _ => pieces.push(Span { start, end }),
+    Timelines::new(stalls, window, false, ignored)
+}
+
+impl Timelines {
+    /// Clips stalls to the window, gives each instant of a thread to its innermost stall, unites the
+    /// threads, and keeps what was of which thread if `by_thread`.
+    pub(super) fn new(
+        stalls: &[Stall],
+        window: (MonoNanos, MonoNanos),
+        by_thread: bool,
+        ignored: &mut Ignored,
+    ) -> Self {
+        let length_ns = window.1.since(window.0);
+        let mut counts = vec![0; CAUSES.len()];
+        let mut inside: Vec<ThreadStall> = Vec::with_capacity(stalls.len());
+        for stall in stalls {
+            let cause = stall.cause;
+            if !cause.is_stall() {
+                ignored.stalls_without_kernel_cause += 1;
+                continue;
             }
-        });
+            if stall.end <= stall.start {
+                ignored.stalls_empty_or_reversed += 1;
+                continue;
+            }
+            if stall.start.since(window.0) >= stall.end.since(window.0).min(length_ns) {
+                ignored.stalls_outside_window += 1;
+                continue;
+            }
+            counts[cause.index()] += 1;
+            let (start, end) = (stall.start.0, stall.end.0);
+            inside.push(ThreadStall { start, end, tid: stall.tid.0, cause });
+        }
+        inside.sort_unstable_by_key(|stall| (stall.tid, stall.start));
+        let mut pieces = vec![Pieces::default(); CAUSES.len()];
+        for thread in inside.chunk_by(|a, b| a.tid == b.tid) {
+            innermost(thread, |cause, start, end| {
+                let start = MonoNanos(start).since(window.0);
+                let end = MonoNanos(end).since(window.0).min(length_ns);
+                if start < end {
+                    pieces[cause.index()].push(thread[0].tid, Span { start, end });
+                }
+            });
+        }
+        drop(inside);
+        let unite = |pieces: &mut Pieces| {
+            let spans =
+                if by_thread { pieces.spans.clone() } else { std::mem::take(&mut pieces.spans) };
+            Timeline::union(spans, length_ns)
+        };
+        let by_cause = pieces.iter_mut().map(unite).collect();
+        let pieces = if by_thread { pieces } else { Vec::new() };
+        Self { by_cause, pieces, stalls: counts, length_ns }
     }
-    drop(inside);
-    let by_cause = pieces.into_iter().map(|spans| Timeline::union(spans, length_ns)).collect();
-    Timelines { by_cause, stalls: counts }
 }
 
 /// Sweeps one thread's stalls (sorted by start) and passes on which stall has which interval: of

@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use super::attribute::{Found, LEAST_SHARE};
-use super::exposure::Population;
+use super::exposure::{Counted, Population};
 use super::loss::Losses;
-use super::timeline::Timelines;
+use super::timeline::StallLines;
 use super::{Evidence, Ignored, Unwatched};
 use crate::model::{
     Cause, CauseSummary, Outcome, Reason, RuledOut, SamplesSummary, SlowSpec, Stall, Verdict,
@@ -214,7 +214,7 @@ fn not_watched(unwatched: &Unwatched, part: &str) -> Reason {
 /// Causes that were watched and can have no part in a conclusive answer.
 pub(super) fn ruled_out(
     evidence: &Evidence<'_>,
-    timelines: &Timelines,
+    stall_lines: &StallLines,
     losses: &Losses,
     found: &Found,
 ) -> Vec<RuledOut> {
@@ -229,7 +229,7 @@ pub(super) fn ruled_out(
     let watched = Cause::all().filter(|cause| cause.is_stall() && !in_doubt(*cause));
     watched
         .filter_map(|cause| {
-            let stalls = timelines.stalls(cause);
+            let stalls = stall_lines.stalls(cause);
             let row = found.causes.iter().find(|row| row.cause == cause);
             let (share, ci95) = row.map_or((0.0, [0.0; 2]), |row| (row.share, row.ci95));
             let named = row.is_some_and(|row| row.named);
@@ -423,6 +423,25 @@ fn too_few(evidence: &Evidence<'_>, population: &Population, found: &Found) -> O
         );
         Reason::new("few_episodes", text, numbers(LEAST_EPISODES))
     })
+}
+
+/// Whose stalls were counted, where the target's requests were watched.
+pub(super) fn counted(population: &Population) -> Option<Reason> {
+    let Counted { by_thread, known, all } = population.counted?;
+    let numbers = json!({"matched": known, "slow_and_typical": all});
+    let (known, all) = (count(known), count(all));
+    if by_thread {
+        let text = format!(
+            "Stalls were counted for the threads that served the requests ({known} of {all} slow and \
+             typical requests matched)."
+        );
+        return Some(Reason::new("counted_by_thread", text, numbers));
+    }
+    let text = format!(
+        "Stalls of all threads were counted together: for only {known} of {all} slow and typical \
+         requests it is known which threads served them."
+    );
+    Some(Reason::new("counted_together", text, numbers))
 }
 
 /// Notes that apply to any outcome.

@@ -121,6 +121,7 @@ mod tests {
             ok: true,
             error: None,
             seq: None,
+            local_port: None,
         }
     }
 

@@ -132,6 +132,8 @@ type Driver = http1::Connection<TokioIo<TcpStream>, Empty<Bytes>>;
 
 /// A connection, driven by the task that holds it.
 struct Connection {
+    /// Its port at this end.
+    local_port: Option<u16>,
     sender: http1::SendRequest<Empty<Bytes>>,
     /// `None` once it has ended.
     driver: Option<Driver>,
@@ -141,9 +143,10 @@ impl Connection {
     async fn open(addresses: &Addresses) -> Result<Self, Failure> {
         let stream = addresses.connect().await.map_err(Failure::Connect)?;
         stream.set_nodelay(true).map_err(Failure::Connect)?;
+        let local_port = stream.local_addr().ok().map(|address| address.port());
         let (sender, driver) =
             http1::handshake(TokioIo::new(stream)).await.map_err(Failure::Exchange)?;
-        Ok(Self { sender, driver: Some(driver) })
+        Ok(Self { local_port, sender, driver: Some(driver) })
     }
 
     /// Lets the connection make progress; detects that the server has closed it.
@@ -253,7 +256,13 @@ impl Pool {
         self.peak.load(Ordering::Relaxed)
     }
 
-    async fn exchange(&self, spec: &RequestSpec) -> Result<u16, Failure> {
+    /// Sends one request; `local_port` is set as soon as there is a connection for it, because a
+    /// request that times out never returns.
+    async fn exchange(
+        &self,
+        spec: &RequestSpec,
+        local_port: &mut Option<u16>,
+    ) -> Result<u16, Failure> {
         let (permit, mut connection) = match self.take() {
             Some(connection) => (Permit { pool: self, kept: false }, connection),
             None => {
@@ -261,6 +270,7 @@ impl Pool {
                 (permit, Connection::open(&self.addresses).await?)
             }
         };
+        *local_port = connection.local_port;
         let status = connection.exchange(spec.request()).await?;
         if connection.is_usable() && connection.sender.is_ready() {
             self.keep(connection);
@@ -277,14 +287,15 @@ impl Pool {
         aborted: &mut watch::Receiver<bool>,
     ) -> Done {
         let start = MonoNanos::now();
+        let mut local_port = None;
         let outcome = tokio::select! {
             biased;
-            outcome = tokio::time::timeout(timeout, self.exchange(spec)) => {
+            outcome = tokio::time::timeout(timeout, self.exchange(spec, &mut local_port)) => {
                 outcome.unwrap_or(Err(Failure::Timeout(timeout)))
             }
             _ = aborted.wait_for(|aborted| *aborted) => Err(Failure::Interrupted),
         };
-        Done { start, end: MonoNanos::now(), outcome }
+        Done { start, end: MonoNanos::now(), local_port, outcome }
     }
 }
 
@@ -314,6 +325,8 @@ pub(super) struct Done {
     pub(super) start: MonoNanos,
     /// The last byte of the answer was read, or the failure known.
     pub(super) end: MonoNanos,
+    /// Port of its connection at this end; `None` without one.
+    pub(super) local_port: Option<u16>,
     /// HTTP status, or why there is none.
     pub(super) outcome: Result<u16, Failure>,
 }

@@ -1,5 +1,6 @@
 //! The generator against a small server in this process.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -19,6 +20,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::clock::{Anchor, Anchors};
 use crate::loadgen::{Ingest, Ingested, RelAnchor, Window, adapter};
+use crate::model::Sample;
 
 /// How the server behaves.
 #[derive(Clone, Copy, PartialEq)]
@@ -34,6 +36,8 @@ struct Server {
     /// No answer is given before this instant of the monotonic clock.
     stalled_until: Arc<AtomicU64>,
     accepted: Arc<AtomicUsize>,
+    /// Ports of the connections at the client's end.
+    ports: Arc<Mutex<HashSet<u16>>>,
     _runtime: Runtime,
 }
 
@@ -42,10 +46,12 @@ impl Server {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let stalled_until = Arc::new(AtomicU64::new(0));
         let accepted = Arc::new(AtomicUsize::new(0));
+        let ports = Arc::new(Mutex::new(HashSet::new()));
         let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let address = listener.local_addr().unwrap();
-        runtime.spawn(serve(listener, manner, stalled_until.clone(), accepted.clone()));
-        Self { address, stalled_until, accepted, _runtime: runtime }
+        let seen = (accepted.clone(), ports.clone());
+        runtime.spawn(serve(listener, manner, stalled_until.clone(), seen));
+        Self { address, stalled_until, accepted, ports, _runtime: runtime }
     }
 }
 
@@ -53,11 +59,12 @@ async fn serve(
     listener: TcpListener,
     manner: Manner,
     stalled_until: Arc<AtomicU64>,
-    accepted: Arc<AtomicUsize>,
+    (accepted, ports): (Arc<AtomicUsize>, Arc<Mutex<HashSet<u16>>>),
 ) {
     loop {
-        let (stream, _) = listener.accept().await.unwrap();
+        let (stream, peer) = listener.accept().await.unwrap();
         accepted.fetch_add(1, Ordering::Relaxed);
+        ports.lock().unwrap().insert(peer.port());
         let stalled_until = stalled_until.clone();
         let service = service_fn(move |_| {
             let until = stalled_until.load(Ordering::Relaxed);
@@ -182,10 +189,14 @@ fn a_server_that_stalls_does_not_slow_the_schedule() {
 #[test]
 fn kept_connections_are_used_again() {
     let server = Server::start(Manner::Answer);
-    let (report, _) = run(&config(server.address, 100.0, Duration::from_secs(1)), &Stop::default());
+    let config = config(server.address, 100.0, Duration::from_secs(1));
+    let (report, ingested) = run(&config, &Stop::default());
     assert_eq!((report.totals.ok, report.ahead_failed), (100, 0));
     let accepted = server.accepted.load(Ordering::Relaxed);
     assert!((4..20).contains(&accepted), "{accepted}");
+    let ports = server.ports.lock().unwrap();
+    let known = |sample: &Sample| sample.local_port.is_some_and(|port| ports.contains(&port));
+    assert!(ingested.samples.iter().all(known), "{ports:?}");
 }
 
 #[test]
@@ -231,7 +242,7 @@ fn a_refused_connection_is_a_row() {
     assert_eq!(errors(&report), [("refused", 50)]);
     assert_eq!((report.totals.answered, report.ahead_failed), (0, 4));
     for sample in &ingested.samples {
-        assert!(!sample.ok && sample.status.is_none());
+        assert!(!sample.ok && sample.status.is_none() && sample.local_port.is_none());
         assert!(sample.error.as_deref().unwrap().starts_with("refused: connect: "));
         assert!(sample.end > sample.start);
     }
@@ -245,6 +256,7 @@ fn a_timeout_is_a_row_with_its_latency() {
     config.timeout = Duration::from_millis(200);
     let (report, ingested) = run(&config, &Stop::default());
     assert_eq!(errors(&report), [("timeout", 20)]);
+    assert!(ingested.samples.iter().all(|sample| sample.local_port.is_some()));
     assert!(ingested.samples.iter().all(|s| s.end.since(s.start) >= 200_000_000));
 }
 
@@ -349,7 +361,7 @@ fn rows_that_find_no_room_are_counted() {
     let counts = Progress::default();
     for seq in 0..5 {
         let now = MonoNanos::now();
-        let done = client::Done { start: now, end: now, outcome: Ok(200) };
+        let done = client::Done { start: now, end: now, local_port: None, outcome: Ok(200) };
         sender.send(Finished { seq, intended_ns: now.0, done }, &counts);
     }
     assert_eq!(counts.lost.load(Ordering::Relaxed), 3);

@@ -97,7 +97,7 @@ impl Totals {
     }
 
     fn take(&mut self, finished: &Finished) {
-        let Done { start, end, outcome } = &finished.done;
+        let Done { start, end, outcome, .. } = &finished.done;
         self.sent += 1;
         self.first_start_ns = self.first_start_ns.min(start.0);
         self.last_start_ns = self.last_start_ns.max(start.0);
@@ -146,7 +146,7 @@ pub(super) fn quantiles(histogram: &Histogram<u64>) -> Quantiles {
 }
 
 fn row(finished: &Finished) -> Row {
-    let Done { start, end, outcome } = &finished.done;
+    let Done { start, end, local_port, outcome } = &finished.done;
     let (status, error) = match outcome {
         Ok(status) => (Some(*status), None),
         Err(failure) => (None, Some(format!("{}: {failure}", failure.kind()))),
@@ -158,6 +158,7 @@ fn row(finished: &Finished) -> Row {
         latency_ns: end.since(*start),
         status,
         error,
+        local_port: *local_port,
     }
 }
 

@@ -266,6 +266,7 @@ fn convert(row: RawRow, map: &Map, precision_ns: u64) -> Option<Sample> {
         ok: row.ok,
         error: row.error,
         seq: row.seq,
+        local_port: row.local_port,
     })
 }
 
@@ -345,6 +346,7 @@ mod tests {
                 ok: true,
                 error: None,
                 seq: None,
+                local_port: None,
             }];
             let mut notes = Vec::new();
             let map = by_offset(&rows, window, offset_ns, &mut notes);

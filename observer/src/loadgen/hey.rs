@@ -101,7 +101,16 @@ impl Hey {
             sink.dials.push(Dial { earliest_ns, latest_ns });
         }
         let (status, error, ok) = outcome(Some(status), None);
-        Some(RawRow { intended_start_ns: None, start_ns, latency_ns, status, error, seq: None, ok })
+        Some(RawRow {
+            intended_start_ns: None,
+            start_ns,
+            latency_ns,
+            status,
+            error,
+            seq: None,
+            local_port: None,
+            ok,
+        })
     }
 }
 

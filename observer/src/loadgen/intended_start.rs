@@ -134,6 +134,7 @@ mod tests {
                 status: Some(200),
                 error: None,
                 seq: Some(seq as u64),
+                local_port: None,
                 ok: true,
             })
             .collect()

@@ -155,6 +155,8 @@ pub struct RawRow {
     pub error: Option<String>,
     /// The generator's own number.
     pub seq: Option<u64>,
+    /// Port of the connection at the generator's end.
+    pub local_port: Option<u16>,
     /// The generator counts it as a success.
     pub ok: bool,
 }

@@ -100,6 +100,9 @@ pub struct Row {
     /// What went wrong: `kind` or `kind: detail`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Port of the connection at the generator's end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_port: Option<u16>,
 }
 
 /// Median, 99th percentile and largest.
@@ -229,6 +232,7 @@ impl ObserverLoad {
                     status,
                     error,
                     seq: row.seq,
+                    local_port: row.local_port,
                     ok,
                 });
             }

@@ -207,6 +207,7 @@ pub(super) fn row(seq: u64, start_ns: u64) -> Row {
         latency_ns: 2_000_000,
         status: Some(200),
         error: None,
+        local_port: None,
     }
 }
 

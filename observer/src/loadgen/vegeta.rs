@@ -38,6 +38,7 @@ pub(super) fn push(hit: Hit, sink: &mut Sink) {
         status,
         error,
         seq: Some(hit.seq),
+        local_port: None,
         ok,
     });
 }

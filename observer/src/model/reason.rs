@@ -49,6 +49,11 @@ pub static REASON_CODES: &[(&str, &str)] = &[
     ("trace_incomplete", "the trace could not be written to its end"),
     ("trace_damaged", "batches of a stream are damaged; what was in them counts as lost"),
     ("recovered", "the answer was worked out from the files of a run that did not end by itself"),
+    ("counted_by_thread", "stalls were counted for the threads that served the requests"),
+    (
+        "counted_together",
+        "stalls of all threads were counted, because too few requests could be matched",
+    ),
     ("no_stalls", "ruled out: no stall of it was seen"),
     ("share_bounded", "ruled out: the interval of its share ends below what is worth naming"),
 ];

@@ -22,6 +22,9 @@ pub struct Sample {
     pub error: Option<String>,
     /// The generator's own number.
     pub seq: Option<u64>,
+    /// Port of the connection at the generator's end; `None` when the generator does not say, or no
+    /// connection was used.
+    pub local_port: Option<u16>,
 }
 
 impl Sample {
@@ -116,8 +119,18 @@ mod tests {
             let (start, end) = (MonoNanos(1), MonoNanos(2));
             let error = error.map(str::to_owned);
             let intended_start = None;
-            Sample { intended_start, start, end, precision_ns: 1, status, ok, error, seq: None }
-                .failure()
+            let sample = Sample {
+                intended_start,
+                start,
+                end,
+                precision_ns: 1,
+                status,
+                ok,
+                error,
+                seq: None,
+                local_port: None,
+            };
+            sample.failure()
         };
         assert_eq!(kind(true, Some(200), None), None);
         assert_eq!(kind(false, None, None).as_deref(), Some("no_answer"));

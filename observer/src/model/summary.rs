@@ -120,6 +120,27 @@ pub struct SamplesSummary {
     pub typical_mean_ns: f64,
 }
 
+/// How the generator's samples were matched with the requests that the target's sockets saw; zeros
+/// where none were seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RequestsSummary {
+    /// Samples whose request is known.
+    pub matched: u64,
+    /// Samples with a request, for which another one is about as likely.
+    pub ambiguous: u64,
+    /// Samples without a request.
+    pub unmatched: u64,
+}
+
+impl RequestsSummary {
+    /// Samples that were compared with requests.
+    #[must_use]
+    pub const fn samples(&self) -> u64 {
+        self.matched + self.ambiguous + self.unmatched
+    }
+}
+
 /// The part of the slow samples' extra latency that one cause accounts for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CauseSummary {
@@ -410,6 +431,9 @@ pub struct Summary {
     pub verdict: Verdict,
     /// The generator's side.
     pub samples: SamplesSummary,
+    /// How the samples were matched with the requests that the target served.
+    #[serde(default)]
+    pub requests: RequestsSummary,
     /// Causes, largest share first, the unexplained rest last.
     pub causes: Vec<CauseSummary>,
     /// Causes that were watched, measured, and excluded. Empty unless the run is conclusive.

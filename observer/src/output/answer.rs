@@ -379,6 +379,21 @@ impl Answer {
             .collect()
     }
 
+    /// How the requests were matched with those that the target served; `None` where the target's were
+    /// not watched.
+    #[must_use]
+    pub fn matching(&self) -> Option<String> {
+        let requests = self.summary.as_ref()?.requests;
+        (requests.samples() > 0).then(|| {
+            format!(
+                "matched with requests that the target served: {} ({} ambiguous, {} unmatched)",
+                text::count(requests.matched),
+                text::count(requests.ambiguous),
+                text::count(requests.unmatched),
+            )
+        })
+    }
+
     /// What should be known about the samples before trusting their numbers.
     #[must_use]
     pub fn sample_warnings(&self) -> Vec<String> {

@@ -97,6 +97,7 @@ mod tests {
             ok: true,
             error: None,
             seq: None,
+            local_port: None,
         };
         let samples = [sample(0, 50_000), sample(20_000, 90_000), sample(5, 10)];
         // Lengths that come again and again, in no order.

@@ -118,6 +118,7 @@ pub(crate) fn samples() -> Vec<Sample> {
                 ok: index != 950,
                 error: (index == 950).then(|| "503 <script>alert(1)</script>".to_owned()),
                 seq: Some(index),
+                local_port: None,
             }
         })
         .collect()
@@ -267,6 +268,7 @@ pub(crate) fn attributed() -> Summary {
             slow_mean_ns: 48_200_000.0,
             typical_mean_ns: 1_200_000.0,
         },
+        requests: RequestsSummary { matched: 2_990, ambiguous: 8, unmatched: 2 },
         causes: vec![
             cause(Cause::RECLAIM_MEMCG, 0.71, 0.64, 0.78, true),
             cause(Cause::RUNQUEUE, 0.08, 0.02, 0.12, true),
@@ -332,6 +334,7 @@ pub(crate) fn failing() -> Summary {
 pub(crate) fn without_samples() -> Summary {
     Summary {
         samples: SamplesSummary::default(),
+        requests: RequestsSummary::default(),
         causes: Vec::new(),
         ..with_outcome(Outcome::NoSlowSamples, &["there are no samples"])
     }

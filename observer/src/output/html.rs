@@ -191,6 +191,9 @@ fn requests(page: &mut String, answer: &Answer, summary: &Summary) {
         let _ = write!(page, "<div><dt>{name}</dt><dd>{value}</dd></div>");
     }
     page.push_str("</dl>\n");
+    if let Some(matching) = answer.matching() {
+        let _ = writeln!(page, "<p class=\"sub\">{}</p>", escape(&matching));
+    }
     list(page, "warnings", answer.sample_warnings().into_iter());
     page.push_str("</section>\n");
 }

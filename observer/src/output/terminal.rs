@@ -202,6 +202,9 @@ fn requests(text: &mut String, answer: &Answer, summary: &Summary, paint: Paint)
             duration(latency.max as f64),
         ),
     );
+    if let Some(matching) = answer.matching() {
+        line(text, &format!("  {matching}"));
+    }
     for warning in answer.sample_warnings() {
         wrapped(text, &paint.warning(&warning), "  ! ");
     }

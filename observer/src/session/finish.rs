@@ -136,6 +136,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     let evidence = Evidence {
         window: (info.start_ns, info.end_ns),
         samples,
+        requests: &[],
         stalls: &stalls,
         slow: options.slow,
         quality: Quality {
@@ -404,6 +405,7 @@ pub(super) fn summarise(
         schema: SUMMARY_SCHEMA,
         verdict: analysis.verdict,
         samples,
+        requests: analysis.requests,
         causes,
         ruled_out: analysis.ruled_out,
         slowest_requests: Vec::new(),

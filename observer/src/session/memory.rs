@@ -20,7 +20,8 @@ const FIXED_BYTES: u64 = 96 << 20;
 const NAME_BYTES: usize = 96;
 /// Computing the answer takes this much memory per stall, in addition to the stall itself: the
 /// stall clipped (24), its place among those open (24), its pieces (32), and the timelines twice
-/// (64).
+/// (64). By thread, the first two are gone when the pieces are put on lines: pieces (32), and lines of
+/// one and of two threads (32 each).
 const ANALYSIS_BYTES: usize = 144;
 
 /// What observer takes once it has attached its probes, without the maps: measured are 46 MiB.
@@ -30,9 +31,13 @@ const LEAST_DATA_BYTES: u64 = 8 << 20;
 
 /// A stall, until the answer is there.
 const STALL_BYTES: u64 = (size_of::<Stall>() + ANALYSIS_BYTES) as u64;
+/// Matching a request with those of the target takes this much memory: its place and that of one of the
+/// target's in two orders (16), and the result (6).
+const MATCHING_BYTES: usize = 24;
 /// A request: as a row while it is read, and as a sample besides while it is aligned; a failed one
 /// with its error.
-const SAMPLE_BYTES: u64 = (size_of::<RawRow>() + size_of::<Sample>() + MAX_ERROR_BYTES) as u64;
+const SAMPLE_BYTES: u64 =
+    (size_of::<RawRow>() + size_of::<Sample>() + MAX_ERROR_BYTES + MATCHING_BYTES) as u64;
 /// Events between two threads.
 const BATCHES_BYTES: u64 = ((BATCHES + 2) * BATCH_EVENTS * size_of::<Event>()) as u64;
 

@@ -110,6 +110,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
     let evidence = Evidence {
         window: (info.start_ns, info.end_ns),
         samples: ingested.as_ref().map_or(&kept, |ingested| &ingested.samples),
+        requests: &[],
         stalls: &stalls,
         slow,
         quality: Quality { loss_spans, ..quality(info, ingested.as_ref(), 0.0) },

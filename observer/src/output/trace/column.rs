@@ -35,6 +35,14 @@ impl<'a> Batch<'a> {
         Ok(Numbers { column, array: array.ok_or_else(|| missing(column))? })
     }
 
+    /// A column that older files lack.
+    pub(super) fn numbers_if_there<T: ArrowPrimitiveType>(
+        &self,
+        column: &'static str,
+    ) -> Result<Option<Numbers<'a, T>>, TraceError> {
+        self.0.column_by_name(column).map(|_| self.numbers(column)).transpose()
+    }
+
     pub(super) fn flags(&self, column: &'static str) -> Result<Flags<'a>, TraceError> {
         let array = self.0.column_by_name(column).and_then(|array| array.as_boolean_opt());
         Ok(Flags { column, array: array.ok_or_else(|| missing(column))? })

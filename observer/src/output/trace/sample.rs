@@ -24,6 +24,7 @@ pub struct SampleColumns {
     ok: BooleanBuilder,
     error: StringBuilder,
     seq: UInt64Builder,
+    local_port: UInt16Builder,
 }
 
 impl Columns for SampleColumns {
@@ -45,6 +46,7 @@ impl Columns for SampleColumns {
         self.ok.append_value(sample.ok);
         self.error.append_option(sample.error.as_deref());
         self.seq.append_option(sample.seq);
+        self.local_port.append_option(sample.local_port);
     }
 
     fn finish(&mut self) -> Vec<ArrayRef> {
@@ -57,6 +59,7 @@ impl Columns for SampleColumns {
             Arc::new(self.ok.finish()),
             Arc::new(self.error.finish()),
             Arc::new(self.seq.finish()),
+            Arc::new(self.local_port.finish()),
         ]
     }
 }
@@ -105,6 +108,12 @@ const COLUMNS: &[Column] = &[
     column("ok", || DataType::Boolean, false, "the generator counts it as a success"),
     column("error", || DataType::Utf8, true, "what went wrong"),
     column("seq", || DataType::UInt64, true, "the generator's own number of the request"),
+    column(
+        "local_port",
+        || DataType::UInt16,
+        true,
+        "port of the connection at the generator's end; the column is missing in older runs",
+    ),
 ];
 
 /// The columns as a Markdown table.
@@ -143,6 +152,7 @@ impl Reader for SampleReader {
         let ok = columns.flags("ok")?;
         let error = columns.texts("error")?;
         let seq = columns.numbers::<UInt64Type>("seq")?;
+        let local_port = columns.numbers_if_there::<UInt16Type>("local_port")?;
         into.reserve(batch.num_rows());
         for row in 0..batch.num_rows() {
             into.push(Sample {
@@ -154,8 +164,38 @@ impl Reader for SampleReader {
                 ok: ok.get(row)?,
                 error: error.optional(row).map(str::to_owned),
                 seq: seq.optional(row),
+                local_port: local_port.as_ref().and_then(|column| column.optional(row)),
             });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_of_older_runs_have_no_port() {
+        let sample = Sample {
+            intended_start: None,
+            start: MonoNanos(1),
+            end: MonoNanos(2),
+            precision_ns: 1,
+            status: Some(200),
+            ok: true,
+            error: None,
+            seq: Some(3),
+            local_port: Some(40_000),
+        };
+        let mut columns = SampleColumns::default();
+        columns.push(&sample);
+        let schema = Arc::new(columns.schema());
+        let whole = RecordBatch::try_new(schema, columns.finish()).expect("a batch");
+        let older = whole.project(&[0, 1, 2, 3, 4, 5, 6, 7]).expect("without the last column");
+        let mut rows = Vec::new();
+        SampleReader.read(&whole, &mut rows).expect("a row");
+        SampleReader.read(&older, &mut rows).expect("a row");
+        assert_eq!(rows, [sample.clone(), Sample { local_port: None, ..sample }]);
     }
 }

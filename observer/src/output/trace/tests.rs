@@ -135,6 +135,7 @@ fn sample(index: u64) -> Sample {
         ok: index.is_multiple_of(5),
         error: index.is_multiple_of(4).then(|| "refused, \"quoted\"\n".to_owned()),
         seq: index.is_multiple_of(7).then_some(index),
+        local_port: index.is_multiple_of(2).then_some(40_000 + (index % 1_000) as u16),
     }
 }
 
