@@ -15,7 +15,8 @@ use crate::loadgen::{
 };
 use crate::model::{
     EndReason, FloorSummary, LossSpan, LossSummary, Outcome, ProbeState, Reason, RecordSummary,
-    RunInfo, SUMMARY_SCHEMA, Sample, SelfSummary, Stall, Summary, TraceRow, Verdict, files,
+    RunInfo, SUMMARY_SCHEMA, Sample, SelfSummary, ServerRequest, Stall, Summary, TraceRow, Verdict,
+    files,
 };
 use crate::output::event_files::EventsRead;
 use crate::output::rundir::RunDir;
@@ -130,13 +131,14 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         None => (&[][..], None),
     };
     info.streams.insert(files::SAMPLES.to_owned(), samples.len() as u64);
-    let (stalls, loss_spans) = read_back(&directory, &mut captured);
+    let ReadBack { stalls, loss_spans, requests } =
+        read_back(&directory, &mut captured, memory.requests);
     let cpu_share = disturbance(&delta.self_usage, &info, started.elapsed().as_secs_f64());
     let ingest = ingested.as_ref().and_then(|ingested| ingested.as_ref().ok());
     let evidence = Evidence {
         window: (info.start_ns, info.end_ns),
         samples,
-        requests: &[],
+        requests: &requests,
         stalls: &stalls,
         slow: options.slow,
         quality: Quality {
@@ -185,16 +187,28 @@ fn disk_full(directory: &RunDir) -> Error {
     Error::new(Exit::DiskFull, text)
 }
 
-/// The stalls in the trace, those that did not get into it, and the target's losses with their
-/// times.
+/// What the answer is worked out from.
+pub(super) struct ReadBack {
+    /// The stalls in the trace, and those that did not get into it.
+    pub(super) stalls: Vec<Stall>,
+    /// The target's losses with their times.
+    loss_spans: Vec<LossSpan>,
+    /// The requests that the target served.
+    requests: Vec<ServerRequest>,
+}
+
+/// Reads the trace, of whose requests at most so many are kept.
 pub(super) fn read_back(
     directory: &RunDir,
     captured: &mut Captured,
-) -> (Vec<Stall>, Vec<LossSpan>) {
-    let (mut stalls, mut lost) = (Vec::new(), Vec::new());
+    most_requests: usize,
+) -> ReadBack {
+    let (mut stalls, mut loss_spans, mut requests) = (Vec::new(), Vec::new(), Vec::new());
     let read = directory.each_event(|events| {
         stalls.extend(events.iter().filter_map(TraceEvent::stall));
-        lost.extend(events.iter().filter_map(|event| LossSpan::from_event(&event.event)));
+        loss_spans.extend(events.iter().filter_map(|event| LossSpan::from_event(&event.event)));
+        let served = events.iter().filter_map(|event| ServerRequest::from_event(&event.event));
+        requests.extend(served.take(most_requests - requests.len()));
     });
     let found = match read {
         Ok(found) => {
@@ -214,7 +228,7 @@ pub(super) fn read_back(
     let unwritten = std::mem::take(&mut captured.unwritten).into_iter();
     let unwritten = unwritten.filter(|stall| !stall.row.is_some_and(is_read));
     stalls.extend(unwritten.map(|stall| Stall { row: None, ..stall }));
-    (stalls, lost)
+    ReadBack { stalls, loss_spans, requests }
 }
 
 /// Sent, delivered and lost by kind, since the programs were loaded.

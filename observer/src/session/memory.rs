@@ -2,11 +2,12 @@
 //! exceeds it is counted.
 
 use crate::loadgen::{MAX_ERROR_BYTES, MAX_SAMPLES, RawRow};
-use crate::model::{Event, Sample, Stall};
+use crate::model::{Event, Sample, ServerRequest, Stall};
 
 use super::capture::BATCHES;
 use super::drain::BATCH_EVENTS;
 use super::journal::ANCHORS_MAX;
+use super::trace_sink::OTHERS_MAX;
 use super::{EVENTS_MAX, NAMES_MAX};
 use crate::clock::Anchor;
 use crate::host::MemoryRoom;
@@ -38,6 +39,8 @@ const MATCHING_BYTES: usize = 24;
 /// with its error.
 const SAMPLE_BYTES: u64 =
     (size_of::<RawRow>() + size_of::<Sample>() + MAX_ERROR_BYTES + MATCHING_BYTES) as u64;
+/// A request that the target served, and its places in three orders while it is matched.
+const REQUEST_BYTES: u64 = (size_of::<ServerRequest>() + MATCHING_BYTES) as u64;
 /// Events between two threads.
 const BATCHES_BYTES: u64 = ((BATCHES + 2) * BATCH_EVENTS * size_of::<Event>()) as u64;
 
@@ -48,6 +51,8 @@ pub struct Memory {
     pub stalls: u64,
     /// Most requests that are kept.
     pub samples: usize,
+    /// Most requests that the target served which take part in the answer.
+    pub requests: usize,
     /// Upper bound of the resident set.
     pub resident_bound_bytes: u64,
     /// The limit, where there is one.
@@ -80,16 +85,19 @@ impl Memory {
         Self::within(room, run_needs_bytes(ring_bytes) - LEAST_DATA_BYTES)
     }
 
-    /// Without what `fixed_bytes` are for, the room is there for requests and stalls alike.
+    /// Without what `fixed_bytes` are for, an eighth of the room is there for the requests that the
+    /// target served, and the rest for stalls and for those of the load generator alike.
     fn within(room: Option<MemoryRoom>, fixed_bytes: u64) -> Self {
         let data = room.as_ref().map_or(u64::MAX, |room| room.bytes.saturating_sub(fixed_bytes));
-        let stalls = EVENTS_MAX.min(data / 2 / STALL_BYTES);
-        let samples = MAX_SAMPLES.min((data / 2 / SAMPLE_BYTES) as usize);
+        let requests = OTHERS_MAX.min(data / 8 / REQUEST_BYTES);
+        let half = data / 16 * 7;
+        let stalls = EVENTS_MAX.min(half / STALL_BYTES);
+        let samples = MAX_SAMPLES.min((half / SAMPLE_BYTES) as usize);
         let small = (ANCHORS_MAX * size_of::<Anchor>() + NAMES_MAX * NAME_BYTES) as u64;
-        let grown = stalls * STALL_BYTES + samples as u64 * SAMPLE_BYTES;
+        let grown = stalls * STALL_BYTES + samples as u64 * SAMPLE_BYTES + requests * REQUEST_BYTES;
         let all = FIXED_BYTES + BATCHES_BYTES + grown + small;
         let resident_bound_bytes = room.as_ref().map_or(all, |room| all.min(room.limit_bytes));
-        Self { stalls, samples, resident_bound_bytes, room }
+        Self { stalls, samples, requests: requests as usize, resident_bound_bytes, room }
     }
 
     /// What the limit means for a run, for users; `None` where it means nothing.
@@ -132,7 +140,9 @@ mod tests {
         for mib in [80, 81, 100, 512, 2048, 8192] {
             let room = mib << 20;
             let memory = within(Some(room));
-            let data = memory.stalls * STALL_BYTES + memory.samples as u64 * SAMPLE_BYTES;
+            let data = memory.stalls * STALL_BYTES
+                + memory.samples as u64 * SAMPLE_BYTES
+                + memory.requests as u64 * REQUEST_BYTES;
             assert!(data + (80 << 20) <= room, "{memory:?}");
             assert!(memory.resident_bound_bytes <= room, "{memory:?}");
             assert_eq!(memory.cut().is_none(), mib == 8192, "{memory:?}");

@@ -23,7 +23,7 @@ use crate::loadgen::{
 };
 use crate::model::{
     EndReason, FloorChange, FloorSummary, LossSpan, Outcome, ProbeChange, Reason, RunInfo, Sample,
-    SlowSpec, StreamComplete, Summary, files,
+    ServerRequest, SlowSpec, StreamComplete, Summary, files,
 };
 use crate::output::event_files::damage_note;
 use crate::output::rundir::RunDir;
@@ -55,6 +55,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
         info.end_ns = last_seen(directory, &info)?;
     }
     let (mut stalls, mut loss_spans, mut later_stalls) = (Vec::new(), Vec::new(), 0);
+    let mut requests = Vec::new();
     let mut recorder = CauseRecorder::default();
     let mut floors: BTreeMap<String, FloorSummary> = kinds_with_floor()
         .filter_map(|kind| {
@@ -74,6 +75,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
             }
             recorder.record_event(event);
             stalls.extend(row.stall());
+            requests.extend(ServerRequest::from_event(event));
             // A trace that lost its beginning repeats the floors in force.
             if let Some(change) = FloorChange::from_event(event)
                 && let Some(floor) = floors.get_mut(change.record.name())
@@ -110,7 +112,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
     let evidence = Evidence {
         window: (info.start_ns, info.end_ns),
         samples: ingested.as_ref().map_or(&kept, |ingested| &ingested.samples),
-        requests: &[],
+        requests: &requests,
         stalls: &stalls,
         slow,
         quality: Quality { loss_spans, ..quality(info, ingested.as_ref(), 0.0) },

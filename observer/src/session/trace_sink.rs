@@ -19,8 +19,9 @@ use crate::output::trace::TraceError;
 /// 0.8 GiB of memory while the answer is worked out, and 0.3 GiB of disk, at the cap. The floors
 /// rise so that it is not reached.
 pub const EVENTS_MAX: u64 = 4_000_000;
-/// The limit for events that are not stalls, which are only on disk.
-const OTHERS_MAX: u64 = 1_000_000;
+/// The limit for events that are not stalls. Requests are read back for the answer, the others are only
+/// on disk.
+pub(super) const OTHERS_MAX: u64 = 1_000_000;
 /// Of each sampled kind, about this many records a second are kept.
 const SAMPLED_HZ: u64 = 1_000;
 

@@ -4,6 +4,7 @@ use super::*;
 use crate::model::{LossScope, LossSecond, ProbeChange, Reason, RunInfo, SamplingChange, SlowSpec};
 use crate::output::example;
 use crate::output::rundir::RunDir;
+use crate::session::finish::read_back;
 use crate::session::recover;
 
 fn directory() -> (tempfile::TempDir, RunDir) {
@@ -113,8 +114,8 @@ fn stalls_that_could_not_be_written_stay_in_memory_once() {
     let ends: Vec<u64> = captured.unwritten.iter().map(|stall| stall.end.0).collect();
     assert_eq!(ends, (11..=20).chain([22]).collect::<Vec<_>>());
     // The answer has each of them once, whatever of the file can be read.
-    let (stalls, _) = crate::session::finish::read_back(&directory, &mut captured);
-    let written = crate::session::finish::read_back(&directory, &mut Captured::default()).0.len();
+    let stalls = read_back(&directory, &mut captured, 0).stalls;
+    let written = read_back(&directory, &mut Captured::default(), 0).stalls.len();
     assert!(written >= 10, "{written}");
     for (index, stall) in stalls.iter().enumerate() {
         let row = (index < written).then_some(index as u32);
