@@ -137,6 +137,7 @@ fn the_summary_is_printed_for_programs() {
     assert_eq!(printed["verdict"]["outcome"], "inconclusive");
     let reason = &printed["verdict"]["reasons"][0];
     assert_eq!(reason["text"], "lost records", "a run of an older version can be read");
+    assert_eq!(printed["requests"]["unmatched"], 0, "such a run has no requests of the target");
     assert_eq!(printed["loss"]["by_kind"]["fault"], 1);
 }
 

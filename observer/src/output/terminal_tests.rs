@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{RunInfo, Sample};
+use crate::model::{RequestsSummary, RunInfo, Sample};
 use crate::output::example;
 
 fn answer(run: RunInfo, summary: Option<Summary>, samples: Vec<Sample>) -> Answer {
@@ -30,6 +30,7 @@ fn an_attributed_run_says_why_how_much_and_shows_the_evidence() {
             "reclaim_memcg accounts for 71 % (95 % interval 64 % to 78 %)",
             "64 % to 78 %",
             "3,000 at 100.0/s, 1 failed; p50 1.20 ms",
+            "matched with requests that the target served: 2,990 (8 ambiguous, 2 unmatched)",
             "at 9.590000 s took 49.9 ms, status 200, request 959, sent 20.0 µs late",
             "worker-1 (101)",
             "512 pages, order 0",
@@ -57,7 +58,10 @@ fn every_outcome_has_its_own_words() {
     assert!(!text.contains(" named\n") && !text.contains("What to do"));
     let mut healthy = example::with_outcome(Outcome::NoSlowSamples, &[]);
     healthy.causes.clear();
-    has(&rendered(healthy), &["NO LATENCY PROBLEM FOUND", "No latency problem found (p99"]);
+    healthy.requests = RequestsSummary::default();
+    let text = rendered(healthy);
+    has(&text, &["NO LATENCY PROBLEM FOUND", "No latency problem found (p99"]);
+    assert!(!text.contains("matched with"), "the target's requests were not watched");
 }
 
 #[test]
