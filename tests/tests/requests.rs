@@ -24,7 +24,10 @@ fn watched(path: &str) -> Summary {
     let out = directory.path().join("run");
     let pid = service.process.id().to_string();
     let mut command = Command::new(&programs.observer);
-    command.args(["run", "--pid", &pid, "--samples", "observer", "--out"]).arg(&out).arg("--");
+    command
+        .args(["run", "--budget", "none", "--pid", &pid, "--samples", "observer", "--out"])
+        .arg(&out)
+        .arg("--");
     command.arg(&programs.observer).args(["load", &format!("{}{path}", service.url)]).args(LOAD);
     let mut observer = Running::start(&mut command, Placement::default()).expect("it starts");
     observer.wait(TIMEOUT).expect("it ends");

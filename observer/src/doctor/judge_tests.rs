@@ -21,7 +21,13 @@ fn healthy() -> Facts {
         threads_max: 100_000,
         thread_places: ThreadPlaces::tables("a test"),
         call_filter: true,
-        memory: Memory { stalls: 4, samples: 4, resident_bound_bytes: 1 << 30, room: None },
+        memory: Memory {
+            stalls: 4,
+            samples: 4,
+            requests: 4,
+            resident_bound_bytes: 1 << 30,
+            room: None,
+        },
         bpf_jit: Some(1),
         support: KernelSupport {
             ring_buffer: Support::Yes,

@@ -79,7 +79,7 @@ pub(super) struct Sheddable {
     pub(super) probe: &'static str,
     /// Its programs; other probes may name some of them as well.
     pub(super) programs: Vec<&'static str>,
-    /// Its stalls can be the cause of a slow request.
+    /// Its stalls can be the cause of a slow request, or it tells which threads served the requests.
     pub(super) has_causes: bool,
 }
 

@@ -128,7 +128,7 @@ impl CostWatch {
         let probes = PROBES.into_iter().filter(sheddable).map(|probe| Sheddable {
             probe: probe.name,
             programs: attached[probe.name].iter().map(|program| program.name).collect(),
-            has_causes: probe.causes().next().is_some(),
+            has_causes: probe.sees_stalls() || probe.sends(RecordKind::Request),
         });
         let taxed = attached.values().flatten().any(|program| is_at_every_call(program));
         let call_ns = if taxed { empty_call_ns() } else { 0.0 };
