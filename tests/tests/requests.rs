@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::process::Command;
 use std::time::Duration;
 
-use observer::model::{Cause, Outcome, Summary};
+use observer::model::{Cause, Summary};
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Running, Service};
 use observer_tests::trial::{directory, programs};
@@ -50,9 +50,18 @@ fn stalls_of_threads_that_nobody_waits_for_are_no_cause() {
     let Some(_guard) = privileged::ready("background threads") else { return };
     let summary = watched("/sleep?ms=60&every=50&wake=12");
     is_matched(&summary);
-    let runqueue = summary.causes.iter().find(|row| row.cause == Cause::RUNQUEUE);
-    assert!(runqueue.is_none_or(|row| !row.named && row.share < 0.2), "{runqueue:#?}");
-    assert_eq!(summary.verdict.outcome, Outcome::Unexplained, "{:#?}", summary.verdict);
+    // The service slept for so long. What is left of the extra latency is all that waits for a CPU can
+    // be, and on a busy host they are some of it.
+    const SLEEP_NS: f64 = 60e6;
+    let excess_ns = summary.samples.slow_mean_ns - summary.samples.typical_mean_ns;
+    let rest_ns = (excess_ns - SLEEP_NS).max(0.0) + 0.05 * excess_ns;
+    let of = |cause| {
+        let row = summary.causes.iter().find(|row| row.cause == cause);
+        row.map_or(0.0, |row| row.contribution_ns)
+    };
+    let (runqueue_ns, unexplained_ns) = (of(Cause::RUNQUEUE), of(Cause::UNEXPLAINED));
+    assert!(runqueue_ns <= rest_ns, "{runqueue_ns} ns of {excess_ns} ns");
+    assert!(unexplained_ns >= excess_ns - rest_ns, "{unexplained_ns} ns of {excess_ns} ns");
     // The background threads did wait for each other, much longer than the requests did.
     let waited = &summary.probes["runqueue"];
     assert!(waited.sum_ns > 20 * 12_000_000, "{waited:#?}");
