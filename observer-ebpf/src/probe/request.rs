@@ -126,7 +126,7 @@ fn arrived(arguments: Arguments) {
         return;
     }
     let now = now_ns();
-    let (since, last) = (&raw mut (*entry).waiting_since_ns, &raw mut (*entry).last_arrival_ns);
+    let (since, last) = (&raw mut entry.waiting_since_ns, &raw mut entry.last_arrival_ns);
     atomic::store(last, now);
     if atomic::load(since) == 0 {
         atomic::store(since, now);

@@ -1,8 +1,9 @@
 //! Which samples are slow, which are typical, and how much of each was covered by which cause.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hdrhistogram::Histogram;
+use observer_ebpf::wire::REQUEST_BLOCK_SHIFT;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::index;
 
@@ -35,6 +36,8 @@ pub(super) struct Served {
 pub(super) struct Counted {
     /// Stalls are counted by thread, and other samples left out.
     pub(super) by_thread: bool,
+    /// Requests were recorded in some blocks of time; samples from others are left out.
+    pub(super) in_blocks: bool,
     pub(super) known: u64,
     /// Slow and typical samples.
     pub(super) all: u64,
@@ -168,6 +171,20 @@ fn choose(
     if evidence.requests.is_empty() {
         return (None, everything);
     }
+    let in_blocks = evidence.quality.requests_in_blocks;
+    let block = |time_ns: u64| time_ns >> REQUEST_BLOCK_SHIFT;
+    let blocks: BTreeSet<u64> = match in_blocks {
+        true => evidence.requests.iter().map(|request| block(request.begin().0)).collect(),
+        false => BTreeSet::new(),
+    };
+    let recorded = |indices: &[usize]| -> Vec<usize> {
+        let is_recorded = |index: &usize| {
+            let start = evidence.samples[*index].start.0.saturating_add_signed(matching.offset_ns);
+            !in_blocks || blocks.contains(&block(start))
+        };
+        indices.iter().copied().filter(is_recorded).collect()
+    };
+    let (slow, typical) = (&recorded(slow), &recorded(typical));
     let known = |indices: &[usize]| -> Vec<usize> {
         indices.iter().copied().filter(|index| matching.known(*index).is_some()).collect()
     };
@@ -178,6 +195,7 @@ fn choose(
     let by_thread = is_enough(&known_slow, slow) && is_enough(&known_typical, typical);
     let counted = Counted {
         by_thread,
+        in_blocks,
         known: (known_slow.len() + known_typical.len()) as u64,
         all: (slow.len() + typical.len()) as u64,
     };

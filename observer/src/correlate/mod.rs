@@ -95,6 +95,8 @@ pub struct Quality {
     pub observer_cpu_share: f64,
     /// Rows of the generator's output that could not be used.
     pub skipped_samples: u64,
+    /// There were so many requests that only those of some blocks of time were recorded.
+    pub requests_in_blocks: bool,
 }
 
 /// A cause whose stalls could not be seen.

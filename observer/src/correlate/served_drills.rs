@@ -1,6 +1,7 @@
 //! Known-answer drills in which the target's sockets were watched: it is known which thread served
 //! which request.
 
+use observer_ebpf::wire::{REQUEST_BLOCKS, is_recorded};
 use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 
@@ -126,6 +127,33 @@ fn background_threads_that_a_sleeping_handler_wakes_are_not_named() {
         assert_eq!(analysis.requests.samples(), drill.samples.len() as u64);
         assert!(analysis.requests.matched as f64 > 0.95 * drill.samples.len() as f64);
         assert_eq!(analysis, drill.analyse(), "the same evidence gives the same answer");
+    }
+}
+
+#[test]
+fn requests_of_some_blocks_of_time_are_enough() {
+    for seed in SEEDS {
+        let mut drill = Drill::new(seed, 60);
+        let service = Service { ports: seed % 2 == 0, ..POOL };
+        let plan = |_, rng: &mut Xoshiro256PlusPlus| Handler {
+            sleep_ns: if rng.random_bool(0.015) { rng.random_range(20 * MS..40 * MS) } else { 0 },
+            stall: None,
+        };
+        service.serve(&mut drill, 300, plan, |begin, handler, drill| {
+            if handler.sleep_ns > 0 {
+                for tid in 101..105 {
+                    drill.innocent(Cause::RUNQUEUE, tid, begin, begin + handler.sleep_ns);
+                }
+            }
+        });
+        drill.requests.retain(|request| is_recorded(request.begin().0, REQUEST_BLOCKS / 4));
+        let unaware = drill.analyse();
+        assert!(has(unaware.check(), "counted_together"), "{seed}: {unaware:#?}");
+        drill.quality.requests_in_blocks = true;
+        let analysis = drill.analyse();
+        assert!(has(analysis.check(), "counted_by_thread"), "{seed}: {analysis:#?}");
+        assert!(!analysis.of(Cause::RUNQUEUE).named, "{seed}: {analysis:#?}");
+        assert!(analysis.of(Cause::RUNQUEUE).share < 0.01, "{seed}: {analysis:#?}");
     }
 }
 

@@ -427,13 +427,14 @@ fn too_few(evidence: &Evidence<'_>, population: &Population, found: &Found) -> O
 
 /// Whose stalls were counted, where the target's requests were watched.
 pub(super) fn counted(population: &Population) -> Option<Reason> {
-    let Counted { by_thread, known, all } = population.counted?;
-    let numbers = json!({"matched": known, "slow_and_typical": all});
+    let Counted { by_thread, in_blocks, known, all } = population.counted?;
+    let numbers = json!({"matched": known, "slow_and_typical": all, "in_blocks": in_blocks});
     let (known, all) = (count(known), count(all));
     if by_thread {
+        let of = if in_blocks { " in the blocks of time that were recorded" } else { "" };
         let text = format!(
             "Stalls were counted for the threads that served the requests ({known} of {all} slow and \
-             typical requests matched)."
+             typical requests{of} matched)."
         );
         return Some(Reason::new("counted_by_thread", text, numbers));
     }

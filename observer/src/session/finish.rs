@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
-use observer_ebpf::wire::{Counts, RecordKind, Series};
+use observer_ebpf::wire::{Counter, Counts, RecordKind, Series};
 
 use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
@@ -148,6 +148,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
                 .map(|series| delta.target_distribution(series).count())
                 .iter()
                 .sum(),
+            requests_in_blocks: is_part(requests.len(), delta.counters[Counter::Requests as usize]),
             ..quality(&info, ingest, cpu_share)
         },
     };
@@ -174,6 +175,11 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         .or_else(|| complaint(&options, &info, ingest, problem))
         .or_else(|| failed_requests(&summary));
     Ok(Finished { directory, info, summary, complaint })
+}
+
+/// Whether so few of the requests were read back that most of the others cannot have been recorded.
+const fn is_part(read_back: usize, seen: u64) -> bool {
+    (read_back as u64) < seen / 10 * 9
 }
 
 /// The one line about a disk that was full.
@@ -316,6 +322,7 @@ pub(super) fn quality(
         hidden: Vec::new(),
         observer_cpu_share,
         skipped_samples: ingested.map_or(0, unusable),
+        requests_in_blocks: false,
     }
 }
 
