@@ -177,6 +177,10 @@ fn dead(exits: &observer_tests::taskstats::Exits, counts: &Value, key: &str) -> 
 #[test]
 fn threads_that_end_while_they_or_others_wait_take_their_waits_along() {
     let Some(_guard) = privileged::ready("end while waiting") else { return };
+    repeated(end_while_waiting);
+}
+
+fn end_while_waiting() {
     let trial = Trial::new("end while waiting");
     let directory = trial::directory();
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
