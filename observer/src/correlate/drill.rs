@@ -102,14 +102,7 @@ impl Drill {
     pub(super) fn sample(&mut self, intended: u64, start: u64, end: u64) {
         self.samples.push(Sample {
             intended_start: Some(MonoNanos(ORIGIN + intended)),
-            start: MonoNanos(ORIGIN + start),
-            end: MonoNanos(ORIGIN + end),
-            precision_ns: 1,
-            status: Some(200),
-            ok: true,
-            error: None,
-            seq: None,
-            local_port: None,
+            ..Sample::of_times(ORIGIN + start, ORIGIN + end)
         });
     }
 

@@ -212,20 +212,6 @@ mod tests {
         }
     }
 
-    fn sample(start: u64, end: u64) -> Sample {
-        Sample {
-            intended_start: None,
-            start: MonoNanos(start),
-            end: MonoNanos(end),
-            precision_ns: 1,
-            status: Some(200),
-            ok: true,
-            error: None,
-            seq: None,
-            local_port: None,
-        }
-    }
-
     /// The parts that are not empty, and whose they are.
     fn parts(sample: &Sample, request: &ServerRequest, offset_ns: i64) -> Vec<(Line, u64, u64)> {
         let mut numbering = Numbering::new(WINDOW, offset_ns);
@@ -238,25 +224,28 @@ mod tests {
     #[test]
     fn the_parts_of_a_request_lie_within_the_sample() {
         let both = Line::Both { reader: 1, sender: 2 };
-        let whole = sample(1_100, 1_450);
+        let whole = Sample::of_times(1_100, 1_450);
         assert_eq!(
             parts(&whole, &request(1, 2), 0),
             [(Line::Thread(1), 110, 200), (both, 200, 300), (Line::Thread(2), 300, 400)]
         );
         assert_eq!(parts(&whole, &request(1, 1), 0), [(Line::Thread(1), 110, 400)]);
         // The client had the answer before the write returned.
-        let early = sample(1_100, 1_290);
+        let early = Sample::of_times(1_100, 1_290);
         assert_eq!(
             parts(&early, &request(1, 2), 0),
             [(Line::Thread(1), 110, 200), (both, 200, 290)]
         );
-        let apart = sample(100, 450);
+        let apart = Sample::of_times(100, 450);
         assert_eq!(parts(&apart, &request(1, 2), 1_000), parts(&whole, &request(1, 2), 0));
         let mut unanswered = request(1, 1);
         (unanswered.arrival, unanswered.first_send, unanswered.last_send) = (None, None, None);
         assert_eq!(parts(&whole, &unanswered, 0), [(Line::Thread(1), 200, 450)]);
-        assert_eq!(parts(&sample(1_950, 2_500), &unanswered, 0), [(Line::Thread(1), 950, 1_000)]);
-        assert_eq!(parts(&sample(1_500, 1_400), &request(1, 2), 0), []);
+        assert_eq!(
+            parts(&Sample::of_times(1_950, 2_500), &unanswered, 0),
+            [(Line::Thread(1), 950, 1_000)]
+        );
+        assert_eq!(parts(&Sample::of_times(1_500, 1_400), &request(1, 2), 0), []);
     }
 
     #[test]
@@ -273,7 +262,7 @@ mod tests {
         ];
         let on_lines = |stalls: &[Stall], request: &ServerRequest| {
             let mut numbering = Numbering::new(WINDOW, 0);
-            let parts = numbering.parts(&sample(1_100, 1_450), request);
+            let parts = numbering.parts(&Sample::of_times(1_100, 1_450), request);
             let timelines = Timelines::new(stalls, WINDOW, true, &mut Ignored::default());
             (timelines.on_lines(&numbering.finish()), parts)
         };
@@ -296,8 +285,8 @@ mod tests {
         // Where both threads together have most of the stalls, they are affordable once.
         stalls.truncate(6);
         let mut numbering = Numbering::new(WINDOW, 0);
-        let first = numbering.parts(&sample(1_100, 1_450), &request(1, 2));
-        let second = numbering.parts(&sample(1_100, 1_450), &request(2, 1));
+        let first = numbering.parts(&Sample::of_times(1_100, 1_450), &request(1, 2));
+        let second = numbering.parts(&Sample::of_times(1_100, 1_450), &request(2, 1));
         let timelines = Timelines::new(&stalls, WINDOW, true, &mut Ignored::default());
         let lines = timelines.on_lines(&numbering.finish());
         assert_eq!(lines.of(Cause::RUNQUEUE).exposure(&first), 115.0);

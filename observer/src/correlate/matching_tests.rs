@@ -51,17 +51,7 @@ fn exponential(rng: &mut Xoshiro256PlusPlus, mean: f64) -> u64 {
 }
 
 fn sample(start: u64, end: u64, local_port: Option<u16>) -> Sample {
-    Sample {
-        intended_start: None,
-        start: MonoNanos(start),
-        end: MonoNanos(end),
-        precision_ns: 1,
-        status: Some(200),
-        ok: true,
-        error: None,
-        seq: None,
-        local_port,
-    }
+    Sample { local_port, ..Sample::of_times(start, end) }
 }
 
 fn request(arrival: u64, sent: u64, thread: u32, remote_port: u16) -> ServerRequest {

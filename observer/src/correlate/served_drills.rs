@@ -103,22 +103,28 @@ fn blind(drill: &mut Drill) -> Analysis {
     analysis
 }
 
+/// A service whose slow requests sleep and wake four background threads that nobody waits for.
+fn sleeping_handlers(seed: u64, seconds: u64) -> Drill {
+    let mut drill = Drill::new(seed, seconds);
+    let service = Service { ports: seed.is_multiple_of(2), ..POOL };
+    let plan = |_, rng: &mut Xoshiro256PlusPlus| Handler {
+        sleep_ns: if rng.random_bool(0.015) { rng.random_range(20 * MS..40 * MS) } else { 0 },
+        stall: None,
+    };
+    service.serve(&mut drill, 300, plan, |begin, handler, drill| {
+        if handler.sleep_ns > 0 {
+            for tid in 101..105 {
+                drill.innocent(Cause::RUNQUEUE, tid, begin, begin + handler.sleep_ns);
+            }
+        }
+    });
+    drill
+}
+
 #[test]
 fn background_threads_that_a_sleeping_handler_wakes_are_not_named() {
     for seed in SEEDS {
-        let mut drill = Drill::new(seed, 30);
-        let service = Service { ports: seed % 2 == 0, ..POOL };
-        let plan = |_, rng: &mut Xoshiro256PlusPlus| Handler {
-            sleep_ns: if rng.random_bool(0.015) { rng.random_range(20 * MS..40 * MS) } else { 0 },
-            stall: None,
-        };
-        service.serve(&mut drill, 300, plan, |begin, handler, drill| {
-            if handler.sleep_ns > 0 {
-                for tid in 101..105 {
-                    drill.innocent(Cause::RUNQUEUE, tid, begin, begin + handler.sleep_ns);
-                }
-            }
-        });
+        let mut drill = sleeping_handlers(seed, 30);
         assert_eq!(blind(&mut drill).verdict.top_cause, Some(Cause::RUNQUEUE), "seed {seed}");
         let analysis = drill.analyse();
         assert_eq!(analysis.check().verdict.outcome, Outcome::Unexplained, "{seed}: {analysis:#?}");
@@ -133,19 +139,7 @@ fn background_threads_that_a_sleeping_handler_wakes_are_not_named() {
 #[test]
 fn requests_of_some_blocks_of_time_are_enough() {
     for seed in SEEDS {
-        let mut drill = Drill::new(seed, 60);
-        let service = Service { ports: seed % 2 == 0, ..POOL };
-        let plan = |_, rng: &mut Xoshiro256PlusPlus| Handler {
-            sleep_ns: if rng.random_bool(0.015) { rng.random_range(20 * MS..40 * MS) } else { 0 },
-            stall: None,
-        };
-        service.serve(&mut drill, 300, plan, |begin, handler, drill| {
-            if handler.sleep_ns > 0 {
-                for tid in 101..105 {
-                    drill.innocent(Cause::RUNQUEUE, tid, begin, begin + handler.sleep_ns);
-                }
-            }
-        });
+        let mut drill = sleeping_handlers(seed, 60);
         drill.requests.retain(|request| is_recorded(request.begin().0, REQUEST_BLOCKS / 4));
         let unaware = drill.analyse();
         assert!(has(unaware.check(), "counted_together"), "{seed}: {unaware:#?}");

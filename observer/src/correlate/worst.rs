@@ -111,24 +111,15 @@ mod tests {
 
     const ALWAYS: (MonoNanos, MonoNanos) = (MonoNanos(0), MonoNanos(u64::MAX));
 
-    fn sample(start: u64, end: u64) -> Sample {
-        Sample {
-            intended_start: None,
-            start: MonoNanos(start),
-            end: MonoNanos(end),
-            precision_ns: 1,
-            status: Some(200),
-            ok: true,
-            error: None,
-            seq: None,
-            local_port: None,
-        }
-    }
-
     #[test]
     fn longest_first_and_of_equals_the_earlier() {
-        let samples =
-            [sample(0, 10), sample(100, 200), sample(150, 400), sample(0, 100), sample(7, 17)];
+        let samples = [
+            Sample::of_times(0, 10),
+            Sample::of_times(100, 200),
+            Sample::of_times(150, 400),
+            Sample::of_times(0, 100),
+            Sample::of_times(7, 17),
+        ];
         let of = |indices: &[usize]| indices.iter().map(|at| &samples[*at]).collect::<Vec<_>>();
         assert_eq!(slowest(&samples, ALWAYS, 2), of(&[2, 1]));
         assert_eq!(slowest(&samples, ALWAYS, 9), of(&[2, 1, 3, 0, 4]));
@@ -156,7 +147,7 @@ mod tests {
         stalls.push(stall(500, 1_050, None));
         stalls.push(stall(4_950, 9_000, Some(31)));
         stalls.push(stall(5_000, 6_000, Some(32)));
-        let samples = [sample(0, 10), sample(1_000, 5_000)];
+        let samples = [Sample::of_times(0, 10), Sample::of_times(1_000, 5_000)];
         let found = slowest_requests(&samples, &stalls, ALWAYS);
         assert_eq!(found.len(), 2);
         assert_eq!((found[1].stalls.len(), found[1].more_stalls), (0, 0));

@@ -28,6 +28,22 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// A request that succeeded, of which nothing but its times is known.
+    #[cfg(test)]
+    pub(crate) const fn of_times(start: u64, end: u64) -> Self {
+        Self {
+            intended_start: None,
+            start: MonoNanos(start),
+            end: MonoNanos(end),
+            precision_ns: 1,
+            status: Some(200),
+            ok: true,
+            error: None,
+            seq: None,
+            local_port: None,
+        }
+    }
+
     /// When the request should have begun: the intended start where known.
     #[must_use]
     pub fn begin(&self) -> MonoNanos {

@@ -88,18 +88,8 @@ mod tests {
     #[test]
     fn the_longest_overlaps_of_a_stream_are_those_of_the_whole() {
         let run = RunInfo { start_ns: MonoNanos(0), end_ns: MonoNanos(1 << 40), ..example::run() };
-        let sample = |start: u64, end: u64| Sample {
-            intended_start: None,
-            start: MonoNanos(start),
-            end: MonoNanos(end),
-            precision_ns: 1,
-            status: Some(200),
-            ok: true,
-            error: None,
-            seq: None,
-            local_port: None,
-        };
-        let samples = [sample(0, 50_000), sample(20_000, 90_000), sample(5, 10)];
+        let samples = [(0, 50_000), (20_000, 90_000), (5, 10)];
+        let samples = samples.map(|(start, end)| Sample::of_times(start, end));
         // Lengths that come again and again, in no order.
         let events: Vec<Event> = (0..1_000u64)
             .map(|index| {
