@@ -300,7 +300,7 @@ fn zero(fd: impl AsFd, entries: usize, remembered: &Remembered) -> std::io::Resu
 /// Programs run under RCU, where they can be preempted as well, so an RCU grace period outlasts every
 /// run that began before it. The global membarrier is one (`synchronize_rcu`,
 /// kernel/sched/membarrier.c).
-pub(super) fn wait_for_running_programs() {
+pub(crate) fn wait_for_running_programs() {
     if membarrier(MembarrierCommand::Global).is_err() {
         // Refused with CONFIG_NO_HZ_FULL CPUs. Far longer than a program runs, unless its thread is
         // preempted for that long.

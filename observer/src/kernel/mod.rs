@@ -42,6 +42,7 @@ pub use btf::{Btf, BtfError, KERNEL_BTF};
 pub use cost::{ProgramCost, empty_call_ns};
 pub use follow::FindPlaces;
 pub use live::LiveError;
+pub(crate) use live::wait_for_running_programs;
 pub use load::{LoadError, LoadOptions, RING_BYTES};
 pub use plan::{MapPlan, plan};
 pub use profile::ProgramProfile;

@@ -126,7 +126,7 @@ impl Capture {
         let notes = sender.clone();
         let drain = {
             let stop = Arc::clone(&stop);
-            let drain = Drain::new(ring, Arc::clone(&counts), sender, floors);
+            let drain = Drain::new(ring, Arc::clone(&counts), sender, floors)?;
             std::thread::Builder::new()
                 .name("observer-drain".into())
                 .spawn(move || drain.run(&stop))?

@@ -10,6 +10,7 @@ use observer_ebpf::wire::{KIND_SLOTS, RecordKind};
 
 use super::floor::{FloorControl, Load};
 use super::floor_log::FloorLog;
+use super::grace::GracePeriods;
 use super::settling::{SETTLED_AFTER, Settling, Taken};
 use crate::clock::MonoNanos;
 use crate::kernel::{FloorSet, Ring};
@@ -28,9 +29,6 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(480);
 const LITTLE_PART: usize = 64;
 /// Events handed over at once.
 pub(super) const BATCH_EVENTS: usize = 8_192;
-/// A stall's record has its place in the ring this long after it ended, at the latest: a program that
-/// is preempted between reading the clock and making the record takes longer than usual.
-const RECORD_TIME_NS: u64 = 10_000_000;
 /// Bytes that a record takes in the ring besides its own (`BPF_RINGBUF_HDR_SZ`).
 const RECORD_HEADER_BYTES: usize = 8;
 
@@ -138,6 +136,7 @@ pub(super) struct Drain {
     control: FloorControl,
     drained: Drained,
     settling: Settling,
+    grace: GracePeriods,
     /// Since the last step of the control.
     stepped: Instant,
     records: [u64; KIND_SLOTS],
@@ -151,23 +150,17 @@ struct Goal {
     place: u64,
 }
 
-impl Goal {
-    fn new(ring: &Ring) -> Self {
-        // The instant first: what ends later may have its record in front of the place as well.
-        let at = MonoNanos::now();
-        Self { at, place: ring.end() }
-    }
-}
-
 impl Drain {
+    /// # Errors
+    /// When the system cannot start another thread.
     pub(super) fn new(
         ring: Ring,
         counts: Arc<CaptureCounts>,
         sender: SyncSender<Vec<Event>>,
         floors: Floors,
-    ) -> Self {
+    ) -> std::io::Result<Self> {
         let now = MonoNanos::now();
-        Self {
+        Ok(Self {
             ring,
             counts,
             sender,
@@ -178,21 +171,26 @@ impl Drain {
             },
             floors,
             settling: Settling::new(),
+            grace: GracePeriods::start()?,
             stepped: Instant::now(),
             records: [0; KIND_SLOTS],
             bytes: 0,
             lost: 0,
-        }
+        })
     }
 
     /// Drains until `stop` is raised, and then the rest.
     pub(super) fn run(mut self, stop: &AtomicBool) -> Drained {
         let mut pause = DRAIN_INTERVAL;
         let mut is_settling = false;
-        let mut goal = Goal::new(&self.ring);
+        let mut goal = None;
         loop {
             // Read before draining: what was submitted before the stop is then drained for sure.
             let last = stop.load(Ordering::Relaxed);
+            if goal.is_none() {
+                let place = |at| Goal { at, place: self.ring.end() };
+                goal = self.grace.next().map(place);
+            }
             let mut found_bytes = 0;
             loop {
                 let before = self.bytes;
@@ -227,13 +225,12 @@ impl Drain {
         }
     }
 
-    /// Everything in front of the goal is handed over, but for what is kept back: the next goal.
-    fn note_reach(&self, goal: &mut Goal) {
-        if self.ring.is_drained_to(goal.place) {
-            let until = MonoNanos(goal.at.0.saturating_sub(RECORD_TIME_NS));
-            let until = self.settling.earliest().map_or(until, |kept_back| until.min(kept_back));
+    /// Notes the goal as reached if everything in front of it is handed over, but for what is kept
+    /// back.
+    fn note_reach(&self, goal: &mut Option<Goal>) {
+        if let Some(Goal { at, .. }) = goal.take_if(|goal| self.ring.is_drained_to(goal.place)) {
+            let until = self.settling.earliest().map_or(at, |kept_back| at.min(kept_back));
             self.counts.drained_until_ns.fetch_max(until.0, Ordering::Release);
-            *goal = Goal::new(&self.ring);
         }
     }
 
