@@ -30,6 +30,8 @@ globals! {
     MM_SYSCALLS_STORED: mm_syscalls_stored = 0;
     /// 1 when `ReclaimState` is in task-local storage.
     RECLAIMS_STORED: reclaims_stored = 0;
+    /// 1 when `SleepState` is in task-local storage.
+    SLEEPS_STORED: sleeps_stored = 0;
     /// 1 when page faults are watched as well.
     WATCHES_FAULTS: watches_faults = 0;
     /// Rows of the cgroup histograms; 0 when nothing is counted by cgroup.
@@ -51,6 +53,8 @@ globals! {
 
     /// 1 when the programs on `sched_switch` are to measure waits for a CPU.
     SWITCH_RUNQUEUE: switch_runqueue = 0;
+    /// 1 when they are to measure sleeps.
+    SWITCH_SLEEP: switch_sleep = 0;
     /// 1 when the programs at the exit of all system calls are to measure memory-management calls.
     SYS_EXIT_MM: sys_exit_mm = 0;
     /// 1 when they are to count accepted sockets and descriptor exhaustion.
@@ -96,6 +100,14 @@ globals! {
     OFF_CFS_RQ_RQ: off_cfs_rq_rq = 0;
     /// `rq::clock`.
     OFF_RQ_CLOCK: off_rq_clock = 0;
+    /// `task_struct::stack`.
+    OFF_TASK_STACK: off_task_stack = 0;
+    /// From the begin of a kernel stack to the registers at its end.
+    STACK_REGISTERS: stack_registers = 0;
+    /// `pt_regs::cs`.
+    OFF_REGS_SEGMENT: off_regs_segment = 0;
+    /// `socket::file`.
+    OFF_SOCKET_FILE: off_socket_file = 0;
     /// `task_struct::__state`.
     OFF_TASK_STATE: off_task_state = 0;
     /// Position of `prev` among the arguments of `sched_switch`.

@@ -302,6 +302,15 @@ impl Task {
         self.field(config::off_task_last_queued())
     }
 
+    /// [`run_delay_ns`](Self::run_delay_ns) with the current wait, of a thread that is about to run.
+    #[inline(always)]
+    pub(crate) fn waited_ns(self) -> u64 {
+        let queued_ns = self.last_queued_ns();
+        let last_ns =
+            if queued_ns == 0 { 0 } else { self.run_queue_clock_ns().wrapping_sub(queued_ns) };
+        self.run_delay_ns().wrapping_add(last_ns)
+    }
+
     /// Times the thread lost the CPU while it could have gone on.
     #[inline(always)]
     pub(crate) fn involuntary_switches(self) -> u64 {
@@ -325,6 +334,22 @@ impl Task {
     #[inline(always)]
     pub(crate) fn state(self) -> u32 {
         self.field(config::off_task_state())
+    }
+
+    /// The registers with which a thread that does not run entered the kernel: they lie at the end of its
+    /// stack, behind which a kernel with FRED leaves 16 bytes (`TOP_OF_KERNEL_STACK_PADDING`,
+    /// arch/x86/include/asm/thread_info.h). Nothing if it did not come from user mode of the 64-bit ABI.
+    #[inline(always)]
+    pub(crate) fn saved_registers(self) -> Option<Registers> {
+        const USER_SEGMENT: u16 = 0x33;
+        let end =
+            self.field::<u64>(config::off_task_stack()) + u64::from(config::stack_registers());
+        let is_there = |registers: &Registers| {
+            registers.0.load::<u16>(config::off_regs_segment()) == USER_SEGMENT
+        };
+        Some(Registers::at(end))
+            .filter(is_there)
+            .or_else(|| Some(Registers::at(end - 16)).filter(is_there))
     }
 
     /// `PF_KTHREAD` (include/linux/sched.h).
@@ -379,6 +404,27 @@ impl Task {
             _ => return 0,
         };
         cgroup.follow(config::off_cgroup_kn()).load(config::off_kn_id())
+    }
+
+    /// The connection behind a descriptor of the task; `None` when it is none, or cannot be followed.
+    #[inline(always)]
+    pub(crate) fn connection(self, fd: u32) -> Option<Sock> {
+        let files = self.field::<*const u8>(config::off_task_files());
+        // SAFETY: kernel addresses read through a helper that reports faults.
+        let sock = unsafe {
+            let table = read::<*const u8>(files, config::off_files_fdt())?;
+            let descriptors = read::<*const u8>(table, config::off_fdt_fd())?;
+            let file = read::<*const u8>(descriptors, fd * 8)?;
+            let socket = read::<*const u8>(file, config::off_file_private())?;
+            // What another kind of file keeps there does not point back to the file.
+            if read::<*const u8>(socket, config::off_socket_file())? != file {
+                return None;
+            }
+            read::<*const u8>(socket, config::off_socket_sk())?
+        };
+        let sock = Sock(Pointer { address: sock, typed: false });
+        let family = sock.0.load::<u16>(config::off_sock_family());
+        ((family == AF_INET || family == AF_INET6) && sock.remote_port() != 0).then_some(sock)
     }
 
     /// The `struct sock` behind a descriptor of the current task, with family and type; `None`

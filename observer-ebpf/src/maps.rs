@@ -11,8 +11,8 @@ use aya_ebpf::{
 use observer_ebpf::wire::{
     CgroupHistogram, CgroupTable, Config, Counts, FaultState, GENERATOR_EVENTS,
     GENERATOR_PROCESSES, GeneratorEvent, Histogram, MmSyscallState, PID_MAX_LIMIT, ReclaimState,
-    RunqueueState, SCOPES, SERIES, SOCKET_SLOTS, Slot, SocketEntry, Stored, TASK_SLOTS_MAX,
-    UPROBE_COUNTERS,
+    RunqueueState, SCOPES, SERIES, SOCKET_SLOTS, SleepState, Slot, SocketEntry, Stored,
+    TASK_SLOTS_MAX, UPROBE_COUNTERS,
 };
 
 /// Records on their way to user space (loader).
@@ -68,6 +68,7 @@ thread_states! {
     FAULTS, FAULTS_STORAGE: FaultState;
     MM_SYSCALLS, MM_SYSCALLS_STORAGE: MmSyscallState;
     RECLAIMS, RECLAIMS_STORAGE: ReclaimState;
+    SLEEPS, SLEEPS_STORAGE: SleepState;
 }
 
 /// Histograms of the target and of everything else: by CPU, then scope, then series (loader). A

@@ -8,8 +8,8 @@ use aya_ebpf::{
     bindings::BPF_LOCAL_STORAGE_GET_F_CREATE, helpers::bpf_task_storage_get, maps::Array,
 };
 use observer_ebpf::wire::{
-    FaultState, LossKind, MmSyscallState, Owner, ReclaimState, RecordKind, RunqueueState, Slot,
-    Stored, ThreadCgroup,
+    FaultState, LossKind, MmSyscallState, Owner, ReclaimState, RecordKind, RunqueueState,
+    SleepState, Slot, Stored, ThreadCgroup,
 };
 
 use crate::{
@@ -70,6 +70,7 @@ states! {
         |state| state.begin_ns != 0;
     ReclaimState, Reclaim in RECLAIMS, RECLAIMS_STORAGE if reclaims_stored:
         |state| state.reclaim_ns | state.compaction_ns != 0;
+    SleepState, Sleep in SLEEPS, SLEEPS_STORAGE if sleeps_stored: |state| state.begin_ns != 0;
 }
 
 /// The thread's state, and whether it replaced the state of another thread: then it is new, although

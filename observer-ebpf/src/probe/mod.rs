@@ -25,6 +25,7 @@ mod generator;
 mod reclaim;
 mod request;
 mod runqueue;
+mod sleep;
 mod socket;
 mod softirq;
 mod syscall;

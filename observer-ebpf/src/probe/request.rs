@@ -18,6 +18,7 @@ use observer_ebpf::wire::{
     request_record,
 };
 
+use super::sleep;
 use crate::{
     atomic, config, emit, histogram,
     kernel::{Arguments, Sock, Task, now_ns},
@@ -172,6 +173,7 @@ fn took(sock: Sock, bytes: i32, flags: u32) {
     entry.reader_tid = current.tid();
     entry.sender_tid = 0;
     entry.sends = 0;
+    sleep::serves(current);
     if arrival_ns != 0 {
         let waited_ns = now.wrapping_sub(arrival_ns);
         histogram::observe(current, None, true, Series::RequestSocketWait, waited_ns);
@@ -200,6 +202,9 @@ fn gave(sock: Sock, bytes: i32) {
     if entry.first_send_ns == 0 {
         entry.first_send_ns = now;
         entry.sender_tid = current.tid();
+        if entry.sender_tid != entry.reader_tid {
+            sleep::serves(current);
+        }
         let served_ns = now.wrapping_sub(entry.read_ns);
         histogram::observe(current, None, true, Series::RequestService, served_ns);
     }

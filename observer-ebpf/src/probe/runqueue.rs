@@ -5,6 +5,7 @@ use observer_ebpf::wire::{
     wait_seal,
 };
 
+use super::sleep;
 use crate::{
     config, emit, histogram,
     kernel::{Arguments, Task, now_ns},
@@ -38,9 +39,25 @@ fn switching(arguments: Arguments) -> (Task, Task) {
 #[inline(always)]
 fn switched(arguments: Arguments) {
     let (prev, next) = switching(arguments);
+    if config::switch_sleep() != 0 {
+        sleep::switched(prev, next, was_preempted(arguments), state_of(prev, arguments));
+    }
     if config::switch_runqueue() != 0 {
         waited(prev, next);
     }
+}
+
+/// Whether `prev` was preempted, and did not give up the CPU by itself.
+#[inline(always)]
+fn was_preempted(arguments: Arguments) -> bool {
+    arguments.word::<0>() & 1 != 0
+}
+
+/// The state of `prev` when it was switched out. The argument if there is one: a waker may already have
+/// changed the state itself.
+#[inline(always)]
+fn state_of(prev: Task, arguments: Arguments) -> u32 {
+    if config::switch_has_state() != 0 { arguments.word::<3>() as u32 } else { prev.state() }
 }
 
 /// The wait of `next`, with the kernel's own run delay.
@@ -118,7 +135,13 @@ fn waited(prev: Task, next: Task) {
 #[inline(always)]
 fn moved(arguments: Arguments) {
     let task = arguments.task::<0>();
-    if task.leaves_later()
+    if !task.leaves_later() {
+        return;
+    }
+    if config::switch_sleep() != 0 {
+        sleep::moved_asleep(task);
+    }
+    if config::switch_runqueue() != 0
         && let Some(state) = task::claim::<RunqueueState>(task)
     {
         state.moved_asleep = 1;
@@ -165,11 +188,9 @@ fn woken(arguments: Arguments) {
 /// A context switch by the same rule, with begin times that observer keeps.
 #[inline(always)]
 fn switched_timed(arguments: Arguments) {
-    let preempted = arguments.word::<0>() & 1 != 0;
+    let preempted = was_preempted(arguments);
     let (prev, next) = switching(arguments);
-    // Uses the argument if there is one: a waker may already have changed the state itself.
-    let prev_state =
-        if config::switch_has_state() != 0 { arguments.word::<3>() as u32 } else { prev.state() };
+    let prev_state = state_of(prev, arguments);
     let now = now_ns();
 
     if prev.tid() != 0

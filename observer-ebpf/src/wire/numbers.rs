@@ -233,6 +233,21 @@ probes! {
             RequestOtherSends,
         }
     }
+    sleep {
+        records {
+            /// A thread that serves requests slept; body [`SleepRecord`](super::SleepRecord).
+            Sleep "sleep",
+        }
+        series {
+            /// A signal could have ended it.
+            SleepInterruptible,
+            /// Signals could not.
+            SleepUninterruptible,
+            /// Stopped or traced.
+            SleepStopped,
+        }
+        counters {}
+    }
 }
 
 /// Entries of [`Counts::counters`](super::Counts::counters): the counters of the blocks above, then

@@ -156,7 +156,7 @@ impl Args {
         };
         let mut probes = self.probes.options();
         if self.samples.is_some() && self.probes.probes.is_none() {
-            probes.selection = probes.selection.with("request");
+            probes.selection = probes.selection.with("request").with("sleep");
         }
         Ok(RunOptions {
             target,

@@ -31,6 +31,8 @@ pub(super) struct Found {
     /// As in [`super::Analysis::causes`]; `named` by the statistics alone.
     pub(super) causes: Vec<CauseSummary>,
     pub(super) episodes: u64,
+    /// Length of the blocks of time that are drawn again for the intervals.
+    pub(super) block_ns: u64,
     /// Causes whose stalls cover so much that nothing can be said about them.
     pub(super) covering: Vec<Cause>,
     /// Causes that may account for much, but are not statistically significant.
@@ -42,7 +44,8 @@ struct Candidate {
     cause: Cause,
     share: f64,
     ci95: [f64; 2],
-    coincidence: Coincidence,
+    /// Of a stall.
+    coincidence: Option<Coincidence>,
     /// The larger of the parts of the run and of the typical requests that its stalls cover, if that
     /// is more than [`MOST_COVERED`].
     covers: Option<f64>,
@@ -84,7 +87,7 @@ pub(super) fn attribute(
     let shifted = Shifted::new(&population.slow, &population.typical, &begins, window_ns, rng);
 
     let mut candidates: Vec<Candidate> = Cause::all()
-        .filter(|cause| stalls.stalls(*cause) > 0)
+        .filter(|cause| !stalls.of(*cause).is_empty())
         .filter_map(|cause| alone(&groups, stalls.of(cause), &shifted, cause, rng))
         .collect();
     let mut generator = generator(&groups, rng);
@@ -98,10 +101,12 @@ pub(super) fn attribute(
             cause: candidate.cause,
             share: candidate.share.clamp(0.0, 1.0),
             ci95: candidate.ci95.map(|bound| bound.clamp(0.0, 1.0)),
-            p_value: Some(candidate.coincidence.placed),
+            p_value: candidate.coincidence.map(|coincidence| coincidence.placed),
             contribution_ns: candidate.share.clamp(0.0, 1.0) * excess_ns,
             stalls: stalls.stalls(candidate.cause),
             named: candidate.named,
+            p99_without_ns: None,
+            p99_without_ci95: None,
         })
         .chain(generator)
         .collect();
@@ -123,11 +128,13 @@ pub(super) fn attribute(
         contribution_ns: rest * excess_ns,
         stalls: 0,
         named: false,
+        p99_without_ns: None,
+        p99_without_ci95: None,
     });
     let ambiguous = candidates.iter().filter_map(ambiguous).collect();
     let covering = candidates.iter().filter(|candidate| candidate.covers.is_some());
     let covering = covering.map(|candidate| candidate.cause).collect();
-    Found { causes, episodes: begins.len() as u64, covering, ambiguous }
+    Found { causes, episodes: begins.len() as u64, block_ns, covering, ambiguous }
 }
 
 /// Measures and tests one cause as if there were no other.
@@ -143,10 +150,15 @@ fn alone(
     let share = blocks.shares(&duties)?.stalls[0];
     let resamples = blocks.resample(&duties, rng);
     let ci95 = interval95(resamples.iter().map(|shares| shares.stalls[0]).collect());
+    if !cause.is_stall() {
+        // What a request was doing when nothing held it up cannot be coincidence.
+        let named = nameable(share, ci95);
+        return Some(Candidate { cause, share, ci95, coincidence: None, covers: None, named });
+    }
     let coincidence = shifted.test(lines, rng);
     let covers = Some(covered(groups.population, lines)).filter(|part| *part > MOST_COVERED);
     let named = covers.is_none() && nameable(share, ci95) && coincidence.shifted < MOST_SHIFTED_P;
-    Some(Candidate { cause, share, ci95, coincidence, covers, named })
+    Some(Candidate { cause, share, ci95, coincidence: Some(coincidence), covers, named })
 }
 
 /// The larger of the parts of the run and of the typical requests that stalls cover; of the requests
@@ -176,6 +188,8 @@ fn generator(groups: &Groups<'_>, rng: &mut Xoshiro256PlusPlus) -> Option<CauseS
         contribution_ns: share.clamp(0.0, 1.0) * groups.population.excess_ns(),
         stalls: 0,
         named: nameable(share, ci95),
+        p99_without_ns: None,
+        p99_without_ci95: None,
     })
 }
 
@@ -184,7 +198,8 @@ fn generator(groups: &Groups<'_>, rng: &mut Xoshiro256PlusPlus) -> Option<CauseS
 /// Statistics 6, 1979).
 fn significant(candidates: &mut [Candidate], generator: Option<&mut CauseSummary>) {
     let stalls = candidates.iter_mut().filter(|candidate| candidate.covers.is_none());
-    let stalls = stalls.map(|candidate| (candidate.coincidence.placed, &mut candidate.named));
+    let stalls =
+        stalls.filter_map(|candidate| Some((candidate.coincidence?.placed, &mut candidate.named)));
     let generator = generator.and_then(|row| Some((row.p_value?, &mut row.named)));
     let mut tests: Vec<(f64, &mut bool)> = stalls.chain(generator).collect();
     tests.sort_by(|(one, _), (other, _)| one.total_cmp(other));
@@ -248,6 +263,7 @@ fn ambiguous(candidate: &Candidate) -> Option<Reason> {
         let numbers = serde_json::json!({"cause": cause, "share": share, "covered": covers});
         return Some(Reason::new("covers_most", text, numbers));
     }
+    let coincidence = coincidence.as_ref()?;
     if *named || *share < AMBIGUOUS_SHARE || coincidence.placed > AMBIGUOUS_P {
         return None;
     }

@@ -10,6 +10,7 @@ use rand::seq::index;
 use super::lines::{Line, Lines, Numbering, Parts, whole};
 use super::loss::Losses;
 use super::matching::Matching;
+use super::timeline::Timelines;
 use super::{Evidence, Ignored};
 use crate::model::{LatencySummary, Sample, SamplesSummary, SlowSpec};
 
@@ -36,6 +37,8 @@ pub(super) struct Served {
 pub(super) struct Counted {
     /// Stalls are counted by thread, and other samples left out.
     pub(super) by_thread: bool,
+    /// Sleeps are known as well, so that all of the time is accounted for.
+    pub(super) has_account: bool,
     /// Requests were recorded in some blocks of time; samples from others are left out.
     pub(super) in_blocks: bool,
     pub(super) known: u64,
@@ -47,6 +50,17 @@ pub(super) struct Counted {
 /// which threads served them.
 const LEAST_KNOWN: f64 = 0.9;
 
+/// The samples between two quantiles of latency, at most [`MEASURED`].
+#[derive(Debug)]
+pub(super) struct Band {
+    pub(super) from: f64,
+    pub(super) to: f64,
+    pub(super) samples: Vec<Served>,
+}
+
+/// The quantiles between which bands lie.
+const QUANTILES: [f64; 6] = [0.0, 0.5, 0.9, 0.99, 0.999, 1.0];
+
 /// The samples of the run, split.
 #[derive(Debug, Default)]
 pub(super) struct Population {
@@ -54,6 +68,8 @@ pub(super) struct Population {
     pub(super) slow: Vec<Served>,
     /// Typical samples in order of start, at most [`MEASURED`].
     pub(super) typical: Vec<Served>,
+    /// All samples whose request is known, in bands of latency; empty where there is no account.
+    pub(super) bands: Vec<Band>,
     /// The lines of their parts; empty where stalls of all threads count for all.
     pub(super) lines: Vec<Line>,
     /// How stalls are counted; `None` where the target's requests were not watched.
@@ -78,6 +94,7 @@ impl Population {
 /// Sorts out the samples: those inside the window, the slow ones, the typical ones.
 pub(super) fn population(
     evidence: &Evidence<'_>,
+    timelines: &Timelines,
     losses: &Losses,
     matching: &Matching,
     rng: &mut Xoshiro256PlusPlus,
@@ -95,6 +112,8 @@ pub(super) fn population(
     let slow = slow.as_slice();
     let (counted, measured) = choose(evidence, matching, slow, &typical);
     let by_thread = counted.is_some_and(|counted| counted.by_thread);
+    let has_account = counted.is_some_and(|counted| counted.has_account);
+    let sleeps = timelines.sleeps().filter(|_| has_account);
 
     let mut summary = summarise(samples, &ranked);
     summary.slow_rule = evidence.slow.to_string();
@@ -125,7 +144,7 @@ pub(super) fn population(
                 let (start, end) = (since(sample.start), since(sample.end));
                 let request = matching.known(index).and_then(|at| evidence.requests.get(at));
                 let parts = match request.filter(|_| by_thread) {
-                    Some(request) => numbering.parts(sample, request),
+                    Some(request) => numbering.parts(sample, request, sleeps),
                     None => whole(start, end),
                 };
                 Served { start, end, lateness_ns: sample.lateness_ns(), parts }
@@ -148,11 +167,20 @@ pub(super) fn population(
     spans.sort_unstable_by_key(|span| (span.begin, span.end));
     let slow_ns = |span: &Span| if span.is_slow { span.end - span.begin } else { 0 };
     let (slow, typical) = (served(&measured.0, rng), served(&measured.1, rng));
+    let band = |limits: &[f64]| {
+        let place = |quantile: f64| (quantile * ranked.len() as f64).round() as usize;
+        let within = &ranked[place(limits[0])..place(limits[1])];
+        let is_known = |index: &usize| matching.known(*index).is_some() && is_whole(index);
+        let known: Vec<usize> = within.iter().copied().filter(is_known).collect();
+        Band { from: limits[0], to: limits[1], samples: served(&known, rng) }
+    };
+    let bands = if has_account { QUANTILES.windows(2).map(band).collect() } else { Vec::new() };
     Population {
         longest_ns: spans.iter().map(slow_ns).max().unwrap_or(0),
         episodes: episodes(&spans, window_ns),
         slow,
         typical,
+        bands,
         lines: numbering.finish(),
         counted,
         precision_ns: ranked.iter().map(|index| samples[*index].precision_ns).max().unwrap_or(0),
@@ -195,6 +223,7 @@ fn choose(
     let by_thread = is_enough(&known_slow, slow) && is_enough(&known_typical, typical);
     let counted = Counted {
         by_thread,
+        has_account: by_thread && evidence.quality.has_sleeps(),
         in_blocks,
         known: (known_slow.len() + known_typical.len()) as u64,
         all: (slow.len() + typical.len()) as u64,

@@ -4,12 +4,12 @@
 use std::collections::HashMap;
 
 use super::share::LEAST_UNCOVERED;
-use super::timeline::{Timeline, split};
+use super::timeline::{Pieces, Span, Timeline, split};
 use crate::clock::MonoNanos;
 use crate::model::{Sample, ServerRequest};
 
 /// Parts of a request, each with a line of its own.
-const PARTS: usize = 3;
+const PARTS: usize = 4;
 
 /// A part of a request. Within it, the stalls of one line count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,7 +25,9 @@ pub(super) type Parts = [Part; PARTS];
 
 /// All of `[start, end)`, on the first line.
 pub(super) fn whole(start: u64, end: u64) -> Parts {
-    [Part { line: 0, start, end }, Part::default(), Part::default()]
+    let mut parts = Parts::default();
+    parts[0] = Part { line: 0, start, end };
+    parts
 }
 
 /// Whose stalls a line consists of, by thread id.
@@ -33,6 +35,8 @@ pub(super) fn whole(start: u64, end: u64) -> Parts {
 pub(super) enum Line {
     /// Of one thread: each stall is in the way of the request that the thread serves.
     Thread(u32),
+    /// Of no thread: the request was not with the target.
+    Outside,
     /// Of the reader and the sender of a request, while it is not known which of them works on it.
     Both { reader: u32, sender: u32 },
 }
@@ -67,7 +71,12 @@ impl Numbering {
 
     /// The parts of a sample in which its request was with the target: waiting in the socket for the
     /// reader, whatever that was busy with; with either thread; and while the sender wrote the rest.
-    pub(super) fn parts(&mut self, sample: &Sample, request: &ServerRequest) -> Parts {
+    pub(super) fn parts(
+        &mut self,
+        sample: &Sample,
+        request: &ServerRequest,
+        sleeps: Option<&Pieces>,
+    ) -> Parts {
         let window = self.window;
         let on_kernels = |time: MonoNanos| time.0.saturating_add_signed(self.offset_ns);
         let (start, end) = (on_kernels(sample.start), on_kernels(sample.end));
@@ -83,16 +92,36 @@ impl Numbering {
             true => Part { line: self.number(line), start, end },
             false => Part::default(),
         };
-        if reader == sender {
-            let all = part(Line::Thread(reader), begin, last);
-            return [all, Part::default(), Part::default()];
-        }
+        let Some(sleeps) = sleeps else {
+            let mut parts = Parts::default();
+            if reader == sender {
+                parts[0] = part(Line::Thread(reader), begin, last);
+            } else {
+                parts[0] = part(Line::Thread(reader), begin, read);
+                parts[1] = part(Line::Both { reader, sender }, read.max(begin), first);
+                parts[2] = part(Line::Thread(sender), first, last);
+            }
+            return parts;
+        };
+        let handed = match reader == sender {
+            true => last,
+            false => handed_at(sleeps.of_thread(sender), read).clamp(begin, last.max(begin)),
+        };
+        let last = last.max(handed);
         [
-            part(Line::Thread(reader), begin, read),
-            part(Line::Both { reader, sender }, read.max(begin), first),
-            part(Line::Thread(sender), first, last),
+            part(Line::Outside, since(start), begin),
+            part(Line::Thread(reader), begin, handed),
+            part(Line::Thread(sender), handed, last),
+            part(Line::Outside, last, since(end)),
         ]
     }
+}
+
+/// When a request that was read at `read` came to the thread that answered it: when that thread was
+/// woken, if it slept. Otherwise it had other work first, and the request waited for it from then on.
+pub(super) fn handed_at(sleeps: &[Span], read: u64) -> u64 {
+    let next = sleeps.partition_point(|sleep| sleep.end <= read);
+    sleeps.get(next).filter(|sleep| sleep.start <= read).map_or(read, |sleep| sleep.end)
 }
 
 /// When one cause was at work, by line.
@@ -119,7 +148,7 @@ impl Lines {
     /// One line for each of `lines`.
     pub(super) fn by_thread(timelines: Vec<Timeline>, lines: &[Line]) -> Self {
         let by_chance = |(timeline, line): (&Timeline, &Line)| match line {
-            Line::Thread(_) => 0.0,
+            Line::Thread(_) | Line::Outside => 0.0,
             Line::Both { .. } => timeline.duty(),
         };
         let by_chance = timelines.iter().zip(lines).map(by_chance).collect();
@@ -132,6 +161,11 @@ impl Lines {
             Kind::United => self.lines.first().map_or(0.0, Timeline::duty),
             Kind::ByThread(_) => 0.0,
         }
+    }
+
+    /// The timeline of a line.
+    pub(super) fn number(&self, number: usize) -> &Timeline {
+        &self.lines[number]
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -215,7 +249,7 @@ mod tests {
     /// The parts that are not empty, and whose they are.
     fn parts(sample: &Sample, request: &ServerRequest, offset_ns: i64) -> Vec<(Line, u64, u64)> {
         let mut numbering = Numbering::new(WINDOW, offset_ns);
-        let parts = numbering.parts(sample, request);
+        let parts = numbering.parts(sample, request, None);
         let lines = numbering.finish();
         let there = parts.iter().filter(|part| part.start < part.end);
         there.map(|part| (lines[part.line as usize], part.start, part.end)).collect()
@@ -262,8 +296,8 @@ mod tests {
         ];
         let on_lines = |stalls: &[Stall], request: &ServerRequest| {
             let mut numbering = Numbering::new(WINDOW, 0);
-            let parts = numbering.parts(&Sample::of_times(1_100, 1_450), request);
-            let timelines = Timelines::new(stalls, WINDOW, true, &mut Ignored::default());
+            let parts = numbering.parts(&Sample::of_times(1_100, 1_450), request, None);
+            let mut timelines = Timelines::new(stalls, WINDOW, true, &mut Ignored::default());
             (timelines.on_lines(&numbering.finish()), parts)
         };
         let (lines, parts) = on_lines(&stalls, &request(1, 1));
@@ -285,9 +319,9 @@ mod tests {
         // Where both threads together have most of the stalls, they are affordable once.
         stalls.truncate(6);
         let mut numbering = Numbering::new(WINDOW, 0);
-        let first = numbering.parts(&Sample::of_times(1_100, 1_450), &request(1, 2));
-        let second = numbering.parts(&Sample::of_times(1_100, 1_450), &request(2, 1));
-        let timelines = Timelines::new(&stalls, WINDOW, true, &mut Ignored::default());
+        let first = numbering.parts(&Sample::of_times(1_100, 1_450), &request(1, 2), None);
+        let second = numbering.parts(&Sample::of_times(1_100, 1_450), &request(2, 1), None);
+        let mut timelines = Timelines::new(&stalls, WINDOW, true, &mut Ignored::default());
         let lines = timelines.on_lines(&numbering.finish());
         assert_eq!(lines.of(Cause::RUNQUEUE).exposure(&first), 115.0);
         let sender_alone = 70.0 + 50.0 + 80.0;

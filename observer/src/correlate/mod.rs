@@ -12,6 +12,9 @@
 //! Known limit: requests that arrive after a stall ended and wait in the queue it left behind are
 //! not exposed to it; their excess stays unexplained.
 
+mod account;
+#[cfg(test)]
+mod account_drills;
 mod attribute;
 mod bootstrap;
 #[cfg(test)]
@@ -34,6 +37,7 @@ mod shift;
 mod timeline;
 mod usual;
 mod verdict;
+mod without;
 mod worst;
 
 use std::collections::BTreeMap;
@@ -41,14 +45,15 @@ use std::collections::BTreeMap;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 
-pub use worst::{Longest, slowest, slowest_requests};
+pub use worst::{Longest, slowest};
 
 use timeline::Timelines;
+use without::Replay;
 
 use crate::clock::MonoNanos;
 use crate::model::{
-    Cause, CauseSummary, LossSpan, Outcome, RequestsSummary, RuledOut, Sample, SamplesSummary,
-    ServerRequest, SlowSpec, Stall, Verdict,
+    Accounts, Cause, CauseSummary, LossSpan, Outcome, RequestsSummary, RuledOut, Sample,
+    SamplesSummary, ServerRequest, SlowRequest, SlowSpec, Stall, Verdict, Without,
 };
 
 /// The same evidence gives the same answer.
@@ -97,6 +102,16 @@ pub struct Quality {
     pub skipped_samples: u64,
     /// There were so many requests that only those of some blocks of time were recorded.
     pub requests_in_blocks: bool,
+    /// The sleeps of threads that serve requests were watched during the whole run.
+    pub sleeps_watched: bool,
+}
+
+impl Quality {
+    /// Whether it is known when threads that serve requests slept.
+    fn has_sleeps(&self) -> bool {
+        let record = Cause::SERVICE_WAIT.info().record;
+        self.sleeps_watched && !self.hidden.iter().any(|one| Some(one.kind.as_str()) == record)
+    }
 }
 
 /// A cause whose stalls could not be seen.
@@ -154,6 +169,12 @@ pub struct Analysis {
     pub samples: SamplesSummary,
     /// How the samples were matched with the requests that the target served.
     pub requests: RequestsSummary,
+    /// Where the time of the slow and of the typical requests went; `None` where that is not known.
+    pub account_ns: Option<Accounts>,
+    /// The p99 without all named causes; `None` where that is not known, or none is named.
+    pub without_named: Option<Without>,
+    /// The slowest requests, each with the stalls that overlap it most.
+    pub slowest_requests: Vec<SlowRequest>,
     /// Episodes the slow samples came in.
     pub episodes: u64,
     /// Input that took no part.
@@ -166,20 +187,27 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(SEED);
     let mut ignored = Ignored::default();
     let by_thread = !evidence.requests.is_empty();
-    let timelines = Timelines::new(evidence.stalls, evidence.window, by_thread, &mut ignored);
+    let mut timelines = Timelines::new(evidence.stalls, evidence.window, by_thread, &mut ignored);
     let losses = loss::judge(evidence, &timelines);
     let clock_uncertainty_ns = evidence.quality.clock_uncertainty_ns;
     let matching = matching::find(evidence.samples, evidence.requests, clock_uncertainty_ns);
-    let population = exposure::population(evidence, &losses, &matching, &mut rng, &mut ignored);
+    let population =
+        exposure::population(evidence, &timelines, &losses, &matching, &mut rng, &mut ignored);
     let stalls = timelines.on_lines(&population.lines);
     let mut found = attribute::Found::default();
     let mut ruled_out = Vec::new();
+    let mut without_named = None;
     let mut verdict = match verdict::nothing_to_explain(evidence, &population, &losses) {
         Some(verdict) => verdict,
         None => {
             let window_ns = evidence.window.1.since(evidence.window.0);
             found = attribute::attribute(&population, &stalls, window_ns, &mut rng);
             let verdict = verdict::decide(evidence, &population, &losses, &mut found);
+            if population.counted.is_some_and(|counted| counted.by_thread)
+                && let Some(replay) = Replay::new(evidence, &timelines, &matching, found.block_ns)
+            {
+                without_named = replay.without_named(&mut found.causes, &mut rng);
+            }
             if verdict.outcome != Outcome::Inconclusive {
                 ruled_out = verdict::ruled_out(evidence, &stalls, &losses, &found);
             }
@@ -193,6 +221,9 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
     verdict.reasons.extend(verdict::notes(evidence, &population, &ignored));
     let attribute::Found { causes, episodes, .. } = found;
     Analysis {
+        account_ns: account::means(&population, &stalls),
+        without_named,
+        slowest_requests: worst::slowest_requests(evidence, &matching),
         verdict,
         causes,
         ruled_out,

@@ -11,30 +11,36 @@ use crate::model::{Tgid, Tid};
 
 /// Not among the seeds of other drills.
 const SEEDS: std::ops::Range<u64> = 300..310;
-const US: u64 = 1_000;
+pub(super) const US: u64 = 1_000;
 
 /// What the handler of one request does.
 #[derive(Clone, Copy, Debug, Default)]
-struct Handler {
-    sleep_ns: u64,
+pub(super) struct Handler {
+    pub(super) sleep_ns: u64,
+    /// It computes this much longer.
+    pub(super) burn_ns: u64,
+    /// The answer takes this much longer on its way.
+    pub(super) way_ns: u64,
     /// It waits this long, and that is recorded as a stall of this cause.
-    stall: Option<(Cause, u64)>,
+    pub(super) stall: Option<(Cause, u64)>,
 }
 
 /// A service with a queue for each of its threads, 1 to `threads`.
-struct Service {
-    threads: u32,
+pub(super) struct Service {
+    pub(super) threads: u32,
     /// This thread takes all requests and hands them to the others.
-    acceptor: Option<u32>,
-    ports: bool,
+    pub(super) acceptor: Option<u32>,
+    pub(super) ports: bool,
+    /// The sleeps of its threads are recorded.
+    pub(super) sleeps: bool,
 }
 
-const POOL: Service = Service { threads: 8, acceptor: None, ports: true };
+pub(super) const POOL: Service = Service { threads: 8, acceptor: None, ports: true, sleeps: false };
 
 impl Service {
     /// Sends requests on a Poisson schedule and serves them. `plan` gives what the handler of a request
     /// sent at a time does; what it adds to the drill is told the time at which the handler begins.
-    fn serve(
+    pub(super) fn serve(
         &self,
         drill: &mut Drill,
         rate_hz: u64,
@@ -50,6 +56,13 @@ impl Service {
             let thread = place as u32 + 1;
             let arrival = at + drill.rng.random_range(15 * US..40 * US);
             let begin = free[place].max(arrival + 5 * US);
+            let sleep = |drill: &mut Drill, start: u64, end: u64| {
+                if self.sleeps && start < end {
+                    drill.innocent(Cause::SERVICE_WAIT, thread, start, end);
+                }
+            };
+            // It waits for work.
+            sleep(drill, free[place], begin - 5 * US);
             let handler = plan(at, &mut drill.rng);
             let mut now = begin + drill.rng.random_range(300 * US..500 * US);
             if let Some((cause, length_ns)) = handler.stall {
@@ -57,9 +70,10 @@ impl Service {
                 now += length_ns;
             }
             beside(begin, handler, drill);
-            now += handler.sleep_ns + drill.rng.random_range(500 * US..800 * US);
+            sleep(drill, now, now + handler.sleep_ns);
+            now += handler.sleep_ns + handler.burn_ns + drill.rng.random_range(500 * US..800 * US);
             free[place] = now;
-            let end = now + drill.rng.random_range(15 * US..40 * US);
+            let end = now + handler.way_ns + drill.rng.random_range(15 * US..40 * US);
             if end >= drill.window_ns {
                 return;
             }
@@ -87,9 +101,9 @@ impl Service {
     }
 }
 
-fn nothing(_: u64, _: Handler, _: &mut Drill) {}
+pub(super) fn nothing(_: u64, _: Handler, _: &mut Drill) {}
 
-fn has(analysis: &Analysis, code: &str) -> bool {
+pub(super) fn has(analysis: &Analysis, code: &str) -> bool {
     analysis.verdict.reasons.iter().any(|reason| reason.code == code)
 }
 
@@ -109,7 +123,7 @@ fn sleeping_handlers(seed: u64, seconds: u64) -> Drill {
     let service = Service { ports: seed.is_multiple_of(2), ..POOL };
     let plan = |_, rng: &mut Xoshiro256PlusPlus| Handler {
         sleep_ns: if rng.random_bool(0.015) { rng.random_range(20 * MS..40 * MS) } else { 0 },
-        stall: None,
+        ..Handler::default()
     };
     service.serve(&mut drill, 300, plan, |begin, handler, drill| {
         if handler.sleep_ns > 0 {
@@ -198,9 +212,9 @@ fn the_share_is_that_of_the_serving_threads_though_others_always_wait() {
         let plan = |_, rng: &mut Xoshiro256PlusPlus| {
             let short_ns = rng.random_range(100 * US..300 * US);
             match rng.random_range(0..100) {
-                0..2 => Handler { sleep_ns: 0, stall: Some((Cause::RUNQUEUE, 20 * MS)) },
-                2 => Handler { sleep_ns: 20 * MS, stall: None },
-                _ => Handler { sleep_ns: 0, stall: Some((Cause::RUNQUEUE, short_ns)) },
+                0..2 => Handler { stall: Some((Cause::RUNQUEUE, 20 * MS)), ..Handler::default() },
+                2 => Handler { sleep_ns: 20 * MS, ..Handler::default() },
+                _ => Handler { stall: Some((Cause::RUNQUEUE, short_ns)), ..Handler::default() },
             }
         };
         service.serve(&mut drill, 400, plan, nothing);
@@ -228,7 +242,7 @@ fn one_slow_phase_over_one_phase_of_background_stalls_is_not_theirs() {
         }
         let plan = |at: u64, rng: &mut Xoshiro256PlusPlus| Handler {
             sleep_ns: if phase.contains(&at) { rng.random_range(5 * MS..60 * MS) } else { 0 },
-            stall: None,
+            ..Handler::default()
         };
         POOL.serve(&mut drill, 150, plan, nothing);
         let before = blind(&mut drill);
@@ -246,8 +260,8 @@ fn a_request_that_waits_for_a_busy_thread_inherits_its_stalls() {
         let mut drill = Drill::new(seed, 30);
         let one = Service { threads: 2, ..POOL };
         let plan = |_, rng: &mut Xoshiro256PlusPlus| Handler {
-            sleep_ns: 0,
             stall: rng.random_bool(0.003).then_some((Cause::RECLAIM_MEMCG, 60 * MS)),
+            ..Handler::default()
         };
         one.serve(&mut drill, 300, plan, nothing);
         let analysis = drill.analyse();
@@ -269,13 +283,13 @@ fn stalls_of_a_thread_that_has_handed_a_request_on_do_not_count() {
             drill.innocent(Cause::RUNQUEUE, 99, at, at + length_ns);
             at += length_ns + drill.rng.random_range(MS..3 * MS);
         }
-        let service = Service { threads: 16, acceptor: Some(99), ports: true };
+        let service = Service { threads: 16, acceptor: Some(99), ..POOL };
         let plan =
             |_, rng: &mut Xoshiro256PlusPlus| match (rng.random_bool(0.02), is_worker_stalled) {
                 (true, true) => {
-                    Handler { sleep_ns: 0, stall: Some((Cause::RECLAIM_DIRECT, 30 * MS)) }
+                    Handler { stall: Some((Cause::RECLAIM_DIRECT, 30 * MS)), ..Handler::default() }
                 }
-                (true, false) => Handler { sleep_ns: 30 * MS, stall: None },
+                (true, false) => Handler { sleep_ns: 30 * MS, ..Handler::default() },
                 _ => Handler::default(),
             };
         service.serve(&mut drill, 300, plan, nothing);
@@ -298,8 +312,8 @@ fn with_too_few_requests_known_stalls_of_all_threads_count() {
     for seed in SEEDS {
         let mut drill = Drill::new(seed, 30);
         let plan = |_, rng: &mut Xoshiro256PlusPlus| Handler {
-            sleep_ns: 0,
             stall: rng.random_bool(0.02).then_some((Cause::RECLAIM_MEMCG, 20 * MS)),
+            ..Handler::default()
         };
         POOL.serve(&mut drill, 300, plan, nothing);
         let before = blind(&mut drill);

@@ -47,6 +47,22 @@ impl Timeline {
         timeline
     }
 
+    /// What none of these timelines covers.
+    fn gaps(timelines: &[&Self], length_ns: u64) -> Self {
+        let spans = |timeline: &&Self| {
+            let spans = timeline.starts.iter().zip(&timeline.ends);
+            spans.map(|(start, end)| Span { start: *start, end: *end }).collect::<Vec<_>>()
+        };
+        let covered = Self::union(timelines.iter().flat_map(spans).collect(), length_ns);
+        let mut gaps = Self { length_ns, ..Self::default() };
+        let starts = covered.starts.iter().copied().chain([length_ns]);
+        let ends = [0].into_iter().chain(covered.ends.iter().copied());
+        for (start, end) in ends.zip(starts).filter(|(start, end)| start < end) {
+            gaps.push(Span { start, end }, 1.0);
+        }
+        gaps
+    }
+
     fn push(&mut self, span: Span, weight: f64) {
         self.starts.push(span.start);
         self.ends.push(span.end);
@@ -99,7 +115,7 @@ impl Timeline {
 
 /// The intervals of one cause, thread by thread.
 #[derive(Clone, Debug, Default)]
-struct Pieces {
+pub(super) struct Pieces {
     spans: Vec<Span>,
     /// Threads in order of id, each with the place of its first interval.
     threads: Vec<(u32, usize)>,
@@ -120,7 +136,7 @@ impl Pieces {
     }
 
     /// The intervals of a thread, in order.
-    fn of_thread(&self, tid: u32) -> &[Span] {
+    pub(super) fn of_thread(&self, tid: u32) -> &[Span] {
         let place = self.threads.partition_point(|(other, _)| *other < tid);
         let Some((_, first)) = self.threads.get(place).filter(|(found, _)| *found == tid) else {
             return &[];
@@ -148,11 +164,31 @@ impl Timelines {
         &self.by_cause[cause.index()]
     }
 
+    /// When these causes were at work in a thread.
+    pub(super) fn of_thread(&self, tid: u32, causes: &[Cause]) -> Timeline {
+        let pieces = causes.iter().filter_map(|cause| self.pieces.get(cause.index()));
+        let spans = pieces.flat_map(|pieces| pieces.of_thread(tid)).copied().collect();
+        Timeline::union(spans, self.length_ns)
+    }
+
+    /// The sleeps, thread by thread; `None` where nothing was kept by thread.
+    pub(super) fn sleeps(&self) -> Option<&Pieces> {
+        self.pieces.get(Cause::SERVICE_WAIT.index())
+    }
+
     /// The stalls by line; without lines, on one line of all threads.
-    pub(super) fn on_lines(self, lines: &[Line]) -> StallLines {
-        let Self { by_cause, pieces, stalls, length_ns } = self;
+    pub(super) fn on_lines(&mut self, lines: &[Line]) -> StallLines {
+        let by_cause = std::mem::take(&mut self.by_cause);
+        let Self { pieces, stalls, length_ns, .. } = &*self;
+        let (length_ns, mut stalls) = (*length_ns, stalls.clone());
         if lines.is_empty() || pieces.is_empty() {
-            let by_cause = by_cause.into_iter().map(Lines::united).collect();
+            // Most threads sleep most of the time, so together they say nothing.
+            let stalls_alone = |(timeline, cause): (Timeline, Cause)| match cause.is_stall() {
+                true => Lines::united(timeline),
+                false => Lines::united(Timeline { length_ns, ..Timeline::default() }),
+            };
+            let by_cause = by_cause.into_iter().zip(Cause::all()).map(stalls_alone).collect();
+            stalls[Cause::SERVICE_WAIT.index()] = 0;
             return StallLines { by_cause, stalls };
         }
         drop(by_cause);
@@ -171,10 +207,11 @@ impl Timelines {
             })
             .collect();
         let by_cause = pieces
-            .into_iter()
+            .iter()
             .map(|pieces| {
                 let timeline = |line: &Line| {
                     let spans = match *line {
+                        Line::Outside => Vec::new(),
                         Line::Thread(tid) => pieces.of_thread(tid).to_vec(),
                         Line::Both { reader, sender } => {
                             [pieces.of_thread(reader), pieces.of_thread(sender)].concat()
@@ -185,7 +222,11 @@ impl Timelines {
                 Lines::by_thread(affordable.iter().map(timeline).collect(), &affordable)
             })
             .collect();
-        StallLines { by_cause, stalls }
+        let mut lines = StallLines { by_cause, stalls };
+        if affordable.contains(&Line::Outside) {
+            lines.add_the_rest(&affordable, length_ns);
+        }
+        lines
     }
 
     /// Its stalls that reach into the window.
@@ -203,6 +244,26 @@ pub(super) struct StallLines {
 }
 
 impl StallLines {
+    /// Gives the time of a line that no record covers to the service's own work, and that outside the
+    /// service to the network.
+    fn add_the_rest(&mut self, lines: &[Line], length_ns: u64) {
+        let rest = |number: usize, of_threads: bool| {
+            if (lines[number] == Line::Outside) == of_threads {
+                return Timeline { length_ns, ..Timeline::default() };
+            }
+            let covered: Vec<&Timeline> =
+                self.by_cause.iter().map(|lines| lines.number(number)).collect();
+            Timeline::gaps(&covered, length_ns)
+        };
+        let of = |of_threads| {
+            let timelines = (0..lines.len()).map(|number| rest(number, of_threads)).collect();
+            Lines::by_thread(timelines, lines)
+        };
+        let (cpu, network) = (of(true), of(false));
+        self.by_cause[Cause::SERVICE_CPU.index()] = cpu;
+        self.by_cause[Cause::NETWORK.index()] = network;
+    }
+
     /// When a cause of this version was at work.
     pub(super) fn of(&self, cause: Cause) -> &Lines {
         &self.by_cause[cause.index()]
@@ -221,6 +282,9 @@ struct ThreadStall {
     end: u64,
     tid: u32,
     cause: Cause,
+    /// A sleep is of the service's own will unless a stall has begun: what a thread sleeps for in that,
+    /// the stall is the reason of.
+    is_stall: bool,
 }
 
 /// Clips stalls to the window, gives each instant of a thread to its innermost stall, and unites
@@ -248,8 +312,12 @@ impl Timelines {
         let mut inside: Vec<ThreadStall> = Vec::with_capacity(stalls.len());
         for stall in stalls {
             let cause = stall.cause;
-            if !cause.is_stall() {
+            let is_stall = cause.is_stall();
+            if !cause.is_recorded() {
                 ignored.stalls_without_kernel_cause += 1;
+                continue;
+            }
+            if !is_stall && !by_thread {
                 continue;
             }
             if stall.end <= stall.start {
@@ -262,7 +330,7 @@ impl Timelines {
             }
             counts[cause.index()] += 1;
             let (start, end) = (stall.start.0, stall.end.0);
-            inside.push(ThreadStall { start, end, tid: stall.tid.0, cause });
+            inside.push(ThreadStall { start, end, tid: stall.tid.0, cause, is_stall });
         }
         inside.sort_unstable_by_key(|stall| (stall.tid, stall.start));
         let mut pieces = vec![Pieces::default(); CAUSES.len()];
@@ -289,21 +357,21 @@ impl Timelines {
 
 /// Sweeps one thread's stalls (sorted by start) and passes on which stall has which interval: of
 /// the stalls open at an instant, the one that began last, whatever its cause; of several that
-/// began together, the one that ends first.
+/// began together, the one that ends first. A sleep has what no stall has.
 fn innermost(thread: &[ThreadStall], mut each: impl FnMut(Cause, u64, u64)) {
-    let mut open: BinaryHeap<(u64, Reverse<u64>, Reverse<Cause>)> = BinaryHeap::new();
+    let mut open: BinaryHeap<(bool, u64, Reverse<u64>, Reverse<Cause>)> = BinaryHeap::new();
     let mut upcoming = thread.iter().peekable();
     let mut now = 0;
     loop {
         while let Some(stall) = upcoming.next_if(|stall| stall.start <= now) {
-            open.push((stall.start, Reverse(stall.end), Reverse(stall.cause)));
+            open.push((stall.is_stall, stall.start, Reverse(stall.end), Reverse(stall.cause)));
         }
         let next = upcoming.peek().map(|stall| stall.start);
         match (open.peek(), next) {
-            (Some((_, Reverse(end), _)), _) if *end <= now => {
+            (Some((_, _, Reverse(end), _)), _) if *end <= now => {
                 open.pop();
             }
-            (Some((_, Reverse(end), Reverse(cause))), next) => {
+            (Some((_, _, Reverse(end), Reverse(cause))), next) => {
                 let until = next.map_or(*end, |start| start.min(*end));
                 each(*cause, now, until);
                 now = until;

@@ -6,7 +6,7 @@ use super::attribute::{Found, LEAST_SHARE};
 use super::exposure::{Counted, Population};
 use super::loss::Losses;
 use super::timeline::StallLines;
-use super::{Evidence, Ignored, Unwatched};
+use super::{Evidence, Hidden, Ignored, Unwatched};
 use crate::model::{
     Cause, CauseSummary, Outcome, Reason, RuledOut, SamplesSummary, SlowSpec, Stall, Verdict,
 };
@@ -147,7 +147,8 @@ pub(super) fn decide(
     let top_cause = named().find(can_be_top).map(|row| row.cause);
     problems.extend(hidden(evidence, population, found));
     let unwatched = |usual, part| {
-        let all = evidence.quality.unwatched.iter();
+        // The time that threads slept has a reason of its own.
+        let all = evidence.quality.unwatched.iter().filter(|one| one.cause.is_stall());
         all.filter(move |one| one.usual == usual).map(move |one| not_watched(one, part))
     };
     if top_cause.is_none() {
@@ -359,7 +360,9 @@ pub(super) fn failed(summary: &SamplesSummary) -> Option<Reason> {
 /// it lie in the slow requests, and be more than the largest named cause (or, without one, more than
 /// a cause must have to be named), then the answer might be another one.
 fn hidden(evidence: &Evidence<'_>, population: &Population, found: &Found) -> Option<Reason> {
-    let hidden = &evidence.quality.hidden;
+    // Threads sleep most of the time, and it is not known for whom.
+    let is_stall = |one: &&Hidden| Some(one.kind.as_str()) != Cause::SERVICE_WAIT.info().record;
+    let hidden: Vec<&Hidden> = evidence.quality.hidden.iter().filter(is_stall).collect();
     let hidden_ns: u64 = hidden.iter().map(|kind| kind.hidden_ns).sum();
     let excess_ns = population.excess_ns() * population.summary.slow_count as f64;
     let named = found.causes.iter().filter(|cause| cause.named);
@@ -427,14 +430,21 @@ fn too_few(evidence: &Evidence<'_>, population: &Population, found: &Found) -> O
 
 /// Whose stalls were counted, where the target's requests were watched.
 pub(super) fn counted(population: &Population) -> Option<Reason> {
-    let Counted { by_thread, in_blocks, known, all } = population.counted?;
+    let Counted { by_thread, has_account, in_blocks, known, all } = population.counted?;
     let numbers = json!({"matched": known, "slow_and_typical": all, "in_blocks": in_blocks});
     let (known, all) = (count(known), count(all));
     if by_thread {
         let of = if in_blocks { " in the blocks of time that were recorded" } else { "" };
+        let rest = match has_account {
+            true => "",
+            false => {
+                " When they slept is not known, so the service's own waiting and work is part of \
+                      the rest."
+            }
+        };
         let text = format!(
             "Stalls were counted for the threads that served the requests ({known} of {all} slow and \
-             typical requests{of} matched)."
+             typical requests{of} matched).{rest}"
         );
         return Some(Reason::new("counted_by_thread", text, numbers));
     }

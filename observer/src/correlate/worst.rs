@@ -3,8 +3,10 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use super::Evidence;
+use super::matching::Matching;
 use crate::clock::MonoNanos;
-use crate::model::{Sample, SlowRequest, SlowStall, Stall};
+use crate::model::{Sample, ServedBy, SlowRequest, SlowStall, Stall, overlap_ns};
 
 /// Slow requests in the results.
 const REQUESTS: usize = 10;
@@ -14,7 +16,15 @@ const STALLS: usize = 10;
 /// The `n` requests with the longest response time among those wholly within `window`, longest
 /// first.
 #[must_use]
-pub fn slowest(samples: &[Sample], (start, end): (MonoNanos, MonoNanos), n: usize) -> Vec<&Sample> {
+pub fn slowest(samples: &[Sample], window: (MonoNanos, MonoNanos), n: usize) -> Vec<&Sample> {
+    places_of_slowest(samples, window, n).into_iter().map(|place| &samples[place]).collect()
+}
+
+fn places_of_slowest(
+    samples: &[Sample],
+    (start, end): (MonoNanos, MonoNanos),
+    n: usize,
+) -> Vec<usize> {
     // The shortest of the kept is on top; among equals the earlier sample is kept.
     let mut kept: BinaryHeap<Reverse<(u64, Reverse<usize>)>> = BinaryHeap::new();
     for (index, sample) in samples.iter().enumerate() {
@@ -26,30 +36,28 @@ pub fn slowest(samples: &[Sample], (start, end): (MonoNanos, MonoNanos), n: usiz
             kept.pop();
         }
     }
-    let indices = kept.into_sorted_vec().into_iter();
-    indices.map(|Reverse((_, Reverse(index)))| &samples[index]).collect()
+    let places = kept.into_sorted_vec().into_iter();
+    places.map(|Reverse((_, Reverse(place)))| place).collect()
 }
 
-/// The slowest requests wholly within `window`, each with the stalls that overlap it most.
-#[must_use]
-pub fn slowest_requests(
-    samples: &[Sample],
-    stalls: &[Stall],
-    window: (MonoNanos, MonoNanos),
-) -> Vec<SlowRequest> {
-    let mut requests: Vec<(&Sample, Longest<&Stall>)> = slowest(samples, window, REQUESTS)
-        .into_iter()
-        .map(|sample| (sample, Longest::new(STALLS)))
+/// The slowest requests wholly within the window, each with the stalls that overlap it most.
+pub(super) fn slowest_requests(evidence: &Evidence<'_>, matching: &Matching) -> Vec<SlowRequest> {
+    let places = places_of_slowest(evidence.samples, evidence.window, REQUESTS).into_iter();
+    let mut requests: Vec<(&Sample, Option<ServedBy>, Longest<&Stall>)> = places
+        .map(|place| {
+            let request = matching.known(place).and_then(|at| evidence.requests.get(at));
+            (&evidence.samples[place], request.map(ServedBy::new), Longest::new(STALLS))
+        })
         .collect();
-    for stall in stalls {
-        for (sample, longest) in &mut requests {
-            longest.add(stall, sample.inside_ns(stall.start, stall.end));
+    for stall in evidence.stalls {
+        for (sample, served, longest) in &mut requests {
+            longest.add(stall, overlap_ns(sample, served.as_ref(), stall));
         }
     }
-    let request = |(sample, longest): (&Sample, Longest<&Stall>)| {
+    let request = |(sample, served, longest): (&Sample, Option<ServedBy>, Longest<&Stall>)| {
         let (kept, more_stalls) = longest.finish();
         let stalls = kept.into_iter().map(|(stall, ns)| SlowStall::new(stall, ns)).collect();
-        SlowRequest { stalls, more_stalls, ..SlowRequest::new(sample) }
+        SlowRequest { served, stalls, more_stalls, ..SlowRequest::new(sample) }
     };
     requests.into_iter().map(request).collect()
 }
@@ -106,8 +114,9 @@ impl<T> Longest<T> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Quality;
     use super::*;
-    use crate::model::{Cause, Holder, StreamRow, Tgid, Tid, TraceRow};
+    use crate::model::{Cause, Holder, SlowSpec, StreamRow, Tgid, Tid, TraceRow};
 
     const ALWAYS: (MonoNanos, MonoNanos) = (MonoNanos(0), MonoNanos(u64::MAX));
 
@@ -148,7 +157,15 @@ mod tests {
         stalls.push(stall(4_950, 9_000, Some(31)));
         stalls.push(stall(5_000, 6_000, Some(32)));
         let samples = [Sample::of_times(0, 10), Sample::of_times(1_000, 5_000)];
-        let found = slowest_requests(&samples, &stalls, ALWAYS);
+        let evidence = Evidence {
+            window: ALWAYS,
+            samples: &samples,
+            requests: &[],
+            stalls: &stalls,
+            slow: SlowSpec::default(),
+            quality: Quality::default(),
+        };
+        let found = slowest_requests(&evidence, &Matching::default());
         assert_eq!(found.len(), 2);
         assert_eq!((found[1].stalls.len(), found[1].more_stalls), (0, 0));
         let request = &found[0];

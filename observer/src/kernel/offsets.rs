@@ -42,6 +42,9 @@ const MEMBERS: &[(Members, &str, &str, &str)] = &[
     (Members::Connections, "OFF_SOCK_ADDRESS", "sock", "__sk_common.skc_daddr"),
     (Members::Connections, "OFF_TCP_RECEIVED", "tcp_sock", "rcv_nxt"),
     (Members::Connections, "OFF_TCP_COPIED", "tcp_sock", "copied_seq"),
+    (Members::SavedRegisters, "OFF_TASK_STACK", "task_struct", "stack"),
+    (Members::SavedRegisters, "OFF_REGS_SEGMENT", "pt_regs", "cs"),
+    (Members::SavedRegisters, "OFF_SOCKET_FILE", "socket", "file"),
     (Members::CallAbi, "OFF_TASK_STATUS", "task_struct", "thread_info.status"),
     (Members::Registers, "OFF_REGS_NUMBER", "pt_regs", "orig_ax"),
     (Members::Registers, "OFF_REGS_ARG0", "pt_regs", "di"),
@@ -117,6 +120,13 @@ impl Offsets {
             }
             offsets.add(*members, global, offset);
         }
+        // A kernel stack is as large as this union (include/linux/sched.h).
+        let stack = btf.size_of("thread_union").and_then(|stack_bytes| {
+            let registers_bytes = btf.size_of("pt_regs")?;
+            let too_small = || BtfError::Missing("a stack is smaller than its registers".into());
+            stack_bytes.checked_sub(registers_bytes).ok_or_else(too_small)
+        });
+        offsets.add(Members::SavedRegisters, "STACK_REGISTERS", stack);
         for (global, structure, path) in OPTIONAL {
             offsets.globals.push((global, btf.offset_of(structure, path).unwrap_or(0)));
         }

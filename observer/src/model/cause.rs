@@ -155,6 +155,38 @@ causes! {
         color: "#b03a80",
         kind: CauseKind::Stall,
     }
+    SERVICE_WAIT {
+        id: "service_wait",
+        title: "The service waited",
+        sentence: "threads slept in a system call of the service's own",
+        advice: "See in the slowest requests in which system call: a sleep, a lock (futex), or an answer \
+                 of another service. Look there, or let the service wait less often.",
+        probe: Some("sleep"),
+        record: Some("sleep"),
+        color: "#5499c7",
+        kind: CauseKind::OwnWork,
+    }
+    SERVICE_CPU {
+        id: "service_cpu",
+        title: "The service computed",
+        sentence: "threads of the service worked on the request, or on the one before it",
+        advice: "Profile the service while it handles slow requests, for instance with perf record.",
+        probe: None,
+        record: None,
+        color: "#45b39d",
+        kind: CauseKind::OwnWork,
+    }
+    NETWORK {
+        id: "network",
+        title: "Network and client",
+        sentence: "the time passed on the way to the service and back, or in the load generator",
+        advice: "Compare with a load generator on the same host, look at retransmissions (nstat), and \
+                 give the load generator CPUs of its own.",
+        probe: None,
+        record: None,
+        color: "#af7ac5",
+        kind: CauseKind::Outside,
+    }
     LOAD_GENERATOR {
         id: "load_generator",
         title: "Load generator",
@@ -254,6 +286,12 @@ impl Cause {
         self.info().kind == CauseKind::Stall
     }
 
+    /// Its intervals come as records: stalls, and what the service waited for.
+    #[must_use]
+    pub fn is_recorded(self) -> bool {
+        self.info().record.is_some()
+    }
+
     /// The part that no watched cause explains.
     #[must_use]
     pub fn is_rest(self) -> bool {
@@ -298,7 +336,7 @@ mod tests {
             let hex = info.color.strip_prefix('#').expect("a colour");
             assert!(hex.len() == 6 && u32::from_str_radix(hex, 16).is_ok(), "{}", info.color);
             assert!(info.advice.ends_with('.') && !info.sentence.ends_with('.'), "{}", info.id);
-            assert_eq!(info.kind == CauseKind::Stall, info.probe.is_some(), "{}", info.id);
+            assert!(info.kind != CauseKind::Stall || info.probe.is_some(), "{}", info.id);
             assert_eq!(info.probe.is_some(), info.record.is_some(), "{}", info.id);
         }
         assert_eq!(CAUSES.iter().filter(|info| info.kind == CauseKind::Rest).count(), 1);

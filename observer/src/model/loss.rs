@@ -182,7 +182,7 @@ pub fn loss_info(kind: &str) -> LossInfo {
 /// The causes that a loss of this kind can hide.
 #[must_use]
 pub fn hidden_causes(kind: &str) -> Vec<Cause> {
-    let stalls = || Cause::all().filter(|cause| cause.is_stall());
+    let stalls = || Cause::all().filter(|cause| cause.is_recorded());
     let of_record: Vec<Cause> = stalls().filter(|c| c.info().record == Some(kind)).collect();
     if !of_record.is_empty() {
         return of_record;
@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(hidden_causes("fault"), [Cause::FAULT_MINOR, Cause::FAULT_MAJOR]);
         assert_eq!(hidden_causes("sleep_booked_as_wait"), [Cause::RUNQUEUE]);
         assert!(hidden_causes("cgroup_slot").is_empty());
-        let stalls = Cause::all().filter(|cause| cause.is_stall()).count();
+        let stalls = Cause::all().filter(|cause| cause.is_recorded()).count();
         assert_eq!(hidden_causes("unheard_of").len(), stalls);
     }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, Holder, Sample, Stall, Tgid, Tid};
+use super::{Cause, Holder, Sample, ServerRequest, Stall, Tgid, Tid};
 use crate::clock::MonoNanos;
 
 /// One of the slowest requests.
@@ -18,7 +18,11 @@ pub struct SlowRequest {
     pub status: Option<u16>,
     /// The generator's own number.
     pub seq: Option<u64>,
-    /// The target's stalls that overlap it, longest part inside first; only the first few.
+    /// When which threads of the target served it; `None` where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served: Option<ServedBy>,
+    /// The target's stalls that overlap it, longest part inside first; only the first few. Where it is
+    /// known which threads served it, these threads' stalls and sleeps.
     pub stalls: Vec<SlowStall>,
     /// Stalls that overlap it beside those.
     pub more_stalls: u64,
@@ -34,9 +38,67 @@ impl SlowRequest {
             response_ns: sample.response_ns(),
             status: sample.status,
             seq: sample.seq,
+            served: None,
             stalls: Vec::new(),
             more_stalls: 0,
         }
+    }
+}
+
+/// How the target's sockets saw a request. The times are on the kernel's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedBy {
+    /// Its first byte was in the socket; `None` if that was not seen.
+    pub arrival_ns: Option<MonoNanos>,
+    /// A thread had read the first bytes.
+    pub read_ns: MonoNanos,
+    /// The first write of the reply returned; `None` without a reply.
+    pub first_send_ns: Option<MonoNanos>,
+    /// The last write of the reply returned; `None` without a reply.
+    pub last_send_ns: Option<MonoNanos>,
+    /// The thread that read it.
+    pub reader: Tid,
+    /// The thread of the first write; the reader if there was none.
+    pub sender: Tid,
+}
+
+impl ServedBy {
+    /// As the record of the request says.
+    #[must_use]
+    pub fn new(request: &ServerRequest) -> Self {
+        Self {
+            arrival_ns: request.arrival,
+            read_ns: request.read,
+            first_send_ns: request.first_send,
+            last_send_ns: request.end(),
+            reader: request.reader,
+            sender: request.sender,
+        }
+    }
+
+    /// How long this interval of a thread overlaps the time in which the request was with that thread:
+    /// with the reader until it was read, and then with the sender.
+    fn inside_ns(&self, sample: &Sample, stall: &Stall) -> u64 {
+        let begin = self.arrival_ns.unwrap_or(self.read_ns);
+        let end = self.last_send_ns.unwrap_or(sample.end);
+        let (from, until) = match (stall.tid == self.reader, stall.tid == self.sender) {
+            (true, true) => (begin, end),
+            (true, false) => (begin, self.read_ns),
+            (false, true) => (self.read_ns, end),
+            (false, false) => return 0,
+        };
+        stall.end.min(until).since(stall.start.max(from))
+    }
+}
+
+/// How long a stall or a sleep of the target overlaps a request; 0 if it is known not to concern it.
+#[must_use]
+pub fn overlap_ns(sample: &Sample, served: Option<&ServedBy>, stall: &Stall) -> u64 {
+    match served {
+        Some(served) => served.inside_ns(sample, stall),
+        // Threads sleep most of the time, and most of them for another reason.
+        None if stall.cause.is_stall() => sample.inside_ns(stall.start, stall.end),
+        None => 0,
     }
 }
 

@@ -141,6 +141,34 @@ impl RequestsSummary {
     }
 }
 
+/// Where the time of the requests went: mean nanoseconds of each part per request. The parts of a group
+/// sum to the mean latency of its requests that were matched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Accounts {
+    /// Of the slow requests.
+    pub slow: BTreeMap<Cause, u64>,
+    /// Of the typical requests.
+    pub typical: BTreeMap<Cause, u64>,
+    /// Of all requests, by latency, the fastest first.
+    pub bands: Vec<BandAccount>,
+}
+
+/// Where the time of the requests went whose latency is between two quantiles of all latencies.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BandAccount {
+    /// The lower quantile, 0 to 1.
+    pub from: f64,
+    /// The upper quantile, 0 to 1.
+    pub to: f64,
+    /// Requests in the account.
+    pub requests: u64,
+    /// Mean nanoseconds of each part.
+    pub parts_ns: BTreeMap<Cause, u64>,
+}
+
+impl Eq for BandAccount {}
+
 /// The part of the slow samples' extra latency that one cause accounts for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CauseSummary {
@@ -159,6 +187,24 @@ pub struct CauseSummary {
     /// Whether the evidence suffices to name it.
     #[serde(default)]
     pub named: bool,
+    /// What the p99 of the requests would have been without it; `None` where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p99_without_ns: Option<u64>,
+    /// 95 % interval of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p99_without_ci95: Option<[u64; 2]>,
+}
+
+/// The p99 of the requests, and what it would have been without some causes: their stalls are taken
+/// away, and the queue of each thread is replayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Without {
+    /// As measured, of the requests for which it is known which threads served them.
+    pub p99_ns: u64,
+    /// Without the causes.
+    pub p99_without_ns: u64,
+    /// 95 % interval of that.
+    pub ci95: [u64; 2],
 }
 
 /// A cause that was watched, measured, and excluded.
@@ -434,6 +480,13 @@ pub struct Summary {
     /// How the samples were matched with the requests that the target served.
     #[serde(default)]
     pub requests: RequestsSummary,
+    /// Where the time of the slow and of the typical requests went, if it is known which threads served
+    /// them and when these slept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account_ns: Option<Accounts>,
+    /// The p99 without all named causes; missing where that is not known, or none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub without_named: Option<Without>,
     /// Causes, largest share first, the unexplained rest last.
     pub causes: Vec<CauseSummary>,
     /// Causes that were watched, measured, and excluded. Empty unless the run is conclusive.

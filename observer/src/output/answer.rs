@@ -10,7 +10,7 @@ use crate::clock::MonoNanos;
 use crate::error::Result;
 use crate::model::{
     Cause, CauseSummary, DistributionSummary, EndReason, Event, FloorReason, Outcome, RunInfo,
-    Sample, Summary, files,
+    Sample, ServedBy, Summary, Without, files,
 };
 use crate::output::event_files::{Wanted, damage_note};
 use crate::output::rundir::RunDir;
@@ -27,6 +27,8 @@ pub const NOTHING_LOST: &str = "nothing";
 pub struct WorstRequest {
     /// The request.
     pub sample: Sample,
+    /// When which threads of the target served it, if that is known.
+    pub served: Option<ServedBy>,
     /// Events, each with the length of its part inside the request, nanoseconds.
     pub stalls: Vec<(Event, u64)>,
     /// Overlapping stalls beyond those.
@@ -95,7 +97,8 @@ impl Answer {
             events(&mut |event| end = end.max(event.end));
         }
         let axis_ns = end.since(run.start_ns) as f64;
-        let mut digest = Digest::new(&run, &samples, axis_ns);
+        let known = summary.as_ref().map_or(&[][..], |summary| &summary.slowest_requests);
+        let mut digest = Digest::new(&run, &samples, known, axis_ns);
         events(&mut |event| digest.add(event));
         if digest.recorder.clamped() > 0 {
             let clamped = text::count(digest.recorder.clamped());
@@ -463,6 +466,16 @@ fn attributed(summary: &Summary, slow: &str) -> String {
             text::percent(*share),
             text::percent(*low),
             text::percent(*high),
+        );
+    }
+    if let Some(Without { p99_ns, p99_without_ns, ci95: [low, high] }) = summary.without_named {
+        let [with, without, low, high] =
+            [p99_ns, p99_without_ns, low, high].map(|ns| text::duration(ns as f64));
+        let gone = summary.causes.iter().filter(|row| row.p99_without_ns.is_some()).count();
+        let what = if gone == 1 { "it" } else { "the named causes" };
+        sentence += &format!(
+            " Without {what}, p99 would have been {without} (95 % interval {low} to {high}) instead of \
+             {with}."
         );
     }
     sentence

@@ -7,7 +7,9 @@ use super::answer::WorstRequest;
 use crate::aggregate::CauseRecorder;
 use crate::clock::MonoNanos;
 use crate::correlate::{Longest, slowest};
-use crate::model::{Cause, EndReason, Event, RunInfo, Sample, Stall};
+use crate::model::{
+    Cause, EndReason, Event, RunInfo, Sample, ServedBy, SlowRequest, Stall, overlap_ns,
+};
 
 /// Columns the time is cut into: what is closer than this is one mark.
 pub(super) const COLUMNS: usize = 900;
@@ -23,17 +25,30 @@ pub(super) struct Digest {
     length_ns: f64,
     pub(super) recorder: CauseRecorder,
     pub(super) lanes: BTreeMap<Cause, Vec<f64>>,
-    worst: Vec<(Sample, Longest<Event>)>,
+    worst: Vec<(Sample, Option<ServedBy>, Longest<Event>)>,
 }
 
 impl Digest {
-    /// `length_ns` is that of the time axis.
-    pub(super) fn new(run: &RunInfo, samples: &[Sample], length_ns: f64) -> Self {
+    /// `length_ns` is that of the time axis. `known` says of some requests which threads served them.
+    pub(super) fn new(
+        run: &RunInfo,
+        samples: &[Sample],
+        known: &[SlowRequest],
+        length_ns: f64,
+    ) -> Self {
         // Those that the probes watched from begin to end.
         let running = run.end_reason == EndReason::Running;
         let end = if running { MonoNanos(u64::MAX) } else { run.end_ns };
         let worst = slowest(samples, (run.start_ns, end), WORST).into_iter();
-        let worst = worst.map(|sample| (sample.clone(), Longest::new(OVERLAPS_KEPT))).collect();
+        let served = |sample: &Sample| {
+            let is_it = |one: &&SlowRequest| {
+                (one.begin_ns, one.end_ns, one.seq) == (sample.begin(), sample.end, sample.seq)
+            };
+            known.iter().find(is_it)?.served
+        };
+        let worst = worst
+            .map(|sample| (sample.clone(), served(sample), Longest::new(OVERLAPS_KEPT)))
+            .collect();
         Self {
             start_ns: run.start_ns.0,
             length_ns,
@@ -45,10 +60,13 @@ impl Digest {
 
     pub(super) fn add(&mut self, event: &Event) {
         let Some(stall) = Stall::from_event(event) else { return };
-        self.recorder.record(stall.cause, event.duration_ns);
-        self.draw(&stall);
-        for (sample, longest) in &mut self.worst {
-            longest.add(*event, sample.inside_ns(stall.start, stall.end));
+        // Threads sleep most of the time.
+        if stall.cause.is_stall() {
+            self.recorder.record(stall.cause, event.duration_ns);
+            self.draw(&stall);
+        }
+        for (sample, served, longest) in &mut self.worst {
+            longest.add(*event, overlap_ns(sample, served.as_ref(), &stall));
         }
     }
 
@@ -72,9 +90,9 @@ impl Digest {
 
     /// The slowest requests, each with its longest overlaps.
     pub(super) fn worst(&mut self) -> Vec<WorstRequest> {
-        let request = |(sample, longest): (Sample, Longest<Event>)| {
+        let request = |(sample, served, longest): (Sample, Option<ServedBy>, Longest<Event>)| {
             let (stalls, omitted) = longest.finish();
-            WorstRequest { sample, stalls, omitted }
+            WorstRequest { sample, served, stalls, omitted }
         };
         std::mem::take(&mut self.worst).into_iter().map(request).collect()
     }
@@ -97,7 +115,7 @@ mod tests {
                 example::fault(end, length, index)
             })
             .collect();
-        let mut digest = Digest::new(&run, &samples, 1e6);
+        let mut digest = Digest::new(&run, &samples, &[], 1e6);
         events.iter().for_each(|event| digest.add(event));
         let streamed = digest.worst();
         assert_eq!(streamed.len(), samples.len());

@@ -207,6 +207,8 @@ pub(crate) fn attributed() -> Summary {
         contribution_ns: share * 40e6,
         stalls: 99,
         named,
+        p99_without_ns: None,
+        p99_without_ci95: None,
     };
     let mut probes: BTreeMap<_, _> = [
         ("runqueue", five(1_200_000, 9_000_000)),
@@ -276,6 +278,8 @@ pub(crate) fn attributed() -> Summary {
             cause(Cause::UNEXPLAINED, 0.20, 0.13, 0.28, false),
         ],
         ruled_out: Vec::new(),
+        account_ns: None,
+        without_named: None,
         slowest_requests: Vec::new(),
         probes,
         loss: LossSummary::default(),

@@ -1,14 +1,17 @@
 //! `report.html`: the answer as one self-contained page. No script, nothing from the network, and
 //! everything of unknown origin (thread names, errors, paths) escaped.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::answer::{Answer, WorstRequest};
 use super::chart;
-use super::terminal::{counters, more, request_line};
+use super::terminal::{counters, more, request_line, served};
 use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
-use crate::model::{CauseSummary, Outcome, ProbeState, Summary, by_owner};
+use crate::model::{Cause, CauseSummary, Outcome, ProbeState, Summary, by_owner};
 
+/// Parts of an account named beside its bar.
+const PARTS_SHOWN: usize = 3;
 /// Overlapping stalls shown for one request.
 const STALLS_SHOWN: usize = 12;
 
@@ -49,6 +52,7 @@ pub fn render(answer: &Answer) -> String {
     verdict(&mut page, answer);
     if let Some(summary) = &answer.summary {
         causes(&mut page, summary);
+        account(&mut page, summary);
     }
     if let Some(svg) = chart::timeline(answer) {
         let _ = writeln!(
@@ -135,7 +139,7 @@ fn causes(page: &mut String, summary: &Summary) {
         .causes
         .iter()
         .map(|row| {
-            let CauseSummary { cause, share, ci95: [low, high], p_value, .. } = row;
+            let CauseSummary { cause, share, ci95: [low, high], p_value, p99_without_ns, .. } = row;
             let named = row.named && conclusive;
             let colour = cause.info().color;
             let bar = format!(
@@ -161,14 +165,94 @@ fn causes(page: &mut String, summary: &Summary) {
                 format!("{} to {}", percent(*low), percent(*high)),
                 p_value.map_or_else(|| "–".to_owned(), |p| format!("{p:.3}")),
                 duration(row.contribution_ns),
-                if cause.is_rest() { "–".to_owned() } else { count(row.stalls) },
+                if cause.is_recorded() { count(row.stalls) } else { "–".to_owned() },
+                p99_without_ns.map_or_else(|| "–".to_owned(), |ns| duration(ns as f64)),
                 bar,
             ]
         })
         .collect();
-    let header = ["cause", "share", "95 % interval", "p", "per slow request", "stalls", ""];
-    table(page, &header, 5, &rows);
+    let header =
+        ["cause", "share", "95 % interval", "p", "per slow request", "stalls", "p99 without", ""];
+    table(page, &header, 6, &rows);
     page.push_str("</section>\n");
+}
+
+/// A mean latency as a bar, cut into its parts.
+fn bar(parts: &BTreeMap<Cause, u64>) -> String {
+    let all_ns: u64 = parts.values().sum();
+    let mut bar = String::from("<span class=\"parts\">");
+    for (cause, part_ns) in parts {
+        let width = *part_ns as f64 / all_ns.max(1) as f64 * 100.0;
+        let title = format!("{}: {}", cause.name(), duration(*part_ns as f64));
+        let _ = write!(
+            bar,
+            "<span title=\"{}\" style=\"width:{width:.2}%;background:{}\"></span>",
+            escape(&title),
+            cause.info().color
+        );
+    }
+    bar.push_str("</span>");
+    bar
+}
+
+fn account(page: &mut String, summary: &Summary) {
+    let Some(accounts) = &summary.account_ns else { return };
+    page.push_str(
+        "<section><h2>Where the time of the requests went</h2>\n<p class=\"sub\">Mean parts \
+         of the requests for which it is known which threads served them, by latency. Each bar is a whole \
+         mean latency.</p>\n",
+    );
+    let sum = |parts: &BTreeMap<Cause, u64>| parts.values().sum::<u64>();
+    let row = |name: String, requests: Option<u64>, parts: &BTreeMap<Cause, u64>| {
+        let mut largest: Vec<(&Cause, &u64)> = parts.iter().collect();
+        largest.sort_by_key(|(_, part_ns)| std::cmp::Reverse(**part_ns));
+        let largest: Vec<String> = largest
+            .iter()
+            .take(PARTS_SHOWN)
+            .map(|(cause, part_ns)| format!("{} {}", cause.name(), duration(**part_ns as f64)))
+            .collect();
+        vec![
+            name,
+            requests.map_or_else(|| "–".to_owned(), count),
+            duration(sum(parts) as f64),
+            bar(parts),
+            escape(&largest.join(", ")),
+        ]
+    };
+    let mut rows: Vec<_> = accounts
+        .bands
+        .iter()
+        .map(|band| {
+            let name = format!("{} to {}", quantile(band.from), quantile(band.to));
+            row(name, Some(band.requests), &band.parts_ns)
+        })
+        .collect();
+    rows.push(row("<b>typical</b>".to_owned(), None, &accounts.typical));
+    rows.push(row("<b>slow</b>".to_owned(), None, &accounts.slow));
+    table(page, &["latency", "requests", "mean", "parts", ""], 2, &rows);
+    page.push_str("<ul class=\"legend\">");
+    let bands = accounts.bands.iter().map(|band| &band.parts_ns);
+    let all = bands.chain([&accounts.slow, &accounts.typical]).flat_map(BTreeMap::keys);
+    for cause in all.collect::<BTreeSet<_>>() {
+        let info = cause.info();
+        let _ = write!(
+            page,
+            "<li><i style=\"background:{}\"></i>{} <small>{}</small></li>",
+            info.color,
+            cause.name(),
+            escape(info.title)
+        );
+    }
+    page.push_str("</ul></section>\n");
+}
+
+/// `p99.9`; the ends of the range in words.
+fn quantile(quantile: f64) -> String {
+    match quantile {
+        0.0 => "fastest".to_owned(),
+        1.0 => "slowest".to_owned(),
+        _ => format!("p{}", (quantile * 1_000.0).round() / 10.0),
+    }
 }
 
 fn requests(page: &mut String, answer: &Answer, summary: &Summary) {
@@ -278,6 +362,9 @@ fn worst(page: &mut String, answer: &Answer) {
 }
 
 fn overlaps(page: &mut String, answer: &Answer, request: &WorstRequest) {
+    if let Some(served) = served(answer, request) {
+        let _ = writeln!(page, "<p class=\"sub\">{}</p>", escape(&served));
+    }
     if request.stalls.is_empty() {
         page.push_str("<p class=\"sub\">No stall of the target during it.</p>\n");
         return;

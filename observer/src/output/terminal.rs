@@ -1,5 +1,6 @@
 //! The answer for users at a terminal.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
@@ -7,7 +8,8 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::answer::{Answer, NOTHING_LOST, WorstRequest};
 use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
-use crate::model::{CauseSummary, Outcome, ProbeState, ProbeSummary, Summary};
+use crate::clock::MonoNanos;
+use crate::model::{Accounts, Cause, CauseSummary, Outcome, ProbeState, ProbeSummary, Summary};
 
 /// Overlapping stalls shown for one request.
 const STALLS_SHOWN: usize = 5;
@@ -55,6 +57,7 @@ pub fn render(answer: &Answer, colour: bool) -> String {
     verdict(&mut text, answer, paint);
     if let Some(summary) = &answer.summary {
         causes(&mut text, summary, paint);
+        account(&mut text, summary, paint);
         requests(&mut text, answer, summary, paint);
         probes(&mut text, summary, paint);
     }
@@ -160,7 +163,7 @@ fn causes(text: &mut String, summary: &Summary, paint: Paint) {
         .causes
         .iter()
         .map(|row| {
-            let CauseSummary { cause, share, ci95: [low, high], p_value, .. } = row;
+            let CauseSummary { cause, share, ci95: [low, high], p_value, p99_without_ns, .. } = row;
             let verdict = match row.named && conclusive {
                 _ if cause.is_rest() => "",
                 true => "named",
@@ -172,13 +175,48 @@ fn causes(text: &mut String, summary: &Summary, paint: Paint) {
                 format!("{} to {}", percent(*low), percent(*high)),
                 p_value.map_or_else(|| "-".to_owned(), |p| format!("{p:.3}")),
                 duration(row.contribution_ns),
-                if cause.is_rest() { "-".to_owned() } else { count(row.stalls) },
+                if cause.is_recorded() { count(row.stalls) } else { "-".to_owned() },
+                p99_without_ns.map_or_else(|| "-".to_owned(), |ns| duration(ns as f64)),
                 verdict.to_owned(),
             ]
         })
         .collect();
-    let header = ["cause", "share", "95 % interval", "p", "per slow request", "stalls", ""];
-    table(text, &header, rows, &[1, 2, 3, 4, 5]);
+    let header =
+        ["cause", "share", "95 % interval", "p", "per slow request", "stalls", "p99 without", ""];
+    table(text, &header, rows, &[1, 2, 3, 4, 5, 6]);
+}
+
+/// Parts of less than this share of a slow request are shown together.
+const SMALL_PART: f64 = 0.005;
+
+fn account(text: &mut String, summary: &Summary, paint: Paint) {
+    let Some(Accounts { slow, typical, .. }) = &summary.account_ns else { return };
+    line(text, &paint.heading("Where the time of a request went (means)"));
+    let sum = |parts: &BTreeMap<Cause, u64>| parts.values().sum::<u64>();
+    let (slow_ns, typical_ns) = (sum(slow), sum(typical));
+    let mut causes: Vec<Cause> = slow.keys().chain(typical.keys()).copied().collect();
+    let of = |parts: &BTreeMap<Cause, u64>, cause: &Cause| parts.get(cause).copied().unwrap_or(0);
+    causes.sort_by_key(|cause| (std::cmp::Reverse(of(slow, cause)), *cause));
+    causes.dedup();
+    let share = |part_ns: u64| percent(part_ns as f64 / slow_ns.max(1) as f64);
+    let row = |name: &str, slow_ns: u64, typical_ns: u64| {
+        let times = [slow_ns, typical_ns].map(|ns| duration(ns as f64));
+        let [slow, typical] = times;
+        vec![name.to_owned(), slow, share(slow_ns), typical]
+    };
+    let is_small = |cause: &Cause| {
+        let limit = |all_ns: u64| (all_ns as f64 * SMALL_PART) as u64;
+        of(slow, cause) < limit(slow_ns) && of(typical, cause) < limit(typical_ns)
+    };
+    let (small, large): (Vec<Cause>, Vec<Cause>) = causes.into_iter().partition(is_small);
+    let mut rows: Vec<Vec<String>> =
+        large.iter().map(|cause| row(cause.name(), of(slow, cause), of(typical, cause))).collect();
+    let all = |parts: &BTreeMap<Cause, u64>| small.iter().map(|cause| of(parts, cause)).sum();
+    if !small.is_empty() {
+        rows.push(row("others", all(slow), all(typical)));
+    }
+    rows.push(row("together", slow_ns, typical_ns));
+    table(text, &["part", "slow", "share", "typical"], rows, &[1, 2, 3]);
 }
 
 fn requests(text: &mut String, answer: &Answer, summary: &Summary, paint: Paint) {
@@ -294,6 +332,9 @@ fn worst(text: &mut String, answer: &Answer, paint: Paint) {
     );
     for request in &answer.worst {
         line(text, &format!("  {}", request_line(answer, request)));
+        if let Some(served) = served(answer, request) {
+            line(text, &format!("      {served}"));
+        }
         let mut rows = Vec::new();
         for (event, overlap_ns) in request.stalls.iter().take(STALLS_SHOWN) {
             rows.push(vec![
@@ -357,6 +398,27 @@ pub(super) fn request_line(answer: &Answer, request: &WorstRequest) -> String {
         let _ = write!(text, ", {}", clean(error, 80));
     }
     text
+}
+
+/// `in the socket after 41.0 µs, read after 60.2 µs by svc-1 (12), answered after 20.3 ms by svc-2 (13)`.
+pub(super) fn served(answer: &Answer, request: &WorstRequest) -> Option<String> {
+    let served = request.served?;
+    let after = |time: MonoNanos| duration(time.since(request.sample.begin()) as f64);
+    let mut text = served
+        .arrival_ns
+        .map_or_else(String::new, |arrival| format!("in the socket after {}, ", after(arrival)));
+    let reader = thread(&answer.run, served.reader);
+    let _ = write!(text, "read after {} by {reader}, ", after(served.read_ns));
+    match served.first_send_ns {
+        None => text.push_str("not answered"),
+        Some(first) => {
+            let _ = write!(text, "answered after {}", after(first));
+            if served.sender != served.reader {
+                let _ = write!(text, " by {}", thread(&answer.run, served.sender));
+            }
+        }
+    }
+    Some(text)
 }
 
 /// `and 12 shorter ones: runqueue 3.10 ms, mm_syscall 300 µs`, if there are any.

@@ -196,6 +196,9 @@ pub enum Members {
     CallAbi,
     /// Number and arguments of the system call.
     Registers,
+    /// From a thread that does not run to the registers with which it entered the kernel, and from a
+    /// socket to its file.
+    SavedRegisters,
     /// Numbers of the events by which memory cgroups count faults.
     FaultEvents,
 }

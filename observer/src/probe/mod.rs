@@ -10,6 +10,7 @@ mod reclaim;
 mod request;
 mod runqueue;
 mod selection;
+mod sleep;
 mod socket;
 mod softirq;
 mod task;
@@ -150,7 +151,7 @@ impl Probe {
 }
 
 /// All probes, in the order they are attached: first what follows the target.
-pub const PROBES: [&Probe; 8] = [
+pub const PROBES: [&Probe; 9] = [
     &task::PROBE,
     &runqueue::PROBE,
     &fault::PROBE,
@@ -159,6 +160,7 @@ pub const PROBES: [&Probe; 8] = [
     &socket::PROBE,
     &softirq::PROBE,
     &request::PROBE,
+    &sleep::PROBE,
 ];
 
 /// The probe that sends this kind of record.
@@ -262,7 +264,7 @@ mod tests {
 
     #[test]
     fn the_probe_of_every_cause_exists() {
-        for cause in Cause::all().filter(|cause| cause.is_stall()) {
+        for cause in Cause::all().filter(|cause| cause.is_recorded()) {
             let sees = |probe: &&Probe| probe.causes().any(|seen| seen == cause);
             assert_eq!(PROBES.iter().copied().filter(sees).count(), 1, "{cause:?}");
         }

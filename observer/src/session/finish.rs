@@ -8,15 +8,15 @@ use observer_ebpf::wire::{Counter, Counts, RecordKind, Series};
 
 use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
-use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse, slowest_requests};
+use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse};
 use crate::error::{Error, Exit, Result};
 use crate::loadgen::{
     BEFORE_RUN, EARLIER_RECORDING, IngestError, Ingested, OUTSIDE_RUN, RelAnchor, Window,
 };
 use crate::model::{
-    EndReason, FloorSummary, LossSpan, LossSummary, Outcome, ProbeState, Reason, RecordSummary,
-    RunInfo, SUMMARY_SCHEMA, Sample, SelfSummary, ServerRequest, Stall, Summary, TraceRow, Verdict,
-    files,
+    Cause, EndReason, FloorSummary, LossSpan, LossSummary, Outcome, ProbeState, Reason,
+    RecordSummary, RunInfo, SUMMARY_SCHEMA, Sample, SelfSummary, ServerRequest, Stall, Summary,
+    TraceRow, Verdict, files,
 };
 use crate::output::event_files::EventsRead;
 use crate::output::rundir::RunDir;
@@ -154,12 +154,8 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     };
     let mut analysis = analyse(&evidence);
     judge_input(&mut analysis, ingest, problem, &captured);
-    let summary = Summary {
-        records,
-        floors,
-        slowest_requests: slowest_requests(samples, &stalls, (info.start_ns, info.end_ns)),
-        ..summarise(analysis, &delta, &info, ingest, &captured)
-    };
+    let summary =
+        Summary { records, floors, ..summarise(analysis, &delta, &info, ingest, &captured) };
 
     directory.release_reserve();
     // Each file is tried even if others failed: a full disk may still have room for the short ones,
@@ -323,6 +319,10 @@ pub(super) fn quality(
         observer_cpu_share,
         skipped_samples: ingested.map_or(0, unusable),
         requests_in_blocks: false,
+        sleeps_watched: info
+            .coverage
+            .get("sleep")
+            .is_some_and(|coverage| coverage.state == ProbeState::Attached),
     }
 }
 
@@ -408,12 +408,12 @@ pub(super) fn summarise(
     }
     let mut causes = analysis.causes;
     for cause in &mut causes {
-        if cause.cause.is_stall() {
+        if cause.cause.is_recorded() {
             cause.stalls = captured.recorder.count(cause.cause);
         }
     }
     let mut probes = delta.probe_summaries();
-    for probe in PROBES.iter().filter(|probe| probe.sees_stalls()) {
+    for probe in PROBES.iter().filter(|probe| probe.causes().any(Cause::is_stall)) {
         let Some(summary) = probes.get_mut(probe.name) else { continue };
         let recorded_ns: u64 = probe
             .causes()
@@ -427,9 +427,11 @@ pub(super) fn summarise(
         verdict: analysis.verdict,
         samples,
         requests: analysis.requests,
+        account_ns: analysis.account_ns,
+        without_named: analysis.without_named,
         causes,
         ruled_out: analysis.ruled_out,
-        slowest_requests: Vec::new(),
+        slowest_requests: analysis.slowest_requests,
         probes,
         loss: info.loss.clone(),
         records: BTreeMap::new(),

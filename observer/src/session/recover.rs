@@ -16,7 +16,7 @@ use super::floor_log::kinds_with_floor;
 use super::journal::LONGEST_PAUSE;
 use crate::aggregate::{CauseRecorder, Snapshot};
 use crate::clock::MonoNanos;
-use crate::correlate::{Evidence, Quality, analyse, slowest_requests};
+use crate::correlate::{Evidence, Quality, analyse};
 use crate::error::Result;
 use crate::loadgen::{
     ClockError, Ingest, IngestError, Ingested, RelAnchor, SamplesSource, SamplesSpec, Window,
@@ -168,7 +168,6 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
     let summary = Summary {
         probes: BTreeMap::new(),
         floors,
-        slowest_requests: slowest_requests(evidence.samples, evidence.stalls, evidence.window),
         ..summarise(analysis, &nothing, info, ingested.as_ref(), &captured)
     };
     let samples = ingested.map_or(kept, |ingested| ingested.samples);

@@ -1,0 +1,63 @@
+//! Sleeps: a thread gave up the CPU and waited for something.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Address, Header, Record, RecordKind};
+
+/// Header flag: signals could not end the sleep (state D).
+pub const SLEEP_UNINTERRUPTIBLE: u16 = 1;
+/// Header flag: the thread was stopped or traced (state T or t).
+pub const SLEEP_STOPPED: u16 = 2;
+/// Header flag: the descriptor in the first argument is a TCP or UDP connection, and the record has its
+/// other end.
+pub const SLEEP_REMOTE: u16 = 4;
+
+/// [`SleepRecord::syscall`] of a thread that slept outside a system call, in a page fault for instance.
+pub const NO_SYSCALL: u32 = u32::MAX;
+
+/// `TASK_UNINTERRUPTIBLE` (include/linux/sched.h).
+pub const TASK_UNINTERRUPTIBLE: u32 = 2;
+/// `__TASK_STOPPED` and `__TASK_TRACED` (include/linux/sched.h).
+pub const TASK_STOPPED_OR_TRACED: u32 = 4 | 8;
+
+/// A thread slept: from the moment when it gave up the CPU until it was woken. The wait for a CPU that
+/// follows is not part of it. The header's thread is the one that slept.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct SleepRecord {
+    /// Common part.
+    pub header: Header,
+    /// Number of the system call that it was in, or [`NO_SYSCALL`].
+    pub syscall: u32,
+    /// Port at the other end of the connection; 0 without one.
+    pub remote_port: u32,
+    /// First argument of the system call; 0 without one.
+    pub argument_1: u64,
+    /// Second argument.
+    pub argument_2: u64,
+    /// Third argument.
+    pub argument_3: u64,
+    /// Address at the other end of the connection; zeros without one.
+    pub remote_address: Address,
+}
+
+impl Record for SleepRecord {
+    const KIND: u16 = RecordKind::Sleep as u16;
+}
+
+/// What the `sleep` probe knows about a thread.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SleepState {
+    /// When the thread gave up the CPU to sleep; 0 while it does not.
+    pub begin_ns: u64,
+    /// Its `sched_info.run_delay` at that time.
+    pub run_delay_ns: u64,
+    /// Its state at that time (`task_struct::__state`).
+    pub state: u32,
+    /// 1 when it was moved to another run queue in its sleep, so that the kernel counts the rest of the
+    /// sleep as a wait for a CPU.
+    pub moved_asleep: u32,
+    /// 1 when the thread has read or answered a request: its sleeps are sent.
+    pub serves: u64,
+}

@@ -1,0 +1,182 @@
+//! Known-answer drills in which it is also known when the serving threads slept: every nanosecond of a
+//! request has a cause.
+
+use rand::RngExt;
+use rand::rngs::Xoshiro256PlusPlus;
+
+use super::drill::{Drill, MS};
+use super::served_drills::{Handler, POOL, Service, US, has, nothing};
+use super::*;
+
+/// Not among the seeds of other drills.
+const SEEDS: std::ops::Range<u64> = 400..408;
+
+const WATCHED: Service = Service { sleeps: true, ..POOL };
+
+/// A service of which one request in fifty has something that the others have not.
+fn drill(seed: u64, service: &Service, slow: impl Fn(u64) -> Handler) -> Drill {
+    let mut drill = Drill::new(seed, 30);
+    drill.quality.sleeps_watched = true;
+    let plan = |_, rng: &mut Xoshiro256PlusPlus| match rng.random_bool(0.02) {
+        true => slow(rng.random_range(20 * MS..40 * MS)),
+        false => Handler::default(),
+    };
+    service.serve(&mut drill, 300, plan, nothing);
+    drill
+}
+
+fn sleeps(sleep_ns: u64) -> Handler {
+    Handler { sleep_ns, ..Handler::default() }
+}
+
+fn burns(burn_ns: u64) -> Handler {
+    Handler { burn_ns, ..Handler::default() }
+}
+
+fn is_on_its_way(way_ns: u64) -> Handler {
+    Handler { way_ns, ..Handler::default() }
+}
+
+fn reclaims(length_ns: u64) -> Handler {
+    Handler { stall: Some((Cause::RECLAIM_MEMCG, length_ns)), ..Handler::default() }
+}
+
+/// The answer, whose accounts are whole.
+fn answer(drill: &Drill) -> Analysis {
+    let analysis = drill.analyse();
+    let accounts = analysis.check().account_ns.clone().expect("accounts");
+    let of = |parts: &BTreeMap<Cause, u64>| parts.values().sum::<u64>() as f64;
+    // All are matched, so the groups are those of the summary.
+    assert_eq!(analysis.requests.matched, drill.samples.len() as u64);
+    assert!((of(&accounts.slow) - analysis.samples.slow_mean_ns).abs() < 1.0, "{analysis:#?}");
+    let typical_ns = analysis.samples.typical_mean_ns;
+    assert!((of(&accounts.typical) - typical_ns).abs() < 1.0, "{analysis:#?}");
+    assert!(!accounts.slow.contains_key(&Cause::UNEXPLAINED), "{accounts:?}");
+    let shares: f64 =
+        analysis.causes.iter().filter(|row| !row.cause.is_rest()).map(|row| row.share).sum();
+    assert!((shares - 1.0).abs() < 0.02, "the causes share all of the excess: {analysis:#?}");
+    analysis
+}
+
+#[test]
+fn what_the_service_does_itself_is_an_answer() {
+    type Plan = fn(u64) -> Handler;
+    let plans: [(Cause, Plan); 4] = [
+        (Cause::SERVICE_WAIT, sleeps),
+        (Cause::SERVICE_CPU, burns),
+        (Cause::NETWORK, is_on_its_way),
+        (Cause::RECLAIM_MEMCG, reclaims),
+    ];
+    let services =
+        [WATCHED, Service { threads: 2, ..WATCHED }, Service { acceptor: Some(99), ..WATCHED }];
+    for (number, service) in services.iter().enumerate() {
+        for (seed, (cause, plan)) in SEEDS.zip(plans.into_iter().cycle()) {
+            let drill = drill(seed, service, plan);
+            let analysis = answer(&drill);
+            assert_eq!(analysis.verdict.outcome, Outcome::Attributed, "{analysis:#?}");
+            assert_eq!(analysis.verdict.top_cause, Some(cause), "{number}, {seed}: {analysis:#?}");
+            let share = analysis.of(cause).share;
+            // With two threads, a part of the slow requests waits behind others that only compute.
+            assert!(share > 0.85, "service {number}, seed {seed}: {cause:?} {share}");
+            assert!(has(&analysis, "counted_by_thread"));
+        }
+    }
+}
+
+#[test]
+fn a_sleep_within_a_stall_belongs_to_the_stall() {
+    for seed in SEEDS {
+        let mut drill = drill(seed, &WATCHED, reclaims);
+        // Who reclaims memory waits for writes meanwhile.
+        let within: Vec<Stall> = drill
+            .stalls
+            .iter()
+            .filter(|stall| stall.cause == Cause::RECLAIM_MEMCG)
+            .map(|stall| Stall {
+                start: MonoNanos(stall.start.0 + 100 * US),
+                end: MonoNanos(stall.end.0 - 100 * US),
+                cause: Cause::SERVICE_WAIT,
+                ..stall.clone()
+            })
+            .collect();
+        let before = answer(&drill);
+        drill.stalls.extend(within);
+        let analysis = answer(&drill);
+        assert_eq!(analysis.account_ns, before.account_ns);
+        assert_eq!(analysis.verdict.top_cause, Some(Cause::RECLAIM_MEMCG), "{analysis:#?}");
+    }
+}
+
+#[test]
+fn without_the_sleeps_the_services_own_time_stays_unexplained() {
+    for seed in SEEDS {
+        let mut drill = drill(seed, &WATCHED, sleeps);
+        drill.quality.sleeps_watched = false;
+        let analysis = drill.analyse();
+        assert_eq!(analysis.check().verdict.outcome, Outcome::Unexplained, "{analysis:#?}");
+        assert_eq!(analysis.account_ns, None);
+        // A floor that rose hides sleeps, too.
+        drill.quality.sleeps_watched = true;
+        drill.quality.hidden.push(Hidden {
+            kind: "sleep".into(),
+            floor_ns: MS,
+            raised_for_ns: 10 * MS,
+            hidden_ns: 10_000 * MS,
+        });
+        assert_eq!(drill.analyse(), analysis);
+    }
+}
+
+#[test]
+fn sleeps_of_all_threads_together_say_nothing() {
+    for seed in SEEDS {
+        let mut drill = drill(seed, &WATCHED, reclaims);
+        drill.requests.clear();
+        let analysis = drill.analyse();
+        assert_eq!(analysis.check().verdict.top_cause, Some(Cause::RECLAIM_MEMCG), "{analysis:#?}");
+        assert!(analysis.causes.iter().all(|row| row.cause != Cause::SERVICE_WAIT));
+        drill.stalls.retain(|stall| stall.cause.is_stall());
+        assert_eq!(drill.analyse(), analysis);
+    }
+}
+
+/// The p99 of the samples.
+fn p99_ns(drill: &Drill) -> u64 {
+    let mut latencies: Vec<u64> = drill.samples.iter().map(Sample::response_ns).collect();
+    latencies.sort_unstable();
+    latencies[(latencies.len() as f64 * 0.99).ceil() as usize - 1]
+}
+
+#[test]
+fn the_p99_without_a_cause_is_that_of_a_run_without_it() {
+    let services =
+        [WATCHED, Service { threads: 2, ..WATCHED }, Service { acceptor: Some(99), ..WATCHED }];
+    let mut covered = 0;
+    for (number, service) in services.iter().enumerate() {
+        for (seed, plan) in SEEDS.zip([reclaims, sleeps].into_iter().cycle()) {
+            let with = drill(seed, service, plan);
+            let without_ns = p99_ns(&drill(seed, service, |_| Handler::default()));
+            let analysis = answer(&with);
+            let top = analysis.causes.iter().find(|row| row.named).expect("a cause");
+            let found_ns = top.p99_without_ns.expect("the p99 without it");
+            let [low, high] = top.p99_without_ci95.expect("its interval");
+            let error = found_ns as f64 / without_ns as f64 - 1.0;
+            assert!(error.abs() < 0.05, "service {number}, seed {seed}: {found_ns} {without_ns}");
+            covered += u32::from((low..=high).contains(&without_ns));
+            let all = analysis.without_named.expect("without all");
+            assert_eq!(all.p99_ns, p99_ns(&with));
+            assert!(all.p99_without_ns <= found_ns && found_ns < all.p99_ns, "{analysis:#?}");
+        }
+    }
+    assert!(covered >= 22, "of 24 intervals, {covered} cover the truth");
+}
+
+#[test]
+fn what_cannot_be_taken_away_has_no_p99_without_it() {
+    for (seed, plan) in SEEDS.zip([burns, is_on_its_way].into_iter().cycle()) {
+        let analysis = answer(&drill(seed, &WATCHED, plan));
+        assert!(analysis.causes.iter().any(|row| row.named));
+        assert!(analysis.causes.iter().all(|row| row.p99_without_ns.is_none()), "{analysis:#?}");
+        assert_eq!(analysis.without_named, None);
+    }
+}

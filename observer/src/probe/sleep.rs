@@ -1,0 +1,283 @@
+//! `sleep`: what the threads that serve requests wait for of their own will.
+
+use std::mem::offset_of;
+use std::net::{Ipv6Addr, SocketAddr};
+
+use observer_ebpf::wire::{
+    NO_SYSCALL, SLEEP_REMOTE, SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE, Series, SleepRecord,
+    SleepState, Slot,
+};
+
+use super::{Attach, HistogramFamily, Members, Need, PerThread, Probe, Program, RunsAt, Tier};
+use crate::model::{Cause, Event, Field, RecordRow, field};
+
+const SWITCH: &str = "sleeps";
+const MOVES: &str = "sleeps of threads that are moved to another CPU";
+
+const READ: &[Members] = &[
+    Members::RunDelay,
+    Members::State,
+    Members::SavedRegisters,
+    Members::Registers,
+    Members::Descriptors,
+    Members::Sockets,
+    Members::Connections,
+];
+
+/// The part of the programs on `sched_switch` that sleeps need.
+const SLEEPS: &str = "SWITCH_SLEEP";
+
+const fn moved(name: &'static str, attach: Attach) -> Program {
+    Program::new(name, attach, MOVES).only_with("task_struct", "se.sched_delayed").part(SLEEPS)
+}
+
+pub(super) const PROBE: Probe = Probe {
+    name: "sleep",
+    runs_at: RunsAt::Frequent("context switch"),
+    about: "Sleeps of the target's threads: from giving up the CPU to the wake-up, and in which system \
+            call.",
+    notes: "Each is a voluntary context switch in /proc/PID/task/TID/status. What a thread waits for a \
+            CPU after the wake-up is not part of it. Only sleeps of threads that have read or answered a \
+            request are recorded, so records need the probe `request`; the histograms hold those of all \
+            threads of the target. The system call and its arguments are read from the registers with \
+            which the thread entered the kernel; a sleep outside a system call (in a page fault, for \
+            instance), and one in a call of the 32-bit ABI, has none. Since Linux 6.12 a thread may be moved to another run \
+            queue while it sleeps; the wait for a CPU that follows is then part of the sleep.",
+    tiers: &[
+        Tier {
+            name: "tp_btf",
+            about: "the context switch, BTF-typed",
+            needs: &[Need::OwnBtf, Need::Tracepoint("sched_switch")],
+            reads: READ,
+            programs: &[
+                moved("sched_migrate_task", Attach::TpBtf("sched_migrate_task", 1)),
+                Program::new("sched_switch", Attach::TpBtf("sched_switch", 3), SWITCH).part(SLEEPS),
+            ],
+        },
+        Tier {
+            name: "raw_tracepoint",
+            about: "the context switch, tasks read by helper calls",
+            needs: &[],
+            reads: READ,
+            programs: &[
+                moved("sched_migrate_task_raw", Attach::RawTracepoint("sched_migrate_task", 1)),
+                Program::new("sched_switch_raw", Attach::RawTracepoint("sched_switch", 3), SWITCH)
+                    .part(SLEEPS),
+            ],
+        },
+    ],
+    records: &[&SLEEP],
+    histograms: &[HistogramFamily {
+        name: "target_sleep",
+        help: "Time that threads of the target slept, by their state; missing without a target",
+        labels: &["state"],
+        of_target: true,
+        series: &[
+            (Series::SleepInterruptible, "interruptible", &["interruptible"]),
+            (Series::SleepUninterruptible, "uninterruptible", &["uninterruptible"]),
+            (Series::SleepStopped, "stopped", &["stopped"]),
+        ],
+        ..HistogramFamily::BASE
+    }],
+    per_thread: Some(
+        PerThread::of::<SleepState>(
+            ["SLEEPS", "SLEEPS_STORAGE", "SLEEPS_STORED"],
+            &[offset_of!(Slot<SleepState>, state.begin_ns) / 8],
+        )
+        .of_arguments(),
+    ),
+    off_by_default: Some(
+        "sleeps are of use beside the samples of a load generator; `observer run` watches them when it \
+         reads samples",
+    ),
+    ..Probe::BASE
+};
+
+static SLEEP: RecordRow = RecordRow::new::<SleepRecord>(
+    "sleep",
+    "A thread that serves requests slept, until it was woken.",
+    &[
+        Field::flag(
+            "uninterruptible",
+            SLEEP_UNINTERRUPTIBLE,
+            "signals could not end the sleep (state D)",
+        ),
+        Field::flag("stopped", SLEEP_STOPPED, "the thread was stopped or traced (state T or t)"),
+        Field::flag("remote", SLEEP_REMOTE, "the call waited at a connection"),
+        field!(
+            SleepRecord.syscall,
+            "syscall",
+            "number of the system call (x86-64); 4294967295 outside a system call"
+        ),
+        field!(SleepRecord.argument_1, "argument_1", "first argument of the call"),
+        field!(SleepRecord.argument_2, "argument_2", "second argument"),
+        field!(SleepRecord.argument_3, "argument_3", "third argument"),
+        field!(SleepRecord.remote_port, "remote_port", "port at the other end of the connection"),
+        field!(
+            SleepRecord.remote_address,
+            "remote_address",
+            "address of the other end of the connection"
+        ),
+    ],
+)
+.stalls(20_000, |_| Some(Cause::SERVICE_WAIT))
+.detail(detail);
+
+fn detail(event: &Event) -> String {
+    let Some(record) = event.record::<SleepRecord>() else { return String::new() };
+    let SleepRecord { syscall, argument_1, remote_port, remote_address, .. } = record;
+    if event.flags & SLEEP_STOPPED != 0 {
+        return "stopped or traced".to_owned();
+    }
+    if syscall == NO_SYSCALL {
+        return "outside a system call".to_owned();
+    }
+    let call = name(syscall);
+    if event.flags & SLEEP_REMOTE != 0 {
+        let address = Ipv6Addr::from(remote_address.0).to_canonical();
+        return format!("{call} at {}", SocketAddr::new(address, remote_port as u16));
+    }
+    match i64::from(syscall) {
+        libc::SYS_futex => format!("{call} {argument_1:#x}"),
+        number if HAS_DESCRIPTOR.contains(&number) => format!("{call} of descriptor {argument_1}"),
+        _ => call,
+    }
+}
+
+/// Calls that wait at the descriptor in their first argument.
+const HAS_DESCRIPTOR: &[i64] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_connect,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_flock,
+    libc::SYS_io_uring_enter,
+];
+
+/// The name of a system call in which threads sleep; its number for others.
+fn name(number: u32) -> String {
+    let names = SLEEPING.iter().find(|(known, _)| *known == i64::from(number));
+    names.map_or_else(|| format!("system call {number}"), |(_, name)| (*name).to_owned())
+}
+
+macro_rules! calls {
+    ($($name:ident = $number:ident,)*) => {
+        /// System calls in which threads usually sleep.
+        const SLEEPING: &[(i64, &str)] = &[$((libc::$number, stringify!($name)),)*];
+    };
+}
+
+calls! {
+    read = SYS_read,
+    write = SYS_write,
+    readv = SYS_readv,
+    writev = SYS_writev,
+    pread64 = SYS_pread64,
+    pwrite64 = SYS_pwrite64,
+    preadv = SYS_preadv,
+    pwritev = SYS_pwritev,
+    sendfile = SYS_sendfile,
+    splice = SYS_splice,
+    openat = SYS_openat,
+    fsync = SYS_fsync,
+    fdatasync = SYS_fdatasync,
+    msync = SYS_msync,
+    flock = SYS_flock,
+    fcntl = SYS_fcntl,
+    rename = SYS_rename,
+    unlink = SYS_unlink,
+    getdents64 = SYS_getdents64,
+    connect = SYS_connect,
+    accept = SYS_accept,
+    accept4 = SYS_accept4,
+    sendto = SYS_sendto,
+    recvfrom = SYS_recvfrom,
+    sendmsg = SYS_sendmsg,
+    recvmsg = SYS_recvmsg,
+    recvmmsg = SYS_recvmmsg,
+    sendmmsg = SYS_sendmmsg,
+    poll = SYS_poll,
+    ppoll = SYS_ppoll,
+    select = SYS_select,
+    pselect6 = SYS_pselect6,
+    epoll_wait = SYS_epoll_wait,
+    epoll_pwait = SYS_epoll_pwait,
+    epoll_pwait2 = SYS_epoll_pwait2,
+    io_uring_enter = SYS_io_uring_enter,
+    io_getevents = SYS_io_getevents,
+    futex = SYS_futex,
+    nanosleep = SYS_nanosleep,
+    clock_nanosleep = SYS_clock_nanosleep,
+    pause = SYS_pause,
+    rt_sigtimedwait = SYS_rt_sigtimedwait,
+    rt_sigsuspend = SYS_rt_sigsuspend,
+    wait4 = SYS_wait4,
+    waitid = SYS_waitid,
+    vfork = SYS_vfork,
+    clone = SYS_clone,
+    execve = SYS_execve,
+    mmap = SYS_mmap,
+    munmap = SYS_munmap,
+    mprotect = SYS_mprotect,
+    madvise = SYS_madvise,
+    brk = SYS_brk,
+    semtimedop = SYS_semtimedop,
+    msgrcv = SYS_msgrcv,
+    restart_syscall = SYS_restart_syscall,
+    sched_yield = SYS_sched_yield,
+    membarrier = SYS_membarrier,
+}
+
+#[cfg(test)]
+mod tests {
+    use observer_ebpf::wire::{Address, RecordKind};
+
+    use super::*;
+    use crate::probe::{decode, tests::header};
+
+    fn record(flags: u16, syscall: u32) -> SleepRecord {
+        SleepRecord {
+            header: header(RecordKind::Sleep, flags),
+            syscall,
+            remote_port: 0,
+            argument_1: 7,
+            argument_2: 0,
+            argument_3: 0,
+            remote_address: Address([0; 16]),
+        }
+    }
+
+    #[test]
+    fn a_record_says_what_the_thread_waited_for() {
+        let said = |record: SleepRecord| {
+            let event = decode(bytemuck::bytes_of(&record)).expect("decodes");
+            assert_eq!(event.cause(), Some(Cause::SERVICE_WAIT));
+            detail(&event)
+        };
+        assert_eq!(said(record(0, libc::SYS_clock_nanosleep as u32)), "clock_nanosleep");
+        assert_eq!(said(record(0, libc::SYS_futex as u32)), "futex 0x7");
+        assert_eq!(said(record(0, libc::SYS_epoll_wait as u32)), "epoll_wait of descriptor 7");
+        assert_eq!(said(record(0, 9_999)), "system call 9999");
+        assert_eq!(said(record(SLEEP_UNINTERRUPTIBLE, NO_SYSCALL)), "outside a system call");
+        assert_eq!(said(record(SLEEP_STOPPED, libc::SYS_read as u32)), "stopped or traced");
+        let mut remote = record(SLEEP_REMOTE, libc::SYS_recvfrom as u32);
+        (remote.remote_port, remote.remote_address.0[15]) = (6_379, 1);
+        assert_eq!(said(remote), "recvfrom at [::1]:6379");
+    }
+}
