@@ -338,7 +338,7 @@ impl Task {
 
     /// The registers with which a thread that does not run entered the kernel: they lie at the end of its
     /// stack, behind which a kernel with FRED leaves 16 bytes (`TOP_OF_KERNEL_STACK_PADDING`,
-    /// arch/x86/include/asm/thread_info.h). Nothing if it did not come from user mode of the 64-bit ABI.
+    /// arch/x86/include/asm/thread_info.h). Nothing if they are not those of 64-bit user code.
     #[inline(always)]
     pub(crate) fn saved_registers(self) -> Option<Registers> {
         const USER_SEGMENT: u16 = 0x33;

@@ -39,6 +39,8 @@ messages! {
                         thread {} of process {} ran";
     sleep_booked_as_wait: "sleep_booked_as_wait: the kernel counted time asleep as time on the run \
                            queue (Linux 6.12 and later); thread {} of process {}";
+    switch_missed: "switch_missed: the kernel switched to a thread without an event; thread {} of \
+                    process {}";
     connection_slot: "connection_slot: there were more connections than the table has room for; \
                       thread {} of process {}";
 }
@@ -63,6 +65,7 @@ pub(crate) fn lost(kind: LossKind, (tgid, tid): Ids) {
         LossKind::BeginWithoutEnd => begin_without_end(tgid, tid),
         LossKind::SleepBookedAsWait => sleep_booked_as_wait(tgid, tid),
         LossKind::ConnectionSlot => connection_slot(tgid, tid),
+        LossKind::SwitchMissed => switch_missed(tgid, tid),
         // A program that was skipped says nothing.
         LossKind::ProgramMissed => {}
     }

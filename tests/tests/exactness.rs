@@ -105,3 +105,9 @@ fn requests_are_those_that_the_service_counts() {
     let Some(_guard) = privileged::ready("requests") else { return };
     exact::requests(&Trial::new("requests"));
 }
+
+#[test]
+fn sleeps_are_the_voluntary_context_switches() {
+    let Some(_guard) = privileged::ready("sleeps") else { return };
+    repeated(|| exact::sleeps(&Trial::new("threads that sleep")));
+}

@@ -59,9 +59,26 @@ fn stalls_of_threads_that_nobody_waits_for_are_no_cause() {
         let row = summary.causes.iter().find(|row| row.cause == cause);
         row.map_or(0.0, |row| row.contribution_ns)
     };
-    let (runqueue_ns, unexplained_ns) = (of(Cause::RUNQUEUE), of(Cause::UNEXPLAINED));
+    let (runqueue_ns, slept_ns) = (of(Cause::RUNQUEUE), of(Cause::SERVICE_WAIT));
     assert!(runqueue_ns <= rest_ns, "{runqueue_ns} ns of {excess_ns} ns");
-    assert!(unexplained_ns >= excess_ns - rest_ns, "{unexplained_ns} ns of {excess_ns} ns");
+    assert!(slept_ns >= excess_ns - rest_ns, "{slept_ns} ns of {excess_ns} ns");
+    assert!(slept_ns >= 0.95 * SLEEP_NS, "{slept_ns} ns");
+    assert_eq!(summary.verdict.top_cause, Some(Cause::SERVICE_WAIT));
+    // All of the time of a request has a cause.
+    let accounts = summary.account_ns.as_ref().expect("accounts");
+    let slow_ns: u64 = accounts.slow.values().sum();
+    assert!((slow_ns as f64 - summary.samples.slow_mean_ns).abs() <= 0.02 * slow_ns as f64);
+    assert!(!accounts.slow.contains_key(&Cause::UNEXPLAINED), "{accounts:?}");
+    let without = summary.without_named.expect("the p99 without the sleep");
+    let saved_ns = without.p99_ns.saturating_sub(without.p99_without_ns) as f64;
+    assert!(saved_ns >= 0.9 * SLEEP_NS, "{without:?}");
+    // The slowest request shows who served it, and that this thread slept.
+    let slowest = &summary.slowest_requests[0];
+    let served = slowest.served.expect("its threads");
+    let sleep = slowest.stalls.iter().find(|stall| stall.cause == Cause::SERVICE_WAIT);
+    let sleep = sleep.expect("its sleep");
+    assert_eq!(sleep.tid, served.sender);
+    assert!(sleep.inside_ns as f64 >= 0.95 * SLEEP_NS, "{sleep:?}");
     // The background threads did wait for each other, much longer than the requests did.
     let waited = &summary.probes["runqueue"];
     assert!(waited.sum_ns > 20 * 12_000_000, "{waited:#?}");

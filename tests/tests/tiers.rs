@@ -78,3 +78,9 @@ fn all_tiers_of_request_agree() {
     let Some(_guard) = privileged::ready("tiers of request") else { return };
     exact::requests(&tiers("tiers: requests", "request"));
 }
+
+#[test]
+fn all_tiers_of_sleep_agree() {
+    let Some(_guard) = privileged::ready("tiers of sleep") else { return };
+    repeated(|| exact::sleeps(&tiers("tiers: threads that sleep", "sleep")));
+}

@@ -1,8 +1,8 @@
 //! Sleeps of the target's threads: from giving up the CPU to the wake-up, and what in.
 
 use observer_ebpf::wire::{
-    Address, NO_SYSCALL, RecordKind, SLEEP_REMOTE, SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE, Series,
-    SleepRecord, SleepState, TASK_STOPPED_OR_TRACED, TASK_UNINTERRUPTIBLE,
+    Address, LossKind, NO_SYSCALL, RecordKind, SLEEP_REMOTE, SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE,
+    Series, SleepRecord, SleepState, TASK_STOPPED_OR_TRACED, TASK_UNINTERRUPTIBLE,
 };
 
 use crate::{
@@ -26,6 +26,9 @@ pub(super) fn switched(prev: Task, next: Task, preempted: bool, prev_state: u32)
 #[inline(always)]
 fn begin(prev: Task, prev_state: u32) {
     let Some(state) = task::claim::<SleepState>(prev) else { return };
+    if state.begin_ns != 0 && state.serves != 0 {
+        emit::lose_of(LossKind::SwitchMissed, prev);
+    }
     state.begin_ns = now_ns();
     state.run_delay_ns = prev.run_delay_ns();
     state.state = prev_state;

@@ -113,11 +113,14 @@ pub enum LossKind {
     /// The table of connections had no free entry: the requests of one connection are not known until
     /// there is one.
     ConnectionSlot = 9,
+    /// A sleep whose end was not seen: the kernel switched to the thread without an event. A few in a
+    /// thousand switches of some virtual machines are like that.
+    SwitchMissed = 10,
 }
 
 impl LossKind {
     /// All kinds, in the order of their discriminants.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::TaskSlot,
         Self::CgroupSlot,
         Self::SocketSlot,
@@ -128,6 +131,7 @@ impl LossKind {
         Self::ProgramMissed,
         Self::ThreadStorage,
         Self::ConnectionSlot,
+        Self::SwitchMissed,
     ];
 
     /// The name used in every output.
@@ -144,6 +148,7 @@ impl LossKind {
             Self::ProgramMissed => "program_missed",
             Self::ThreadStorage => "thread_storage",
             Self::ConnectionSlot => "connection_slot",
+            Self::SwitchMissed => "switch_missed",
         }
     }
 

@@ -87,7 +87,7 @@ pub(super) fn attribute(
     let shifted = Shifted::new(&population.slow, &population.typical, &begins, window_ns, rng);
 
     let mut candidates: Vec<Candidate> = Cause::all()
-        .filter(|cause| !stalls.of(*cause).is_empty())
+        .filter(|cause| stalls.stalls(*cause) > 0 || !stalls.of(*cause).is_empty())
         .filter_map(|cause| alone(&groups, stalls.of(cause), &shifted, cause, rng))
         .collect();
     let mut generator = generator(&groups, rng);

@@ -7,6 +7,7 @@ use observer_ebpf::wire::REQUEST_BLOCK_SHIFT;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::index;
 
+use super::handing::Handing;
 use super::lines::{Line, Lines, Numbering, Parts, whole};
 use super::loss::Losses;
 use super::matching::Matching;
@@ -113,7 +114,8 @@ pub(super) fn population(
     let (counted, measured) = choose(evidence, matching, slow, &typical);
     let by_thread = counted.is_some_and(|counted| counted.by_thread);
     let has_account = counted.is_some_and(|counted| counted.has_account);
-    let sleeps = timelines.sleeps().filter(|_| has_account);
+    let handing =
+        has_account.then(|| Handing::new(evidence.requests, timelines.sleeps(), evidence.window.0));
 
     let mut summary = summarise(samples, &ranked);
     summary.slow_rule = evidence.slow.to_string();
@@ -144,7 +146,7 @@ pub(super) fn population(
                 let (start, end) = (since(sample.start), since(sample.end));
                 let request = matching.known(index).and_then(|at| evidence.requests.get(at));
                 let parts = match request.filter(|_| by_thread) {
-                    Some(request) => numbering.parts(sample, request, sleeps),
+                    Some(request) => numbering.parts(sample, request, handing.as_ref()),
                     None => whole(start, end),
                 };
                 Served { start, end, lateness_ns: sample.lateness_ns(), parts }

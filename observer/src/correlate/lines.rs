@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 
+use super::handing::Handing;
 use super::share::LEAST_UNCOVERED;
-use super::timeline::{Pieces, Span, Timeline, split};
+use super::timeline::{Timeline, split};
 use crate::clock::MonoNanos;
 use crate::model::{Sample, ServerRequest};
 
@@ -75,7 +76,7 @@ impl Numbering {
         &mut self,
         sample: &Sample,
         request: &ServerRequest,
-        sleeps: Option<&Pieces>,
+        handing: Option<&Handing<'_>>,
     ) -> Parts {
         let window = self.window;
         let on_kernels = |time: MonoNanos| time.0.saturating_add_signed(self.offset_ns);
@@ -92,7 +93,7 @@ impl Numbering {
             true => Part { line: self.number(line), start, end },
             false => Part::default(),
         };
-        let Some(sleeps) = sleeps else {
+        let Some(handing) = handing else {
             let mut parts = Parts::default();
             if reader == sender {
                 parts[0] = part(Line::Thread(reader), begin, last);
@@ -105,7 +106,7 @@ impl Numbering {
         };
         let handed = match reader == sender {
             true => last,
-            false => handed_at(sleeps.of_thread(sender), read).clamp(begin, last.max(begin)),
+            false => handing.at(request).clamp(begin, last.max(begin)),
         };
         let last = last.max(handed);
         [
@@ -115,13 +116,6 @@ impl Numbering {
             part(Line::Outside, last, since(end)),
         ]
     }
-}
-
-/// When a request that was read at `read` came to the thread that answered it: when that thread was
-/// woken, if it slept. Otherwise it had other work first, and the request waited for it from then on.
-pub(super) fn handed_at(sleeps: &[Span], read: u64) -> u64 {
-    let next = sleeps.partition_point(|sleep| sleep.end <= read);
-    sleeps.get(next).filter(|sleep| sleep.start <= read).map_or(read, |sleep| sleep.end)
 }
 
 /// When one cause was at work, by line.

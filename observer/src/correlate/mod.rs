@@ -22,6 +22,7 @@ mod drill;
 #[cfg(test)]
 mod drills;
 mod exposure;
+mod handing;
 #[cfg(test)]
 mod hard_drills;
 mod lines;

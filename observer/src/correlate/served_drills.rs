@@ -72,7 +72,7 @@ impl Service {
             beside(begin, handler, drill);
             sleep(drill, now, now + handler.sleep_ns);
             now += handler.sleep_ns + handler.burn_ns + drill.rng.random_range(500 * US..800 * US);
-            free[place] = now;
+            free[place] = now + 10 * US;
             let end = now + handler.way_ns + drill.rng.random_range(15 * US..40 * US);
             if end >= drill.window_ns {
                 return;

@@ -192,6 +192,10 @@ impl Timelines {
             return StallLines { by_cause, stalls };
         }
         drop(by_cause);
+        let has_account = lines.contains(&Line::Outside);
+        if !has_account {
+            stalls[Cause::SERVICE_WAIT.index()] = 0;
+        }
         // Lines of two threads repeat the stalls of both. As much as all stalls is affordable; further
         // ones have those of the sender.
         let mut room: usize = pieces.iter().map(|pieces| pieces.spans.len()).sum();
@@ -208,10 +212,12 @@ impl Timelines {
             .collect();
         let by_cause = pieces
             .iter()
-            .map(|pieces| {
+            .zip(Cause::all())
+            .map(|(pieces, cause)| {
                 let timeline = |line: &Line| {
                     let spans = match *line {
                         Line::Outside => Vec::new(),
+                        _ if !cause.is_stall() && !has_account => Vec::new(),
                         Line::Thread(tid) => pieces.of_thread(tid).to_vec(),
                         Line::Both { reader, sender } => {
                             [pieces.of_thread(reader), pieces.of_thread(sender)].concat()
@@ -223,7 +229,7 @@ impl Timelines {
             })
             .collect();
         let mut lines = StallLines { by_cause, stalls };
-        if affordable.contains(&Line::Outside) {
+        if has_account {
             lines.add_the_rest(&affordable, length_ns);
         }
         lines

@@ -7,13 +7,13 @@
 //! waits for its answer before it sends again would have sent more.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 
 use super::Evidence;
-use super::lines::handed_at;
+use super::handing::Handing;
 use super::matching::Matching;
 use super::timeline::{Timeline, Timelines};
 use crate::model::{Cause, CauseSummary, Sample, ServerRequest, Tid, Without};
@@ -29,7 +29,8 @@ const LEAST_SAMPLES: usize = 100;
 pub(super) struct Replay<'a> {
     evidence: &'a Evidence<'a>,
     timelines: &'a Timelines,
-    /// Indices of the answered requests by the thread that answered, in the order in which it took them.
+    handing: Handing<'a>,
+    /// Indices of the answered requests by the thread that answered, in the order of its answers.
     by_thread: BTreeMap<Tid, Vec<u32>>,
     /// Each sample whose request was answered, with that request.
     samples: Vec<(u32, u32)>,
@@ -77,10 +78,11 @@ impl<'a> Replay<'a> {
                 by_thread.entry(request.sender).or_default().push(place as u32);
             }
         }
-        let mut replay = Self { evidence, timelines, by_thread, samples, block_ns };
+        let handing = Handing::new(evidence.requests, timelines.sleeps(), evidence.window.0);
+        let mut replay = Self { evidence, timelines, handing, by_thread, samples, block_ns };
         let mut by_thread = std::mem::take(&mut replay.by_thread);
         for requests in by_thread.values_mut() {
-            requests.sort_by_key(|place| replay.times(*place).handed);
+            requests.sort_by_key(|place| replay.times(*place).done);
         }
         replay.by_thread = by_thread;
         Some(replay)
@@ -95,11 +97,9 @@ impl<'a> Replay<'a> {
         let since = |time: crate::clock::MonoNanos| time.since(self.evidence.window.0);
         let read = since(request.read);
         let done = request.end().map_or(read, since).max(read);
-        let handed = match self.timelines.sleeps() {
-            Some(sleeps) if request.reader != request.sender => {
-                handed_at(sleeps.of_thread(request.sender.0), read).min(done)
-            }
-            _ => read,
+        let handed = match request.reader == request.sender {
+            true => read,
+            false => self.handing.at(request).min(done),
         };
         Times { arrival: since(request.begin()).min(read), read, handed, done }
     }
@@ -117,18 +117,17 @@ impl<'a> Replay<'a> {
         };
         for (sender, requests) in &self.by_thread {
             let asleep = waits.then(|| self.timelines.of_thread(sender.0, &[Cause::SERVICE_WAIT]));
-            // Those that are not done yet, and the last one that is, with what it saved.
-            let mut open: BinaryHeap<Reverse<(u64, u64)>> = BinaryHeap::new();
-            let (mut before, mut before_saved_ns) = (0, 0);
+            // When requests were done, with what that saved.
+            let mut answers: Vec<(u64, u64)> = Vec::with_capacity(requests.len());
             for place in requests {
                 let Times { arrival, read, handed, done } = self.times(*place);
-                while let Some(Reverse((end, saved_ns))) = open.peek().copied()
-                    && end <= handed
-                {
-                    open.pop();
-                    (before, before_saved_ns) = (end, saved_ns);
-                }
                 let reader = self.request(*place).reader;
+                // A thread that reads by itself is done with the one before by then. A request that comes
+                // from another thread may have waited for it.
+                let until = if reader == *sender { read } else { done };
+                let before = answers.partition_point(|(other, _)| *other <= until);
+                let before = before.checked_sub(1).map_or((0, 0), |place| answers[place]);
+                let (before, before_saved_ns) = before;
                 // When it could have begun.
                 let (ready, ready_earlier) = if reader == *sender {
                     (arrival, arrival)
@@ -144,7 +143,7 @@ impl<'a> Replay<'a> {
                     .map_or(0, |asleep| asleep.exposure(begin.max(handed), done).round() as u64);
                 let saved = begin.saturating_sub(begin_earlier) + stalled_ns + slept_ns;
                 saved_ns[*place as usize] = saved.min(done - arrival);
-                open.push(Reverse((done, saved_ns[*place as usize])));
+                answers.push((done, saved_ns[*place as usize]));
             }
         }
         saved_ns

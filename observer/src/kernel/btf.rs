@@ -171,14 +171,14 @@ impl Btf {
         if bits % 8 == 0 { Ok(bits / 8) } else { Err(missing()) }
     }
 
-    /// Size of a struct or union, bytes.
+    /// Size of a struct, bytes.
     ///
     /// # Errors
     /// [`BtfError::Missing`] when there is none of this name.
     pub fn size_of(&self, name: &str) -> Result<u32, BtfError> {
-        let id = self.struct_id(name).or_else(|| self.find(KIND_UNION, name));
+        let id = self.struct_id(name);
         id.and_then(|id| read_u32(&self.data, *self.types.get(id as usize)? + 8))
-            .ok_or_else(|| BtfError::Missing(format!("there is no struct or union {name}")))
+            .ok_or_else(|| BtfError::Missing(format!("there is no struct {name}")))
     }
 
     /// Value of an enumerator.

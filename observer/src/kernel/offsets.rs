@@ -52,6 +52,9 @@ const MEMBERS: &[(Members, &str, &str, &str)] = &[
     (Members::Registers, "OFF_REGS_ARG2", "pt_regs", "dx"),
 ];
 
+/// Size of a kernel stack on x86-64 without KASAN (`THREAD_SIZE`, arch/x86/include/asm/page_64_types.h).
+const STACK_BYTES: u32 = 16 << 10;
+
 /// Members that show the programs whether the kernel has a feature: 0 if it does not.
 const OPTIONAL: &[(&str, &str, &str)] = &[
     ("OFF_TASK_SCHED_DELAYED", "task_struct", "se.sched_delayed"),
@@ -120,13 +123,8 @@ impl Offsets {
             }
             offsets.add(*members, global, offset);
         }
-        // A kernel stack is as large as this union (include/linux/sched.h).
-        let stack = btf.size_of("thread_union").and_then(|stack_bytes| {
-            let registers_bytes = btf.size_of("pt_regs")?;
-            let too_small = || BtfError::Missing("a stack is smaller than its registers".into());
-            stack_bytes.checked_sub(registers_bytes).ok_or_else(too_small)
-        });
-        offsets.add(Members::SavedRegisters, "STACK_REGISTERS", stack);
+        let registers = btf.size_of("pt_regs").map(|bytes| STACK_BYTES.saturating_sub(bytes));
+        offsets.add(Members::SavedRegisters, "STACK_REGISTERS", registers);
         for (global, structure, path) in OPTIONAL {
             offsets.globals.push((global, btf.offset_of(structure, path).unwrap_or(0)));
         }

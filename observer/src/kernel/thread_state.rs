@@ -177,7 +177,7 @@ mod tests {
     use super::super::plan;
     use super::*;
 
-    const ALL: [&str; 4] = ["runqueue", "fault", "reclaim", "mm_syscall"];
+    const ALL: [&str; 5] = ["runqueue", "fault", "reclaim", "mm_syscall", "sleep"];
 
     fn places(stored: &[&'static str]) -> ThreadPlaces {
         ThreadPlaces { stored: stored.iter().copied().collect(), why: None }
@@ -187,9 +187,9 @@ mod tests {
     fn a_place_is_told_in_words() {
         assert_eq!(ThreadPlaces::tables("no").text(), "tables");
         let some = places(&["mm_syscall", "reclaim"]);
-        let text = "task-local storage: reclaim, mm_syscall; tables: runqueue, fault";
+        let text = "task-local storage: reclaim, mm_syscall; tables: runqueue, fault, sleep";
         assert_eq!(some.text(), text);
-        let all = "task-local storage: runqueue, fault, reclaim, mm_syscall";
+        let all = "task-local storage: runqueue, fault, reclaim, mm_syscall, sleep";
         assert_eq!(places(&ALL).text(), all);
     }
 

@@ -131,6 +131,14 @@ pub static LOSSES: &[LossInfo] = &[
         ..RECORDS
     },
     LossInfo {
+        id: "switch_missed",
+        title: "sleeps without an end",
+        sentence: "The kernel switched to a thread without an event.",
+        hides: Hides::Probes(&["sleep"]),
+        limit: 0.01,
+        ..RECORDS
+    },
+    LossInfo {
         id: "compat_syscall",
         title: "32-bit system calls",
         sentence: "System calls of the 32-bit ABI are not watched.",

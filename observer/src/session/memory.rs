@@ -22,8 +22,8 @@ const NAME_BYTES: usize = 96;
 /// Computing the answer takes this much memory per stall, in addition to the stall itself: the
 /// stall clipped (24), its place among those open (24), its pieces (32), and the timelines twice
 /// (64). By thread, the first two are gone when the pieces are put on lines: pieces (32), and lines of
-/// one and of two threads (32 each).
-const ANALYSIS_BYTES: usize = 144;
+/// one and of two threads (32 each), and what lies between the stalls, while it is put together (64).
+const ANALYSIS_BYTES: usize = 208;
 
 /// What observer takes once it has attached its probes, without the maps: measured are 46 MiB.
 pub(crate) const START_BYTES: u64 = 56 << 20;

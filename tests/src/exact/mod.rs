@@ -7,6 +7,7 @@ mod faults;
 mod reclaim;
 mod requests;
 mod runqueue;
+mod sleeps;
 mod sockets;
 mod softirqs;
 
@@ -15,5 +16,6 @@ pub use faults::{copied_pages, families, fault_time, major_faults, minor_faults}
 pub use reclaim::{freed_pages, memcg_reclaim};
 pub use requests::requests;
 pub use runqueue::{no_more_waits, processor_time, run_delay, throttled};
+pub use sleeps::sleeps;
 pub use sockets::{descriptors, sockets};
 pub use softirqs::softirqs;

@@ -48,7 +48,7 @@ pub const TURNS: &[Turn] = &[
     turn(Kernel::V6_12Rt, &["target", "daemon", "doctor"]),
     Turn { names: &["runqueue", "fault", "softirq"], ..turn(Kernel::V6_1, &["tiers"]) },
     Turn { names: &["reclaim", "mm_syscall"], ..turn(Kernel::V6_1, &["tiers"]) },
-    Turn { names: &["socket", "task", "request"], ..turn(Kernel::V6_1, &["tiers"]) },
+    Turn { names: &["socket", "task", "request", "sleep"], ..turn(Kernel::V6_1, &["tiers"]) },
     Turn { cpus: Some((8, 256)), ..turn(Kernel::V6_12, &["live", "cgroups", "kernel_counters"]) },
 ];
 

@@ -7,9 +7,9 @@ use arrow_schema::{DataType, Field as ArrowField};
 use bytemuck::{Pod, Zeroable};
 use observer_ebpf::wire::{
     Address, CompactionRecord, FD_ERRNOS, FaultRecord, FdFailureRecord, FdSyscall, Header,
-    MmSyscallRecord, OWN_KINDS, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED, ReclaimRecord, Record,
-    RecordKind, RequestRecord, RunqueueRecord, SOCKET_ACCEPTED, Series, SocketRecord,
-    SoftirqRecord, TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord,
+    MmSyscallRecord, NO_SYSCALL, OWN_KINDS, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED, ReclaimRecord,
+    Record, RecordKind, RequestRecord, RunqueueRecord, SOCKET_ACCEPTED, Series, SleepRecord,
+    SocketRecord, SoftirqRecord, TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord,
 };
 
 use super::*;
@@ -99,6 +99,15 @@ fn events(index: u64) -> Vec<Event> {
                 0 => std::net::Ipv4Addr::new(192, 0, 2, 255).to_ipv6_mapped().octets(),
                 _ => std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).octets(),
             }),
+        }),
+        example::event(&SleepRecord {
+            header: header(RecordKind::Sleep, (index % 8) as u16),
+            syscall: if index.is_multiple_of(3) { NO_SYSCALL } else { 230 },
+            remote_port: 6_379,
+            argument_1: u64::MAX,
+            argument_2: index,
+            argument_3: 0,
+            remote_address: Address(std::net::Ipv6Addr::LOCALHOST.octets()),
         }),
         example::event(&task(TASK_FORK)),
         example::event(&task(TASK_EXEC)),

@@ -12,6 +12,7 @@ mod memory;
 mod refused;
 mod requests;
 mod short;
+mod sleeps;
 mod stage;
 mod tasks;
 mod told;
@@ -66,6 +67,13 @@ enum Work {
     Datagrams {
         #[arg(long, default_value_t = 20_000)]
         count: usize,
+    },
+    /// Threads that sleep in several ways; what the kernel counted of it is reported.
+    Sleeps {
+        #[arg(long, default_value_t = 4)]
+        threads: usize,
+        #[arg(long, default_value_t = 300)]
+        rounds: usize,
     },
     /// Two threads that wake each other through pipes.
     PingPong {
@@ -357,11 +365,14 @@ fn hold(started: &Path, stop: &Path) -> io::Result<()> {
     Ok(())
 }
 
-extern "C" fn on_nudge(_signal: libc::c_int) {}
+extern "C" fn on_nudge(_signal: libc::c_int) {
+    let now_ns = sleeps::clock_ns(rustix::time::ClockId::Monotonic);
+    sleeps::NUDGED_NS.store(now_ns, std::sync::atomic::Ordering::Relaxed);
+}
 
-/// A signal that makes a thread run, and changes nothing (`trial::nudge`).
+/// A signal that makes a thread run, and changes nothing but the time of the last one (`trial::nudge`).
 fn take_nudges() {
-    // SAFETY: the handler does nothing; interrupted calls are taken up again.
+    // SAFETY: the handler reads a clock and stores a number; interrupted calls are taken up again.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_nudge as extern "C" fn(libc::c_int) as libc::sighandler_t;
@@ -378,6 +389,7 @@ fn main() -> ExitCode {
         Work::MemoryCalls { rounds } => memory::memory_calls(rounds),
         Work::Sockets { pairs } => files::sockets(pairs),
         Work::Requests { rounds } => requests::requests(rounds),
+        Work::Sleeps { threads, rounds } => sleeps::sleeps(threads, rounds),
         Work::Datagrams { count } => files::datagrams(count),
         Work::PingPong { rounds } => cpu::ping_pong(rounds),
         Work::Contend { threads, ms, cpu, anywhere } => {

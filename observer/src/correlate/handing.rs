@@ -1,0 +1,52 @@
+//! When a request came from the thread that read it to the thread that answered it.
+
+use std::collections::HashMap;
+
+use super::timeline::Pieces;
+use crate::clock::MonoNanos;
+use crate::model::{ServerRequest, Tid};
+
+/// What is known about the threads that answer requests which others have read.
+pub(super) struct Handing<'a> {
+    /// When threads slept, since the start of the window; `None` where that is not known.
+    sleeps: Option<&'a Pieces>,
+    /// When each of them had answered a request, in order.
+    answers: HashMap<Tid, Vec<MonoNanos>>,
+    start: MonoNanos,
+}
+
+impl<'a> Handing<'a> {
+    pub(super) fn new(
+        requests: &[ServerRequest],
+        sleeps: Option<&'a Pieces>,
+        start: MonoNanos,
+    ) -> Self {
+        let mut answers: HashMap<Tid, Vec<MonoNanos>> = HashMap::new();
+        for request in requests.iter().filter(|request| request.reader != request.sender) {
+            if let Some(end) = request.end() {
+                answers.entry(request.sender).or_default().push(end);
+            }
+        }
+        answers.values_mut().for_each(|ends| ends.sort_unstable());
+        Self { sleeps, answers, start }
+    }
+
+    /// When the sender had the request, since the start of the window. If it still worked on the one
+    /// before, the request waited for it from the read on. Otherwise it slept until it was woken for this
+    /// one.
+    pub(super) fn at(&self, request: &ServerRequest) -> u64 {
+        let read = request.read.since(self.start);
+        let before = request.end().and_then(|end| {
+            let answers = self.answers.get(&request.sender)?;
+            answers[..answers.partition_point(|other| *other < end)].last()
+        });
+        if before.is_some_and(|before| *before > request.read) {
+            return read;
+        }
+        let Some(sleeps) = self.sleeps.map(|sleeps| sleeps.of_thread(request.sender.0)) else {
+            return read;
+        };
+        let next = sleeps.partition_point(|sleep| sleep.end <= read);
+        sleeps.get(next).filter(|sleep| sleep.start <= read).map_or(read, |sleep| sleep.end)
+    }
+}
