@@ -249,6 +249,18 @@ impl Task {
         self.0.typed
     }
 
+    /// The task at this address, read by the helper that reports faults.
+    #[inline(always)]
+    pub(crate) const fn at(address: u64) -> Self {
+        Self(Pointer { address: address as *const u8, typed: false })
+    }
+
+    /// Where it is.
+    #[inline(always)]
+    pub(crate) fn address(self) -> u64 {
+        self.0.address as u64
+    }
+
     #[inline(always)]
     pub(crate) const fn as_ptr(self) -> *mut task_struct {
         self.0.address.cast_mut().cast()

@@ -47,7 +47,7 @@ pub enum Scenario {
     Reclaim,
     /// CPU hogs are pinned beside the service: requests wait to run.
     Hog,
-    /// The service sleeps in its handler: no kernel cause may be named.
+    /// The service sleeps in its handler: its own waiting must be named, and no kernel cause.
     Sleep,
 }
 
@@ -71,17 +71,17 @@ impl Scenario {
         match self {
             Self::Reclaim => "its memory cgroup is squeezed now and then",
             Self::Hog => "CPU hogs share its CPU now and then",
-            Self::Sleep => "it sleeps 60 ms in every 50th request, which no kernel cause explains",
+            Self::Sleep => "it sleeps 60 ms in every 50th request",
         }
     }
 
-    /// The cause that must be named; `None`: none may be.
+    /// The cause that must be named.
     #[must_use]
-    pub const fn expected(self) -> Option<Cause> {
+    pub const fn expected(self) -> Cause {
         match self {
-            Self::Reclaim => Some(Cause::RECLAIM_MEMCG),
-            Self::Hog => Some(Cause::RUNQUEUE),
-            Self::Sleep => None,
+            Self::Reclaim => Cause::RECLAIM_MEMCG,
+            Self::Hog => Cause::RUNQUEUE,
+            Self::Sleep => Cause::SERVICE_WAIT,
         }
     }
 
@@ -408,7 +408,7 @@ impl Finding {
     /// The cause that was to be found, as observer saw it.
     #[must_use]
     pub fn expected_cause(&self) -> Option<&CauseSummary> {
-        let expected = self.scenario.expected()?;
+        let expected = self.scenario.expected();
         self.summary.causes.iter().find(|cause| cause.cause == expected)
     }
 
@@ -426,21 +426,11 @@ impl Finding {
                 latency.p99 as f64 / 1e6
             ));
         }
-        let Some(expected) = self.scenario.expected() else {
-            return match verdict.outcome {
-                Outcome::Unexplained => Ok(()),
-                other => Err(format!(
-                    "expected unexplained, found {} ({})",
-                    other.name(),
-                    verdict
-                        .top_cause
-                        .map_or_else(|| told(&verdict.reasons), |cause| cause.name().to_owned())
-                )),
-            };
-        };
+        let expected = self.scenario.expected();
         let inside = self.slow_inside as f64;
-        // Other processes that keep that CPU busy do the same harm as the hogs.
-        if self.scenario != Scenario::Hog && inside < SLOW_INSIDE_MIN * self.slow as f64 {
+        // Other processes that keep that CPU busy do the same harm as the hogs, and a sleep has no
+        // episodes.
+        if self.scenario == Scenario::Reclaim && inside < SLOW_INSIDE_MIN * self.slow as f64 {
             return Err(format!(
                 "only {} of {} slow requests lie in the {} episodes: the host is too busy",
                 self.slow_inside,
@@ -488,8 +478,7 @@ impl Finding {
                 self.slow
             ));
         }
-        let expected = self.scenario.expected().map_or(Cause::UNEXPLAINED.name(), Cause::name);
-        lines.push(format!("expected: {expected}"));
+        lines.push(format!("expected: {}", self.scenario.expected().name()));
         let found = verdict.top_cause.map_or(verdict.outcome.name(), Cause::name);
         let cause = verdict.top_cause.unwrap_or(Cause::UNEXPLAINED);
         let share = self.summary.causes.iter().find(|summary| summary.cause == cause);

@@ -25,7 +25,7 @@ enum Scenario {
     Reclaim,
     /// A CPU hog pinned to the same CPU: requests wait to run
     Hog,
-    /// A handler that sleeps: observer must not report a kernel cause
+    /// A handler that sleeps: observer must report service_wait, and no kernel cause
     Sleep,
     /// All of them, one after the other
     All,

@@ -64,12 +64,15 @@ fn end(next: Task) {
     };
     histogram::observe(next, None, true, series, slept_ns);
     if state.serves != 0 && emit::past_floor(RecordKind::Sleep, slept_ns) {
-        send(next, flags, now.wrapping_sub(waited_ns), slept_ns);
+        send(next.address(), flags, now.wrapping_sub(waited_ns), slept_ns);
     }
 }
 
-#[inline(always)]
-fn send(next: Task, flags: u16, end_ns: u64, slept_ns: u64) {
+/// A function of its own, because the kernel limits the stack of a program together with the functions
+/// that it calls.
+#[inline(never)]
+fn send(task: u64, flags: u16, end_ns: u64, slept_ns: u64) {
+    let next = Task::at(task);
     let (mut syscall, mut arguments) = (NO_SYSCALL, [0; 3]);
     let mut remote = None;
     if let Some(registers) = next.saved_registers() {

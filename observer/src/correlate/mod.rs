@@ -9,8 +9,11 @@
 //! exact the share is (`bootstrap`), and `verdict` decides whether the evidence allows an
 //! answer at all.
 //!
-//! Known limit: requests that arrive after a stall ended and wait in the queue it left behind are
-//! not exposed to it; their excess stays unexplained.
+//! Where it is known which threads served the requests and when these slept, all of a request's time
+//! has a cause (`account`), and the queue of each thread is replayed without a cause (`without`).
+//!
+//! Known limit: where stalls of all threads count, requests that arrive after a stall ended and wait
+//! in the queue it left behind are not exposed to it; their excess stays unexplained.
 
 mod account;
 #[cfg(test)]
