@@ -129,9 +129,11 @@ fn hey_against_nginx() {
     assert!((least..=most).contains(&samples.latency_ns.p99), "{recorded:?}: {samples:?}");
     let ratio = samples.rate_hz / recorded.rate_hz;
     assert!((0.95..1.05).contains(&ratio), "{recorded:?}: {samples:?}");
-    // A busy host may delay nginx; there is no other possible cause.
+    // A busy host may delay nginx, which may have work and waits of its own, and hey. Memory has no part
+    // in it.
+    let possible = [Cause::RUNQUEUE, Cause::SERVICE_CPU, Cause::SERVICE_WAIT, Cause::NETWORK];
     let cause = summary.verdict.top_cause;
-    assert!(matches!(cause, None | Some(Cause::RUNQUEUE)), "{:?}", summary.verdict);
+    assert!(cause.is_none_or(|cause| possible.contains(&cause)), "{:?}", summary.verdict);
     // One wake-up of a worker may serve several connections.
     assert!(summary.probes["runqueue"].count > rows / 20, "{:?}", summary.probes["runqueue"]);
     assert!(finished.stdout.contains("coordinated omission"), "{finished:#?}");

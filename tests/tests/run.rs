@@ -231,9 +231,11 @@ fn json_is_the_summary_and_the_report_says_the_same_without_root() {
     // On a busy host more requests are slow than those that sleep, by the generator's own rows too.
     let slow = rows_above(10_000_000, &out.join("loadgen.out"));
     assert_eq!(summary.samples.slow_count + summary.samples.slow_left_out, slow);
-    // Then they may have waited for a CPU; there is no other possible cause.
+    // Then they may have waited for a CPU, or the load generator may; and the budget may have detached
+    // the probe that sees sleeps. Memory has no part in it.
+    let possible = [Cause::SERVICE_WAIT, Cause::RUNQUEUE, Cause::SERVICE_CPU, Cause::NETWORK];
     let cause = summary.verdict.top_cause;
-    assert!(matches!(cause, None | Some(Cause::RUNQUEUE)), "{:?}", summary.verdict);
+    assert!(cause.is_none_or(|cause| possible.contains(&cause)), "{:?}", summary.verdict);
 
     give_to_nobody(&out).expect("root may");
     let public = TempDir::new().expect("a directory");
