@@ -113,8 +113,7 @@ pub struct Quality {
 impl Quality {
     /// Whether it is known when threads that serve requests slept.
     fn has_sleeps(&self) -> bool {
-        let record = Cause::SERVICE_WAIT.info().record;
-        self.sleeps_watched && !self.hidden.iter().any(|one| Some(one.kind.as_str()) == record)
+        self.sleeps_watched && !self.hidden.iter().any(|one| one.is_of(Cause::SERVICE_WAIT))
     }
 }
 
@@ -140,6 +139,13 @@ pub struct Hidden {
     pub raised_for_ns: u64,
     /// Total length of what went unrecorded in that time.
     pub hidden_ns: u64,
+}
+
+impl Hidden {
+    /// Whether the intervals of this cause come as this kind of record.
+    fn is_of(&self, cause: Cause) -> bool {
+        cause.info().record == Some(self.kind.as_str())
+    }
 }
 
 /// Input that took no part in the analysis.

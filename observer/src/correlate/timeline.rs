@@ -181,6 +181,10 @@ impl Timelines {
         let by_cause = std::mem::take(&mut self.by_cause);
         let Self { pieces, stalls, length_ns, .. } = &*self;
         let (length_ns, mut stalls) = (*length_ns, stalls.clone());
+        let has_account = lines.contains(&Line::Outside);
+        if !has_account {
+            stalls[Cause::SERVICE_WAIT.index()] = 0;
+        }
         if lines.is_empty() || pieces.is_empty() {
             // Most threads sleep most of the time, so together they say nothing.
             let stalls_alone = |(timeline, cause): (Timeline, Cause)| match cause.is_stall() {
@@ -188,14 +192,9 @@ impl Timelines {
                 false => Lines::united(Timeline { length_ns, ..Timeline::default() }),
             };
             let by_cause = by_cause.into_iter().zip(Cause::all()).map(stalls_alone).collect();
-            stalls[Cause::SERVICE_WAIT.index()] = 0;
             return StallLines { by_cause, stalls };
         }
         drop(by_cause);
-        let has_account = lines.contains(&Line::Outside);
-        if !has_account {
-            stalls[Cause::SERVICE_WAIT.index()] = 0;
-        }
         // Lines of two threads repeat the stalls of both. As much as all stalls is affordable; further
         // ones have those of the sender.
         let mut room: usize = pieces.iter().map(|pieces| pieces.spans.len()).sum();

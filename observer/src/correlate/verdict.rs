@@ -221,10 +221,9 @@ pub(super) fn ruled_out(
 ) -> Vec<RuledOut> {
     let quality = &evidence.quality;
     let in_doubt = |cause: Cause| {
-        let record = cause.info().record;
         found.covering.contains(&cause)
             || quality.unwatched.iter().any(|unwatched| unwatched.cause == cause)
-            || quality.hidden.iter().any(|hidden| Some(hidden.kind.as_str()) == record)
+            || quality.hidden.iter().any(|hidden| hidden.is_of(cause))
             || losses.placed.iter().any(|kind| crate::model::hidden_causes(kind).contains(&cause))
     };
     let watched = Cause::all().filter(|cause| cause.is_stall() && !in_doubt(*cause));
@@ -361,7 +360,7 @@ pub(super) fn failed(summary: &SamplesSummary) -> Option<Reason> {
 /// a cause must have to be named), then the answer might be another one.
 fn hidden(evidence: &Evidence<'_>, population: &Population, found: &Found) -> Option<Reason> {
     // Threads sleep most of the time, and it is not known for whom.
-    let is_stall = |one: &&Hidden| Some(one.kind.as_str()) != Cause::SERVICE_WAIT.info().record;
+    let is_stall = |one: &&Hidden| !one.is_of(Cause::SERVICE_WAIT);
     let hidden: Vec<&Hidden> = evidence.quality.hidden.iter().filter(is_stall).collect();
     let hidden_ns: u64 = hidden.iter().map(|kind| kind.hidden_ns).sum();
     let excess_ns = population.excess_ns() * population.summary.slow_count as f64;

@@ -13,9 +13,11 @@ use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 
 use super::Evidence;
+use super::bootstrap::interval95;
 use super::handing::Handing;
 use super::matching::Matching;
 use super::timeline::{Timeline, Timelines};
+use crate::clock::MonoNanos;
 use crate::model::{Cause, CauseSummary, Sample, ServerRequest, Tid, Without};
 
 /// Resamples of blocks of time.
@@ -50,6 +52,11 @@ struct Times {
     done: u64,
 }
 
+/// When a request was done: an answer cannot be written before the request was read.
+fn done(request: &ServerRequest) -> MonoNanos {
+    request.end().map_or(request.read, |end| end.max(request.read))
+}
+
 impl<'a> Replay<'a> {
     /// `None` where there are too few samples whose request is known. Blocks of `block_ns` are drawn
     /// again for the intervals.
@@ -78,14 +85,11 @@ impl<'a> Replay<'a> {
                 by_thread.entry(request.sender).or_default().push(place as u32);
             }
         }
-        let handing = Handing::new(evidence.requests, timelines.sleeps(), evidence.window.0);
-        let mut replay = Self { evidence, timelines, handing, by_thread, samples, block_ns };
-        let mut by_thread = std::mem::take(&mut replay.by_thread);
         for requests in by_thread.values_mut() {
-            requests.sort_by_key(|place| replay.times(*place).done);
+            requests.sort_by_key(|place| done(&evidence.requests[*place as usize]));
         }
-        replay.by_thread = by_thread;
-        Some(replay)
+        let handing = Handing::new(evidence.requests, timelines.sleeps(), evidence.window.0);
+        Some(Self { evidence, timelines, handing, by_thread, samples, block_ns })
     }
 
     fn request(&self, place: u32) -> &ServerRequest {
@@ -94,9 +98,8 @@ impl<'a> Replay<'a> {
 
     fn times(&self, place: u32) -> Times {
         let request = self.request(place);
-        let since = |time: crate::clock::MonoNanos| time.since(self.evidence.window.0);
-        let read = since(request.read);
-        let done = request.end().map_or(read, since).max(read);
+        let since = |time: MonoNanos| time.since(self.evidence.window.0);
+        let (read, done) = (since(request.read), since(done(request)));
         let handed = match request.reader == request.sender {
             true => read,
             false => self.handing.at(request).min(done),
@@ -158,13 +161,16 @@ impl<'a> Replay<'a> {
     ) -> Option<Without> {
         let can_go = |cause: Cause| cause.is_recorded() || cause == Cause::LOAD_GENERATOR;
         let mut all = Vec::new();
+        let mut last = None;
         for row in causes.iter_mut().filter(|row| row.named && can_go(row.cause)) {
             let without = self.without(&[row.cause], rng);
             row.p99_without_ns = Some(without.p99_without_ns);
             row.p99_without_ci95 = Some(without.ci95);
             all.push(row.cause);
+            last = Some(without);
         }
-        (!all.is_empty()).then(|| self.without(&all, rng))
+        // Without the only one is without all.
+        if all.len() > 1 { Some(self.without(&all, rng)) } else { last }
     }
 
     /// The p99 with and without these causes.
@@ -204,15 +210,12 @@ impl<'a> Replay<'a> {
             longest.map_or(0, |(latency_ns, _)| *latency_ns)
         };
         let p99_without_ns = quantile(&vec![1; blocks]);
-        let mut drawn: Vec<u64> = (0..RESAMPLES)
-            .map(|_| {
-                let mut weights = vec![0; blocks];
-                used.iter().for_each(|_| weights[used[rng.random_range(0..used.len())]] += 1);
-                quantile(&weights)
-            })
-            .collect();
-        drawn.sort_unstable();
-        let bound = |part: f64| drawn[((RESAMPLES - 1) as f64 * part).round() as usize];
-        Without { p99_ns, p99_without_ns, ci95: [bound(0.025), bound(0.975)] }
+        let drawn = (0..RESAMPLES).map(|_| {
+            let mut weights = vec![0; blocks];
+            used.iter().for_each(|_| weights[used[rng.random_range(0..used.len())]] += 1);
+            quantile(&weights) as f64
+        });
+        let ci95 = interval95(drawn.collect()).map(|bound_ns| bound_ns as u64);
+        Without { p99_ns, p99_without_ns, ci95 }
     }
 }
