@@ -66,7 +66,7 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
     let (measuring, quick): (Vec<_>, Vec<_>) = as_root.into_iter().partition(measures);
     let turn = options.turn.map_or_else(in_turn, |number| &TURNS[usize::from(number) - 1]);
     println!(
-        "\nThe guest runs {turn}. --turn chooses another one of {}, and `cargo xtask vm` runs everything.",
+        "\nThe guest runs {turn}. --turn chooses another one of {}, and `cargo xtask vm` runs all of them on all kernels.",
         TURNS.len()
     );
     let beside = MEASURE_NOTHING.map(|names| {

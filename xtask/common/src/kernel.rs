@@ -21,8 +21,8 @@ pub enum Kernel {
     V6_12Rt,
 }
 
-/// What the guest of `cargo xtask test` runs for one commit. A plain `cargo xtask vm` runs everything on
-/// every kernel.
+/// What the guest of `cargo xtask test` runs for one commit. A plain `cargo xtask vm` runs the tests of
+/// all turns on every kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turn {
     /// Kernel of the guest.
