@@ -80,7 +80,7 @@ impl Scenario {
     pub const fn expected(self) -> Cause {
         match self {
             Self::Reclaim => Cause::RECLAIM_MEMCG,
-            Self::Hog => Cause::RUNQUEUE,
+            Self::Hog => Cause::RUNQUEUE_OTHER,
             Self::Sleep => Cause::SERVICE_WAIT,
         }
     }

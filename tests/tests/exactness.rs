@@ -35,6 +35,18 @@ fn time_that_a_cgroup_is_throttled_is_waiting() {
 }
 
 #[test]
+fn while_a_thread_waits_its_own_process_has_the_cpu() {
+    let Some(_guard) = privileged::ready("own threads") else { return };
+    repeated(|| exact::own_threads(&Trial::new("own threads")));
+}
+
+#[test]
+fn while_a_thread_waits_another_process_has_the_cpu() {
+    let Some(_guard) = privileged::ready("another process") else { return };
+    repeated(|| exact::another_process(&Trial::new("another process")));
+}
+
+#[test]
 fn minor_faults_are_the_kernels() {
     let Some(_guard) = privileged::ready("minor faults") else { return };
     exact::minor_faults(&Trial::new("minor faults"));

@@ -233,7 +233,10 @@ fn json_is_the_summary_and_the_report_says_the_same_without_root() {
     assert_eq!(summary.samples.slow_count + summary.samples.slow_left_out, slow);
     // Then they may have waited for a CPU, or the load generator may; and the budget may have detached
     // the probe that sees sleeps. Memory has no part in it.
-    let possible = [Cause::SERVICE_WAIT, Cause::RUNQUEUE, Cause::SERVICE_CPU, Cause::NETWORK];
+    let waits =
+        [Cause::RUNQUEUE_OTHER, Cause::RUNQUEUE_SELF, Cause::RUNQUEUE_IDLE, Cause::RUNQUEUE];
+    let own = [Cause::SERVICE_WAIT, Cause::SERVICE_CPU, Cause::NETWORK];
+    let possible = [&waits[..], &own].concat();
     let cause = summary.verdict.top_cause;
     assert!(cause.is_none_or(|cause| possible.contains(&cause)), "{:?}", summary.verdict);
 

@@ -30,4 +30,5 @@ mod socket;
 mod softirq;
 mod syscall;
 mod task;
+mod turns;
 mod uprobe;

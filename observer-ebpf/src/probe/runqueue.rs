@@ -1,11 +1,10 @@
 //! Scheduler delay: from wake-up (or preemption) to running.
 
 use observer_ebpf::wire::{
-    Counter, LossKind, RUNQUEUE_PREEMPTED, RecordKind, RunqueueRecord, RunqueueState, Series,
-    wait_seal,
+    Counter, LossKind, RUNQUEUE_PREEMPTED, RecordKind, RunqueueState, Series, wait_seal,
 };
 
-use super::sleep;
+use super::{sleep, turns};
 use crate::{
     config, emit, histogram,
     kernel::{Arguments, Task, now_ns},
@@ -69,6 +68,8 @@ fn state_of(prev: Task, arguments: Arguments) -> u32 {
 /// thread's last arrival is the other parts.
 #[inline(always)]
 fn waited(prev: Task, next: Task) {
+    let clock_ns = next.run_queue_clock_ns();
+    turns::switched(prev, next, clock_ns);
     // The idle task is always runnable, and its waits are no stalls.
     if next.tid() == 0 {
         return;
@@ -97,8 +98,7 @@ fn waited(prev: Task, next: Task) {
     let earlier_parts_ns = if known { total_delay_ns.wrapping_sub(state.run_delay_ns) } else { 0 };
     let preempted = known && involuntary_switches != state.involuntary_switches;
     let queued_ns = next.last_queued_ns();
-    let last_part_ns =
-        if queued_ns == 0 { 0 } else { next.run_queue_clock_ns().wrapping_sub(queued_ns) };
+    let last_part_ns = if queued_ns == 0 { 0 } else { clock_ns.wrapping_sub(queued_ns) };
     state.run_delay_ns = total_delay_ns.wrapping_add(last_part_ns);
     state.involuntary_switches = involuntary_switches;
     if config::tasks_share() != 0 {
@@ -123,7 +123,7 @@ fn waited(prev: Task, next: Task) {
         }
         return;
     }
-    arrived(prev, next, state, preempted, duration_ns);
+    arrived(next, state, preempted, duration_ns, queued_ns);
 }
 
 /// A sleeping thread is moved to another CPU's run queue.
@@ -148,28 +148,21 @@ fn moved(arguments: Arguments) {
     }
 }
 
-/// Counts and sends a wait that has just ended.
+/// Counts and sends a wait that has just ended. Its last part began at `queued_ns`.
 #[inline(always)]
-fn arrived(prev: Task, next: Task, state: &mut RunqueueState, preempted: bool, duration_ns: u64) {
-    let tgid = next.tgid();
-    let is_target = emit::is_target(tgid);
+fn arrived(
+    next: Task,
+    state: &mut RunqueueState,
+    preempted: bool,
+    duration_ns: u64,
+    queued_ns: u64,
+) {
+    let is_target = emit::is_target(next.tgid());
     let series = if preempted { Series::RunqueuePreempt } else { Series::RunqueueWakeup };
     histogram::observe(next, Some(&mut state.cgroup), is_target, series, duration_ns);
     if is_target && emit::past_floor(RecordKind::Runqueue, duration_ns) {
         let flags = if preempted { RUNQUEUE_PREEMPTED } else { 0 };
-        let ids = (tgid, next.tid());
-        let header = emit::header(RecordKind::Runqueue, flags, ids, now_ns(), duration_ns);
-        let ran_tid = prev.tid();
-        emit::emit(
-            RecordKind::Runqueue,
-            RunqueueRecord {
-                header,
-                ran_tid,
-                ran_tgid: prev.tgid(),
-                ran_comm: prev.comm(),
-                ran_cgroup: if ran_tid == 0 { 0 } else { prev.cgroup_id() },
-            },
-        );
+        turns::send(next.address(), flags.into(), duration_ns, queued_ns);
     }
 }
 
@@ -192,6 +185,7 @@ fn switched_timed(arguments: Arguments) {
     let (prev, next) = switching(arguments);
     let prev_state = state_of(prev, arguments);
     let now = now_ns();
+    turns::switched(prev, next, now);
 
     if prev.tid() != 0
         && let Some(state) = task::claim::<RunqueueState>(prev)
@@ -212,5 +206,5 @@ fn switched_timed(arguments: Arguments) {
     }
     state.runnable_ns = 0;
     let was_preempted = state.preempted != 0;
-    arrived(prev, next, state, was_preempted, now.wrapping_sub(since));
+    arrived(next, state, was_preempted, now.wrapping_sub(since), since);
 }

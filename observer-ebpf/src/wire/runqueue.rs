@@ -13,16 +13,60 @@ pub const RUNQUEUE_PREEMPTED: u16 = 1;
 pub struct RunqueueRecord {
     /// Common part.
     pub header: Header,
-    /// Thread that ran on that CPU until the wait ended; 0 when the CPU was idle.
+    /// A thread that had the CPU meanwhile: of the process that had it for more than half of
+    /// [`other_ns`](Self::other_ns), if there is one, otherwise of one of the others; of the waiting process
+    /// itself if its threads had it for longer. Where neither had it, the thread that ran until the wait
+    /// ended: 0 when the CPU was idle.
     pub ran_tid: u32,
     /// Its process.
     pub ran_tgid: u32,
     /// Its command name, NUL padded.
     pub ran_comm: [u8; COMM_LEN],
-    /// Id of its cgroup, in the hierarchy that the histograms go by; 0 when the CPU was idle.
+    /// Id of its cgroup, in the hierarchy that the histograms go by; 0 when the CPU was idle, or the
+    /// thread has gone.
     pub ran_cgroup: u64,
+    /// For how long threads of other processes had the CPU during the wait, nanoseconds. What the three
+    /// times leave of the wait is not known: the thread waited on another CPU before, or more than
+    /// [`SWITCHES_KEPT`] switches came in between, or the kernel showed not all of them.
+    pub other_ns: u64,
+    /// For how long other threads of the waiting process had it.
+    pub own_ns: u64,
+    /// For how long it was idle.
+    pub idle_ns: u64,
 }
 
 impl Record for RunqueueRecord {
     const KIND: u16 = RecordKind::Runqueue as u16;
+}
+
+/// How many of the last context switches of a CPU are kept.
+pub const SWITCHES_KEPT: usize = 64;
+
+/// A thread that had the CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Turn {
+    /// When it left the CPU, on the clock that the waits are measured with.
+    pub until_ns: u64,
+    /// Address of its `task_struct`.
+    pub task: u64,
+    /// The thread; 0 when the CPU was idle.
+    pub tid: u32,
+    /// Its process.
+    pub tgid: u32,
+    /// Whether it had the CPU since the switch before this one; otherwise a switch was not seen, and
+    /// it is not known who had the CPU.
+    pub known: u64,
+}
+
+/// Which threads had one CPU lately.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct CpuTurns {
+    /// Context switches so far.
+    pub switches: u64,
+    /// The thread that has the CPU since the last one.
+    pub running: u64,
+    /// The last ones, each at its number modulo the length.
+    pub kept: [Turn; SWITCHES_KEPT],
 }

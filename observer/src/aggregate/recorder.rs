@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
 
-use crate::model::{Cause, DistributionSummary, Event, Stall};
+use crate::model::{Cause, DistributionSummary, Event};
 
 /// Longest stall that is counted as it is; longer ones count as this, and as clamped.
 const HIGHEST_NS: u64 = 3_600_000_000_000;
@@ -23,11 +23,10 @@ pub struct CauseRecorder {
 }
 
 impl CauseRecorder {
-    /// Counts the stall an event stands for; events that are not stalls are ignored.
+    /// Counts the stall an event stands for, each part of it for its cause; events that are not stalls
+    /// are ignored.
     pub fn record_event(&mut self, event: &Event) {
-        if let Some(stall) = Stall::from_event(event) {
-            self.record(stall.cause, event.duration_ns);
-        }
+        event.causes().for_each(|(cause, ns)| self.record(cause, ns));
     }
 
     /// Counts one duration.

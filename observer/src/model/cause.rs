@@ -63,15 +63,49 @@ macro_rules! causes {
 }
 
 causes! {
-    RUNQUEUE {
-        id: "runqueue",
-        title: "Waiting for a CPU",
-        sentence: "threads were ready to run, but another thread had the CPU",
-        advice: "Give the service more CPU time: move or limit the threads that ran instead (see \
+    RUNQUEUE_OTHER {
+        id: "runqueue_other",
+        title: "Waiting for a CPU that others had",
+        sentence: "threads were ready to run, but threads of other processes had the CPU",
+        advice: "Give the service more CPU time: move or limit the processes that ran instead (see \
                  the slowest requests), pin the service to CPUs of its own, or add CPUs.",
         probe: Some("runqueue"),
         record: Some("runqueue"),
         color: "#2471a3",
+        kind: CauseKind::Stall,
+    }
+    RUNQUEUE_SELF {
+        id: "runqueue_self",
+        title: "Waiting for a CPU that the service had itself",
+        sentence: "threads were ready to run, but other threads of the service had the CPU",
+        advice: "The service competes with itself: give it more CPUs, or let it work with fewer threads \
+                 at a time, and profile what they compute.",
+        probe: Some("runqueue"),
+        record: Some("runqueue"),
+        color: "#1a5276",
+        kind: CauseKind::Stall,
+    }
+    RUNQUEUE_IDLE {
+        id: "runqueue_idle",
+        title: "Waiting for an idle CPU",
+        sentence: "threads were ready to run, and did not, although their CPU was idle",
+        advice: "Waits of milliseconds come from a CPU quota (compare nr_throttled in cpu.stat of the \
+                 service's cgroup, and raise cpu.max or cpu.cfs_quota_us), or from a hypervisor that \
+                 runs something else; shorter ones from CPUs that wake up from deep idle states.",
+        probe: Some("runqueue"),
+        record: Some("runqueue"),
+        color: "#85c1e9",
+        kind: CauseKind::Stall,
+    }
+    RUNQUEUE {
+        id: "runqueue",
+        title: "Waiting for a CPU",
+        sentence: "threads were ready to run and did not, and it is not known who had the CPU",
+        advice: "Give the service more CPU time: look for threads that ran instead (perf sched, top), \
+                 pin the service to CPUs of its own, or add CPUs.",
+        probe: Some("runqueue"),
+        record: Some("runqueue"),
+        color: "#5d6d7e",
         kind: CauseKind::Stall,
     }
     RECLAIM_DIRECT {

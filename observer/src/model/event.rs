@@ -3,7 +3,7 @@
 use observer_ebpf::wire::{Header, Record};
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, Holder, RecordRow, Value};
+use super::{Cause, Holder, PARTS, RecordRow, Value};
 use crate::clock::MonoNanos;
 
 /// Thread id in the initial pid namespace.
@@ -98,16 +98,40 @@ impl Event {
         self.row.name
     }
 
-    /// The cause of the stall it stands for; `None` for events that are not stalls.
+    /// The cause of the stall it stands for, or of the longest part of it; `None` for events that are
+    /// not stalls.
     #[must_use]
     pub fn cause(&self) -> Option<Cause> {
-        (self.row.cause)(self)
+        self.causes()
+            .reduce(|most, part| if part.1 > most.1 { part } else { most })
+            .map(|most| most.0)
     }
 
-    /// Who had what the thread waited for, where the record says so.
+    /// The causes of the stall it stands for, each with its nanoseconds, which sum to the length of the
+    /// stall: first of what is left when the parts that have another cause are taken away, which is
+    /// missing when nothing is left, then of these. Nothing for events that are not stalls.
+    pub fn causes(&self) -> impl Iterator<Item = (Cause, u64)> {
+        let cause = (self.row.cause)(self);
+        let mut rest_ns = self.duration_ns;
+        // A trace may hold anything.
+        let mut within = |(cause, ns): (Cause, u64)| {
+            let ns = ns.min(rest_ns);
+            rest_ns -= ns;
+            (ns > 0).then_some((cause, ns))
+        };
+        let parts = match cause {
+            Some(_) => (self.row.parts)(self).map(&mut within),
+            None => [None; PARTS],
+        };
+        let has_rest = rest_ns > 0 || parts.iter().all(Option::is_none);
+        let rest = cause.filter(|_| has_rest).map(|cause| (cause, rest_ns));
+        rest.into_iter().chain(parts.into_iter().flatten())
+    }
+
+    /// Who had what the thread waited for, in the longest part of the stall, where the record says so.
     #[must_use]
     pub fn holder(&self) -> Option<Holder> {
-        (self.row.holder)(self)
+        (self.row.holder)(self, self.cause()?)
     }
 
     /// Id of the thread's stack, where the record has one.

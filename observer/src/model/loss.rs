@@ -259,7 +259,9 @@ mod tests {
             assert!(of_cause != of_loss, "{} has exactly one row", kind.name());
         }
         assert_eq!(hidden_causes("fault"), [Cause::FAULT_MINOR, Cause::FAULT_MAJOR]);
-        assert_eq!(hidden_causes("sleep_booked_as_wait"), [Cause::RUNQUEUE]);
+        let waits =
+            [Cause::RUNQUEUE_OTHER, Cause::RUNQUEUE_SELF, Cause::RUNQUEUE_IDLE, Cause::RUNQUEUE];
+        assert_eq!(hidden_causes("sleep_booked_as_wait"), waits);
         assert!(hidden_causes("cgroup_slot").is_empty());
         let stalls = Cause::all().filter(|cause| cause.is_recorded()).count();
         assert_eq!(hidden_causes("unheard_of").len(), stalls);

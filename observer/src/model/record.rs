@@ -26,6 +26,9 @@ pub struct Holder {
     pub cgroup: Option<NonZeroU64>,
 }
 
+/// Parts that the stall of one record can have, besides the rest.
+pub const PARTS: usize = 3;
+
 /// One kind of record.
 pub struct RecordRow {
     /// The `kind` in its header.
@@ -45,8 +48,10 @@ pub struct RecordRow {
     pub fields: &'static [Field],
     /// The cause of the stall; `None` for kinds that are not stalls.
     pub cause: fn(&Event) -> Option<Cause>,
-    /// Who had what the thread waited for.
-    pub holder: fn(&Event) -> Option<Holder>,
+    /// The causes that parts of the stall have instead, with their nanoseconds.
+    pub parts: fn(&Event) -> [(Cause, u64); PARTS],
+    /// Who had what the thread waited for, in the part of the stall that has this cause.
+    pub holder: fn(&Event, Cause) -> Option<Holder>,
     /// Id of the thread's stack.
     pub stack: fn(&Event) -> Option<u32>,
     /// What the fields say, for users.
@@ -71,7 +76,8 @@ impl RecordRow {
             sampled: false,
             fields,
             cause: |_| None,
-            holder: |_| None,
+            parts: |_| [(Cause::UNEXPLAINED, 0); PARTS],
+            holder: |_, _| None,
             stack: |_| None,
             detail,
         }
@@ -83,9 +89,15 @@ impl RecordRow {
         Self { floor_ns: Some(floor_ns), cause, ..self }
     }
 
+    /// Parts of its stall that have another cause than the rest.
+    #[must_use]
+    pub const fn parts(self, parts: fn(&Event) -> [(Cause, u64); PARTS]) -> Self {
+        Self { parts, ..self }
+    }
+
     /// Its holder.
     #[must_use]
-    pub const fn holder(self, holder: fn(&Event) -> Option<Holder>) -> Self {
+    pub const fn holder(self, holder: fn(&Event, Cause) -> Option<Holder>) -> Self {
         Self { holder, ..self }
     }
 

@@ -48,22 +48,29 @@ impl Stall {
         }
     }
 
-    /// The stall an event stands for, without a row; `None` for events that stall nobody (sockets,
-    /// forks).
-    #[must_use]
-    pub fn from_event(event: &Event) -> Option<Self> {
-        let cause = event.cause()?;
-        Some(Self {
-            start: event.start(),
-            end: event.end,
-            tid: event.tid,
-            tgid: event.tgid,
-            cpu: event.cpu,
-            holder: event.holder(),
-            stack: event.stack(),
-            row: None,
-            cause,
-        })
+    /// The stalls that an event stands for, without a row: one after the other for each of its causes.
+    /// Nothing for events that stall nobody (sockets, forks).
+    ///
+    /// In which order the parts of a wait really came is not known: in a request that began or ended
+    /// in the middle of the wait, their shares can be wrong by as much.
+    pub fn of_event(event: &Event) -> impl Iterator<Item = Self> {
+        let mut end = event.start();
+        let stall = move |(cause, ns): (Cause, u64)| {
+            let start = end;
+            end = MonoNanos(start.0.saturating_add(ns));
+            Self {
+                start,
+                end,
+                tid: event.tid,
+                tgid: event.tgid,
+                cpu: event.cpu,
+                holder: (event.row().holder)(event, cause),
+                stack: event.stack(),
+                row: None,
+                cause,
+            }
+        };
+        event.causes().map(stall)
     }
 
     /// Length in nanoseconds.
@@ -136,7 +143,7 @@ mod tests {
         ],
     )
     .stalls(0, |_| Some(Cause::COMPACTION))
-    .holder(|event| {
+    .holder(|event, _| {
         let owner = event.record::<LockRecord>()?.owner;
         Some(Holder { tid: Tid(owner), tgid: Tgid(owner), cgroup: None })
     })
@@ -155,7 +162,7 @@ mod tests {
         };
         let record = LockRecord { header, stack_id: 0, owner: 77 };
         let event = Event::decode(&LOCK, bytemuck::bytes_of(&record)).expect("a record");
-        let stall = Stall::from_event(&event).expect("a stall");
+        let stall = Stall::of_event(&event).next().expect("a stall");
         let expected = Stall {
             start: MonoNanos(600),
             end: MonoNanos(900),
@@ -168,7 +175,7 @@ mod tests {
             cause: Cause::COMPACTION,
         };
         assert_eq!(stall, expected);
-        let fault = Stall::from_event(&example::fault(9, 5, 4_096)).expect("a stall");
+        let fault = Stall::of_event(&example::fault(9, 5, 4_096)).next().expect("a stall");
         assert_eq!((fault.cpu, fault.holder, fault.stack), (1, None, None));
     }
 

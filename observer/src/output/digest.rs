@@ -59,14 +59,17 @@ impl Digest {
     }
 
     pub(super) fn add(&mut self, event: &Event) {
-        let Some(stall) = Stall::from_event(event) else { return };
-        // Threads sleep most of the time.
-        if stall.cause.is_stall() {
-            self.recorder.record(stall.cause, event.duration_ns);
-            self.draw(&stall);
+        for stall in Stall::of_event(event) {
+            // Threads sleep most of the time.
+            if stall.cause.is_stall() {
+                self.recorder.record(stall.cause, stall.duration_ns());
+                self.draw(&stall);
+            }
         }
         for (sample, served, longest) in &mut self.worst {
-            longest.add(*event, overlap_ns(sample, served.as_ref(), &stall));
+            let overlaps =
+                Stall::of_event(event).map(|stall| overlap_ns(sample, served.as_ref(), &stall));
+            longest.add(*event, overlaps.sum());
         }
     }
 
@@ -123,7 +126,7 @@ mod tests {
             let overlap_ns = |stall: &Stall| {
                 stall.end.min(request.sample.end).since(stall.start.max(request.sample.start))
             };
-            let stalls = events.iter().filter_map(Stall::from_event);
+            let stalls = events.iter().flat_map(Stall::of_event);
             let mut all: Vec<u64> = stalls
                 .map(|stall| overlap_ns(&stall))
                 .filter(|overlap_ns| *overlap_ns > 0)

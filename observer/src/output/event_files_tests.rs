@@ -163,7 +163,7 @@ fn rows_lead_to_the_records_also_of_a_stream_that_was_torn() {
     let found = directory
         .each_event(|events| {
             for event in events {
-                let stall = event.stall().unwrap();
+                let stall = event.stalls().next().unwrap();
                 let row = stall.row.expect("it is in the trace");
                 let key = (row.kind(), u64::from(row.row()));
                 assert_eq!(written.remove(&key), Some(event.event), "{row:?}");

@@ -159,6 +159,9 @@ pub(crate) fn events() -> Vec<Event> {
             ran_tgid: 123,
             ran_comm,
             ran_cgroup: 4_711,
+            other_ns: 850_000,
+            own_ns: 0,
+            idle_ns: 0,
         }));
         events.push(event(&MmSyscallRecord {
             header: header(RecordKind::MmSyscall, 0, 102, end, 300_000),

@@ -4,14 +4,15 @@ use std::mem::offset_of;
 use std::num::NonZeroU64;
 
 use observer_ebpf::wire::{
-    Counter, RUNQUEUE_PREEMPTED, RunqueueRecord, RunqueueState, Series, Slot,
+    Counter, CpuTurns, RUNQUEUE_PREEMPTED, RunqueueRecord, RunqueueState, Series, Slot,
 };
 
 use super::{
-    Attach, Bounds, HistogramFamily, Members, Need, Numbers, PerThread, Probe, Program, RunsAt,
-    SummaryNumbers, Tier,
+    Attach, Bounds, Entries, HistogramFamily, Members, Need, Numbers, PerThread, Probe, ProbeMap,
+    Program, RunsAt, SummaryNumbers, Tier,
 };
 use crate::model::{Cause, Event, Field, Holder, RecordRow, Tgid, Tid, field};
+use crate::text::duration;
 
 const SWITCH: &str = "waits for a CPU";
 const WAKEUP: &str = "waits after a wake-up";
@@ -37,8 +38,10 @@ pub(super) const PROBE: Probe = Probe {
     runs_at: RunsAt::Frequent("context switch"),
     about: "Time from wake-up (or preemption) of a thread until it runs.",
     notes: "The rule is that of the kernel's run delay (the second field of \
-            /proc/PID/task/TID/schedstat). A record names the thread that had the CPU until the \
-            wait ended; thread 0 means the CPU was idle and had to wake up. The wait of the idle \
+            /proc/PID/task/TID/schedstat). A record says for how long other processes, other \
+            threads of the same process, and nobody had the CPU meanwhile, from the last 64 \
+            switches of that CPU; thread 0 means the CPU was idle. Of a wait that was moved to \
+            another CPU, only the time on the last one is known. The wait of the idle \
             task itself is no stall. Since Linux 6.12 a thread that goes to sleep may stay on its \
             run queue for a moment; when it is moved to another one in that moment, the kernel \
             counts the rest of its sleep as run delay. observer does not count such a wait, \
@@ -133,6 +136,13 @@ pub(super) const PROBE: Probe = Probe {
         .hot()
         .of_arguments(),
     ),
+    maps: &[ProbeMap {
+        name: "TURNS",
+        entries: Entries::PerCpu,
+        value_bytes: size_of::<CpuTurns>(),
+        // Turns of a time before it was attached are not looked at then.
+        begins: &[offset_of!(CpuTurns, switches) / 8, offset_of!(CpuTurns, running) / 8],
+    }],
     ..Probe::BASE
 };
 
@@ -148,38 +158,102 @@ static RUNQUEUE: RecordRow = RecordRow::new::<RunqueueRecord>(
         field!(
             RunqueueRecord.ran_tid,
             "ran_tid",
-            "thread that ran instead; 0 when the CPU was idle"
+            "a thread that had the CPU meanwhile: of the process that had it for more than half of \
+             `other_ns`, if there is one, otherwise of one of the others; of the waiting process itself if \
+             its threads had it for longer; where neither had it, the thread that ran until the wait \
+             ended: 0 when the CPU was idle"
         ),
         field!(RunqueueRecord.ran_tgid, "ran_tgid", "its process"),
-        field!(RunqueueRecord.ran_comm, "ran_comm", "its command name"),
-        // Traces of 0.1.0 do not have it.
+        field!(
+            RunqueueRecord.ran_comm,
+            "ran_comm",
+            "its command name; empty when it ended during the wait"
+        ),
+        // Traces of 0.1.0 have none of the following.
         field!(
             RunqueueRecord.ran_cgroup,
             "ran_cgroup",
             "its cgroup: the inode number of the directory, in the hierarchy that limits memory; 0 \
-             when the CPU was idle"
+             when the CPU was idle, or the thread ended during the wait"
+        )
+        .optional(),
+        field!(
+            RunqueueRecord.other_ns,
+            "other_ns",
+            "for how long threads of other processes had the CPU during the wait, nanoseconds"
+        )
+        .optional(),
+        field!(
+            RunqueueRecord.own_ns,
+            "own_ns",
+            "for how long other threads of the same process had it, nanoseconds"
+        )
+        .optional(),
+        field!(
+            RunqueueRecord.idle_ns,
+            "idle_ns",
+            "for how long the CPU was idle, nanoseconds; what these three times leave of the wait is not \
+             known"
         )
         .optional(),
     ],
 )
 .stalls(5_000, |_| Some(Cause::RUNQUEUE))
-.holder(|event| {
+.parts(|event| {
+    let times = event.record().map_or([0; 3], times_ns);
+    let causes = [Cause::RUNQUEUE_OTHER, Cause::RUNQUEUE_SELF, Cause::RUNQUEUE_IDLE];
+    std::array::from_fn(|index| (causes[index], times[index]))
+})
+.holder(holder)
+.detail(detail);
+
+/// How long others, the process itself, and nobody had the CPU.
+const fn times_ns(record: RunqueueRecord) -> [u64; 3] {
+    [record.other_ns, record.own_ns, record.idle_ns]
+}
+
+fn holder(event: &Event, cause: Cause) -> Option<Holder> {
     let record: RunqueueRecord = event.record()?;
-    Some(Holder {
+    let ran = Holder {
         tid: Tid(record.ran_tid),
         tgid: Tgid(record.ran_tgid),
         cgroup: NonZeroU64::new(record.ran_cgroup),
-    })
-})
-.detail(detail);
+    };
+    let is_of_cause = match cause {
+        Cause::RUNQUEUE_OTHER => record.ran_tid != 0 && record.ran_tgid != event.tgid.0,
+        Cause::RUNQUEUE_SELF => record.ran_tgid == event.tgid.0,
+        Cause::RUNQUEUE_IDLE => {
+            return Some(Holder { tid: Tid(0), tgid: Tgid(0), cgroup: None });
+        }
+        // A record of a version that only knew who ran last.
+        _ => times_ns(record) == [0; 3],
+    };
+    is_of_cause.then_some(ran)
+}
 
 fn detail(event: &Event) -> String {
     let Some(record) = event.record::<RunqueueRecord>() else { return String::new() };
     let began = if event.flags & RUNQUEUE_PREEMPTED != 0 { "preempted" } else { "woken" };
-    if record.ran_tid == 0 {
-        return format!("{began}; the CPU was idle");
+    let ran = format!("{} ({})", super::comm(&record.ran_comm), record.ran_tid);
+    let [other_ns, own_ns, idle_ns] = times_ns(record);
+    let mut parts = vec![began.to_owned()];
+    let mut add = |ns: u64, who: &str, is_of_it: bool| {
+        if ns > 0 {
+            let name = if is_of_it { format!(", most of all {ran}") } else { String::new() };
+            parts.push(format!("{who} for {}{name}", duration(ns as f64)));
+        }
+    };
+    let is_own = record.ran_tgid == event.tgid.0;
+    add(other_ns, "other processes ran", !is_own && record.ran_tid != 0);
+    add(own_ns, "threads of its own process ran", is_own);
+    add(idle_ns, "the CPU was idle", false);
+    if parts.len() == 1 {
+        parts.push(match record.ran_tid {
+            0 => "the CPU was idle at the end".to_owned(),
+            _ => format!("ran last: {ran}"),
+        });
     }
-    format!("{began}; ran instead: {} ({})", super::comm(&record.ran_comm), record.ran_tid)
+    parts.join("; ")
 }
 
 #[cfg(test)]
@@ -187,33 +261,65 @@ mod tests {
     use observer_ebpf::wire::RecordKind;
 
     use super::*;
+    use crate::model::Stall;
     use crate::probe::{decode, tests::header};
 
     #[test]
-    fn a_record_names_what_ran_instead() {
+    fn a_record_says_who_had_the_cpu_and_for_how_long() {
         let mut ran_comm = [0; 16];
         ran_comm[..4].copy_from_slice(b"hog\x1b");
-        let mut record = RunqueueRecord {
+        let whole = RunqueueRecord {
             header: header(RecordKind::Runqueue, RUNQUEUE_PREEMPTED),
             ran_tid: 123,
             ran_tgid: 120,
             ran_comm,
             ran_cgroup: 4_711,
+            other_ns: 200,
+            own_ns: 90,
+            idle_ns: 10,
         };
-        let event = decode(bytemuck::bytes_of(&record)).expect("decodes");
-        assert_eq!(event.start().0, 600);
-        assert_eq!(event.cause(), Some(Cause::RUNQUEUE));
-        let holder = Holder {
+        let decoded =
+            |record: &RunqueueRecord| decode(bytemuck::bytes_of(record)).expect("decodes");
+        let event = decoded(&whole);
+        assert_eq!((event.start().0, event.duration_ns), (600, 400));
+        let parts = [
+            (Cause::RUNQUEUE, 100),
+            (Cause::RUNQUEUE_OTHER, 200),
+            (Cause::RUNQUEUE_SELF, 90),
+            (Cause::RUNQUEUE_IDLE, 10),
+        ];
+        assert_eq!(event.causes().collect::<Vec<_>>(), parts);
+        assert_eq!(event.cause(), Some(Cause::RUNQUEUE_OTHER));
+        let ran = Holder {
             tid: Tid(123),
             tgid: Tgid(120),
             cgroup: Some(NonZeroU64::new(4_711).unwrap()),
         };
-        assert_eq!(event.holder(), Some(holder));
-        assert_eq!(event.record(), Some(record));
-        assert_eq!(detail(&event), "preempted; ran instead: hog? (123)");
-        (record.ran_tid, record.ran_cgroup) = (0, 0);
-        let event = decode(bytemuck::bytes_of(&record)).expect("decodes");
+        let nobody = Holder { tid: Tid(0), tgid: Tgid(0), cgroup: None };
+        let stalls: Vec<_> = Stall::of_event(&event)
+            .map(|stall| (stall.start.0, stall.end.0, stall.holder))
+            .collect();
+        let expected =
+            [(600, 700, None), (700, 900, Some(ran)), (900, 990, None), (990, 1_000, Some(nobody))];
+        assert_eq!(stalls, expected);
+        assert_eq!(event.record(), Some(whole));
+        let text = "preempted; other processes ran for 200 ns, most of all hog? (123); threads of its own \
+                    process ran for 90 ns; the CPU was idle for 10 ns";
+        assert_eq!(detail(&event), text);
+
+        // Nothing is left of the wait, and more than there was.
+        let event = decoded(&RunqueueRecord { other_ns: 350, own_ns: 90, ..whole });
+        let parts = [(Cause::RUNQUEUE_OTHER, 350), (Cause::RUNQUEUE_SELF, 50)];
+        assert_eq!(event.causes().collect::<Vec<_>>(), parts);
+
+        // A record of an older version.
+        let old = RunqueueRecord { other_ns: 0, own_ns: 0, idle_ns: 0, ..whole };
+        let event = decoded(&old);
+        assert_eq!(event.causes().collect::<Vec<_>>(), [(Cause::RUNQUEUE, 400)]);
+        assert_eq!((event.cause(), event.holder()), (Some(Cause::RUNQUEUE), Some(ran)));
+        assert_eq!(detail(&event), "preempted; ran last: hog? (123)");
+        let event = decoded(&RunqueueRecord { ran_tid: 0, ran_cgroup: 0, ..old });
         assert_eq!(event.holder().and_then(|holder| holder.cgroup), None);
-        assert_eq!(detail(&event), "preempted; the CPU was idle");
+        assert_eq!(detail(&event), "preempted; the CPU was idle at the end");
     }
 }

@@ -207,7 +207,7 @@ pub(super) fn read_back(
 ) -> ReadBack {
     let (mut stalls, mut loss_spans, mut requests) = (Vec::new(), Vec::new(), Vec::new());
     let read = directory.each_event(|events| {
-        stalls.extend(events.iter().filter_map(TraceEvent::stall));
+        stalls.extend(events.iter().flat_map(TraceEvent::stalls));
         loss_spans.extend(events.iter().filter_map(|event| LossSpan::from_event(&event.event)));
         let served = events.iter().filter_map(|event| ServerRequest::from_event(&event.event));
         requests.extend(served.take(most_requests - requests.len()));

@@ -7,7 +7,7 @@ use super::drain::Reach;
 use super::sink::Sink;
 use crate::clock::MonoNanos;
 use crate::host::cgroups::{CgroupNames, Cgroups};
-use crate::model::{Event, Tgid, Tid};
+use crate::model::{Event, Stall, Tgid, Tid};
 
 /// Cgroups that get a name.
 const HOLDERS_MAX: usize = 1_024;
@@ -49,17 +49,18 @@ impl Holders {
 
 impl Sink for Holders {
     fn event(&mut self, event: &Event) {
-        let Some(holder) = event.holder() else { return };
-        let Some(id) = holder.cgroup.map(std::num::NonZeroU64::get) else { return };
-        if self.names.contains_key(&id) {
-            return;
+        for holder in Stall::of_event(event).filter_map(|stall| stall.holder) {
+            let Some(id) = holder.cgroup.map(std::num::NonZeroU64::get) else { continue };
+            if self.names.contains_key(&id) {
+                continue;
+            }
+            if self.names.len() == HOLDERS_MAX {
+                self.beyond += 1;
+                continue;
+            }
+            self.names.insert(id, None);
+            self.fresh.push((id, holder.tid));
         }
-        if self.names.len() == HOLDERS_MAX {
-            self.beyond += 1;
-            return;
-        }
-        self.names.insert(id, None);
-        self.fresh.push((id, holder.tid));
     }
 
     fn tick(&mut self, _now: MonoNanos, _reach: Reach) {
@@ -92,6 +93,9 @@ mod tests {
             ran_tgid: ran_tid,
             ran_comm: [0; 16],
             ran_cgroup,
+            other_ns: 100,
+            own_ns: 0,
+            idle_ns: 0,
         })
     }
 

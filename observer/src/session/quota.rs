@@ -44,12 +44,12 @@ impl Caps {
         Self { pools: [u64::MAX / 2; 2], reserved: [0; KIND_SLOTS] }
     }
 
-    /// Whether one more of a kind is kept.
-    pub(super) fn take(&mut self, kind: usize) -> bool {
+    /// Whether one more of a kind is kept, which stands for this many stalls, or is one other event.
+    pub(super) fn take(&mut self, kind: usize, stalls: u64) -> bool {
         let pool = &mut self.pools[pool(kind)];
-        let room = if *pool > 0 { pool } else { &mut self.reserved[kind] };
-        let fits = *room > 0;
-        *room -= u64::from(fits);
+        let room = if *pool >= stalls { pool } else { &mut self.reserved[kind] };
+        let fits = *room >= stalls;
+        *room -= if fits { stalls } else { 0 };
         fits
     }
 
@@ -152,7 +152,8 @@ mod tests {
     #[test]
     fn no_kind_takes_the_room_of_another() {
         let mut caps = Caps::new(1_000, 100);
-        let mut fill = |kind: RecordKind| (0..5_000).filter(|_| caps.take(kind as usize)).count();
+        let mut fill =
+            |kind: RecordKind| (0..5_000).filter(|_| caps.take(kind as usize, 1)).count();
         let faults = fill(RecordKind::Fault);
         let reserved = 250 / probe::with_floor().count();
         let pool = 1_000 - reserved * probe::with_floor().count();

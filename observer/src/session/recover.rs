@@ -70,11 +70,11 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
             let loss = LossSpan::from_event(event);
             loss_spans.extend(loss.filter(|span| is_inside(span, &info)));
             if event.end > info.end_ns || event.end < info.start_ns {
-                later_stalls += u64::from(event.end > info.end_ns && row.stall().is_some());
+                later_stalls += u64::from(event.end > info.end_ns && event.cause().is_some());
                 continue;
             }
             recorder.record_event(event);
-            stalls.extend(row.stall());
+            stalls.extend(row.stalls());
             requests.extend(ServerRequest::from_event(event));
             // A trace that lost its beginning repeats the floors in force.
             if let Some(change) = FloorChange::from_event(event)

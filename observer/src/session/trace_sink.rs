@@ -77,22 +77,22 @@ impl TraceSink {
 
     /// Appends to the file, or keeps the stall.
     fn append(&mut self, event: &Event) {
-        let stall = Stall::from_event(event);
+        let stalls = Stall::of_event(event);
         let Some(file) = &mut self.file else {
             self.counts.after_trace.fetch_add(1, Ordering::Relaxed);
             if self.keeps {
-                self.kept.extend(stall);
+                self.kept.extend(stalls);
             }
             return;
         };
         match file.append(event) {
             Ok(row) => {
                 let row = TraceRow::new(event.row().kind, row);
-                self.unwritten.extend(stall.map(|stall| Stall { row, ..stall }));
+                self.unwritten.extend(stalls.map(|stall| Stall { row, ..stall }));
             }
             Err(error) => {
                 self.counts.after_trace.fetch_add(1, Ordering::Relaxed);
-                self.kept.extend(stall);
+                self.kept.extend(stalls);
                 self.give_up(&error);
             }
         }
@@ -163,7 +163,7 @@ impl Sink for TraceSink {
                 return;
             }
         }
-        if !self.caps.take(kind) {
+        if !self.caps.take(kind, (event.causes().count() as u64).max(1)) {
             self.counts.beyond_cap[kind].fetch_add(1, Ordering::Relaxed);
             return;
         }

@@ -10,6 +10,7 @@ mod runqueue;
 mod sleeps;
 mod sockets;
 mod softirqs;
+mod who_ran;
 
 pub use calls::{memory_call_time, memory_calls};
 pub use faults::{copied_pages, families, fault_time, major_faults, minor_faults};
@@ -19,3 +20,4 @@ pub use runqueue::{no_more_waits, processor_time, run_delay, throttled};
 pub use sleeps::sleeps;
 pub use sockets::{descriptors, sockets};
 pub use softirqs::softirqs;
+pub use who_ran::{another_process, own_threads};

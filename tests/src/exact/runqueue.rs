@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::who_ran::WhoRan;
 use crate::cgroup::{CpuCgroup, UnifiedCgroup};
 use crate::kernel_counters::{self, Flat, Pressure, SchedStat};
 use crate::process::Placement;
@@ -221,6 +222,7 @@ pub fn throttled(trial: &Trial) {
     let arguments = ["contend", "--threads", "1", "--ms", &milliseconds];
     let place = Placement { throttled: Some(&cgroup), ..Placement::default() };
     let mut work = trial::start(&arguments, place);
+    let pid = work.id();
     cgroup.limit(10_000, 50_000).expect("the kernel takes the limit");
     let observed = trial.observe(&mut work, directory.path(), |pid| {
         let throttled_ns = cgroup.throttled_ns().expect("cpu.stat");
@@ -236,6 +238,10 @@ pub fn throttled(trial: &Trial) {
             let found = run.run_delay_ns();
             held.equal("sum_ns", "schedstat run delay", found, schedstat.delay_ns, TOLERANCE);
             held.at_least("sum_ns", "cpu.stat throttled", found, throttled_ns, 0.03);
+            // Others use the CPU meanwhile, or nobody.
+            let WhoRan { other_ns, idle_ns, .. } = WhoRan::of(run, pid);
+            let found = other_ns + idle_ns;
+            held.at_least("other_ns + idle_ns", "cpu.stat throttled", found, throttled_ns, 0.05);
         },
         &[("sum_ns", TOLERANCE, 0, &sum_ns)],
     );

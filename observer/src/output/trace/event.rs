@@ -250,10 +250,9 @@ pub struct TraceEvent {
 }
 
 impl TraceEvent {
-    /// The stall it stands for.
-    #[must_use]
-    pub fn stall(&self) -> Option<Stall> {
-        Stall::from_event(&self.event).map(|stall| Stall { row: self.row, ..stall })
+    /// The stalls it stands for.
+    pub fn stalls(&self) -> impl Iterator<Item = Stall> {
+        Stall::of_event(&self.event).map(|stall| Stall { row: self.row, ..stall })
     }
 }
 

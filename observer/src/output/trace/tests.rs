@@ -50,6 +50,9 @@ fn events(index: u64) -> Vec<Event> {
             ran_tgid: 6,
             ran_comm,
             ran_cgroup: u64::MAX,
+            other_ns: index,
+            own_ns: u64::MAX,
+            idle_ns: 3,
         }),
         example::event(&FaultRecord {
             header: header(RecordKind::Fault, (index % 4) as u16),

@@ -1,8 +1,8 @@
 //! Waiting for a CPU.
 
 use std::io::{self, Read, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use observer_tests::mapping::{Mapping, PAGE_BYTES};
@@ -72,8 +72,9 @@ pub(crate) fn storm(rounds: usize) -> io::Result<()> {
 
 pub(crate) fn contend(threads: usize, length: Duration, cpu: Option<usize>) -> io::Result<()> {
     let there_ns = Arc::new(AtomicU64::new(0));
+    let times = Arc::new(Mutex::new(Vec::new()));
     let parts = (0..threads).map(|_| {
-        let there_ns = Arc::clone(&there_ns);
+        let (there_ns, times) = (Arc::clone(&there_ns), Arc::clone(&times));
         let part = move || {
             // Before the first wait, which comes of going where all the others are.
             let begin = Instant::now();
@@ -81,14 +82,24 @@ pub(crate) fn contend(threads: usize, length: Duration, cpu: Option<usize>) -> i
                 pin(cpu);
             }
             spin_until(begin + length);
-            there_ns.fetch_add(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            let end = Instant::now();
+            there_ns.fetch_add((end - begin).as_nanos() as u64, Ordering::Relaxed);
+            times.lock().unwrap_or_else(PoisonError::into_inner).push((begin, end));
         };
         Box::new(part) as Box<dyn FnOnce() + Send>
     });
     crew(parts.collect(), || {
         let executed_by = std::env::var(crate::tasks::EXECUTED_BY).unwrap_or_default();
+        let times = times.lock().unwrap_or_else(PoisonError::into_inner);
+        let apart = |instants: Vec<Instant>| {
+            let (first, last) = (instants.iter().min(), instants.iter().max());
+            last.zip(first).map_or(0, |(last, first)| (*last - *first).as_nanos() as u64)
+        };
+        // How much later the last one began, and ended, than the first.
+        let apart_ns = apart(times.iter().map(|(begin, _)| *begin).collect())
+            + apart(times.iter().map(|(_, end)| *end).collect());
         json!({
-            "threads": threads, "there_ns": there_ns.load(Ordering::Relaxed),
+            "threads": threads, "there_ns": there_ns.load(Ordering::Relaxed), "apart_ns": apart_ns,
             "executed_by": executed_by.parse::<u64>().unwrap_or_default(),
         })
     })

@@ -1,0 +1,170 @@
+//! Which threads had each CPU lately: whoever waits for a CPU learns from it who had it meanwhile.
+
+use core::arch::asm;
+
+use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
+use observer_ebpf::wire::{COMM_LEN, CpuTurns, RecordKind, RunqueueRecord, SWITCHES_KEPT, Turn};
+
+use crate::{
+    config, emit,
+    kernel::{Task, now_ns},
+};
+
+/// By CPU (loader).
+#[map]
+static TURNS: Array<CpuTurns> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// The CPU goes from one thread to another at this time of the clock that waits are measured with.
+#[inline(always)]
+pub(super) fn switched(prev: Task, next: Task, now_ns: u64) {
+    if config::has_target() == 0 {
+        return;
+    }
+    let Some(cpu) = TURNS.get_ptr_mut(emit::cpu()) else { return };
+    // SAFETY: a map value that only this program writes, on its own CPU.
+    let cpu = unsafe { &mut *cpu };
+    let tid = prev.tid();
+    cpu.kept[cpu.switches as usize % SWITCHES_KEPT] = Turn {
+        until_ns: now_ns,
+        task: prev.address(),
+        tid,
+        tgid: prev.tgid(),
+        known: u64::from(cpu.running == u64::from(tid)),
+    };
+    cpu.running = u64::from(next.tid());
+    cpu.switches = cpu.switches.wrapping_add(1);
+}
+
+/// All bits set if the number is negative, or none. The verifier follows both sides of every branch in
+/// every round of a loop, and gives up soon; so a loop has as few of them as possible. In assembly,
+/// because the compiler would make branches of it.
+#[inline(always)]
+fn if_negative(number: i64) -> u64 {
+    let mut mask = number;
+    // SAFETY: a shift.
+    unsafe { asm!("{mask} s>>= 63", mask = inout(reg) mask, options(pure, nomem, nostack)) };
+    mask as u64
+}
+
+/// All bits set if the number, of 32 bits, is 0, or none.
+#[inline(always)]
+fn if_zero(number: u32) -> u64 {
+    if_negative(i64::from(number) - 1)
+}
+
+/// The first where the mask has bits, and the second elsewhere.
+#[inline(always)]
+const fn select(mask: u64, first: u64, second: u64) -> u64 {
+    first & mask | second & !mask
+}
+
+/// A thread that had the CPU.
+#[derive(Clone, Copy)]
+struct Ran {
+    task: u64,
+    ids: u64,
+}
+
+impl Ran {
+    #[inline(always)]
+    fn of(turn: &Turn) -> Self {
+        Self { task: turn.task, ids: u64::from(turn.tid) | u64::from(turn.tgid) << 32 }
+    }
+
+    #[inline(always)]
+    fn or(self, mask: u64, other: Self) -> Self {
+        Self { task: select(mask, other.task, self.task), ids: select(mask, other.ids, self.ids) }
+    }
+
+    const fn tid(self) -> u32 {
+        self.ids as u32
+    }
+
+    const fn tgid(self) -> u32 {
+        (self.ids >> 32) as u32
+    }
+}
+
+/// Who had the CPU, as in [`RunqueueRecord`].
+struct During {
+    ran: Ran,
+    other_ns: u64,
+    own_ns: u64,
+    idle_ns: u64,
+}
+
+/// Goes back through the turns to when a thread of this process was queued, if that is known.
+#[inline(always)]
+fn during(cpu: &CpuTurns, tgid: u32, queued_ns: u64) -> During {
+    let last = cpu.switches.wrapping_sub(1);
+    let turn = |number: u64| &cpu.kept[number as usize % SWITCHES_KEPT];
+    let (mut other_ns, mut own_ns, mut idle_ns) = (0u64, 0u64, 0u64);
+    // A majority vote, weighted by time (Boyer and Moore, "MJRTY", 1991): a process that had the CPU
+    // for more than half of the others' time is the leader at the end.
+    let (mut leader, mut lead_ns) = (Ran::of(turn(last)), 0u64);
+    let (mut own, mut longest_own_ns) = (leader, 0u64);
+    for back in 0..SWITCHES_KEPT as u64 - 1 {
+        // When the first turn began is not known, and neither is the begin of the wait.
+        if queued_ns == 0 || back >= last {
+            break;
+        }
+        let number = last.wrapping_sub(back);
+        let (one, began_ns) = (turn(number), turn(number.wrapping_sub(1)).until_ns);
+        let ran = Ran::of(one);
+        let later_ns = queued_ns.wrapping_sub(began_ns);
+        let from_ns = began_ns.wrapping_add(later_ns & !if_negative(later_ns as i64));
+        let part_ns = one.until_ns.wrapping_sub(from_ns);
+        let part_ns = part_ns & !if_negative(part_ns as i64) & one.known.wrapping_neg();
+        let (is_idle, is_own) = (if_zero(one.tid), if_zero(one.tgid ^ tgid));
+        let of_own_ns = part_ns & is_own & !is_idle;
+        let of_other_ns = part_ns & !is_own & !is_idle;
+        idle_ns = idle_ns.wrapping_add(part_ns & is_idle);
+        own_ns = own_ns.wrapping_add(of_own_ns);
+        other_ns = other_ns.wrapping_add(of_other_ns);
+        let is_longer = if_negative(longest_own_ns.wrapping_sub(of_own_ns) as i64);
+        own = own.or(is_longer, ran);
+        longest_own_ns = select(is_longer, of_own_ns, longest_own_ns);
+        let is_leader = if_zero(one.tgid ^ leader.tgid());
+        let apart_ns = lead_ns.wrapping_sub(of_other_ns);
+        let overtakes = if_negative(apart_ns as i64);
+        let distance_ns = (apart_ns ^ overtakes).wrapping_sub(overtakes);
+        leader = leader.or(overtakes & !is_leader, ran);
+        lead_ns = select(is_leader, lead_ns.wrapping_add(of_other_ns), distance_ns);
+        if began_ns <= queued_ns {
+            break;
+        }
+    }
+    let ran = leader.or(if_negative(other_ns.wrapping_sub(own_ns) as i64), own);
+    During { ran, other_ns, own_ns, idle_ns }
+}
+
+/// Sends the wait of the thread that the CPU has just gone to, with who had the CPU since `queued_ns`,
+/// when it was queued there; 0 if that is not known.
+///
+/// A function of its own, because the kernel limits the stack of a program together with the functions
+/// that it calls.
+#[inline(never)]
+pub(super) fn send(next: u64, flags: u64, duration_ns: u64, queued_ns: u64) {
+    let next = Task::at(next);
+    let tgid = next.tgid();
+    let Some(cpu) = TURNS.get(emit::cpu()) else { return };
+    let During { ran, other_ns, own_ns, idle_ns } = during(cpu, tgid, queued_ns);
+    let task = Task::at(ran.task);
+    // The thread may have gone since, and its memory may be another one's.
+    let is_there = task.tid() == ran.tid();
+    let ids = (tgid, next.tid());
+    let header = emit::header(RecordKind::Runqueue, flags as u16, ids, now_ns(), duration_ns);
+    emit::emit(
+        RecordKind::Runqueue,
+        RunqueueRecord {
+            header,
+            ran_tid: ran.tid(),
+            ran_tgid: ran.tgid(),
+            ran_comm: if is_there { task.comm() } else { [0; COMM_LEN] },
+            ran_cgroup: if is_there && ran.tid() != 0 { task.cgroup_id() } else { 0 },
+            other_ns,
+            own_ns,
+            idle_ns,
+        },
+    );
+}
