@@ -9,9 +9,12 @@ use crate::process::Placement;
 use crate::results::{Held, Relation};
 use crate::trial::{self, Run, Trial, number, scaled_text};
 
+/// Between the clocks of the scheduler, and those that some tiers keep.
+const TOLERANCE: f64 = 0.05;
+
 /// The kernel does not show all switches on all hosts; of a wait in which one is missing, the time
-/// between its neighbours is not known.
-const UNKNOWN: f64 = 0.05;
+/// between its neighbours is not known. Three in a thousand were seen to be missing.
+const UNKNOWN_AT_MOST: f64 = 0.25;
 
 /// How long others, the process itself, and nobody had the CPU, over all waits of the process.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,6 +22,8 @@ pub(super) struct WhoRan {
     pub(super) other_ns: u64,
     pub(super) own_ns: u64,
     pub(super) idle_ns: u64,
+    /// What is left of the waits.
+    pub(super) unknown_ns: u64,
 }
 
 impl WhoRan {
@@ -32,8 +37,12 @@ impl WhoRan {
             sum.other_ns += record.other_ns;
             sum.own_ns += record.own_ns;
             sum.idle_ns += record.idle_ns;
+            sum.unknown_ns += event.duration_ns - known_ns;
         }
         println!("{sum:?}");
+        let all_ns = sum.other_ns + sum.own_ns + sum.idle_ns + sum.unknown_ns;
+        let unknown = sum.unknown_ns as f64 / all_ns.max(1) as f64;
+        assert!(unknown < UNKNOWN_AT_MOST, "{sum:?}");
         sum
     }
 }
@@ -65,20 +74,22 @@ pub fn own_threads(trial: &Trial) {
     let stolen_ns = stolen_ns(observed.before.1, observed.after.1);
     // While one of them was not there yet, or not any more, the other one kept nobody waiting.
     let alone_ns = number(&observed.counts, "apart_ns");
-    let own_ns = |run: &Run| WhoRan::of(run, pid).own_ns;
+    let own_ns = |run: &Run| {
+        let found = WhoRan::of(run, pid);
+        found.own_ns + found.unknown_ns
+    };
     trial.hold(
         &observed,
         "runqueue",
         |held: &Held, run| {
-            let own_ns = own_ns(run);
             let against = "schedstat time on the CPU";
-            let numbers = (own_ns, ran.ran_ns);
-            held.compare(Relation::AtMost, "own_ns", against, numbers, (0.0, stolen_ns));
+            let numbers = (WhoRan::of(run, pid).own_ns, ran.ran_ns);
+            held.compare(Relation::AtMost, "own_ns", against, numbers, (TOLERANCE, stolen_ns));
             let least_ns = ran.ran_ns.saturating_sub(alone_ns);
             let against = "schedstat time on the CPU, together";
-            held.at_least("own_ns", against, own_ns, least_ns, UNKNOWN);
+            held.at_least("own_ns, and unknown", against, own_ns(run), least_ns, TOLERANCE);
         },
-        &[("own_ns", UNKNOWN, 0, &own_ns)],
+        &[("own_ns, and unknown", TOLERANCE, 0, &own_ns)],
     );
     work.end().expect("the workload ends");
 }
@@ -100,14 +111,17 @@ pub fn another_process(trial: &Trial) {
         kernel_counters::schedstat(pid).expect("the workload is there")
     });
     let waited: SchedStat = kernel_counters::schedstat_since(&observed.after, &observed.before);
-    let other_ns = |run: &Run| WhoRan::of(run, pid).other_ns;
+    let other_ns = |run: &Run| {
+        let found = WhoRan::of(run, pid);
+        found.other_ns + found.unknown_ns
+    };
     trial.hold(
         &observed,
         "runqueue",
         |held: &Held, run| {
-            let found = WhoRan::of(run, pid);
             let against = "schedstat run delay, beside a busy process";
-            held.equal("other_ns", against, found.other_ns, waited.delay_ns, UNKNOWN);
+            let found_ns = other_ns(run);
+            held.equal("other_ns, and unknown", against, found_ns, waited.delay_ns, TOLERANCE);
             let of_waits = run.events().into_iter().filter(|event| event.tgid.0 == pid);
             let (mut all_ns, mut of_hog_ns) = (0, 0);
             for event in of_waits {
@@ -118,7 +132,7 @@ pub fn another_process(trial: &Trial) {
             // Others of the host may lead in a few short waits.
             assert!(of_hog_ns > all_ns / 2, "the busy process: {of_hog_ns} of {all_ns} ns");
         },
-        &[("other_ns", UNKNOWN, 0, &other_ns)],
+        &[("other_ns, and unknown", TOLERANCE, 0, &other_ns)],
     );
     work.end().expect("the workload ends");
 }
