@@ -106,7 +106,7 @@ fn all_notes(list: &RequestList) -> Vec<String> {
     let more = list.total.saturating_sub(list.listed);
     if more > 0 && (slower_than_ns.is_some() || at_ns.is_some()) {
         notes.push(format!(
-            "the slowest {} are listed, and {} more are not (--requests N lists up to {})",
+            "the list ends after the slowest {}; {} more are not in it (--requests N lists up to {})",
             count(list.listed),
             count(more),
             count(REQUESTS_LISTED_MAX)

@@ -58,8 +58,8 @@ fn the_heading_says_what_was_asked_for_and_how_many_more_there_are() {
     let list = list(vec![one], selection);
     let text = render(&run, &list, &[sample], &Details::default(), false);
     let wanted = "5 of 3,000 requests took 50.0 ms or longer and were in flight 12.500000 s into the \
-                  run (2023-11-14 22:13:32.500000 UTC), the slowest first\n  ! the slowest 1 are \
-                  listed, and 4 more are not";
+                  run (2023-11-14 22:13:32.500000 UTC), the slowest first\n  ! the list ends \
+                  after the slowest 1; 4 more are not in it";
     assert!(text.starts_with(wanted), "{text}");
     let none = RequestList { total: 0, listed: 0, requests: Vec::new(), ..list };
     let text = render(&run, &none, &[], &Details::default(), false);

@@ -3,10 +3,12 @@
 //! Everything is read again as for an answer: of a whole run with its samples as they were saved, of a
 //! run without an answer with the part that is known to be complete (`recover`).
 
+use std::collections::BTreeMap;
+
 use super::Captured;
 use super::finish::{ReadBack, is_part, quality, raised, read_back};
 use super::recover::{gather, samples_source};
-use crate::correlate::{Chosen, Evidence, Quality, choose};
+use crate::correlate::{Chosen, Evidence, Quality, Unwatched, choose};
 use crate::error::Result;
 use crate::model::{
     Coverage, ProbeState, REQUESTS_LISTED_MAX, RequestList, RequestSelection, RunInfo,
@@ -53,6 +55,7 @@ impl RecordedRun {
         };
         run.notes.extend(run.unmatched_note());
         run.notes.extend(run.unaccounted_note());
+        run.notes.extend(run.unwatched_notes());
         run.notes.extend(run.loss_note());
         run.notes.extend(run.quality.hidden.iter().map(|hidden| {
             format!(
@@ -197,6 +200,20 @@ impl RecordedRun {
         ))
     }
 
+    /// Which stalls may be missing although they are usually watched.
+    fn unwatched_notes(&self) -> Vec<String> {
+        let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let stalls = self.quality.unwatched.iter().filter(|one| one.usual && one.cause.is_stall());
+        for Unwatched { cause, reason, .. } in stalls {
+            by_reason.entry(reason).or_default().push(cause.name());
+        }
+        let note = |(reason, causes): (&str, Vec<&str>)| {
+            let causes = causes.join(", ");
+            format!("stalls may be missing ({causes}): {}", text::clean(reason, 200))
+        };
+        by_reason.into_iter().map(note).collect()
+    }
+
     fn loss_note(&self) -> Option<String> {
         let lost = self.info.loss.of_target().into_iter().filter(|(_, count)| *count > 0);
         let lost: Vec<String> = lost
@@ -204,7 +221,8 @@ impl RecordedRun {
             .collect();
         (!lost.is_empty()).then(|| {
             format!(
-                "records of the target were lost ({}): what they were about is missing from the accounts",
+                "records of the target were lost or are wrong ({}): what they were about is missing \
+                 from the accounts",
                 lost.join(", ")
             )
         })
@@ -221,7 +239,7 @@ fn is_damaged(found: &EventsRead, kind: &str) -> bool {
 }
 
 /// Rows of the generator's output that were ignored.
-fn skipped(skipped: &std::collections::BTreeMap<String, u64>) -> Vec<String> {
+fn skipped(skipped: &BTreeMap<String, u64>) -> Vec<String> {
     let skipped = skipped.iter().filter(|(_, count)| **count > 0);
     let note = |(reason, count): (&String, &u64)| {
         let reason = text::clean(reason, 80).replace('_', " ");

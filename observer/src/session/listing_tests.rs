@@ -212,7 +212,7 @@ fn the_text_says_who_served_it_and_where_its_time_went() {
     let text = render(&recorded.info, &list, &samples, &details, false);
     let wanted = "\
 20 of 200 requests took 20.0 ms or longer, the slowest first
-  ! the slowest 2 are listed, and 18 more are not (--requests N lists up to 10,000)
+  ! the list ends after the slowest 2; 18 more are not in it (--requests N lists up to 10,000)
 
 2023-11-14 22:13:29.650000 UTC, 9.650000 s into the run: took 20.8 ms, status 200, request 193
   matched by its connection (port 40193)
@@ -258,6 +258,25 @@ fn a_killed_run_lists_what_is_known_to_be_complete() {
     let found = list(&directory, ALL);
     assert_eq!(found.listed, REQUESTS);
     assert!(has_note(&found, "may be missing anywhere"), "{:?}", found.notes);
+}
+
+#[test]
+fn a_probe_that_was_detached_for_a_while_is_said() {
+    let mut run = run();
+    for (probe, state) in [("runqueue", ProbeState::Partial), ("sleep", ProbeState::Partial)] {
+        let coverage = run.coverage.get_mut(probe).expect("a probe");
+        (coverage.state, coverage.reason) = (state, Some("detached once".to_owned()));
+    }
+    let (_root, directory) = directory(&run);
+    let found = list(&directory, ALL);
+    assert!(has_note(&found, "stalls may be missing (runqueue"), "{:?}", found.notes);
+    assert!(has_note(&found, "slept (probe sleep: partial, detached once)"), "{:?}", found.notes);
+    assert!(found.requests.iter().all(|request| {
+        let account = request.account_ns.as_ref().expect("an account");
+        account.values().sum::<u64>() == request.response_ns
+            && account.contains_key(&Cause::UNEXPLAINED)
+            && !account.contains_key(&Cause::SERVICE_CPU)
+    }));
 }
 
 /// Changes a byte in the middle of a stream.
