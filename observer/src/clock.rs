@@ -157,6 +157,15 @@ impl Anchors {
         u64::try_from(i128::from(wall.0) - anchor.offset_ns()).ok().map(MonoNanos)
     }
 
+    /// Puts a monotonic time on the wall clock, with the offset that was valid then. `None` without
+    /// anchors, or when the result would not be a time since 1970.
+    #[must_use]
+    pub fn to_wall(&self, time: MonoNanos) -> Option<WallNanos> {
+        let after = self.0.partition_point(|anchor| anchor.monotonic_ns <= time);
+        let anchor = self.0.get(after.saturating_sub(1))?;
+        u64::try_from(i128::from(time.0) + anchor.offset_ns()).ok().map(WallNanos)
+    }
+
     /// Drops every other reading. The first stays, and a step between two that stay is still seen.
     pub fn thin_out(&mut self) {
         let mut index = 0;
@@ -242,6 +251,12 @@ mod tests {
             Some(MonoNanos(500_002_500)),
         );
         assert_eq!(anchors.steps(), 1);
+        for (monotonic, wall) in
+            [(500, 999_999_500), (1_999, 1_000_000_999), (2_500, 1_500_001_500)]
+        {
+            assert_eq!(anchors.to_wall(MonoNanos(monotonic)), Some(WallNanos(wall)));
+        }
+        assert_eq!(Anchors::default().to_wall(MonoNanos(1)), None);
     }
 
     #[test]

@@ -3,11 +3,13 @@
 pub mod daemon;
 pub mod doctor;
 pub mod duration;
+mod instant;
 pub mod load;
 mod log;
 pub mod probe_args;
 mod records;
 pub mod report;
+mod request_args;
 pub mod run;
 mod signals;
 

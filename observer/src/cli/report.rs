@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::duration::parse_slow;
 use super::print_styled;
+use super::request_args::RequestArgs;
 use crate::error::{Error, Exit, Result};
 use crate::model::{RunInfo, Summary, files};
 use crate::output::answer::Answer;
@@ -20,6 +21,12 @@ Examples:
       Print summary.json, for programs.
   observer report observer-run-20260131-120000 --html answer.html
       Print the text, and write a web page as well.
+  observer report observer-run-20260131-120000 --requests 20
+      List the 20 slowest requests, each with the parts of its time.
+  observer report observer-run-20260131-120000 --slower-than 50ms --json
+      List all requests of 50 ms or longer, for programs.
+  observer report observer-run-20260131-120000 --at 9.5s
+      List the requests that were in flight 9.5 s after the begin of the run.
 
 Does not need root, only read access to the run directory.";
 
@@ -30,7 +37,10 @@ pub struct Args {
     /// Run directory that `observer run` created
     #[arg(value_name = "RUN")]
     run: PathBuf,
-    /// Print summary.json instead of human-readable text
+    /// Which requests are listed.
+    #[command(flatten)]
+    requests: RequestArgs,
+    /// Print summary.json, or the listed requests as JSON, instead of human-readable text
     #[arg(long)]
     json: bool,
     /// Also write a self-contained web page to FILE
@@ -45,9 +55,12 @@ pub struct Args {
 ///
 /// # Errors
 /// [`Exit::RunUnreadable`] when the run cannot be read, [`Exit::Output`] when FILE cannot be
-/// written.
+/// written, [`Exit::Usage`] when `--at` is not within the run.
 pub fn run(args: &Args) -> Result<()> {
     let directory = RunDir::open(&args.run)?;
+    if args.requests.is_given() {
+        return args.requests.print(&directory, args.json);
+    }
     let (summary, answer) = answer(&directory, !args.json || args.html.is_some())?;
     let Some(mut answer) = answer else {
         warn_of_doubts(&directory);

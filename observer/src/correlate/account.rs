@@ -29,7 +29,7 @@ pub(super) fn means(population: &Population, stalls: &StallLines) -> Option<Acco
 
 /// The parts of one request, nanoseconds. They sum to its latency, from the moment when it should have
 /// been sent.
-fn parts(sample: &Served, stalls: &StallLines) -> BTreeMap<Cause, u64> {
+pub(super) fn parts(sample: &Served, stalls: &StallLines) -> BTreeMap<Cause, u64> {
     let mut left = sample.end - sample.start;
     let mut parts = BTreeMap::new();
     let mut add = |cause: Cause, part_ns: u64| {

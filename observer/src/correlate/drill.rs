@@ -124,15 +124,19 @@ impl Drill {
         self.load(rate_hz, |_, _| 0, |_, _| 0);
     }
 
-    pub(super) fn analyse(&self) -> Analysis {
-        analyse(&Evidence {
+    pub(super) fn evidence(&self) -> Evidence<'_> {
+        Evidence {
             window: (MonoNanos(ORIGIN), MonoNanos(ORIGIN + self.window_ns)),
             samples: &self.samples,
             requests: &self.requests,
             stalls: &self.stalls,
             slow: self.slow,
             quality: self.quality.clone(),
-        })
+        }
+    }
+
+    pub(super) fn analyse(&self) -> Analysis {
+        analyse(&self.evidence())
     }
 }
 

@@ -1,12 +1,12 @@
 //! Which samples are slow, which are typical, and how much of each was covered by which cause.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
-use observer_ebpf::wire::REQUEST_BLOCK_SHIFT;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::index;
 
+use super::blocks::Blocks;
 use super::handing::Handing;
 use super::lines::{Line, Lines, Numbering, Parts, whole};
 use super::loss::Losses;
@@ -202,16 +202,9 @@ fn choose(
         return (None, everything);
     }
     let in_blocks = evidence.quality.requests_in_blocks;
-    let block = |time_ns: u64| time_ns >> REQUEST_BLOCK_SHIFT;
-    let blocks: BTreeSet<u64> = match in_blocks {
-        true => evidence.requests.iter().map(|request| block(request.begin().0)).collect(),
-        false => BTreeSet::new(),
-    };
+    let blocks = Blocks::new(evidence, matching);
     let recorded = |indices: &[usize]| -> Vec<usize> {
-        let is_recorded = |index: &usize| {
-            let start = evidence.samples[*index].start.0.saturating_add_signed(matching.offset_ns);
-            !in_blocks || blocks.contains(&block(start))
-        };
+        let is_recorded = |index: &usize| blocks.has(&evidence.samples[*index]);
         indices.iter().copied().filter(is_recorded).collect()
     };
     let (slow, typical) = (&recorded(slow), &recorded(typical));

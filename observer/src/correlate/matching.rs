@@ -43,8 +43,7 @@ pub(super) struct Matching {
 }
 
 impl Matching {
-    /// The index of a sample's request.
-    #[cfg(test)]
+    /// The index of a sample's request, and how sure it is.
     pub(super) fn of(&self, sample: usize) -> (Option<usize>, PairQuality) {
         let request = self.request_of.get(sample).filter(|request| **request != NONE);
         let quality = self.quality.get(sample).copied().unwrap_or_default();

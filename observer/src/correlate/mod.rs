@@ -19,6 +19,7 @@ mod account;
 #[cfg(test)]
 mod account_drills;
 mod attribute;
+mod blocks;
 mod bootstrap;
 #[cfg(test)]
 mod drill;
@@ -38,6 +39,9 @@ mod pairing;
 mod served_drills;
 mod share;
 mod shift;
+mod single;
+#[cfg(test)]
+mod single_drills;
 mod timeline;
 mod usual;
 mod verdict;
@@ -49,6 +53,7 @@ use std::collections::BTreeMap;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 
+pub use single::{Chosen, choose};
 pub use worst::{Longest, slowest};
 
 use timeline::Timelines;
@@ -112,7 +117,8 @@ pub struct Quality {
 
 impl Quality {
     /// Whether it is known when threads that serve requests slept.
-    fn has_sleeps(&self) -> bool {
+    #[must_use]
+    pub fn has_sleeps(&self) -> bool {
         self.sleeps_watched && !self.hidden.iter().any(|one| one.is_of(Cause::SERVICE_WAIT))
     }
 }
@@ -230,10 +236,14 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
     }
     verdict.reasons.extend(verdict::notes(evidence, &population, &ignored));
     let attribute::Found { causes, episodes, .. } = found;
+    let account_ns = account::means(&population, &stalls);
+    // The slowest requests have lines of their own.
+    drop(stalls);
+    let slowest_requests = single::slowest_requests(evidence, &matching, &mut timelines);
     Analysis {
-        account_ns: account::means(&population, &stalls),
+        account_ns,
         without_named,
-        slowest_requests: worst::slowest_requests(evidence, &matching),
+        slowest_requests,
         verdict,
         causes,
         ruled_out,

@@ -1,9 +1,34 @@
 //! The slowest requests, as the results have them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Cause, Holder, Sample, ServerRequest, Stall, Tgid, Tid};
 use crate::clock::MonoNanos;
+
+/// How a request of the load generator was matched with one that the target's sockets saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Matched {
+    /// By its connection and its time.
+    Connection,
+    /// By its time alone.
+    Time,
+    /// Another request is about as likely, but the same threads served both.
+    SameThreads,
+    /// Another request is about as likely, and it is not known which threads served this one.
+    Ambiguous,
+    /// No request that the target's sockets saw fits.
+    Unmatched,
+    /// The requests of its block of time were not recorded.
+    NotRecorded,
+    /// There is no record of any request: the target's sockets were not watched, or saw none.
+    NoRequests,
+    /// What a newer version of observer wrote, which this one does not know.
+    #[serde(other)]
+    Unknown,
+}
 
 /// One of the slowest requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,9 +43,16 @@ pub struct SlowRequest {
     pub status: Option<u16>,
     /// The generator's own number.
     pub seq: Option<u64>,
+    /// How it was matched; `None` in runs of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matched: Option<Matched>,
     /// When which threads of the target served it; `None` where that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served: Option<ServedBy>,
+    /// Where its time went: nanoseconds by cause, which sum to `response_ns`. `None` where it is not
+    /// known which threads served it, and in runs of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account_ns: Option<BTreeMap<Cause, u64>>,
     /// The target's stalls that overlap it, longest part inside first; only the first few. Where it is
     /// known which threads served it, these threads' stalls and sleeps.
     pub stalls: Vec<SlowStall>,
@@ -38,7 +70,9 @@ impl SlowRequest {
             response_ns: sample.response_ns(),
             status: sample.status,
             seq: sample.seq,
+            matched: None,
             served: None,
+            account_ns: None,
             stalls: Vec::new(),
             more_stalls: 0,
         }

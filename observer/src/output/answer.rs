@@ -148,20 +148,7 @@ impl Answer {
         summary: Option<Summary>,
         samples: Option<Vec<Sample>>,
     ) -> Self {
-        let read = || -> Result<(Vec<Sample>, Vec<String>)> {
-            let loaded = directory.read_samples()?;
-            let mut wanted = Wanted::of_samples(&run.streams);
-            let Some(Loaded { rows, truncated, damage }) = loaded else {
-                return Ok((Vec::new(), wanted.absent()));
-            };
-            wanted.note(files::SAMPLES, rows.len() as u64);
-            let mut notes = wanted.absent();
-            if damage != Damage::default() {
-                notes.insert(0, damage_note(files::SAMPLES, &damage));
-            }
-            notes.extend(truncated.then(|| ends_early(files::SAMPLES)));
-            Ok((rows, notes))
-        };
+        let read = || samples_and_notes(directory, &run);
         let (samples, samples_notes) =
             match samples.map_or_else(read, |rows| Ok((rows, Vec::new()))) {
                 Ok((rows, notes)) => (rows, notes),
@@ -428,6 +415,25 @@ impl Answer {
         }
         warnings
     }
+}
+
+/// The samples as they were saved, and what is wrong with them, one sentence each.
+///
+/// # Errors
+/// [`crate::error::Exit::RunUnreadable`] when they cannot be read.
+pub fn samples_and_notes(directory: &RunDir, run: &RunInfo) -> Result<(Vec<Sample>, Vec<String>)> {
+    let loaded = directory.read_samples()?;
+    let mut wanted = Wanted::of_samples(&run.streams);
+    let Some(Loaded { rows, truncated, damage }) = loaded else {
+        return Ok((Vec::new(), wanted.absent()));
+    };
+    wanted.note(files::SAMPLES, rows.len() as u64);
+    let mut notes = wanted.absent();
+    if damage != Damage::default() {
+        notes.insert(0, damage_note(files::SAMPLES, &damage));
+    }
+    notes.extend(truncated.then(|| ends_early(files::SAMPLES)));
+    Ok((rows, notes))
 }
 
 /// Whether so many requests failed that this is the answer.

@@ -11,6 +11,7 @@ pub mod http;
 mod json_seal;
 mod kept_files;
 pub mod openmetrics;
+pub mod request_text;
 pub mod rundir;
 pub mod terminal;
 pub mod text;

@@ -16,18 +16,22 @@ const STALLS_SHOWN: usize = 5;
 
 /// Colours, or none.
 #[derive(Clone, Copy, Debug)]
-struct Paint(bool);
+pub(super) struct Paint(bool);
 
 impl Paint {
+    pub(super) const fn new(colour: bool) -> Self {
+        Self(colour)
+    }
+
     fn wrap(self, code: &str, text: &str) -> String {
         if self.0 { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
     }
 
-    fn heading(self, text: &str) -> String {
+    pub(super) fn heading(self, text: &str) -> String {
         self.wrap("1", text)
     }
 
-    fn warning(self, text: &str) -> String {
+    pub(super) fn warning(self, text: &str) -> String {
         self.wrap("33", text)
     }
 
@@ -105,7 +109,7 @@ fn verdict(text: &mut String, answer: &Answer, paint: Paint) {
 }
 
 /// Breaks long sentences at 100 columns, further lines as far in as the first one's text.
-fn wrapped(text: &mut String, sentence: &str, first: &str) {
+pub(super) fn wrapped(text: &mut String, sentence: &str, first: &str) {
     let mut column = first.chars().count();
     let indent = column;
     text.push_str(first);

@@ -1,7 +1,29 @@
 //! Numbers and names in words, of a run.
 
+use time::OffsetDateTime;
+
+use crate::clock::WallNanos;
 use crate::model::{Cause, Event, RunInfo, Tid};
 pub use crate::text::{bytes, clean, count, duration, instant, percent};
+
+/// A time of the wall clock, to the microsecond: `2023-11-14 22:13:20.000000 UTC`.
+#[must_use]
+pub fn utc(wall: WallNanos) -> String {
+    let Ok(time) = OffsetDateTime::from_unix_timestamp_nanos(i128::from(wall.0)) else {
+        return format!("{} ns after 1970", wall.0);
+    };
+    let (date, clock) = (time.date(), time.time());
+    format!(
+        "{:04}-{:02}-{:02} {:02}:{:02}:{:02}.{:06} UTC",
+        date.year(),
+        u8::from(date.month()),
+        date.day(),
+        clock.hour(),
+        clock.minute(),
+        clock.second(),
+        clock.microsecond()
+    )
+}
 
 /// A thread by name and id: `worker-1 (101)`.
 #[must_use]

@@ -131,7 +131,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         None => (&[][..], None),
     };
     info.streams.insert(files::SAMPLES.to_owned(), samples.len() as u64);
-    let ReadBack { stalls, loss_spans, requests } =
+    let ReadBack { stalls, loss_spans, requests, .. } =
         read_back(&directory, &mut captured, memory.requests);
     let cpu_share = disturbance(&delta.self_usage, &info, started.elapsed().as_secs_f64());
     let ingest = ingested.as_ref().and_then(|ingested| ingested.as_ref().ok());
@@ -174,7 +174,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
 }
 
 /// Whether so few of the requests were read back that most of the others cannot have been recorded.
-const fn is_part(read_back: usize, seen: u64) -> bool {
+pub(super) const fn is_part(read_back: usize, seen: u64) -> bool {
     (read_back as u64) < seen / 10 * 9
 }
 
@@ -196,7 +196,9 @@ pub(super) struct ReadBack {
     /// The target's losses with their times.
     loss_spans: Vec<LossSpan>,
     /// The requests that the target served.
-    requests: Vec<ServerRequest>,
+    pub(super) requests: Vec<ServerRequest>,
+    /// What reading the streams found.
+    pub(super) found: EventsRead,
 }
 
 /// Reads the trace, of whose requests at most so many are kept.
@@ -230,7 +232,7 @@ pub(super) fn read_back(
     let unwritten = std::mem::take(&mut captured.unwritten).into_iter();
     let unwritten = unwritten.filter(|stall| !stall.row.is_some_and(is_read));
     stalls.extend(unwritten.map(|stall| Stall { row: None, ..stall }));
-    ReadBack { stalls, loss_spans, requests }
+    ReadBack { stalls, loss_spans, requests, found }
 }
 
 /// Sent, delivered and lost by kind, since the programs were loaded.
@@ -335,7 +337,7 @@ fn unusable(ingested: &Ingested) -> u64 {
 }
 
 /// The kinds whose floor rose.
-fn raised(floors: &BTreeMap<String, FloorSummary>) -> Vec<Hidden> {
+pub(super) fn raised(floors: &BTreeMap<String, FloorSummary>) -> Vec<Hidden> {
     floors
         .iter()
         .filter(|(_, floor)| floor.raised_for_ns > 0)

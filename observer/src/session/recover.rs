@@ -23,9 +23,9 @@ use crate::loadgen::{
 };
 use crate::model::{
     EndReason, FloorChange, FloorSummary, LossSpan, Outcome, ProbeChange, Reason, RunInfo, Sample,
-    ServerRequest, SlowSpec, StreamComplete, Summary, files,
+    ServerRequest, SlowSpec, Stall, StreamComplete, Summary, files,
 };
-use crate::output::event_files::damage_note;
+use crate::output::event_files::{EventsRead, damage_note};
 use crate::output::rundir::RunDir;
 use crate::output::trace::TraceEvent;
 use crate::probe::kind_name;
@@ -40,11 +40,46 @@ pub struct Recovered {
     pub end_ns: MonoNanos,
 }
 
-/// Computes the answer.
+/// What the streams and the generator's output hold of a run without an answer.
+pub(super) struct Gathered {
+    /// How the run was made; its end is the last instant that is used, and its loss is of the same time.
+    pub(super) info: RunInfo,
+    /// The last instant that is known to be complete; that of `run.json` where none is.
+    end_ns: MonoNanos,
+    /// Some part of the run is known to be complete.
+    pub(super) vouched_for: bool,
+    pub(super) stalls: Vec<Stall>,
+    loss_spans: Vec<LossSpan>,
+    pub(super) requests: Vec<ServerRequest>,
+    later_stalls: u64,
+    recorder: CauseRecorder,
+    pub(super) floors: BTreeMap<String, FloorSummary>,
+    pub(super) found: EventsRead,
+    /// The generator's output, read again; `None` where it was not kept.
+    pub(super) ingested: Option<Ingested>,
+    /// The requests as they were saved, where its output was not kept.
+    kept: Vec<Sample>,
+    /// Why there are no requests.
+    pub(super) problem: Option<IngestError>,
+}
+
+impl Gathered {
+    /// The requests of the load generator.
+    pub(super) fn samples(&self) -> &[Sample] {
+        self.ingested.as_ref().map_or(&self.kept, |ingested| &ingested.samples)
+    }
+
+    /// The same, without the rest.
+    pub(super) fn into_samples(self) -> Vec<Sample> {
+        self.ingested.map_or(self.kept, |ingested| ingested.samples)
+    }
+}
+
+/// Reads everything that an answer is computed from.
 ///
 /// # Errors
 /// When a stream is there and cannot be read.
-pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Recovered> {
+pub(super) fn gather(directory: &RunDir, info: &RunInfo) -> Result<Gathered> {
     let mut info = info.clone();
     if info.end_reason == EndReason::Running {
         extend(directory, &mut info)?;
@@ -93,9 +128,8 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
             loss_spans.push(span.clone());
         }
     }
-    let info = &info;
     floors.values_mut().for_each(|floor| floor.pass(info.end_ns));
-    let ingested = samples(directory, info)?;
+    let ingested = samples(directory, &info)?;
     let mut kept = Vec::new();
     let (ingested, problem) = match ingested {
         // The requests as they were saved at the end of a run that has lost its answer.
@@ -109,13 +143,40 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
         Some(Ok(ingested)) => (Some(ingested), None),
         Some(Err(error)) => (None, Some(error)),
     };
+    Ok(Gathered {
+        info,
+        end_ns,
+        vouched_for,
+        stalls,
+        loss_spans,
+        requests,
+        later_stalls,
+        recorder,
+        floors,
+        found,
+        ingested,
+        kept,
+        problem,
+    })
+}
+
+/// Computes the answer.
+///
+/// # Errors
+/// When a stream is there and cannot be read.
+pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Recovered> {
+    let mut gathered = gather(directory, info)?;
+    let loss_spans = std::mem::take(&mut gathered.loss_spans);
+    let recorder = std::mem::take(&mut gathered.recorder);
+    let Gathered { info, end_ns, vouched_for, later_stalls, floors, found, .. } = &gathered;
+    let (ingested, problem) = (gathered.ingested.as_ref(), gathered.problem.as_ref());
     let evidence = Evidence {
         window: (info.start_ns, info.end_ns),
-        samples: ingested.as_ref().map_or(&kept, |ingested| &ingested.samples),
-        requests: &requests,
-        stalls: &stalls,
+        samples: gathered.samples(),
+        requests: &gathered.requests,
+        stalls: &gathered.stalls,
         slow,
-        quality: Quality { loss_spans, ..quality(info, ingested.as_ref(), 0.0) },
+        quality: Quality { loss_spans, ..quality(info, ingested, 0.0) },
     };
     let mut analysis = analyse(&evidence);
     if floors.values().any(|floor| floor.raised_for_ns > 0) {
@@ -126,7 +187,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
         let reason = Reason::new("thresholds_raised", text, serde_json::json!({}));
         analysis.verdict.reasons.insert(0, reason);
     }
-    if !vouched_for {
+    if !*vouched_for {
         analysis.verdict.outcome = Outcome::Inconclusive;
         analysis.verdict.top_cause = None;
         let text = "The run ended before observer noted up to when its files are complete and what was \
@@ -135,7 +196,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
         analysis.verdict.reasons.insert(0, reason);
     }
     let captured = Captured { recorder, stalls_missing: found.missing(), ..Captured::default() };
-    judge_input(&mut analysis, ingested.as_ref(), problem.as_ref(), &captured);
+    judge_input(&mut analysis, ingested, problem, &captured);
     let source = samples_source(info).map(|(_, name)| name);
     for (name, damage) in directory.kept_damage(info) {
         if source == Some(name) {
@@ -157,7 +218,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
     }
     let seconds = info.end_ns.since(info.start_ns) as f64 / 1e9;
     let text = if info.end_reason == EndReason::Running {
-        of_killed(seconds, later_stalls)
+        of_killed(seconds, *later_stalls)
     } else {
         format!("This is a trace of {seconds:.1} s, without an answer of its own.")
     };
@@ -167,11 +228,11 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
     let nothing = Snapshot::default();
     let summary = Summary {
         probes: BTreeMap::new(),
-        floors,
-        ..summarise(analysis, &nothing, info, ingested.as_ref(), &captured)
+        floors: floors.clone(),
+        ..summarise(analysis, &nothing, info, ingested, &captured)
     };
-    let samples = ingested.map_or(kept, |ingested| ingested.samples);
-    Ok(Recovered { summary, samples, end_ns })
+    let end_ns = *end_ns;
+    Ok(Recovered { summary, samples: gathered.into_samples(), end_ns })
 }
 
 fn is_inside(span: &LossSpan, info: &RunInfo) -> bool {
@@ -258,7 +319,7 @@ fn last_seen(directory: &RunDir, info: &RunInfo) -> Result<MonoNanos> {
 }
 
 /// Where the samples came from, and the file that keeps them.
-fn samples_source(info: &RunInfo) -> Option<(SamplesSpec, &'static str)> {
+pub(super) fn samples_source(info: &RunInfo) -> Option<(SamplesSpec, &'static str)> {
     let spec: SamplesSpec = info.samples_format.as_deref()?.parse().ok()?;
     let name = match spec.source {
         SamplesSource::Path(_) | SamplesSource::Socket(_) => files::LOADGEN_SAMPLES,
