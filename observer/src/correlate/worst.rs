@@ -116,7 +116,7 @@ impl<T> Longest<T> {
 mod tests {
     use super::super::Quality;
     use super::*;
-    use crate::model::{Cause, Holder, SlowSpec, StreamRow, Tgid, Tid, TraceRow};
+    use crate::model::{Cause, Extra, Holder, SlowSpec, StreamRow, Tgid, Tid, TraceRow};
 
     const ALWAYS: (MonoNanos, MonoNanos) = (MonoNanos(0), MonoNanos(u64::MAX));
 
@@ -146,7 +146,7 @@ mod tests {
             tgid: Tgid(10),
             cpu: 3,
             holder: Some(Holder { tid: Tid(7), tgid: Tgid(6), cgroup: None }),
-            stack: None,
+            extra: Extra::None,
             row: row.and_then(|row| TraceRow::new(0, row)),
             cause: Cause::RUNQUEUE,
         };

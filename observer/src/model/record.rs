@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::{BODY_BYTES, HEADER_BYTES};
 use super::{Cause, Event, Tgid, Tid};
+use crate::clock::MonoNanos;
 use crate::text::until_nul;
 
 /// Who had what a thread waited for. Packed, so that an optional one takes 20 bytes of a
@@ -24,6 +25,16 @@ pub struct Holder {
     /// Id of its cgroup; `None` where the record does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<NonZeroU64>,
+}
+
+/// What a record that stands for several short stalls says about them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summed {
+    /// First instant of the first one. The event ends with the last one, and its length is the time in
+    /// all of them together.
+    pub first: MonoNanos,
+    /// How many they are.
+    pub count: u32,
 }
 
 /// One kind of record.
@@ -49,6 +60,8 @@ pub struct RecordRow {
     pub holder: fn(&Event) -> Option<Holder>,
     /// Id of the thread's stack.
     pub stack: fn(&Event) -> Option<u32>,
+    /// Of kinds that stand for several short stalls: what the record says about them.
+    pub sums: Option<fn(&Event) -> Option<Summed>>,
     /// What the fields say, for users.
     pub detail: fn(&Event) -> String,
 }
@@ -73,6 +86,7 @@ impl RecordRow {
             cause: |_| None,
             holder: |_| None,
             stack: |_| None,
+            sums: None,
             detail,
         }
     }
@@ -93,6 +107,12 @@ impl RecordRow {
     #[must_use]
     pub const fn stack(self, stack: fn(&Event) -> Option<u32>) -> Self {
         Self { stack, ..self }
+    }
+
+    /// Of several short stalls.
+    #[must_use]
+    pub const fn sums(self, sums: fn(&Event) -> Option<Summed>) -> Self {
+        Self { sums: Some(sums), ..self }
     }
 
     /// Its text for users.

@@ -62,7 +62,7 @@ impl Digest {
         let Some(stall) = Stall::from_event(event) else { return };
         // Threads sleep most of the time.
         if stall.cause.is_stall() {
-            self.recorder.record(stall.cause, event.duration_ns);
+            self.recorder.record_event(event);
             self.draw(&stall);
         }
         for (sample, served, longest) in &mut self.worst {
