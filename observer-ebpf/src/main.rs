@@ -7,6 +7,7 @@
 #![feature(asm_experimental_arch)]
 
 mod atomic;
+mod burst;
 mod config;
 mod emit;
 mod histogram;

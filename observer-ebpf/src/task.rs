@@ -8,12 +8,12 @@ use aya_ebpf::{
     bindings::BPF_LOCAL_STORAGE_GET_F_CREATE, helpers::bpf_task_storage_get, maps::Array,
 };
 use observer_ebpf::wire::{
-    FaultState, LossKind, MmSyscallState, Owner, ReclaimState, RecordKind, RunqueueState,
+    Burst, FaultState, LossKind, MmSyscallState, Owner, ReclaimState, RecordKind, RunqueueState,
     SleepState, Slot, Stored, ThreadCgroup,
 };
 
 use crate::{
-    atomic, config, emit,
+    atomic, burst, config, emit,
     kernel::{Task, now_ns},
     maps::{self, TaskStorage},
 };
@@ -30,11 +30,15 @@ pub(crate) trait State: Copy + Default + 'static {
     fn is_stored() -> bool;
     /// Whether a stall has begun, which is lost if another thread takes over the entry.
     fn has_begun(&self) -> bool;
+    /// The kind of record that its bursts are sent as, where short stalls are summed up.
+    const BURST: Option<RecordKind>;
+    /// The thread's burst.
+    fn burst(&mut self) -> Option<&mut Burst>;
 }
 
 macro_rules! states {
-    ($($state:ident, $kind:ident in $table:ident, $storage:ident if $stored:ident:
-        |$this:ident| $has_begun:expr;)*) => {$(
+    ($($state:ident, $kind:ident $(and $burst:ident)? in $table:ident, $storage:ident
+        if $stored:ident: |$this:ident| $has_begun:expr;)*) => {$(
         impl State for $state {
             const KIND: RecordKind = RecordKind::$kind;
 
@@ -58,15 +62,26 @@ macro_rules! states {
                 let $this = self;
                 $has_begun
             }
+
+            const BURST: Option<RecordKind> = states!(@kind $($burst)?);
+
+            #[inline(always)]
+            fn burst(&mut self) -> Option<&mut Burst> {
+                states!(@burst self $($burst)?)
+            }
         }
     )*};
+    (@kind) => { None };
+    (@kind $burst:ident) => { Some(RecordKind::$burst) };
+    (@burst $this:ident) => { None };
+    (@burst $this:ident $burst:ident) => { Some(&mut $this.burst) };
 }
 
 states! {
     RunqueueState, Runqueue in RUNQUEUE, RUNQUEUE_STORAGE if runqueue_stored:
         |state| state.runnable_ns != 0;
-    FaultState, Fault in FAULTS, FAULTS_STORAGE if faults_stored: |state| state.begin_ns != 0;
-    MmSyscallState, MmSyscall in MM_SYSCALLS, MM_SYSCALLS_STORAGE if mm_syscalls_stored:
+    FaultState, Fault and FaultBurst in FAULTS, FAULTS_STORAGE if faults_stored: |state| state.begin_ns != 0;
+    MmSyscallState, MmSyscall and MmSyscallBurst in MM_SYSCALLS, MM_SYSCALLS_STORAGE if mm_syscalls_stored:
         |state| state.begin_ns != 0;
     ReclaimState, Reclaim in RECLAIMS, RECLAIMS_STORAGE if reclaims_stored:
         |state| state.reclaim_ns | state.compaction_ns != 0;
@@ -76,7 +91,7 @@ states! {
 /// The thread's state, and whether it replaced the state of another thread: then it is new, although
 /// the thread may have had one before.
 ///
-/// If the former owner was in a stall, that stall is lost, and counted.
+/// If the former owner was in a stall, that stall is lost, and counted. Its burst is sent.
 #[inline(always)]
 pub(crate) fn claim_entry<S: State>(task: Task) -> Option<(&'static mut S, bool)> {
     if is_stored::<S>(task) {
@@ -98,6 +113,7 @@ pub(crate) fn claim_entry<S: State>(task: Task) -> Option<(&'static mut S, bool)
     if slot.state.has_begun() {
         emit::lose(LossKind::TaskSlot, emit::is_target(slot.owner.tgid));
     }
+    burst::send(&mut slot.state, slot.owner);
     let replaced = slot.owner.tid != 0;
     slot.owner = Owner { tid, tgid: task.tgid() };
     slot.state = S::default();
@@ -128,6 +144,7 @@ pub(crate) fn begin_call(task: Task) -> Option<(&'static mut MmSyscallState, boo
     let slot = slot::<MmSyscallState>(tid)?;
     let former = slot.owner;
     if former.tid != tid {
+        burst::send(&mut slot.state, former);
         slot.owner = Owner { tid, tgid: task.tgid() };
         slot.state.cgroup = ThreadCgroup::default();
     }
@@ -167,6 +184,7 @@ pub(crate) fn forget<S: State>(task: Task) {
     if let Some(slot) = slot::<S>(tid)
         && slot.owner.tid == tid
     {
+        burst::send(&mut slot.state, slot.owner);
         slot.owner = Owner::default();
         slot.state = S::default();
     }

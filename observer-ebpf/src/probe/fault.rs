@@ -10,11 +10,11 @@ use aya_ebpf::{
 };
 use observer_ebpf::wire::{
     ATTEMPT_GIVEN_UP, ATTEMPT_MAPPING_LOCKED, Counter, FAULT_CORRECTS, FAULT_KERNEL, FAULT_MAJOR,
-    FaultRecord, FaultState, LossKind, RecordKind, Series,
+    FaultRecord, FaultState, LossKind, MINOR_IN_BURST, MINOR_SENT, RecordKind, Series,
 };
 
 use crate::{
-    config, emit, histogram,
+    burst, config, emit, histogram,
     kernel::{Arguments, Task, now_ns},
     task,
 };
@@ -201,7 +201,14 @@ fn page_faults_maj_check(_ctx: PerfEventContext) {
     let corrected =
         if kernel_mode { Series::FaultCorrectedKernel } else { Series::FaultCorrectedUser };
     histogram::observe(current, Some(&mut state.cgroup), is_target, corrected, duration_ns);
-    if state.minor_sent != 0 {
+    if state.minor_sent == MINOR_IN_BURST {
+        // Not where the fault was the last of a burst that has been sent: such a fault is shorter than
+        // the floor, and is left where it is.
+        if state.burst.count != 0 {
+            state.burst.count -= 1;
+            state.burst.sum_ns = state.burst.sum_ns.wrapping_sub(duration_ns);
+        }
+    } else if state.minor_sent == MINOR_SENT {
         let ids = (current.tgid(), current.tid());
         let header = emit::header(RecordKind::Fault, FAULT_CORRECTS, ids, now_ns(), duration_ns);
         emit::correct(RecordKind::Fault, FaultRecord { header, address: state.address });
@@ -248,7 +255,8 @@ const fn series(major: bool, kernel_mode: bool) -> Series {
 #[inline(always)]
 fn end(current: Task, state: &mut FaultState, major: bool) {
     let now = now_ns();
-    let duration_ns = now.wrapping_sub(state.begin_ns);
+    let begin_ns = state.begin_ns;
+    let duration_ns = now.wrapping_sub(begin_ns);
     state.begin_ns = 0;
     state.minor_ns = if major { 0 } else { duration_ns };
     state.minor_sent = 0;
@@ -256,12 +264,19 @@ fn end(current: Task, state: &mut FaultState, major: bool) {
     let is_target = is_target(current);
     let series = series(major, kernel_mode);
     histogram::observe(current, Some(&mut state.cgroup), is_target, series, duration_ns);
-    if is_target && emit::past_floor(RecordKind::Fault, duration_ns) {
+    if !is_target {
+        return;
+    }
+    let ids = (current.tgid(), current.tid());
+    if emit::past_floor(RecordKind::Fault, duration_ns) {
         let flags =
             if major { FAULT_MAJOR } else { 0 } | if kernel_mode { FAULT_KERNEL } else { 0 };
-        let ids = (current.tgid(), current.tid());
         let header = emit::header(RecordKind::Fault, flags, ids, now, duration_ns);
         let record = FaultRecord { header, address: state.address };
-        state.minor_sent = u32::from(emit::emit(RecordKind::Fault, record));
+        state.minor_sent = if emit::emit(RecordKind::Fault, record) { MINOR_SENT } else { 0 };
+    } else if !major {
+        // A major fault waits for a device, and so is short only under a raised floor.
+        state.minor_sent = MINOR_IN_BURST;
+        burst::add(state, ids, begin_ns, now);
     }
 }

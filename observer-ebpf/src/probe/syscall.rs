@@ -21,7 +21,7 @@ use observer_ebpf::wire::{
 
 use super::{fault, socket};
 use crate::{
-    config, emit, histogram,
+    burst, config, emit, histogram,
     kernel::{Arguments, Registers, Task, now_ns},
     task,
 };
@@ -253,7 +253,11 @@ fn mm_call_done(registers: Registers, number: u64, result: i64) {
     let tgid = current.tgid();
     let is_target = emit::is_target(tgid);
     histogram::observe(current, Some(&mut state.cgroup), is_target, series, duration_ns);
-    if is_target && emit::past_floor(RecordKind::MmSyscall, duration_ns) {
+    if !is_target {
+        return;
+    }
+    let ids = (tgid, current.tid());
+    if emit::past_floor(RecordKind::MmSyscall, duration_ns) {
         let [address, second, third] = registers.arguments();
         let (length_bytes, argument) = match number {
             BRK => (0, 0),
@@ -261,7 +265,6 @@ fn mm_call_done(registers: Registers, number: u64, result: i64) {
             MREMAP => (third, 0),
             _ => (second, third as u32),
         };
-        let ids = (tgid, current.tid());
         emit::emit(
             RecordKind::MmSyscall,
             MmSyscallRecord {
@@ -273,6 +276,8 @@ fn mm_call_done(registers: Registers, number: u64, result: i64) {
                 argument,
             },
         );
+    } else {
+        burst::add(state, ids, since, now);
     }
 }
 

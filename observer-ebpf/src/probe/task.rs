@@ -1,12 +1,12 @@
 //! Fork, exec, exit and change of name: following the target.
 
 use observer_ebpf::wire::{
-    COMM_LEN, FaultState, MmSyscallState, RecordKind, RunqueueState, TASK_EXEC, TASK_EXIT,
+    COMM_LEN, FaultState, MmSyscallState, Owner, RecordKind, RunqueueState, TASK_EXEC, TASK_EXIT,
     TASK_FORK, TASK_JOIN, TaskRecord,
 };
 
 use crate::{
-    atomic, emit,
+    atomic, burst, emit,
     kernel::{Arguments, Task, now_ns},
     maps::TARGETS,
     task,
@@ -126,6 +126,14 @@ fn executed(arguments: Arguments) {
     generator::executed(task);
 }
 
+/// Nothing ends the last burst of a thread that exits.
+#[inline(always)]
+fn send_burst<S: task::State>(task: Task) {
+    if let Some(state) = task::find::<S>(task) {
+        burst::send(state, Owner { tid: task.tid(), tgid: task.tgid() });
+    }
+}
+
 /// A process leaves the target when its last thread exits, before its id can be used again.
 #[inline(always)]
 fn exiting(arguments: Arguments) {
@@ -137,6 +145,8 @@ fn exiting(arguments: Arguments) {
         }
         return;
     }
+    send_burst::<FaultState>(task);
+    send_burst::<MmSyscallState>(task);
     report(TASK_EXIT, task, task.comm(), 0);
     if task.live_threads() == 0
         && let Some(word) = TARGETS.get_ptr_mut(tgid >> 6)

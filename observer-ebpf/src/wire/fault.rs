@@ -19,6 +19,11 @@ pub const ATTEMPT_MAPPING_LOCKED: u32 = 1;
 /// In the same: the attempt was given up, and the kernel is to try again.
 pub const ATTEMPT_GIVEN_UP: u32 = 2;
 
+/// In [`FaultState::minor_sent`](super::FaultState::minor_sent): a record of the last fault was sent.
+pub const MINOR_SENT: u32 = 1;
+/// In the same: the last fault is part of the burst.
+pub const MINOR_IN_BURST: u32 = 2;
+
 /// A completed page fault.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]

@@ -5,6 +5,7 @@
 //! `repr(C)`, have no padding (bytemuck's `Pod` proves it) and native endianness: the data never
 //! leaves the host.
 
+mod burst;
 mod cgroup;
 mod fault;
 mod generator;
@@ -21,6 +22,7 @@ mod softirq;
 mod task;
 mod uprobe;
 
+pub use burst::*;
 pub use cgroup::*;
 pub use fault::*;
 pub use generator::*;

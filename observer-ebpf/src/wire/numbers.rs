@@ -86,6 +86,8 @@ probes! {
         records {
             /// Page fault; body [`FaultRecord`](super::FaultRecord).
             Fault "fault",
+            /// Minor faults below the floor; body [`FaultBurstRecord`](super::FaultBurstRecord).
+            FaultBurst "fault_burst",
         }
         series {
             /// Minor fault taken in user mode.
@@ -134,6 +136,9 @@ probes! {
             /// mmap, munmap, mremap, brk, mprotect, madvise; body
             /// [`MmSyscallRecord`](super::MmSyscallRecord).
             MmSyscall "mm_syscall",
+            /// Such calls below the floor; body
+            /// [`MmSyscallBurstRecord`](super::MmSyscallBurstRecord).
+            MmSyscallBurst "mm_syscall_burst",
         }
         series {
             /// mmap(2).

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{COMM_LEN, Header, Record, RecordKind};
+use super::{Burst, COMM_LEN, Header, Record, RecordKind};
 
 /// Header flag: fork or clone; the header's thread is the child.
 pub const TASK_FORK: u16 = 1;
@@ -115,7 +115,8 @@ pub const fn wait_seal(tid: u32, run_delay_ns: u64, involuntary_switches: u64) -
     (mixed ^ involuntary_switches.wrapping_mul(0xbf58_476d_1ce4_e5b9)) ^ tid as u64
 }
 
-/// What the `fault` probe knows about a thread. With its owner it fills one cache line.
+/// What the `fault` probe knows about a thread. With its owner, what every fault needs fills one cache
+/// line, and what only short faults of the target need is in the next one.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct FaultState {
@@ -134,8 +135,13 @@ pub struct FaultState {
     /// Bits `ATTEMPT_*` of the last attempt to handle the current fault. Only in the tiers that see
     /// the fault handler.
     pub attempt: u32,
-    /// 1 when a record of the fault of `minor_ns` was sent.
+    /// What became of the fault of `minor_ns`: [`MINOR_SENT`](super::MINOR_SENT) or
+    /// [`MINOR_IN_BURST`](super::MINOR_IN_BURST), or 0.
     pub minor_sent: u32,
+    /// Minor faults below the floor.
+    pub burst: Burst,
+    /// Fills the second cache line.
+    pub reserved: [u64; 4],
 }
 
 /// What the `mm_syscall` probe knows about a thread.
@@ -148,6 +154,8 @@ pub struct MmSyscallState {
     pub registers: u64,
     /// The thread's cgroup.
     pub cgroup: ThreadCgroup,
+    /// Calls below the floor.
+    pub burst: Burst,
 }
 
 /// What the `reclaim` probe knows about a thread.
@@ -165,7 +173,7 @@ pub struct ReclaimState {
 }
 
 const _: () = assert!(size_of::<Slot<RunqueueState>>() == 64);
-const _: () = assert!(size_of::<Slot<FaultState>>() == 64);
+const _: () = assert!(size_of::<Slot<FaultState>>() == 128);
 
 /// Largest size of a table of threads. A power of two; the loader uses the next power of two
 /// above `pid_max` where that is smaller.

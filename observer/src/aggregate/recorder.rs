@@ -26,11 +26,18 @@ impl CauseRecorder {
     /// Counts the stall an event stands for, each part of it for its cause; events that are not stalls
     /// are ignored.
     pub fn record_event(&mut self, event: &Event) {
-        event.causes().for_each(|(cause, ns)| self.record(cause, ns));
+        let count = event.summed().map_or(1, |summed| u64::from(summed.count)).max(1);
+        event.causes().for_each(|(cause, ns)| self.record_several(cause, ns, count));
     }
 
     /// Counts one duration.
     pub fn record(&mut self, cause: Cause, duration_ns: u64) {
+        self.record_several(cause, duration_ns, 1);
+    }
+
+    /// Counts so many stalls of this length together, each as long as their mean.
+    fn record_several(&mut self, cause: Cause, sum_ns: u64, count: u64) {
+        let duration_ns = sum_ns / count;
         let recorded = self.causes.entry(cause).or_insert_with(|| Recorded {
             // Bounds that are always valid: 1 * 2 <= highest, 3 <= 5 digits.
             histogram: Histogram::new_with_bounds(1, HIGHEST_NS, 3).expect("constant bounds"),
@@ -38,10 +45,10 @@ impl CauseRecorder {
             max_ns: 0,
         });
         if duration_ns > HIGHEST_NS {
-            self.clamped += 1;
+            self.clamped += count;
         }
-        recorded.histogram.saturating_record(duration_ns.min(HIGHEST_NS));
-        recorded.sum_ns = recorded.sum_ns.saturating_add(duration_ns);
+        recorded.histogram.saturating_record_n(duration_ns.min(HIGHEST_NS), count);
+        recorded.sum_ns = recorded.sum_ns.saturating_add(sum_ns);
         recorded.max_ns = recorded.max_ns.max(duration_ns);
     }
 

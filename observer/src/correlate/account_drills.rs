@@ -1,10 +1,12 @@
 //! Known-answer drills in which it is also known when the serving threads slept: every nanosecond of a
 //! request has a cause.
 
+use observer_ebpf::wire::RecordKind;
 use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 
 use super::drill::{Drill, MS};
+use super::innermost::bursts::bursts;
 use super::served_drills::{Handler, POOL, Service, US, has, nothing};
 use super::*;
 
@@ -178,5 +180,34 @@ fn what_cannot_be_taken_away_has_no_p99_without_it() {
         assert!(analysis.causes.iter().any(|row| row.named));
         assert!(analysis.causes.iter().all(|row| row.p99_without_ns.is_none()), "{analysis:#?}");
         assert_eq!(analysis.without_named, None);
+    }
+}
+
+#[test]
+fn faults_too_short_for_records_of_their_own_are_seen_in_bursts() {
+    for seed in SEEDS {
+        let mut drill = drill(seed, &WATCHED, |_| burns(25 * MS));
+        // Of what looks like the service's own work, 10,000 faults of 1 µs are 10 ms.
+        let is_slow = |request: &&ServerRequest| {
+            request.end().is_some_and(|end| end.since(request.read) > 25 * MS)
+        };
+        let slow: Vec<(u32, u64)> = drill
+            .requests
+            .iter()
+            .filter(is_slow)
+            .map(|request| (request.sender.0, request.read.0 + 200 * US))
+            .collect();
+        for (tid, begin) in slow {
+            let faults = (0..10_000).map(|at| (begin + at * 2_500, begin + at * 2_500 + US));
+            drill.stalls.extend(bursts(RecordKind::FaultBurst, tid, faults));
+        }
+        let analysis = answer(&drill);
+        let accounts = analysis.account_ns.clone().expect("accounts");
+        let faults_ns = accounts.slow[&Cause::FAULT_MINOR];
+        // Some slow requests also waited behind another one, for a part of its time.
+        assert!((9 * MS..=11 * MS).contains(&faults_ns), "seed {seed}: {accounts:?}");
+        let share = analysis.of(Cause::FAULT_MINOR).share;
+        assert!((share - 0.4).abs() < 0.02, "seed {seed}: {share}");
+        assert!(analysis.of(Cause::FAULT_MINOR).named, "seed {seed}: {analysis:#?}");
     }
 }

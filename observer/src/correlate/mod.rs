@@ -29,6 +29,7 @@ mod exposure;
 mod handing;
 #[cfg(test)]
 mod hard_drills;
+mod innermost;
 mod lines;
 mod loss;
 #[cfg(test)]
@@ -150,7 +151,7 @@ pub struct Hidden {
 impl Hidden {
     /// Whether the intervals of this cause come as this kind of record.
     fn is_of(&self, cause: Cause) -> bool {
-        cause.info().record == Some(self.kind.as_str())
+        cause.comes_as(&self.kind)
     }
 }
 

@@ -9,7 +9,7 @@ use super::single::{choose, slowest_requests};
 use super::timeline::Timelines;
 use super::*;
 use crate::model::{
-    Holder, Matched, RequestSelection, ServedBy, SlowStall, StreamRow, Tgid, Tid, TraceRow,
+    Extra, Holder, Matched, RequestSelection, ServedBy, SlowStall, StreamRow, Tgid, Tid, TraceRow,
 };
 
 /// Not among the seeds of other drills.
@@ -267,7 +267,7 @@ fn a_slow_request_has_its_longest_stalls_and_where_their_records_are() {
         tgid: Tgid(10),
         cpu: 3,
         holder: Some(Holder { tid: Tid(7), tgid: Tgid(6), cgroup: None }),
-        stack: None,
+        extra: Extra::None,
         row: row.and_then(|row| TraceRow::new(0, row)),
         cause: Cause::RUNQUEUE,
     };

@@ -2,9 +2,9 @@
 //! covers is two binary searches away.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 
 use super::Ignored;
+use super::innermost::{Rank, ThreadStall, innermost};
 use super::lines::{Line, Lines};
 use crate::clock::MonoNanos;
 use crate::model::{CAUSES, Cause, Stall};
@@ -122,17 +122,31 @@ pub(super) struct Pieces {
 }
 
 impl Pieces {
+    /// The last thread comes first, and of a thread the last interval. Call [`Self::turn`] behind them.
     fn push(&mut self, tid: u32, span: Span) {
         if self.threads.last().is_none_or(|(last, _)| *last != tid) {
             self.threads.push((tid, self.spans.len()));
         } else if let Some(last) = self.spans.last_mut()
-            && last.end == span.start
+            && last.start == span.end
         {
             // Without a gap, both become one piece, so that memory stays linear in the stalls.
-            last.end = span.end;
+            last.start = span.start;
             return;
         }
         self.spans.push(span);
+    }
+
+    /// Puts them in order of time.
+    fn turn(&mut self) {
+        self.spans.reverse();
+        let mut end = self.spans.len();
+        for (_, first) in self.threads.iter_mut().rev() {
+            // So many intervals were pushed behind those of this thread.
+            let behind = self.spans.len() - end;
+            end = *first;
+            *first = behind;
+        }
+        self.threads.reverse();
     }
 
     /// The intervals of a thread, in order.
@@ -280,18 +294,6 @@ impl StallLines {
     }
 }
 
-/// A stall in absolute time: which of two began last must not depend on the window.
-#[derive(Clone, Copy)]
-struct ThreadStall {
-    start: u64,
-    end: u64,
-    tid: u32,
-    cause: Cause,
-    /// A sleep is of the service's own will unless a stall has begun: what a thread sleeps for in that,
-    /// the stall is the reason of.
-    is_stall: bool,
-}
-
 /// Clips stalls to the window, gives each instant of a thread to its innermost stall, and unites
 /// the threads.
 #[cfg(test)]
@@ -329,15 +331,17 @@ impl Timelines {
                 ignored.stalls_empty_or_reversed += 1;
                 continue;
             }
-            if stall.start.since(window.0) >= stall.end.since(window.0).min(length_ns) {
+            let first = stall.first();
+            if first.since(window.0) >= stall.end.since(window.0).min(length_ns) {
                 ignored.stalls_outside_window += 1;
                 continue;
             }
             counts[cause.index()] += 1;
-            let (start, end) = (stall.start.0, stall.end.0);
-            inside.push(ThreadStall { start, end, tid: stall.tid.0, cause, is_stall });
+            let (start, end, length) = (first.0, stall.end.0, stall.duration_ns());
+            let rank = Rank::of(stall, is_stall);
+            inside.push(ThreadStall { start, end, length, tid: stall.tid.0, cause, rank });
         }
-        inside.sort_unstable_by_key(|stall| (stall.tid, stall.start));
+        inside.sort_unstable_by_key(|stall| Reverse((stall.tid, stall.end)));
         let mut pieces = vec![Pieces::default(); CAUSES.len()];
         for thread in inside.chunk_by(|a, b| a.tid == b.tid) {
             innermost(thread, |cause, start, end| {
@@ -348,6 +352,7 @@ impl Timelines {
                 }
             });
         }
+        pieces.iter_mut().for_each(Pieces::turn);
         drop(inside);
         let unite = |pieces: &mut Pieces| {
             let spans =
@@ -357,33 +362,6 @@ impl Timelines {
         let by_cause = pieces.iter_mut().map(unite).collect();
         let pieces = if by_thread { pieces } else { Vec::new() };
         Self { by_cause, pieces, stalls: counts, length_ns }
-    }
-}
-
-/// Sweeps one thread's stalls (sorted by start) and passes on which stall has which interval: of
-/// the stalls open at an instant, the one that began last, whatever its cause; of several that
-/// began together, the one that ends first. A sleep has what no stall has.
-fn innermost(thread: &[ThreadStall], mut each: impl FnMut(Cause, u64, u64)) {
-    let mut open: BinaryHeap<(bool, u64, Reverse<u64>, Reverse<Cause>)> = BinaryHeap::new();
-    let mut upcoming = thread.iter().peekable();
-    let mut now = 0;
-    loop {
-        while let Some(stall) = upcoming.next_if(|stall| stall.start <= now) {
-            open.push((stall.is_stall, stall.start, Reverse(stall.end), Reverse(stall.cause)));
-        }
-        let next = upcoming.peek().map(|stall| stall.start);
-        match (open.peek(), next) {
-            (Some((_, _, Reverse(end), _)), _) if *end <= now => {
-                open.pop();
-            }
-            (Some((_, _, Reverse(end), Reverse(cause))), next) => {
-                let until = next.map_or(*end, |start| start.min(*end));
-                each(*cause, now, until);
-                now = until;
-            }
-            (None, Some(start)) => now = start,
-            (None, None) => return,
-        }
     }
 }
 

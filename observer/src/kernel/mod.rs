@@ -3,6 +3,7 @@
 mod attach;
 mod binary;
 mod btf;
+mod bursts;
 mod cgroup_rows;
 mod cost;
 mod follow;

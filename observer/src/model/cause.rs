@@ -326,6 +326,13 @@ impl Cause {
         self.info().record.is_some()
     }
 
+    /// Its intervals come as this kind of record: one by one, or short ones summed up (`fault_burst` for
+    /// `fault`).
+    #[must_use]
+    pub fn comes_as(self, kind: &str) -> bool {
+        self.info().record == Some(kind.strip_suffix("_burst").unwrap_or(kind))
+    }
+
     /// The part that no watched cause explains.
     #[must_use]
     pub fn is_rest(self) -> bool {

@@ -3,7 +3,7 @@
 use observer_ebpf::wire::{Header, Record};
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, Holder, PARTS, RecordRow, Value};
+use super::{Cause, Holder, PARTS, RecordRow, Summed, Value};
 use crate::clock::MonoNanos;
 
 /// Thread id in the initial pid namespace.
@@ -138,6 +138,12 @@ impl Event {
     #[must_use]
     pub fn stack(&self) -> Option<u32> {
         (self.row.stack)(self)
+    }
+
+    /// What it says about the short stalls that it stands for; `None` for an event of one stall.
+    #[must_use]
+    pub fn summed(&self) -> Option<Summed> {
+        (self.row.sums?)(self)
     }
 
     /// Whether it is of the kind `R` is sent as.

@@ -361,7 +361,8 @@ impl ProbeChange {
 /// about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamComplete {
-    /// Everything that ended before this instant is there, and what was lost before it.
+    /// Everything that ended before this instant is there, and what was lost before it. Of bursts, one
+    /// of each thread may be missing, of at most about a millisecond.
     pub until: MonoNanos,
     /// The kind of its events.
     pub kind: u16,
@@ -397,7 +398,9 @@ static COMPLETE: RecordRow = RecordRow::new::<CompleteRecord>(
         field!(
             CompleteRecord.until_ns,
             "until_ns",
-            "what ended before this instant is in the stream, if it was not lost; losses are known"
+            "what ended before this instant is in the stream, if it was not lost; losses are known. Of \
+             bursts (`fault_burst`, ...), the last one of a thread may be missing: it leaves with a later \
+             stall or the end of the thread"
         ),
         field!(
             CompleteRecord.stream,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::{BODY_BYTES, HEADER_BYTES};
 use super::{Cause, Event, Tgid, Tid};
+use crate::clock::MonoNanos;
 use crate::text::until_nul;
 
 /// Who had what a thread waited for. Packed, so that an optional one takes 20 bytes of a
@@ -28,6 +29,16 @@ pub struct Holder {
 
 /// Parts that the stall of one record can have, besides the rest.
 pub const PARTS: usize = 3;
+
+/// What a record that stands for several short stalls says about them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summed {
+    /// First instant of the first one. The event ends with the last one, and its length is the time in
+    /// all of them together.
+    pub first: MonoNanos,
+    /// How many they are.
+    pub count: u32,
+}
 
 /// One kind of record.
 pub struct RecordRow {
@@ -54,6 +65,8 @@ pub struct RecordRow {
     pub holder: fn(&Event, Cause) -> Option<Holder>,
     /// Id of the thread's stack.
     pub stack: fn(&Event) -> Option<u32>,
+    /// Of kinds that stand for several short stalls: what the record says about them.
+    pub sums: Option<fn(&Event) -> Option<Summed>>,
     /// What the fields say, for users.
     pub detail: fn(&Event) -> String,
 }
@@ -79,6 +92,7 @@ impl RecordRow {
             parts: |_| [(Cause::UNEXPLAINED, 0); PARTS],
             holder: |_, _| None,
             stack: |_| None,
+            sums: None,
             detail,
         }
     }
@@ -105,6 +119,12 @@ impl RecordRow {
     #[must_use]
     pub const fn stack(self, stack: fn(&Event) -> Option<u32>) -> Self {
         Self { stack, ..self }
+    }
+
+    /// Of several short stalls.
+    #[must_use]
+    pub const fn sums(self, sums: fn(&Event) -> Option<Summed>) -> Self {
+        Self { sums: Some(sums), ..self }
     }
 
     /// Its text for users.

@@ -189,7 +189,7 @@ impl SlowStall {
             tgid: stall.tgid,
             cpu: stall.cpu,
             holder: stall.holder,
-            stack: stall.stack,
+            stack: stall.stack(),
             trace_row,
         }
     }

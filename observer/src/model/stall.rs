@@ -5,6 +5,18 @@ use std::num::NonZeroU32;
 use super::{Cause, Event, Holder, Tgid, Tid};
 use crate::clock::MonoNanos;
 
+/// What only some stalls have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extra {
+    /// Nothing more.
+    None,
+    /// Id of the thread's stack.
+    Stack(u32),
+    /// It stands for several short stalls, somewhere in the last so many nanoseconds before its end. Its
+    /// length is the time in all of them together.
+    Spread(u32),
+}
+
 /// An interval `[start, end)` in which a thread that had work could not continue.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stall {
@@ -20,8 +32,8 @@ pub struct Stall {
     pub cpu: u32,
     /// Who had the CPU or the lock; `None` where its record does not say.
     pub holder: Option<Holder>,
-    /// Id of the thread's stack; `None` where its record has none.
-    pub stack: Option<u32>,
+    /// Its stack, or over which time it is spread.
+    pub extra: Extra,
     /// Its record in the trace; `None` when it is not there.
     pub row: Option<TraceRow>,
     /// Why.
@@ -42,7 +54,7 @@ impl Stall {
             tgid: Tgid(1),
             cpu: 0,
             holder: None,
-            stack: None,
+            extra: Extra::None,
             row: None,
             cause,
         }
@@ -54,6 +66,12 @@ impl Stall {
     /// In which order the parts of a wait really came is not known: in a request that began or ended
     /// in the middle of the wait, their shares can be wrong by as much.
     pub fn of_event(event: &Event) -> impl Iterator<Item = Self> {
+        let spread = |first: MonoNanos| u32::try_from(event.end.since(first)).unwrap_or(u32::MAX);
+        let extra = match (event.summed(), event.stack()) {
+            (Some(summed), _) => Extra::Spread(spread(summed.first)),
+            (None, Some(stack)) => Extra::Stack(stack),
+            (None, None) => Extra::None,
+        };
         let mut end = event.start();
         let stall = move |(cause, ns): (Cause, u64)| {
             let start = end;
@@ -65,12 +83,31 @@ impl Stall {
                 tgid: event.tgid,
                 cpu: event.cpu,
                 holder: (event.row().holder)(event, cause),
-                stack: event.stack(),
+                extra,
                 row: None,
                 cause,
             }
         };
         event.causes().map(stall)
+    }
+
+    /// First instant of which it may have a part; that is before its start where it stands for several
+    /// short stalls.
+    #[must_use]
+    pub fn first(&self) -> MonoNanos {
+        match self.extra {
+            Extra::Spread(ns) => self.start.min(MonoNanos(self.end.0.saturating_sub(ns.into()))),
+            Extra::None | Extra::Stack(_) => self.start,
+        }
+    }
+
+    /// Id of the thread's stack, where its record has one.
+    #[must_use]
+    pub const fn stack(&self) -> Option<u32> {
+        match self.extra {
+            Extra::Stack(stack) => Some(stack),
+            Extra::None | Extra::Spread(_) => None,
+        }
     }
 
     /// Length in nanoseconds.
@@ -170,13 +207,13 @@ mod tests {
             tgid: Tgid(10),
             cpu: 3,
             holder: Some(Holder { tid: Tid(77), tgid: Tgid(77), cgroup: None }),
-            stack: Some(0),
+            extra: Extra::Stack(0),
             row: None,
             cause: Cause::COMPACTION,
         };
         assert_eq!(stall, expected);
         let fault = Stall::of_event(&example::fault(9, 5, 4_096)).next().expect("a stall");
-        assert_eq!((fault.cpu, fault.holder, fault.stack), (1, None, None));
+        assert_eq!((fault.cpu, fault.holder, fault.stack()), (1, None, None));
     }
 
     #[test]

@@ -62,9 +62,11 @@ impl Digest {
         for stall in Stall::of_event(event) {
             // Threads sleep most of the time.
             if stall.cause.is_stall() {
-                self.recorder.record(stall.cause, stall.duration_ns());
                 self.draw(&stall);
             }
+        }
+        if event.cause().is_some_and(Cause::is_stall) {
+            self.recorder.record_event(event);
         }
         for (sample, served, longest) in &mut self.worst {
             let overlaps =

@@ -68,9 +68,11 @@ pub fn causes_markdown() -> String {
     page
 }
 
-/// Floors of the kinds of record that have a length; all of the others are sent.
+/// Floors of the kinds of record that have a length, and are not sums of what is below the floor of
+/// another one; all of the others are sent.
 fn floors(probe: &Probe) -> String {
-    let mut floors: Vec<u64> = probe.records.iter().filter_map(|row| row.floor_ns).collect();
+    let single = probe.records.iter().filter(|row| row.sums.is_none());
+    let mut floors: Vec<u64> = single.filter_map(|row| row.floor_ns).collect();
     floors.dedup();
     let words = |floor_ns: &u64| match floor_ns {
         0 => "none".to_owned(),

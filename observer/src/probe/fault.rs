@@ -3,12 +3,12 @@
 use std::mem::offset_of;
 
 use observer_ebpf::wire::{
-    Counter, FAULT_KERNEL, FAULT_MAJOR, FaultRecord, FaultState, Series, Slot,
+    Counter, FAULT_KERNEL, FAULT_MAJOR, FaultRecord, FaultState, RecordKind, Series, Slot,
 };
 
 use super::{
     Attach, Bounds, HistogramFamily, Members, Moved, Need, NumberFamily, Numbers, PerThread, Probe,
-    Program, RunsAt, SummaryNumbers, Tier,
+    Program, RunsAt, SummaryNumbers, Tier, burst,
 };
 use crate::model::{Cause, Field, RecordRow, field};
 
@@ -123,7 +123,7 @@ pub(super) const PROBE: Probe = Probe {
             ],
         },
     ],
-    records: &[&FAULT],
+    records: &[&FAULT, &FAULT_BURST],
     histograms: &[HistogramFamily {
         name: "fault_latency",
         help: "Time inside a page fault, minor or major, taken in user or kernel mode",
@@ -170,7 +170,8 @@ pub(super) const PROBE: Probe = Probe {
                 offset_of!(Slot<FaultState>, state.minor_ns) / 8,
             ],
         )
-        .hot(),
+        .hot()
+        .burst(RecordKind::FaultBurst, offset_of!(Slot<FaultState>, state.burst)),
     ),
     ..Probe::BASE
 };
@@ -193,3 +194,10 @@ static FAULT: RecordRow = RecordRow::new::<FaultRecord>(
     let address = event.record::<FaultRecord>().map_or(0, |record| record.address);
     format!("{mode} mode, at {address:#x}")
 });
+
+static FAULT_BURST: RecordRow = burst::row::<{ RecordKind::FaultBurst as u16 }>(
+    "fault_burst",
+    "Minor page faults of a thread that are shorter than the threshold of `fault`, summed up over at most \
+     about a millisecond.",
+    |_| Some(Cause::FAULT_MINOR),
+);

@@ -1,6 +1,6 @@
 //! How programs get into the kernel: hooks, programs, and tiers made of them.
 
-use observer_ebpf::wire::{Slot, Stored};
+use observer_ebpf::wire::{RecordKind, Slot, Stored};
 
 /// How a program gets into the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -305,6 +305,9 @@ pub struct PerThread {
     pub begins: &'static [usize],
     /// The state is on a path that is too short for the cost of task-local storage.
     pub hot: bool,
+    /// Where short stalls are summed up: the kind of record they are sent as, and where in a table's
+    /// entry their [`Burst`](observer_ebpf::wire::Burst) is.
+    pub burst: Option<(RecordKind, usize)>,
     /// Programs use it for tasks other than the current one. Only programs whose arguments are typed
     /// can then use task-local storage.
     pub of_arguments: bool,
@@ -316,12 +319,18 @@ impl PerThread {
         let [table, storage, global] = names;
         let (slot_bytes, stored_bytes) = (size_of::<Slot<S>>(), size_of::<Stored<S>>());
         let (hot, of_arguments) = (false, false);
-        Self { table, storage, global, slot_bytes, stored_bytes, begins, hot, of_arguments }
+        let burst = None;
+        Self { table, storage, global, slot_bytes, stored_bytes, begins, hot, burst, of_arguments }
     }
 
     /// The same, on a short path.
     pub(super) const fn hot(self) -> Self {
         Self { hot: true, ..self }
+    }
+
+    /// The same, with a burst at this offset of a table's entry.
+    pub(super) const fn burst(self, kind: RecordKind, offset: usize) -> Self {
+        Self { burst: Some((kind, offset)), ..self }
     }
 
     /// The same, used for other tasks than the current one.

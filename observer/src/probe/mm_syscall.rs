@@ -2,10 +2,10 @@
 
 use std::mem::offset_of;
 
-use observer_ebpf::wire::{MmSyscallRecord, MmSyscallState, Series, Slot};
+use observer_ebpf::wire::{MmSyscallRecord, MmSyscallState, RecordKind, Series, Slot};
 
 use super::{
-    Attach, Bounds, HistogramFamily, Members, Need, PerThread, Probe, Program, RunsAt, Tier,
+    Attach, Bounds, HistogramFamily, Members, Need, PerThread, Probe, Program, RunsAt, Tier, burst,
 };
 use crate::model::{Cause, Event, RecordRow, field};
 use crate::text::bytes;
@@ -123,7 +123,7 @@ pub(super) const PROBE: Probe = Probe {
             ],
         },
     ],
-    records: &[&MM_SYSCALL],
+    records: &[&MM_SYSCALL, &MM_SYSCALL_BURST],
     histograms: &[HistogramFamily {
         name: "mm_syscall_duration",
         help: "Time inside memory-management system calls",
@@ -139,10 +139,13 @@ pub(super) const PROBE: Probe = Probe {
         ],
         ..HistogramFamily::BASE
     }],
-    per_thread: Some(PerThread::of::<MmSyscallState>(
-        ["MM_SYSCALLS", "MM_SYSCALLS_STORAGE", "MM_SYSCALLS_STORED"],
-        &[offset_of!(Slot<MmSyscallState>, state.begin_ns) / 8],
-    )),
+    per_thread: Some(
+        PerThread::of::<MmSyscallState>(
+            ["MM_SYSCALLS", "MM_SYSCALLS_STORAGE", "MM_SYSCALLS_STORED"],
+            &[offset_of!(Slot<MmSyscallState>, state.begin_ns) / 8],
+        )
+        .burst(RecordKind::MmSyscallBurst, offset_of!(Slot<MmSyscallState>, state.burst)),
+    ),
     ..Probe::BASE
 };
 
@@ -178,6 +181,13 @@ static MM_SYSCALL: RecordRow = RecordRow::new::<MmSyscallRecord>(
 )
 .stalls(3_000, |_| Some(Cause::MM_SYSCALL))
 .detail(detail);
+
+static MM_SYSCALL_BURST: RecordRow = burst::row::<{ RecordKind::MmSyscallBurst as u16 }>(
+    "mm_syscall_burst",
+    "Memory-management system calls of a thread that are shorter than the threshold of `mm_syscall`, summed \
+     up over at most about a millisecond.",
+    |_| Some(Cause::MM_SYSCALL),
+);
 
 fn detail(event: &Event) -> String {
     let Some(record) = event.record::<MmSyscallRecord>() else { return String::new() };
@@ -233,8 +243,6 @@ fn advice(number: u32) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use observer_ebpf::wire::RecordKind;
-
     use super::*;
     use crate::probe::{DecodeError, decode, tests::header};
 

@@ -1,6 +1,7 @@
 //! The probes, as data: which programs they need, how each is attached, which records they send and
 //! how a record becomes an event. Each probe has one file, and one row here.
 
+mod burst;
 pub mod docs;
 mod fault;
 mod hooks;

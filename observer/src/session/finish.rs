@@ -92,6 +92,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     hidden.tick(&kernel, capture.counts());
     losses.finish(&kernel, &capture);
     capture.note_last(kernel.open_requests());
+    capture.note_last(kernel.open_bursts());
     let mut captured = capture.finish();
     let counts = kernel.counts();
     journal.info.anchors.0.push(Anchor::take());

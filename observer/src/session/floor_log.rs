@@ -9,7 +9,7 @@ use super::CaptureCounts;
 use crate::clock::MonoNanos;
 use crate::kernel::{FloorSet, Kernel};
 use crate::model::{FloorChange, FloorSummary};
-use crate::probe;
+use crate::probe::{self, PROBES};
 
 /// Kinds of record that may have a floor: those with a length.
 pub(super) fn kinds_with_floor() -> impl Iterator<Item = RecordKind> {
@@ -51,52 +51,62 @@ impl FloorLog {
 /// the kernel's histograms but not in the records.
 pub(super) struct HiddenWatch {
     floors: FloorSet,
-    kinds: Vec<HiddenKind>,
+    probes: Vec<HiddenProbe>,
 }
 
-struct HiddenKind {
-    kind: RecordKind,
-    base_ns: u64,
+/// The kinds of record of one probe: of single stalls, and of those below its floor, summed up.
+struct HiddenProbe {
+    /// Each with its first floor and what was hidden by its floor.
+    kinds: Vec<(RecordKind, u64, i64)>,
     series: Vec<Series>,
     unrecorded_ns: i64,
-    hidden_ns: i64,
 }
 
 impl HiddenWatch {
     /// Starts with the floors in force now.
     pub(super) fn new(kernel: &Kernel) -> Self {
         let floors = kernel.floors();
-        let kinds = kinds_with_floor()
-            .filter_map(|kind| {
-                let probe = probe::of_kind(kind).filter(|probe| probe.kinds().eq([kind]))?;
-                let series = probe.parts().into_iter().flat_map(|(_, series)| series).collect();
-                let base_ns = floors.get(kind);
-                Some(HiddenKind { kind, base_ns, series, unrecorded_ns: 0, hidden_ns: 0 })
-            })
-            .collect();
-        Self { floors, kinds }
+        let probes = PROBES.into_iter().filter_map(|probe| {
+            // Otherwise it is not known which of its series belongs to which kind.
+            let single = probe.records.iter().filter(|row| row.sums.is_none()).count();
+            let kinds: Vec<RecordKind> =
+                probe.kinds().filter(|kind| kinds_with_floor().any(|one| one == *kind)).collect();
+            if single != 1 || kinds.is_empty() {
+                return None;
+            }
+            let series = probe.parts().into_iter().flat_map(|(_, series)| series).collect();
+            let kinds = kinds.into_iter().map(|kind| (kind, floors.get(kind), 0)).collect();
+            Some(HiddenProbe { kinds, series, unrecorded_ns: 0 })
+        });
+        let probes = probes.collect();
+        Self { floors, probes }
     }
 
     /// Call it often: stall time that went unrecorded since the last call is counted for the
-    /// current floor.
+    /// current floor. Where stalls are summed up, the floor of the sums is the one that hides them.
     pub(super) fn tick(&mut self, kernel: &Kernel, counts: &CaptureCounts) {
-        for kind in &mut self.kinds {
-            let all: u64 = kind.series.iter().map(|series| kernel.target_sum_ns(*series)).sum();
-            let recorded = counts.recorded_ns[kind.kind as usize].load(Ordering::Relaxed);
+        for probe in &mut self.probes {
+            let all: u64 = probe.series.iter().map(|series| kernel.target_sum_ns(*series)).sum();
+            let of_kind =
+                |kind: RecordKind| counts.recorded_ns[kind as usize].load(Ordering::Relaxed);
+            let recorded: u64 = probe.kinds.iter().map(|(kind, ..)| of_kind(*kind)).sum();
             let unrecorded_ns = all.wrapping_sub(recorded) as i64;
-            if self.floors.get(kind.kind) > kind.base_ns {
+            let is_raised = |(kind, base_ns, _): &&mut (RecordKind, u64, i64)| {
+                self.floors.get(*kind) > *base_ns
+            };
+            if let Some((.., hidden_ns)) = probe.kinds.iter_mut().rev().find(is_raised) {
                 // Can be negative: records that were in transit at the last call have arrived.
-                kind.hidden_ns += unrecorded_ns - kind.unrecorded_ns;
+                *hidden_ns += unrecorded_ns - probe.unrecorded_ns;
             }
-            kind.unrecorded_ns = unrecorded_ns;
+            probe.unrecorded_ns = unrecorded_ns;
         }
     }
 
     /// Nanoseconds by kind.
     pub(super) fn hidden_ns(&self) -> [u64; KIND_SLOTS] {
         let mut hidden = [0; KIND_SLOTS];
-        for kind in &self.kinds {
-            hidden[kind.kind as usize] = u64::try_from(kind.hidden_ns).unwrap_or(0);
+        for (kind, _, hidden_ns) in self.probes.iter().flat_map(|probe| &probe.kinds) {
+            hidden[*kind as usize] = u64::try_from(*hidden_ns).unwrap_or(0);
         }
         hidden
     }

@@ -20,7 +20,7 @@ const FIXED_BYTES: u64 = 96 << 20;
 /// A name with its node in the table.
 const NAME_BYTES: usize = 96;
 /// Computing the answer takes this much memory per stall, in addition to the stall itself: the
-/// stall clipped (24), its place among those open (24), its pieces (32), and the timelines twice
+/// stall clipped (32), its place among those open (40), its pieces (48), and the timelines twice
 /// (64). By thread, the first two are gone when the pieces are put on lines: pieces (32), and lines of
 /// one and of two threads (32 each), and what lies between the stalls, while it is put together (64).
 const ANALYSIS_BYTES: usize = 208;

@@ -99,6 +99,7 @@ impl Recording {
         let end = MonoNanos::now();
         let lost = self.journal.loss(&Losses::later(kernel));
         self.losses.finish(kernel, &self.capture);
+        self.capture.note_last(kernel.open_bursts());
         self.journal.note_removed(self.capture.counts());
         let captured = self.capture.finish();
         let Journal { directory, mut info, .. } = self.journal;

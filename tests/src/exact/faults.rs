@@ -1,6 +1,6 @@
 //! `fault` against /proc/PID/stat, software events, taskstats and `memory.stat`.
 
-use observer::model::Event;
+use observer::model::{Cause, Event};
 use observer_ebpf::wire::FaultRecord;
 use perf_event_open::config::{Cpu, Opts, Proc};
 use perf_event_open::count::Counter;
@@ -71,6 +71,21 @@ fn short_faults(run: &Run, counts: &Value) {
     assert!((1..=most_ns).contains(&sum_ns), "{tier}: {found:?}, {counts}");
 }
 
+/// Records of single faults, and the bursts of those that are too short for that, hold each fault of the
+/// histogram once.
+fn all_recorded(held: &Held, run: &Run) {
+    let events = run.events();
+    let minor = || events.iter().filter(|event| event.cause() == Some(Cause::FAULT_MINOR));
+    let count = |event: &Event| event.summed().map_or(1, |summed| u64::from(summed.count));
+    let against = "the histogram";
+    held.equal("minor in records", against, minor().map(count).sum(), self::minor(run), TOLERANCE);
+    let recorded_ns = minor().map(|event| event.duration_ns).sum();
+    let sum_ns = run.sum_ns("fault", "minor");
+    held.equal("minor sum_ns in records", against, recorded_ns, sum_ns, TOLERANCE);
+    let bursts = minor().filter(|event| event.summed().is_some()).count();
+    println!("{bursts} bursts, {} events of minor faults", minor().count());
+}
+
 /// First touches of anonymous memory.
 ///
 /// # Panics
@@ -104,6 +119,7 @@ pub fn minor_faults(trial: &Trial) {
             let pgfault = charged.get("pgfault").expect("memory.stat has pgfault");
             lazy(held, "minor", "memory.stat pgfault", minor(run), pgfault);
             short_faults(run, &observed.counts);
+            all_recorded(held, run);
         },
         &[("minor", 0.0, 0, &minor)],
     );

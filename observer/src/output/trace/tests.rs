@@ -6,10 +6,11 @@ use arrow_array::{Array, ArrayRef, RecordBatch, StringArray, UInt32Array, UInt64
 use arrow_schema::{DataType, Field as ArrowField};
 use bytemuck::{Pod, Zeroable};
 use observer_ebpf::wire::{
-    Address, CompactionRecord, FD_ERRNOS, FaultRecord, FdFailureRecord, FdSyscall, Header,
-    MmSyscallRecord, NO_SYSCALL, OWN_KINDS, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED, ReclaimRecord,
-    Record, RecordKind, RequestRecord, RunqueueRecord, SOCKET_ACCEPTED, Series, SleepRecord,
-    SocketRecord, SoftirqRecord, TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord,
+    Address, CompactionRecord, FD_ERRNOS, FaultBurstRecord, FaultRecord, FdFailureRecord,
+    FdSyscall, Header, MmSyscallBurstRecord, MmSyscallRecord, NO_SYSCALL, OWN_KINDS, RECLAIM_MEMCG,
+    RUNQUEUE_PREEMPTED, ReclaimRecord, Record, RecordKind, RequestRecord, RunqueueRecord,
+    SOCKET_ACCEPTED, Series, SleepRecord, SocketRecord, SoftirqRecord, TASK_EXEC, TASK_EXIT,
+    TASK_FORK, TaskRecord,
 };
 
 use super::*;
@@ -102,6 +103,18 @@ fn events(index: u64) -> Vec<Event> {
                 0 => std::net::Ipv4Addr::new(192, 0, 2, 255).to_ipv6_mapped().octets(),
                 _ => std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).octets(),
             }),
+        }),
+        example::event(&FaultBurstRecord {
+            header: header(RecordKind::FaultBurst, 0),
+            first_ns: at - 1_000,
+            count: u32::MAX,
+            reserved: 0,
+        }),
+        example::event(&MmSyscallBurstRecord {
+            header: header(RecordKind::MmSyscallBurst, 0),
+            first_ns: index,
+            count: 1,
+            reserved: 0,
         }),
         example::event(&SleepRecord {
             header: header(RecordKind::Sleep, (index % 8) as u16),
