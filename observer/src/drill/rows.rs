@@ -98,13 +98,13 @@ pub enum Truth {
     Slept,
     /// CPU time that the handler burnt.
     Burnt,
-    /// CPU time that the handler took to touch pages.
+    /// What the handler took to touch pages.
     Faulted,
     /// What the handler spent in mmap and munmap.
     Mapped,
     /// When threads could run and did not.
     Waited,
-    /// What the handler took longer than usual on the CPU during a squeeze.
+    /// What the handler took longer than usual during a squeeze, without waits for a CPU.
     Squeezed,
     /// The episodes themselves.
     Stopped,
@@ -225,7 +225,7 @@ pub static INJECTIONS: &[Injection] = &[
     },
     Injection {
         name: "fault-storm",
-        text: "3 % of the requests touch 8,192 pages that were given back with MADV_DONTNEED",
+        text: "3 % of the requests touch pages that were given back with MADV_DONTNEED, for 25 ms",
         harm: Harm::Faults,
         truth: Truth::Faulted,
         expected: Expected::OneOf(&["fault_minor"]),
@@ -233,7 +233,7 @@ pub static INJECTIONS: &[Injection] = &[
     },
     Injection {
         name: "mmap",
-        text: "3 % of the requests map and unmap 64 MiB",
+        text: "3 % of the requests map and unmap 8 MiB again and again for 25 ms",
         harm: Harm::Map,
         truth: Truth::Mapped,
         expected: Expected::OneOf(&["mm_syscall"]),

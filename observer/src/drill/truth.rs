@@ -122,7 +122,7 @@ impl Facts<'_> {
                 Truth::Burnt => entry.burnt_ns,
                 Truth::Faulted => entry.faulted_ns,
                 Truth::Mapped => entry.mapped_ns,
-                Truth::Waited => entry.off_cpu_ns,
+                Truth::Waited => entry.waited_ns,
                 Truth::Squeezed if self.is_in_episode(entry) => busy_ns.saturating_sub(usual_ns),
                 Truth::Squeezed | Truth::None | Truth::Stopped | Truth::SentLate => 0,
             };
@@ -153,7 +153,7 @@ impl Facts<'_> {
             .any(|episode| overlap(entry.begin_ns, entry.end_ns, episode.begin, episode.end) > 0)
     }
 
-    /// The median time on the CPU of requests outside of all episodes.
+    /// The median of [`busy_ns`] outside of all episodes.
     fn usual_busy_ns(&self) -> u64 {
         let mut busy: Vec<u64> =
             self.entries.iter().filter(|entry| !self.is_in_episode(entry)).map(busy_ns).collect();
@@ -162,10 +162,10 @@ impl Facts<'_> {
     }
 }
 
-/// Time of a handler on the CPU.
+/// Length of a handler without what it slept and without waits for a CPU.
 fn busy_ns(entry: &Entry) -> u64 {
     let length_ns = entry.end_ns.saturating_sub(entry.begin_ns);
-    length_ns.saturating_sub(entry.off_cpu_ns + entry.slept_ns)
+    length_ns.saturating_sub(entry.waited_ns + entry.slept_ns)
 }
 
 /// Nanoseconds of the kind in `[begin, end)` of a thread: the known part of a stretch is taken to be

@@ -21,14 +21,17 @@ pub struct Entry {
     pub read_wait_ns: u64,
     /// The same of the answering thread until it began; 0 if it is the thread that read.
     pub begin_wait_ns: u64,
-    /// From `begin_ns` to `end_ns`, without the time on a CPU and without `slept_ns`.
+    /// How long the answering thread could run and did not, from `begin_ns` to `end_ns`.
+    pub waited_ns: u64,
+    /// From `begin_ns` to `end_ns`, without the time on a CPU and without `slept_ns`: also what a
+    /// hypervisor took.
     pub off_cpu_ns: u64,
     /// What the handler slept on purpose.
     pub slept_ns: u64,
     /// CPU time that the handler burnt because of the injection.
     pub burnt_ns: u64,
-    /// CPU time in which the handler touched pages because of the injection.
+    /// How long the handler touched pages because of the injection, without waits for a CPU.
     pub faulted_ns: u64,
-    /// What the handler spent in mmap and munmap because of the injection.
+    /// What the handler spent in mmap and munmap because of the injection, without waits for a CPU.
     pub mapped_ns: u64,
 }

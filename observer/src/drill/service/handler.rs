@@ -26,9 +26,10 @@ const SPIN: Duration = Duration::from_millis(1);
 const SHARE: f64 = 0.03;
 /// What these requests sleep or burn.
 const HARM: Duration = Duration::from_millis(25);
-/// What they touch, and what they map.
-const STORM_BYTES: usize = 32 << 20;
-const MAP_BYTES: usize = 64 << 20;
+/// What they touch, and what they map, again and again in that time: how long a page takes differs by
+/// more than ten times between hosts.
+const STORM_BYTES: usize = 2 << 20;
+const MAP_BYTES: usize = 8 << 20;
 /// Background threads, and the CPU time of each when it is woken.
 const BACKGROUND_THREADS: usize = 50;
 const BACKGROUND: Duration = Duration::from_millis(1);
@@ -181,15 +182,20 @@ impl Thread {
         Ok(thread)
     }
 
-    /// How long it waited for a CPU since the last call.
-    fn newly_waited_ns(&mut self) -> u64 {
+    /// How long it has waited for a CPU in its life.
+    fn all_waited_ns(&self) -> u64 {
         let mut text = [0u8; 96];
         let length =
             self.schedstat.as_ref().map_or(0, |file| file.read_at(&mut text, 0).unwrap_or(0));
-        let waited = std::str::from_utf8(&text[..length])
+        std::str::from_utf8(&text[..length])
             .ok()
             .and_then(|text| text.split(' ').nth(1)?.parse().ok())
-            .unwrap_or(self.waited_ns);
+            .unwrap_or(self.waited_ns)
+    }
+
+    /// How long it waited for a CPU since the last call.
+    fn newly_waited_ns(&mut self) -> u64 {
+        let waited = self.all_waited_ns();
         let new = waited.saturating_sub(self.waited_ns);
         self.waited_ns = waited;
         new
@@ -222,12 +228,20 @@ impl Thread {
         entry.end_ns = MonoNanos::now().0;
         let length_ns = entry.end_ns - entry.begin_ns;
         entry.off_cpu_ns = length_ns.saturating_sub(on_cpu_ns + entry.slept_ns);
-        self.newly_waited_ns();
+        entry.waited_ns = self.newly_waited_ns();
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         if log.len() < ENTRIES_MAX {
             log.push(entry);
         }
         answered
+    }
+
+    /// Does something; nanoseconds that it took, without waits for a CPU.
+    fn timed<T>(&self, what: impl FnOnce() -> T) -> (u64, T) {
+        let (begin, waited_ns) = (MonoNanos::now(), self.all_waited_ns());
+        let done = what();
+        let length_ns = MonoNanos::now().since(begin);
+        (length_ns.saturating_sub(self.all_waited_ns().saturating_sub(waited_ns)), done)
     }
 
     fn work(&mut self) -> io::Result<()> {
@@ -266,15 +280,21 @@ impl Thread {
                 entry.burnt_ns = cpu_ns() - begin_cpu_ns;
             }
             Harm::Faults => {
-                if let Some(storm) = &mut self.storm {
-                    storm.touch();
-                    entry.faulted_ns = cpu_ns() - begin_cpu_ns;
-                    storm.discard()?;
+                while length_ns() < HARM.as_nanos() as u64 {
+                    let Some(mut storm) = self.storm.take() else { break };
+                    let touched = self.timed(|| storm.touch());
+                    entry.faulted_ns += touched.0;
+                    let discarded = storm.discard();
+                    self.storm = Some(storm);
+                    discarded?;
                 }
             }
             Harm::Map => {
-                drop(Mapping::anonymous(MAP_BYTES, true)?);
-                entry.mapped_ns = length_ns();
+                while length_ns() < HARM.as_nanos() as u64 {
+                    let mapped = self.timed(|| Mapping::anonymous(MAP_BYTES, true).map(drop));
+                    entry.mapped_ns += mapped.0;
+                    mapped.1?;
+                }
             }
         }
         Ok(())
