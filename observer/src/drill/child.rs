@@ -18,7 +18,8 @@ pub(super) const INTERRUPTED: &str = "interrupted";
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Nice value of everything in a drill, also of what disturbs the service on purpose: whatever else this
-/// host does must not be the reason why requests are slow.
+/// host does must not be the reason why requests are slow. (With autogroups, the kernel's default on desktops,
+/// it counts among the processes of the same session only.)
 pub(super) const NICE: i32 = -10;
 
 /// A running child, killed when dropped.
