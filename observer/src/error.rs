@@ -45,6 +45,10 @@ pub enum Exit {
     Limit = 18,
     /// The address to listen on is in use, or cannot be used.
     Address = 19,
+    /// A drill was missed or failed, or none counts.
+    DrillMissed = 20,
+    /// Ended by SIGINT or SIGTERM; the code that shells use for SIGINT.
+    Interrupted = 130,
 }
 
 /// An error for the user: one line, and the exit code.

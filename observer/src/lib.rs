@@ -4,7 +4,8 @@
 //! Records are decoded into events ([`probe`], [`model`]), and events become stalls and distributions
 //! ([`aggregate`]). A load generator's samples are converted to the kernel's clock ([`loadgen`],
 //! [`clock`]). [`correlate`] splits the latency of the slow samples into causes, and [`output`] writes
-//! the results. [`session`] connects these parts, and [`cli`] calls it.
+//! the results. [`session`] connects these parts, and [`cli`] calls it. [`drill`] tries all of it on known
+//! answers.
 
 pub mod aggregate;
 pub mod call_filter;
@@ -12,6 +13,7 @@ pub mod cli;
 pub mod clock;
 pub mod correlate;
 pub mod doctor;
+pub mod drill;
 pub mod error;
 pub mod host;
 pub mod kernel;

@@ -2,6 +2,7 @@
 
 mod demo;
 mod docs;
+mod drill;
 mod exactness;
 mod rules;
 mod steps;
@@ -48,6 +49,8 @@ enum Command {
     /// Run the privileged tests on other kernels, in virtual machines
     #[command(disable_help_flag = true)]
     Vm(Forwarded),
+    /// Play all drills with known answers, and write docs/DRILLS.md
+    Drill(drill::Options),
     /// Write the generated pages of docs/ again
     Docs(docs::Options),
     /// Check the rules of the house that a program can check
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Bench(forwarded) => forwarded.run("xtask-bench"),
         Command::Vm(forwarded) => forwarded.run("xtask-vm"),
+        Command::Drill(options) => drill::run(&options),
         Command::Docs(options) => docs::run(&options),
         Command::Check => rules::run(),
     };

@@ -2,6 +2,7 @@
 
 pub mod daemon;
 pub mod doctor;
+pub mod drill;
 pub mod duration;
 mod instant;
 pub mod load;
@@ -66,6 +67,11 @@ enum Command {
     Daemon(daemon::Args),
     /// Show what this kernel supports, and whether `observer run` works on this host
     Doctor(doctor::Args),
+    /// Inject known faults into a throwaway service, and compare observer's answers with the truth
+    Drill(drill::Args),
+    /// The throwaway service
+    #[command(hide = true)]
+    DrillService(crate::drill::service::Args),
 }
 
 /// Parses the command line, runs it, and returns the exit code.
@@ -111,6 +117,8 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Daemon(args) => daemon::run(&args),
         Command::Load(args) => load::run(args),
         Command::Report(args) => report::run(&args),
+        Command::Drill(args) => drill::run(&args),
+        Command::DrillService(args) => crate::drill::service::run(&args),
         Command::Doctor(args) => doctor::run(&args, cli.log.verbosity().is_verbose()),
     }
 }
@@ -160,7 +168,8 @@ mod tests {
     #[test]
     fn every_subcommand_has_examples() {
         let command = Cli::command();
-        for command in std::iter::once(&command).chain(command.get_subcommands()) {
+        let shown = command.get_subcommands().filter(|command| !command.is_hide_set());
+        for command in std::iter::once(&command).chain(shown) {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("Examples:\n  observer "), "{}", command.get_name());
         }

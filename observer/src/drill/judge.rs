@@ -1,0 +1,267 @@
+//! Compares what observer said with the truth.
+
+use serde::Serialize;
+
+use super::play::Played;
+use super::rows::{Expected, Form, Injection, Truth};
+use super::truth::{Facts, quantile_ns};
+use crate::model::{Cause, CauseSummary, Outcome, Summary};
+
+/// An injection counts if it made the p99 at least this many times as long, and this much longer.
+const MOVED_FACTOR: f64 = 1.5;
+const MOVED_NS: u64 = 1_000_000;
+/// It does not count either if it is less than this share of the extra latency.
+const LEAST_TRUTH: f64 = 0.3;
+/// A run-queue wait that observer names counts as met if the service's own log has this part of it.
+const CONFIRMED: f64 = 0.5;
+
+/// How a drill ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// The answer was right.
+    Right,
+    /// The answer was wrong, or there was none.
+    Missed,
+    /// The injection did not move the p99 enough to be found; the answer is not judged.
+    TooWeak,
+    /// This host cannot do it.
+    Skipped,
+    /// It could not be played to its end.
+    Failed,
+}
+
+impl Status {
+    /// The name used in every output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Right => "right",
+            Self::Missed => "missed",
+            Self::TooWeak => "too weak",
+            Self::Skipped => "skipped",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// One drill and what came of it. Shares are parts of the extra latency of the slow requests, 0 to 1.
+#[derive(Clone, Debug, Serialize)]
+pub struct Drill {
+    /// The service.
+    pub service: Form,
+    /// The injection.
+    pub injection: &'static str,
+    /// The seed.
+    pub seed: u64,
+    /// How it ended.
+    pub status: Status,
+    /// Why it was skipped, failed, is too weak or was missed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Seconds that it took.
+    pub seconds: f64,
+    /// What observer said, and the truth; missing where there was no answer.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub finding: Option<Finding>,
+}
+
+/// What observer said, and the truth.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Finding {
+    /// The largest cause that was named, or the kind of answer where none was.
+    pub named: &'static str,
+    /// Causes that were named.
+    pub all_named: Vec<&'static str>,
+    /// Kernel causes that were named although nothing of the kind was injected.
+    pub false_alarms: Vec<&'static str>,
+    /// The injection's share according to the service's log and the schedule.
+    pub truth_share: Option<f64>,
+    /// The share that observer gave the expected cause.
+    pub share: Option<f64>,
+    /// Its interval.
+    pub share_ci95: Option<[f64; 2]>,
+    /// The p99 that the load generator saw, nanoseconds.
+    pub p99_ns: u64,
+    /// The p99 of the run without the injection, nanoseconds.
+    pub p99_baseline_ns: u64,
+    /// What observer says it would have been without the expected cause, nanoseconds.
+    pub p99_without_ns: Option<u64>,
+    /// Its interval.
+    pub p99_without_ci95: Option<[u64; 2]>,
+}
+
+impl Finding {
+    /// What observer said minus the truth.
+    #[must_use]
+    pub fn share_error(&self) -> Option<f64> {
+        Some(self.share? - self.truth_share?)
+    }
+
+    /// Whether the interval of the share covers the truth.
+    #[must_use]
+    pub fn share_is_covered(&self) -> Option<bool> {
+        let ([low, high], truth) = (self.share_ci95?, self.truth_share?);
+        Some((low..=high).contains(&truth))
+    }
+
+    /// The predicted p99 without the cause, relative to that of the run without the injection, minus 1.
+    #[must_use]
+    pub fn p99_error(&self) -> Option<f64> {
+        let baseline = self.p99_baseline_ns;
+        (baseline > 0).then_some(self.p99_without_ns? as f64 / baseline as f64 - 1.0)
+    }
+
+    /// Whether the interval of the predicted p99 covers that of the run without the injection.
+    #[must_use]
+    pub fn p99_is_covered(&self) -> Option<bool> {
+        let [low, high] = self.p99_without_ci95?;
+        Some((low..=high).contains(&self.p99_baseline_ns))
+    }
+}
+
+/// Judges a run; `baseline_ns` is the p99 of the run without the injection, `None` if this is one.
+pub(super) fn judge(
+    row: &Injection,
+    played: &Played,
+    baseline_ns: Option<u64>,
+) -> (Status, Option<String>, Finding) {
+    let facts =
+        Facts { entries: &played.entries, episodes: &played.episodes, samples: &played.samples };
+    let p99_ns = quantile_ns(&played.samples, 0.99);
+    let truth_share = (row.truth != Truth::None).then(|| facts.share(row.truth)).flatten();
+    let waited_share = facts.share(Truth::Waited);
+    let finding = finding(row, &played.summary, truth_share, waited_share, p99_ns, baseline_ns);
+    if let Some(weak) = too_weak(&finding, baseline_ns.is_some()) {
+        return (Status::TooWeak, Some(weak), finding);
+    }
+    let right = match row.expected {
+        Expected::OneOf(causes) => causes.contains(&finding.named),
+        Expected::NoKernelCause => finding.false_alarms.is_empty(),
+    };
+    if right {
+        return (Status::Right, None, finding);
+    }
+    let mut reason =
+        format!("expected {}, and observer says {}", row.expected_text(), finding.named);
+    if let Some(first) = played.summary.verdict.reasons.first() {
+        reason = format!("{reason}: {}", first.text);
+    }
+    (Status::Missed, Some(reason), finding)
+}
+
+fn too_weak(finding: &Finding, is_injected: bool) -> Option<String> {
+    if !is_injected {
+        return None;
+    }
+    let (p99, baseline) = (finding.p99_ns, finding.p99_baseline_ns);
+    let ms = |ns: u64| ns as f64 / 1e6;
+    if p99 < baseline + MOVED_NS || (p99 as f64) < baseline as f64 * MOVED_FACTOR {
+        let (p99, baseline) = (ms(p99), ms(baseline));
+        return Some(format!("the p99 is {p99:.1} ms, and {baseline:.1} ms without the injection"));
+    }
+    let truth = finding.truth_share.filter(|truth| *truth < LEAST_TRUTH)?;
+    Some(format!("the injection is only {:.0} % of the extra latency", truth * 100.0))
+}
+
+fn finding(
+    row: &Injection,
+    summary: &Summary,
+    truth_share: Option<f64>,
+    waited_share: Option<f64>,
+    p99_ns: u64,
+    baseline_ns: Option<u64>,
+) -> Finding {
+    let expected: &[&str] = match row.expected {
+        Expected::OneOf(causes) => causes,
+        Expected::NoKernelCause => &[],
+    };
+    let of: Vec<&CauseSummary> =
+        summary.causes.iter().filter(|one| expected.contains(&one.cause.name())).collect();
+    // The interval of a sum of several is not known.
+    let largest = of.iter().max_by(|a, b| a.share.total_cmp(&b.share));
+    let is_conclusive = summary.verdict.outcome != Outcome::Inconclusive;
+    let named: Vec<&CauseSummary> =
+        summary.causes.iter().filter(|one| one.named && is_conclusive).collect();
+    let injects_stalls = expected.iter().any(|name| Cause::from_id(name).is_stall());
+    let is_met = |one: &CauseSummary| {
+        one.cause.name().starts_with("runqueue")
+            && row.truth != Truth::Stopped
+            && waited_share.is_some_and(|waited| waited >= one.share * CONFIRMED)
+    };
+    let false_alarms = named
+        .iter()
+        .filter(|one| one.cause.is_stall() && !injects_stalls && !is_met(one))
+        .map(|one| one.cause.name())
+        .collect();
+    Finding {
+        named: named_first(summary),
+        all_named: named.iter().map(|one| one.cause.name()).collect(),
+        false_alarms,
+        truth_share,
+        share: (!of.is_empty()).then(|| of.iter().map(|one| one.share).sum()),
+        share_ci95: largest.filter(|_| of.len() == 1).map(|one| one.ci95),
+        p99_ns,
+        p99_baseline_ns: baseline_ns.unwrap_or(p99_ns),
+        p99_without_ns: largest.and_then(|one| one.p99_without_ns),
+        p99_without_ci95: largest.and_then(|one| one.p99_without_ci95),
+    }
+}
+
+/// The largest cause that is named, or the kind of answer.
+fn named_first(summary: &Summary) -> &'static str {
+    match (summary.verdict.outcome, summary.verdict.top_cause) {
+        (Outcome::Attributed, Some(cause)) => cause.name(),
+        (Outcome::GeneratorLimited, _) => Cause::LOAD_GENERATOR.name(),
+        (outcome, _) => outcome.name(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drill::rows::Injection;
+    use crate::output::example;
+
+    fn judged(name: &str, baseline_ns: Option<u64>) -> Finding {
+        let row = Injection::find(name).unwrap();
+        finding(row, &example::attributed(), Some(0.9), Some(0.0), 80_000_000, baseline_ns)
+    }
+
+    #[test]
+    fn a_kernel_cause_is_a_false_alarm_only_where_none_was_injected() {
+        let memcg = judged("memcg", Some(1_000_000));
+        assert!(memcg.false_alarms.is_empty(), "{memcg:?}");
+        let sleep = judged("sleep", Some(1_000_000));
+        assert_eq!(sleep.named, memcg.named);
+        let stalls = sleep.all_named.iter().filter(|name| Cause::from_id(name).is_stall()).count();
+        assert_eq!(sleep.false_alarms.len(), stalls);
+        assert!(stalls > 0, "the example has a kernel cause");
+    }
+
+    #[test]
+    fn an_injection_counts_only_if_it_moved_the_p99() {
+        assert_eq!(too_weak(&judged("nothing", None), false), None);
+        assert_eq!(too_weak(&judged("sleep", Some(1_000_000)), true), None);
+        let weak = too_weak(&judged("sleep", Some(79_500_000)), true).unwrap();
+        assert!(weak.contains("80.0 ms") && weak.contains("79.5 ms"), "{weak}");
+        let mut little = judged("sleep", Some(1_000_000));
+        little.truth_share = Some(0.1);
+        assert!(too_weak(&little, true).unwrap().contains("10 %"));
+    }
+
+    #[test]
+    fn errors_compare_with_the_truth_and_the_run_without_injection() {
+        let mut one = judged("sleep", Some(10_000_000));
+        one.share = Some(0.8);
+        one.share_ci95 = Some([0.7, 0.85]);
+        one.p99_without_ns = Some(12_000_000);
+        one.p99_without_ci95 = Some([9_000_000, 13_000_000]);
+        assert!((one.share_error().unwrap() + 0.1).abs() < 1e-9);
+        assert_eq!(one.share_is_covered(), Some(false));
+        assert!((one.p99_error().unwrap() - 0.2).abs() < 1e-9);
+        assert_eq!(one.p99_is_covered(), Some(true));
+        one.share = None;
+        assert_eq!(one.share_error(), None);
+    }
+}

@@ -1,0 +1,84 @@
+//! `cargo xtask drill`: plays all drills, and writes docs/DRILLS.md.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, ExitCode, Stdio},
+};
+
+use clap::Args;
+
+use xtask_common::{
+    project::{Outcome, as_root, must, root, test_cargo, tests_built},
+    toolchain,
+};
+
+/// The first seed of what is reported. Whoever changes a method tries it with smaller ones, so that
+/// nothing is fitted to the seeds that are reported.
+const SEED: u64 = 1001;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// How often each drill is played, each time with the next seed
+    #[arg(long, default_value_t = 3)]
+    runs: u64,
+    /// The first seed; seeds below 1000 are for changes of the method
+    #[arg(long, default_value_t = SEED)]
+    seed: u64,
+    /// Where the page is written
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+pub(crate) fn run(options: &Options) -> Outcome {
+    toolchain::require(false, false)?;
+    must(&mut test_cargo(["build", "--package", "observer", "--bins"]))?;
+    let mut drill = as_root(&tests_built().join("observer"), &[])?;
+    drill.arg("drill");
+    drill.args(["--runs", &options.runs.to_string(), "--seed", &options.seed.to_string()]);
+    println!("drill: {} runs of each drill, about half a minute each", options.runs);
+    // The tables go to standard output, the progress to standard error.
+    let output = drill.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.map_err(|error| format!("cannot run observer drill: {error}"))?;
+    let tables = String::from_utf8_lossy(&output.stdout);
+    if tables.trim().is_empty() {
+        return Err(format!("observer drill ended with {} and no result", output.status));
+    }
+    let path = options.out.clone().unwrap_or_else(|| root().join("docs/DRILLS.md"));
+    let text = page(options, &kernel(), &tables);
+    fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    println!("drill: wrote {}", path.display());
+    // A drill that was missed is a result, and on the page.
+    Ok(ExitCode::SUCCESS)
+}
+
+fn kernel() -> String {
+    let output = Command::new("uname").arg("-r").output();
+    output
+        .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        .unwrap_or_default()
+}
+
+fn page(options: &Options, kernel: &str, tables: &str) -> String {
+    let last = options.seed + options.runs.saturating_sub(1);
+    let mut page = String::from("# Drills\n\n<!-- Written by `cargo xtask drill`. -->\n\n");
+    page += "`observer drill` injects known faults into small services and compares what observer says \
+             with the truth, which comes\nfrom the service's own log and from the schedule. Drills that \
+             were missed are shown as missed.\n\n";
+    page += &format!("Seeds {} to {last}, kernel {kernel}.\n\n```text\n", options.seed);
+    page += &tables.lines().map(|line| format!("{}\n", line.trim_end())).collect::<String>();
+    page + "```\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_names_the_seeds_and_has_the_tables() {
+        let options = Options { runs: 3, seed: SEED, out: None };
+        let page = page(&options, "6.12", "1 right  \n");
+        assert!(page.contains("Seeds 1001 to 1003, kernel 6.12."), "{page}");
+        assert!(page.ends_with("```text\n1 right\n```\n"), "{page}");
+    }
+}
