@@ -49,7 +49,7 @@ fn drills_are_judged_and_leave_nothing_behind() {
     let directory = trial::directory();
     let kept = directory.path().join("kept");
     let kept_text = kept.to_str().expect("a path in UTF-8");
-    let only = ["--only", "event-loop/nothing", "--only", "event-loop/sleep", "--only", "pool/hog"];
+    let only = ["--only", "event-loop/nothing", "--only", "event-loop/sleep"];
     let mut arguments = vec!["--quick", "--json", "--seed", "11", "--keep", kept_text];
     arguments.extend(only);
     let told = finished(&arguments);
@@ -64,7 +64,7 @@ fn drills_are_judged_and_leave_nothing_behind() {
         .map(|drill| (drill["service"].as_str(), drill["injection"].as_str()))
         .collect();
     let pair = |service, injection| (Some(service), Some(injection));
-    let wanted = [pair("event-loop", "nothing"), pair("event-loop", "sleep"), pair("pool", "hog")];
+    let wanted = [pair("event-loop", "nothing"), pair("event-loop", "sleep")];
     assert_eq!(names, wanted);
     assert_eq!(report["seed"], 11);
 

@@ -150,8 +150,11 @@ fn alone(
     let share = blocks.shares(&duties)?.stalls[0];
     let resamples = blocks.resample(&duties, rng);
     let ci95 = interval95(resamples.iter().map(|shares| shares.stalls[0]).collect());
-    if !cause.is_stall() {
-        // What a request was doing when nothing held it up cannot be coincidence.
+    let is_accounted =
+        groups.population.counted.is_some_and(|counted| counted.by_thread && counted.has_account);
+    if !cause.is_stall() || is_accounted {
+        // What a request was doing when nothing held it up cannot be coincidence. Where all of its time
+        // is accounted for, neither can a stall of the thread that served it.
         let named = nameable(share, ci95);
         return Some(Candidate { cause, share, ci95, coincidence: None, covers: None, named });
     }

@@ -178,7 +178,8 @@ pub struct CauseSummary {
     pub share: f64,
     /// 95 % interval of the share.
     pub ci95: [f64; 2],
-    /// How likely coincidence alone gives this much overlap; `None` for the unexplained rest.
+    /// How likely coincidence alone gives this much overlap; `None` for the unexplained rest, for what is no
+    /// stall, and where all of the time of the requests is accounted for.
     pub p_value: Option<f64>,
     /// Mean nanoseconds per slow sample.
     pub contribution_ns: f64,

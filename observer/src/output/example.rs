@@ -159,7 +159,7 @@ pub(crate) fn events() -> Vec<Event> {
             ran_tgid: 123,
             ran_comm,
             ran_cgroup: 4_711,
-            other_ns: 850_000,
+            other_ns: 900_000,
             own_ns: 0,
             idle_ns: 0,
         }));
@@ -276,7 +276,7 @@ pub(crate) fn attributed() -> Summary {
         requests: RequestsSummary { matched: 2_990, ambiguous: 8, unmatched: 2 },
         causes: vec![
             cause(Cause::RECLAIM_MEMCG, 0.71, 0.64, 0.78, true),
-            cause(Cause::RUNQUEUE, 0.08, 0.02, 0.12, true),
+            cause(Cause::RUNQUEUE_OTHER, 0.08, 0.02, 0.12, true),
             cause(Cause::MM_SYSCALL, 0.01, -0.01, 0.02, false),
             cause(Cause::UNEXPLAINED, 0.20, 0.13, 0.28, false),
         ],

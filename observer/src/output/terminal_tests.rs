@@ -34,7 +34,7 @@ fn an_attributed_run_says_why_how_much_and_shows_the_evidence() {
             "at 9.590000 s took 49.9 ms, status 200, request 959, sent 20.0 µs late",
             "worker-1 (101)",
             "512 pages, order 0",
-            "preempted; ran instead: hog<script> (123) in /system.slice/<hog>",
+            "preempted; other processes ran for 900 µs, most of all hog<script> (123) in /system.slice/<hog>",
             "madvise(DONTNEED) 4 MiB",
             "kswapd wakeups 3",
             "socket: partial (cgroup_sock), accept: this kernel has no fexit",
@@ -122,7 +122,7 @@ fn stalls_beyond_the_longest_are_summed_up() {
     request.stalls.extend(std::iter::repeat_n((event, overlap_ns), 4));
     request.omitted = 1_000;
     let text = render(&answer, false);
-    has(&text, &["and 1,002 shorter ones: runqueue 1.80 ms"]);
+    has(&text, &["and 1,002 shorter ones: runqueue_other 1.80 ms"]);
 }
 
 #[test]

@@ -274,18 +274,18 @@ mod tests {
             ran_tgid: 120,
             ran_comm,
             ran_cgroup: 4_711,
-            other_ns: 200,
-            own_ns: 90,
+            other_ns: 150,
+            own_ns: 40,
             idle_ns: 10,
         };
         let decoded =
             |record: &RunqueueRecord| decode(bytemuck::bytes_of(record)).expect("decodes");
         let event = decoded(&whole);
-        assert_eq!((event.start().0, event.duration_ns), (600, 400));
+        assert_eq!((event.start().0, event.duration_ns), (600, 300));
         let parts = [
             (Cause::RUNQUEUE, 100),
-            (Cause::RUNQUEUE_OTHER, 200),
-            (Cause::RUNQUEUE_SELF, 90),
+            (Cause::RUNQUEUE_OTHER, 150),
+            (Cause::RUNQUEUE_SELF, 40),
             (Cause::RUNQUEUE_IDLE, 10),
         ];
         assert_eq!(event.causes().collect::<Vec<_>>(), parts);
@@ -300,22 +300,22 @@ mod tests {
             .map(|stall| (stall.start.0, stall.end.0, stall.holder))
             .collect();
         let expected =
-            [(600, 700, None), (700, 900, Some(ran)), (900, 990, None), (990, 1_000, Some(nobody))];
+            [(600, 700, None), (700, 850, Some(ran)), (850, 890, None), (890, 900, Some(nobody))];
         assert_eq!(stalls, expected);
         assert_eq!(event.record(), Some(whole));
-        let text = "preempted; other processes ran for 200 ns, most of all hog? (123); threads of its own \
-                    process ran for 90 ns; the CPU was idle for 10 ns";
+        let text = "preempted; other processes ran for 150 ns, most of all hog? (123); threads of its own \
+                    process ran for 40 ns; the CPU was idle for 10 ns";
         assert_eq!(detail(&event), text);
 
         // Nothing is left of the wait, and more than there was.
-        let event = decoded(&RunqueueRecord { other_ns: 350, own_ns: 90, ..whole });
-        let parts = [(Cause::RUNQUEUE_OTHER, 350), (Cause::RUNQUEUE_SELF, 50)];
+        let event = decoded(&RunqueueRecord { other_ns: 250, own_ns: 90, ..whole });
+        let parts = [(Cause::RUNQUEUE_OTHER, 250), (Cause::RUNQUEUE_SELF, 50)];
         assert_eq!(event.causes().collect::<Vec<_>>(), parts);
 
         // A record of an older version.
         let old = RunqueueRecord { other_ns: 0, own_ns: 0, idle_ns: 0, ..whole };
         let event = decoded(&old);
-        assert_eq!(event.causes().collect::<Vec<_>>(), [(Cause::RUNQUEUE, 400)]);
+        assert_eq!(event.causes().collect::<Vec<_>>(), [(Cause::RUNQUEUE, 300)]);
         assert_eq!((event.cause(), event.holder()), (Some(Cause::RUNQUEUE), Some(ran)));
         assert_eq!(detail(&event), "preempted; ran last: hog? (123)");
         let event = decoded(&RunqueueRecord { ran_tid: 0, ran_cgroup: 0, ..old });
