@@ -44,7 +44,7 @@ fn own_clock(run: &Run) -> bool {
 /// scheduler skips the update of its clock at the switch and counts no wait at all
 /// (`rq_clock_skip_update`, kernel/sched/sched.h). Twice, because the programs of all observers take
 /// longer for the threads of the target than for those that measured `switch_ns`.
-const fn apart_ns(expected: SchedStat, switch_ns: u64) -> u64 {
+pub(super) const fn apart_ns(expected: SchedStat, switch_ns: u64) -> u64 {
     2 * expected.arrivals * switch_ns
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use observer_ebpf::wire::RunqueueRecord;
 
+use super::runqueue::apart_ns;
 use crate::kernel_counters::{self, SchedStat};
 use crate::process::Placement;
 use crate::results::{Held, Relation};
@@ -11,6 +12,10 @@ use crate::trial::{self, Run, Trial, number, scaled_text};
 
 /// Between the clocks of the scheduler, and those that some tiers keep.
 const TOLERANCE: f64 = 0.05;
+
+/// How much less it may be: the first thread of the process works, too, and others of the host come in
+/// between.
+const LESS: f64 = 0.25;
 
 /// The kernel does not show all switches on all hosts; of a wait in which one is missing, the time
 /// between its neighbours is not known. Three in a thousand were seen to be missing.
@@ -22,7 +27,7 @@ pub(super) struct WhoRan {
     pub(super) other_ns: u64,
     pub(super) own_ns: u64,
     pub(super) idle_ns: u64,
-    /// What is left of the waits.
+    /// What is left of these waits.
     pub(super) unknown_ns: u64,
 }
 
@@ -32,6 +37,11 @@ impl WhoRan {
         let mut sum = Self::default();
         for event in run.events().into_iter().filter(|event| event.tgid.0 == pid) {
             let Some(record) = event.record::<RunqueueRecord>() else { continue };
+            // Observer has not seen who had the CPU before it came. Sleeps that the kernel counts as waits
+            // can be that long.
+            if event.start() < run.info.start_ns {
+                continue;
+            }
             let known_ns = record.other_ns + record.own_ns + record.idle_ns;
             assert!(known_ns <= event.duration_ns, "no more than the wait: {event:?}");
             sum.other_ns += record.other_ns;
@@ -84,10 +94,12 @@ pub fn own_threads(trial: &Trial) {
         |held: &Held, run| {
             let against = "schedstat time on the CPU";
             let numbers = (WhoRan::of(run, pid).own_ns, ran.ran_ns);
-            held.compare(Relation::AtMost, "own_ns", against, numbers, (TOLERANCE, stolen_ns));
+            // A switch, with the programs at it, is part of a wait, and of nobody's time on the CPU.
+            let slack = stolen_ns + apart_ns(ran, observed.switch_ns);
+            held.compare(Relation::AtMost, "own_ns", against, numbers, (TOLERANCE, slack));
             let least_ns = ran.ran_ns.saturating_sub(alone_ns);
             let against = "schedstat time on the CPU, together";
-            held.at_least("own_ns, and unknown", against, own_ns(run), least_ns, TOLERANCE);
+            held.at_least("own_ns, and unknown", against, own_ns(run), least_ns, LESS);
         },
         &[("own_ns, and unknown", TOLERANCE, 0, &own_ns)],
     );
@@ -120,8 +132,10 @@ pub fn another_process(trial: &Trial) {
         "runqueue",
         |held: &Held, run| {
             let against = "schedstat run delay, beside a busy process";
-            let found_ns = other_ns(run);
-            held.equal("other_ns, and unknown", against, found_ns, waited.delay_ns, TOLERANCE);
+            let numbers = (WhoRan::of(run, pid).other_ns, waited.delay_ns);
+            let slack = apart_ns(waited, observed.switch_ns);
+            held.compare(Relation::AtMost, "other_ns", against, numbers, (TOLERANCE, slack));
+            held.compare(Relation::AtLeast, "other_ns", against, numbers, (LESS, slack));
             let of_waits = run.events().into_iter().filter(|event| event.tgid.0 == pid);
             let (mut all_ns, mut of_hog_ns) = (0, 0);
             for event in of_waits {
