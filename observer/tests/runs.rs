@@ -41,7 +41,7 @@ fn a_run_of_0_1_0_keeps_its_answer() {
             "runqueue       218   420 ms  18.6 µs  29.3 ms  29.8 ms",
             "fault_minor      4  15.6 µs  3.62 µs  4.25 µs  4.25 µs",
             "at 2.438383 s took 30.4 ms, status 200, request 255, sent 77.2 µs late",
-            "woken; ran instead: python3 (17151)",
+            "woken; ran last: python3 (17151)",
         ],
     );
     let left: Value = serde_json::from_slice(
