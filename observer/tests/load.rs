@@ -57,8 +57,8 @@ fn ingest(bytes: &[u8]) -> Ingested {
     ingest.feed(bytes);
     let now = Anchor::take();
     let hour = 3_600_000_000_000;
-    let window =
-        Window { start: MonoNanos(now.monotonic_ns.0.saturating_sub(hour)), end: now.monotonic_ns };
+    let start = MonoNanos(now.monotonic_ns.0.saturating_sub(hour));
+    let window = Window { start, end: now.monotonic_ns, went_on: false };
     ingest.finish(&Anchors(vec![now]), window, &RelAnchor::default()).unwrap()
 }
 

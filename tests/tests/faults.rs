@@ -291,15 +291,27 @@ fn a_run_that_is_killed_at_once_gives_an_answer_from_what_it_wrote() {
         assert!(unknown || !told("trace_incomplete"), "{:?}", summary.verdict);
         let report = observer_report(&out).stdout;
         assert!(report.contains("The run did not end normally"), "{report}");
+        let mut answer_until = |end_ns| -> Summary {
+            info.end_ns = end_ns;
+            info.streams.clear();
+            // There is none in the first moment.
+            let _ = fs::remove_file(out.join("complete.arrows"));
+            directory.write_run(&info).expect("run.json");
+            let finished = self::observer(&["report", text(&out), "--json"]);
+            finished.assert_code(0);
+            serde_json::from_str(&finished.stdout).expect("an answer")
+        };
+        let start_ns = directory.read_run().expect("run.json").start_ns;
+        // A checkpoint from before the first request. The load generator was started after it.
+        let summary = answer_until(MonoNanos(start_ns.0 + 1));
+        let outside = summary.samples.skipped.get("outside_run").copied().unwrap_or(0);
+        assert!(outside >= enough && summary.samples.count == 0, "{:?}", summary.samples);
+        let told = |code| summary.verdict.reasons.iter().any(|reason| reason.code == code);
+        assert!(told("samples_unusable") && !told("samples_error"), "{:?}", summary.verdict);
+        assert_eq!(summary.verdict.outcome, Outcome::Inconclusive);
         // Without any checkpoint, and without a note in the trace, the answer is about everything that
         // was written.
-        info.end_ns = info.start_ns;
-        info.streams.clear();
-        // There is none in the first moment.
-        let _ = fs::remove_file(out.join("complete.arrows"));
-        directory.write_run(&info).expect("run.json");
-        let finished = self::observer(&["report", text(&out), "--json"]);
-        let summary: Summary = serde_json::from_str(&finished.stdout).expect("an answer");
+        let summary = answer_until(start_ns);
         assert!(summary.samples.count >= enough, "{:?}", summary.samples);
         assert_eq!(summary.verdict.outcome, Outcome::Inconclusive);
     }

@@ -133,7 +133,7 @@ fn run(config: &Config, stop: &Stop) -> (Report, Ingested) {
     let report = generate(config, out.clone(), stop, |_| {}).unwrap();
     let mut ingest = Ingest::new(adapter("observer").unwrap());
     ingest.feed(&out.0.lock().unwrap());
-    let window = Window { start, end: MonoNanos::now() };
+    let window = Window { start, end: MonoNanos::now(), went_on: false };
     let anchors = Anchors(vec![Anchor::take()]);
     let ingested = ingest.finish(&anchors, window, &RelAnchor::default()).unwrap();
     assert!(!ingested.truncated);

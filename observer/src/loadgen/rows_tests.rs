@@ -230,6 +230,7 @@ fn samples_older_than_the_run_are_said_to_be_so() {
             window: Window {
                 start: MonoNanos(run.window.end.0 + 3_600_000_000_000),
                 end: MonoNanos(run.window.end.0 + 3_700_000_000_000),
+                went_on: true,
             },
             ..run
         };
@@ -237,6 +238,26 @@ fn samples_older_than_the_run_are_said_to_be_so() {
         assert!(matches!(error, IngestError::BeforeRun { .. }), "{format}: {error}");
         assert_eq!(error.exit(), Exit::SamplesClock);
         assert!(!error.to_string().contains("clock"), "{error}");
+    }
+}
+
+/// Those of a run that was killed before anything was known to be complete are no sign of another
+/// clock.
+#[test]
+fn samples_after_what_is_complete_of_a_killed_run_are_outside_it() {
+    // A generator's own clock says nothing of when it was started.
+    for (format, text, run) in good().into_iter().filter(|(format, ..)| *format != "hey") {
+        let of = |went_on| {
+            let start = MonoNanos(run.window.start.0.saturating_sub(2_000_000_000));
+            let window = Window { start, end: MonoNanos(start.0 + 1_000_000), went_on };
+            Run { window, anchors: run.anchors.clone(), seen: run.seen.clone() }
+        };
+        let all = run.ingest(format, text.as_bytes()).unwrap().samples.len() as u64;
+        let killed = of(true).ingest(format, text.as_bytes()).unwrap();
+        assert!(killed.samples.is_empty(), "{format}");
+        assert_eq!(killed.skipped.get("outside_run"), Some(&all), "{format}");
+        let error = of(false).ingest(format, text.as_bytes()).unwrap_err();
+        assert!(matches!(error, IngestError::OtherClock { .. }), "{format}: {error}");
     }
 }
 

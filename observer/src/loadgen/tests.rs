@@ -53,7 +53,7 @@ impl Run {
         let (start, end) = (mono("before_spawn"), mono("after_exit"));
         Self {
             anchors: Anchors(vec![anchor("before_spawn"), anchor("after_exit")]),
-            window: Window { start, end },
+            window: Window { start, end, went_on: false },
             seen: RelAnchor {
                 spawned: Some(start),
                 exited: Some(end),
@@ -67,7 +67,11 @@ impl Run {
     pub(super) fn here(start: u64) -> Self {
         Self {
             anchors: Anchors(vec![Anchor::take()]),
-            window: Window { start: MonoNanos(start), end: MonoNanos(start + 1_000_000_000) },
+            window: Window {
+                start: MonoNanos(start),
+                end: MonoNanos(start + 1_000_000_000),
+                went_on: false,
+            },
             seen: RelAnchor::default(),
         }
     }

@@ -101,7 +101,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     delta.self_usage.bpf_run_time_ns =
         (delta.self_usage.bpf_run_time_ns as f64 * scale).round() as u64;
     delta.self_usage.bpf_run_count = (delta.self_usage.bpf_run_count as f64 * scale).round() as u64;
-    let window = Window { start: journal.info.start_ns, end };
+    let window = Window { start: journal.info.start_ns, end, went_on: false };
     journal.info.coverage.clone_from(&last.coverage);
     drop(kernel);
     let ingested = reader.map(|reader| {
@@ -365,6 +365,17 @@ pub(super) fn judge_input(
         *top_cause = None;
         let text = format!("The samples could not be used: {error}.");
         reasons.insert(0, Reason::new("samples_error", text, json!({})));
+    }
+    let after = |ingested: &Ingested| ingested.skipped.get(OUTSIDE_RUN).copied().unwrap_or(0);
+    if let Some(after) = ingested.filter(|ingested| ingested.samples.is_empty()).map(after) {
+        *outcome = Outcome::Inconclusive;
+        reasons.retain(|reason| reason.code != "no_samples");
+        let text = format!(
+            "None of the {} samples can be used: all were sent after the last instant up to which \
+             the records of the run are complete.",
+            crate::text::count(after)
+        );
+        reasons.insert(0, Reason::new("samples_unusable", text, json!({"outside_run": after})));
     }
     if let Some(ingested) = ingested {
         let note = |note: &String| Reason::new("samples_note", sentence(note), json!({}));

@@ -363,6 +363,7 @@ fn samples(
         return Ok(None);
     }
     // The generator outlived the run, and its later requests were not watched.
-    let window = Window { start: info.start_ns, end: info.end_ns };
+    let went_on = info.end_reason == EndReason::Running;
+    let window = Window { start: info.start_ns, end: info.end_ns, went_on };
     Ok(Some(ingest.finish(&info.anchors, window, &generator(info))))
 }
