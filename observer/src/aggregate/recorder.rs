@@ -20,14 +20,38 @@ struct Recorded {
 pub struct CauseRecorder {
     causes: BTreeMap<Cause, Recorded>,
     clamped: u64,
+    object_names: BTreeMap<u32, String>,
 }
+
+/// Objects that stalls waited for and that have a name; further ones are counted together.
+const OBJECTS: usize = 4_096;
 
 impl CauseRecorder {
     /// Counts the stall an event stands for, each part of it for its cause; events that are not stalls
     /// are ignored.
     pub fn record_event(&mut self, event: &Event) {
         let count = event.summed().map_or(1, |summed| u64::from(summed.count)).max(1);
-        event.causes().for_each(|(cause, ns)| self.record_several(cause, ns, count));
+        event.causes().for_each(|(cause, ns)| {
+            self.record_several(cause, ns, count);
+            self.name_object(event, cause);
+        });
+    }
+
+    fn name_object(&mut self, event: &Event, cause: Cause) {
+        if let Some(row) = event.row().objects
+            && let Some(id) = (row.id)(event, cause)
+            && !self.object_names.contains_key(&id)
+            && self.object_names.len() < OBJECTS
+        {
+            self.object_names.insert(id, (row.name)(event, cause));
+        }
+    }
+
+    /// Names of what the stalls waited in, or for whom, by [`crate::model::Stall::object`]: the first
+    /// 4,096.
+    #[must_use]
+    pub const fn object_names(&self) -> &BTreeMap<u32, String> {
+        &self.object_names
     }
 
     /// Counts one duration.

@@ -5,10 +5,11 @@ use observer_ebpf::wire::RecordKind;
 use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 
-use super::drill::{Drill, MS};
+use super::drill::{Drill, MS, SECOND};
 use super::innermost::bursts::bursts;
 use super::served_drills::{Handler, POOL, Service, US, has, nothing};
 use super::*;
+use crate::model::Extra;
 
 /// Not among the seeds of other drills.
 const SEEDS: std::ops::Range<u64> = 400..408;
@@ -209,5 +210,102 @@ fn faults_too_short_for_records_of_their_own_are_seen_in_bursts() {
         let share = analysis.of(Cause::FAULT_MINOR).share;
         assert!((share - 0.4).abs() < 0.02, "seed {seed}: {share}");
         assert!(analysis.of(Cause::FAULT_MINOR).named, "seed {seed}: {analysis:#?}");
+    }
+}
+
+#[test]
+fn what_threads_waited_for_sums_to_their_part_of_the_requests() {
+    for seed in SEEDS {
+        let mut drill = drill(seed, &WATCHED, sleeps);
+        for stall in &mut drill.stalls {
+            if stall.cause == Cause::SERVICE_WAIT {
+                stall.extra = Extra::Object(if stall.duration_ns() >= 20 * MS { 7 } else { 8 });
+            }
+        }
+        // What a thread sleeps for in a stall is not what its service waits for.
+        let sleep = |stall: &&Stall| stall.extra == Extra::Object(7);
+        let within: Vec<Stall> = drill
+            .stalls
+            .iter()
+            .filter(sleep)
+            .map(|stall| Stall {
+                start: MonoNanos(stall.end.0 - 5 * MS),
+                extra: Extra::None,
+                cause: Cause::RECLAIM_MEMCG,
+                ..stall.clone()
+            })
+            .collect();
+        drill.stalls.extend(within);
+        let analysis = answer(&drill);
+        let accounts = analysis.account_ns.as_ref().expect("accounts");
+        let objects = &analysis.objects[&Cause::SERVICE_WAIT];
+        assert_eq!(analysis.objects.len(), 1, "stalls of other causes say nothing");
+        assert_eq!(objects[0].object, 7, "{objects:?}");
+        let of = |time: fn(&ObjectTime) -> u64| objects.iter().map(time).sum::<u64>();
+        let wait = |parts: &BTreeMap<Cause, u64>| parts.get(&Cause::SERVICE_WAIT).copied();
+        let slow_ns = wait(&accounts.slow).expect("a wait");
+        // One of less than 1 % is not in the list, and means are rounded.
+        let missing_ns = slow_ns.abs_diff(of(|time| time.slow_ns));
+        assert!(missing_ns <= slow_ns / 100 + 2, "{slow_ns}: {objects:?}");
+        if objects.len() == 2 {
+            let typical_ns = wait(&accounts.typical).unwrap_or(0);
+            assert!(typical_ns.abs_diff(of(|time| time.typical_ns)) <= 2, "{objects:?}");
+        }
+        assert!(objects[0].typical_ns < MS, "{objects:?}");
+        // By time alone nothing is known of sleeps.
+        drill.requests.clear();
+        assert!(drill.analyse().objects.is_empty());
+    }
+}
+
+#[test]
+fn who_had_the_cpu_is_known_by_time_alone() {
+    let waits = |length_ns| Handler {
+        stall: Some((Cause::RUNQUEUE_OTHER, length_ns)),
+        ..Handler::default()
+    };
+    for seed in SEEDS {
+        let mut drill = drill(seed, &WATCHED, waits);
+        for stall in &mut drill.stalls {
+            if stall.cause == Cause::RUNQUEUE_OTHER {
+                stall.extra = Extra::Object(9);
+            }
+        }
+        let by_thread = drill.analyse();
+        let [of_thread] = by_thread.objects[&Cause::RUNQUEUE_OTHER][..] else { panic!("one") };
+        let accounts = by_thread.account_ns.expect("accounts");
+        // Both means are rounded, each in its way.
+        let part_ns = accounts.slow[&Cause::RUNQUEUE_OTHER];
+        assert!(part_ns.abs_diff(of_thread.slow_ns) <= 1, "{part_ns}: {of_thread:?}");
+        drill.requests.clear();
+        let [of_all] = drill.analyse().objects[&Cause::RUNQUEUE_OTHER][..] else { panic!("one") };
+        assert!(of_all.object == 9 && of_all.slow_ns >= of_thread.slow_ns * 9 / 10, "{of_all:?}");
+    }
+}
+
+#[test]
+fn one_slow_phase_is_enough_where_all_time_is_accounted_for() {
+    for seed in SEEDS {
+        let mut drill = Drill::new(seed, 24);
+        drill.quality.sleeps_watched = true;
+        let phase = 10 * SECOND..12 * SECOND;
+        let plan = |at: u64, rng: &mut Xoshiro256PlusPlus| match phase.contains(&at) {
+            true => sleeps(rng.random_range(20 * MS..40 * MS)),
+            false => Handler::default(),
+        };
+        WATCHED.serve(&mut drill, 200, plan, nothing);
+        // Threads that serve nothing wait for a CPU in the same phase.
+        for begin in (9 * SECOND..13 * SECOND).step_by(5_000_000) {
+            drill.innocent(Cause::RUNQUEUE, 77, begin, begin + 4 * MS);
+        }
+        let analysis = answer(&drill);
+        assert_eq!(analysis.verdict.outcome, Outcome::Attributed, "{seed}: {analysis:#?}");
+        assert_eq!(analysis.verdict.top_cause, Some(Cause::SERVICE_WAIT), "{seed}: {analysis:#?}");
+        assert!(analysis.of(Cause::SERVICE_WAIT).share > 0.9, "{seed}: {analysis:#?}");
+        assert!(has(&analysis, "few_phases") && analysis.episodes < 3, "{seed}: {analysis:#?}");
+        // Without the account, coincidence cannot be ruled out.
+        drill.requests.clear();
+        let analysis = drill.analyse();
+        assert_eq!(analysis.verdict.outcome, Outcome::Inconclusive, "{seed}: {analysis:#?}");
     }
 }

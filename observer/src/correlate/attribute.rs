@@ -107,6 +107,7 @@ pub(super) fn attribute(
             named: candidate.named,
             p99_without_ns: None,
             p99_without_ci95: None,
+            objects: Vec::new(),
         })
         .chain(generator)
         .collect();
@@ -130,6 +131,7 @@ pub(super) fn attribute(
         named: false,
         p99_without_ns: None,
         p99_without_ci95: None,
+        objects: Vec::new(),
     });
     let ambiguous = candidates.iter().filter_map(ambiguous).collect();
     let covering = candidates.iter().filter(|candidate| candidate.covers.is_some());
@@ -193,6 +195,7 @@ fn generator(groups: &Groups<'_>, rng: &mut Xoshiro256PlusPlus) -> Option<CauseS
         named: nameable(share, ci95),
         p99_without_ns: None,
         p99_without_ci95: None,
+        objects: Vec::new(),
     })
 }
 

@@ -35,6 +35,7 @@ mod loss;
 #[cfg(test)]
 mod loss_drills;
 mod matching;
+mod objects;
 mod pairing;
 #[cfg(test)]
 mod served_drills;
@@ -54,6 +55,7 @@ use std::collections::BTreeMap;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 
+pub use objects::ObjectTime;
 pub use single::{Chosen, choose};
 pub use worst::{Longest, slowest};
 
@@ -180,6 +182,9 @@ pub struct Analysis {
     /// 1; the share of a cause that is not named is an estimate within the rest. Empty when there
     /// is nothing to explain or nothing to compare.
     pub causes: Vec<CauseSummary>,
+    /// Of causes with stalls that say in what they waited, or for whom: these, largest part of the slow
+    /// requests first.
+    pub objects: BTreeMap<Cause, Vec<ObjectTime>>,
     /// Causes that were watched and are excluded; empty unless the answer is conclusive.
     pub ruled_out: Vec<RuledOut>,
     /// Everything but `skipped`, which only the reader of the generator's output knows.
@@ -234,12 +239,19 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
     verdict.reasons.splice(0..0, verdict::failed(&population.summary));
     if !found.causes.is_empty() {
         verdict.reasons.extend(verdict::counted(&population));
+        if verdict.outcome != Outcome::Inconclusive {
+            verdict.reasons.extend(verdict::about_few(&population, &found));
+        }
     }
     verdict.reasons.extend(verdict::notes(evidence, &population, &ignored));
     let attribute::Found { causes, episodes, .. } = found;
     let account_ns = account::means(&population, &stalls);
     // The slowest requests have lines of their own.
     drop(stalls);
+    let objects = match causes.is_empty() {
+        true => BTreeMap::new(),
+        false => objects::find(evidence, &population, &timelines),
+    };
     let slowest_requests = single::slowest_requests(evidence, &matching, &mut timelines);
     Analysis {
         account_ns,
@@ -247,6 +259,7 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
         slowest_requests,
         verdict,
         causes,
+        objects,
         ruled_out,
         samples: population.summary,
         requests: matching.summary(),

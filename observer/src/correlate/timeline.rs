@@ -185,9 +185,14 @@ impl Timelines {
         Timeline::union(spans, self.length_ns)
     }
 
+    /// The intervals of a cause, thread by thread; `None` where nothing was kept by thread.
+    pub(super) fn pieces(&self, cause: Cause) -> Option<&Pieces> {
+        self.pieces.get(cause.index())
+    }
+
     /// The sleeps, thread by thread; `None` where nothing was kept by thread.
     pub(super) fn sleeps(&self) -> Option<&Pieces> {
-        self.pieces.get(Cause::SERVICE_WAIT.index())
+        self.pieces(Cause::SERVICE_WAIT)
     }
 
     /// The stalls by line; without lines, on one line of all threads.

@@ -416,7 +416,8 @@ fn too_few(evidence: &Evidence<'_>, population: &Population, found: &Found) -> O
         );
         return Some(Reason::new("few_slow", text, numbers(LEAST_SLOW)));
     }
-    (found.episodes < LEAST_EPISODES).then(|| {
+    let is_certain = population.counted.is_some_and(|counted| counted.has_account);
+    (found.episodes < LEAST_EPISODES && !is_certain).then(|| {
         let text = format!(
             "The {} slow requests came in only {} separate episodes; at least {LEAST_EPISODES} are \
              needed to rule out coincidence. Run longer.",
@@ -424,6 +425,22 @@ fn too_few(evidence: &Evidence<'_>, population: &Population, found: &Found) -> O
             found.episodes
         );
         Reason::new("few_episodes", text, numbers(LEAST_EPISODES))
+    })
+}
+
+/// Where all of the time of the requests is accounted for, nothing in it is coincidence, and one slow phase
+/// is enough for an answer about that one.
+pub(super) fn about_few(population: &Population, found: &Found) -> Option<Reason> {
+    let is_certain = population.counted.is_some_and(|counted| counted.has_account);
+    (is_certain && found.episodes < LEAST_EPISODES).then(|| {
+        let (slow, episodes) = (population.summary.slow_count, found.episodes);
+        let phases = if episodes == 1 { "one slow phase" } else { "few slow phases" };
+        let text = format!(
+            "The {} slow requests came in {phases} ({episodes}): this answer is about these. Whether later \
+             ones have the same cause is not known.",
+            count(slow)
+        );
+        Reason::new("few_phases", text, json!({"slow": slow, "episodes": episodes}))
     })
 }
 

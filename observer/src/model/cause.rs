@@ -37,6 +37,8 @@ pub struct CauseInfo {
     pub color: &'static str,
     /// Sort of time.
     pub kind: CauseKind,
+    /// Stands in front of what its stalls waited in, or for whom; empty where its records do not say it.
+    pub object: &'static str,
 }
 
 /// A cause: a row of [`CAUSES`], or an id read from a file that another version wrote.
@@ -73,6 +75,7 @@ causes! {
         record: Some("runqueue"),
         color: "#2471a3",
         kind: CauseKind::Stall,
+        object: "the CPU was with",
     }
     RUNQUEUE_SELF {
         id: "runqueue_self",
@@ -84,6 +87,7 @@ causes! {
         record: Some("runqueue"),
         color: "#1a5276",
         kind: CauseKind::Stall,
+        object: "the CPU was with",
     }
     RUNQUEUE_IDLE {
         id: "runqueue_idle",
@@ -96,6 +100,7 @@ causes! {
         record: Some("runqueue"),
         color: "#85c1e9",
         kind: CauseKind::Stall,
+        object: "",
     }
     RUNQUEUE {
         id: "runqueue",
@@ -107,6 +112,7 @@ causes! {
         record: Some("runqueue"),
         color: "#5d6d7e",
         kind: CauseKind::Stall,
+        object: "",
     }
     RECLAIM_DIRECT {
         id: "reclaim_direct",
@@ -118,6 +124,7 @@ causes! {
         record: Some("reclaim"),
         color: "#b9770e",
         kind: CauseKind::Stall,
+        object: "",
     }
     RECLAIM_MEMCG {
         id: "reclaim_memcg",
@@ -130,6 +137,7 @@ causes! {
         record: Some("reclaim"),
         color: "#c0392b",
         kind: CauseKind::Stall,
+        object: "",
     }
     COMPACTION {
         id: "compaction",
@@ -141,6 +149,7 @@ causes! {
         record: Some("compaction"),
         color: "#7d3c98",
         kind: CauseKind::Stall,
+        object: "",
     }
     FAULT_MINOR {
         id: "fault_minor",
@@ -152,6 +161,7 @@ causes! {
         record: Some("fault"),
         color: "#148f77",
         kind: CauseKind::Stall,
+        object: "",
     }
     FAULT_MAJOR {
         id: "fault_major",
@@ -163,6 +173,7 @@ causes! {
         record: Some("fault"),
         color: "#1e8449",
         kind: CauseKind::Stall,
+        object: "",
     }
     MM_SYSCALL {
         id: "mm_syscall",
@@ -174,6 +185,7 @@ causes! {
         record: Some("mm_syscall"),
         color: "#ca6f1e",
         kind: CauseKind::Stall,
+        object: "",
     }
     SOFTIRQ {
         id: "softirq",
@@ -188,6 +200,7 @@ causes! {
         record: Some("softirq"),
         color: "#b03a80",
         kind: CauseKind::Stall,
+        object: "",
     }
     SERVICE_WAIT {
         id: "service_wait",
@@ -199,6 +212,7 @@ causes! {
         record: Some("sleep"),
         color: "#5499c7",
         kind: CauseKind::OwnWork,
+        object: "the service waited in",
     }
     SERVICE_CPU {
         id: "service_cpu",
@@ -209,6 +223,7 @@ causes! {
         record: None,
         color: "#45b39d",
         kind: CauseKind::OwnWork,
+        object: "",
     }
     NETWORK {
         id: "network",
@@ -220,6 +235,7 @@ causes! {
         record: None,
         color: "#af7ac5",
         kind: CauseKind::Outside,
+        object: "",
     }
     LOAD_GENERATOR {
         id: "load_generator",
@@ -230,6 +246,7 @@ causes! {
         record: None,
         color: "#566573",
         kind: CauseKind::Outside,
+        object: "",
     }
     UNEXPLAINED {
         id: "unexplained",
@@ -241,6 +258,7 @@ causes! {
         record: None,
         color: "#aab2bb",
         kind: CauseKind::Rest,
+        object: "",
     }
 }
 
@@ -285,6 +303,7 @@ impl Cause {
                 record: None,
                 color: "#808b96",
                 kind: CauseKind::Outside,
+                object: "",
             })));
             rows.len() - 1
         });

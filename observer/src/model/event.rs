@@ -134,6 +134,13 @@ impl Event {
         (self.row.holder)(self, self.cause()?)
     }
 
+    /// In what the part of the stall with this cause waited, or for whom, where the record says so: a number
+    /// for [`super::ObjectRow::name`].
+    #[must_use]
+    pub fn object(&self, cause: Cause) -> Option<u32> {
+        (self.row.objects?.id)(self, cause)
+    }
+
     /// Id of the thread's stack, where the record has one.
     #[must_use]
     pub fn stack(&self) -> Option<u32> {

@@ -30,6 +30,7 @@ pub static REASON_CODES: &[(&str, &str)] = &[
     ("few_typical", "too few typical requests to compare with"),
     ("few_slow", "too few slow requests"),
     ("few_episodes", "too few separate episodes of slow requests to rule out coincidence"),
+    ("few_phases", "so few slow phases that the answer is about these alone"),
     ("same_period", "a cause recurs with the period of the slow requests, which proves nothing"),
     ("thin_evidence", "a cause may account for much, but is not statistically significant"),
     ("covers_most", "the stalls of a cause cover so much that its part cannot be told"),

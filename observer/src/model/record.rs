@@ -40,6 +40,18 @@ pub struct Summed {
     pub count: u32,
 }
 
+/// In what a stall waited (a system call at a connection), or for whom (a process), so that the stalls of
+/// one cause can be summed up by it. Both functions are about the part of the stall that has the given
+/// cause.
+#[derive(Clone, Copy)]
+pub struct ObjectRow {
+    /// What tells one object from another; `None` where the record does not say it. Of two among 4,096
+    /// objects to have the same number is a chance of one in 500.
+    pub id: fn(&Event, Cause) -> Option<u32>,
+    /// Its name for users.
+    pub name: fn(&Event, Cause) -> String,
+}
+
 /// One kind of record.
 pub struct RecordRow {
     /// The `kind` in its header.
@@ -67,6 +79,8 @@ pub struct RecordRow {
     pub stack: fn(&Event) -> Option<u32>,
     /// Of kinds that stand for several short stalls: what the record says about them.
     pub sums: Option<fn(&Event) -> Option<Summed>>,
+    /// Of kinds that say what a thread waited in, or who had what it waited for: these, in groups.
+    pub objects: Option<ObjectRow>,
     /// What the fields say, for users.
     pub detail: fn(&Event) -> String,
 }
@@ -93,6 +107,7 @@ impl RecordRow {
             holder: |_, _| None,
             stack: |_| None,
             sums: None,
+            objects: None,
             detail,
         }
     }
@@ -125,6 +140,12 @@ impl RecordRow {
     #[must_use]
     pub const fn sums(self, sums: fn(&Event) -> Option<Summed>) -> Self {
         Self { sums: Some(sums), ..self }
+    }
+
+    /// In what its stalls waited, or for whom.
+    #[must_use]
+    pub const fn objects(self, objects: ObjectRow) -> Self {
+        Self { objects: Some(objects), ..self }
     }
 
     /// Its text for users.

@@ -110,30 +110,41 @@ impl ServedBy {
         }
     }
 
-    /// How long this interval of a thread overlaps the time in which the request was with that thread:
-    /// with the reader until it was read, and then with the sender.
-    fn inside_ns(&self, sample: &Sample, stall: &Stall) -> u64 {
+    /// When the request was with this thread: with the reader until it was read, and then with the sender.
+    fn with_thread(&self, sample: &Sample, tid: Tid) -> Option<(MonoNanos, MonoNanos)> {
         let begin = self.arrival_ns.unwrap_or(self.read_ns);
         let end = self.last_send_ns.unwrap_or(sample.end);
-        let (from, until) = match (stall.tid == self.reader, stall.tid == self.sender) {
-            (true, true) => (begin, end),
-            (true, false) => (begin, self.read_ns),
-            (false, true) => (self.read_ns, end),
-            (false, false) => return 0,
-        };
-        stall.end.min(until).since(stall.start.max(from))
+        match (tid == self.reader, tid == self.sender) {
+            (true, true) => Some((begin, end)),
+            (true, false) => Some((begin, self.read_ns)),
+            (false, true) => Some((self.read_ns, end)),
+            (false, false) => None,
+        }
     }
+}
+
+/// The part of a stall or of a sleep of the target that overlaps a request; `None` if it is known not to
+/// concern it.
+#[must_use]
+pub fn inside(
+    sample: &Sample,
+    served: Option<&ServedBy>,
+    stall: &Stall,
+) -> Option<(MonoNanos, MonoNanos)> {
+    let (from, until) = match served {
+        Some(served) => served.with_thread(sample, stall.tid)?,
+        // Threads sleep most of the time, and most of them for another reason.
+        None if stall.cause.is_stall() => (sample.begin(), sample.end),
+        None => return None,
+    };
+    let (from, until) = (stall.start.max(from), stall.end.min(until));
+    (from < until).then_some((from, until))
 }
 
 /// How long a stall or a sleep of the target overlaps a request; 0 if it is known not to concern it.
 #[must_use]
 pub fn overlap_ns(sample: &Sample, served: Option<&ServedBy>, stall: &Stall) -> u64 {
-    match served {
-        Some(served) => served.inside_ns(sample, stall),
-        // Threads sleep most of the time, and most of them for another reason.
-        None if stall.cause.is_stall() => sample.inside_ns(stall.start, stall.end),
-        None => 0,
-    }
+    inside(sample, served, stall).map_or(0, |(from, until)| until.since(from))
 }
 
 /// A stall that overlaps a slow request.

@@ -12,6 +12,8 @@ pub enum Extra {
     None,
     /// Id of the thread's stack.
     Stack(u32),
+    /// In what it waited, or for whom ([`super::ObjectRow`]).
+    Object(u32),
     /// It stands for several short stalls, somewhere in the last so many nanoseconds before its end. Its
     /// length is the time in all of them together.
     Spread(u32),
@@ -72,6 +74,10 @@ impl Stall {
             (None, Some(stack)) => Extra::Stack(stack),
             (None, None) => Extra::None,
         };
+        let extra = move |cause| match event.object(cause) {
+            Some(object) => Extra::Object(object),
+            None => extra,
+        };
         let mut end = event.start();
         let stall = move |(cause, ns): (Cause, u64)| {
             let start = end;
@@ -83,7 +89,7 @@ impl Stall {
                 tgid: event.tgid,
                 cpu: event.cpu,
                 holder: (event.row().holder)(event, cause),
-                extra,
+                extra: extra(cause),
                 row: None,
                 cause,
             }
@@ -97,7 +103,7 @@ impl Stall {
     pub fn first(&self) -> MonoNanos {
         match self.extra {
             Extra::Spread(ns) => self.start.min(MonoNanos(self.end.0.saturating_sub(ns.into()))),
-            Extra::None | Extra::Stack(_) => self.start,
+            Extra::None | Extra::Stack(_) | Extra::Object(_) => self.start,
         }
     }
 
@@ -106,7 +112,16 @@ impl Stall {
     pub const fn stack(&self) -> Option<u32> {
         match self.extra {
             Extra::Stack(stack) => Some(stack),
-            Extra::None | Extra::Spread(_) => None,
+            Extra::None | Extra::Spread(_) | Extra::Object(_) => None,
+        }
+    }
+
+    /// In what it waited, or for whom, where its record says so.
+    #[must_use]
+    pub const fn object(&self) -> Option<u32> {
+        match self.extra {
+            Extra::Object(object) => Some(object),
+            Extra::None | Extra::Spread(_) | Extra::Stack(_) => None,
         }
     }
 

@@ -194,6 +194,22 @@ pub struct CauseSummary {
     /// 95 % interval of that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p99_without_ci95: Option<[u64; 2]>,
+    /// In what its stalls waited, or for whom, with the time in slow and in typical requests: the largest
+    /// parts of slow requests, the largest first. Empty where the records do not say it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub objects: Vec<CauseObject>,
+}
+
+/// A system call in which, or a process for which, stalls of a cause waited.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CauseObject {
+    /// The call, with the address at which it waited, or the name of those who had the CPU, where `*` stands
+    /// for a number.
+    pub what: String,
+    /// Mean nanoseconds of a slow request.
+    pub slow_ns: u64,
+    /// Mean nanoseconds of a typical request.
+    pub typical_ns: u64,
 }
 
 /// The p99 of the requests, and what it would have been without some causes: their stalls are taken

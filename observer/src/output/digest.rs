@@ -7,9 +7,7 @@ use super::answer::WorstRequest;
 use crate::aggregate::CauseRecorder;
 use crate::clock::MonoNanos;
 use crate::correlate::{Longest, slowest};
-use crate::model::{
-    Cause, EndReason, Event, RunInfo, Sample, ServedBy, SlowRequest, Stall, overlap_ns,
-};
+use crate::model::{Cause, EndReason, Event, RunInfo, Sample, SlowRequest, Stall, overlap_ns};
 
 /// Columns the time is cut into: what is closer than this is one mark.
 pub(super) const COLUMNS: usize = 900;
@@ -25,7 +23,8 @@ pub(super) struct Digest {
     length_ns: f64,
     pub(super) recorder: CauseRecorder,
     pub(super) lanes: BTreeMap<Cause, Vec<f64>>,
-    worst: Vec<(Sample, Option<ServedBy>, Longest<Event>)>,
+    worst: Vec<WorstRequest>,
+    longest: Vec<Longest<Event>>,
 }
 
 impl Digest {
@@ -40,20 +39,26 @@ impl Digest {
         let running = run.end_reason == EndReason::Running;
         let end = if running { MonoNanos(u64::MAX) } else { run.end_ns };
         let worst = slowest(samples, (run.start_ns, end), WORST).into_iter();
-        let served = |sample: &Sample| {
+        let request = |sample: &Sample| {
             let is_it = |one: &&SlowRequest| {
                 (one.begin_ns, one.end_ns, one.seq) == (sample.begin(), sample.end, sample.seq)
             };
-            known.iter().find(is_it)?.served
+            let known = known.iter().find(is_it);
+            WorstRequest {
+                sample: sample.clone(),
+                served: known.and_then(|known| known.served),
+                account_ns: known.and_then(|known| known.account_ns.clone()),
+                stalls: Vec::new(),
+                omitted: 0,
+            }
         };
-        let worst = worst
-            .map(|sample| (sample.clone(), served(sample), Longest::new(OVERLAPS_KEPT)))
-            .collect();
+        let worst: Vec<WorstRequest> = worst.map(request).collect();
         Self {
             start_ns: run.start_ns.0,
             length_ns,
             recorder: CauseRecorder::default(),
             lanes: BTreeMap::new(),
+            longest: worst.iter().map(|_| Longest::new(OVERLAPS_KEPT)).collect(),
             worst,
         }
     }
@@ -68,7 +73,9 @@ impl Digest {
         if event.cause().is_some_and(Cause::is_stall) {
             self.recorder.record_event(event);
         }
-        for (sample, served, longest) in &mut self.worst {
+        for (WorstRequest { sample, served, .. }, longest) in
+            self.worst.iter().zip(&mut self.longest)
+        {
             let overlaps =
                 Stall::of_event(event).map(|stall| overlap_ns(sample, served.as_ref(), &stall));
             longest.add(*event, overlaps.sum());
@@ -95,11 +102,11 @@ impl Digest {
 
     /// The slowest requests, each with its longest overlaps.
     pub(super) fn worst(&mut self) -> Vec<WorstRequest> {
-        let request = |(sample, served, longest): (Sample, Option<ServedBy>, Longest<Event>)| {
-            let (stalls, omitted) = longest.finish();
-            WorstRequest { sample, served, stalls, omitted }
-        };
-        std::mem::take(&mut self.worst).into_iter().map(request).collect()
+        let mut worst = std::mem::take(&mut self.worst);
+        for (request, longest) in worst.iter_mut().zip(std::mem::take(&mut self.longest)) {
+            (request.stalls, request.omitted) = longest.finish();
+        }
+        worst
     }
 }
 

@@ -212,6 +212,7 @@ pub(crate) fn attributed() -> Summary {
         named,
         p99_without_ns: None,
         p99_without_ci95: None,
+        objects: Vec::new(),
     };
     let mut probes: BTreeMap<_, _> = [
         ("runqueue", five(1_200_000, 9_000_000)),

@@ -4,10 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::answer::{Answer, WorstRequest};
+use super::answer::{Answer, WorstRequest, objects};
 use super::chart;
 use super::terminal::{counters, more, request_line, served};
 use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
+use super::track;
 use crate::model::{Cause, CauseSummary, Outcome, ProbeState, Summary, by_owner};
 
 /// Parts of an account named beside its bar.
@@ -174,6 +175,7 @@ fn causes(page: &mut String, summary: &Summary) {
     let header =
         ["cause", "share", "95 % interval", "p", "per slow request", "stalls", "p99 without", ""];
     table(page, &header, 6, &rows);
+    list(page, "counters", objects(summary).into_iter());
     page.push_str("</section>\n");
 }
 
@@ -349,7 +351,9 @@ fn worst(page: &mut String, answer: &Answer) {
     }
     page.push_str(
         "<section><h2>The slowest requests and the stalls during them</h2>\
-         <p class=\"sub\">Times from the start of the run.</p>\n",
+         <p class=\"sub\">Times from the start of the run. Each bar is the time of a request, in the \
+         colours of the causes; the lines in it say when it was in the socket of the service, read, and \
+         answered.</p>\n",
     );
     for (index, request) in answer.worst.iter().enumerate() {
         let open = if index < 3 { " open" } else { "" };
@@ -364,6 +368,10 @@ fn worst(page: &mut String, answer: &Answer) {
 fn overlaps(page: &mut String, answer: &Answer, request: &WorstRequest) {
     if let Some(served) = served(answer, request) {
         let _ = writeln!(page, "<p class=\"sub\">{}</p>", escape(&served));
+    }
+    page.push_str(&track::bar(request));
+    if let Some(account) = track::account(request) {
+        let _ = writeln!(page, "<p class=\"sub\">{}</p>", escape(&account));
     }
     if request.stalls.is_empty() {
         page.push_str("<p class=\"sub\">No stall of the target during it.</p>\n");

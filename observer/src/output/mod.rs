@@ -16,6 +16,7 @@ pub mod rundir;
 pub mod terminal;
 pub mod text;
 pub mod trace;
+mod track;
 
 /// No room on the disk, no more of this user's share of it, or a file as large as the process may make
 /// it.

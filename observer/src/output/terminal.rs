@@ -6,8 +6,9 @@ use std::io::IsTerminal;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::answer::{Answer, NOTHING_LOST, WorstRequest};
+use super::answer::{Answer, NOTHING_LOST, WorstRequest, objects};
 use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
+use super::track;
 use crate::clock::MonoNanos;
 use crate::model::{Accounts, Cause, CauseSummary, Outcome, ProbeState, ProbeSummary, Summary};
 
@@ -188,6 +189,13 @@ fn causes(text: &mut String, summary: &Summary, paint: Paint) {
     let header =
         ["cause", "share", "95 % interval", "p", "per slow request", "stalls", "p99 without", ""];
     table(text, &header, rows, &[1, 2, 3, 4, 5, 6]);
+    let objects = objects(summary);
+    if !objects.is_empty() {
+        // Next to its table.
+        text.pop();
+        objects.iter().for_each(|objects| wrapped(text, objects, "  "));
+        text.push('\n');
+    }
 }
 
 /// Parts of less than this share of a slow request are shown together.
@@ -338,6 +346,9 @@ fn worst(text: &mut String, answer: &Answer, paint: Paint) {
         line(text, &format!("  {}", request_line(answer, request)));
         if let Some(served) = served(answer, request) {
             line(text, &format!("      {served}"));
+        }
+        if let Some(account) = track::account(request) {
+            line(text, &format!("      {account}"));
         }
         let mut rows = Vec::new();
         for (event, overlap_ns) in request.stalls.iter().take(STALLS_SHOWN) {

@@ -16,6 +16,7 @@ mod socket;
 mod softirq;
 mod task;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::LazyLock;
 
 use observer_ebpf::wire::{Header, KIND_SLOTS, RecordKind, Series};
@@ -239,6 +240,13 @@ fn read<T: bytemuck::AnyBitPattern>(bytes: &[u8]) -> Option<T> {
 }
 
 /// The kernel's NUL-padded command name as text that is safe to print.
+/// A number for what [`crate::model::ObjectRow`] tells apart. The same in every process of this version.
+fn object_id(object: &impl Hash) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    object.hash(&mut hasher);
+    hasher.finish() as u32
+}
+
 fn comm(bytes: &[u8]) -> String {
     crate::text::clean(&crate::text::until_nul(bytes), 16)
 }

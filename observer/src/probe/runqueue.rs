@@ -11,7 +11,7 @@ use super::{
     Attach, Bounds, Entries, HistogramFamily, Members, Need, Numbers, PerThread, Probe, ProbeMap,
     Program, RunsAt, SummaryNumbers, Tier,
 };
-use crate::model::{Cause, Event, Field, Holder, RecordRow, Tgid, Tid, field};
+use crate::model::{Cause, Event, Field, Holder, ObjectRow, RecordRow, Tgid, Tid, field};
 use crate::text::duration;
 
 const SWITCH: &str = "waits for a CPU";
@@ -205,6 +205,7 @@ static RUNQUEUE: RecordRow = RecordRow::new::<RunqueueRecord>(
     std::array::from_fn(|index| (causes[index], times[index]))
 })
 .holder(holder)
+.objects(ObjectRow { id: object, name: object_name })
 .detail(detail);
 
 /// How long others, the process itself, and nobody had the CPU.
@@ -229,6 +230,26 @@ fn holder(event: &Event, cause: Cause) -> Option<Holder> {
         _ => times_ns(record) == [0; 3],
     };
     is_of_cause.then_some(ran)
+}
+
+/// Who had the CPU, by name: threads and processes of one kind often differ in a number alone.
+fn object(event: &Event, cause: Cause) -> Option<u32> {
+    let is_known = matches!(cause, Cause::RUNQUEUE_OTHER | Cause::RUNQUEUE_SELF);
+    let record: RunqueueRecord = event.record().filter(|_| is_known)?;
+    holder(event, cause)?;
+    Some(super::object_id(&without_number(&super::comm(&record.ran_comm))))
+}
+
+fn object_name(event: &Event, _: Cause) -> String {
+    event.record().map_or_else(String::new, |record: RunqueueRecord| {
+        without_number(&super::comm(&record.ran_comm))
+    })
+}
+
+/// `worker-*` of `worker-17`.
+fn without_number(name: &str) -> String {
+    let kept = name.trim_end_matches(|letter: char| letter.is_ascii_digit());
+    if kept.len() == name.len() { name.to_owned() } else { format!("{kept}*") }
 }
 
 fn detail(event: &Event) -> String {

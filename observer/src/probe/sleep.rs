@@ -8,8 +8,10 @@ use observer_ebpf::wire::{
     SleepState, Slot,
 };
 
-use super::{Attach, HistogramFamily, Members, Need, PerThread, Probe, Program, RunsAt, Tier};
-use crate::model::{Cause, Event, Field, RecordRow, field};
+use super::{
+    Attach, HistogramFamily, Members, Need, PerThread, Probe, Program, RunsAt, Tier, object_id,
+};
+use crate::model::{Cause, Event, Field, ObjectRow, RecordRow, field};
 
 const SWITCH: &str = "sleeps";
 const MOVES: &str = "sleeps of threads that are moved to another CPU";
@@ -123,11 +125,19 @@ static SLEEP: RecordRow = RecordRow::new::<SleepRecord>(
     ],
 )
 .stalls(20_000, |_| Some(Cause::SERVICE_WAIT))
+.objects(ObjectRow { id: object, name: object_name })
 .detail(detail);
 
-fn detail(event: &Event) -> String {
+/// The system call, and the other end of the connection at which it waited.
+fn object(event: &Event, _: Cause) -> Option<u32> {
+    let SleepRecord { syscall, remote_port, remote_address, .. } = event.record()?;
+    let flags = event.flags & (SLEEP_STOPPED | SLEEP_REMOTE);
+    Some(object_id(&(flags, syscall, remote_port, remote_address.0)))
+}
+
+fn object_name(event: &Event, _: Cause) -> String {
     let Some(record) = event.record::<SleepRecord>() else { return String::new() };
-    let SleepRecord { syscall, argument_1, remote_port, remote_address, .. } = record;
+    let SleepRecord { syscall, remote_port, remote_address, .. } = record;
     if event.flags & SLEEP_STOPPED != 0 {
         return "stopped or traced".to_owned();
     }
@@ -139,10 +149,22 @@ fn detail(event: &Event) -> String {
         let address = Ipv6Addr::from(remote_address.0).to_canonical();
         return format!("{call} at {}", SocketAddr::new(address, remote_port as u16));
     }
+    call
+}
+
+fn detail(event: &Event) -> String {
+    let Some(record) = event.record::<SleepRecord>() else { return String::new() };
+    let SleepRecord { syscall, argument_1, .. } = record;
+    let object = object_name(event, Cause::SERVICE_WAIT);
+    if event.flags & (SLEEP_STOPPED | SLEEP_REMOTE) != 0 {
+        return object;
+    }
     match i64::from(syscall) {
-        libc::SYS_futex => format!("{call} {argument_1:#x}"),
-        number if HAS_DESCRIPTOR.contains(&number) => format!("{call} of descriptor {argument_1}"),
-        _ => call,
+        libc::SYS_futex => format!("{object} {argument_1:#x}"),
+        number if HAS_DESCRIPTOR.contains(&number) => {
+            format!("{object} of descriptor {argument_1}")
+        }
+        _ => object,
     }
 }
 

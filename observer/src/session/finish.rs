@@ -8,15 +8,15 @@ use observer_ebpf::wire::{Counter, Counts, RecordKind, Series};
 
 use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
-use crate::correlate::{Analysis, Evidence, Hidden, Quality, Unwatched, analyse};
+use crate::correlate::{Analysis, Evidence, Hidden, ObjectTime, Quality, Unwatched, analyse};
 use crate::error::{Error, Exit, Result};
 use crate::loadgen::{
     BEFORE_RUN, EARLIER_RECORDING, IngestError, Ingested, OUTSIDE_RUN, RelAnchor, Window,
 };
 use crate::model::{
-    Cause, EndReason, FloorSummary, LossSpan, LossSummary, Outcome, ProbeState, Reason,
-    RecordSummary, RunInfo, SUMMARY_SCHEMA, Sample, SelfSummary, ServerRequest, Stall, Summary,
-    TraceRow, Verdict, files,
+    Cause, CauseObject, EndReason, FloorSummary, LossSpan, LossSummary, Outcome, ProbeState,
+    Reason, RecordSummary, RunInfo, SUMMARY_SCHEMA, Sample, SelfSummary, ServerRequest, Stall,
+    Summary, TraceRow, Verdict, files,
 };
 use crate::output::event_files::EventsRead;
 use crate::output::rundir::RunDir;
@@ -425,6 +425,13 @@ pub(super) fn summarise(
         if cause.cause.is_recorded() {
             cause.stalls = captured.recorder.count(cause.cause);
         }
+        let objects = analysis.objects.get(&cause.cause).into_iter().flatten();
+        let names = captured.recorder.object_names();
+        let named = |time: &ObjectTime| {
+            let ObjectTime { object, slow_ns, typical_ns } = *time;
+            Some(CauseObject { what: names.get(&object)?.clone(), slow_ns, typical_ns })
+        };
+        cause.objects = objects.filter_map(named).collect();
     }
     let mut probes = delta.probe_summaries();
     for probe in PROBES.iter().filter(|probe| probe.causes().any(Cause::is_stall)) {

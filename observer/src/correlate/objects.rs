@@ -1,0 +1,151 @@
+//! In what the stalls of a cause waited, or for whom, during slow and during typical requests.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::Evidence;
+use super::exposure::{Population, Served};
+use super::lines::{Line, Lines};
+use super::timeline::{Pieces, Span, Timeline, Timelines};
+use crate::clock::MonoNanos;
+use crate::model::{Cause, Stall};
+
+/// Objects of a cause that are looked at: those whose stalls are the longest together.
+const MEASURED: usize = 32;
+/// Objects of a cause in the result.
+const SHOWN: usize = 5;
+/// One with a smaller part of its cause's time is not shown.
+const LEAST_PART: f64 = 0.01;
+/// Objects whose stalls are summed up, of all causes together.
+const SUMMED: usize = 1 << 16;
+
+/// A part of a cause's time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectTime {
+    /// As [`Stall::object`].
+    pub object: u32,
+    /// Mean nanoseconds of a slow request.
+    pub slow_ns: u64,
+    /// Mean nanoseconds of a typical request.
+    pub typical_ns: u64,
+}
+
+/// Of each cause the objects with the most time in slow requests, the largest first. What these do not
+/// have of the cause's time is that of others, or not known.
+pub(super) fn find(
+    evidence: &Evidence<'_>,
+    population: &Population,
+    timelines: &Timelines,
+) -> BTreeMap<Cause, Vec<ObjectTime>> {
+    let lines = &population.lines;
+    // Most threads sleep most of the time, so that together they say nothing.
+    let has_account = population.counted.is_some_and(|counted| counted.has_account);
+    let threads: HashSet<u32> = lines
+        .iter()
+        .flat_map(|line| match *line {
+            Line::Outside => [None, None],
+            Line::Thread(tid) => [Some(tid), None],
+            Line::Both { reader, sender } => [Some(reader), Some(sender)],
+        })
+        .flatten()
+        .collect();
+    let counts = |stall: &&Stall| {
+        (stall.cause.is_stall() || has_account)
+            && (lines.is_empty() || threads.contains(&stall.tid.0))
+    };
+    let stalls = || evidence.stalls.iter().filter(counts);
+
+    let mut sums: HashMap<(Cause, u32), u64> = HashMap::new();
+    for stall in stalls() {
+        let Some(object) = stall.object() else { continue };
+        if sums.len() < SUMMED || sums.contains_key(&(stall.cause, object)) {
+            *sums.entry((stall.cause, object)).or_default() += stall.duration_ns();
+        }
+    }
+    let mut by_cause: BTreeMap<Cause, Vec<(Reverse<u64>, u32)>> = BTreeMap::new();
+    for ((cause, object), sum_ns) in sums {
+        by_cause.entry(cause).or_default().push((Reverse(sum_ns), object));
+    }
+    let window = evidence.window;
+    let mut found = BTreeMap::new();
+    for (cause, mut objects) in by_cause {
+        objects.sort_unstable();
+        objects.truncate(MEASURED);
+        let ranks: HashMap<u32, usize> =
+            objects.iter().enumerate().map(|(rank, (_, object))| (*object, rank)).collect();
+        // With the rank in front, the intervals of an object lie beside each other.
+        let mut spans: Vec<(usize, u32, Span)> = Vec::new();
+        for stall in stalls().filter(|stall| stall.cause == cause) {
+            let Some(rank) = stall.object().and_then(|object| ranks.get(&object)) else { continue };
+            let span = inside(stall, window);
+            let tid = stall.tid.0;
+            match timelines.pieces(cause) {
+                Some(pieces) => own_part(pieces, tid, span, |part| spans.push((*rank, tid, part))),
+                None => spans.push((*rank, tid, span)),
+            }
+        }
+        spans.sort_unstable();
+        let length_ns = window.1.since(window.0);
+        let mut times: Vec<ObjectTime> = spans
+            .chunk_by(|one, other| one.0 == other.0)
+            .map(|spans| {
+                let covered = on_lines(spans, lines, length_ns);
+                let mean = |samples: &[Served]| {
+                    let sum: f64 =
+                        samples.iter().map(|sample| covered.exposure(&sample.parts)).sum();
+                    (sum / samples.len().max(1) as f64).round() as u64
+                };
+                ObjectTime {
+                    object: objects[spans[0].0].1,
+                    slow_ns: mean(&population.slow),
+                    typical_ns: mean(&population.typical),
+                }
+            })
+            .collect();
+        times.sort_by_key(|time| Reverse(time.slow_ns));
+        let all_ns: u64 = times.iter().map(|time| time.slow_ns).sum();
+        times.retain(|time| time.slow_ns as f64 > all_ns as f64 * LEAST_PART);
+        times.truncate(SHOWN);
+        if !times.is_empty() {
+            found.insert(cause, times);
+        }
+    }
+    found
+}
+
+fn inside(stall: &Stall, window: (MonoNanos, MonoNanos)) -> Span {
+    let since = |time: MonoNanos| time.min(window.1).since(window.0);
+    Span { start: since(stall.start), end: since(stall.end) }
+}
+
+/// The parts of a stall in which its thread had no stall within it.
+fn own_part(pieces: &Pieces, tid: u32, stall: Span, mut each: impl FnMut(Span)) {
+    let pieces = pieces.of_thread(tid);
+    let first = pieces.partition_point(|piece| piece.end <= stall.start);
+    for piece in pieces[first..].iter().take_while(|piece| piece.start < stall.end) {
+        let (start, end) = (piece.start.max(stall.start), piece.end.min(stall.end));
+        each(Span { start, end });
+    }
+}
+
+/// The intervals of one object, in order of thread, by line.
+fn on_lines(spans: &[(usize, u32, Span)], lines: &[Line], length_ns: u64) -> Lines {
+    let timeline = |spans: Vec<Span>| Timeline::union(spans, length_ns);
+    let all = |spans: &[(usize, u32, Span)]| spans.iter().map(|(_, _, span)| *span).collect();
+    if lines.is_empty() {
+        return Lines::united(timeline(all(spans)));
+    }
+    let of_thread = |tid: u32| {
+        let from = spans.partition_point(|(_, other, _)| *other < tid);
+        let until = spans.partition_point(|(_, other, _)| *other <= tid);
+        all(&spans[from..until])
+    };
+    let of_line = |line: &Line| {
+        timeline(match *line {
+            Line::Outside => Vec::new(),
+            Line::Thread(tid) => of_thread(tid),
+            Line::Both { reader, sender } => [of_thread(reader), of_thread(sender)].concat(),
+        })
+    };
+    Lines::by_thread(lines.iter().map(of_line).collect(), lines)
+}
