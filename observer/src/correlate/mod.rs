@@ -21,6 +21,9 @@ mod account_drills;
 mod attribute;
 mod blocks;
 mod bootstrap;
+mod contention;
+#[cfg(test)]
+mod contention_drills;
 #[cfg(test)]
 mod drill;
 #[cfg(test)]

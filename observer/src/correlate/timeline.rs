@@ -63,6 +63,25 @@ impl Timeline {
         gaps
     }
 
+    /// What both of these cover.
+    pub(super) fn both(one: &Self, other: &Self) -> Self {
+        let mut both = Self { length_ns: one.length_ns, ..Self::default() };
+        let (mut place, mut beside) = (0, 0);
+        while place < one.starts.len() && beside < other.starts.len() {
+            let start = one.starts[place].max(other.starts[beside]);
+            let end = one.ends[place].min(other.ends[beside]);
+            if start < end {
+                both.push(Span { start, end }, 1.0);
+            }
+            if one.ends[place] <= other.ends[beside] {
+                place += 1;
+            } else {
+                beside += 1;
+            }
+        }
+        both
+    }
+
     fn push(&mut self, span: Span, weight: f64) {
         self.starts.push(span.start);
         self.ends.push(span.end);
@@ -180,9 +199,18 @@ impl Timelines {
 
     /// When these causes were at work in a thread.
     pub(super) fn of_thread(&self, tid: u32, causes: &[Cause]) -> Timeline {
+        self.of_threads(std::iter::once(tid), causes)
+    }
+
+    /// When these causes were at work in one of these threads at least.
+    pub(super) fn of_threads(
+        &self,
+        threads: impl Iterator<Item = u32> + Clone,
+        causes: &[Cause],
+    ) -> Timeline {
         let pieces = causes.iter().filter_map(|cause| self.pieces.get(cause.index()));
-        let spans = pieces.flat_map(|pieces| pieces.of_thread(tid)).copied().collect();
-        Timeline::union(spans, self.length_ns)
+        let spans = pieces.flat_map(|pieces| threads.clone().flat_map(|tid| pieces.of_thread(tid)));
+        Timeline::union(spans.copied().collect(), self.length_ns)
     }
 
     /// The intervals of a cause, thread by thread; `None` where nothing was kept by thread.

@@ -14,6 +14,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 
 use super::Evidence;
 use super::bootstrap::interval95;
+use super::contention::{self, Job};
 use super::handing::Handing;
 use super::matching::Matching;
 use super::timeline::{Timeline, Timelines};
@@ -31,30 +32,73 @@ const LEAST_SAMPLES: usize = 100;
 pub(super) struct Replay<'a> {
     evidence: &'a Evidence<'a>,
     timelines: &'a Timelines,
-    handing: Handing<'a>,
-    /// Indices of the answered requests by the thread that answered, in the order of its answers.
-    by_thread: BTreeMap<Tid, Vec<u32>>,
+    /// The answered requests, thread by thread, in the order of the answers.
+    turns: Vec<Turn>,
+    /// The threads that answered, each with the end of its turns.
+    threads: Vec<(Tid, usize)>,
+    /// How the threads competed for CPUs; `None` where they hardly did.
+    contention: Option<Contention>,
     /// Each sample whose request was answered, with that request.
     samples: Vec<(u32, u32)>,
     block_ns: u64,
 }
 
-/// A request since the start of the window, nanoseconds.
+/// What the thread that answered a request did for it, in nanoseconds since the start of the window.
 #[derive(Clone, Copy, Debug)]
-struct Times {
-    /// It was in the socket.
+struct Turn {
+    /// Index of the request.
+    request: u32,
+    /// The turn that this thread had to be done with before; [`contention::NONE`] for none.
+    after: u32,
+    /// The request was in the socket.
     arrival: u64,
-    /// It was read.
-    read: u64,
-    /// The thread that answered it had it.
+    /// The thread could have begun, had it not been busy.
+    ready: u64,
+    /// The thread had the request.
     handed: u64,
     /// The last of the reply was written.
     done: u64,
+    /// How long it waited meanwhile for a CPU that other threads of the service had.
+    own_ns: f32,
+}
+
+/// How the service's threads compete for CPUs.
+struct Contention {
+    /// The turns, as a replay needs them.
+    jobs: Vec<Job>,
+    cpus: u32,
+    /// How long each of them waits for a CPU in the replay.
+    waits: Vec<f32>,
+}
+
+/// What is taken away from a turn.
+#[derive(Clone, Copy, Debug)]
+struct Freed {
+    /// How much earlier it could have begun, had its thread not been busy.
+    ready_ns: u64,
+    /// Time in which its thread needed no CPU.
+    delay_ns: u64,
+    /// Time on a CPU.
+    cpu_ns: u64,
+    /// As [`Turn::after`].
+    after: u32,
 }
 
 /// When a request was done: an answer cannot be written before the request was read.
 fn done(request: &ServerRequest) -> MonoNanos {
     request.end().map_or(request.read, |end| end.max(request.read))
+}
+
+/// Whether threads need no CPU in its stalls.
+fn is_delay(cause: Cause) -> bool {
+    let delays = [
+        Cause::RUNQUEUE_OTHER,
+        Cause::RUNQUEUE_IDLE,
+        Cause::RUNQUEUE,
+        Cause::FAULT_MAJOR,
+        Cause::SERVICE_WAIT,
+    ];
+    delays.contains(&cause)
 }
 
 impl<'a> Replay<'a> {
@@ -85,69 +129,188 @@ impl<'a> Replay<'a> {
                 by_thread.entry(request.sender).or_default().push(place as u32);
             }
         }
-        for requests in by_thread.values_mut() {
-            requests.sort_by_key(|place| done(&evidence.requests[*place as usize]));
-        }
         let handing = Handing::new(evidence.requests, timelines.sleeps(), evidence.window.0);
-        Some(Self { evidence, timelines, handing, by_thread, samples, block_ns })
+        let (mut turns, mut threads) = (Vec::new(), Vec::new());
+        for (sender, mut requests) in by_thread {
+            requests.sort_by_key(|place| done(&evidence.requests[*place as usize]));
+            let first = turns.len();
+            for place in requests {
+                let turn = turn(evidence, &handing, place, &turns[first..], first);
+                turns.push(turn);
+            }
+            threads.push((sender, turns.len()));
+        }
+        let mut replay =
+            Self { evidence, timelines, turns, threads, contention: None, samples, block_ns };
+        if let Some((contention, waited_ns)) = replay.contention() {
+            replay.contention = Some(contention);
+            replay.turns.iter_mut().zip(waited_ns).for_each(|(turn, ns)| turn.own_ns = ns);
+        }
+        Some(replay)
     }
 
-    fn request(&self, place: u32) -> &ServerRequest {
-        &self.evidence.requests[place as usize]
+    /// The turns of each thread, with the place of the first.
+    fn by_thread(&self) -> impl Iterator<Item = (Tid, usize, &[Turn])> {
+        let mut first = 0;
+        self.threads.iter().map(move |(tid, end)| {
+            let begin = std::mem::replace(&mut first, *end);
+            (*tid, begin, &self.turns[begin..*end])
+        })
     }
 
-    fn times(&self, place: u32) -> Times {
-        let request = self.request(place);
-        let since = |time: MonoNanos| time.since(self.evidence.window.0);
-        let (read, done) = (since(request.read), since(done(request)));
-        let handed = match request.reader == request.sender {
-            true => read,
-            false => self.handing.at(request).min(done),
+    /// When a turn began.
+    fn begin(&self, turn: &Turn) -> u64 {
+        let before = self.turns.get(turn.after as usize);
+        turn.ready.max(before.map_or(0, |before| before.done))
+    }
+
+    /// Finds out how the threads compete, and for how long each turn waited.
+    fn contention(&self) -> Option<(Contention, Vec<f32>)> {
+        let own = |tid: &Tid| self.timelines.of_thread(tid.0, &[Cause::RUNQUEUE_SELF]);
+        if self.threads.iter().all(|(tid, _)| own(tid).is_empty()) {
+            return None;
+        }
+        let (mut jobs, mut waited_ns) = (Vec::with_capacity(self.turns.len()), Vec::new());
+        for (number, (tid, _, turns)) in self.by_thread().enumerate() {
+            let own = own(&tid);
+            let delays: Vec<Cause> = Cause::all().filter(|cause| is_delay(*cause)).collect();
+            let delays = self.timelines.of_thread(tid.0, &delays);
+            for turn in turns {
+                let begin = self.begin(turn);
+                let handed = turn.handed.max(begin);
+                // Until it had the request, it needed no CPU for it, and waited for one to read it.
+                let before_ns = own.exposure(begin, handed);
+                let own_ns = before_ns + own.exposure(handed, turn.done);
+                let delay_ns =
+                    (handed - begin) as f64 - before_ns + delays.exposure(handed, turn.done);
+                let all_ns = turn.done.saturating_sub(begin) as f64;
+                jobs.push(Job {
+                    ready: turn.ready,
+                    delay: delay_ns as f32,
+                    cpu: (all_ns - own_ns - delay_ns).max(0.0) as f32,
+                    after: turn.after,
+                    thread: number as u32,
+                });
+                waited_ns.push(own_ns as f32);
+            }
+        }
+        let cpus = contention::cpus(&jobs, &waited_ns)?;
+        let waits = contention::waits(&jobs, cpus);
+        Some((Contention { jobs, cpus, waits }, waited_ns))
+    }
+
+    /// What is taken away from each turn without the stalls of these causes, and without the lateness of
+    /// requests.
+    fn freed(&self, causes: &[Cause], late_ns: &[u64]) -> Vec<Freed> {
+        let mut freed = Vec::with_capacity(self.turns.len());
+        let of = |wanted: fn(Cause) -> bool| -> Vec<Cause> {
+            causes.iter().copied().filter(|cause| cause.is_recorded() && wanted(*cause)).collect()
         };
-        Times { arrival: since(request.begin()).min(read), read, handed, done }
+        let delays = of(is_delay);
+        let on_cpu = of(|cause| !is_delay(cause));
+        let stalls = of(Cause::is_stall);
+        let mut readers: HashMap<Tid, Timeline> = HashMap::new();
+        // While a thread of a pool was asleep, and a request waited that it was to read, another one had been
+        // woken for that, and was stalled.
+        let threads = self.threads.iter().map(|(tid, _)| tid.0);
+        let siblings = self.timelines.of_threads(threads, &stalls);
+        for (sender, _, turns) in self.by_thread() {
+            let asleep = self.timelines.of_thread(sender.0, &[Cause::SERVICE_WAIT]);
+            let idle = Timeline::both(&asleep, &siblings);
+            let [delays, on_cpu, stalled] =
+                [&delays, &on_cpu, &stalls].map(|of| self.timelines.of_thread(sender.0, of));
+            for turn in turns {
+                let request = &self.evidence.requests[turn.request as usize];
+                let mut ready_ns = late_ns.get(turn.request as usize).copied().unwrap_or(0);
+                if request.reader != request.sender {
+                    let reader = readers
+                        .entry(request.reader)
+                        .or_insert_with(|| self.timelines.of_thread(request.reader.0, &stalls));
+                    let waited_ns = reader.exposure(turn.arrival, turn.ready).round() as u64;
+                    ready_ns += waited_ns.min(turn.ready - turn.arrival);
+                }
+                let begin = self.begin(turn);
+                // Until it had the request, the thread waited for work.
+                let handed = turn.handed.max(begin);
+                let mut before_ns = stalled.exposure(begin, handed);
+                if request.reader == request.sender {
+                    before_ns += idle.exposure(begin, handed);
+                }
+                let delay_ns = before_ns + delays.exposure(handed, turn.done);
+                let cpu_ns = on_cpu.exposure(handed, turn.done);
+                freed.push(Freed {
+                    ready_ns: ready_ns.min(turn.ready),
+                    delay_ns: delay_ns.round() as u64,
+                    cpu_ns: cpu_ns.round() as u64,
+                    after: turn.after,
+                });
+            }
+        }
+        if !late_ns.is_empty() {
+            self.put_in_order(&mut freed);
+        }
+        freed
+    }
+
+    /// Requests that were sent late come in any order. Sent in time, none waits for one that comes later.
+    fn put_in_order(&self, freed: &mut [Freed]) {
+        let ready = |place: usize, freed: &[Freed]| self.turns[place].ready - freed[place].ready_ns;
+        for place in 0..freed.len() {
+            let own = ready(place, freed);
+            let mut after = freed[place].after;
+            while after != contention::NONE && ready(after as usize, freed) > own {
+                after = freed[after as usize].after;
+            }
+            freed[place].after = after;
+        }
+    }
+
+    /// For how long each turn would not have waited for other threads of the service: as large a part as
+    /// in the replay.
+    fn own_saved_ns(&self, causes: &[Cause], freed: &[Freed]) -> Option<Vec<u64>> {
+        // Without it, nothing of it is left.
+        let contention = self.contention.as_ref();
+        let Contention { jobs, cpus, waits } =
+            contention.filter(|_| !causes.contains(&Cause::RUNQUEUE_SELF))?;
+        let without = |(job, freed): (&Job, &Freed)| Job {
+            ready: job.ready - freed.ready_ns,
+            delay: (job.delay - freed.delay_ns as f32).max(0.0),
+            cpu: (job.cpu - freed.cpu_ns as f32).max(0.0),
+            after: freed.after,
+            ..*job
+        };
+        let fewer: Vec<Job> = jobs.iter().zip(freed).map(without).collect();
+        let left = contention::waits(&fewer, *cpus);
+        let saved = |(turn, (before, after)): (&Turn, (&f32, f32))| {
+            let part = if *before > 0.0 { (after / before).min(1.0) } else { 1.0 };
+            (turn.own_ns * (1.0 - part)).round() as u64
+        };
+        Some(self.turns.iter().zip(waits.iter().zip(left)).map(saved).collect())
     }
 
     /// How much earlier each request would have been done without the stalls of these causes.
     fn saved_ns(&self, causes: &[Cause]) -> Vec<u64> {
-        let mut saved_ns = vec![0; self.evidence.requests.len()];
-        let waits = causes.contains(&Cause::SERVICE_WAIT);
-        let stalls: Vec<Cause> = causes.iter().copied().filter(|cause| cause.is_stall()).collect();
-        let mut stalled: HashMap<Tid, Timeline> = HashMap::new();
-        let mut exposure = |tid: Tid, causes: &[Cause], start: u64, end: u64| {
-            let timeline =
-                stalled.entry(tid).or_insert_with(|| self.timelines.of_thread(tid.0, causes));
-            timeline.exposure(start, end).round() as u64
-        };
-        for (sender, requests) in &self.by_thread {
-            let asleep = waits.then(|| self.timelines.of_thread(sender.0, &[Cause::SERVICE_WAIT]));
-            // When requests were done, with what that saved.
-            let mut answers: Vec<(u64, u64)> = Vec::with_capacity(requests.len());
-            for place in requests {
-                let Times { arrival, read, handed, done } = self.times(*place);
-                let reader = self.request(*place).reader;
-                // A thread that reads by itself is done with the one before by then. A request that comes
-                // from another thread may have waited for it.
-                let until = if reader == *sender { read } else { done };
-                let before = answers.partition_point(|(other, _)| *other <= until);
-                let before = before.checked_sub(1).map_or((0, 0), |place| answers[place]);
-                let (before, before_saved_ns) = before;
-                // When it could have begun.
-                let (ready, ready_earlier) = if reader == *sender {
-                    (arrival, arrival)
-                } else {
-                    (read, read - exposure(reader, &stalls, arrival, read).min(read - arrival))
-                };
-                let begin = ready.max(before);
-                let begin_earlier = ready_earlier.max(before - before_saved_ns);
-                let stalled_ns = exposure(*sender, &stalls, begin, done);
-                // Until it had the request, the thread waited for work.
-                let slept_ns = asleep
-                    .as_ref()
-                    .map_or(0, |asleep| asleep.exposure(begin.max(handed), done).round() as u64);
-                let saved = begin.saturating_sub(begin_earlier) + stalled_ns + slept_ns;
-                saved_ns[*place as usize] = saved.min(done - arrival);
-                answers.push((done, saved_ns[*place as usize]));
+        let mut late_ns = Vec::new();
+        if causes.contains(&Cause::LOAD_GENERATOR) {
+            late_ns = vec![0; self.evidence.requests.len()];
+            for (place, request) in &self.samples {
+                late_ns[*request as usize] = self.evidence.samples[*place as usize].lateness_ns();
             }
+        }
+        let freed = self.freed(causes, &late_ns);
+        let own_saved_ns = self.own_saved_ns(causes, &freed);
+        let mut of_turns: Vec<u64> = Vec::with_capacity(self.turns.len());
+        let mut saved_ns = vec![0; self.evidence.requests.len()];
+        for (place, (turn, freed)) in self.turns.iter().zip(&freed).enumerate() {
+            let before = self.turns.get(freed.after as usize);
+            let before = before.map_or(0, |before| before.done - of_turns[freed.after as usize]);
+            let ready = turn.ready - freed.ready_ns;
+            let own_ns = own_saved_ns.as_ref().map_or(0, |saved_ns| saved_ns[place]);
+            let sooner_ns = self.begin(turn).saturating_sub(ready.max(before));
+            let saved = sooner_ns + freed.delay_ns + freed.cpu_ns + own_ns;
+            let saved = saved.min(turn.done - ready.min(turn.arrival));
+            of_turns.push(saved);
+            saved_ns[turn.request as usize] = saved;
         }
         saved_ns
     }
@@ -176,15 +339,13 @@ impl<'a> Replay<'a> {
     /// The p99 with and without these causes.
     fn without(&self, causes: &[Cause], rng: &mut Xoshiro256PlusPlus) -> Without {
         let saved_ns = self.saved_ns(causes);
-        let is_late = causes.contains(&Cause::LOAD_GENERATOR);
         let window_ns = self.evidence.window.1.since(self.evidence.window.0);
         let blocks = (window_ns / self.block_ns + 1) as usize;
         let mut latencies: Vec<(u64, u32)> = Vec::with_capacity(self.samples.len());
         let mut measured: Vec<u64> = Vec::with_capacity(self.samples.len());
         for (place, request) in &self.samples {
             let sample = &self.evidence.samples[*place as usize];
-            let late_ns = if is_late { sample.lateness_ns() } else { 0 };
-            let saved = saved_ns[*request as usize].saturating_add(late_ns);
+            let saved = saved_ns[*request as usize];
             let block = sample.begin().since(self.evidence.window.0) / self.block_ns;
             let response_ns = sample.response_ns();
             measured.push(response_ns);
@@ -218,4 +379,28 @@ impl<'a> Replay<'a> {
         let ci95 = interval95(drawn.collect()).map(|bound_ns| bound_ns as u64);
         Without { p99_ns, p99_without_ns, ci95 }
     }
+}
+
+/// What the thread of a request did for it, behind what it has answered before.
+fn turn(
+    evidence: &Evidence<'_>,
+    handing: &Handing<'_>,
+    place: u32,
+    answered: &[Turn],
+    first: usize,
+) -> Turn {
+    let request = &evidence.requests[place as usize];
+    let since = |time: MonoNanos| time.since(evidence.window.0);
+    let (read, done) = (since(request.read), since(done(request)));
+    let arrival = since(request.begin()).min(read);
+    // A thread that reads by itself is done with the one before by then. A request that comes from another
+    // thread may have waited for it.
+    let reads = request.reader == request.sender;
+    let (ready, handed, until) = match reads {
+        true => (arrival, read, read),
+        false => (read, handing.at(request).min(done), done),
+    };
+    let before = answered.partition_point(|other| other.done <= until);
+    let after = before.checked_sub(1).map_or(contention::NONE, |place| (first + place) as u32);
+    Turn { request: place, after, arrival, ready, handed, done, own_ns: 0.0 }
 }

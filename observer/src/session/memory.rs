@@ -39,8 +39,12 @@ const MATCHING_BYTES: usize = 24;
 /// with its error.
 const SAMPLE_BYTES: u64 =
     (size_of::<RawRow>() + size_of::<Sample>() + MAX_ERROR_BYTES + MATCHING_BYTES) as u64;
+/// Replaying a request without a cause takes this much memory: what its thread did for it (56), what the
+/// replay needs of that, with the cause and without it (48), what is taken away (24), and what comes of
+/// it (24), with the state of the replay (56).
+const REPLAY_BYTES: usize = 208;
 /// A request that the target served, and its places in three orders while it is matched.
-const REQUEST_BYTES: u64 = (size_of::<ServerRequest>() + MATCHING_BYTES) as u64;
+const REQUEST_BYTES: u64 = (size_of::<ServerRequest>() + MATCHING_BYTES + REPLAY_BYTES) as u64;
 /// Events between two threads.
 const BATCHES_BYTES: u64 = ((BATCHES + 2) * BATCH_EVENTS * size_of::<Event>()) as u64;
 
