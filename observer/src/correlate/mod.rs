@@ -221,18 +221,12 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
     let stalls = timelines.on_lines(&population.lines);
     let mut found = attribute::Found::default();
     let mut ruled_out = Vec::new();
-    let mut without_named = None;
     let mut verdict = match verdict::nothing_to_explain(evidence, &population, &losses) {
         Some(verdict) => verdict,
         None => {
             let window_ns = evidence.window.1.since(evidence.window.0);
             found = attribute::attribute(&population, &stalls, window_ns, &mut rng);
             let verdict = verdict::decide(evidence, &population, &losses, &mut found);
-            if population.counted.is_some_and(|counted| counted.by_thread)
-                && let Some(replay) = Replay::new(evidence, &timelines, &matching, found.block_ns)
-            {
-                without_named = replay.without_named(&mut found.causes, &mut rng);
-            }
             if verdict.outcome != Outcome::Inconclusive {
                 ruled_out = verdict::ruled_out(evidence, &stalls, &losses, &found);
             }
@@ -247,10 +241,17 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
         }
     }
     verdict.reasons.extend(verdict::notes(evidence, &population, &ignored));
-    let attribute::Found { causes, episodes, .. } = found;
+    let attribute::Found { mut causes, episodes, block_ns, .. } = found;
     let account_ns = account::means(&population, &stalls);
-    // The slowest requests have lines of their own.
+    // The slowest requests have lines of their own, and a replay needs the memory.
     drop(stalls);
+    let by_thread = population.counted.is_some_and(|counted| counted.by_thread);
+    let without_named = causes
+        .iter()
+        .any(|cause| cause.named && by_thread)
+        .then(|| Replay::new(evidence, &timelines, &matching, block_ns))
+        .flatten()
+        .and_then(|replay| replay.without_named(&mut causes, &mut rng));
     let objects = match causes.is_empty() {
         true => BTreeMap::new(),
         false => objects::find(evidence, &population, &timelines),

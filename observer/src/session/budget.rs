@@ -26,6 +26,11 @@ impl Budget {
     pub const fn share(self) -> Option<f64> {
         self.0
     }
+
+    /// How much of the share of observer's own threads counts.
+    pub(super) fn counted(self, own_share: f64) -> f64 {
+        self.0.map_or(own_share, |budget| own_share.min(budget * OWN_PART))
+    }
 }
 
 impl Default for Budget {
@@ -71,6 +76,9 @@ const HOLD_MAX_NS: u64 = 320_000_000_000;
 const STAY_SHARE: f64 = 0.8;
 /// Probes whose programs cost less than this part of the excess are not shed for it.
 const BLAME_SHARE: f64 = 0.1;
+/// Of what observer's own threads take, no more than this part of the budget counts: shedding probes takes
+/// hardly any of it back, and each measurement that follows adds to it.
+const OWN_PART: f64 = 0.5;
 
 /// One probe the machine may shed.
 #[derive(Clone, Debug)]
@@ -90,7 +98,8 @@ pub(super) struct Measured {
     pub(super) now_ns: u64,
     /// Length of the window.
     pub(super) window_seconds: f64,
-    /// What observer's own threads take in the long run, as a share of all CPU time.
+    /// What observer's own threads take in the long run, as a share of all CPU time, as far as it counts
+    /// ([`Budget::counted`]).
     pub(super) own_share: f64,
     /// The same share of each attached program, with its hook.
     pub(super) programs: BTreeMap<&'static str, f64>,
@@ -285,6 +294,8 @@ mod tests {
         log: Vec<(u64, Step)>,
         /// Share of CPU time, integrated over time.
         spent_ns: f64,
+        budget: Budget,
+        own_share: f64,
     }
 
     fn probes() -> Vec<Sheddable> {
@@ -310,6 +321,8 @@ mod tests {
                 now_ns: 0,
                 log: Vec::new(),
                 spent_ns: 0.0,
+                budget,
+                own_share: 0.0005,
             }
         }
 
@@ -328,7 +341,7 @@ mod tests {
                 let measured = Measured {
                     now_ns: self.now_ns,
                     window_seconds: 0.1,
-                    own_share: 0.0005,
+                    own_share: self.budget.counted(self.own_share),
                     programs,
                 };
                 self.spent_ns += measured.share() * pause_ns as f64;
@@ -367,6 +380,17 @@ mod tests {
         let mut drill = Drill::new("1%");
         drill.run(600, &[("sched_switch", 0.006), ("sys_exit", 0.002), ("fault_end", 0.001)]);
         assert_eq!(drill.log, []);
+    }
+
+    #[test]
+    fn probes_are_not_shed_for_what_observers_own_threads_take() {
+        let mut drill = Drill { own_share: 0.05, ..Drill::new("1%") };
+        drill.run(60, &[("sched_switch", 0.003), ("sys_exit", 0.0005)]);
+        assert_eq!(drill.log, []);
+        // As much of the budget as is left for the programs.
+        drill.run(60, &[("sched_switch", 0.003), ("sys_exit", 0.02)]);
+        assert_eq!(drill.missing(), ["mm_syscall", "socket"]);
+        assert_eq!(Budget::NONE.counted(0.05), 0.05);
     }
 
     #[test]

@@ -80,6 +80,7 @@ impl OwnShare {
 
 /// Measures the programs, and sheds and brings back probes.
 pub(super) struct CostWatch {
+    budget: Budget,
     control: BudgetControl,
     /// What programs at every system call add to each.
     call_tax_ns: f64,
@@ -136,6 +137,7 @@ impl CostWatch {
         let own_cpu_seconds = usage::own().cpu_seconds;
         let cpus = system::online_cpus().len().max(1) as f64;
         let mut watch = Self {
+            budget,
             control: BudgetControl::new(budget, probes.collect()),
             call_tax_ns,
             cpus,
@@ -312,7 +314,7 @@ impl CostWatch {
         let measured = Measured {
             now_ns: MonoNanos::now().0,
             window_seconds: elapsed.as_secs_f64(),
-            own_share: self.own.share,
+            own_share: self.budget.counted(self.own.share),
             programs: self.shares(&window.programs, &after, all_ns),
         };
         // The end of the run cuts the last window off, and what observer does then is not what it did

@@ -24,6 +24,8 @@ const NAME_BYTES: usize = 96;
 /// (64). By thread, the first two are gone when the pieces are put on lines: pieces (32), and lines of
 /// one and of two threads (32 each), and what lies between the stalls, while it is put together (64).
 const ANALYSIS_BYTES: usize = 208;
+/// What of this is gone when the requests are replayed: the lines, and what lies between the stalls.
+const LINES_BYTES: u64 = 128;
 
 /// What observer takes once it has attached its probes, without the maps: measured are 46 MiB.
 pub(crate) const START_BYTES: u64 = 56 << 20;
@@ -98,7 +100,10 @@ impl Memory {
         let stalls = EVENTS_MAX.min(half / STALL_BYTES);
         let samples = MAX_SAMPLES.min((half / SAMPLE_BYTES) as usize);
         let small = (ANCHORS_MAX * size_of::<Anchor>() + NAMES_MAX * NAME_BYTES) as u64;
-        let grown = stalls * STALL_BYTES + samples as u64 * SAMPLE_BYTES + requests * REQUEST_BYTES;
+        // Stalls are put on lines before the requests are replayed.
+        let on_lines = stalls * STALL_BYTES + requests * (REQUEST_BYTES - REPLAY_BYTES as u64);
+        let replayed = stalls * (STALL_BYTES - LINES_BYTES) + requests * REQUEST_BYTES;
+        let grown = samples as u64 * SAMPLE_BYTES + on_lines.max(replayed);
         let all = FIXED_BYTES + BATCHES_BYTES + grown + small;
         let resident_bound_bytes = room.as_ref().map_or(all, |room| all.min(room.limit_bytes));
         Self { stalls, samples, requests: requests as usize, resident_bound_bytes, room }
