@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::bpf::{self, Object};
+use crate::command;
 use crate::process::{Placement, Running};
 use crate::trial::programs;
 
@@ -50,6 +51,19 @@ pub fn ends(out: &Path) -> Vec<MonoNanos> {
     let rows = rows.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let end = |row: Value| Some(MonoNanos(row["start_ns"].as_u64()? + row["latency_ns"].as_u64()?));
     rows.filter_map(end).collect()
+}
+
+/// The answer that `observer report` works out.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn answer(out: &Path) -> Summary {
+    let mut report = Command::new(programs().observer);
+    let report = report.arg("report").arg(out).arg("--json");
+    let finished = command::run(report, Duration::from_secs(120)).expect("it ends");
+    finished.assert_code(0);
+    serde_json::from_str(&finished.stdout).expect("an answer")
 }
 
 /// The answer of a killed run is about so many nanoseconds.

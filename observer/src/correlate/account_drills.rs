@@ -309,3 +309,30 @@ fn one_slow_phase_is_enough_where_all_time_is_accounted_for() {
         assert_eq!(analysis.verdict.outcome, Outcome::Inconclusive, "{seed}: {analysis:#?}");
     }
 }
+
+#[test]
+fn a_tail_below_twice_the_typical_latency_is_explained_where_its_time_is_known() {
+    for seed in SEEDS {
+        let mut drill = Drill::new(seed, 30);
+        drill.quality.sleeps_watched = true;
+        // Each answer waits for an acknowledgement that comes late.
+        let way_ns = 42 * MS;
+        let plan = |_, rng: &mut Xoshiro256PlusPlus| Handler {
+            way_ns,
+            sleep_ns: if rng.random_bool(0.02) { 30 * MS } else { 0 },
+            ..Handler::default()
+        };
+        WATCHED.serve(&mut drill, 100, plan, nothing);
+        let analysis = answer(&drill);
+        assert!(analysis.samples.slow_mean_ns < 2.0 * analysis.samples.typical_mean_ns);
+        assert_eq!(analysis.verdict.top_cause, Some(Cause::SERVICE_WAIT), "{seed}: {analysis:#?}");
+        drill.requests.clear();
+        assert_eq!(drill.analyse().verdict.outcome, Outcome::NoSlowSamples, "{seed}");
+        // What differs by less is no problem.
+        let mut even = Drill::new(seed, 30);
+        even.quality.sleeps_watched = true;
+        let plan = |_, _: &mut Xoshiro256PlusPlus| Handler { way_ns, ..Handler::default() };
+        WATCHED.serve(&mut even, 100, plan, nothing);
+        assert_eq!(even.analyse().verdict.outcome, Outcome::NoSlowSamples, "{seed}");
+    }
+}

@@ -199,17 +199,13 @@ impl Timelines {
 
     /// When these causes were at work in a thread.
     pub(super) fn of_thread(&self, tid: u32, causes: &[Cause]) -> Timeline {
-        self.of_threads(std::iter::once(tid), causes)
+        self.of_threads(&[tid], causes)
     }
 
     /// When these causes were at work in one of these threads at least.
-    pub(super) fn of_threads(
-        &self,
-        threads: impl Iterator<Item = u32> + Clone,
-        causes: &[Cause],
-    ) -> Timeline {
+    pub(super) fn of_threads(&self, threads: &[u32], causes: &[Cause]) -> Timeline {
         let pieces = causes.iter().filter_map(|cause| self.pieces.get(cause.index()));
-        let spans = pieces.flat_map(|pieces| threads.clone().flat_map(|tid| pieces.of_thread(tid)));
+        let spans = pieces.flat_map(|pieces| threads.iter().flat_map(|tid| pieces.of_thread(*tid)));
         Timeline::union(spans.copied().collect(), self.length_ns)
     }
 

@@ -21,6 +21,9 @@ const LEAST_TYPICAL: usize = 5;
 /// There are always samples above a quantile. A service is healthy if the extra latency is below
 /// this, or below the typical response itself (a mean tail within twice the typical response).
 const HEALTHY_EXCESS_NS: f64 = 500_000.0;
+/// Where all of the time of the requests is accounted for, the extra latency need not be so large: below
+/// this part of the typical response it is no problem.
+const HEALTHY_PART: f64 = 0.25;
 /// If more of the slow samples than this are left out, the others may differ from them.
 const MOST_LEFT_OUT: f64 = 0.5;
 /// Stalls hidden by raised thresholds, as a share of the extra latency, above which they may be a
@@ -109,7 +112,9 @@ pub(super) fn nothing_to_explain(
             json!({"slow": summary.slow_count, "typical": typical, "least": LEAST_TYPICAL});
         (Outcome::Inconclusive, "few_typical", text, numbers)
     } else {
-        let healthy = HEALTHY_EXCESS_NS.max(summary.typical_mean_ns);
+        let is_certain = population.counted.is_some_and(|counted| counted.has_account);
+        let part = if is_certain { HEALTHY_PART } else { 1.0 };
+        let healthy = HEALTHY_EXCESS_NS.max(summary.typical_mean_ns * part);
         let quantile = matches!(slow, SlowSpec::Quantile(_));
         if !quantile || summary.slow_count == 0 || population.excess_ns() >= healthy {
             return None;

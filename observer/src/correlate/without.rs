@@ -212,8 +212,8 @@ impl<'a> Replay<'a> {
         let mut readers: HashMap<Tid, Timeline> = HashMap::new();
         // While a thread of a pool was asleep, and a request waited that it was to read, another one had been
         // woken for that, and was stalled.
-        let threads = self.threads.iter().map(|(tid, _)| tid.0);
-        let siblings = self.timelines.of_threads(threads, &stalls);
+        let threads: Vec<u32> = self.threads.iter().map(|(tid, _)| tid.0).collect();
+        let siblings = self.timelines.of_threads(&threads, &stalls);
         for (sender, _, turns) in self.by_thread() {
             let asleep = self.timelines.of_thread(sender.0, &[Cause::SERVICE_WAIT]);
             let idle = Timeline::both(&asleep, &siblings);
