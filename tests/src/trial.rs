@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use observer::model::{Event, RunInfo, Summary};
+use observer::model::{Cause, Event, Outcome, RunInfo, Summary};
 use observer::output::rundir::RunDir;
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 use serde_json::Value;
@@ -26,6 +26,22 @@ const SCALE: &str = "OBSERVER_TEST_SCALE";
 const GUEST: &str = "OBSERVER_TEST_GUEST";
 /// Names a directory for files that must lie on a disk.
 const DIRECTORY: &str = "OBSERVER_TEST_DIR";
+
+/// Whether a text for users says the answer, whichever it is: that depends on how busy the host was.
+#[must_use]
+pub fn says_the_answer(text: &str, summary: &Summary) -> bool {
+    let words: &[&str] = match summary.verdict.outcome {
+        Outcome::Attributed => &[summary.verdict.top_cause.map_or("no cause", Cause::name)],
+        Outcome::GeneratorLimited => &["limited by the load generator"],
+        Outcome::NoSlowSamples => &["no latency problem found", "no samples"],
+        Outcome::Inconclusive => &["inconclusive", "requests failed"],
+        Outcome::Unexplained => &["unexplained"],
+        Outcome::Unknown => &[],
+    };
+    // The answer comes first.
+    let first = text.lines().next().unwrap_or_default().to_lowercase();
+    words.iter().any(|words| first.contains(words))
+}
 
 /// `full`, or the configured percentage of it, at least 1.
 ///

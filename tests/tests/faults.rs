@@ -21,7 +21,7 @@ use observer_tests::privileged;
 use observer_tests::process::{Placement, Running, Service, command_lines_with};
 use observer_tests::small_disk::SmallDisk;
 use observer_tests::trial::{
-    FLOODED, directory, programs, scaled, scaled_text, settle, unique, watched,
+    FLOODED, directory, programs, says_the_answer, scaled, scaled_text, settle, unique, watched,
 };
 use observer_tests::watch::{Watch, Work, read_run};
 use rand::{RngExt, SeedableRng};
@@ -246,8 +246,8 @@ fn the_trace_of_a_killed_run_is_readable_to_the_last_batch_and_answers() {
     let again: Summary = serde_json::from_str(&finished.stdout).expect("an answer");
     assert_seconds(&again, last.until.since(info.start_ns));
     run.write_run(&info).expect("run.json");
-    let report = observer_report(&out).stdout.to_lowercase();
-    assert!(report.contains(&summary.verdict.outcome.name().replace('_', " ")), "{report}");
+    let report = observer_report(&out).stdout;
+    assert!(says_the_answer(&report, &summary), "{report}");
 }
 
 #[test]

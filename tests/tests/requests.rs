@@ -70,7 +70,11 @@ fn stalls_of_threads_that_nobody_waits_for_are_no_cause() {
     let least_ns = excess_ns - rest_ns - missing_ns;
     assert!(slept_ns >= least_ns, "{slept_ns} ns of {excess_ns} ns, {missed} missed");
     assert!(slept_ns >= 0.95 * SLEEP_NS - missing_ns, "{slept_ns} ns, {missed} missed");
-    assert_eq!(summary.verdict.top_cause, Some(Cause::SERVICE_WAIT));
+    // On a busy host, the generator may be later than the service sleeps.
+    let is_late = of(Cause::LOAD_GENERATOR) > excess_ns / 3.0;
+    let expected =
+        |cause| cause == Cause::SERVICE_WAIT || is_late && cause == Cause::LOAD_GENERATOR;
+    assert!(summary.verdict.top_cause.is_some_and(expected), "{:?}", summary.verdict);
     // All of the time of a request has a cause.
     let accounts = summary.account_ns.as_ref().expect("accounts");
     let slow_ns: u64 = accounts.slow.values().sum();

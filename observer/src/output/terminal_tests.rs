@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{RequestsSummary, RunInfo, Sample};
+use crate::model::{CauseObject, RequestsSummary, RunInfo, Sample};
 use crate::output::example;
 
 fn answer(run: RunInfo, summary: Option<Summary>, samples: Vec<Sample>) -> Answer {
@@ -147,5 +147,29 @@ fn causes_and_codes_of_another_version_are_shown_as_they_are() {
     has(
         &rendered(summary),
         &["ATTRIBUTED TO LOCK_WAIT", "lock_wait", "does not know", "  lock_wait "],
+    );
+}
+
+#[test]
+fn who_had_the_cpu_and_in_which_call_the_service_waited_is_said() {
+    let mut summary = example::attributed();
+    let mut object = |index: usize, cause, what: &str, slow_ns| {
+        summary.causes[index].cause = cause;
+        let what = what.to_owned();
+        summary.causes[index].objects.push(CauseObject { what, slow_ns, typical_ns: 10 });
+    };
+    object(0, Cause::RUNQUEUE_OTHER, "hog\u{1b}[31m-*", 30_000_000);
+    object(0, Cause::RUNQUEUE_OTHER, "backup", 10_000_000);
+    object(1, Cause::SERVICE_WAIT, "recvfrom at 127.0.0.1:6379", 2_000_000);
+    summary.causes[1].share = 0.06;
+    summary.verdict.top_cause = Some(Cause::RUNQUEUE_OTHER);
+    let text = rendered(summary).replace('\n', " ");
+    has(
+        &text,
+        &[
+            "The CPU was with hog?[31m-* for 75 % of that time.",
+            "runqueue_other: the CPU was with hog?[31m-* 30.0 ms (75 %), backup 10.0 ms (25 %)",
+            "service_wait: the service waited in recvfrom at 127.0.0.1:6379 2.00 ms (100 %)",
+        ],
     );
 }

@@ -111,3 +111,81 @@ pub(super) fn account(request: &WorstRequest) -> Option<String> {
     }
     Some(texts.join(", "))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::model::{Sample, ServedBy, Tid};
+    use crate::output::example;
+
+    const MS: u64 = 1_000_000;
+
+    fn request() -> WorstRequest {
+        let at = |ms: u64| MonoNanos(ms * MS);
+        let served = ServedBy {
+            arrival_ns: Some(at(120)),
+            read_ns: at(130),
+            first_send_ns: Some(at(180)),
+            last_send_ns: Some(at(190)),
+            reader: Tid(7),
+            sender: Tid(7),
+        };
+        let fault = |tid, end_ms, length_ms| {
+            let mut event = example::fault(end_ms * MS, length_ms * MS, 0);
+            event.tid = Tid(tid);
+            (event, length_ms * MS)
+        };
+        WorstRequest {
+            sample: Sample {
+                intended_start: Some(at(100)),
+                ..Sample::of_times(110 * MS, 200 * MS)
+            },
+            served: Some(served),
+            account_ns: Some(BTreeMap::from([
+                (Cause::FAULT_MINOR, 20 * MS),
+                (Cause::SERVICE_CPU, 50 * MS),
+                (Cause::NETWORK, 20 * MS),
+                (Cause::LOAD_GENERATOR, 10 * MS),
+            ])),
+            // Begun before the request was there, and of a thread that did not serve it.
+            stalls: vec![fault(7, 130, 30), fault(8, 170, 10)],
+            omitted: 0,
+        }
+    }
+
+    #[test]
+    fn a_request_is_drawn_with_its_stalls_clipped_to_it() {
+        let bar = bar(&request());
+        let piece = |name: &str, length: &str, after: &str, left: &str, width: &str| {
+            let wanted = format!(
+                "<span title=\"{name}: {length}, from {after} on\" style=\"left:{left}%;width:{width}%;"
+            );
+            assert!(bar.contains(&wanted), "{wanted} is missing in\n{bar}");
+        };
+        piece("load_generator", "10.0 ms", "0 ns", "0.00", "10.00");
+        piece("network", "10.0 ms", "10.0 ms", "10.00", "10.00");
+        piece("service_cpu", "70.0 ms", "20.0 ms", "20.00", "70.00");
+        piece("network", "10.0 ms", "90.0 ms", "90.00", "10.00");
+        piece("fault_minor", "10.0 ms", "20.0 ms", "20.00", "10.00");
+        assert_eq!(bar.matches("fault_minor").count(), 1, "{bar}");
+        for mark in ["in the socket after 20.0 ms", "read after 30.0 ms", "answered after 80.0 ms"]
+        {
+            assert!(bar.contains(mark), "{mark} is missing in\n{bar}");
+        }
+        let all = "service_cpu 50.0 ms (50 %), fault_minor 20.0 ms (20 %), network 20.0 ms (20 %), \
+                   load_generator 10.0 ms (10 %)";
+        assert_eq!(account(&request()).as_deref(), Some(all));
+    }
+
+    #[test]
+    fn a_request_of_unknown_threads_has_no_account() {
+        let request = WorstRequest { served: None, account_ns: None, ..request() };
+        assert_eq!(account(&request), None);
+        // Stalls of all threads may concern it.
+        assert_eq!(bar(&request).matches("fault_minor").count(), 2);
+        let none = WorstRequest { sample: Sample::of_times(5, 5), stalls: Vec::new(), ..request };
+        assert_eq!(bar(&none), "");
+    }
+}
