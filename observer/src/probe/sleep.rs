@@ -131,8 +131,10 @@ static SLEEP: RecordRow = RecordRow::new::<SleepRecord>(
 /// The system call, and the other end of the connection at which it waited.
 fn object(event: &Event, _: Cause) -> Option<u32> {
     let SleepRecord { syscall, remote_port, remote_address, .. } = event.record()?;
-    let flags = event.flags & (SLEEP_STOPPED | SLEEP_REMOTE);
-    Some(object_id(&(flags, syscall, remote_port, remote_address.0)))
+    if event.flags & SLEEP_STOPPED != 0 {
+        return Some(object_id(&SLEEP_STOPPED));
+    }
+    Some(object_id(&(event.flags & SLEEP_REMOTE, syscall, remote_port, remote_address.0)))
 }
 
 fn object_name(event: &Event, _: Cause) -> String {
@@ -303,5 +305,28 @@ mod tests {
         let mut remote = record(SLEEP_REMOTE, libc::SYS_recvfrom as u32);
         (remote.remote_port, remote.remote_address.0[15]) = (6_379, 1);
         assert_eq!(said(remote), "recvfrom at [::1]:6379");
+    }
+
+    #[test]
+    fn sleeps_are_summed_up_by_call_and_connection() {
+        let of = |record: SleepRecord| {
+            let event = decode(bytemuck::bytes_of(&record)).expect("decodes");
+            let id = event.object(Cause::SERVICE_WAIT).expect("an object");
+            (id, object_name(&event, Cause::SERVICE_WAIT))
+        };
+        let futex = record(0, libc::SYS_futex as u32);
+        assert_eq!(of(futex), of(SleepRecord { argument_1: 99, ..futex }), "whatever the address");
+        assert_eq!(of(futex).1, "futex");
+        let stopped = |syscall| of(record(SLEEP_STOPPED, syscall as u32));
+        assert_eq!(stopped(libc::SYS_read), stopped(libc::SYS_futex));
+        let remote = |port: u32| {
+            let record = record(SLEEP_REMOTE, libc::SYS_recvfrom as u32);
+            of(SleepRecord { remote_port: port, ..record })
+        };
+        let all =
+            [of(futex), of(record(0, libc::SYS_read as u32)), stopped(0), remote(1), remote(2)];
+        for (place, one) in all.iter().enumerate() {
+            assert!(all[place + 1..].iter().all(|other| other.0 != one.0), "{one:?}");
+        }
     }
 }

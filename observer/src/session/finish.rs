@@ -23,6 +23,7 @@ use crate::output::rundir::RunDir;
 use crate::output::trace::TraceEvent;
 use crate::probe::{PROBES, kind_name};
 
+use super::floor_log::{bound_hidden, unrecorded_ns};
 use super::journal::Journal;
 use super::start::ports;
 use serde_json::json;
@@ -121,7 +122,8 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     let records = records(&counts, &captured);
     info.loss = loss(delta.loss_summary(), &records, &captured);
     let floors = captured.floors.take().map(|log| log.finish(end, &hidden.hidden_ns()));
-    let floors = floors.unwrap_or_default();
+    let mut floors = floors.unwrap_or_default();
+    bound_hidden(&mut floors, &delta, &captured);
     delta.self_usage.drain_wakeups = captured.wakeups;
     delta.self_usage.added_cpu_share = cost.added();
     delta.self_usage.rss_bound_bytes = memory.resident_bound_bytes;
@@ -436,12 +438,7 @@ pub(super) fn summarise(
     let mut probes = delta.probe_summaries();
     for probe in PROBES.iter().filter(|probe| probe.causes().any(Cause::is_stall)) {
         let Some(summary) = probes.get_mut(probe.name) else { continue };
-        let recorded_ns: u64 = probe
-            .causes()
-            .filter_map(|cause| captured.recorder.summary(cause))
-            .map(|distribution| distribution.sum_ns)
-            .sum();
-        summary.unrecorded_ns = summary.sum_ns.saturating_sub(recorded_ns);
+        summary.unrecorded_ns = unrecorded_ns(probe, summary.sum_ns, captured);
     }
     Summary {
         schema: SUMMARY_SCHEMA,

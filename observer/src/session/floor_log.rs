@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering;
 
 use observer_ebpf::wire::{KIND_SLOTS, RecordKind, Series};
 
-use super::CaptureCounts;
+use super::{CaptureCounts, Captured};
+use crate::aggregate::Snapshot;
 use crate::clock::MonoNanos;
 use crate::kernel::{FloorSet, Kernel};
 use crate::model::{FloorChange, FloorSummary};
-use crate::probe::{self, PROBES};
+use crate::probe::{self, PROBES, Probe};
 
 /// Kinds of record that may have a floor: those with a length.
 pub(super) fn kinds_with_floor() -> impl Iterator<Item = RecordKind> {
@@ -109,5 +110,31 @@ impl HiddenWatch {
             hidden[*kind as usize] = u64::try_from(*hidden_ns).unwrap_or(0);
         }
         hidden
+    }
+}
+
+/// How much of the time of a probe's stalls is in no record.
+pub(super) fn unrecorded_ns(probe: &Probe, sum_ns: u64, captured: &Captured) -> u64 {
+    let recorded = probe.causes().filter_map(|cause| captured.recorder.summary(cause));
+    sum_ns.saturating_sub(recorded.map(|distribution| distribution.sum_ns).sum())
+}
+
+/// Floors hide no more than is in no record: what was in bursts that were still open when that was last
+/// looked at has come since.
+pub(super) fn bound_hidden(
+    floors: &mut BTreeMap<String, FloorSummary>,
+    delta: &Snapshot,
+    captured: &Captured,
+) {
+    let summaries = delta.probe_summaries();
+    for probe in PROBES {
+        let sum_ns = summaries.get(probe.name).map_or(0, |summary| summary.sum_ns);
+        let mut left_ns = unrecorded_ns(probe, sum_ns, captured);
+        for kind in probe.kinds() {
+            if let Some(floor) = floors.get_mut(kind.name()) {
+                floor.hidden_ns = floor.hidden_ns.min(left_ns);
+                left_ns -= floor.hidden_ns;
+            }
+        }
     }
 }
