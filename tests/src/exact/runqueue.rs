@@ -166,11 +166,14 @@ pub fn processor_time(trial: &Trial) {
     let ran_us = observed.after.0.since(&observed.before.0).get("usage_usec").expect("usage_usec");
     let schedstat = kernel_counters::schedstat_since(&observed.after.2, &observed.before.2);
     let there_ns = number(&observed.counts, "there_ns");
+    // What the threads waited before they looked at the clock first, and after they did last.
+    let outside_ns = schedstat.delay_ns.saturating_sub(number(&observed.counts, "waited_ns"));
+    println!("the threads waited {outside_ns} ns before or after the time that they were there");
     trial.hold(
         &observed,
         "runqueue",
         |held, run| {
-            let waited = there_ns.saturating_sub(1000 * ran_us);
+            let waited = there_ns.saturating_sub(1000 * ran_us) + outside_ns;
             let apart = trial::between_clocks(0.03);
             held.check(&Comparison {
                 metric: "sum_ns",

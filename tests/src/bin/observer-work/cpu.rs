@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use observer_tests::kernel_counters::own_schedstat;
 use observer_tests::mapping::{Mapping, PAGE_BYTES};
 use serde_json::json;
 
@@ -72,17 +73,20 @@ pub(crate) fn storm(rounds: usize) -> io::Result<()> {
 
 pub(crate) fn contend(threads: usize, length: Duration, cpu: Option<usize>) -> io::Result<()> {
     let there_ns = Arc::new(AtomicU64::new(0));
+    let waited_ns = Arc::new(AtomicU64::new(0));
     let times = Arc::new(Mutex::new(Vec::new()));
     let parts = (0..threads).map(|_| {
-        let (there_ns, times) = (Arc::clone(&there_ns), Arc::clone(&times));
+        let (there_ns, waited_ns) = (Arc::clone(&there_ns), Arc::clone(&waited_ns));
+        let times = Arc::clone(&times);
         let part = move || {
             // Before the first wait, which comes of going where all the others are.
-            let begin = Instant::now();
+            let (begin, delay_before_ns) = (Instant::now(), delay_ns());
             if let Some(cpu) = cpu {
                 pin(cpu);
             }
             spin_until(begin + length);
-            let end = Instant::now();
+            let (end, delay_after_ns) = (Instant::now(), delay_ns());
+            waited_ns.fetch_add(delay_after_ns - delay_before_ns, Ordering::Relaxed);
             there_ns.fetch_add((end - begin).as_nanos() as u64, Ordering::Relaxed);
             times.lock().unwrap_or_else(PoisonError::into_inner).push((begin, end));
         };
@@ -99,10 +103,19 @@ pub(crate) fn contend(threads: usize, length: Duration, cpu: Option<usize>) -> i
         let apart_ns = apart(times.iter().map(|(begin, _)| *begin).collect())
             + apart(times.iter().map(|(_, end)| *end).collect());
         json!({
-            "threads": threads, "there_ns": there_ns.load(Ordering::Relaxed), "apart_ns": apart_ns,
+            "threads": threads, "apart_ns": apart_ns,
+            "there_ns": there_ns.load(Ordering::Relaxed),
+            // What the kernel counted as waits for a CPU within that time. A thread may wait long
+            // before its first instruction, where the kernel itself has the CPU.
+            "waited_ns": waited_ns.load(Ordering::Relaxed),
             "executed_by": executed_by.parse::<u64>().unwrap_or_default(),
         })
     })
+}
+
+/// How long the calling thread has waited for a CPU since it began.
+fn delay_ns() -> u64 {
+    own_schedstat().map(|stat| stat.delay_ns).unwrap_or_default()
 }
 
 pub(crate) fn spin_until(end: Instant) {
