@@ -177,6 +177,20 @@ globals! {
     OFF_TCP_RECEIVED: off_tcp_received = 0;
     /// `tcp_sock::copied_seq`.
     OFF_TCP_COPIED: off_tcp_copied = 0;
+    /// `sock::sk_receive_queue.qlen`; 0 where it is not known.
+    OFF_SOCK_QUEUE_LENGTH: off_sock_queue_length = 0;
+    /// `sock::sk_peer_pid`; 0 where it is not known.
+    OFF_SOCK_PEER_PID: off_sock_peer_pid = 0;
+    /// `pid::numbers`, which begins with the number in the first namespace; 0 where it is not known.
+    OFF_PID_NUMBERS: off_pid_numbers = 0;
+    /// `sock::sk_socket`; 0 where it is not known.
+    OFF_SOCK_SOCKET: off_sock_socket = 0;
+    /// `socket_alloc::vfs_inode.i_ino`; 0 where it is not known.
+    OFF_SOCKET_INODE: off_socket_inode = 0;
+    /// `unix_sock::addr`; 0 where the kernel has no Unix sockets of its own.
+    OFF_UNIX_ADDRESS: off_unix_address = 0;
+    /// `unix_sock::peer`; 0 where the kernel has no Unix sockets of its own.
+    OFF_UNIX_PEER: off_unix_peer = 0;
     /// Parameters of `tcp_recvmsg`; its return value comes behind them.
     TCP_RECVMSG_PARAMETERS: tcp_recvmsg_parameters = 5;
 

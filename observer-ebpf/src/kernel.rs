@@ -8,13 +8,16 @@ use aya_ebpf::{
     bindings::task_struct,
     helpers::{
         bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel,
-        bpf_probe_read_kernel_buf,
-        generated::{bpf_probe_read_kernel_str, bpf_skc_to_tcp_sock},
+        bpf_probe_read_kernel_buf, generated::bpf_probe_read_kernel_str,
     },
 };
-use observer_ebpf::wire::{Address, COMM_LEN};
+use observer_ebpf::wire::COMM_LEN;
 
-use crate::{atomic, config};
+mod sock;
+
+pub(crate) use sock::Sock;
+
+use crate::config;
 
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
@@ -115,8 +118,15 @@ impl Arguments {
     /// The port at the other end of the socket at position `N`; 0 if it is not known.
     #[inline(always)]
     pub(crate) fn port<const N: i32>(self) -> u16 {
+        self.sock::<N>().remote_port()
+    }
+
+    /// The socket behind the `struct socket` at position `N`; `None` where there is none yet.
+    #[inline(always)]
+    pub(crate) fn sock_of_socket<const N: i32>(self) -> Option<Sock> {
         let socket = Pointer { address: self.word::<N>() as *const u8, typed: self.typed };
-        u16::from_be(socket.load(config::off_sock_port()))
+        let sock = socket.follow(config::off_socket_sk());
+        (!sock.address.is_null()).then_some(Sock(sock))
     }
 
     /// The socket at position `N`.
@@ -164,77 +174,6 @@ impl Executable {
     pub(crate) fn device(self) -> u64 {
         let device: u32 = self.0.follow(config::off_inode_super()).load(config::off_super_device());
         u64::from(device)
-    }
-}
-
-/// A kernel `struct sock`.
-#[derive(Clone, Copy)]
-pub(crate) struct Sock(Pointer);
-
-impl Sock {
-    /// A number made of its address, which no other socket has at the same time.
-    #[inline(always)]
-    pub(crate) fn key(self) -> u64 {
-        atomic::swapped_address(self.0.address)
-    }
-
-    #[inline(always)]
-    pub(crate) fn is_tcp(self) -> bool {
-        const IPPROTO_TCP: u16 = 6;
-        self.0.load::<u16>(config::off_sock_protocol()) == IPPROTO_TCP && {
-            let family = self.0.load::<u16>(config::off_sock_family());
-            family == AF_INET || family == AF_INET6
-        }
-    }
-
-    /// Its state (include/net/tcp_states.h).
-    #[inline(always)]
-    pub(crate) fn state(self) -> u8 {
-        self.0.load(config::off_sock_state())
-    }
-
-    /// The port at this end.
-    #[inline(always)]
-    pub(crate) fn local_port(self) -> u16 {
-        self.0.load(config::off_sock_number())
-    }
-
-    /// The port at the other end.
-    #[inline(always)]
-    pub(crate) fn remote_port(self) -> u16 {
-        u16::from_be(self.0.load(config::off_sock_port()))
-    }
-
-    /// The address at the other end.
-    #[inline(always)]
-    pub(crate) fn remote_address(self) -> Address {
-        let untyped = Pointer { typed: false, ..self.0 };
-        let is_v6 = self.0.load::<u16>(config::off_sock_family()) == AF_INET6;
-        if is_v6 && config::off_sock_address6() != 0 {
-            return Address(untyped.load(config::off_sock_address6()));
-        }
-        let mut address = [0; 16];
-        (address[10], address[11]) = (0xff, 0xff);
-        let [a, b, c, d] = untyped.load::<[u8; 4]>(config::off_sock_address());
-        (address[12], address[13], address[14], address[15]) = (a, b, c, d);
-        Address(address)
-    }
-
-    /// Whether a TCP socket holds data that was not read.
-    #[inline(always)]
-    pub(crate) fn has_unread(self) -> bool {
-        let mut tcp = self.0;
-        if self.0.typed {
-            // A `struct tcp_sock` begins with its `struct sock`; the verifier wants to be told.
-            // SAFETY: the verifier checks that it is a socket; the helper returns null for others.
-            let cast = unsafe { bpf_skc_to_tcp_sock(self.0.address.cast_mut().cast()) };
-            if cast.is_null() {
-                return false;
-            }
-            tcp.address = cast.cast_const().cast();
-        }
-        let received = tcp.load::<u32>(config::off_tcp_received());
-        received != tcp.load::<u32>(config::off_tcp_copied())
     }
 }
 
@@ -418,16 +357,26 @@ impl Task {
         cgroup.follow(config::off_cgroup_kn()).load(config::off_kn_id())
     }
 
-    /// The connection behind a descriptor of the task; `None` when it is none, or cannot be followed.
+    /// The file behind a descriptor of the task, and what the file keeps: its `struct socket` if it is
+    /// one.
     #[inline(always)]
-    pub(crate) fn connection(self, fd: u32) -> Option<Sock> {
+    fn descriptor(self, fd: u32) -> Option<(*const u8, *const u8)> {
         let files = self.field::<*const u8>(config::off_task_files());
         // SAFETY: kernel addresses read through a helper that reports faults.
-        let sock = unsafe {
+        unsafe {
             let table = read::<*const u8>(files, config::off_files_fdt())?;
             let descriptors = read::<*const u8>(table, config::off_fdt_fd())?;
             let file = read::<*const u8>(descriptors, fd * 8)?;
-            let socket = read::<*const u8>(file, config::off_file_private())?;
+            Some((file, read::<*const u8>(file, config::off_file_private())?))
+        }
+    }
+
+    /// The connection behind a descriptor of the task; `None` when it is none, or cannot be followed.
+    #[inline(always)]
+    pub(crate) fn connection(self, fd: u32) -> Option<Sock> {
+        let (file, socket) = self.descriptor(fd)?;
+        // SAFETY: kernel addresses read through a helper that reports faults.
+        let sock = unsafe {
             // What another kind of file keeps there does not point back to the file.
             if read::<*const u8>(socket, config::off_socket_file())? != file {
                 return None;
@@ -443,13 +392,9 @@ impl Task {
     /// when the descriptor is not an IP socket or cannot be followed.
     #[inline(always)]
     pub(crate) fn ip_socket(self, fd: u32) -> Option<(u64, u32, u32)> {
-        let files = self.field::<*const u8>(config::off_task_files());
+        let (_, socket) = self.descriptor(fd)?;
         // SAFETY: kernel addresses read through a helper that reports faults.
         unsafe {
-            let table = read::<*const u8>(files, config::off_files_fdt())?;
-            let descriptors = read::<*const u8>(table, config::off_fdt_fd())?;
-            let file = read::<*const u8>(descriptors, fd * 8)?;
-            let socket = read::<*const u8>(file, config::off_file_private())?;
             let sock = read::<*const u8>(socket, config::off_socket_sk())?;
             let family = read::<u16>(sock, config::off_sock_family())?;
             if family != AF_INET && family != AF_INET6 {

@@ -102,8 +102,10 @@ impl MmCall {
 /// nanoseconds of the monotonic clock.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// Port of the client.
+    /// Port of the client; 0 with a Unix socket.
     pub remote_port: u16,
+    /// It came over a Unix socket.
+    pub unix: bool,
     /// When the client began to send it.
     pub begun_ns: u64,
     /// Thread of the first read.

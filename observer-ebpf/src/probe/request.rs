@@ -1,9 +1,12 @@
-//! Requests of TCP connections that the target accepted: data arrives in the socket, a thread reads,
-//! a thread sends.
+//! Requests of connections that the target accepted, over TCP or Unix sockets: data arrives in the
+//! socket, a thread reads, a thread sends.
 //!
 //! The address of the kernel's `struct sock` ties the events together. A connection is in the table
 //! from the moment when it is established, whoever accepts it later, so that the arrival of its first
 //! request is known although no thread has the socket yet.
+//!
+//! A Unix connection is there from its first arrival on, if a process of the target listened for it.
+//! No tracepoint tells when it ends: what follows at the same address has another inode.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -13,9 +16,9 @@ use aya_ebpf::{
 };
 use observer_ebpf::wire::{
     CONNECTION_BUCKETS, CONNECTION_IN_WORK, CONNECTION_OUTGOING, CONNECTION_RECORDED,
-    CONNECTION_WAYS, CONNECTIONS as CONNECTION_ENTRIES, ConnectionBucket, ConnectionEntry, Counter,
-    LossKind, PORT_WORDS, REQUEST_UNANSWERED, RecordKind, Series, connection_bucket, is_recorded,
-    request_record,
+    CONNECTION_UNIX, CONNECTION_WAYS, CONNECTIONS as CONNECTION_ENTRIES, ConnectionBucket,
+    ConnectionEntry, Counter, LossKind, PORT_WORDS, REQUEST_UNANSWERED, RecordKind, Series,
+    connection_bucket, is_recorded, request_record,
 };
 
 use super::sleep;
@@ -90,6 +93,35 @@ fn request_page_leave(ctx: FExitContext) {
     gave(arguments.sock::<0>(), arguments.word::<5>() as i32);
 }
 
+/// `unix_stream_recvmsg(socket, msg, size, flags)`
+#[fexit]
+fn request_unix_read_leave(ctx: FExitContext) {
+    let arguments = Arguments::typed(&ctx);
+    let (result, flags) = (arguments.word::<4>() as i32, arguments.word::<3>() as u32);
+    if let Some(sock) = arguments.sock_of_socket::<0>() {
+        took(sock, result, flags);
+    }
+}
+
+/// `unix_stream_sendmsg(socket, msg, len)`
+#[fexit]
+fn request_unix_sent_leave(ctx: FExitContext) {
+    let arguments = Arguments::typed(&ctx);
+    if let Some(sock) = arguments.sock_of_socket::<0>() {
+        gave(sock, arguments.word::<3>() as i32);
+    }
+}
+
+/// `unix_stream_sendpage(socket, page, offset, size, flags)`, by which sendfile(2) sends until Linux
+/// 6.4.
+#[fexit]
+fn request_unix_page_leave(ctx: FExitContext) {
+    let arguments = Arguments::typed(&ctx);
+    if let Some(sock) = arguments.sock_of_socket::<0>() {
+        gave(sock, arguments.word::<5>() as i32);
+    }
+}
+
 #[inline(always)]
 fn read(arguments: Arguments) {
     took(arguments.sock::<0>(), arguments.word::<1>() as i32, arguments.word::<2>() as u32);
@@ -109,18 +141,29 @@ fn arrived(arguments: Arguments) {
     }
     let sock = arguments.sock::<0>();
     let entry = match find(sock.key()) {
-        Some(entry) => entry,
-        // Older than the probe: its first request arrives.
-        None if is_listened(sock.local_port())
-            && sock.is_tcp()
-            && u32::from(sock.state()) == ESTABLISHED =>
-        {
-            match insert(sock, 0, 0) {
+        Some(entry) => {
+            if entry.flags & CONNECTION_UNIX != 0 {
+                renew(sock, entry, 0);
+            }
+            entry
+        }
+        None => {
+            let flags = if is_listened(sock.local_port())
+                && sock.is_tcp()
+                && u32::from(sock.state()) == ESTABLISHED
+            {
+                // Older than the probe: its first request arrives.
+                0
+            } else if is_of_listening_process(sock) {
+                CONNECTION_UNIX
+            } else {
+                return;
+            };
+            match insert(sock, 0, flags) {
                 Some(entry) => entry,
                 None => return,
             }
         }
-        None => return,
     };
     // Reading the clock is most of what this program costs.
     if entry.flags & CONNECTION_OUTGOING != 0 {
@@ -146,8 +189,9 @@ fn took(sock: Sock, bytes: i32, flags: u32) {
     let now = now_ns();
     let arrival_ns = atomic::load(&raw const entry.waiting_since_ns);
     // What is left came with the last arrival, or before it.
-    let left_since_ns =
-        if sock.has_unread() { atomic::load(&raw const entry.last_arrival_ns) } else { 0 };
+    let unix = entry.flags & CONNECTION_UNIX;
+    let has_unread = if unix == 0 { sock.has_unread() } else { sock.has_queued() };
+    let left_since_ns = if has_unread { atomic::load(&raw const entry.last_arrival_ns) } else { 0 };
     atomic::store(&raw mut entry.waiting_since_ns, left_since_ns);
     let bytes = u64::from(bytes.unsigned_abs());
     emit::count_by(Counter::RequestBytesIn, bytes);
@@ -162,7 +206,8 @@ fn took(sock: Sock, bytes: i32, flags: u32) {
     emit::count(Counter::Requests);
     let begin_ns = if arrival_ns != 0 { arrival_ns } else { now };
     let blocks = emit::settings().map_or(0, |settings| settings.request_blocks);
-    entry.flags = if is_recorded(begin_ns, blocks) { CONNECTION_RECORDED } else { 0 };
+    let recorded = if is_recorded(begin_ns, blocks) { CONNECTION_RECORDED } else { 0 };
+    entry.flags = recorded | unix;
     entry.tgid = tgid;
     entry.arrival_ns = arrival_ns;
     entry.read_ns = now;
@@ -222,17 +267,52 @@ fn changed(arguments: Arguments) {
         // Whose it is shows when it is read. Until then another one may take over the entry.
         insert(sock, 0, 0);
     } else if new == CLOSE {
-        let key = sock.key();
-        let Some((owner, entry)) = find_with_key(key) else { return };
-        if entry.read_ns != 0 {
-            if entry.first_send_ns != 0 {
-                done(entry, 0, entry.last_send_ns);
-            } else {
-                done(entry, REQUEST_UNANSWERED, now_ns());
-            }
-        }
+        let Some((owner, entry)) = find_with_key(sock.key()) else { return };
+        finish(entry, now_ns());
         atomic::store(owner, 0);
     }
+}
+
+/// A connection has ended, at this time or before: sends the record of its last request.
+#[inline(always)]
+fn finish(entry: &ConnectionEntry, end_ns: u64) {
+    if entry.read_ns == 0 {
+        return;
+    }
+    if entry.first_send_ns != 0 {
+        done(entry, 0, entry.last_send_ns);
+    } else {
+        done(entry, REQUEST_UNANSWERED, end_ns);
+    }
+}
+
+/// Makes the entry of a Unix socket that of its present connection.
+#[inline(always)]
+fn renew(sock: Sock, entry: &mut ConnectionEntry, tgid: u32) {
+    let inode = sock.inode();
+    if entry.inode == inode {
+        return;
+    }
+    if entry.inode == 0 {
+        // It was accepted meanwhile.
+        entry.inode = inode;
+        return;
+    }
+    finish(entry, entry.read_ns);
+    fill(sock, entry, tgid, unix_flags(sock));
+}
+
+/// The flags of a Unix connection.
+#[inline(always)]
+fn unix_flags(sock: Sock) -> u32 {
+    if sock.is_accepted_unix() { CONNECTION_UNIX } else { CONNECTION_UNIX | CONNECTION_OUTGOING }
+}
+
+/// Whether it is a Unix connection to a process of the target. What systemd listens for is not seen
+/// before the target reads.
+#[inline(always)]
+fn is_of_listening_process(sock: Sock) -> bool {
+    sock.is_unix_stream() && sock.is_accepted_unix() && emit::is_target(sock.unix_listener())
 }
 
 /// Sends the record of the connection's present request.
@@ -245,16 +325,26 @@ fn done(entry: &ConnectionEntry, flags: u16, end_ns: u64) {
     }
 }
 
-/// The entry of a connection that this process of the target uses; nothing if it is outgoing, no TCP
-/// connection, or there is no room.
+/// The entry of a connection that this process of the target uses; nothing if it is outgoing, neither
+/// TCP nor a Unix stream, or there is no room.
 #[inline(always)]
 fn of_target(sock: Sock, tgid: u32) -> Option<&'static mut ConnectionEntry> {
     let entry = match find(sock.key()) {
-        Some(entry) => entry,
-        None if !sock.is_tcp() => return None,
+        Some(entry) => {
+            if entry.flags & CONNECTION_UNIX != 0 {
+                renew(sock, entry, tgid);
+            }
+            entry
+        }
         None => {
-            let outgoing = if is_listened(sock.local_port()) { 0 } else { CONNECTION_OUTGOING };
-            let Some(entry) = insert(sock, tgid, outgoing) else {
+            let flags = if sock.is_tcp() {
+                if is_listened(sock.local_port()) { 0 } else { CONNECTION_OUTGOING }
+            } else if sock.is_unix_stream() {
+                unix_flags(sock)
+            } else {
+                return None;
+            };
+            let Some(entry) = insert(sock, tgid, flags) else {
                 emit::lose(LossKind::ConnectionSlot, true);
                 return None;
             };
@@ -314,28 +404,35 @@ fn insert(sock: Sock, tgid: u32, flags: u32) -> Option<&'static mut ConnectionEn
         claimed => claimed,
     }
     .map(|(owner, entry)| {
-        *entry = ConnectionEntry {
-            waiting_since_ns: 0,
-            last_arrival_ns: 0,
-            arrival_ns: 0,
-            read_ns: 0,
-            first_send_ns: 0,
-            last_send_ns: 0,
-            bytes_in: 0,
-            bytes_out: 0,
-            tgid,
-            reader_tid: 0,
-            sender_tid: 0,
-            sends: 0,
-            flags,
-            local_port: sock.local_port(),
-            remote_port: sock.remote_port(),
-            remote_address: sock.remote_address(),
-        };
+        fill(sock, entry, tgid, flags);
         // Last, for it says that the rest is there.
         atomic::store(owner, key);
         entry
     })
+}
+
+#[inline(always)]
+fn fill(sock: Sock, entry: &mut ConnectionEntry, tgid: u32, flags: u32) {
+    let inode = if flags & CONNECTION_UNIX == 0 { 0 } else { sock.inode() };
+    *entry = ConnectionEntry {
+        waiting_since_ns: 0,
+        last_arrival_ns: 0,
+        arrival_ns: 0,
+        read_ns: 0,
+        first_send_ns: 0,
+        last_send_ns: 0,
+        bytes_in: 0,
+        bytes_out: 0,
+        inode,
+        tgid,
+        reader_tid: 0,
+        sender_tid: 0,
+        sends: 0,
+        flags,
+        local_port: sock.local_port(),
+        remote_port: sock.remote_port(),
+        remote_address: sock.remote_address(),
+    };
 }
 
 /// Takes an entry of the key's bucket, and marks it as being filled: a free one, or that of a former

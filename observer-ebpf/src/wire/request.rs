@@ -1,4 +1,4 @@
-//! Requests that the target serves, as its TCP sockets see them.
+//! Requests that the target serves, as its TCP and Unix sockets see them.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -13,6 +13,8 @@ pub const REQUEST_UNANSWERED: u16 = 2;
 /// Header flag: at the end of the run it was not known whether more would be sent, or whether the
 /// request would be answered at all.
 pub const REQUEST_OPEN: u16 = 4;
+/// Header flag: the request came over a Unix socket. It has neither ports nor an address.
+pub const REQUEST_UNIX: u16 = 8;
 
 /// An IPv6 address, or an IPv4 address mapped to one, in network order.
 #[repr(transparent)]
@@ -40,11 +42,11 @@ pub struct RequestRecord {
     pub sender_tid: u32,
     /// Writes.
     pub sends: u32,
-    /// TCP port at the target.
+    /// TCP port at the target; 0 with a Unix socket.
     pub local_port: u32,
-    /// TCP port at the client.
+    /// TCP port at the client; 0 with a Unix socket.
     pub remote_port: u32,
-    /// Address of the client.
+    /// Address of the client; unspecified with a Unix socket.
     pub remote_address: Address,
 }
 
@@ -71,7 +73,7 @@ pub struct ConnectionBucket {
 /// Key of an entry that is being filled.
 pub const CONNECTION_IN_WORK: u64 = 1;
 
-/// What is known about an accepted TCP connection, and its present request. Times are
+/// What is known about an accepted connection, and its present request. Times are
 /// `CLOCK_MONOTONIC` nanoseconds, 0 where something has not happened.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -92,6 +94,8 @@ pub struct ConnectionEntry {
     pub bytes_in: u64,
     /// Bytes written.
     pub bytes_out: u64,
+    /// Inode number of a Unix socket; 0 before it was accepted, and for TCP.
+    pub inode: u64,
     /// Process of the target that used the connection last; 0 while none has.
     pub tgid: u32,
     /// Thread of the first read.
@@ -114,6 +118,8 @@ pub struct ConnectionEntry {
 pub const CONNECTION_OUTGOING: u32 = 1;
 /// [`ConnectionEntry`] flag: the present request is to be recorded.
 pub const CONNECTION_RECORDED: u32 = 2;
+/// [`ConnectionEntry`] flag: it is a Unix socket.
+pub const CONNECTION_UNIX: u32 = 4;
 
 /// TCP ports, one bit each, as an array of words.
 pub const PORT_WORDS: u32 = 65_536 / 64;
@@ -152,6 +158,8 @@ pub const fn request_record(
 ) -> RequestRecord {
     let known = entry.arrival_ns != 0;
     let begin_ns = if known { entry.arrival_ns } else { entry.read_ns };
+    let unknown = if known { 0 } else { REQUEST_ARRIVAL_UNKNOWN };
+    let unix = if entry.flags & CONNECTION_UNIX == 0 { 0 } else { REQUEST_UNIX };
     RequestRecord {
         header: Header {
             end_ns,
@@ -159,7 +167,7 @@ pub const fn request_record(
             tid: entry.reader_tid,
             tgid: entry.tgid,
             kind: RecordKind::Request as u16,
-            flags: if known { flags } else { flags | REQUEST_ARRIVAL_UNKNOWN },
+            flags: flags | unknown | unix,
             cpu,
         },
         read_ns: entry.read_ns,

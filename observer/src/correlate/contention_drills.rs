@@ -126,6 +126,7 @@ fn drill(seed: u64, harm: &Harm) -> Drill {
             tgid: Tgid(1),
             reader: thread,
             sender: thread,
+            is_unix: false,
             local_port: 80,
             remote_port: port,
             bytes_in: 100,

@@ -233,6 +233,7 @@ mod tests {
             tgid: Tgid(1),
             reader: Tid(reader),
             sender: Tid(sender),
+            is_unix: false,
             local_port: 80,
             remote_port: 7,
             bytes_in: 1,

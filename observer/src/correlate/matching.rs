@@ -18,6 +18,10 @@ const RETURN_NS: u64 = 100_000;
 /// (because of address translation), and times decide.
 const LEAST_BY_PORT: f64 = 0.05;
 
+/// Requests over Unix sockets are left out if there are so many over TCP for each sample: the service
+/// asks another part of the target that way, and no load generator was seen that does.
+const ENOUGH_OVER_TCP: f64 = 0.5;
+
 /// How sure it is that a sample is a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum PairQuality {
@@ -216,9 +220,13 @@ pub(super) fn find(
     };
     let has_port = |sample: &u32| samples[*sample as usize].local_port.is_some();
     let with_port: Vec<u32> = all(samples.len()).filter(is_forward).filter(has_port).collect();
-    let most = with_port.len().min(requests.len());
+    let over_tcp = requests.iter().filter(|request| !request.is_unix).count() as f64;
+    let only_tcp = over_tcp >= ENOUGH_OVER_TCP * samples.len() as f64;
+    let of_samples = |request: &u32| !(only_tcp && requests[*request as usize].is_unix);
+    let asked: Vec<u32> = all(requests.len()).filter(of_samples).collect();
+    let most = with_port.len().min(asked.len());
     if most > 0 {
-        let orders = Orders::new(&sides, with_port, all(requests.len()).collect());
+        let orders = Orders::new(&sides, with_port, asked.clone());
         usual = measure(&sides, &orders);
         if let Some(usual) = &usual {
             orders.match_up(&sides, usual, &mut pairs);
@@ -236,7 +244,7 @@ pub(super) fn find(
         };
         let rest: Vec<u32> = all(samples.len()).filter(is_forward).filter(is_open).collect();
         let free: Vec<u32> =
-            all(requests.len()).filter(|request| !pairs.is_taken(*request)).collect();
+            asked.iter().copied().filter(|request| !pairs.is_taken(*request)).collect();
         if rest.is_empty() || free.is_empty() {
             break;
         }

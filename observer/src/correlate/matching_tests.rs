@@ -63,6 +63,7 @@ fn request(arrival: u64, sent: u64, thread: u32, remote_port: u16) -> ServerRequ
         tgid: Tgid(1),
         reader: Tid(thread),
         sender: Tid(thread),
+        is_unix: false,
         local_port: 80,
         remote_port,
         bytes_in: 100,
@@ -192,6 +193,28 @@ fn connections_tell_requests_apart_though_ports_are_used_again() {
 fn ports_that_the_target_does_not_see_do_not_count() {
     let mut world = World::new(100, Plan { ports: true, ..PLAN });
     world.requests.iter_mut().for_each(|request| request.remote_port = 1_234);
+    let (right, wrong, matched) = world.score(&world.find(0));
+    assert!(right >= 0.98 && wrong <= 0.01 && matched > 0.8, "{right}, {wrong}, {matched}");
+}
+
+#[test]
+fn requests_over_unix_sockets_are_those_of_the_load_unless_tcp_has_enough() {
+    let mut world = World::new(100, PLAN);
+    let over_tcp = world.requests.clone();
+    world.requests.iter_mut().for_each(|request| request.is_unix = true);
+    let (right, wrong, matched) = world.score(&world.find(0));
+    assert!(right >= 0.98 && wrong <= 0.01 && matched > 0.8, "{right}, {wrong}, {matched}");
+    // A proxy that asks a service of the same target: times alone do not tell which of both it is.
+    for request in &mut world.requests {
+        let (read, end) = (request.read, request.end().expect("answered"));
+        request.arrival = Some(MonoNanos(read.0 + US));
+        request.read = MonoNanos(read.0 + 2 * US);
+        (request.first_send, request.last_send) = (Some(end), Some(end));
+    }
+    let of_both = [world.requests, over_tcp].concat();
+    let behind = of_both.len() / 2;
+    world.truth.iter_mut().flatten().for_each(|place| *place += behind);
+    world.requests = of_both;
     let (right, wrong, matched) = world.score(&world.find(0));
     assert!(right >= 0.98 && wrong <= 0.01 && matched > 0.8, "{right}, {wrong}, {matched}");
 }

@@ -92,6 +92,7 @@ impl Service {
                 tgid: Tgid(1),
                 reader: Tid(self.acceptor.unwrap_or(thread)),
                 sender: Tid(thread),
+                is_unix: false,
                 local_port: 80,
                 remote_port: port,
                 bytes_in: 100,

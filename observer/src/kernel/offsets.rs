@@ -59,6 +59,13 @@ const STACK_BYTES: u32 = 16 << 10;
 const OPTIONAL: &[(&str, &str, &str)] = &[
     ("OFF_TASK_SCHED_DELAYED", "task_struct", "se.sched_delayed"),
     ("OFF_SOCK_ADDRESS6", "sock", "__sk_common.skc_v6_daddr"),
+    ("OFF_SOCK_QUEUE_LENGTH", "sock", "sk_receive_queue.qlen"),
+    ("OFF_SOCK_PEER_PID", "sock", "sk_peer_pid"),
+    ("OFF_PID_NUMBERS", "pid", "numbers"),
+    ("OFF_SOCK_SOCKET", "sock", "sk_socket"),
+    ("OFF_SOCKET_INODE", "socket_alloc", "vfs_inode.i_ino"),
+    ("OFF_UNIX_ADDRESS", "unix_sock", "addr"),
+    ("OFF_UNIX_PEER", "unix_sock", "peer"),
 ];
 
 /// Name of the global, enum, enumerator, and its value if BTF has no such enum: flags that were

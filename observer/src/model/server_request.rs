@@ -1,6 +1,6 @@
 //! Requests as the target's sockets saw them.
 
-use observer_ebpf::wire::{REQUEST_ARRIVAL_UNKNOWN, RequestRecord};
+use observer_ebpf::wire::{REQUEST_ARRIVAL_UNKNOWN, REQUEST_UNIX, RequestRecord};
 
 use super::{Event, Tgid, Tid};
 use crate::clock::MonoNanos;
@@ -24,6 +24,8 @@ pub struct ServerRequest {
     pub reader: Tid,
     /// The thread of the first write; the reader if there was none.
     pub sender: Tid,
+    /// It came over a Unix socket, which has no ports.
+    pub is_unix: bool,
     /// Port at the target's end.
     pub local_port: u16,
     /// Port at the client's end.
@@ -51,6 +53,7 @@ impl ServerRequest {
             tgid: event.tgid,
             reader: event.tid,
             sender: if is_answered { Tid(record.sender_tid) } else { event.tid },
+            is_unix: event.flags & REQUEST_UNIX != 0,
             local_port: port(record.local_port),
             remote_port: port(record.remote_port),
             bytes_in: record.bytes_in,
@@ -104,6 +107,8 @@ mod tests {
         let unanswered = of(REQUEST_UNANSWERED | REQUEST_ARRIVAL_UNKNOWN, 0).expect("a request");
         assert_eq!((unanswered.begin(), unanswered.end()), (MonoNanos(8_000), None));
         assert_eq!(unanswered.sender, Tid(5));
+        let over_unix = of(REQUEST_UNIX, 9_000).expect("a request");
+        assert!(over_unix.is_unix && !answered.is_unix && !unanswered.is_unix);
         assert_eq!(ServerRequest::from_event(&example::fault(1, 1, 1)), None);
     }
 }

@@ -3,7 +3,8 @@
 
 use observer_ebpf::wire::{
     CONNECTION_BUCKETS, CONNECTION_WAYS, CONNECTIONS, ConnectionBucket, ConnectionEntry, Counter,
-    PORT_WORDS, REQUEST_ARRIVAL_UNKNOWN, REQUEST_OPEN, REQUEST_UNANSWERED, RequestRecord, Series,
+    PORT_WORDS, REQUEST_ARRIVAL_UNKNOWN, REQUEST_OPEN, REQUEST_UNANSWERED, REQUEST_UNIX,
+    RequestRecord, Series,
 };
 
 use super::{
@@ -22,6 +23,11 @@ const READ: &[Members] = &[Members::Sockets, Members::Connections];
 const STATE: Program =
     Program::new("request_state", Attach::TpBtf("inet_sock_set_state", 3), STATES);
 
+/// What needs types of Unix sockets.
+const fn unix(name: &'static str, attach: Attach, gives: &'static str) -> Program {
+    Program::new(name, attach, gives).only_with("unix_sock", "peer")
+}
+
 static REQUESTS: [(usize, Labels); 1] = [(Counter::Requests as usize, &[])];
 static BYTES: [(usize, Labels); 2] =
     [(Counter::RequestBytesIn as usize, &["in"]), (Counter::RequestBytesOut as usize, &["out"])];
@@ -30,7 +36,7 @@ static OTHER_SENDS: [(usize, Labels); 1] = [(Counter::RequestOtherSends as usize
 pub(super) const PROBE: Probe = Probe {
     name: "request",
     runs_at: RunsAt::Frequent("read and write of a socket, and segment that arrives"),
-    about: "Requests that the target serves over TCP: when data arrived in the socket, when which \
+    about: "Requests that the target serves over TCP and Unix sockets: when data arrived in the socket, when which \
             thread read it, and when which thread sent the reply.",
     notes: "A request begins with a read of a connection that the target accepted, if something was sent \
             there since the read before, or nothing was read yet. So the reads of a large body are one \
@@ -41,7 +47,10 @@ pub(super) const PROBE: Probe = Probe {
             at the same time (HTTP/2) cannot be told apart this way. Data that is taken out of the \
             socket without a call that receives (splice(2)) is not seen. A connection that is older \
             than the probe is taken as accepted if its port is one on which the target listened when \
-            the run began; the arrival of its first request may be unknown. The histograms hold only \
+            the run began; the arrival of its first request may be unknown. So may be that of a connection \
+            over a Unix socket for which a process outside of the target listens (systemd). The end of a \
+            Unix connection is not seen: the record of its last request is sent when the kernel uses the \
+            memory of the socket for another one, or at the end of the run. The histograms hold only \
             requests of the target.",
     tiers: &[
         Tier {
@@ -58,7 +67,7 @@ pub(super) const PROBE: Probe = Probe {
         },
         Tier {
             name: "fentry",
-            about: "the functions of TCP",
+            about: "the functions of TCP and Unix sockets",
             needs: &[
                 Need::OwnBtf,
                 Need::Fentry,
@@ -78,6 +87,22 @@ pub(super) const PROBE: Probe = Probe {
                     "what is sent by sendfile(2)",
                 )
                 .only_with("proto", "sendpage"),
+                unix(
+                    "request_unix_read_leave",
+                    Attach::Fexit("unix_stream_recvmsg"),
+                    "reads of Unix sockets, and so all requests over them",
+                ),
+                unix(
+                    "request_unix_sent_leave",
+                    Attach::Fexit("unix_stream_sendmsg"),
+                    "writes of replies over Unix sockets",
+                ),
+                Program::new(
+                    "request_unix_page_leave",
+                    Attach::Fexit("unix_stream_sendpage"),
+                    "what is sent by sendfile(2) over Unix sockets",
+                )
+                .only_with("proto_ops", "sendpage"),
             ],
         },
         Tier {
@@ -197,9 +222,15 @@ static REQUEST: RecordRow = RecordRow::new::<RequestRecord>(
         Field::flag(
             "unanswered",
             REQUEST_UNANSWERED,
-            "the connection was closed before anything was sent, and `end_ns` is that moment",
+            "the connection was closed before anything was sent, and `end_ns` is that moment (with a Unix \
+             socket, that of the read)",
         ),
         Field::flag("open", REQUEST_OPEN, "the run ended before it was known to be complete"),
+        Field::flag(
+            "unix",
+            REQUEST_UNIX,
+            "it came over a Unix socket, which has neither ports nor an address",
+        ),
         field!(RequestRecord.read_ns, "read_ns", "when the first read returned"),
         field!(
             RequestRecord.first_send_ns,
@@ -214,8 +245,8 @@ static REQUEST: RecordRow = RecordRow::new::<RequestRecord>(
             "thread of the first write; 0 if there was none"
         ),
         field!(RequestRecord.sends, "sends", "writes"),
-        field!(RequestRecord.local_port, "local_port", "TCP port at the target"),
-        field!(RequestRecord.remote_port, "remote_port", "TCP port at the client"),
+        field!(RequestRecord.local_port, "local_port", "TCP port at the target; 0 with a Unix socket"),
+        field!(RequestRecord.remote_port, "remote_port", "TCP port at the client; 0 with a Unix socket"),
         field!(RequestRecord.remote_address, "remote_address", "address of the client"),
     ],
 )
@@ -223,8 +254,12 @@ static REQUEST: RecordRow = RecordRow::new::<RequestRecord>(
 
 fn detail(event: &Event) -> String {
     let Some(record) = event.record::<RequestRecord>() else { return String::new() };
-    let client = std::net::Ipv6Addr::from(record.remote_address.0).to_canonical();
-    let client = std::net::SocketAddr::new(client, record.remote_port as u16);
+    let client = if event.flags & REQUEST_UNIX == 0 {
+        let client = std::net::Ipv6Addr::from(record.remote_address.0).to_canonical();
+        std::net::SocketAddr::new(client, record.remote_port as u16).to_string()
+    } else {
+        "a Unix socket".to_owned()
+    };
     let reply = match record.sender_tid {
         0 => "not answered".to_owned(),
         sender => format!("{} B sent by thread {sender}", record.bytes_out),
@@ -272,5 +307,8 @@ mod tests {
         record.sender_tid = 0;
         let event = decode(bytemuck::bytes_of(&record)).expect("decodes");
         assert_eq!(detail(&event), "78 B from [::1]:40000; not answered");
+        record.header.flags = REQUEST_UNIX;
+        let event = decode(bytemuck::bytes_of(&record)).expect("decodes");
+        assert_eq!(detail(&event), "78 B from a Unix socket; not answered");
     }
 }

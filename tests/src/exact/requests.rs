@@ -9,7 +9,7 @@ fn counter(run: &Run, name: &str) -> u64 {
     u64::try_from(found).unwrap_or_default()
 }
 
-/// Requests of every shape: plain, in many reads and writes, pipelined, handed over, unanswered.
+/// Requests of every shape, over TCP and Unix sockets: plain, in many reads and writes, pipelined, handed over, unanswered.
 ///
 /// # Panics
 /// When a count differs.

@@ -1,9 +1,11 @@
-//! A TCP service and its clients in one process: every way in which a request can be read and
-//! answered, each reported as the service did it.
+//! A service over TCP and Unix sockets, and its clients, in one process: every way in which a request
+//! can be read and answered, each reported as the service did it.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{self as unix, UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
@@ -53,13 +55,107 @@ const LONG_BYTES: usize = 300_000;
 /// Requests of one connection.
 const REPEATS: usize = 5;
 
+/// Either end of a connection.
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// Port at the other end; 0 with a Unix socket.
+    fn remote_port(&self) -> io::Result<u16> {
+        match self {
+            Self::Tcp(stream) => Ok(stream.peer_addr()?.port()),
+            Self::Unix(_) => Ok(0),
+        }
+    }
+
+    fn shutdown(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
+        }
+    }
+
+    fn send_at_once(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_nodelay(true),
+            Self::Unix(_) => Ok(()),
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl Read for &Stream {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => (&*stream).read(room),
+            Stream::Unix(stream) => (&*stream).read(room),
+        }
+    }
+}
+
+impl Write for &Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => (&*stream).write(bytes),
+            Stream::Unix(stream) => (&*stream).write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A socket that waits for connections.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    /// Both versions of IP, as far as the host has them, and a Unix socket without a file.
+    fn all() -> io::Result<Vec<Self>> {
+        let addresses = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        let bind = |address| TcpListener::bind((address, 0)).ok();
+        let mut all: Vec<Self> = addresses.into_iter().filter_map(bind).map(Self::Tcp).collect();
+        let name = format!("observer-work-{}", std::process::id());
+        let address = unix::SocketAddr::from_abstract_name(name)?;
+        all.push(Self::Unix(UnixListener::bind_addr(&address)?));
+        Ok(all)
+    }
+
+    /// Both ends of a new connection: the client's and the service's.
+    fn connect(&self) -> io::Result<[Stream; 2]> {
+        Ok(match self {
+            Self::Tcp(listener) => {
+                let client = TcpStream::connect(listener.local_addr()?)?;
+                [client, listener.accept()?.0].map(Stream::Tcp)
+            }
+            Self::Unix(listener) => {
+                let client = UnixStream::connect_addr(&listener.local_addr()?)?;
+                [client, listener.accept()?.0].map(Stream::Unix)
+            }
+        })
+    }
+}
+
 fn tid() -> u32 {
     gettid().as_raw_nonzero().get().unsigned_abs()
 }
 
 /// The service's end of a connection, and what it did there.
 struct Served {
-    stream: TcpStream,
+    stream: Stream,
     told: Vec<Request>,
     other_sends: u64,
 }
@@ -68,13 +164,14 @@ impl Served {
     /// Takes data, once.
     fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
         let before_ns = MonoNanos::now().0;
-        let bytes = self.stream.read(room)?;
+        let bytes = (&self.stream).read(room)?;
         let after_ns = MonoNanos::now().0;
         match self.told.last_mut() {
             _ if bytes == 0 => {}
             Some(request) if request.sends == 0 => request.bytes_in += bytes as u64,
             _ => self.told.push(Request {
-                remote_port: self.stream.peer_addr()?.port(),
+                remote_port: self.stream.remote_port()?,
+                unix: matches!(self.stream, Stream::Unix(_)),
                 reader: tid(),
                 read_ns: [before_ns, after_ns],
                 bytes_in: bytes as u64,
@@ -98,7 +195,7 @@ impl Served {
     }
 
     /// Notes one call that sends.
-    fn send(&mut self, send: impl FnOnce(&TcpStream) -> io::Result<usize>) -> io::Result<()> {
+    fn send(&mut self, send: impl FnOnce(&Stream) -> io::Result<usize>) -> io::Result<()> {
         let before_ns = MonoNanos::now().0;
         let bytes = send(&self.stream)?;
         let after_ns = MonoNanos::now().0;
@@ -123,7 +220,7 @@ impl Served {
 }
 
 /// Serves one connection to its end.
-fn serve(stream: TcpStream, shape: Shape, over: &Sender<Handed>) -> io::Result<Served> {
+fn serve(stream: Stream, shape: Shape, over: &Sender<Handed>) -> io::Result<Served> {
     let mut served = Served { stream, told: Vec::new(), other_sends: 0 };
     if shape == Shape::Greeting {
         served.write(GREETING_BYTES)?;
@@ -187,10 +284,11 @@ fn answer(handed: &Receiver<Handed>) {
 }
 
 /// Asks as the shape says; when each request was begun, nanoseconds.
-fn ask(mut stream: TcpStream, shape: Shape) -> io::Result<Vec<u64>> {
+fn ask(stream: &Stream, shape: Shape) -> io::Result<Vec<u64>> {
+    let mut stream = stream;
     let mut room = vec![0; REPLY_BYTES];
     let mut begun = Vec::new();
-    stream.set_nodelay(true)?;
+    stream.send_at_once()?;
     if shape == Shape::Greeting {
         stream.read_exact(&mut room[..GREETING_BYTES])?;
     }
@@ -215,33 +313,26 @@ fn ask(mut stream: TcpStream, shape: Shape) -> io::Result<Vec<u64>> {
         }
         stream.read_exact(&mut room)?;
     }
-    stream.shutdown(Shutdown::Both)?;
+    stream.shutdown()?;
     Ok(begun)
 }
 
-/// One connection of each shape, so many times, over both versions of IP.
+/// One connection of each shape, so many times, over both versions of IP and over a Unix socket.
 pub(crate) fn requests(rounds: usize) -> io::Result<()> {
-    let addresses = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-    // Not every host has version 6.
-    let listeners: Vec<TcpListener> =
-        addresses.into_iter().filter_map(|address| TcpListener::bind((address, 0)).ok()).collect();
+    let listeners = Listener::all()?;
     // Older than the probe.
-    let old = listeners.first().map(TcpListener::local_addr).transpose()?;
-    let old = old
-        .map(TcpStream::connect)
-        .transpose()?
-        .zip(listeners.first().map(TcpListener::accept).transpose()?.map(|(accepted, _)| accepted));
+    let old = listeners.iter().map(Listener::connect).collect::<io::Result<Vec<_>>>()?;
     let (over, handed) = channel();
     let answers = thread::spawn(move || answer(&handed));
     if wait_for_go()? {
         let mut told = Requests::default();
-        let mut run = |client: TcpStream, accepted, shape| -> io::Result<()> {
-            let asks = thread::spawn(move || ask(client, shape));
+        let mut run = |[client, accepted]: [Stream; 2], shape| -> io::Result<()> {
+            let asks = thread::spawn(move || ask(&client, shape));
             // Some requests are in the socket before anybody has it.
             let mut served = serve(accepted, shape, &over)?;
             let begun = match shape {
                 Shape::Unanswered => {
-                    served.stream.shutdown(Shutdown::Both)?;
+                    served.stream.shutdown()?;
                     asks.join()
                 }
                 _ => asks.join(),
@@ -256,15 +347,12 @@ pub(crate) fn requests(rounds: usize) -> io::Result<()> {
             told.requests.append(&mut served.told);
             Ok(())
         };
-        if let Some((client, accepted)) = old {
-            run(client, accepted, Shape::Plain)?;
+        for ends in old {
+            run(ends, Shape::Plain)?;
         }
         for listener in &listeners {
-            let address = listener.local_addr()?;
             for shape in SHAPES.into_iter().cycle().take(rounds * SHAPES.len()) {
-                let client = TcpStream::connect(address)?;
-                let (accepted, _) = listener.accept()?;
-                run(client, accepted, shape)?;
+                run(listener.connect()?, shape)?;
             }
         }
         report(&serde_json::to_value(told)?)?;
