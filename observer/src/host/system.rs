@@ -1,6 +1,7 @@
 //! The kernel and the machine.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use serde::Serialize;
@@ -85,8 +86,10 @@ pub fn possible_cpus() -> Vec<u32> {
 /// CPU time that all CPUs have used since the boot; 0 when it cannot be read.
 #[must_use]
 pub fn busy_seconds() -> f64 {
-    let stat = super::read_small("/proc/stat").unwrap_or_default();
-    let ticks = busy_ticks(&String::from_utf8_lossy(&stat));
+    // The first line is enough. What follows can be long, and has no end that one read would show.
+    let mut stat = [0; 256];
+    let read = fs::File::open("/proc/stat").and_then(|mut file| file.read(&mut stat));
+    let ticks = busy_ticks(&String::from_utf8_lossy(&stat[..read.unwrap_or(0)]));
     ticks as f64 / rustix::param::clock_ticks_per_second().max(1) as f64
 }
 

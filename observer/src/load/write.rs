@@ -16,7 +16,7 @@ use crate::loadgen::observer_load::{EndLine, EndSummary, Header, Quantiles, Row,
 pub(super) const QUEUE_ROWS: usize = 1 << 18;
 
 /// A row waits this long at most for others before it is flushed.
-const FLUSH_EVERY: Duration = Duration::from_millis(2);
+const FLUSH_EVERY: Duration = Duration::from_millis(20);
 
 /// Latencies above an hour are recorded as an hour.
 const MAX_NS: u64 = 3_600_000_000_000;

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::clock::Anchors;
 use crate::model::Sample;
+use crate::pace::rest;
 
 /// Rows kept; later ones are counted as `beyond_sample_cap`. A row takes about 90 bytes, and twice
 /// that while they are aligned: 0.7 GB at the cap, which is over an hour at 1,000 requests a
@@ -20,6 +21,9 @@ pub const MAX_SAMPLES: usize = 4_000_000;
 
 /// Length of the beginning of the stream, kept to recognise a stream of another format.
 const HEAD_BYTES: usize = 4 << 10;
+
+/// Bytes of one piece of regular work: some ten rows.
+const PIECE_BYTES: usize = 2 << 10;
 
 /// Latencies above this are recorded as this in the live percentiles.
 const LIVE_MAX_NS: u64 = 3_600_000_000_000;
@@ -185,6 +189,14 @@ impl Ingest {
         let Self { framer, adapter, sink, begun, .. } = self;
         framer.push(chunk, |block| adapter.records(from_begin(begun, block), sink));
         self.live.take(&self.sink.rows, self.sink.earlier);
+    }
+
+    /// Takes the next bytes in small pieces, between which the thread may rest.
+    pub fn feed_in_pieces(&mut self, bytes: &[u8]) {
+        for piece in bytes.chunks(PIECE_BYTES) {
+            self.feed(piece);
+            rest();
+        }
     }
 
     /// Progress so far.

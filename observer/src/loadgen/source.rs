@@ -27,6 +27,7 @@ pub struct SamplesFile {
     copy: Option<KeptFile>,
     /// Nothing more is written that counts.
     ended: bool,
+    buffer: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -48,7 +49,9 @@ impl SamplesFile {
     ///
     /// When it exists and cannot be read, or when it is neither a file nor a FIFO.
     pub fn follow(path: &Path) -> Result<Self, IngestError> {
-        let mut file = Self { path: path.to_owned(), opened: None, copy: None, ended: false };
+        let buffer = vec![0; READ_BYTES];
+        let path = path.to_owned();
+        let mut file = Self { path, opened: None, copy: None, ended: false, buffer };
         file.open()?;
         Ok(file)
     }
@@ -109,6 +112,12 @@ impl SamplesFile {
         self.opened.as_ref().is_some_and(|opened| opened.fifo)
     }
 
+    /// The FIFO, if it is one: a writer that finds no room in it waits.
+    #[must_use]
+    pub fn fifo(&self) -> Option<&File> {
+        self.opened.as_ref().filter(|opened| opened.fifo).map(|opened| &opened.file)
+    }
+
     /// Feeds what has been written since; returns how many bytes. 0 is nothing new, not the end:
     /// call it until it is 0 once more after the generator has ended.
     ///
@@ -130,8 +139,7 @@ impl SamplesFile {
                 copy.restart();
             }
         }
-        let Some(opened) = &mut self.opened else { return Ok(0) };
-        let mut buffer = vec![0; READ_BYTES];
+        let Self { opened: Some(opened), buffer, .. } = self else { return Ok(0) };
         let mut total = 0;
         while total < MOST_BYTES {
             let left = opened.end.map_or(u64::MAX, |end| end.saturating_sub(opened.position));
@@ -142,7 +150,7 @@ impl SamplesFile {
                     break;
                 }
                 Ok(count) => {
-                    ingest.feed(&buffer[..count]);
+                    ingest.feed_in_pieces(&buffer[..count]);
                     if let Some(copy) = &mut self.copy {
                         if ingest.is_of_no_use() {
                             copy.is_of_no_use();
@@ -151,6 +159,10 @@ impl SamplesFile {
                     }
                     opened.position += count as u64;
                     total += count as u64;
+                    // There was no more.
+                    if count < room {
+                        break;
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -162,9 +174,12 @@ impl SamplesFile {
 
     fn was_replaced(&self) -> bool {
         let Some(opened) = self.opened.as_ref().filter(|opened| !opened.fifo) else { return false };
-        let other = |meta: &Metadata| meta.ino() != opened.inode;
-        let shorter = opened.file.metadata().is_ok_and(|meta| meta.len() < opened.position);
-        shorter || std::fs::metadata(&self.path).is_ok_and(|meta| other(&meta))
+        let shorter = |meta: &Metadata| meta.len() < opened.position;
+        match std::fs::metadata(&self.path) {
+            Ok(meta) => meta.ino() != opened.inode || shorter(&meta),
+            // It has no name any more, and is still the file that the generator writes.
+            Err(_) => opened.file.metadata().is_ok_and(|meta| shorter(&meta)),
+        }
     }
 
     /// After the last [`SamplesFile::read`].

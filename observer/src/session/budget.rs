@@ -208,6 +208,17 @@ impl BudgetControl {
         self.trial.is_some() || self.excess_seconds > 0.0
     }
 
+    /// How long it takes at what was measured last until the excess is enough to shed probes, or is
+    /// gone; 0 while a probe is on trial.
+    pub(super) fn seconds_to_step(&self, measured: &Measured) -> f64 {
+        let Some(budget) = self.budget.share().filter(|_| self.trial.is_none()) else { return 0.0 };
+        match measured.share() - budget {
+            excess if excess > 0.0 => (budget * EXCESS_SECONDS - self.excess_seconds) / excess,
+            below => self.excess_seconds / -below,
+        }
+        .max(0.0)
+    }
+
     /// Whether a probe that was shed may be tried again, if the next measurement leaves room for it.
     pub(super) fn is_trial_due(&self, now_ns: u64) -> bool {
         self.probes.iter().any(|state| state.is_due(now_ns))

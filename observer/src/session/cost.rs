@@ -31,7 +31,14 @@ impl Calibration {
 /// run, which would otherwise be the larger part of what is measured.
 struct Window {
     statistics: RunTimeStatistics,
-    started: Instant,
+    length: Duration,
+    begin: Reading,
+}
+
+/// What was read at the begin or the end of a window.
+#[derive(Clone)]
+struct Reading {
+    at: Instant,
     programs: Vec<ProgramCost>,
     glance: Glance,
 }
@@ -40,7 +47,7 @@ struct Window {
 struct Closed {
     statistics: RunTimeStatistics,
     begin: Glance,
-    end: Glance,
+    end: Reading,
     measured: Measured,
 }
 
@@ -110,6 +117,9 @@ const SAMPLES_MAX: usize = 4_096;
 
 impl CostWatch {
     const WINDOW: Duration = Duration::from_millis(100);
+    /// Of several windows in a row, which only add up a small excess, each may be this long: the two
+    /// readings of a window take longer than everything else that observer does in it.
+    const LONG_WINDOW: Duration = Duration::from_millis(300);
     /// Between two windows, unless the forecast asks for one. Switching the statistics on and off
     /// rewrites the kernel's code, on all CPUs.
     const PAUSE: Duration = Duration::from_secs(2);
@@ -176,10 +186,14 @@ impl CostWatch {
         rest();
         self.window = statistics.map(|statistics| Window {
             statistics,
-            started: Instant::now(),
-            programs: kernel.program_costs(),
-            glance: self.glance(kernel),
+            length: Self::WINDOW,
+            begin: self.read(kernel, Instant::now()),
         });
+    }
+
+    /// The programs, and what else can be seen.
+    fn read(&self, kernel: &Kernel, at: Instant) -> Reading {
+        Reading { at, programs: kernel.program_costs(), glance: self.glance(kernel) }
     }
 
     /// Call it about twice a second, and when [`CostWatch::window_left`] is over.
@@ -190,7 +204,7 @@ impl CostWatch {
             }
             return Vec::new();
         };
-        if window.started.elapsed() < Self::WINDOW {
+        if window.begin.at.elapsed() < window.length {
             return Vec::new();
         }
         let Some(Closed { statistics, begin, end, measured }) = self.close(kernel) else {
@@ -203,12 +217,25 @@ impl CostWatch {
                 false => Self::PAUSE,
             };
         rest();
-        self.learn(kernel, begin, end, &measured);
+        self.learn(kernel, begin, end.glance.clone(), &measured);
         rest();
-        if self.control.is_waiting() {
+        if !self.control.is_waiting() {
+            return changed;
+        }
+        if changed.is_empty() {
+            // The end of one window is the begin of the next.
+            let length = Self::window(self.control.seconds_to_step(&measured));
+            self.window = Some(Window { statistics, length, begin: end });
+        } else {
             self.open(Some(statistics), kernel);
         }
         changed
+    }
+
+    /// The length of the next window in a row, from the time until the excess asks for a step.
+    fn window(seconds_to_step: f64) -> Duration {
+        let part = (seconds_to_step / 4.0).min(Self::LONG_WINDOW.as_secs_f64());
+        Duration::from_secs_f64(part.max(Self::WINDOW.as_secs_f64()))
     }
 
     /// Whether it is time for the next window, or the forecast asks for it.
@@ -261,7 +288,8 @@ impl CostWatch {
 
     /// Time until the window that is open is over; `None` without one.
     pub(super) fn window_left(&self) -> Option<Duration> {
-        self.window.as_ref().map(|window| Self::WINDOW.saturating_sub(window.started.elapsed()))
+        let left = |window: &Window| window.length.saturating_sub(window.begin.at.elapsed());
+        self.window.as_ref().map(left)
     }
 
     /// Ends the measurement; returns the factor for the sampled figures.
@@ -295,9 +323,10 @@ impl CostWatch {
     /// Ends the window.
     fn close(&mut self, kernel: &Kernel) -> Option<Closed> {
         let window = self.window.take()?;
-        let after = kernel.program_costs();
-        let elapsed = window.started.elapsed();
-        let end = self.glance(kernel);
+        let programs = kernel.program_costs();
+        let at = Instant::now();
+        let end = Reading { at, programs, glance: self.glance(kernel) };
+        let elapsed = at.duration_since(window.begin.at);
         let since_seconds = self.closed.elapsed().as_secs_f64();
         let for_seconds = since_seconds - std::mem::take(&mut self.calm).as_secs_f64();
         self.closed = Instant::now();
@@ -315,7 +344,7 @@ impl CostWatch {
             now_ns: MonoNanos::now().0,
             window_seconds: elapsed.as_secs_f64(),
             own_share: self.budget.counted(self.own.share),
-            programs: self.shares(&window.programs, &after, all_ns),
+            programs: self.shares(&window.begin.programs, &end.programs, all_ns),
         };
         // The end of the run cuts the last window off, and what observer does then is not what it did
         // meanwhile.
@@ -327,7 +356,8 @@ impl CostWatch {
         if self.samples.len() > SAMPLES_MAX {
             self.thin_out();
         }
-        Some(Closed { statistics: window.statistics, begin: window.glance, end, measured })
+        let Window { statistics, begin, .. } = window;
+        Some(Closed { statistics, begin: begin.glance, end, measured })
     }
 
     /// Merges two neighbours into one measurement that represents the time of both.
@@ -393,4 +423,35 @@ impl CostWatch {
 
 fn is_at_every_call(program: &Program) -> bool {
     program.attach.is_at_every_system_call()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORT: Duration = CostWatch::WINDOW;
+    const LONG: Duration = CostWatch::LONG_WINDOW;
+
+    #[test]
+    fn windows_in_a_row_are_short_where_a_step_is_near() {
+        let sheddable =
+            Sheddable { probe: "fault", programs: vec!["page_fault"], has_causes: true };
+        let mut control = BudgetControl::new(Budget::default(), vec![sheddable]);
+        let mut step = |share, now_ns| {
+            let programs = BTreeMap::from([("page_fault", share)]);
+            let measured = Measured { now_ns, window_seconds: 0.1, own_share: 0.0, programs };
+            let steps = control.step(&measured);
+            (steps.len(), CostWatch::window(control.seconds_to_step(&measured)))
+        };
+        // The excess of 0.2 % has to last for five seconds, and one of 5 % for 0.2 s.
+        assert_eq!(step(0.012, 1), (0, LONG));
+        assert_eq!(step(0.06, 2), (0, SHORT));
+        // It is gone after 2.5 s at nearly the budget, and after 0.4 s without cost.
+        assert_eq!(step(0.008, 3), (0, LONG));
+        assert_eq!(step(0.0, 4), (0, SHORT));
+        assert_eq!(step(0.2, 5), (1, SHORT), "it is shed");
+        // A trial is as short as one window.
+        let tried = step(0.0, 60_000_000_000);
+        assert_eq!(tried, (1, SHORT));
+    }
 }

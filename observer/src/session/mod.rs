@@ -11,6 +11,7 @@ mod finish;
 mod floor;
 mod floor_log;
 mod forecast;
+mod gathering;
 mod grace;
 mod holders;
 pub mod identity;

@@ -14,16 +14,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::time::Timespec;
-
+use super::gathering::{Gathering, LONGEST_PAUSE, Stop, readable};
 use crate::loadgen::kept::KeptFile;
 use crate::loadgen::{
     ClockError, Ingest, IngestError, Live, MOST_BYTES, SamplesFile, SamplesSource, SamplesSpec,
 };
+use crate::pace::Pieces;
 
-/// Time between two checks of a file that may grow.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// Bytes of one read of a stream, at most.
+const STREAM_BYTES: usize = 1 << 16;
+
+/// How long to wait for more once the generator has ended.
+const LAST_WAIT: Duration = Duration::from_millis(50);
 
 /// How long to continue reading after the generator's end, to allow for delays of a pipe and a busy
 /// host.
@@ -44,7 +46,7 @@ pub(super) struct SampleReader {
 /// What the reading thread and the session share.
 struct Shared {
     /// The generator has ended: what is left is read, and nothing is waited for.
-    stop: AtomicBool,
+    stop: Stop,
     /// The samples have ended: their end mark or the end of the stream was read.
     ended: AtomicBool,
     ingest: Mutex<Ingest>,
@@ -58,8 +60,10 @@ impl Shared {
 
     /// Takes what was read, and keeps its beginning.
     fn take(&self, bytes: &[u8], copy: &mut KeptFile) {
+        // Many rows are not kept waiting.
+        let _pieces = (bytes.len() < STREAM_BYTES).then(Pieces::begin);
         let mut ingest = self.lock();
-        ingest.feed(bytes);
+        ingest.feed_in_pieces(bytes);
         if ingest.is_of_no_use() {
             copy.is_of_no_use();
         }
@@ -157,7 +161,7 @@ impl SampleReader {
         let ingest =
             Ingest::new(spec.adapter).with_clock_error(clock_error).with_room_for(room_for);
         let shared = Arc::new(Shared {
-            stop: AtomicBool::new(false),
+            stop: Stop::new().map_err(unreadable)?,
             ended: AtomicBool::new(false),
             ingest: Mutex::new(ingest),
         });
@@ -207,7 +211,7 @@ impl SampleReader {
     /// # Errors
     /// When the source cannot be read.
     pub(super) fn finish(self) -> Result<Ingest, IngestError> {
-        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.stop.raise();
         match self.thread.join() {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(error),
@@ -222,7 +226,7 @@ impl SampleReader {
 
 /// Keeps the beginning of output that holds no samples, on a thread of its own.
 pub(super) struct OutputKeeper {
-    stop: Arc<AtomicBool>,
+    stop: Arc<Stop>,
     thread: JoinHandle<()>,
 }
 
@@ -230,9 +234,9 @@ impl OutputKeeper {
     /// Starts reading.
     ///
     /// # Errors
-    /// When the system cannot start another thread.
+    /// When the system cannot start another thread, or has no descriptor left.
     pub(super) fn start(output: OwnedFd, mut copy: KeptFile) -> std::io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(Stop::new()?);
         let stopped = Arc::clone(&stop);
         let thread =
             std::thread::Builder::new().name("observer-output".into()).spawn(move || {
@@ -245,7 +249,7 @@ impl OutputKeeper {
 
     /// Reads what is left.
     pub(super) fn finish(self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.raise();
         let _ = self.thread.join();
     }
 }
@@ -256,16 +260,17 @@ fn unreadable(error: impl std::fmt::Display) -> IngestError {
 
 fn read_stream(
     mut stream: File,
-    stop: &AtomicBool,
+    stop: &Stop,
     mut take: impl FnMut(&[u8]),
 ) -> Result<(), IngestError> {
-    let mut buffer = vec![0; 1 << 16];
+    let mut buffer = vec![0; STREAM_BYTES];
+    let mut gathering = Gathering::of(&stream);
     let mut stopped = None;
     loop {
         // Read before looking: what was there before the stop is then read for sure.
-        let last = stop.load(Ordering::Relaxed);
+        let last = stop.is_raised();
         let since = last.then(|| stopped.get_or_insert_with(Instant::now).elapsed());
-        let readable = readable(&stream);
+        let readable = if last { readable(&stream, LAST_WAIT) } else { stop.wait_for(&stream) };
         // Another process may hold COMMAND's output open, and even write to it, but nothing more
         // comes from COMMAND.
         if since.is_some_and(|since| !readable || since >= LAST_READ) {
@@ -274,9 +279,16 @@ fn read_stream(
         if !readable {
             continue;
         }
+        let begun = Instant::now();
+        if !last && !gathering.pause().is_zero() {
+            stop.gather(&stream, gathering.pause());
+        }
         match stream.read(&mut buffer) {
             Ok(0) => return Ok(()),
-            Ok(length) => take(&buffer[..length]),
+            Ok(length) => {
+                gathering.note(length, begun.elapsed(), length == buffer.len());
+                take(&buffer[..length]);
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(unreadable(error)),
         }
@@ -290,8 +302,10 @@ fn read_socket(
     mut copy: KeptFile,
 ) -> Result<(), IngestError> {
     loop {
-        let last = shared.stop.load(Ordering::Relaxed);
-        if readable(listener) {
+        let last = shared.stop.is_raised();
+        let readable =
+            if last { readable(listener, LAST_WAIT) } else { shared.stop.wait_for(listener) };
+        if readable {
             let (stream, _) = listener.accept().map_err(unreadable)?;
             let stream = File::from(OwnedFd::from(stream));
             read_stream(stream, &shared.stop, |bytes| shared.take(bytes, &mut copy))?;
@@ -302,26 +316,26 @@ fn read_socket(
     }
 }
 
-/// Waits a little for something to read, or for the end.
-fn readable(stream: &impl AsFd) -> bool {
-    let timeout = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-    let mut poll_fd = [PollFd::new(stream, PollFlags::IN)];
-    poll(&mut poll_fd, Some(&timeout)).is_ok_and(|ready| ready > 0)
-}
-
 fn follow(mut file: SamplesFile, shared: &Shared) -> Result<(), IngestError> {
     let mut stopped: Option<Instant> = None;
     // End marks in a file that an earlier run left are not the end of this one.
     let mut old_ends = None;
+    // A FIFO's, once there is one. A file has room for everything.
+    let mut gathering = None;
+    let mut begun = Instant::now();
+    // What was there before is read in one go.
+    let mut last_count = MOST_BYTES;
     loop {
-        if stopped.is_none() && shared.stop.load(Ordering::Relaxed) {
+        if stopped.is_none() && shared.stop.is_raised() {
             stopped = Some(Instant::now());
             file.end();
         }
         let (count, ends) = {
+            let _pieces = (last_count < STREAM_BYTES as u64).then(Pieces::begin);
             let mut ingest = shared.lock();
             (file.read(&mut ingest)?, ingest.ends())
         };
+        last_count = count;
         if count < MOST_BYTES {
             let old = old_ends.get_or_insert(if file.is_fifo() { 0 } else { ends });
             // A file that was replaced holds none of them any more.
@@ -335,8 +349,14 @@ fn follow(mut file: SamplesFile, shared: &Shared) -> Result<(), IngestError> {
         if stopped.is_some_and(over) {
             return file.finish();
         }
-        if count == 0 {
-            std::thread::sleep(LOOK_INTERVAL);
+        if stopped.is_some() || count >= MOST_BYTES {
+            continue;
         }
+        if let Some(fifo) = file.fifo() {
+            let fifo = gathering.get_or_insert_with(|| Gathering::of(fifo));
+            fifo.note(count as usize, begun.elapsed(), false);
+        }
+        begun = Instant::now();
+        shared.stop.pause(gathering.as_ref().map_or(LONGEST_PAUSE, Gathering::pause));
     }
 }

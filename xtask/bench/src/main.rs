@@ -8,6 +8,7 @@ mod observers;
 mod operations;
 mod own;
 mod programs;
+mod requests;
 mod rows;
 mod services;
 mod statistics;
@@ -213,7 +214,10 @@ impl Bench<'_> {
             Part::Redis => self.service(services::Kind::Redis),
             Part::Own => (0..few).try_for_each(|_| {
                 let mut workload = self.workload()?;
-                own::measure(&self.observer, &mut workload, &mut self.rows)
+                own::measure(&self.observer, &mut workload, &mut self.rows)?;
+                drop(workload);
+                let service = self.program("observer-service");
+                requests::measure(&self.observer, &service, &mut self.rows)
             }),
             Part::Programs => (0..few).try_for_each(|_| {
                 eprintln!("programs");
@@ -306,6 +310,7 @@ fn markdown(rows: &Rows) -> String {
         operations::markdown,
         services::markdown,
         own::markdown,
+        requests::markdown,
         programs::markdown,
         memory::markdown,
         tiers::markdown,

@@ -142,6 +142,15 @@ pub(crate) fn run(observer: &Path, name: &str, target: u32, arguments: &[&str]) 
     }
 }
 
+/// `observer run` with its own load generator, which sends so many requests a second.
+pub(crate) fn run_with_load(observer: &Path, target: u32, url: &str, rate_hz: u32) -> Session {
+    let (program, rate) = (observer.to_string_lossy(), rate_hz.to_string());
+    let mut session = run(observer, &format!("run, {rate_hz} requests a second"), target, &[]);
+    session.command.extend(words(&["--samples", "observer", "--", &program, "load", url]));
+    session.command.extend(words(&["--rate", &rate, "--duration", "600s"]));
+    session
+}
+
 /// An empty program on a raw tracepoint: what the hook costs before anything is done there.
 pub(crate) fn empty(program: &Path, hook: &str, operations: &[Operation]) -> Session {
     let program = program.to_string_lossy();

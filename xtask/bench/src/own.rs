@@ -94,7 +94,7 @@ fn one(session: &Session, workload: &mut Workload, rows: &mut Rows) -> Result<()
 }
 
 /// Time that all threads of a process have had a processor, in user mode and in the kernel.
-fn cpu_ns(process: u32) -> Result<u64, String> {
+pub(crate) fn cpu_ns(process: u32) -> Result<u64, String> {
     let failed = |error: io::Error| format!("process {process}: {error}");
     let mut total = 0;
     for thread in fs::read_dir(format!("/proc/{process}/task")).map_err(failed)? {

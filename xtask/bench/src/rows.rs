@@ -29,6 +29,15 @@ pub(crate) enum Row {
         cpu_seconds: f64,
         bpf_seconds: f64,
     },
+    /// An observer's own use of the processor over a time in which it read samples, and the load
+    /// generator's.
+    OwnRequests {
+        observer: String,
+        rate_hz: f64,
+        seconds: f64,
+        cpu_seconds: f64,
+        generator_cpu_seconds: f64,
+    },
     /// One program while one operation was done in a loop.
     Program(Program),
     /// One tier of one probe, on one kernel.
