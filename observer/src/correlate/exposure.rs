@@ -90,6 +90,11 @@ impl Population {
     pub(super) fn excess_ns(&self) -> f64 {
         self.summary.slow_mean_ns - self.summary.typical_mean_ns
     }
+
+    /// Stalls are counted by thread, and all of the time of the requests is accounted for.
+    pub(super) fn has_account(&self) -> bool {
+        self.counted.is_some_and(|counted| counted.has_account)
+    }
 }
 
 /// Sorts out the samples: those inside the window, the slow ones, the typical ones.

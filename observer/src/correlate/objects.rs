@@ -39,7 +39,7 @@ pub(super) fn find(
 ) -> BTreeMap<Cause, Vec<ObjectTime>> {
     let lines = &population.lines;
     // Most threads sleep most of the time, so that together they say nothing.
-    let has_account = population.counted.is_some_and(|counted| counted.has_account);
+    let has_account = population.has_account();
     let threads: HashSet<u32> = lines
         .iter()
         .flat_map(|line| match *line {

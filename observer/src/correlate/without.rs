@@ -18,8 +18,9 @@ use super::contention::{self, Job};
 use super::handing::Handing;
 use super::matching::Matching;
 use super::timeline::{Timeline, Timelines};
+use super::worst::is_inside;
 use crate::clock::MonoNanos;
-use crate::model::{Cause, CauseSummary, Sample, ServerRequest, Tid, Without};
+use crate::model::{Cause, CauseSummary, P99Without, Sample, ServerRequest, Tid, Without};
 
 /// Resamples of blocks of time.
 const RESAMPLES: usize = 400;
@@ -110,10 +111,8 @@ impl<'a> Replay<'a> {
         matching: &Matching,
         block_ns: u64,
     ) -> Option<Self> {
-        let is_inside = |sample: &Sample| {
-            sample.begin() >= evidence.window.0 && sample.end <= evidence.window.1
-        };
-        let inside = evidence.samples.iter().enumerate().filter(|(_, sample)| is_inside(sample));
+        let is_inside = |(_, sample): &(usize, &Sample)| is_inside(sample, evidence.window);
+        let inside = evidence.samples.iter().enumerate().filter(is_inside);
         let of_sample = |(place, _): (usize, &Sample)| {
             let request = matching.known(place)?;
             evidence.requests.get(request)?.end()?;
@@ -164,6 +163,13 @@ impl<'a> Replay<'a> {
         turn.ready.max(before.map_or(0, |before| before.done))
     }
 
+    /// When a turn began, and when its thread had the request: between the two, the thread waited for work,
+    /// and needed no CPU for it.
+    fn begin_and_handed(&self, turn: &Turn) -> (u64, u64) {
+        let begin = self.begin(turn);
+        (begin, turn.handed.max(begin))
+    }
+
     /// Finds out how the threads compete, and for how long each turn waited.
     fn contention(&self) -> Option<(Contention, Vec<f32>)> {
         let own = |tid: &Tid| self.timelines.of_thread(tid.0, &[Cause::RUNQUEUE_SELF]);
@@ -176,9 +182,8 @@ impl<'a> Replay<'a> {
             let delays: Vec<Cause> = Cause::all().filter(|cause| is_delay(*cause)).collect();
             let delays = self.timelines.of_thread(tid.0, &delays);
             for turn in turns {
-                let begin = self.begin(turn);
-                let handed = turn.handed.max(begin);
-                // Until it had the request, it needed no CPU for it, and waited for one to read it.
+                let (begin, handed) = self.begin_and_handed(turn);
+                // It waited for a CPU to read the request.
                 let before_ns = own.exposure(begin, handed);
                 let own_ns = before_ns + own.exposure(handed, turn.done);
                 let delay_ns =
@@ -195,7 +200,7 @@ impl<'a> Replay<'a> {
             }
         }
         let cpus = contention::cpus(&jobs, &waited_ns)?;
-        let waits = contention::waits(&jobs, cpus);
+        let waits = contention::waits(jobs.len(), |place| jobs[place], cpus);
         Some((Contention { jobs, cpus, waits }, waited_ns))
     }
 
@@ -229,9 +234,7 @@ impl<'a> Replay<'a> {
                     let waited_ns = reader.exposure(turn.arrival, turn.ready).round() as u64;
                     ready_ns += waited_ns.min(turn.ready - turn.arrival);
                 }
-                let begin = self.begin(turn);
-                // Until it had the request, the thread waited for work.
-                let handed = turn.handed.max(begin);
+                let (begin, handed) = self.begin_and_handed(turn);
                 let mut before_ns = stalled.exposure(begin, handed);
                 if request.reader == request.sender {
                     before_ns += idle.exposure(begin, handed);
@@ -272,15 +275,17 @@ impl<'a> Replay<'a> {
         let contention = self.contention.as_ref();
         let Contention { jobs, cpus, waits } =
             contention.filter(|_| !causes.contains(&Cause::RUNQUEUE_SELF))?;
-        let without = |(job, freed): (&Job, &Freed)| Job {
-            ready: job.ready - freed.ready_ns,
-            delay: (job.delay - freed.delay_ns as f32).max(0.0),
-            cpu: (job.cpu - freed.cpu_ns as f32).max(0.0),
-            after: freed.after,
-            ..*job
+        let without = |place: usize| {
+            let (job, freed) = (&jobs[place], &freed[place]);
+            Job {
+                ready: job.ready - freed.ready_ns,
+                delay: (job.delay - freed.delay_ns as f32).max(0.0),
+                cpu: (job.cpu - freed.cpu_ns as f32).max(0.0),
+                after: freed.after,
+                ..*job
+            }
         };
-        let fewer: Vec<Job> = jobs.iter().zip(freed).map(without).collect();
-        let left = contention::waits(&fewer, *cpus);
+        let left = contention::waits(jobs.len(), without, *cpus);
         let saved = |(turn, (before, after)): (&Turn, (&f32, f32))| {
             let part = if *before > 0.0 { (after / before).min(1.0) } else { 1.0 };
             (turn.own_ns * (1.0 - part)).round() as u64
@@ -327,8 +332,10 @@ impl<'a> Replay<'a> {
         let mut last = None;
         for row in causes.iter_mut().filter(|row| row.named && can_go(row.cause)) {
             let without = self.without(&[row.cause], rng);
-            row.p99_without_ns = Some(without.p99_without_ns);
-            row.p99_without_ci95 = Some(without.ci95);
+            row.without = Some(P99Without {
+                p99_without_ns: without.p99_without_ns,
+                p99_without_ci95: without.ci95,
+            });
             all.push(row.cause);
             last = Some(without);
         }
