@@ -17,6 +17,7 @@ use super::bootstrap::interval95;
 use super::contention::{self, Job};
 use super::handing::Handing;
 use super::matching::Matching;
+use super::siblings::Siblings;
 use super::timeline::{Timeline, Timelines};
 use super::worst::is_inside;
 use crate::clock::MonoNanos;
@@ -33,6 +34,7 @@ const LEAST_SAMPLES: usize = 100;
 pub(super) struct Replay<'a> {
     evidence: &'a Evidence<'a>,
     timelines: &'a Timelines,
+    siblings: &'a Siblings,
     /// The answered requests, thread by thread, in the order of the answers.
     turns: Vec<Turn>,
     /// The threads that answered, each with the end of its turns.
@@ -108,6 +110,7 @@ impl<'a> Replay<'a> {
     pub(super) fn new(
         evidence: &'a Evidence<'a>,
         timelines: &'a Timelines,
+        handing: &'a Handing<'_>,
         matching: &Matching,
         block_ns: u64,
     ) -> Option<Self> {
@@ -128,19 +131,20 @@ impl<'a> Replay<'a> {
                 by_thread.entry(request.sender).or_default().push(place as u32);
             }
         }
-        let handing = Handing::new(evidence.requests, timelines.sleeps(), evidence.window.0);
         let (mut turns, mut threads) = (Vec::new(), Vec::new());
         for (sender, mut requests) in by_thread {
             requests.sort_by_key(|place| done(&evidence.requests[*place as usize]));
             let first = turns.len();
             for place in requests {
-                let turn = turn(evidence, &handing, place, &turns[first..], first);
+                let turn = turn(evidence, handing, place, &turns[first..], first);
                 turns.push(turn);
             }
             threads.push((sender, turns.len()));
         }
+        let siblings = &handing.siblings;
+        let contention = None;
         let mut replay =
-            Self { evidence, timelines, turns, threads, contention: None, samples, block_ns };
+            Self { evidence, timelines, siblings, turns, threads, contention, samples, block_ns };
         if let Some((contention, waited_ns)) = replay.contention() {
             replay.contention = Some(contention);
             replay.turns.iter_mut().zip(waited_ns).for_each(|(turn, ns)| turn.own_ns = ns);
@@ -215,29 +219,33 @@ impl<'a> Replay<'a> {
         let on_cpu = of(|cause| !is_delay(cause));
         let stalls = of(Cause::is_stall);
         let mut readers: HashMap<Tid, Timeline> = HashMap::new();
-        // While a thread of a pool was asleep, and a request waited that it was to read, another one had been
-        // woken for that, and was stalled.
-        let threads: Vec<u32> = self.threads.iter().map(|(tid, _)| tid.0).collect();
-        let siblings = self.timelines.of_threads(&threads, &stalls);
+        let siblings = self.siblings.timeline(&stalls);
         for (sender, _, turns) in self.by_thread() {
-            let asleep = self.timelines.of_thread(sender.0, &[Cause::SERVICE_WAIT]);
-            let idle = Timeline::both(&asleep, &siblings);
             let [delays, on_cpu, stalled] =
                 [&delays, &on_cpu, &stalls].map(|of| self.timelines.of_thread(sender.0, of));
             for turn in turns {
                 let request = &self.evidence.requests[turn.request as usize];
+                // Meanwhile the reader slept.
+                let of_siblings = |from: u64, until: u64| {
+                    let wait = self.siblings.wait(turn.request as usize);
+                    wait.map_or(0.0, |wait| {
+                        siblings.exposure(wait.start.max(from), wait.end.min(until))
+                    })
+                };
                 let mut ready_ns = late_ns.get(turn.request as usize).copied().unwrap_or(0);
                 if request.reader != request.sender {
                     let reader = readers
                         .entry(request.reader)
                         .or_insert_with(|| self.timelines.of_thread(request.reader.0, &stalls));
-                    let waited_ns = reader.exposure(turn.arrival, turn.ready).round() as u64;
+                    let waited_ns = reader.exposure(turn.arrival, turn.ready)
+                        + of_siblings(turn.arrival, turn.ready);
+                    let waited_ns = waited_ns.round() as u64;
                     ready_ns += waited_ns.min(turn.ready - turn.arrival);
                 }
                 let (begin, handed) = self.begin_and_handed(turn);
                 let mut before_ns = stalled.exposure(begin, handed);
                 if request.reader == request.sender {
-                    before_ns += idle.exposure(begin, handed);
+                    before_ns += of_siblings(begin, handed);
                 }
                 let delay_ns = before_ns + delays.exposure(handed, turn.done);
                 let cpu_ns = on_cpu.exposure(handed, turn.done);
