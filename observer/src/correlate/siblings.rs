@@ -17,6 +17,12 @@ use crate::model::{Cause, ServerRequest};
 /// by less.
 const CLOCK_ERROR_NS: u64 = 20_000;
 
+/// One of so many stalls may be that of a sibling, so that their memory is bounded: with its parts between
+/// those of others, each is there twice at most. The stalls of further threads are none of siblings.
+const ROOM: usize = 4;
+/// There is always room for so many.
+const LEAST_ROOM: usize = 1_000;
+
 /// A stall of a thread that was woken for a request and did not read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Woken {
@@ -50,12 +56,14 @@ impl Siblings {
         let of = |place: &u32| &requests[*place as usize];
         order.sort_unstable_by_key(|place| (of(place).reader, of(place).read, *place));
         let causes: Vec<Cause> = Cause::all().filter(|cause| cause.is_stall()).collect();
+        let room = (evidence.stalls.len() / ROOM).max(LEAST_ROOM);
         let mut stalls: Vec<ThreadStall> = Vec::new();
         let mut asleep = Vec::new();
         for of_thread in order.chunk_by(|one, other| of(one).reader == of(other).reader) {
             let tid = of(&of_thread[0]).reader.0;
             let thread = Thread::new(of_thread.iter().map(of), sleeps.of_thread(tid), start);
-            for woken in thread.woken_in_vain(siblings.length_ns) {
+            let has_room = stalls.len() < room;
+            for woken in thread.woken_in_vain(siblings.length_ns).filter(|_| has_room) {
                 for cause in &causes {
                     let pieces = timelines.pieces(*cause).map_or(&[][..], |all| all.of_thread(tid));
                     for Span { start, end } in within(pieces, woken) {

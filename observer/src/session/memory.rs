@@ -22,9 +22,9 @@ const NAME_BYTES: usize = 96;
 /// Computing the answer takes this much memory per stall, in addition to the stall itself: the
 /// stall clipped (32), its place among those open (40), its pieces (48), and the timelines twice
 /// (64). By thread, the first two are gone when the pieces are put on lines: pieces (32), and lines of
-/// one and of two threads (32 each) or, instead of the latter, of siblings, for which the stall is kept
-/// once more (24), and what lies between the stalls, while it is put together (64).
-const ANALYSIS_BYTES: usize = 232;
+/// one and of two threads (32 each) or, instead of the latter, of siblings, which are at most half as many
+/// and are kept once more (24), and what lies between the stalls, while it is put together (64).
+const ANALYSIS_BYTES: usize = 208;
 /// What of this is gone when the requests are replayed: the lines, and what lies between the stalls.
 const LINES_BYTES: u64 = 128;
 
