@@ -336,3 +336,18 @@ fn a_tail_below_twice_the_typical_latency_is_explained_where_its_time_is_known()
         assert_eq!(even.analyse().verdict.outcome, Outcome::NoSlowSamples, "{seed}");
     }
 }
+
+#[test]
+fn the_p99_without_a_cause_stands_beside_its_share_in_json() {
+    let analysis = answer(&drill(SEEDS.start, &WATCHED, sleeps));
+    let known = analysis.causes.iter().filter(|row| row.without.is_some()).count();
+    assert!(known > 0 && known < analysis.causes.len(), "{analysis:#?}");
+    for row in &analysis.causes {
+        let json = serde_json::to_value(row).expect("JSON");
+        let p99_ns = json.get("p99_without_ns").and_then(serde_json::Value::as_u64);
+        assert_eq!(p99_ns, row.without.map(|without| without.p99_without_ns), "{json}");
+        assert_eq!(json.get("p99_without_ci95").is_some(), row.without.is_some(), "{json}");
+        assert_eq!(json.get("without"), None, "{json}");
+        assert_eq!(serde_json::from_value::<CauseSummary>(json).ok().as_ref(), Some(row));
+    }
+}
