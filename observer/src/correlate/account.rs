@@ -9,7 +9,7 @@ use crate::model::{Accounts, BandAccount, Cause};
 /// The mean account of the slow and of the typical requests; `None` where not all of their time is
 /// known.
 pub(super) fn means(population: &Population, stalls: &StallLines) -> Option<Accounts> {
-    if !population.counted?.has_account {
+    if !population.has_account() {
         return None;
     }
     let mean = |samples: &[Served]| mean(samples, stalls);

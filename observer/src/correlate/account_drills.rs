@@ -161,8 +161,8 @@ fn the_p99_without_a_cause_is_that_of_a_run_without_it() {
             let without_ns = p99_ns(&drill(seed, service, |_| Handler::default()));
             let analysis = answer(&with);
             let top = analysis.causes.iter().find(|row| row.named).expect("a cause");
-            let found_ns = top.p99_without_ns.expect("the p99 without it");
-            let [low, high] = top.p99_without_ci95.expect("its interval");
+            let without = top.without.expect("the p99 without it");
+            let (found_ns, [low, high]) = (without.p99_without_ns, without.p99_without_ci95);
             let error = found_ns as f64 / without_ns as f64 - 1.0;
             assert!(error.abs() < 0.05, "service {number}, seed {seed}: {found_ns} {without_ns}");
             covered += u32::from((low..=high).contains(&without_ns));
@@ -179,7 +179,7 @@ fn what_cannot_be_taken_away_has_no_p99_without_it() {
     for (seed, plan) in SEEDS.zip([burns, is_on_its_way].into_iter().cycle()) {
         let analysis = answer(&drill(seed, &WATCHED, plan));
         assert!(analysis.causes.iter().any(|row| row.named));
-        assert!(analysis.causes.iter().all(|row| row.p99_without_ns.is_none()), "{analysis:#?}");
+        assert!(analysis.causes.iter().all(|row| row.without.is_none()), "{analysis:#?}");
         assert_eq!(analysis.without_named, None);
     }
 }
@@ -334,5 +334,20 @@ fn a_tail_below_twice_the_typical_latency_is_explained_where_its_time_is_known()
         let plan = |_, _: &mut Xoshiro256PlusPlus| Handler { way_ns, ..Handler::default() };
         WATCHED.serve(&mut even, 100, plan, nothing);
         assert_eq!(even.analyse().verdict.outcome, Outcome::NoSlowSamples, "{seed}");
+    }
+}
+
+#[test]
+fn the_p99_without_a_cause_stands_beside_its_share_in_json() {
+    let analysis = answer(&drill(SEEDS.start, &WATCHED, sleeps));
+    let known = analysis.causes.iter().filter(|row| row.without.is_some()).count();
+    assert!(known > 0 && known < analysis.causes.len(), "{analysis:#?}");
+    for row in &analysis.causes {
+        let json = serde_json::to_value(row).expect("JSON");
+        let p99_ns = json.get("p99_without_ns").and_then(serde_json::Value::as_u64);
+        assert_eq!(p99_ns, row.without.map(|without| without.p99_without_ns), "{json}");
+        assert_eq!(json.get("p99_without_ci95").is_some(), row.without.is_some(), "{json}");
+        assert_eq!(json.get("without"), None, "{json}");
+        assert_eq!(serde_json::from_value::<CauseSummary>(json).ok().as_ref(), Some(row));
     }
 }

@@ -105,8 +105,7 @@ pub(super) fn attribute(
             contribution_ns: candidate.share.clamp(0.0, 1.0) * excess_ns,
             stalls: stalls.stalls(candidate.cause),
             named: candidate.named,
-            p99_without_ns: None,
-            p99_without_ci95: None,
+            without: None,
             objects: Vec::new(),
         })
         .chain(generator)
@@ -129,8 +128,7 @@ pub(super) fn attribute(
         contribution_ns: rest * excess_ns,
         stalls: 0,
         named: false,
-        p99_without_ns: None,
-        p99_without_ci95: None,
+        without: None,
         objects: Vec::new(),
     });
     let ambiguous = candidates.iter().filter_map(ambiguous).collect();
@@ -152,9 +150,7 @@ fn alone(
     let share = blocks.shares(&duties)?.stalls[0];
     let resamples = blocks.resample(&duties, rng);
     let ci95 = interval95(resamples.iter().map(|shares| shares.stalls[0]).collect());
-    let is_accounted =
-        groups.population.counted.is_some_and(|counted| counted.by_thread && counted.has_account);
-    if !cause.is_stall() || is_accounted {
+    if !cause.is_stall() || groups.population.has_account() {
         // What a request was doing when nothing held it up cannot be coincidence. Where all of its time
         // is accounted for, neither can a stall of the thread that served it.
         let named = nameable(share, ci95);
@@ -193,8 +189,7 @@ fn generator(groups: &Groups<'_>, rng: &mut Xoshiro256PlusPlus) -> Option<CauseS
         contribution_ns: share.clamp(0.0, 1.0) * groups.population.excess_ns(),
         stalls: 0,
         named: nameable(share, ci95),
-        p99_without_ns: None,
-        p99_without_ci95: None,
+        without: None,
         objects: Vec::new(),
     })
 }

@@ -31,25 +31,26 @@ pub(super) struct Job {
     pub(super) thread: u32,
 }
 
-/// How long each job waits for a CPU, nanoseconds, when threads share so many CPUs.
-pub(super) fn waits(jobs: &[Job], cpus: u32) -> Vec<f32> {
-    let mut waits = vec![0.0; jobs.len()];
+/// How long each of `count` jobs waits for a CPU, nanoseconds, when threads share so many CPUs. `job` gives
+/// the job at a place.
+pub(super) fn waits(count: usize, job: impl Fn(usize) -> Job, cpus: u32) -> Vec<f32> {
+    let mut waits = vec![0.0; count];
     // Of each job the first that waits for it, and the next one that waits for the same.
-    let (mut first, mut next) = (vec![NONE; jobs.len()], vec![NONE; jobs.len()]);
+    let (mut first, mut next) = (vec![NONE; count], vec![NONE; count]);
     // Jobs that will need a CPU at a time, the earliest first.
     let mut upcoming: BinaryHeap<Reverse<(u64, u32)>> = BinaryHeap::new();
-    for (place, job) in jobs.iter().enumerate() {
+    for (place, job) in (0..count).map(&job).enumerate() {
         match first.get_mut(job.after as usize) {
             Some(head) => next[place] = std::mem::replace(head, place as u32),
             None => upcoming.push(Reverse((job.ready + job.delay as u64, place as u32))),
         }
     }
-    let threads = jobs.iter().map(|job| job.thread as usize + 1).max().unwrap_or(0);
+    let threads = (0..count).map(|place| job(place).thread as usize + 1).max().unwrap_or(0);
     let mut on_thread = vec![0u32; threads];
     let mut busy = 0u32;
     // Jobs on a CPU by what every thread must have had since the begin when they are done.
     let mut running: BinaryHeap<Reverse<(u64, u32)>> = BinaryHeap::new();
-    let mut since = vec![0u64; jobs.len()];
+    let mut since = vec![0u64; count];
     let (mut now, mut had) = (0.0f64, 0.0f64);
     loop {
         let share = (f64::from(cpus) / f64::from(busy.max(1))).min(1.0);
@@ -59,16 +60,17 @@ pub(super) fn waits(jobs: &[Job], cpus: u32) -> Vec<f32> {
             (Some(at), begins) if begins.is_none_or(|begins| at <= begins) => {
                 let Some(Reverse((end, place))) = running.pop() else { return waits };
                 (now, had) = (at.max(now), end as f64);
-                let job = &jobs[place as usize];
+                let done = job(place as usize);
                 waits[place as usize] =
-                    ((now - since[place as usize] as f64) as f32 - job.cpu).max(0.0);
-                let on = &mut on_thread[job.thread as usize];
+                    ((now - since[place as usize] as f64) as f32 - done.cpu).max(0.0);
+                let on = &mut on_thread[done.thread as usize];
                 *on -= 1;
                 busy -= u32::from(*on == 0);
                 let mut follower = first[place as usize];
-                while let Some(job) = jobs.get(follower as usize) {
-                    let begin = job.ready.max(now as u64);
-                    upcoming.push(Reverse((begin + job.delay as u64, follower)));
+                while follower != NONE {
+                    let Job { ready, delay, .. } = job(follower as usize);
+                    let begin = ready.max(now as u64);
+                    upcoming.push(Reverse((begin + delay as u64, follower)));
                     follower = next[follower as usize];
                 }
             }
@@ -76,10 +78,10 @@ pub(super) fn waits(jobs: &[Job], cpus: u32) -> Vec<f32> {
                 let Some(Reverse((begin, place))) = upcoming.pop() else { return waits };
                 had += (at - now).max(0.0) * share * f64::from(u32::from(busy > 0));
                 now = at.max(now);
-                let job = &jobs[place as usize];
+                let begun = job(place as usize);
                 since[place as usize] = begin;
-                running.push(Reverse(((had + f64::from(job.cpu)).round() as u64, place)));
-                let on = &mut on_thread[job.thread as usize];
+                running.push(Reverse(((had + f64::from(begun.cpu)).round() as u64, place)));
+                let on = &mut on_thread[begun.thread as usize];
                 busy += u32::from(*on == 0);
                 *on += 1;
             }
@@ -110,7 +112,8 @@ pub(super) fn cpus(jobs: &[Job], waited_ns: &[f32]) -> Option<u32> {
     }
     let mut best: Option<(f64, u32)> = None;
     for cpus in 1..=MOST_CPUS {
-        let found: f64 = waits(&part, cpus).into_iter().map(f64::from).sum();
+        let found: f64 =
+            waits(part.len(), |place| part[place], cpus).into_iter().map(f64::from).sum();
         let error = (found - wanted).abs();
         if best.is_none_or(|(least, _)| error < least) {
             best = Some((error, cpus));
@@ -126,6 +129,10 @@ pub(super) fn cpus(jobs: &[Job], waited_ns: &[f32]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn waits(jobs: &[Job], cpus: u32) -> Vec<f32> {
+        super::waits(jobs.len(), |place| jobs[place], cpus)
+    }
 
     fn job(ready: u64, delay: f32, cpu: f32, after: u32, thread: u32) -> Job {
         Job { ready, delay, cpu, after, thread }

@@ -163,8 +163,8 @@ fn what_piles_up_behind_a_cause_goes_with_it() {
             let analysis = with.analyse();
             let row = analysis.check().of(cause);
             assert!(row.named, "{seed}: {analysis:#?}");
-            let found_ns = row.p99_without_ns.expect("the p99 without it");
-            let [low, high] = row.p99_without_ci95.expect("an interval");
+            let without = row.without.expect("the p99 without it");
+            let (found_ns, [low, high]) = (without.p99_without_ns, without.p99_without_ci95);
             let error = found_ns as f64 / truth_ns as f64 - 1.0;
             println!(
                 "{} {seed}: with {} found {found_ns} [{low}, {high}] truth {truth_ns}: {error:+.2}",

@@ -11,7 +11,6 @@ use super::handing::Handing;
 use super::lines::{Line, Lines, Numbering, Parts, whole};
 use super::loss::Losses;
 use super::matching::Matching;
-use super::timeline::Timelines;
 use super::{Evidence, Ignored};
 use crate::model::{LatencySummary, Sample, SamplesSummary, SlowSpec};
 
@@ -90,12 +89,17 @@ impl Population {
     pub(super) fn excess_ns(&self) -> f64 {
         self.summary.slow_mean_ns - self.summary.typical_mean_ns
     }
+
+    /// Stalls are counted by thread, and all of the time of the requests is accounted for.
+    pub(super) fn has_account(&self) -> bool {
+        self.counted.is_some_and(|counted| counted.has_account)
+    }
 }
 
 /// Sorts out the samples: those inside the window, the slow ones, the typical ones.
 pub(super) fn population(
     evidence: &Evidence<'_>,
-    timelines: &Timelines,
+    handing: &Handing<'_>,
     losses: &Losses,
     matching: &Matching,
     rng: &mut Xoshiro256PlusPlus,
@@ -114,8 +118,7 @@ pub(super) fn population(
     let (counted, measured) = choose(evidence, matching, slow, &typical);
     let by_thread = counted.is_some_and(|counted| counted.by_thread);
     let has_account = counted.is_some_and(|counted| counted.has_account);
-    let handing =
-        has_account.then(|| Handing::new(evidence.requests, timelines.sleeps(), evidence.window.0));
+    let handing = Some(handing).filter(|_| has_account);
 
     let mut summary = summarise(samples, &ranked);
     summary.slow_rule = evidence.slow.to_string();
@@ -144,9 +147,8 @@ pub(super) fn population(
             .map(|index| {
                 let sample = &samples[index];
                 let (start, end) = (since(sample.start), since(sample.end));
-                let request = matching.known(index).and_then(|at| evidence.requests.get(at));
-                let parts = match request.filter(|_| by_thread) {
-                    Some(request) => numbering.parts(sample, request, handing.as_ref()),
+                let parts = match matching.known(index).filter(|_| by_thread) {
+                    Some(place) => numbering.parts(sample, evidence.requests, place, handing),
                     None => whole(start, end),
                 };
                 Served { start, end, lateness_ns: sample.lateness_ns(), parts }

@@ -1,34 +1,36 @@
-//! When a request came from the thread that read it to the thread that answered it.
+//! What a request waited for until it came to the thread that read it, and to the one that answered it.
 
 use std::collections::HashMap;
 
-use super::timeline::Pieces;
+use super::Evidence;
+use super::siblings::Siblings;
+use super::timeline::{Pieces, Timelines};
 use crate::clock::MonoNanos;
 use crate::model::{ServerRequest, Tid};
 
-/// What is known about the threads that answer requests which others have read.
+/// What is known about the threads that read and answer requests.
 pub(super) struct Handing<'a> {
-    /// When threads slept, since the start of the window; `None` where that is not known.
+    /// When threads slept, since the start of the window; `None` where not all of that is known.
     sleeps: Option<&'a Pieces>,
     /// When each of them had answered a request, in order.
     answers: HashMap<Tid, Vec<MonoNanos>>,
+    /// What requests waited for while their readers slept.
+    pub(super) siblings: Siblings,
     start: MonoNanos,
 }
 
 impl<'a> Handing<'a> {
-    pub(super) fn new(
-        requests: &[ServerRequest],
-        sleeps: Option<&'a Pieces>,
-        start: MonoNanos,
-    ) -> Self {
+    pub(super) fn new(evidence: &Evidence<'_>, timelines: &'a Timelines) -> Self {
         let mut answers: HashMap<Tid, Vec<MonoNanos>> = HashMap::new();
-        for request in requests.iter().filter(|request| request.reader != request.sender) {
+        for request in evidence.requests.iter().filter(|request| request.reader != request.sender) {
             if let Some(end) = request.end() {
                 answers.entry(request.sender).or_default().push(end);
             }
         }
         answers.values_mut().for_each(|ends| ends.sort_unstable());
-        Self { sleeps, answers, start }
+        let sleeps = timelines.sleeps().filter(|_| evidence.quality.has_sleeps());
+        let siblings = Siblings::new(evidence, timelines);
+        Self { sleeps, answers, siblings, start: evidence.window.0 }
     }
 
     /// When the sender had the request, since the start of the window. If it still worked on the one

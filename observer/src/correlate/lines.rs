@@ -5,12 +5,12 @@ use std::collections::HashMap;
 
 use super::handing::Handing;
 use super::share::LEAST_UNCOVERED;
-use super::timeline::{Timeline, split};
+use super::timeline::{Span, Timeline, split};
 use crate::clock::MonoNanos;
 use crate::model::{Sample, ServerRequest};
 
 /// Parts of a request, each with a line of its own.
-const PARTS: usize = 4;
+const PARTS: usize = 6;
 
 /// A part of a request. Within it, the stalls of one line count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub(super) enum Line {
     Thread(u32),
     /// Of no thread: the request was not with the target.
     Outside,
+    /// Of threads that were woken for a request and did not read it, while its reader slept.
+    Siblings,
     /// Of the reader and the sender of a request, while it is not known which of them works on it.
     Both { reader: u32, sender: u32 },
 }
@@ -75,9 +77,11 @@ impl Numbering {
     pub(super) fn parts(
         &mut self,
         sample: &Sample,
-        request: &ServerRequest,
+        requests: &[ServerRequest],
+        place: usize,
         handing: Option<&Handing<'_>>,
     ) -> Parts {
+        let Some(request) = requests.get(place) else { return Parts::default() };
         let window = self.window;
         let on_kernels = |time: MonoNanos| time.0.saturating_add_signed(self.offset_ns);
         let (start, end) = (on_kernels(sample.start), on_kernels(sample.end));
@@ -105,13 +109,20 @@ impl Numbering {
             return parts;
         };
         let handed = match reader == sender {
-            true => last,
+            true => last.max(begin),
             false => handing.at(request).clamp(begin, last.max(begin)),
         };
         let last = last.max(handed);
+        // Both at the end of what is before, where no sibling was stalled.
+        let of_siblings = handing.siblings.wait(place);
+        let of_siblings = of_siblings.unwrap_or(Span { start: begin, end: begin });
+        let [from, until] =
+            [of_siblings.start, of_siblings.end].map(|time| time.clamp(begin, handed));
         [
             part(Line::Outside, since(start), begin),
-            part(Line::Thread(reader), begin, handed),
+            part(Line::Thread(reader), begin, from),
+            part(Line::Siblings, from, until),
+            part(Line::Thread(reader), until, handed),
             part(Line::Thread(sender), handed, last),
             part(Line::Outside, last, since(end)),
         ]
@@ -142,7 +153,7 @@ impl Lines {
     /// One line for each of `lines`.
     pub(super) fn by_thread(timelines: Vec<Timeline>, lines: &[Line]) -> Self {
         let by_chance = |(timeline, line): (&Timeline, &Line)| match line {
-            Line::Thread(_) | Line::Outside => 0.0,
+            Line::Thread(_) | Line::Outside | Line::Siblings => 0.0,
             Line::Both { .. } => timeline.duty(),
         };
         let by_chance = timelines.iter().zip(lines).map(by_chance).collect();
@@ -160,6 +171,11 @@ impl Lines {
     /// The timeline of a line.
     pub(super) fn number(&self, number: usize) -> &Timeline {
         &self.lines[number]
+    }
+
+    /// Gives a line another timeline.
+    pub(super) fn replace(&mut self, number: usize, timeline: Timeline) {
+        self.lines[number] = timeline;
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -218,6 +234,7 @@ pub(super) fn split_lines(causes: &[&Lines]) -> Vec<Lines> {
 #[cfg(test)]
 mod tests {
     use super::super::Ignored;
+    use super::super::siblings::Siblings;
     use super::super::timeline::Timelines;
     use super::*;
     use crate::model::{Cause, Stall, Tgid, Tid};
@@ -244,7 +261,7 @@ mod tests {
     /// The parts that are not empty, and whose they are.
     fn parts(sample: &Sample, request: &ServerRequest, offset_ns: i64) -> Vec<(Line, u64, u64)> {
         let mut numbering = Numbering::new(WINDOW, offset_ns);
-        let parts = numbering.parts(sample, request, None);
+        let parts = numbering.parts(sample, std::slice::from_ref(request), 0, None);
         let lines = numbering.finish();
         let there = parts.iter().filter(|part| part.start < part.end);
         there.map(|part| (lines[part.line as usize], part.start, part.end)).collect()
@@ -291,9 +308,14 @@ mod tests {
         ];
         let on_lines = |stalls: &[Stall], request: &ServerRequest| {
             let mut numbering = Numbering::new(WINDOW, 0);
-            let parts = numbering.parts(&Sample::of_times(1_100, 1_450), request, None);
-            let mut timelines = Timelines::new(stalls, WINDOW, true, &mut Ignored::default());
-            (timelines.on_lines(&numbering.finish()), parts)
+            let parts = numbering.parts(
+                &Sample::of_times(1_100, 1_450),
+                std::slice::from_ref(request),
+                0,
+                None,
+            );
+            let timelines = Timelines::new(stalls, WINDOW, true, &mut Ignored::default());
+            (timelines.on_lines(&numbering.finish(), &Siblings::default()), parts)
         };
         let (lines, parts) = on_lines(&stalls, &request(1, 1));
         assert_eq!(lines.of(Cause::RUNQUEUE).exposure(&parts), 40.0 + 50.0 + 80.0);
@@ -314,10 +336,10 @@ mod tests {
         // Where both threads together have most of the stalls, they are affordable once.
         stalls.truncate(6);
         let mut numbering = Numbering::new(WINDOW, 0);
-        let first = numbering.parts(&Sample::of_times(1_100, 1_450), &request(1, 2), None);
-        let second = numbering.parts(&Sample::of_times(1_100, 1_450), &request(2, 1), None);
-        let mut timelines = Timelines::new(&stalls, WINDOW, true, &mut Ignored::default());
-        let lines = timelines.on_lines(&numbering.finish());
+        let first = numbering.parts(&Sample::of_times(1_100, 1_450), &[request(1, 2)], 0, None);
+        let second = numbering.parts(&Sample::of_times(1_100, 1_450), &[request(2, 1)], 0, None);
+        let timelines = Timelines::new(&stalls, WINDOW, true, &mut Ignored::default());
+        let lines = timelines.on_lines(&numbering.finish(), &Siblings::default());
         assert_eq!(lines.of(Cause::RUNQUEUE).exposure(&first), 115.0);
         let sender_alone = 70.0 + 50.0 + 80.0;
         assert_eq!(lines.of(Cause::RUNQUEUE).exposure(&second), sender_alone);

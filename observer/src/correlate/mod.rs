@@ -44,6 +44,9 @@ mod pairing;
 mod served_drills;
 mod share;
 mod shift;
+mod siblings;
+#[cfg(test)]
+mod siblings_drills;
 mod single;
 #[cfg(test)]
 mod single_drills;
@@ -62,6 +65,7 @@ pub use objects::ObjectTime;
 pub use single::{Chosen, choose};
 pub use worst::{Longest, slowest};
 
+use handing::Handing;
 use timeline::Timelines;
 use without::Replay;
 
@@ -214,11 +218,20 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
     let by_thread = !evidence.requests.is_empty();
     let mut timelines = Timelines::new(evidence.stalls, evidence.window, by_thread, &mut ignored);
     let losses = loss::judge(evidence, &timelines);
+    let united = timelines.take_united();
+    let timelines = timelines;
+    let handing = Handing::new(evidence, &timelines);
     let clock_uncertainty_ns = evidence.quality.clock_uncertainty_ns;
     let matching = matching::find(evidence.samples, evidence.requests, clock_uncertainty_ns);
     let population =
-        exposure::population(evidence, &timelines, &losses, &matching, &mut rng, &mut ignored);
-    let stalls = timelines.on_lines(&population.lines);
+        exposure::population(evidence, &handing, &losses, &matching, &mut rng, &mut ignored);
+    let stalls = match population.lines.is_empty() {
+        true => timelines.on_one_line(united),
+        false => {
+            drop(united);
+            timelines.on_lines(&population.lines, &handing.siblings)
+        }
+    };
     let mut found = attribute::Found::default();
     let mut ruled_out = Vec::new();
     let mut verdict = match verdict::nothing_to_explain(evidence, &population, &losses) {
@@ -249,14 +262,14 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
     let without_named = causes
         .iter()
         .any(|cause| cause.named && by_thread)
-        .then(|| Replay::new(evidence, &timelines, &matching, block_ns))
+        .then(|| Replay::new(evidence, &timelines, &handing, &matching, block_ns))
         .flatten()
         .and_then(|replay| replay.without_named(&mut causes, &mut rng));
     let objects = match causes.is_empty() {
         true => BTreeMap::new(),
-        false => objects::find(evidence, &population, &timelines),
+        false => objects::find(evidence, &population, &timelines, &handing.siblings),
     };
-    let slowest_requests = single::slowest_requests(evidence, &matching, &mut timelines);
+    let slowest_requests = single::slowest_requests(evidence, &matching, &timelines, &handing);
     Analysis {
         account_ns,
         without_named,

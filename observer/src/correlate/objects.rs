@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::Evidence;
 use super::exposure::{Population, Served};
 use super::lines::{Line, Lines};
-use super::timeline::{Pieces, Span, Timeline, Timelines};
+use super::siblings::{Siblings, Woken, within};
+use super::timeline::{Span, Timeline, Timelines};
 use crate::clock::MonoNanos;
 use crate::model::{Cause, Stall};
 
@@ -36,19 +37,20 @@ pub(super) fn find(
     evidence: &Evidence<'_>,
     population: &Population,
     timelines: &Timelines,
+    siblings: &Siblings,
 ) -> BTreeMap<Cause, Vec<ObjectTime>> {
     let lines = &population.lines;
     // Most threads sleep most of the time, so that together they say nothing.
-    let has_account = population.counted.is_some_and(|counted| counted.has_account);
-    let threads: HashSet<u32> = lines
-        .iter()
-        .flat_map(|line| match *line {
-            Line::Outside => [None, None],
-            Line::Thread(tid) => [Some(tid), None],
-            Line::Both { reader, sender } => [Some(reader), Some(sender)],
-        })
-        .flatten()
-        .collect();
+    let has_account = population.has_account();
+    let mut threads: HashSet<u32> = HashSet::new();
+    for line in lines {
+        match *line {
+            Line::Outside => {}
+            Line::Thread(tid) => threads.extend([tid]),
+            Line::Both { reader, sender } => threads.extend([reader, sender]),
+            Line::Siblings => threads.extend(siblings.stalls().iter().map(|stall| stall.tid)),
+        }
+    }
     let counts = |stall: &&Stall| {
         (stall.cause.is_stall() || has_account)
             && (lines.is_empty() || threads.contains(&stall.tid.0))
@@ -80,16 +82,26 @@ pub(super) fn find(
             let span = inside(stall, window);
             let tid = stall.tid.0;
             match timelines.pieces(cause) {
-                Some(pieces) => own_part(pieces, tid, span, |part| spans.push((*rank, tid, part))),
+                // The parts in which its thread had no stall within it.
+                Some(pieces) => {
+                    let own = within(pieces.of_thread(tid), span);
+                    spans.extend(own.map(|part| (*rank, tid, part)));
+                }
                 None => spans.push((*rank, tid, span)),
             }
         }
         spans.sort_unstable();
+        let mut of_siblings: Vec<(u32, Span)> = Vec::new();
+        if lines.contains(&Line::Siblings) {
+            let of_cause = siblings.stalls().iter().filter(|stall| stall.cause == cause);
+            of_siblings.extend(of_cause.map(|Woken { tid, span, .. }| (*tid, *span)));
+            of_siblings.sort_unstable();
+        }
         let length_ns = window.1.since(window.0);
         let mut times: Vec<ObjectTime> = spans
             .chunk_by(|one, other| one.0 == other.0)
             .map(|spans| {
-                let covered = on_lines(spans, lines, length_ns);
+                let covered = on_lines(spans, lines, length_ns, &of_siblings);
                 let mean = |samples: &[Served]| {
                     let sum: f64 =
                         samples.iter().map(|sample| covered.exposure(&sample.parts)).sum();
@@ -118,18 +130,14 @@ fn inside(stall: &Stall, window: (MonoNanos, MonoNanos)) -> Span {
     Span { start: since(stall.start), end: since(stall.end) }
 }
 
-/// The parts of a stall in which its thread had no stall within it.
-fn own_part(pieces: &Pieces, tid: u32, stall: Span, mut each: impl FnMut(Span)) {
-    let pieces = pieces.of_thread(tid);
-    let first = pieces.partition_point(|piece| piece.end <= stall.start);
-    for piece in pieces[first..].iter().take_while(|piece| piece.start < stall.end) {
-        let (start, end) = (piece.start.max(stall.start), piece.end.min(stall.end));
-        each(Span { start, end });
-    }
-}
-
-/// The intervals of one object, in order of thread, by line.
-fn on_lines(spans: &[(usize, u32, Span)], lines: &[Line], length_ns: u64) -> Lines {
+/// The intervals of one object, in order of thread, by line. `siblings` are the stalls of its cause, in the
+/// same order.
+fn on_lines(
+    spans: &[(usize, u32, Span)],
+    lines: &[Line],
+    length_ns: u64,
+    siblings: &[(u32, Span)],
+) -> Lines {
     let timeline = |spans: Vec<Span>| Timeline::union(spans, length_ns);
     let all = |spans: &[(usize, u32, Span)]| spans.iter().map(|(_, _, span)| *span).collect();
     if lines.is_empty() {
@@ -140,11 +148,20 @@ fn on_lines(spans: &[(usize, u32, Span)], lines: &[Line], length_ns: u64) -> Lin
         let until = spans.partition_point(|(_, other, _)| *other <= tid);
         all(&spans[from..until])
     };
+    let of_woken = || {
+        let mut parts: Vec<Span> = Vec::new();
+        for woken in siblings.chunk_by(|one, other| one.0 == other.0) {
+            let own: Vec<Span> = of_thread(woken[0].0);
+            woken.iter().for_each(|(_, span)| parts.extend(within(&own, *span)));
+        }
+        parts
+    };
     let of_line = |line: &Line| {
         timeline(match *line {
             Line::Outside => Vec::new(),
             Line::Thread(tid) => of_thread(tid),
             Line::Both { reader, sender } => [of_thread(reader), of_thread(sender)].concat(),
+            Line::Siblings => of_woken(),
         })
     };
     Lines::by_thread(lines.iter().map(of_line).collect(), lines)

@@ -58,11 +58,11 @@ pub fn choose(evidence: &Evidence<'_>, selection: &RequestSelection) -> Chosen {
     } else {
         let by_thread = !evidence.requests.is_empty();
         let mut ignored = Ignored::default();
-        let mut timelines =
-            Timelines::new(evidence.stalls, evidence.window, by_thread, &mut ignored);
+        let timelines = Timelines::new(evidence.stalls, evidence.window, by_thread, &mut ignored);
         let uncertainty_ns = evidence.quality.clock_uncertainty_ns;
         let matching = find(evidence.samples, evidence.requests, uncertainty_ns);
-        requests(evidence, &matching, &mut timelines, &places)
+        let handing = Handing::new(evidence, &timelines);
+        requests(evidence, &matching, (&timelines, &handing), &places)
     };
     let outside = evidence.samples.len() as u64 - inside;
     Chosen { requests, places, total, inside, outside }
@@ -72,17 +72,18 @@ pub fn choose(evidence: &Evidence<'_>, selection: &RequestSelection) -> Chosen {
 pub(super) fn slowest_requests(
     evidence: &Evidence<'_>,
     matching: &Matching,
-    timelines: &mut Timelines,
+    timelines: &Timelines,
+    handing: &Handing<'_>,
 ) -> Vec<SlowRequest> {
     let places = places_of_slowest(evidence.samples, evidence.window, REQUESTS, |_| true);
-    requests(evidence, matching, timelines, &places)
+    requests(evidence, matching, (timelines, handing), &places)
 }
 
 /// The samples at these places, with all that is known about each.
 fn requests(
     evidence: &Evidence<'_>,
     matching: &Matching,
-    timelines: &mut Timelines,
+    threads: (&Timelines, &Handing<'_>),
     places: &[usize],
 ) -> Vec<SlowRequest> {
     let blocks = Blocks::new(evidence, matching);
@@ -98,7 +99,7 @@ fn requests(
             }
         })
         .collect();
-    let accounts = accounts(evidence, matching, timelines, places);
+    let accounts = accounts(evidence, matching, threads, places);
     let longest = longest_stalls(evidence, places, &requests);
     for ((request, account_ns), longest) in requests.iter_mut().zip(accounts).zip(longest) {
         let (kept, more_stalls) = longest.finish();
@@ -129,19 +130,15 @@ fn matched(evidence: &Evidence<'_>, matching: &Matching, blocks: &Blocks, place:
 fn accounts(
     evidence: &Evidence<'_>,
     matching: &Matching,
-    timelines: &mut Timelines,
+    (timelines, handing): (&Timelines, &Handing<'_>),
     places: &[usize],
 ) -> Vec<Option<BTreeMap<Cause, u64>>> {
     let window = evidence.window;
     let has_sleeps = evidence.quality.has_sleeps();
     let mut numbering = Numbering::new(window, matching.offset_ns);
-    let handing = {
-        let sleeps = timelines.sleeps().filter(|_| has_sleeps);
-        Handing::new(evidence.requests, sleeps, window.0)
-    };
     let mut served = |place: &usize| {
         let sample = &evidence.samples[*place];
-        let request = evidence.requests.get(matching.known(*place)?)?;
+        let request = matching.known(*place)?;
         // A generator may say that it sent a request before its time, or after its end.
         let begin = sample.begin();
         let end = sample.end.max(begin);
@@ -151,7 +148,7 @@ fn accounts(
             start: start.since(window.0),
             end: end.since(window.0),
             lateness_ns: start.since(begin),
-            parts: numbering.parts(&sent, request, Some(&handing)),
+            parts: numbering.parts(&sent, evidence.requests, request, Some(handing)),
         })
     };
     let served: Vec<Option<Served>> = places.iter().map(&mut served).collect();
@@ -163,7 +160,7 @@ fn accounts(
     if !lines.contains(&Line::Outside) {
         lines.push(Line::Outside);
     }
-    let stalls = timelines.on_lines(&lines);
+    let stalls = timelines.on_lines(&lines, &handing.siblings);
     let account = |served: Served| {
         let mut parts = account::parts(&served, &stalls);
         if !has_sleeps && let Some(rest_ns) = parts.remove(&Cause::SERVICE_CPU) {

@@ -3,6 +3,7 @@
 use rand::RngExt;
 
 use super::drill::{Drill, MS, ORIGIN};
+use super::handing::Handing;
 use super::matching::Matching;
 use super::served_drills::{Handler, POOL, Service, US, nothing};
 use super::single::{choose, slowest_requests};
@@ -286,8 +287,9 @@ fn a_slow_request_has_its_longest_stalls_and_where_their_records_are() {
         slow: SlowSpec::default(),
         quality: Quality::default(),
     };
-    let mut timelines = Timelines::new(&stalls, evidence.window, false, &mut Ignored::default());
-    let found = slowest_requests(&evidence, &Matching::default(), &mut timelines);
+    let timelines = Timelines::new(&stalls, evidence.window, false, &mut Ignored::default());
+    let handing = Handing::new(&evidence, &timelines);
+    let found = slowest_requests(&evidence, &Matching::default(), &timelines, &handing);
     assert_eq!(found.len(), 2);
     assert_eq!((found[1].stalls.len(), found[1].more_stalls), (0, 0));
     let request = &found[0];

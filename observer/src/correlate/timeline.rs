@@ -6,6 +6,7 @@ use std::cmp::Reverse;
 use super::Ignored;
 use super::innermost::{Rank, ThreadStall, innermost};
 use super::lines::{Line, Lines};
+use super::siblings::Siblings;
 use crate::clock::MonoNanos;
 use crate::model::{CAUSES, Cause, Stall};
 
@@ -61,25 +62,6 @@ impl Timeline {
             gaps.push(Span { start, end }, 1.0);
         }
         gaps
-    }
-
-    /// What both of these cover.
-    pub(super) fn both(one: &Self, other: &Self) -> Self {
-        let mut both = Self { length_ns: one.length_ns, ..Self::default() };
-        let (mut place, mut beside) = (0, 0);
-        while place < one.starts.len() && beside < other.starts.len() {
-            let start = one.starts[place].max(other.starts[beside]);
-            let end = one.ends[place].min(other.ends[beside]);
-            if start < end {
-                both.push(Span { start, end }, 1.0);
-            }
-            if one.ends[place] <= other.ends[beside] {
-                place += 1;
-            } else {
-                beside += 1;
-            }
-        }
-        both
     }
 
     fn push(&mut self, span: Span, weight: f64) {
@@ -199,13 +181,8 @@ impl Timelines {
 
     /// When these causes were at work in a thread.
     pub(super) fn of_thread(&self, tid: u32, causes: &[Cause]) -> Timeline {
-        self.of_threads(&[tid], causes)
-    }
-
-    /// When these causes were at work in one of these threads at least.
-    pub(super) fn of_threads(&self, threads: &[u32], causes: &[Cause]) -> Timeline {
         let pieces = causes.iter().filter_map(|cause| self.pieces.get(cause.index()));
-        let spans = pieces.flat_map(|pieces| threads.iter().flat_map(|tid| pieces.of_thread(*tid)));
+        let spans = pieces.flat_map(|pieces| pieces.of_thread(tid));
         Timeline::union(spans.copied().collect(), self.length_ns)
     }
 
@@ -219,25 +196,32 @@ impl Timelines {
         self.pieces(Cause::SERVICE_WAIT)
     }
 
-    /// The stalls by line; without lines, on one line of all threads.
-    pub(super) fn on_lines(&mut self, lines: &[Line]) -> StallLines {
-        let by_cause = std::mem::take(&mut self.by_cause);
-        let Self { pieces, stalls, length_ns, .. } = &*self;
+    /// The timelines of all threads together, in the order of [`CAUSES`]; nothing is left of these here.
+    pub(super) fn take_united(&mut self) -> Vec<Timeline> {
+        std::mem::take(&mut self.by_cause)
+    }
+
+    /// The stalls on one line of all threads.
+    pub(super) fn on_one_line(&self, united: Vec<Timeline>) -> StallLines {
+        let (length_ns, mut stalls) = (self.length_ns, self.stalls.clone());
+        stalls[Cause::SERVICE_WAIT.index()] = 0;
+        // Most threads sleep most of the time, so together they say nothing.
+        let stalls_alone = |(timeline, cause): (Timeline, Cause)| match cause.is_stall() {
+            true => Lines::united(timeline),
+            false => Lines::united(Timeline { length_ns, ..Timeline::default() }),
+        };
+        let by_cause = united.into_iter().zip(Cause::all()).map(stalls_alone).collect();
+        StallLines { by_cause, stalls }
+    }
+
+    /// The stalls by line.
+    pub(super) fn on_lines(&self, lines: &[Line], siblings: &Siblings) -> StallLines {
+        let Self { pieces, stalls, length_ns, .. } = self;
         let (length_ns, mut stalls) = (*length_ns, stalls.clone());
         let has_account = lines.contains(&Line::Outside);
         if !has_account {
             stalls[Cause::SERVICE_WAIT.index()] = 0;
         }
-        if lines.is_empty() || pieces.is_empty() {
-            // Most threads sleep most of the time, so together they say nothing.
-            let stalls_alone = |(timeline, cause): (Timeline, Cause)| match cause.is_stall() {
-                true => Lines::united(timeline),
-                false => Lines::united(Timeline { length_ns, ..Timeline::default() }),
-            };
-            let by_cause = by_cause.into_iter().zip(Cause::all()).map(stalls_alone).collect();
-            return StallLines { by_cause, stalls };
-        }
-        drop(by_cause);
         // Lines of two threads repeat the stalls of both. As much as all stalls is affordable; further
         // ones have those of the sender.
         let mut room: usize = pieces.iter().map(|pieces| pieces.spans.len()).sum();
@@ -260,6 +244,7 @@ impl Timelines {
                     let spans = match *line {
                         Line::Outside => Vec::new(),
                         _ if !cause.is_stall() && !has_account => Vec::new(),
+                        Line::Siblings => return siblings.timeline(&[cause]),
                         Line::Thread(tid) => pieces.of_thread(tid).to_vec(),
                         Line::Both { reader, sender } => {
                             [pieces.of_thread(reader), pieces.of_thread(sender)].concat()
@@ -292,24 +277,23 @@ pub(super) struct StallLines {
 }
 
 impl StallLines {
-    /// Gives the time of a line that no record covers to the service's own work, and that outside the
-    /// service to the network.
+    /// Gives the time of a line that no record covers to the service's own work, that outside the service to
+    /// the network, and that between stalls of siblings to the sleep of the reader.
     fn add_the_rest(&mut self, lines: &[Line], length_ns: u64) {
-        let rest = |number: usize, of_threads: bool| {
-            if (lines[number] == Line::Outside) == of_threads {
-                return Timeline { length_ns, ..Timeline::default() };
-            }
+        let rest = |number: usize| {
             let covered: Vec<&Timeline> =
                 self.by_cause.iter().map(|lines| lines.number(number)).collect();
             Timeline::gaps(&covered, length_ns)
         };
-        let of = |of_threads| {
-            let timelines = (0..lines.len()).map(|number| rest(number, of_threads)).collect();
-            Lines::by_thread(timelines, lines)
-        };
-        let (cpu, network) = (of(true), of(false));
-        self.by_cause[Cause::SERVICE_CPU.index()] = cpu;
-        self.by_cause[Cause::NETWORK.index()] = network;
+        let rests: Vec<Timeline> = (0..lines.len()).map(rest).collect();
+        for ((number, line), rest) in lines.iter().enumerate().zip(rests) {
+            let cause = match line {
+                Line::Outside => Cause::NETWORK,
+                Line::Siblings => Cause::SERVICE_WAIT,
+                Line::Thread(_) | Line::Both { .. } => Cause::SERVICE_CPU,
+            };
+            self.by_cause[cause.index()].replace(number, rest);
+        }
     }
 
     /// When a cause of this version was at work.
@@ -373,11 +357,11 @@ impl Timelines {
         inside.sort_unstable_by_key(|stall| Reverse((stall.tid, stall.end)));
         let mut pieces = vec![Pieces::default(); CAUSES.len()];
         for thread in inside.chunk_by(|a, b| a.tid == b.tid) {
-            innermost(thread, |cause, start, end| {
-                let start = MonoNanos(start).since(window.0);
-                let end = MonoNanos(end).since(window.0).min(length_ns);
+            innermost(thread, |cause, tid, span| {
+                let start = MonoNanos(span.start).since(window.0);
+                let end = MonoNanos(span.end).since(window.0).min(length_ns);
                 if start < end {
-                    pieces[cause.index()].push(thread[0].tid, Span { start, end });
+                    pieces[cause.index()].push(tid, Span { start, end });
                 }
             });
         }

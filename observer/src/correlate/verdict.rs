@@ -112,7 +112,7 @@ pub(super) fn nothing_to_explain(
             json!({"slow": summary.slow_count, "typical": typical, "least": LEAST_TYPICAL});
         (Outcome::Inconclusive, "few_typical", text, numbers)
     } else {
-        let is_certain = population.counted.is_some_and(|counted| counted.has_account);
+        let is_certain = population.has_account();
         let part = if is_certain { HEALTHY_PART } else { 1.0 };
         let healthy = HEALTHY_EXCESS_NS.max(summary.typical_mean_ns * part);
         let quantile = matches!(slow, SlowSpec::Quantile(_));
@@ -421,7 +421,7 @@ fn too_few(evidence: &Evidence<'_>, population: &Population, found: &Found) -> O
         );
         return Some(Reason::new("few_slow", text, numbers(LEAST_SLOW)));
     }
-    let is_certain = population.counted.is_some_and(|counted| counted.has_account);
+    let is_certain = population.has_account();
     (found.episodes < LEAST_EPISODES && !is_certain).then(|| {
         let text = format!(
             "The {} slow requests came in only {} separate episodes; at least {LEAST_EPISODES} are \
@@ -436,7 +436,7 @@ fn too_few(evidence: &Evidence<'_>, population: &Population, found: &Found) -> O
 /// Where all of the time of the requests is accounted for, nothing in it is coincidence, and one slow phase
 /// is enough for an answer about that one.
 pub(super) fn about_few(population: &Population, found: &Found) -> Option<Reason> {
-    let is_certain = population.counted.is_some_and(|counted| counted.has_account);
+    let is_certain = population.has_account();
     (is_certain && found.episodes < LEAST_EPISODES).then(|| {
         let (slow, episodes) = (population.summary.slow_count, found.episodes);
         let phases = if episodes == 1 { "one slow phase" } else { "few slow phases" };

@@ -17,9 +17,11 @@ use super::bootstrap::interval95;
 use super::contention::{self, Job};
 use super::handing::Handing;
 use super::matching::Matching;
+use super::siblings::Siblings;
 use super::timeline::{Timeline, Timelines};
+use super::worst::is_inside;
 use crate::clock::MonoNanos;
-use crate::model::{Cause, CauseSummary, Sample, ServerRequest, Tid, Without};
+use crate::model::{Cause, CauseSummary, P99Without, Sample, ServerRequest, Tid, Without};
 
 /// Resamples of blocks of time.
 const RESAMPLES: usize = 400;
@@ -32,6 +34,7 @@ const LEAST_SAMPLES: usize = 100;
 pub(super) struct Replay<'a> {
     evidence: &'a Evidence<'a>,
     timelines: &'a Timelines,
+    siblings: &'a Siblings,
     /// The answered requests, thread by thread, in the order of the answers.
     turns: Vec<Turn>,
     /// The threads that answered, each with the end of its turns.
@@ -107,13 +110,12 @@ impl<'a> Replay<'a> {
     pub(super) fn new(
         evidence: &'a Evidence<'a>,
         timelines: &'a Timelines,
+        handing: &'a Handing<'_>,
         matching: &Matching,
         block_ns: u64,
     ) -> Option<Self> {
-        let is_inside = |sample: &Sample| {
-            sample.begin() >= evidence.window.0 && sample.end <= evidence.window.1
-        };
-        let inside = evidence.samples.iter().enumerate().filter(|(_, sample)| is_inside(sample));
+        let is_inside = |(_, sample): &(usize, &Sample)| is_inside(sample, evidence.window);
+        let inside = evidence.samples.iter().enumerate().filter(is_inside);
         let of_sample = |(place, _): (usize, &Sample)| {
             let request = matching.known(place)?;
             evidence.requests.get(request)?.end()?;
@@ -129,19 +131,20 @@ impl<'a> Replay<'a> {
                 by_thread.entry(request.sender).or_default().push(place as u32);
             }
         }
-        let handing = Handing::new(evidence.requests, timelines.sleeps(), evidence.window.0);
         let (mut turns, mut threads) = (Vec::new(), Vec::new());
         for (sender, mut requests) in by_thread {
             requests.sort_by_key(|place| done(&evidence.requests[*place as usize]));
             let first = turns.len();
             for place in requests {
-                let turn = turn(evidence, &handing, place, &turns[first..], first);
+                let turn = turn(evidence, handing, place, &turns[first..], first);
                 turns.push(turn);
             }
             threads.push((sender, turns.len()));
         }
+        let siblings = &handing.siblings;
+        let contention = None;
         let mut replay =
-            Self { evidence, timelines, turns, threads, contention: None, samples, block_ns };
+            Self { evidence, timelines, siblings, turns, threads, contention, samples, block_ns };
         if let Some((contention, waited_ns)) = replay.contention() {
             replay.contention = Some(contention);
             replay.turns.iter_mut().zip(waited_ns).for_each(|(turn, ns)| turn.own_ns = ns);
@@ -164,6 +167,13 @@ impl<'a> Replay<'a> {
         turn.ready.max(before.map_or(0, |before| before.done))
     }
 
+    /// When a turn began, and when its thread had the request: between the two, the thread waited for work,
+    /// and needed no CPU for it.
+    fn begin_and_handed(&self, turn: &Turn) -> (u64, u64) {
+        let begin = self.begin(turn);
+        (begin, turn.handed.max(begin))
+    }
+
     /// Finds out how the threads compete, and for how long each turn waited.
     fn contention(&self) -> Option<(Contention, Vec<f32>)> {
         let own = |tid: &Tid| self.timelines.of_thread(tid.0, &[Cause::RUNQUEUE_SELF]);
@@ -176,9 +186,8 @@ impl<'a> Replay<'a> {
             let delays: Vec<Cause> = Cause::all().filter(|cause| is_delay(*cause)).collect();
             let delays = self.timelines.of_thread(tid.0, &delays);
             for turn in turns {
-                let begin = self.begin(turn);
-                let handed = turn.handed.max(begin);
-                // Until it had the request, it needed no CPU for it, and waited for one to read it.
+                let (begin, handed) = self.begin_and_handed(turn);
+                // It waited for a CPU to read the request.
                 let before_ns = own.exposure(begin, handed);
                 let own_ns = before_ns + own.exposure(handed, turn.done);
                 let delay_ns =
@@ -195,7 +204,7 @@ impl<'a> Replay<'a> {
             }
         }
         let cpus = contention::cpus(&jobs, &waited_ns)?;
-        let waits = contention::waits(&jobs, cpus);
+        let waits = contention::waits(jobs.len(), |place| jobs[place], cpus);
         Some((Contention { jobs, cpus, waits }, waited_ns))
     }
 
@@ -210,31 +219,33 @@ impl<'a> Replay<'a> {
         let on_cpu = of(|cause| !is_delay(cause));
         let stalls = of(Cause::is_stall);
         let mut readers: HashMap<Tid, Timeline> = HashMap::new();
-        // While a thread of a pool was asleep, and a request waited that it was to read, another one had been
-        // woken for that, and was stalled.
-        let threads: Vec<u32> = self.threads.iter().map(|(tid, _)| tid.0).collect();
-        let siblings = self.timelines.of_threads(&threads, &stalls);
+        let siblings = self.siblings.timeline(&stalls);
         for (sender, _, turns) in self.by_thread() {
-            let asleep = self.timelines.of_thread(sender.0, &[Cause::SERVICE_WAIT]);
-            let idle = Timeline::both(&asleep, &siblings);
             let [delays, on_cpu, stalled] =
                 [&delays, &on_cpu, &stalls].map(|of| self.timelines.of_thread(sender.0, of));
             for turn in turns {
                 let request = &self.evidence.requests[turn.request as usize];
+                // Meanwhile the reader slept.
+                let of_siblings = |from: u64, until: u64| {
+                    let wait = self.siblings.wait(turn.request as usize);
+                    wait.map_or(0.0, |wait| {
+                        siblings.exposure(wait.start.max(from), wait.end.min(until))
+                    })
+                };
                 let mut ready_ns = late_ns.get(turn.request as usize).copied().unwrap_or(0);
                 if request.reader != request.sender {
                     let reader = readers
                         .entry(request.reader)
                         .or_insert_with(|| self.timelines.of_thread(request.reader.0, &stalls));
-                    let waited_ns = reader.exposure(turn.arrival, turn.ready).round() as u64;
+                    let waited_ns = reader.exposure(turn.arrival, turn.ready)
+                        + of_siblings(turn.arrival, turn.ready);
+                    let waited_ns = waited_ns.round() as u64;
                     ready_ns += waited_ns.min(turn.ready - turn.arrival);
                 }
-                let begin = self.begin(turn);
-                // Until it had the request, the thread waited for work.
-                let handed = turn.handed.max(begin);
+                let (begin, handed) = self.begin_and_handed(turn);
                 let mut before_ns = stalled.exposure(begin, handed);
                 if request.reader == request.sender {
-                    before_ns += idle.exposure(begin, handed);
+                    before_ns += of_siblings(begin, handed);
                 }
                 let delay_ns = before_ns + delays.exposure(handed, turn.done);
                 let cpu_ns = on_cpu.exposure(handed, turn.done);
@@ -272,15 +283,17 @@ impl<'a> Replay<'a> {
         let contention = self.contention.as_ref();
         let Contention { jobs, cpus, waits } =
             contention.filter(|_| !causes.contains(&Cause::RUNQUEUE_SELF))?;
-        let without = |(job, freed): (&Job, &Freed)| Job {
-            ready: job.ready - freed.ready_ns,
-            delay: (job.delay - freed.delay_ns as f32).max(0.0),
-            cpu: (job.cpu - freed.cpu_ns as f32).max(0.0),
-            after: freed.after,
-            ..*job
+        let without = |place: usize| {
+            let (job, freed) = (&jobs[place], &freed[place]);
+            Job {
+                ready: job.ready - freed.ready_ns,
+                delay: (job.delay - freed.delay_ns as f32).max(0.0),
+                cpu: (job.cpu - freed.cpu_ns as f32).max(0.0),
+                after: freed.after,
+                ..*job
+            }
         };
-        let fewer: Vec<Job> = jobs.iter().zip(freed).map(without).collect();
-        let left = contention::waits(&fewer, *cpus);
+        let left = contention::waits(jobs.len(), without, *cpus);
         let saved = |(turn, (before, after)): (&Turn, (&f32, f32))| {
             let part = if *before > 0.0 { (after / before).min(1.0) } else { 1.0 };
             (turn.own_ns * (1.0 - part)).round() as u64
@@ -327,8 +340,10 @@ impl<'a> Replay<'a> {
         let mut last = None;
         for row in causes.iter_mut().filter(|row| row.named && can_go(row.cause)) {
             let without = self.without(&[row.cause], rng);
-            row.p99_without_ns = Some(without.p99_without_ns);
-            row.p99_without_ci95 = Some(without.ci95);
+            row.without = Some(P99Without {
+                p99_without_ns: without.p99_without_ns,
+                p99_without_ci95: without.ci95,
+            });
             all.push(row.cause);
             last = Some(without);
         }

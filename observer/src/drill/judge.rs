@@ -203,8 +203,10 @@ fn finding(
         share_ci95: largest.filter(|_| of.len() == 1).map(|one| one.ci95),
         p99_ns,
         p99_baseline_ns: baseline_ns.unwrap_or(p99_ns),
-        p99_without_ns: largest.and_then(|one| one.p99_without_ns),
-        p99_without_ci95: largest.and_then(|one| one.p99_without_ci95),
+        p99_without_ns: largest.and_then(|one| one.without).map(|without| without.p99_without_ns),
+        p99_without_ci95: largest
+            .and_then(|one| one.without)
+            .map(|without| without.p99_without_ci95),
     }
 }
 

@@ -189,15 +189,21 @@ pub struct CauseSummary {
     #[serde(default)]
     pub named: bool,
     /// What the p99 of the requests would have been without it; `None` where that is not known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub p99_without_ns: Option<u64>,
-    /// 95 % interval of that.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub p99_without_ci95: Option<[u64; 2]>,
+    #[serde(flatten)]
+    pub without: Option<P99Without>,
     /// In what its stalls waited, or for whom, with the time in slow and in typical requests: the largest
     /// parts of slow requests, the largest first. Empty where the records do not say it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub objects: Vec<CauseObject>,
+}
+
+/// What the p99 of the requests would have been without a cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct P99Without {
+    /// Nanoseconds.
+    pub p99_without_ns: u64,
+    /// 95 % interval of that, nanoseconds.
+    pub p99_without_ci95: [u64; 2],
 }
 
 /// A system call in which, or a process for which, stalls of a cause waited.

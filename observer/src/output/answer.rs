@@ -9,8 +9,8 @@ use super::text;
 use crate::clock::MonoNanos;
 use crate::error::Result;
 use crate::model::{
-    Cause, CauseSummary, DistributionSummary, EndReason, Event, FloorReason, Outcome, RunInfo,
-    Sample, ServedBy, Summary, Without, files,
+    Cause, CauseObject, CauseSummary, DistributionSummary, EndReason, Event, FloorReason, Outcome,
+    RunInfo, Sample, ServedBy, Summary, Without, files,
 };
 use crate::output::event_files::{Wanted, damage_note};
 use crate::output::rundir::RunDir;
@@ -484,7 +484,7 @@ fn attributed(summary: &Summary, slow: &str) -> String {
     if let Some(Without { p99_ns, p99_without_ns, ci95: [low, high] }) = summary.without_named {
         let [with, without, low, high] =
             [p99_ns, p99_without_ns, low, high].map(|ns| text::duration(ns as f64));
-        let gone = summary.causes.iter().filter(|row| row.p99_without_ns.is_some()).count();
+        let gone = summary.causes.iter().filter(|row| row.without.is_some()).count();
         let what = if gone == 1 { "it" } else { "the named causes" };
         sentence += &format!(
             " Without {what}, p99 would have been {without} (95 % interval {low} to {high}) instead of \
@@ -498,7 +498,7 @@ fn attributed(summary: &Summary, slow: &str) -> String {
 /// half of a cause's time in slow requests.
 fn mostly(summary: &Summary, row: &CauseSummary) -> Option<String> {
     let most = row.objects.first()?;
-    let share = most.slow_ns as f64 / object_sum_ns(summary, row).max(1) as f64;
+    let share = object_share(summary, row, most);
     (share >= HALF).then(|| {
         let (what, share) = (text::clean(&most.what, OBJECT_CHARACTERS), text::percent(share));
         let mut object = row.cause.info().object.to_owned();
@@ -513,9 +513,8 @@ pub(super) fn objects(summary: &Summary) -> Vec<String> {
     let rows = summary.causes.iter().filter(|row| row.share >= LEAST_SHARE);
     rows.filter(|row| !row.objects.is_empty())
         .map(|row| {
-            let sum_ns = object_sum_ns(summary, row).max(1) as f64;
             let objects = row.objects.iter().map(|object| {
-                let share = text::percent(object.slow_ns as f64 / sum_ns);
+                let share = text::percent(object_share(summary, row, object));
                 let what = text::clean(&object.what, OBJECT_CHARACTERS);
                 format!("{what} {} ({share})", text::duration(object.slow_ns as f64))
             });
@@ -525,9 +524,9 @@ pub(super) fn objects(summary: &Summary) -> Vec<String> {
         .collect()
 }
 
-/// The time of a cause in a slow request, of which its objects have parts.
-fn object_sum_ns(summary: &Summary, row: &CauseSummary) -> u64 {
+/// The part that an object has of the time of a cause in slow requests.
+fn object_share(summary: &Summary, row: &CauseSummary, object: &CauseObject) -> f64 {
     let all = summary.account_ns.as_ref().and_then(|account| account.slow.get(&row.cause));
     let known: u64 = row.objects.iter().map(|object| object.slow_ns).sum();
-    all.copied().unwrap_or(0).max(known)
+    object.slow_ns as f64 / all.copied().unwrap_or(0).max(known).max(1) as f64
 }

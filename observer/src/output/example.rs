@@ -210,8 +210,7 @@ pub(crate) fn attributed() -> Summary {
         contribution_ns: share * 40e6,
         stalls: 99,
         named,
-        p99_without_ns: None,
-        p99_without_ci95: None,
+        without: None,
         objects: Vec::new(),
     };
     let mut probes: BTreeMap<_, _> = [

@@ -140,7 +140,7 @@ fn causes(page: &mut String, summary: &Summary) {
         .causes
         .iter()
         .map(|row| {
-            let CauseSummary { cause, share, ci95: [low, high], p_value, p99_without_ns, .. } = row;
+            let CauseSummary { cause, share, ci95: [low, high], p_value, without, .. } = row;
             let named = row.named && conclusive;
             let colour = cause.info().color;
             let bar = format!(
@@ -167,7 +167,10 @@ fn causes(page: &mut String, summary: &Summary) {
                 p_value.map_or_else(|| "–".to_owned(), |p| format!("{p:.3}")),
                 duration(row.contribution_ns),
                 if cause.is_recorded() { count(row.stalls) } else { "–".to_owned() },
-                p99_without_ns.map_or_else(|| "–".to_owned(), |ns| duration(ns as f64)),
+                without.map_or_else(
+                    || "–".to_owned(),
+                    |without| duration(without.p99_without_ns as f64),
+                ),
                 bar,
             ]
         })

@@ -168,7 +168,7 @@ fn causes(text: &mut String, summary: &Summary, paint: Paint) {
         .causes
         .iter()
         .map(|row| {
-            let CauseSummary { cause, share, ci95: [low, high], p_value, p99_without_ns, .. } = row;
+            let CauseSummary { cause, share, ci95: [low, high], p_value, without, .. } = row;
             let verdict = match row.named && conclusive {
                 _ if cause.is_rest() => "",
                 true => "named",
@@ -181,7 +181,10 @@ fn causes(text: &mut String, summary: &Summary, paint: Paint) {
                 p_value.map_or_else(|| "-".to_owned(), |p| format!("{p:.3}")),
                 duration(row.contribution_ns),
                 if cause.is_recorded() { count(row.stalls) } else { "-".to_owned() },
-                p99_without_ns.map_or_else(|| "-".to_owned(), |ns| duration(ns as f64)),
+                without.map_or_else(
+                    || "-".to_owned(),
+                    |without| duration(without.p99_without_ns as f64),
+                ),
                 verdict.to_owned(),
             ]
         })

@@ -15,8 +15,8 @@ use crate::loadgen::{
 };
 use crate::model::{
     Cause, CauseObject, EndReason, FloorSummary, LossSpan, LossSummary, Outcome, ProbeState,
-    Reason, RecordSummary, RunInfo, SUMMARY_SCHEMA, Sample, SelfSummary, ServerRequest, Stall,
-    Summary, TraceRow, Verdict, files,
+    ProbeSummary, Reason, RecordSummary, RunInfo, SUMMARY_SCHEMA, Sample, SelfSummary,
+    ServerRequest, Stall, Summary, TraceRow, Verdict, files,
 };
 use crate::output::event_files::EventsRead;
 use crate::output::rundir::RunDir;
@@ -123,7 +123,8 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     info.loss = loss(delta.loss_summary(), &records, &captured);
     let floors = captured.floors.take().map(|log| log.finish(end, &hidden.hidden_ns()));
     let mut floors = floors.unwrap_or_default();
-    bound_hidden(&mut floors, &delta, &captured);
+    let probes = delta.probe_summaries();
+    bound_hidden(&mut floors, &probes, &captured);
     delta.self_usage.drain_wakeups = captured.wakeups;
     delta.self_usage.added_cpu_share = cost.added();
     delta.self_usage.rss_bound_bytes = memory.resident_bound_bytes;
@@ -157,8 +158,11 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     };
     let mut analysis = analyse(&evidence);
     judge_input(&mut analysis, ingest, problem, &captured);
-    let summary =
-        Summary { records, floors, ..summarise(analysis, &delta, &info, ingest, &captured) };
+    let summary = Summary {
+        records,
+        floors,
+        ..summarise(analysis, (&delta, probes), &info, ingest, &captured)
+    };
 
     directory.release_reserve();
     // Each file is tried even if others failed: a full disk may still have room for the short ones,
@@ -404,7 +408,7 @@ fn sentence(note: &str) -> String {
 
 pub(super) fn summarise(
     analysis: Analysis,
-    delta: &Snapshot,
+    (delta, mut probes): (&Snapshot, BTreeMap<String, ProbeSummary>),
     info: &RunInfo,
     ingested: Option<&Ingested>,
     captured: &Captured,
@@ -435,7 +439,6 @@ pub(super) fn summarise(
         };
         cause.objects = objects.filter_map(named).collect();
     }
-    let mut probes = delta.probe_summaries();
     for probe in PROBES.iter().filter(|probe| probe.causes().any(Cause::is_stall)) {
         let Some(summary) = probes.get_mut(probe.name) else { continue };
         summary.unrecorded_ns = unrecorded_ns(probe, summary.sum_ns, captured);

@@ -6,10 +6,9 @@ use std::sync::atomic::Ordering;
 use observer_ebpf::wire::{KIND_SLOTS, RecordKind, Series};
 
 use super::{CaptureCounts, Captured};
-use crate::aggregate::Snapshot;
 use crate::clock::MonoNanos;
 use crate::kernel::{FloorSet, Kernel};
-use crate::model::{FloorChange, FloorSummary};
+use crate::model::{FloorChange, FloorSummary, ProbeSummary};
 use crate::probe::{self, PROBES, Probe};
 
 /// Kinds of record that may have a floor: those with a length.
@@ -123,10 +122,9 @@ pub(super) fn unrecorded_ns(probe: &Probe, sum_ns: u64, captured: &Captured) -> 
 /// looked at has come since.
 pub(super) fn bound_hidden(
     floors: &mut BTreeMap<String, FloorSummary>,
-    delta: &Snapshot,
+    summaries: &BTreeMap<String, ProbeSummary>,
     captured: &Captured,
 ) {
-    let summaries = delta.probe_summaries();
     for probe in PROBES {
         let sum_ns = summaries.get(probe.name).map_or(0, |summary| summary.sum_ns);
         let mut left_ns = unrecorded_ns(probe, sum_ns, captured);

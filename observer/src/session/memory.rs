@@ -22,7 +22,8 @@ const NAME_BYTES: usize = 96;
 /// Computing the answer takes this much memory per stall, in addition to the stall itself: the
 /// stall clipped (32), its place among those open (40), its pieces (48), and the timelines twice
 /// (64). By thread, the first two are gone when the pieces are put on lines: pieces (32), and lines of
-/// one and of two threads (32 each), and what lies between the stalls, while it is put together (64).
+/// one and of two threads (32 each) or, instead of the latter, of siblings, which are at most half as many
+/// and are kept once more (24), and what lies between the stalls, while it is put together (64).
 const ANALYSIS_BYTES: usize = 208;
 /// What of this is gone when the requests are replayed: the lines, and what lies between the stalls.
 const LINES_BYTES: u64 = 128;
@@ -41,12 +42,15 @@ const MATCHING_BYTES: usize = 24;
 /// with its error.
 const SAMPLE_BYTES: u64 =
     (size_of::<RawRow>() + size_of::<Sample>() + MAX_ERROR_BYTES + MATCHING_BYTES) as u64;
+/// For which part of its wait other threads than its reader were the reason.
+const SIBLINGS_BYTES: usize = 24;
 /// Replaying a request without a cause takes this much memory: what its thread did for it (56), what the
-/// replay needs of that, with the cause and without it (48), what is taken away (24), and what comes of
-/// it (24), with the state of the replay (56).
-const REPLAY_BYTES: usize = 208;
+/// replay needs of that (24), what is taken away (24), and what comes of it (24), with the state of the
+/// replay (56).
+const REPLAY_BYTES: usize = 184;
 /// A request that the target served, and its places in three orders while it is matched.
-const REQUEST_BYTES: u64 = (size_of::<ServerRequest>() + MATCHING_BYTES + REPLAY_BYTES) as u64;
+const REQUEST_BYTES: u64 =
+    (size_of::<ServerRequest>() + MATCHING_BYTES + SIBLINGS_BYTES + REPLAY_BYTES) as u64;
 /// Events between two threads.
 const BATCHES_BYTES: u64 = ((BATCHES + 2) * BATCH_EVENTS * size_of::<Event>()) as u64;
 

@@ -229,7 +229,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
     let summary = Summary {
         probes: BTreeMap::new(),
         floors: floors.clone(),
-        ..summarise(analysis, &nothing, info, ingested, &captured)
+        ..summarise(analysis, (&nothing, nothing.probe_summaries()), info, ingested, &captured)
     };
     let end_ns = *end_ns;
     Ok(Recovered { summary, samples: gathered.into_samples(), end_ns })

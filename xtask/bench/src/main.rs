@@ -3,6 +3,7 @@
 //!
 //! Everything measured becomes a row (`rows.rs`), and the tables are made from rows alone.
 
+mod answer;
 mod memory;
 mod observers;
 mod operations;
@@ -97,6 +98,8 @@ pub(crate) enum Part {
     Drain,
     /// Memory over a long run
     Memory,
+    /// Time and memory of answers, by the number of requests
+    Answer,
 }
 
 impl Part {
@@ -115,7 +118,8 @@ impl Part {
             | Self::Programs
             | Self::Tiers
             | Self::Drain
-            | Self::Memory => None,
+            | Self::Memory
+            | Self::Answer => None,
         }
     }
 }
@@ -228,6 +232,10 @@ impl Bench<'_> {
                 let seconds = self.options.memory_seconds;
                 memory::measure(&self.observer, &mut workload, seconds, &mut self.rows)
             }
+            Part::Answer => {
+                let program = self.program("answer-bench");
+                (0..few).try_for_each(|_| answer::measure(&program, &mut self.rows))
+            }
             Part::Tiers => {
                 eprintln!("tiers");
                 let (rounds, cpu) = (self.options.rounds, self.cpu());
@@ -314,6 +322,7 @@ fn markdown(rows: &Rows) -> String {
         programs::markdown,
         memory::markdown,
         tiers::markdown,
+        answer::markdown,
     ] {
         page.push_str(&part(rows));
     }

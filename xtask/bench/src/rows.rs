@@ -71,6 +71,15 @@ pub(crate) enum Row {
         most_bytes: f64,
         map_bytes: f64,
     },
+    /// The answer of a made-up run, and the list of its slowest requests. Times are of the CPU, and memory
+    /// is beyond that of the run.
+    Answer {
+        requests: f64,
+        answer_seconds: f64,
+        answer_bytes: f64,
+        list_seconds: f64,
+        list_bytes: f64,
+    },
     /// What did not run, and so is in no table.
     LeftOut { observer: String, reason: String },
 }
