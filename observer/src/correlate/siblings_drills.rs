@@ -27,6 +27,7 @@ fn request(thread: u32, arrival: u64, read: u64, answer: u64) -> ServerRequest {
         tgid: Tgid(1),
         reader: Tid(thread),
         sender: Tid(thread),
+        is_unix: false,
         local_port: 80,
         remote_port: 0,
         bytes_in: 100,

@@ -229,8 +229,10 @@ static REQUEST: RecordRow = RecordRow::new::<RequestRecord>(
         Field::flag(
             "unix",
             REQUEST_UNIX,
-            "it came over a Unix socket, which has neither ports nor an address",
-        ),
+            "it came over a Unix socket, which has neither ports nor an address; the column is missing \
+             in older runs",
+        )
+        .optional(),
         field!(RequestRecord.read_ns, "read_ns", "when the first read returned"),
         field!(
             RequestRecord.first_send_ns,
