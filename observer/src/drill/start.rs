@@ -1,8 +1,8 @@
 //! Starts the service of a drill: observer's own, or a program of this host with files that are written for it.
 
 use std::fs::{self, File};
-use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
@@ -22,6 +22,11 @@ use crate::model::Tgid;
 
 /// What the service may take to write its log, or to end its worker.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections and requests on each before the load begins.
+const WARM_UP: (u32, u32) = (8, 100);
+/// No answer of a service is longer.
+const ANSWER_BYTES_MAX: usize = 4096;
 
 const NGINX: &str = include_str!("real/nginx.conf");
 const NGINX_PROXY: &str = include_str!("real/nginx-proxy.conf");
@@ -246,7 +251,37 @@ fn script(run: &Run<'_>, mut command: Command, place: Place) -> Result<Started, 
     drop(private_file(&log)?);
     command.current_dir(run.directory);
     command.args([word(run.row.harm), &run.seed.to_string()]).arg(log).arg(lifetime(run));
-    says_its_port(run, command, place)
+    let started = says_its_port(run, command, place)?;
+    warm_up(started.port).map_err(|error| format!("the service cannot be warmed up: {error}"))?;
+    Ok(started)
+}
+
+/// Sends requests that the service does not write down: what compiles its code while it runs, and reads its
+/// files when it needs them, is slow at first, and that is nothing that a drill injects.
+fn warm_up(port: u16) -> io::Result<()> {
+    for _ in 0..WARM_UP.0 {
+        let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        connection.set_read_timeout(Some(END_TIMEOUT))?;
+        for _ in 0..WARM_UP.1 {
+            connection.write_all(b"GET /warm-up HTTP/1.1\r\nHost: drill\r\n\r\n")?;
+            read_answer(&mut connection)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads up to the end of the answer, which all services of a drill have in common.
+fn read_answer(connection: &mut impl Read) -> io::Result<()> {
+    let mut answer = Vec::new();
+    let mut bytes = [0u8; 1024];
+    while !answer.ends_with(b"\r\n\r\nok\n") {
+        let read = connection.read(&mut bytes)?;
+        if read == 0 || answer.len() > ANSWER_BYTES_MAX {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        answer.extend_from_slice(&bytes[..read]);
+    }
+    Ok(())
 }
 
 fn says_its_port(run: &Run<'_>, mut command: Command, place: Place) -> Result<Started, String> {
@@ -309,6 +344,17 @@ mod tests {
             let can = can_play(Service::Real(real));
             assert_eq!(can.is_ok(), real.program().is_some(), "{can:?}");
         }
+    }
+
+    #[test]
+    fn an_answer_is_read_up_to_its_end() {
+        let mut one = &b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n"[..];
+        read_answer(&mut one).unwrap();
+        assert!(one.is_empty());
+        for bad in [&b"HTTP/1.1 200 OK\r\n\r\nno\n"[..], b""] {
+            assert!(read_answer(&mut &*bad).is_err());
+        }
+        assert!(read_answer(&mut io::repeat(b'x')).is_err());
     }
 
     #[test]

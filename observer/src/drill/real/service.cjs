@@ -45,11 +45,22 @@ function spin(ns) {
   }
 }
 
+function answer(response) {
+  response.writeHead(200, { 'Content-Type': 'text/plain', 'Content-Length': 3 });
+  response.end('ok\n');
+}
+
 const entries = [];
 let requests = 0n;
 let waitedBefore = waited();
 
 const server = http.createServer((request, response) => {
+  if (request.url === '/warm-up') {
+    spin(SPIN_NS);
+    answer(response);
+    waitedBefore = waited();
+    return;
+  }
   const read = now();
   const waitedAtRead = waited();
   if (requests === 0n) process.stdout.write('request\n');
@@ -64,8 +75,7 @@ const server = http.createServer((request, response) => {
     burnt: 0n,
   };
   const finish = () => {
-    response.writeHead(200, { 'Content-Type': 'text/plain', 'Content-Length': 3 });
-    response.end('ok\n');
+    answer(response);
     entry.end = now();
     waitedBefore = waited();
     // The thread has served other requests while this one slept.
