@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use observer::drill::rows::{Form, INJECTIONS};
+use observer::drill::rows::INJECTIONS;
+use observer::drill::services::{Real, Service};
 use observer::error::Exit;
 use observer::model::Outcome;
 use observer_tests::command::{Finished, run};
@@ -113,6 +114,53 @@ fn drills_are_judged_and_leave_nothing_behind() {
     assert_eq!(command_lines_with("drill-service"), Vec::<String>::new());
 }
 
+/// A program that nobody wrote for this test: where this host has none, that is said, and is no failure.
+#[test]
+fn a_program_of_the_host_is_judged_or_skipped() {
+    let Some(_guard) = privileged::ready("drills with programs of the host") else { return };
+    let directory = trial::directory();
+    let kept = directory.path().join("kept");
+    let kept_text = kept.to_str().expect("a path in UTF-8");
+    let only = ["--only", "nginx/stop-service", "--only", "node/sleep"];
+    let mut arguments = vec!["--quick", "--json", "--seed", "11", "--keep", kept_text];
+    arguments.extend(only);
+    let told = finished(&arguments);
+    let report: Value = serde_json::from_str(&told.stdout).unwrap_or_else(|error| {
+        panic!("not JSON: {error}: {told:#?}");
+    });
+    println!("{}", told.stderr);
+    for (service, injection, real) in
+        [("nginx", "stop-service", Real::Nginx), ("node", "sleep", Real::Node)]
+    {
+        let drills = report["drills"].as_array().expect("drills");
+        let drill = drills.iter().find(|one| one["service"] == service).expect("a drill");
+        assert_eq!(drill["injection"], injection);
+        if real.program().is_none() {
+            assert_eq!(drill["status"], "skipped", "{drill:#}");
+            let reason = drill["reason"].as_str().expect("a reason");
+            assert!(reason.contains(real.program_name()), "{reason}");
+            continue;
+        }
+        assert!(drill["named"].is_string() && drill["p99_ns"].as_u64() > Some(0), "{drill:#}");
+        // Both injections make requests later by far more than what a busy host does to such small ones.
+        // Where they do not, the truth says so, and a host that is too busy for an answer gets none.
+        assert!(is_share(&drill["truth_share"]), "{drill:#}");
+        let is_told = drill["named"] != Outcome::Inconclusive.name();
+        // A stopped thread waits for whoever continues it, and not for the kernel.
+        if is_told && drill["truth_share"].as_f64() > Some(0.7) {
+            assert_eq!(drill["named"], "service_wait", "{drill:#}");
+        }
+        let run_directory = kept.join(format!("{service}-{injection}-11"));
+        let mut again = Command::new(trial::programs().observer);
+        again.arg("report").arg(run_directory.join("run"));
+        run(&mut again, TIMEOUT).expect("a report").assert_code(0);
+    }
+    assert_eq!(command_lines_with(kept_text), Vec::<String>::new());
+    // The worker of nginx has ended too, or its cgroup would be in use.
+    assert!(!told.stderr.contains("cannot remove cgroup"), "{}", told.stderr);
+    assert_eq!(command_lines_with("drill-service"), Vec::<String>::new());
+}
+
 #[test]
 fn an_interrupted_drill_ends_what_it_started() {
     let Some(_guard) = privileged::ready("interrupted drill") else { return };
@@ -143,8 +191,8 @@ fn the_list_needs_no_root_and_nonsense_is_refused() {
     for row in INJECTIONS {
         assert!(listed.stdout.contains(row.name), "{}", row.name);
     }
-    for form in Form::ALL {
-        assert!(listed.stdout.contains(form.name()), "{}", form.name());
+    for service in Service::ALL {
+        assert!(listed.stdout.contains(service.name()), "{}", service.name());
     }
     for bad in [["--only", "pool/no-such"], ["--runs", "0"], ["--only", "no-such/hog"]] {
         assert_eq!(finished(&bad).code, Some(i32::from(Exit::Usage as u8)), "{bad:?}");

@@ -9,8 +9,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::signals;
 use crate::drill::report::{self, Report};
-use crate::drill::rows::{Form, INJECTIONS, Injection};
-use crate::drill::{Options, Told, play_all};
+use crate::drill::rows::{INJECTIONS, Injection};
+use crate::drill::services::Service;
+use crate::drill::{Options, Told, all_pairs, play_all};
 use crate::error::{Error, Exit, Result};
 use crate::log;
 
@@ -20,6 +21,8 @@ Examples:
       A self-test for this host, in at most three minutes.
   observer drill --only pool/hog --runs 5
       One service and one injection, with five seeds.
+  observer drill --only nginx --only node
+      Programs of this host, with every injection that is played on them.
   observer drill --only sleep --only hog --keep drills
       Two injections with every service. The run directories stay in ./drills for `observer report`.
   observer drill --json > drills.json
@@ -29,8 +32,10 @@ Examples:
 
 Each drill starts a small service in a cgroup of its own on 127.0.0.1, sends it requests with `observer
 load`, injects a fault on a schedule that the seed decides, and lets `observer run` find out why requests
-are slow, without telling it. The truth comes from the service's own log and from the schedule. A drill
-counts only if the injection made the p99 longer; what this host cannot do is shown as skipped.
+are slow, without telling it. The service is observer's own in one of four forms, or a program that this
+host has: nginx, Java, Node.js. The truth comes from the log of the service, from the schedule, and for
+waits of nginx from the scheduler's counters. A drill counts only if the injection made the p99 longer;
+what this host cannot do is shown as skipped.
 
 Exit codes:
   0    every drill that counts was right
@@ -72,21 +77,27 @@ pub struct Args {
 
 /// What `--only` selects.
 #[derive(Clone, Debug)]
-pub struct Only(Vec<(Form, &'static Injection)>);
+pub struct Only(Vec<(Service, &'static Injection)>);
 
 fn parse_only(text: &str) -> std::result::Result<Only, String> {
-    let form = |name: &str| Form::ALL.into_iter().find(|form| form.name() == name);
-    let all =
-        || Form::ALL.into_iter().flat_map(|form| INJECTIONS.iter().map(move |row| (form, row)));
     let pairs: Vec<_> = match text.split_once('/') {
         Some((service, injection)) => {
-            let form =
-                form(service).ok_or(format!("there is no service {service:?}; see --list"))?;
+            let service = Service::find(service)
+                .ok_or(format!("there is no service {service:?}; see --list"))?;
             let row = Injection::find(injection)
                 .ok_or(format!("there is no injection {injection:?}; see --list"))?;
-            vec![(form, row)]
+            if !service.plays(row) {
+                return Err(format!(
+                    "{} is not played on {}; see --list",
+                    row.name,
+                    service.name()
+                ));
+            }
+            vec![(service, row)]
         }
-        None => all().filter(|(form, row)| form.name() == text || row.name == text).collect(),
+        None => all_pairs()
+            .filter(|(service, row)| service.name() == text || row.name == text)
+            .collect(),
     };
     if pairs.is_empty() {
         return Err(format!("there is no service and no injection {text:?}; see --list"));
@@ -95,9 +106,24 @@ fn parse_only(text: &str) -> std::result::Result<Only, String> {
 }
 
 fn list() -> String {
-    let mut text = String::from("Services:\n");
-    for form in Form::ALL {
-        text += &format!("  {:<22} {}\n", form.name(), form.text());
+    let mut text =
+        String::from("Services of observer itself, on which every injection is played:\n");
+    for service in Service::ALL {
+        if let Service::Own(_) = service {
+            text += &format!("  {:<22} {}\n", service.name(), service.text());
+        }
+    }
+    text += "\nPrograms of this host:\n";
+    for service in Service::ALL {
+        let Service::Real(real) = service else { continue };
+        let program = real.program().map_or_else(
+            || format!("skipped: this host has no program {:?}", real.program_name()),
+            |program| crate::text::clean(&program.display().to_string(), 100),
+        );
+        text += &format!("  {:<22} {} ({program})\n", service.name(), service.text());
+        let played = INJECTIONS.iter().filter(|row| service.plays(row));
+        let names: Vec<&str> = played.map(|row| row.name).collect();
+        text += &format!("  {:<22} with {}\n", "", names.join(", "));
     }
     text += "\nInjections, and the answers that are right:\n";
     for row in INJECTIONS {
@@ -175,9 +201,11 @@ mod tests {
     fn a_drill_is_chosen_by_its_service_its_injection_or_both() {
         let names = |text: &str| parse_only(text).map(|only| only.0.len());
         assert_eq!(names("pool/hog"), Ok(1));
+        assert_eq!(names("nginx/stop-service"), Ok(1));
         assert_eq!(names("pool"), Ok(INJECTIONS.len()));
-        assert_eq!(names("hog"), Ok(Form::ALL.len()));
-        for bad in ["", "x", "pool/x", "x/hog", "pool/", "/hog"] {
+        assert_eq!(names("nothing"), Ok(Service::ALL.len()));
+        assert!(parse_only("nginx/quota").unwrap_err().contains("quota is not played on nginx"));
+        for bad in ["", "x", "pool/x", "x/hog", "pool/", "/hog", "nginx/burn"] {
             let error = names(bad).unwrap_err();
             assert!(error.contains("see --list"), "{bad}: {error}");
         }
@@ -186,8 +214,8 @@ mod tests {
     #[test]
     fn the_list_has_every_service_and_injection_with_its_answer() {
         let text = list();
-        for form in Form::ALL {
-            assert!(text.contains(form.name()), "{}", form.name());
+        for service in Service::ALL {
+            assert!(text.contains(service.text()), "{}", service.name());
         }
         for row in INJECTIONS {
             assert!(text.contains(&format!("{} -> {}", row.text, row.expected_text())));

@@ -17,6 +17,9 @@ pub(super) const INTERRUPTED: &str = "interrupted";
 /// How often a wait looks at what it waits for.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// What a child may take to end its own processes before it is killed.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Nice value of everything in a drill, also of what disturbs the service on purpose: whatever else this
 /// host does must not be the reason why requests are slow. (With autogroups, the kernel's default on desktops,
 /// it counts among the processes of the same session only.)
@@ -27,6 +30,7 @@ pub(super) const NICE: i32 = -10;
 pub(super) struct Running {
     child: Child,
     name: &'static str,
+    has_children: bool,
 }
 
 /// Where a child begins.
@@ -36,6 +40,8 @@ pub(super) struct Place {
     pub(super) cpu: Option<u32>,
     /// Files of cgroups through which it enters them.
     pub(super) entrances: Vec<File>,
+    /// Whether it starts processes of its own, which it ends when it gets SIGTERM.
+    pub(super) has_children: bool,
 }
 
 impl Running {
@@ -55,9 +61,11 @@ impl Running {
             set
         });
         let entrances = place.entrances;
+        let has_children = place.has_children;
+        let last_signal = if has_children { Signal::TERM } else { Signal::KILL };
         command.process_group(0);
         let begin = move || {
-            set_parent_process_death_signal(Some(Signal::KILL))?;
+            set_parent_process_death_signal(Some(last_signal))?;
             if let Some(cpus) = &cpus {
                 sched_setaffinity(None, cpus)?;
             }
@@ -72,7 +80,7 @@ impl Running {
         // SAFETY: between fork and exec only system calls are made; nothing is allocated.
         unsafe { command.pre_exec(begin) };
         let child = command.spawn().map_err(|error| format!("cannot start {name}: {error}"))?;
-        Ok(Self { child, name })
+        Ok(Self { child, name, has_children })
     }
 
     pub(super) fn id(&self) -> u32 {
@@ -104,12 +112,27 @@ impl Running {
         drop(self.child.stdin.take());
     }
 
+    /// Asks it to end.
+    pub(super) fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
     /// How it ended; `None` while it runs.
     ///
     /// # Errors
     /// When the kernel does not say.
     pub(super) fn ended(&mut self) -> Result<Option<ExitStatus>, String> {
         self.child.try_wait().map_err(|error| format!("cannot wait for {}: {error}", self.name))
+    }
+
+    /// Makes sure that it runs.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(super) fn is_alive(&mut self) -> Result<(), String> {
+        let name = self.name;
+        let ended = self.ended()?;
+        ended.map_or(Ok(()), |status| Err(format!("{name} ended before the load: {status}")))
     }
 
     /// Waits for its end, at most until `deadline`. Interrupted, it gets SIGINT and some seconds.
@@ -149,6 +172,13 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if self.has_children && matches!(self.ended(), Ok(None)) {
+            self.terminate();
+            let deadline = Instant::now() + END_TIMEOUT;
+            while matches!(self.ended(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(PAUSE);
+            }
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -163,19 +193,54 @@ pub(super) fn await_line(
     start: &str,
     timeout: Duration,
     stop: &AtomicBool,
-    mut alive: impl FnMut() -> Result<(), String>,
+    alive: impl FnMut() -> Result<(), String>,
 ) -> Result<String, String> {
+    let next = || {
+        let line = lines.recv_timeout(PAUSE).ok()?;
+        line.strip_prefix(start).map(|rest| rest.trim().to_owned())
+    };
+    await_some(next, timeout, stop, alive)
+}
+
+/// What `find` finds, which must not take long, and is called again until then.
+///
+/// # Errors
+/// As [`await_line`].
+pub(super) fn await_some<T>(
+    mut find: impl FnMut() -> Option<T>,
+    timeout: Duration,
+    stop: &AtomicBool,
+    mut alive: impl FnMut() -> Result<(), String>,
+) -> Result<T, String> {
     let deadline = Instant::now() + timeout;
     while Instant::now() < deadline {
         if stop.load(Ordering::Relaxed) {
             return Err(INTERRUPTED.into());
         }
-        if let Ok(line) = lines.recv_timeout(PAUSE)
-            && let Some(rest) = line.strip_prefix(start)
-        {
-            return Ok(rest.trim().to_owned());
+        if let Some(found) = find() {
+            return Ok(found);
         }
         alive()?;
     }
     Err(format!("nothing happened within {timeout:?}"))
+}
+
+/// As [`await_some`] for what takes no time to find: it is looked for some times a second.
+///
+/// # Errors
+/// As [`await_line`].
+pub(super) fn await_at_times<T>(
+    mut find: impl FnMut() -> Option<T>,
+    timeout: Duration,
+    stop: &AtomicBool,
+    alive: impl FnMut() -> Result<(), String>,
+) -> Result<T, String> {
+    let look = || {
+        let found = find();
+        if found.is_none() {
+            std::thread::sleep(PAUSE);
+        }
+        found
+    };
+    await_some(look, timeout, stop, alive)
 }

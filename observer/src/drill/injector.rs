@@ -64,8 +64,8 @@ fn plan(outside: Outside, seed: u64, load: Duration) -> Vec<(Duration, Duration)
 /// What the harm is done to.
 #[derive(Debug)]
 pub(super) struct Victims {
-    /// The service.
-    pub(super) service: u32,
+    /// The processes of the service that serve requests.
+    pub(super) service: Vec<u32>,
     /// The CPU that it is pinned to.
     pub(super) cpu: u32,
     /// The load generator.
@@ -155,7 +155,7 @@ fn sleep_until(deadline: Instant, ended: &AtomicBool) -> bool {
 enum Harm {
     Nothing,
     Hogs { stop: Arc<AtomicBool>, threads: Vec<JoinHandle<Result<(), String>>> },
-    Stopped(OwnedFd),
+    Stopped(Vec<OwnedFd>),
     Squeezed(Arc<Cgroup>),
     Throttled(Arc<Cgroup>),
 }
@@ -167,9 +167,9 @@ impl Harm {
             Outside::None => Ok(Self::Nothing),
             Outside::Hog => hogs(HOGS, false),
             Outside::HogRealtime => hogs(1, true),
-            Outside::StopService => stop(victims.service),
+            Outside::StopService => stop(&victims.service),
             Outside::StopGenerator => {
-                stop(victims.generator.ok_or("the load generator was not found")?)
+                stop(&[victims.generator.ok_or("the load generator was not found")?])
             }
             Outside::Squeeze => Ok(Self::Squeezed(Arc::clone(&victims.cgroup))),
             Outside::Quota => {
@@ -191,8 +191,10 @@ impl Drop for Harm {
                 });
                 ended.collect::<Result<(), String>>()
             }
-            Self::Stopped(process) => pidfd_send_signal(&*process, Signal::CONT)
-                .map_err(|error| format!("cannot send SIGCONT: {error}")),
+            Self::Stopped(processes) => processes.iter().try_for_each(|process| {
+                pidfd_send_signal(process, Signal::CONT)
+                    .map_err(|error| format!("cannot send SIGCONT: {error}"))
+            }),
             Self::Squeezed(cgroup) => cgroup.release(),
             Self::Throttled(cgroup) => cgroup.set_quota(false),
         };
@@ -202,13 +204,22 @@ impl Drop for Harm {
     }
 }
 
-fn stop(process: u32) -> Result<Harm, String> {
-    let pid = i32::try_from(process).ok().and_then(Pid::from_raw).ok_or("not a process id")?;
-    let opened = pidfd_open(pid, PidfdFlags::empty());
-    let process = opened.map_err(|error| format!("process {process} is gone: {error}"))?;
-    pidfd_send_signal(&process, Signal::STOP)
-        .map_err(|error| format!("cannot send SIGSTOP: {error}"))?;
-    Ok(Harm::Stopped(process))
+fn stop(processes: &[u32]) -> Result<Harm, String> {
+    let open = |id: &u32| {
+        let pid = i32::try_from(*id).ok().and_then(Pid::from_raw).ok_or("not a process id")?;
+        pidfd_open(pid, PidfdFlags::empty())
+            .map_err(|error| format!("process {id} is gone: {error}"))
+    };
+    let processes: Vec<OwnedFd> = processes.iter().map(open).collect::<Result<_, String>>()?;
+    // Dropping it continues those that were stopped before another one failed.
+    let stopped = Harm::Stopped(processes);
+    if let Harm::Stopped(processes) = &stopped {
+        for process in processes {
+            pidfd_send_signal(process, Signal::STOP)
+                .map_err(|error| format!("cannot send SIGSTOP: {error}"))?;
+        }
+    }
+    Ok(stopped)
 }
 
 fn hogs(count: usize, cpu: u32, is_realtime: bool, length: Duration) -> Result<Harm, String> {

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::play::Played;
-use super::rows::{Expected, Form, Injection, Truth};
+use super::rows::{Expected, Injection, Truth};
+use super::services::Service;
 use super::truth::{Facts, quantile_ns};
 use crate::model::{Cause, CauseSummary, Outcome, Summary};
 
@@ -49,7 +50,7 @@ impl Status {
 #[derive(Clone, Debug, Serialize)]
 pub struct Drill {
     /// The service.
-    pub service: Form,
+    pub service: Service,
     /// The injection.
     pub injection: &'static str,
     /// The seed.
@@ -81,6 +82,9 @@ pub struct Finding {
     pub share: Option<f64>,
     /// Its interval.
     pub share_ci95: Option<[f64; 2]>,
+    /// In what most of the expected cause's time waited, or for whom, where observer says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
     /// The p99 that the load generator saw, nanoseconds.
     pub p99_ns: u64,
     /// The p99 of the run without the injection, nanoseconds.
@@ -126,8 +130,12 @@ pub(super) fn judge(
     played: &Played,
     baseline_ns: Option<u64>,
 ) -> (Status, Option<String>, Finding) {
-    let facts =
-        Facts { entries: &played.entries, episodes: &played.episodes, samples: &played.samples };
+    let facts = Facts {
+        entries: &played.entries,
+        waits: played.waits.as_deref(),
+        episodes: &played.episodes,
+        samples: &played.samples,
+    };
     let p99_ns = quantile_ns(&played.samples, 0.99);
     let truth_share = (row.truth != Truth::None).then(|| facts.share(row.truth)).flatten();
     let waited_share = facts.share(Truth::Waited);
@@ -139,6 +147,10 @@ pub(super) fn judge(
         Expected::OneOf(causes) => causes.contains(&finding.named),
         Expected::NoKernelCause => finding.false_alarms.is_empty(),
     };
+    let wrong_object = wrong_object(row, played.port_behind, finding.object.as_deref());
+    if right && wrong_object.is_some() {
+        return (Status::Missed, wrong_object, finding);
+    }
     if right {
         return (Status::Right, None, finding);
     }
@@ -148,6 +160,17 @@ pub(super) fn judge(
         reason = format!("{reason}: {}", first.text);
     }
     (Status::Missed, Some(reason), finding)
+}
+
+/// Behind a proxy, the service that sleeps is at the other end of a connection, and that must be said.
+fn wrong_object(row: &Injection, port: Option<u16>, object: Option<&str>) -> Option<String> {
+    let port = port.filter(|_| row.truth == Truth::Slept)?;
+    let connection = format!("at 127.0.0.1:{port}");
+    if object.is_some_and(|object| object.ends_with(&connection)) {
+        return None;
+    }
+    let object = object.unwrap_or("nothing about it");
+    Some(format!("expected a wait {connection}, and observer says {object}"))
 }
 
 fn too_weak(finding: &Finding, is_injected: bool) -> Option<String> {
@@ -201,6 +224,7 @@ fn finding(
         truth_share,
         share: (!of.is_empty()).then(|| of.iter().map(|one| one.share).sum()),
         share_ci95: largest.filter(|_| of.len() == 1).map(|one| one.ci95),
+        object: largest.and_then(|one| Some(one.objects.first()?.what.clone())),
         p99_ns,
         p99_baseline_ns: baseline_ns.unwrap_or(p99_ns),
         p99_without_ns: largest.and_then(|one| one.without).map(|without| without.p99_without_ns),
@@ -250,6 +274,18 @@ mod tests {
         let mut little = judged("sleep", Some(1_000_000));
         little.truth_share = Some(0.1);
         assert!(too_weak(&little, true).unwrap().contains("10 %"));
+    }
+
+    #[test]
+    fn a_proxy_waits_at_the_connection_to_the_service_behind_it() {
+        let sleep = Injection::find("sleep").unwrap();
+        let wrong = |port, object| wrong_object(sleep, port, object);
+        assert_eq!(wrong(None, None), None);
+        assert_eq!(wrong(Some(80), Some("epoll_wait at 127.0.0.1:80")), None);
+        let other = wrong(Some(80), Some("epoll_wait at 127.0.0.1:8080")).unwrap();
+        assert!(other.contains("at 127.0.0.1:80,") && other.contains("8080"), "{other}");
+        assert!(wrong(Some(80), None).unwrap().contains("nothing"));
+        assert_eq!(wrong_object(Injection::find("hog").unwrap(), Some(80), None), None);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Drills with known answers: a throwaway service under load is harmed on a schedule, `observer run`
 //! watches it without knowing what is done, and its answer is compared with the truth.
 //!
-//! - [`rows`]: the services and the injections, one row each;
-//! - [`service`]: the service, which writes its own log;
+//! - [`rows`]: the injections, one row each; [`services`]: what they are played on;
+//! - [`service`]: the own service, which writes its own log; `start`: starts it or a program of this host;
 //! - `injector`: what is done from outside; `play`: one run;
 //! - `truth`: what happened, from the log and the schedule; [`judge`]: the comparison;
 //! - [`report`]: tables and JSON.
@@ -15,7 +15,10 @@ mod play;
 pub mod report;
 pub mod rows;
 pub mod service;
+pub mod services;
+mod start;
 mod truth;
+mod waits;
 
 use std::collections::HashMap;
 use std::fs::DirBuilder;
@@ -27,7 +30,8 @@ use std::time::{Duration, Instant};
 use judge::{Drill, Finding, Status};
 use play::{Host, Unplayed};
 use report::Report;
-use rows::{Form, INJECTIONS, Injection, Work};
+use rows::{INJECTIONS, Injection, Work};
+use services::Service;
 use truth::quantile_ns;
 
 use crate::error::{Error, Exit, Result};
@@ -46,7 +50,7 @@ pub struct Options {
     /// Runs of each drill.
     pub runs: u64,
     /// Only these pairs of service and injection; all if empty.
-    pub only: Vec<(Form, &'static Injection)>,
+    pub only: Vec<(Service, &'static Injection)>,
     /// A selection, with a shorter load.
     pub quick: bool,
     /// Where the run directories are kept; must not exist.
@@ -56,17 +60,24 @@ pub struct Options {
 impl Options {
     /// The pairs to play, in order.
     #[must_use]
-    pub fn pairs(&self) -> Vec<(Form, &'static Injection)> {
-        let all = Form::ALL.iter().flat_map(|form| INJECTIONS.iter().map(|row| (*form, row)));
-        let is_wanted = |(form, row): &(Form, &'static Injection)| {
+    pub fn pairs(&self) -> Vec<(Service, &'static Injection)> {
+        let is_wanted = |(service, row): &(Service, &'static Injection)| {
             if self.only.is_empty() {
-                !self.quick || row.quick.contains(form)
+                !self.quick || service.is_quick(row)
             } else {
-                self.only.iter().any(|(only, of)| only == form && of.name == row.name)
+                self.only.iter().any(|(only, of)| only == service && of.name == row.name)
             }
         };
-        all.filter(is_wanted).collect()
+        all_pairs().filter(is_wanted).collect()
     }
+}
+
+/// All pairs of a service and an injection that is played on it, in order.
+pub fn all_pairs() -> impl Iterator<Item = (Service, &'static Injection)> {
+    let rows_of = |service: Service| {
+        INJECTIONS.iter().filter(move |row| service.plays(row)).map(move |row| (service, row))
+    };
+    Service::ALL.into_iter().flat_map(rows_of)
 }
 
 /// A directory for the files of all runs; removed in the end unless it is to be kept.
@@ -113,7 +124,7 @@ struct Series<'a> {
     host: Host,
     directory: WorkDirectory,
     /// The p99 without an injection, nanoseconds, or why it is not known.
-    baselines: HashMap<(Form, Work, u64), std::result::Result<u64, String>>,
+    baselines: HashMap<(Service, Work, u64), std::result::Result<u64, String>>,
     stop: &'a AtomicBool,
 }
 
@@ -144,15 +155,15 @@ pub fn play_all(
     let mut drills = Vec::new();
     for run in 0..options.runs {
         let seed = options.seed.wrapping_add(run);
-        for (form, row) in &pairs {
-            let name = format!("{}/{}", form.name(), row.name);
+        for (service, row) in &pairs {
+            let name = format!("{}/{}", service.name(), row.name);
             tell(&Told::Begins(&name, drills.len() + 1, all));
             let late = options.quick && begun.elapsed() > QUICK_TIME;
             let drill = if late {
                 let why = Unplayed::Skipped("three minutes are over".into());
-                series.unplayed(*form, row, seed, Instant::now(), why)
+                series.unplayed(*service, row, seed, Instant::now(), why)
             } else {
-                series.play(*form, row, seed)
+                series.play(*service, row, seed)
             };
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::new(Exit::Interrupted, "interrupted"));
@@ -184,11 +195,11 @@ fn host(options: &Options) -> Result<Host> {
 }
 
 impl Series<'_> {
-    fn play(&mut self, form: Form, row: &'static Injection, seed: u64) -> Drill {
+    fn play(&mut self, service: Service, row: &'static Injection, seed: u64) -> Drill {
         let begun = Instant::now();
-        match self.judged(form, row, seed) {
+        match self.judged(service, row, seed) {
             Ok((status, reason, finding)) => Drill {
-                service: form,
+                service,
                 injection: row.name,
                 seed,
                 status,
@@ -196,13 +207,13 @@ impl Series<'_> {
                 seconds: begun.elapsed().as_secs_f64(),
                 finding: Some(finding),
             },
-            Err(why) => self.unplayed(form, row, seed, begun, why),
+            Err(why) => self.unplayed(service, row, seed, begun, why),
         }
     }
 
     fn unplayed(
         &self,
-        form: Form,
+        service: Service,
         row: &'static Injection,
         seed: u64,
         begun: Instant,
@@ -213,7 +224,7 @@ impl Series<'_> {
             Unplayed::Failed(reason) => (Status::Failed, reason),
         };
         Drill {
-            service: form,
+            service,
             injection: row.name,
             seed,
             status,
@@ -225,75 +236,86 @@ impl Series<'_> {
 
     fn judged(
         &mut self,
-        form: Form,
+        service: Service,
         row: &'static Injection,
         seed: u64,
     ) -> std::result::Result<(Status, Option<String>, Finding), Unplayed> {
         let is_injected = row.truth != rows::Truth::None;
-        let played = self.played(form, row, seed)?;
+        let played = self.played(service, row, seed)?;
         if !is_injected {
             let p99_ns = quantile_ns(&played.samples, 0.99);
-            self.baselines.insert((form, row.work, seed), Ok(p99_ns));
+            self.baselines.insert((service, row.work, seed), Ok(p99_ns));
             return Ok(judge::judge(row, &played, None));
         }
-        let baseline_ns = self.baseline(form, row.work, seed).map_err(Unplayed::Failed)?;
+        let baseline_ns = self.baseline(service, row.work, seed).map_err(Unplayed::Failed)?;
         Ok(judge::judge(row, &played, Some(baseline_ns)))
     }
 
     /// The p99 of the same service without an injection, from a run of its own where there was none.
-    fn baseline(&mut self, form: Form, work: Work, seed: u64) -> std::result::Result<u64, String> {
-        if let Some(known) = self.baselines.get(&(form, work, seed)) {
+    fn baseline(
+        &mut self,
+        service: Service,
+        work: Work,
+        seed: u64,
+    ) -> std::result::Result<u64, String> {
+        if let Some(known) = self.baselines.get(&(service, work, seed)) {
             return known.clone();
         }
-        let played = self.played(form, &Injection::baseline(work), seed);
+        let played = self.played(service, &Injection::baseline(work), seed);
         let p99_ns = match played {
             Ok(played) => Ok(quantile_ns(&played.samples, 0.99)),
             Err(Unplayed::Skipped(why) | Unplayed::Failed(why)) => {
                 Err(format!("the run without injection: {why}"))
             }
         };
-        self.baselines.insert((form, work, seed), p99_ns.clone());
+        self.baselines.insert((service, work, seed), p99_ns.clone());
         p99_ns
     }
 
     fn played(
         &self,
-        form: Form,
+        service: Service,
         row: &Injection,
         seed: u64,
     ) -> std::result::Result<play::Played, Unplayed> {
         let work = if row.work == Work::Read { "-read" } else { "" };
-        let name = format!("{}-{}{work}-{seed}", form.name(), row.name);
+        let name = format!("{}-{}{work}-{seed}", service.name(), row.name);
         let directory = self.directory.path.join(name);
         make_private(&directory).map_err(|error| Unplayed::Failed(error.to_string()))?;
-        play::play(&self.host, form, row, seed, &directory, self.stop)
+        let (host, directory, stop) = (&self.host, directory.as_path(), self.stop);
+        play::play(&play::Run { host, service, row, seed, directory, stop })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::rows::Form;
     use super::*;
 
-    fn options(only: &[(Form, &str)], quick: bool) -> Options {
-        let only = only.iter().map(|(form, name)| (*form, Injection::find(name).unwrap()));
+    fn options(only: &[(Service, &str)], quick: bool) -> Options {
+        let only = only.iter().map(|(service, name)| (*service, Injection::find(name).unwrap()));
         Options { seed: 1, runs: 1, only: only.collect(), quick, keep: None }
     }
 
     #[test]
     fn all_pairs_are_played_unless_some_are_chosen() {
-        assert_eq!(options(&[], false).pairs().len(), Form::ALL.len() * INJECTIONS.len());
+        assert_eq!(options(&[], false).pairs().len(), all_pairs().count());
         let quick = options(&[], true).pairs();
         assert!(quick.len() >= 5, "{}", quick.len());
         let room = QUICK_TIME.as_secs() / (QUICK_LOAD.as_secs() + 4);
         assert!(quick.len() as u64 <= room, "{} of {room}", quick.len());
         // The run without injection comes first, and is the one that others are compared with.
-        for (form, row) in &quick {
-            let first = quick.iter().find(|(of, _)| of == form).unwrap();
-            assert_eq!(first.1.name, "nothing", "{} {}", form.name(), row.name);
+        for (service, row) in &quick {
+            assert!(matches!(service, Service::Own(_)), "{}", service.name());
+            let first = quick.iter().find(|(of, _)| of == service).unwrap();
+            assert_eq!(first.1.name, "nothing", "{} {}", service.name(), row.name);
         }
-        let one = options(&[(Form::Pool, "hog")], false).pairs();
+        let pool = Service::Own(Form::Pool);
+        let one = options(&[(pool, "hog")], false).pairs();
         assert_eq!(one.len(), 1);
-        assert_eq!((one[0].0, one[0].1.name), (Form::Pool, "hog"));
+        assert_eq!((one[0].0, one[0].1.name), (pool, "hog"));
+        // Every form of the own service plays every injection.
+        assert_eq!(all_pairs().filter(|(service, _)| *service == pool).count(), INJECTIONS.len());
     }
 
     #[test]

@@ -8,19 +8,21 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::cgroup::{Cgroup, Controller, has_page_cache};
-use super::child::{Place, Running, await_line};
+use super::child::{Place, Running};
 use super::injector::{Episode, Injector, Victims, can_be_realtime};
-use super::rows::{Form, Harm, Injection, Outside, Work};
+use super::rows::{Injection, Outside, Work};
 use super::service::entry::Entry;
+use super::services::Service;
+use super::start;
+use super::waits::Watch;
 use crate::host::descendants::descendants;
 use crate::model::{Sample, Summary, Tgid};
 use crate::output::rundir::{RunDir, create_private_file};
 
 /// What the service may take to begin, and observer to attach its probes.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// What observer may take to write its answer after the load, and the service to write its log.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(60);
-const LOG_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// What observer may take to write its answer after the load.
+pub(super) const REPORT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Connections of the load generator.
 const CONNECTIONS: u32 = 8;
 
@@ -38,10 +40,15 @@ pub(super) struct Host {
 /// What came of it.
 #[derive(Debug)]
 pub(super) struct Played {
+    /// The service's own log; empty if it writes none.
     pub(super) entries: Vec<Entry>,
+    /// Waits for a CPU of the one thread of a service that does not write them down.
+    pub(super) waits: Option<Vec<Episode>>,
     pub(super) episodes: Vec<Episode>,
     pub(super) samples: Vec<Sample>,
     pub(super) summary: Summary,
+    /// Port of the service behind a proxy.
+    pub(super) port_behind: Option<u16>,
 }
 
 /// Why a drill has no outcome.
@@ -68,43 +75,35 @@ const fn rate_hz(work: Work) -> u32 {
     }
 }
 
-const fn word(harm: Harm) -> &'static str {
-    match harm {
-        Harm::None => "none",
-        Harm::Sleep => "sleep",
-        Harm::Burn => "burn",
-        Harm::Faults => "faults",
-        Harm::Map => "map",
-        Harm::Background => "background",
-    }
+/// One run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run<'a> {
+    pub(super) host: &'a Host,
+    pub(super) service: Service,
+    pub(super) row: &'a Injection,
+    pub(super) seed: u64,
+    /// Where its files go; exists and is empty.
+    pub(super) directory: &'a Path,
+    pub(super) stop: &'a AtomicBool,
 }
 
-/// Plays one run; its files go into `directory`, which exists and is empty.
+/// Plays one run.
 ///
 /// # Errors
 /// When this host cannot do it, or something fails.
-pub(super) fn play(
-    host: &Host,
-    form: Form,
-    row: &Injection,
-    seed: u64,
-    directory: &Path,
-    stop: &AtomicBool,
-) -> Result<Played, Unplayed> {
+pub(super) fn play(run: &Run<'_>) -> Result<Played, Unplayed> {
+    let Run { host, row, seed, directory, stop, .. } = *run;
+    start::can_play(run.service).map_err(Unplayed::Skipped)?;
     let cgroup = prepare(row, directory).map_err(Unplayed::Skipped)?;
-    let (mut service, lines) = start_service(host, form, row, seed, directory, &cgroup)?;
-    let alive = || ended_early(&mut service, "the service");
-    let port = await_line(&lines, "listening ", START_TIMEOUT, stop, alive)?;
-    let port: u16 = port.parse().map_err(|_| format!("the service says its port is {port:?}"))?;
+    let mut service = start::start(run, &cgroup)?;
+    let serving = service.serving();
+    let watch = if service.has_log_of_waits() { None } else { Some(watch(&serving)?) };
 
-    let mut observer = start_observer(host, row, seed, directory, service.id(), port)?;
-    let alive = || {
-        ended_early(&mut observer, "observer run")
-            .map_err(|why| format!("{why}: {}", last_line(&directory.join("observer.err"))))
-    };
-    await_line(&lines, "request", START_TIMEOUT, stop, alive)?;
+    let mut observer = start_observer(run, service.id(), service.port)?;
+    let why = |why: String| format!("{why}: {}", last_line(&directory.join("observer.err")));
+    service.await_first_request(stop, || observer.is_alive().map_err(why))?;
     let victims = Victims {
-        service: service.id(),
+        service: serving,
         cpu: host.cpu,
         generator: generator(observer.id()),
         cgroup: Arc::clone(&cgroup),
@@ -112,17 +111,23 @@ pub(super) fn play(
     let injector = Injector::begin(row.outside, victims, seed, host.load)?;
     let ended = observer.wait(Instant::now() + host.load + REPORT_TIMEOUT, stop);
     let episodes = injector.end(ended.is_err());
-    ended.map_err(|why| format!("{why}: {}", last_line(&directory.join("observer.err"))))?;
+    ended.map_err(why)?;
     let episodes = episodes?;
+    let waits = watch.map(Watch::end).transpose()?;
 
-    service.close_stdin();
-    service.wait(Instant::now() + LOG_TIMEOUT, stop)?;
+    service.end(stop)?;
     if cgroup.oom_kills()? > 0 {
         return Err("the out-of-memory killer took the service".to_owned().into());
     }
-    let entries = read_log(&directory.join("service.csv"))?;
+    let entries = start::entries(run)?;
     let (summary, samples) = read_run(&directory.join("run"))?;
-    Ok(Played { entries, episodes, samples, summary })
+    Ok(Played { entries, waits, episodes, samples, summary, port_behind: service.port_behind() })
+}
+
+/// Watches the thread that serves all requests of a service.
+fn watch(serving: &[u32]) -> Result<Watch, String> {
+    let [process] = serving else { return Err("the service is not one process".to_owned()) };
+    Watch::begin(*process)
 }
 
 /// The cgroup, and what else this drill needs from the host.
@@ -143,52 +148,18 @@ fn prepare(row: &Injection, directory: &Path) -> Result<Arc<Cgroup>, String> {
 }
 
 /// A directory whose files have page cache: pages of a tmpfs cannot be reclaimed.
-fn on_disk(directory: &Path) -> Result<PathBuf, String> {
+pub(super) fn on_disk(directory: &Path) -> Result<PathBuf, String> {
     let places = [directory, Path::new("."), Path::new("/var/tmp")];
     let found = places.into_iter().find(|place| has_page_cache(place));
     found.map(Path::to_owned).ok_or("no directory on a disk: use --keep DIR on a disk".into())
 }
 
-fn start_service(
-    host: &Host,
-    form: Form,
-    row: &Injection,
-    seed: u64,
-    directory: &Path,
-    cgroup: &Cgroup,
-) -> Result<(Running, std::sync::mpsc::Receiver<String>), String> {
-    let mut command = Command::new(&host.program);
-    command.args(["drill-service", "--form", form.name(), "--harm", word(row.harm)]);
-    command.args(["--work", if row.work == Work::Read { "read" } else { "spin" }]);
-    command.args(["--seed", &seed.to_string()]);
-    let lifetime = host.load + 2 * START_TIMEOUT + REPORT_TIMEOUT;
-    command.args(["--lifetime", &lifetime.as_secs().to_string()]);
-    command.arg("--log").arg(directory.join("service.csv"));
-    if row.work == Work::Read {
-        // The service makes it, and removes its name at once.
-        let name = format!("observer-drill-{}.sparse", std::process::id());
-        command.arg("--file").arg(on_disk(directory)?.join(name));
-    }
-    let errors = private_file(&directory.join("service.err"))?;
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
-    let place = Place { cpu: Some(host.cpu), entrances: cgroup.entrances()? };
-    let mut service = Running::start("the service", &mut command, place)?;
-    let lines = service.lines()?;
-    Ok((service, lines))
-}
-
-fn private_file(path: &Path) -> Result<File, String> {
+pub(super) fn private_file(path: &Path) -> Result<File, String> {
     create_private_file(path).map_err(|error| error.to_string())
 }
 
-fn start_observer(
-    host: &Host,
-    row: &Injection,
-    seed: u64,
-    directory: &Path,
-    service: u32,
-    port: u16,
-) -> Result<Running, String> {
+fn start_observer(run: &Run<'_>, service: u32, port: u16) -> Result<Running, String> {
+    let Run { host, row, seed, directory, .. } = *run;
     let mut command = Command::new(&host.program);
     command.args(["run", "--pid", &service.to_string(), "--samples", "observer-load"]);
     // Whatever the probes cost on this host, the cause must be found.
@@ -204,12 +175,8 @@ fn start_observer(
     Running::start("observer run", &mut command, Place::default())
 }
 
-fn ended_early(child: &mut Running, name: &str) -> Result<(), String> {
-    child.ended()?.map_or(Ok(()), |status| Err(format!("{name} ended before the load: {status}")))
-}
-
 /// The last line of a file: why a program failed.
-fn last_line(path: &Path) -> String {
+pub(super) fn last_line(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
     crate::text::clean(last, 300)
@@ -224,7 +191,7 @@ fn generator(observer: u32) -> Option<u32> {
     descendants(Tgid(observer)).into_iter().map(|one| one.tgid.0).find(|id| is_load(*id))
 }
 
-fn read_log(path: &Path) -> Result<Vec<Entry>, String> {
+pub(super) fn read_log(path: &Path) -> Result<Vec<Entry>, String> {
     let cannot = |error: csv::Error| format!("cannot read the service's log: {error}");
     let mut reader = csv::Reader::from_path(path).map_err(cannot)?;
     reader.deserialize().collect::<Result<_, _>>().map_err(cannot)

@@ -245,6 +245,7 @@ fn covered(which: &[bool]) -> String {
 mod tests {
     use super::*;
     use crate::drill::rows::Form;
+    use crate::drill::services::Service;
 
     fn drill(injection: &'static str, status: Status, named: Option<&'static str>) -> Drill {
         let finding = named.map(|named| Finding {
@@ -254,13 +255,14 @@ mod tests {
             truth_share: Some(0.9),
             share: Some(0.8),
             share_ci95: Some([0.7, 0.95]),
+            object: None,
             p99_ns: 30_000_000,
             p99_baseline_ns: 2_000_000,
             p99_without_ns: Some(3_000_000),
             p99_without_ci95: None,
         });
         let reason = (status != Status::Right).then(|| "because".to_owned());
-        let service = Form::EventLoop;
+        let service = Service::Own(Form::EventLoop);
         Drill { service, injection, seed: 1, status, reason, seconds: 12.0, finding }
     }
 

@@ -1,10 +1,9 @@
 //! The drills, as data: services, injections, and the answers that are right. A later cause adds one row.
 
-use serde::Serialize;
+use super::services::Real;
 
 /// How the throwaway service handles its connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Form {
     /// One thread serves all connections.
     EventLoop,
@@ -17,10 +16,6 @@ pub enum Form {
 }
 
 impl Form {
-    /// All of them, in the order of the tables.
-    pub const ALL: [Self; 4] =
-        [Self::EventLoop, Self::Pool, Self::ThreadPerConnection, Self::AcceptorWorkers];
-
     /// The name on the command line and in every output.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -140,7 +135,12 @@ pub struct Injection {
     pub expected: Expected,
     /// Part of `--quick`, with these services.
     pub quick: &'static [Form],
+    /// The programs of this host that it is played on. Every form of the own service plays it.
+    pub real: &'static [Real],
 }
+
+/// All programs of the host.
+const REAL: &[Real] = &[Real::Nginx, Real::NginxProxy, Real::Java, Real::Node];
 
 /// A row with nothing in it.
 const PLAIN: Injection = Injection {
@@ -152,6 +152,7 @@ const PLAIN: Injection = Injection {
     truth: Truth::None,
     expected: Expected::NoKernelCause,
     quick: &[],
+    real: &[],
 };
 
 /// All injections, in the order in which they are run.
@@ -160,6 +161,7 @@ pub static INJECTIONS: &[Injection] = &[
         name: "nothing",
         text: "nothing is injected: no kernel cause may be named that the service did not meet",
         quick: &[Form::EventLoop, Form::Pool],
+        real: REAL,
         ..PLAIN
     },
     Injection {
@@ -169,6 +171,7 @@ pub static INJECTIONS: &[Injection] = &[
         truth: Truth::Slept,
         expected: Expected::OneOf(&["service_wait"]),
         quick: &[Form::EventLoop, Form::Pool],
+        real: &[Real::NginxProxy, Real::Java, Real::Node],
         ..PLAIN
     },
     Injection {
@@ -178,6 +181,7 @@ pub static INJECTIONS: &[Injection] = &[
         truth: Truth::Burnt,
         expected: Expected::OneOf(&["service_cpu"]),
         quick: &[Form::EventLoop],
+        real: &[Real::Java, Real::Node],
         ..PLAIN
     },
     Injection {
@@ -187,6 +191,7 @@ pub static INJECTIONS: &[Injection] = &[
         truth: Truth::Waited,
         expected: Expected::OneOf(&["runqueue_other"]),
         quick: &[Form::EventLoop, Form::Pool],
+        real: &[Real::Nginx, Real::Node],
         ..PLAIN
     },
     Injection {
@@ -195,6 +200,7 @@ pub static INJECTIONS: &[Injection] = &[
         outside: Outside::HogRealtime,
         truth: Truth::Waited,
         expected: Expected::OneOf(&["runqueue_other"]),
+        real: REAL,
         ..PLAIN
     },
     Injection {
@@ -203,6 +209,7 @@ pub static INJECTIONS: &[Injection] = &[
                kernel cause may be named",
         outside: Outside::StopService,
         truth: Truth::Stopped,
+        real: REAL,
         ..PLAIN
     },
     Injection {
@@ -212,6 +219,7 @@ pub static INJECTIONS: &[Injection] = &[
         truth: Truth::SentLate,
         expected: Expected::OneOf(&["load_generator"]),
         quick: &[Form::EventLoop],
+        real: REAL,
         ..PLAIN
     },
     Injection {

@@ -17,6 +17,8 @@ const TYPICAL: (f64, f64) = (0.25, 0.75);
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
     pub(super) entries: &'a [Entry],
+    /// Waits for a CPU of the one thread of a service that does not write them down.
+    pub(super) waits: Option<&'a [Episode]>,
     pub(super) episodes: &'a [Episode],
     pub(super) samples: &'a [Sample],
 }
@@ -90,15 +92,19 @@ impl Facts<'_> {
         ports: &BTreeMap<u16, Vec<&Entry>>,
     ) -> Option<f64> {
         let (begin, start, end) = (sample.begin().0, sample.start.0, sample.end.0);
-        let in_episodes = |begin, end| -> f64 {
+        let within = |all: &[Episode], begin, end| -> f64 {
             let of = |one: &Episode| overlap(begin, end, one.begin, one.end);
-            self.episodes.iter().map(of).sum::<u64>() as f64
+            all.iter().map(of).sum::<u64>() as f64
         };
+        let in_episodes = |begin, end| within(self.episodes, begin, end);
         match truth {
             Truth::None => return Some(0.0),
             Truth::Stopped => return Some(in_episodes(begin, end)),
             Truth::SentLate => return Some(in_episodes(begin, start)),
             _ => {}
+        }
+        if let (Truth::Waited, Some(waits)) = (truth, self.waits) {
+            return Some(within(waits, begin, end));
         }
         let entries = ports.get(&sample.local_port?)?;
         // A connection has one request at a time: the first one that was read after the sample's start.
@@ -227,7 +233,7 @@ mod tests {
     #[test]
     fn what_the_slow_request_slept_is_its_excess() {
         let (entries, samples) = one_sleeps();
-        let facts = Facts { entries: &entries, episodes: &[], samples: &samples };
+        let facts = Facts { entries: &entries, waits: None, episodes: &[], samples: &samples };
         assert!((facts.share(Truth::Slept).unwrap() - 1.0).abs() < 1e-9);
         assert_eq!(facts.share(Truth::Burnt), Some(0.0));
         assert_eq!(facts.share(Truth::None), Some(0.0));
@@ -252,7 +258,7 @@ mod tests {
         });
         samples.push(sample(begin, end, 8));
         samples.rotate_left(1);
-        let facts = Facts { entries: &entries, episodes: &[], samples: &samples };
+        let facts = Facts { entries: &entries, waits: None, episodes: &[], samples: &samples };
         let share = facts.share(Truth::Slept).unwrap();
         // 30 of 31 ms of the stretch were sleep, spread evenly.
         assert!((0.95..=1.0).contains(&share), "{share}");
@@ -272,9 +278,12 @@ mod tests {
             })
             .collect();
         let episodes = [Episode { begin: 501 * MS, end: 509 * MS }];
-        let facts = Facts { entries: &[], episodes: &episodes, samples: &samples };
+        let facts = Facts { entries: &[], waits: None, episodes: &episodes, samples: &samples };
         assert!((facts.share(Truth::Stopped).unwrap() - 0.4).abs() < 1e-9);
         assert!((facts.share(Truth::SentLate).unwrap() - 0.2).abs() < 1e-9);
         assert_eq!(facts.share(Truth::Waited), None, "the service's log has no such request");
+        let waits = [Episode { begin: 512 * MS, end: 518 * MS }];
+        let facts = Facts { waits: Some(&waits), ..facts };
+        assert!((facts.share(Truth::Waited).unwrap() - 0.3).abs() < 1e-9);
     }
 }

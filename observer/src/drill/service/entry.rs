@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-/// One request. Instants are nanoseconds of the monotonic clock.
+/// One request. Instants are nanoseconds of the monotonic clock. What a log does not have is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Entry {
-    /// Port of the client's end.
+    /// Port of the client's end; of the client of a proxy that tells it.
     pub port: u16,
     /// Number of the thread that read it.
     pub reader: u32,

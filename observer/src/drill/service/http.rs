@@ -10,6 +10,9 @@ const HEAD_BYTES_MAX: usize = 8 * 1024;
 /// A client that stops in the middle of a request does not keep a thread for longer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The header in which a proxy tells the port of its own client.
+pub(in crate::drill) const CLIENT_PORT: &str = "X-Client-Port";
+
 /// A connection, with what was read of its next request.
 pub(super) struct Connection {
     stream: TcpStream,
@@ -27,7 +30,7 @@ impl Connection {
         Ok(Self { stream, port, head: Vec::new() })
     }
 
-    /// Port of the client's end.
+    /// Port of the client's end; of the last request's client behind a proxy that tells it.
     pub(super) const fn port(&self) -> u16 {
         self.port
     }
@@ -40,6 +43,9 @@ impl Connection {
     pub(super) fn read_request(&mut self) -> bool {
         loop {
             if let Some(end) = self.head.windows(4).position(|window| window == b"\r\n\r\n") {
+                if let Some(port) = client_port(&self.head[..end]) {
+                    self.port = port;
+                }
                 // What follows is the next request.
                 self.head.drain(..end + 4);
                 return true;
@@ -69,6 +75,14 @@ impl Connection {
     }
 }
 
+/// What the header [`CLIENT_PORT`] says.
+fn client_port(head: &[u8]) -> Option<u16> {
+    let lines = std::str::from_utf8(head).ok()?.split("\r\n");
+    let mut headers = lines.filter_map(|line| line.split_once(':'));
+    let (_, port) = headers.find(|(name, _)| name.eq_ignore_ascii_case(CLIENT_PORT))?;
+    port.trim().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{Ipv4Addr, TcpListener};
@@ -96,6 +110,16 @@ mod tests {
         }
         drop(client);
         assert!(connection.read_request());
+    }
+
+    #[test]
+    fn a_proxy_tells_the_port_of_its_client() {
+        let (mut client, mut connection) = pair();
+        client.write_all(b"GET / HTTP/1.0\r\nHost: a\r\nx-client-port: 4711\r\n\r\n").unwrap();
+        assert!(connection.read_request());
+        assert_eq!(connection.port(), 4711);
+        assert_eq!(client_port(b"GET / HTTP/1.1\r\nX-Client-Port: 70000"), None);
+        assert_eq!(client_port(b"GET / HTTP/1.1\r\nHost: a:7"), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ pub mod entry;
 mod files;
 mod forms;
 mod handler;
-mod http;
+pub(super) mod http;
 mod memory;
 
 use std::io::{self, Read, Write};
