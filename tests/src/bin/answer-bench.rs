@@ -122,6 +122,7 @@ impl Made {
             tgid: Tgid(1),
             reader: Tid(tid),
             sender: Tid(tid),
+            is_unix: false,
             local_port: 80,
             remote_port: port,
             bytes_in: 100,
