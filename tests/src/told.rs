@@ -131,6 +131,8 @@ pub struct Request {
 pub struct Requests {
     /// All of them.
     pub requests: Vec<Request>,
+    /// Connections over Unix sockets.
+    pub unix_connections: u64,
     /// Writes to connections of which nothing had been read.
     pub other_sends: u64,
 }

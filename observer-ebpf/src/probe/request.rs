@@ -169,6 +169,13 @@ fn arrived(arguments: Arguments) {
     if entry.flags & CONNECTION_OUTGOING != 0 {
         return;
     }
+    if entry.flags & CONNECTION_UNIX != 0 && !sock.has_queued() {
+        // Nothing keeps a thread from taking data out of a Unix socket before its sender gets here.
+        if entry.arrival_ns == 0 {
+            atomic::store(&raw mut entry.arrival_ns, atomic::load(&raw const entry.read_ns));
+        }
+        return;
+    }
     let now = now_ns();
     let (since, last) = (&raw mut entry.waiting_since_ns, &raw mut entry.last_arrival_ns);
     atomic::store(last, now);
@@ -185,11 +192,15 @@ fn took(sock: Sock, bytes: i32, flags: u32) {
     if bytes <= 0 || flags & PEEK != 0 || !emit::is_target(tgid) {
         return;
     }
-    let Some(entry) = of_target(sock, tgid) else { return };
+    let Some((entry, is_known)) = of_target(sock, tgid) else { return };
     let now = now_ns();
-    let arrival_ns = atomic::load(&raw const entry.waiting_since_ns);
-    // What is left came with the last arrival, or before it.
     let unix = entry.flags & CONNECTION_UNIX;
+    let arrival_ns = match atomic::load(&raw const entry.waiting_since_ns) {
+        // Its sender is about to say so.
+        0 if unix != 0 && is_known => now,
+        since_ns => since_ns,
+    };
+    // What is left came with the last arrival, or before it.
     let has_unread = if unix == 0 { sock.has_unread() } else { sock.has_queued() };
     let left_since_ns = if has_unread { atomic::load(&raw const entry.last_arrival_ns) } else { 0 };
     atomic::store(&raw mut entry.waiting_since_ns, left_since_ns);
@@ -233,7 +244,7 @@ fn gave(sock: Sock, bytes: i32) {
     if bytes <= 0 || !emit::is_target(tgid) {
         return;
     }
-    let Some(entry) = of_target(sock, tgid) else { return };
+    let Some((entry, _)) = of_target(sock, tgid) else { return };
     if entry.read_ns == 0 {
         emit::count(Counter::RequestOtherSends);
         return;
@@ -286,20 +297,21 @@ fn finish(entry: &ConnectionEntry, end_ns: u64) {
     }
 }
 
-/// Makes the entry of a Unix socket that of its present connection.
+/// Makes the entry of a Unix socket that of its present connection; true if it was that of another.
 #[inline(always)]
-fn renew(sock: Sock, entry: &mut ConnectionEntry, tgid: u32) {
+fn renew(sock: Sock, entry: &mut ConnectionEntry, tgid: u32) -> bool {
     let inode = sock.inode();
     if entry.inode == inode {
-        return;
+        return false;
     }
     if entry.inode == 0 {
         // It was accepted meanwhile.
         entry.inode = inode;
-        return;
+        return false;
     }
     finish(entry, entry.read_ns);
     fill(sock, entry, tgid, unix_flags(sock));
+    true
 }
 
 /// The flags of a Unix connection.
@@ -325,14 +337,15 @@ fn done(entry: &ConnectionEntry, flags: u16, end_ns: u64) {
     }
 }
 
-/// The entry of a connection that this process of the target uses; nothing if it is outgoing, neither
-/// TCP nor a Unix stream, or there is no room.
+/// The entry of a connection that this process of the target uses, and whether it was there before;
+/// nothing if the connection is outgoing, neither TCP nor a Unix stream, or there is no room.
 #[inline(always)]
-fn of_target(sock: Sock, tgid: u32) -> Option<&'static mut ConnectionEntry> {
+fn of_target(sock: Sock, tgid: u32) -> Option<(&'static mut ConnectionEntry, bool)> {
+    let mut is_known = true;
     let entry = match find(sock.key()) {
         Some(entry) => {
             if entry.flags & CONNECTION_UNIX != 0 {
-                renew(sock, entry, tgid);
+                is_known = !renew(sock, entry, tgid);
             }
             entry
         }
@@ -348,11 +361,12 @@ fn of_target(sock: Sock, tgid: u32) -> Option<&'static mut ConnectionEntry> {
                 emit::lose(LossKind::ConnectionSlot, true);
                 return None;
             };
+            is_known = false;
             entry
         }
     };
     entry.tgid = tgid;
-    (entry.flags & CONNECTION_OUTGOING == 0).then_some(entry)
+    (entry.flags & CONNECTION_OUTGOING == 0).then_some((entry, is_known))
 }
 
 /// Whether the target listened on this port when observer looked.

@@ -338,6 +338,7 @@ pub(crate) fn requests(rounds: usize) -> io::Result<()> {
                 _ => asks.join(),
             };
             let begun = begun.map_err(|_| io::ErrorKind::Other)??;
+            told.unix_connections += u64::from(matches!(served.stream, Stream::Unix(_)));
             // Closed by both: its last request is complete.
             drop(served.stream);
             for (request, begun_ns) in served.told.iter_mut().zip(begun) {
