@@ -118,6 +118,10 @@ pub(super) struct Drained {
     pub(super) floors: FloorLog,
 }
 
+/// How long a record that is being written is waited for after the stop. Its program has been told to
+/// send nothing more; it may stand still with the CPU of a virtual machine.
+const LAST_RECORDS: Duration = Duration::from_secs(2);
+
 /// How the floors of a run are set.
 pub struct Floors {
     /// Where they are set.
@@ -184,6 +188,7 @@ impl Drain {
         let mut pause = DRAIN_INTERVAL;
         let mut is_settling = false;
         let mut goal = None;
+        let mut stopped = None;
         loop {
             // Read before draining: what was submitted before the stop is then drained for sure.
             let last = stop.load(Ordering::Relaxed);
@@ -208,6 +213,9 @@ impl Drain {
                     break;
                 }
             }
+            if last && self.is_held_up(&mut stopped) {
+                continue;
+            }
             if last {
                 let mut batch = Vec::new();
                 self.settling.finish(&mut batch);
@@ -223,6 +231,17 @@ impl Drain {
             self.ring.wait(if is_settling { SETTLED_AFTER } else { pause });
             self.counts.wakeups.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// After the stop: whether a record that is still being written keeps back what is behind it. Waits
+    /// a little then, but not for ever.
+    fn is_held_up(&self, stopped: &mut Option<Instant>) -> bool {
+        if self.ring.is_drained_to(self.ring.end()) {
+            return false;
+        }
+        let stopped = stopped.get_or_insert_with(Instant::now);
+        std::thread::sleep(SETTLED_AFTER);
+        stopped.elapsed() < LAST_RECORDS
     }
 
     /// Notes the goal as reached if everything in front of it is handed over, but for what is kept
