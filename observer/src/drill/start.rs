@@ -326,7 +326,7 @@ fn children(process: u32) -> Vec<u32> {
     descendants(Tgid(process)).into_iter().map(|one| one.tgid.0).collect()
 }
 
-/// A port at which nobody listens now.
+/// A port at which no process listens now.
 fn free_port() -> Result<u16, String> {
     let found =
         TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());

@@ -44,7 +44,7 @@ pub fn requests(trial: &Trial) {
                 expected: requests,
                 tolerance: 0.0,
                 // A thread that is awake may take the first data of a Unix connection before the
-                // sender tells of it.
+                // sender reports it.
                 slack: told.unix_connections,
             });
         },
