@@ -1,12 +1,12 @@
 //! The services that drills are played on: observer's own in four forms, and programs of this host.
 
 use std::env;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Serialize, Serializer};
 
 use super::rows::{Form, Injection};
+use crate::host::is_program;
 
 /// A service that drills are played on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -142,15 +142,11 @@ fn find_program(name: &str, path: Option<&std::ffi::OsStr>) -> Option<PathBuf> {
         .find(|it| is_program(it))
 }
 
-fn is_program(path: &Path) -> bool {
-    std::fs::metadata(path)
-        .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
     use crate::drill::rows::INJECTIONS;

@@ -4,6 +4,7 @@
 //! they are read, so a reader answers `None` for one that is gone and never fails because of it.
 
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 pub mod cgroups;
@@ -24,6 +25,11 @@ pub use memory_room::MemoryRoom;
 pub use owner::Owners;
 pub use process::Process;
 pub use sockets::{SocketCensus, ip_sockets_of};
+
+/// Whether a path leads to a file that somebody may execute.
+pub(crate) fn is_program(path: &Path) -> bool {
+    path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+}
 
 /// Reads a file of `/proc` or `/sys` in as few system calls as it takes: these files report no
 /// size, and [`std::fs::read`] would begin with 32 bytes.

@@ -20,7 +20,7 @@ use super::supervisor::{self, End, Request, Told};
 use crate::clock::MonoNanos;
 use crate::error::{Error, Exit, Result};
 use crate::host::descendants::signal_descendants;
-use crate::host::process;
+use crate::host::{is_program, process};
 use crate::log::NOTICE;
 use crate::model::Tgid;
 
@@ -56,10 +56,6 @@ pub(super) struct Generator {
 pub(super) fn find(program: &OsStr) -> Result<()> {
     let missing = |why: &str| {
         Err(Error::new(Exit::Command, format!("cannot run {}: {why}", program.display())))
-    };
-    let is_program = |path: &Path| {
-        use std::os::unix::fs::PermissionsExt;
-        path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
     };
     if program.as_encoded_bytes().contains(&b'/') {
         let path = Path::new(program);
