@@ -173,7 +173,7 @@ pub(crate) fn markdown(rows: &Rows) -> String {
             (*observer).to_owned(),
             (*load).to_owned(),
             format!("{:.0}", rate.value),
-            format!("{:.3} ({:.3}..{:.3})", user.value, user.low, user.high),
+            table::with_interval(user, 3),
             format!("{goal}"),
             table::judge(user.low, user.high, goal).to_owned(),
             format!("{:.2}", programs.value),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use super::{
     rows::{Program, Row, Rows},
     statistics::{estimate, median},
-    table::{NONE, Table},
+    table::{self, NONE, Table},
 };
 
 /// The name that the profiling program reports for the program that does nothing.
@@ -64,7 +64,7 @@ pub(crate) fn markdown(rows: &Rows) -> String {
             (*operation).to_owned(),
             format!("`{name}`"),
             format!("{:.2}", median(&rates)),
-            format!("{:.0} ({:.0}..{:.0})", spread.value, spread.low, spread.high),
+            table::with_interval(spread, 0),
             size(program.verified_instructions),
             size(program.translated_bytes),
             size(program.jited_bytes),

@@ -16,7 +16,7 @@ use super::{
     own::cpu_ns,
     rows::{Row, Rows},
     statistics::estimate,
-    table::Table,
+    table::{self, Table},
 };
 
 /// Requests a second.
@@ -154,19 +154,13 @@ pub(crate) fn markdown(rows: &Rows) -> String {
         "own threads / generator",
     ]);
     for (observer, rate_hz, values) in &figures {
-        let cell = |values: &[f64], digits: usize| {
-            let estimate = estimate(values);
-            let [value, low, high] = [estimate.value, estimate.low, estimate.high]
-                .map(|number| format!("{number:.digits$}"));
-            format!("{value} ({low}..{high})")
-        };
         let [second, request, ratio] = values;
         table.row(&[
             (*observer).to_owned(),
             format!("{rate_hz:.0}"),
-            cell(second, 1),
-            cell(request, 1),
-            cell(ratio, 3),
+            table::with_interval(estimate(second), 1),
+            table::with_interval(estimate(request), 1),
+            table::with_interval(estimate(ratio), 3),
         ]);
     }
     format!("\n### Own use of the processor while samples are read\n\n{}", table.finish())

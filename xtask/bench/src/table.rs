@@ -35,9 +35,15 @@ pub(crate) fn added(estimate: Estimate) -> String {
     format!("{:+.0} ({:.0}..{:.0})", estimate.value, estimate.low, estimate.high)
 }
 
+/// A number with so many digits behind the point, and the interval.
+pub(crate) fn with_interval(estimate: Estimate, digits: usize) -> String {
+    let Estimate { value, low, high } = estimate;
+    format!("{value:.digits$} ({low:.digits$}..{high:.digits$})")
+}
+
 /// A ratio, with the interval.
 pub(crate) fn ratio(estimate: Estimate) -> String {
-    format!("{:.2} ({:.2}..{:.2})", estimate.value, estimate.low, estimate.high)
+    with_interval(estimate, 2)
 }
 
 /// A change relative to 1, in percent, with the interval.
