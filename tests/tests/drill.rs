@@ -39,6 +39,29 @@ fn cgroups(process: u32) -> Vec<PathBuf> {
     places
 }
 
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+/// Plays two drills quickly and keeps their files; what observer said, and its report.
+fn played(kept: &Path, only: [&str; 2]) -> (Finished, Value) {
+    let mut arguments = vec!["--quick", "--json", "--seed", "11", "--keep", text(kept)];
+    arguments.extend(only.into_iter().flat_map(|drill| ["--only", drill]));
+    let told = finished(&arguments);
+    let report = serde_json::from_str(&told.stdout).unwrap_or_else(|error| {
+        panic!("not JSON: {error}: {told:#?}");
+    });
+    println!("{}", told.stderr);
+    (told, report)
+}
+
+/// What was kept of a drill holds a run that observer can read.
+fn is_readable(run_directory: &Path) {
+    let mut report = Command::new(trial::programs().observer);
+    report.arg("report").arg(run_directory.join("run"));
+    run(&mut report, TIMEOUT).expect("a report").assert_code(0);
+}
+
 /// A share of the whole.
 fn is_share(value: &Value) -> bool {
     value.as_f64().is_some_and(|share| (0.0..=1.0).contains(&share))
@@ -49,15 +72,7 @@ fn drills_are_judged_and_leave_nothing_behind() {
     let Some(_guard) = privileged::ready("drills") else { return };
     let directory = trial::directory();
     let kept = directory.path().join("kept");
-    let kept_text = kept.to_str().expect("a path in UTF-8");
-    let only = ["--only", "event-loop/nothing", "--only", "event-loop/sleep"];
-    let mut arguments = vec!["--quick", "--json", "--seed", "11", "--keep", kept_text];
-    arguments.extend(only);
-    let told = finished(&arguments);
-    let report: Value = serde_json::from_str(&told.stdout).unwrap_or_else(|error| {
-        panic!("not JSON: {error}: {told:#?}");
-    });
-    println!("{}", told.stderr);
+    let (told, report) = played(&kept, ["event-loop/nothing", "event-loop/sleep"]);
 
     let drills = report["drills"].as_array().expect("drills");
     let names: Vec<_> = drills
@@ -108,9 +123,7 @@ fn drills_are_judged_and_leave_nothing_behind() {
     assert_eq!(mode(&kept), 0o700);
     let run_directory = kept.join("event-loop-sleep-11");
     assert_eq!(mode(&run_directory.join("service.csv")), 0o600);
-    let mut again = Command::new(trial::programs().observer);
-    again.arg("report").arg(run_directory.join("run"));
-    run(&mut again, TIMEOUT).expect("a report").assert_code(0);
+    is_readable(&run_directory);
     assert_eq!(command_lines_with("drill-service"), Vec::<String>::new());
 }
 
@@ -120,15 +133,7 @@ fn a_program_of_the_host_is_judged_or_skipped() {
     let Some(_guard) = privileged::ready("drills with programs of the host") else { return };
     let directory = trial::directory();
     let kept = directory.path().join("kept");
-    let kept_text = kept.to_str().expect("a path in UTF-8");
-    let only = ["--only", "nginx/stop-service", "--only", "node/sleep"];
-    let mut arguments = vec!["--quick", "--json", "--seed", "11", "--keep", kept_text];
-    arguments.extend(only);
-    let told = finished(&arguments);
-    let report: Value = serde_json::from_str(&told.stdout).unwrap_or_else(|error| {
-        panic!("not JSON: {error}: {told:#?}");
-    });
-    println!("{}", told.stderr);
+    let (told, report) = played(&kept, ["nginx/stop-service", "node/sleep"]);
     for (service, injection, real) in
         [("nginx", "stop-service", Real::Nginx), ("node", "sleep", Real::Node)]
     {
@@ -151,11 +156,9 @@ fn a_program_of_the_host_is_judged_or_skipped() {
             assert_eq!(drill["named"], "service_wait", "{drill:#}");
         }
         let run_directory = kept.join(format!("{service}-{injection}-11"));
-        let mut again = Command::new(trial::programs().observer);
-        again.arg("report").arg(run_directory.join("run"));
-        run(&mut again, TIMEOUT).expect("a report").assert_code(0);
+        is_readable(&run_directory);
     }
-    assert_eq!(command_lines_with(kept_text), Vec::<String>::new());
+    assert_eq!(command_lines_with(text(&kept)), Vec::<String>::new());
     // The worker of nginx has ended too, or its cgroup would be in use.
     assert!(!told.stderr.contains("cannot remove cgroup"), "{}", told.stderr);
     assert_eq!(command_lines_with("drill-service"), Vec::<String>::new());
