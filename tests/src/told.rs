@@ -126,6 +126,17 @@ pub struct Request {
     pub bytes_out: u64,
 }
 
+/// A request of a client. Each time is known by its bounds: before and after it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outgoing {
+    /// Thread of the client.
+    pub thread: u32,
+    /// The first write returned, nanoseconds.
+    pub sent_ns: [u64; 2],
+    /// The first read of the reply returned, nanoseconds.
+    pub replied_ns: [u64; 2],
+}
+
 /// The requests of a service, connection by connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Requests {
@@ -133,6 +144,8 @@ pub struct Requests {
     pub requests: Vec<Request>,
     /// Connections over Unix sockets.
     pub unix_connections: u64,
+    /// What its clients, threads of the same process, asked and had an answer to.
+    pub outgoing: Vec<Outgoing>,
     /// Writes to connections of which nothing had been read.
     pub other_sends: u64,
 }

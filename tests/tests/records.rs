@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use observer::host::cgroups::Cgroups;
-use observer::model::{Cause, Event, Tgid, Value};
+use observer::model::{Cause, Event, OutgoingRequest, Tgid, Value};
 use observer_ebpf::wire::{
     FAULT_KERNEL, FAULT_MAJOR, FaultRecord, MmSyscallRecord, RECLAIM_MEMCG, REQUEST_OPEN,
     REQUEST_UNANSWERED, REQUEST_UNIX, RUNQUEUE_PREEMPTED, ReclaimRecord, RequestRecord,
@@ -18,7 +18,7 @@ use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::mapping::PAGE_BYTES;
 use observer_tests::privileged;
 use observer_tests::process::Placement;
-use observer_tests::told::{Area, Call, Calls, Faults, MmCall, Requests, Socket};
+use observer_tests::told::{Area, Call, Calls, Faults, MmCall, Outgoing, Requests, Socket};
 use observer_tests::trial::{self, Run, Trial, scaled_text};
 use serde::de::DeserializeOwned;
 
@@ -411,5 +411,19 @@ fn a_requests_record_has_its_times_threads_and_bytes() {
                 (told.bytes_in, told.bytes_out, told.sends)
             );
         }
+        outgoing_are_those_reported(&told.outgoing, &events);
+    }
+}
+
+fn outgoing_are_those_reported(told: &[Outgoing], events: &[Event]) {
+    let mut found: Vec<OutgoingRequest> =
+        events.iter().filter_map(OutgoingRequest::from_event).collect();
+    found.sort_unstable_by_key(|request| request.sent);
+    assert_eq!(found.len(), told.len(), "{found:#?}");
+    for (request, told) in found.iter().zip(told) {
+        let within = |[begin, end]: [u64; 2], instant: u64| begin <= instant && instant <= end;
+        assert!(within(told.sent_ns, request.sent.0), "{request:?}, {told:?}");
+        assert!(within(told.replied_ns, request.replied.0), "{request:?}, {told:?}");
+        assert_eq!((request.sender.0, request.reader.0), (told.thread, told.thread));
     }
 }

@@ -1,5 +1,6 @@
 //! Requests of connections that the target accepted, over TCP or Unix sockets: data arrives in the
-//! socket, a thread reads, a thread sends.
+//! socket, a thread reads, a thread sends. Of connections that the target made, the time between what it
+//! sends and the reply.
 //!
 //! The address of the kernel's `struct sock` ties the events together. A connection is in the table
 //! from the moment when it is established, whoever accepts it later, so that the arrival of its first
@@ -17,8 +18,8 @@ use aya_ebpf::{
 use observer_ebpf::wire::{
     CONNECTION_BUCKETS, CONNECTION_IN_WORK, CONNECTION_OUTGOING, CONNECTION_RECORDED,
     CONNECTION_UNIX, CONNECTION_WAYS, CONNECTIONS as CONNECTION_ENTRIES, ConnectionBucket,
-    ConnectionEntry, Counter, LossKind, PORT_WORDS, REQUEST_UNANSWERED, RecordKind, Series,
-    connection_bucket, is_recorded, request_record,
+    ConnectionEntry, Counter, LossKind, OUTGOING_UNIX, OutgoingRecord, PORT_WORDS,
+    REQUEST_UNANSWERED, RecordKind, Series, connection_bucket, is_recorded, request_record,
 };
 
 use super::sleep;
@@ -193,6 +194,10 @@ fn took(sock: Sock, bytes: i32, flags: u32) {
         return;
     }
     let Some((entry, is_known)) = of_target(sock, tgid) else { return };
+    if entry.flags & CONNECTION_OUTGOING != 0 {
+        replied(entry, current);
+        return;
+    }
     let now = now_ns();
     let unix = entry.flags & CONNECTION_UNIX;
     let arrival_ns = match atomic::load(&raw const entry.waiting_since_ns) {
@@ -245,6 +250,13 @@ fn gave(sock: Sock, bytes: i32) {
         return;
     }
     let Some((entry, _)) = of_target(sock, tgid) else { return };
+    if entry.flags & CONNECTION_OUTGOING != 0 {
+        if entry.first_send_ns == 0 {
+            entry.first_send_ns = now_ns();
+            entry.sender_tid = current.tid();
+        }
+        return;
+    }
     if entry.read_ns == 0 {
         emit::count(Counter::RequestOtherSends);
         return;
@@ -264,6 +276,35 @@ fn gave(sock: Sock, bytes: i32) {
         let served_ns = now.wrapping_sub(entry.read_ns);
         histogram::observe(current, None, true, Series::RequestService, served_ns);
     }
+}
+
+/// A thread of the target took a reply of another service: sends the record of the request.
+#[inline(always)]
+fn replied(entry: &mut ConnectionEntry, current: Task) {
+    let begin_ns = entry.first_send_ns;
+    // It is the rest of a reply, or what a service sends by itself.
+    if begin_ns == 0 {
+        return;
+    }
+    entry.first_send_ns = 0;
+    emit::count(Counter::OutgoingRequests);
+    let blocks = emit::settings().map_or(0, |settings| settings.request_blocks);
+    if !is_recorded(begin_ns, blocks) {
+        return;
+    }
+    let now = now_ns();
+    let flags = if entry.flags & CONNECTION_UNIX == 0 { 0 } else { OUTGOING_UNIX };
+    let ids = (entry.tgid, current.tid());
+    let length_ns = now.wrapping_sub(begin_ns);
+    emit::emit(
+        RecordKind::Outgoing,
+        OutgoingRecord {
+            header: emit::header(RecordKind::Outgoing, flags, ids, now, length_ns),
+            sender_tid: entry.sender_tid,
+            remote_port: u32::from(entry.remote_port),
+            remote_address: entry.remote_address,
+        },
+    );
 }
 
 /// A TCP connection changes its state.
@@ -338,7 +379,7 @@ fn done(entry: &ConnectionEntry, flags: u16, end_ns: u64) {
 }
 
 /// The entry of a connection that this process of the target uses, and whether it was there before;
-/// nothing if the connection is outgoing, neither TCP nor a Unix stream, or there is no room.
+/// nothing if the connection is neither TCP nor a Unix stream, or there is no room.
 #[inline(always)]
 fn of_target(sock: Sock, tgid: u32) -> Option<(&'static mut ConnectionEntry, bool)> {
     let mut is_known = true;
@@ -366,7 +407,7 @@ fn of_target(sock: Sock, tgid: u32) -> Option<(&'static mut ConnectionEntry, boo
         }
     };
     entry.tgid = tgid;
-    (entry.flags & CONNECTION_OUTGOING == 0).then_some((entry, is_known))
+    Some((entry, is_known))
 }
 
 /// Whether the target listened on this port when observer looked.

@@ -219,6 +219,9 @@ probes! {
         records {
             /// A request that the target served; body [`RequestRecord`](super::RequestRecord).
             Request "request",
+            /// A request that the target made of another service; body
+            /// [`OutgoingRecord`](super::OutgoingRecord).
+            Outgoing "outgoing_request",
         }
         series {
             /// Arrival of the first byte in the socket to the first read.
@@ -236,6 +239,8 @@ probes! {
             /// Writes to a connection of which nothing had been read before: a greeting, or the rest of
             /// what was requested before the probe was attached.
             RequestOtherSends,
+            /// Requests that the target made of other services, and that were answered.
+            OutgoingRequests,
         }
     }
     sleep {

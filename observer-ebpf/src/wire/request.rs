@@ -54,6 +54,29 @@ impl Record for RequestRecord {
     const KIND: u16 = RecordKind::Request as u16;
 }
 
+/// Header flag: the target asked over a Unix socket. There is neither a port nor an address.
+pub const OUTGOING_UNIX: u16 = 1;
+
+/// The target asked another service over a connection that it made: it sent something, and read a reply.
+/// The header's thread is the one that read the reply first; its time goes from the return of the first
+/// write to the return of that read. What is sent before the reply is part of the same request.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct OutgoingRecord {
+    /// Common part.
+    pub header: Header,
+    /// Thread of the first write.
+    pub sender_tid: u32,
+    /// TCP port of the other service; 0 with a Unix socket.
+    pub remote_port: u32,
+    /// Its address; unspecified with a Unix socket.
+    pub remote_address: Address,
+}
+
+impl Record for OutgoingRecord {
+    const KIND: u16 = RecordKind::Outgoing as u16;
+}
+
 /// Connections of one bucket of the table.
 pub const CONNECTION_WAYS: usize = 8;
 /// Buckets of the table. A power of two.
@@ -73,8 +96,9 @@ pub struct ConnectionBucket {
 /// Key of an entry that is being filled.
 pub const CONNECTION_IN_WORK: u64 = 1;
 
-/// What is known about an accepted connection, and its present request. Times are
-/// `CLOCK_MONOTONIC` nanoseconds, 0 where something has not happened.
+/// What is known about a connection, and its present request. Times are `CLOCK_MONOTONIC` nanoseconds, 0
+/// where something has not happened. Of a connection that the target made, only the first write of the
+/// present request is kept, and its thread.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct ConnectionEntry {

@@ -351,3 +351,17 @@ fn the_p99_without_a_cause_stands_beside_its_share_in_json() {
         assert_eq!(serde_json::from_value::<CauseSummary>(json).ok().as_ref(), Some(row));
     }
 }
+
+#[test]
+fn waits_for_observers_threads_are_in_the_account_and_its_programs_are_not() {
+    for seed in SEEDS {
+        let mut drill = drill(seed, &WATCHED, sleeps);
+        drill.quality.own_cpu = OwnCpu { threads: 0.2, programs: 0.04 };
+        let analysis = answer(&drill);
+        assert_eq!(analysis.verdict.top_cause, Some(Cause::SERVICE_WAIT), "{analysis:#?}");
+        drill.quality.own_cpu.programs = 0.06;
+        let analysis = answer(&drill);
+        assert_eq!(analysis.verdict.outcome, Outcome::Inconclusive, "{analysis:#?}");
+        assert!(has(&analysis, "observer_cpu"), "{analysis:#?}");
+    }
+}

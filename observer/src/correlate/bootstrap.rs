@@ -115,7 +115,7 @@ mod tests {
     fn one_block_out_of_ten_leaves_zero_in_the_interval() {
         let one = |start: u64, ns: u64| {
             let end = start + ns;
-            Served { start, end, lateness_ns: 0, parts: whole(start, end) }
+            Served { start, end, lateness_ns: 0, request: None, parts: whole(start, end) }
         };
         let slow: Vec<Served> = (0..10).map(|i| one(i * 100, 50)).collect();
         let typical: Vec<Served> = (0..10).map(|i| one(i * 100 + 60, 10)).collect();

@@ -6,7 +6,8 @@ use rand::{RngExt, SeedableRng};
 use super::{Analysis, Evidence, Quality, analyse};
 use crate::clock::MonoNanos;
 use crate::model::{
-    Cause, CauseSummary, Outcome, REASON_CODES, Sample, ServerRequest, SlowSpec, Stall,
+    Cause, CauseSummary, Outcome, OutgoingRequest, REASON_CODES, Sample, ServerRequest, SlowSpec,
+    Stall,
 };
 
 pub(super) const MS: u64 = 1_000_000;
@@ -21,6 +22,7 @@ pub(super) struct Drill {
     pub(super) window_ns: u64,
     pub(super) samples: Vec<Sample>,
     pub(super) requests: Vec<ServerRequest>,
+    pub(super) outgoing: Vec<OutgoingRequest>,
     pub(super) stalls: Vec<Stall>,
     /// Times in which no request makes progress, since the start of the window.
     frozen: Vec<(u64, u64)>,
@@ -35,6 +37,7 @@ impl Drill {
             window_ns: seconds * SECOND,
             samples: Vec::new(),
             requests: Vec::new(),
+            outgoing: Vec::new(),
             stalls: Vec::new(),
             frozen: Vec::new(),
             slow: SlowSpec::default(),
@@ -129,6 +132,7 @@ impl Drill {
             window: (MonoNanos(ORIGIN), MonoNanos(ORIGIN + self.window_ns)),
             samples: &self.samples,
             requests: &self.requests,
+            outgoing: &self.outgoing,
             stalls: &self.stalls,
             slow: self.slow,
             quality: self.quality.clone(),

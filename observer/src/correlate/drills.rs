@@ -355,7 +355,7 @@ fn bad_evidence_is_inconclusive_with_the_reason() {
     });
     inconclusive("clock_inexact", |drill| drill.quality.clock_uncertainty_ns = 500 * MS);
     inconclusive("clock_inexact", |drill| drill.samples[7].precision_ns = SECOND);
-    inconclusive("observer_cpu", |drill| drill.quality.observer_cpu_share = 0.06);
+    inconclusive("observer_cpu", |drill| drill.quality.own_cpu.threads = 0.06);
     inconclusive("samples_skipped", |drill| drill.quality.skipped_samples = 100);
     inconclusive("requests_failed", |drill| {
         drill.samples.iter_mut().step_by(5).for_each(|sample| sample.ok = false);

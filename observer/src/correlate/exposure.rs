@@ -28,6 +28,8 @@ pub(super) struct Served {
     pub(super) start: u64,
     pub(super) end: u64,
     pub(super) lateness_ns: u64,
+    /// The place of its request among those of the target, where that is known.
+    pub(super) request: Option<u32>,
     /// Whose stalls count in which part of it.
     pub(super) parts: Parts,
 }
@@ -147,11 +149,13 @@ pub(super) fn population(
             .map(|index| {
                 let sample = &samples[index];
                 let (start, end) = (since(sample.start), since(sample.end));
-                let parts = match matching.known(index).filter(|_| by_thread) {
+                let request = matching.known(index).filter(|_| by_thread);
+                let parts = match request {
                     Some(place) => numbering.parts(sample, evidence.requests, place, handing),
                     None => whole(start, end),
                 };
-                Served { start, end, lateness_ns: sample.lateness_ns(), parts }
+                let request = request.map(|place| place as u32);
+                Served { start, end, lateness_ns: sample.lateness_ns(), request, parts }
             })
             .collect();
         served.sort_unstable_by_key(|one| (one.start, one.end, one.lateness_ns));

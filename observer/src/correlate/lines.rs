@@ -31,6 +31,14 @@ pub(super) fn whole(start: u64, end: u64) -> Parts {
     parts
 }
 
+/// What of the parts lies in a span.
+pub(super) fn clipped(parts: &Parts, span: Span) -> Parts {
+    parts.map(|part| {
+        let (start, end) = (part.start.max(span.start), part.end.min(span.end));
+        if start < end { Part { start, end, ..part } } else { Part::default() }
+    })
+}
+
 /// Whose stalls a line consists of, by thread id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Line {

@@ -18,6 +18,9 @@
 mod account;
 #[cfg(test)]
 mod account_drills;
+mod asked;
+#[cfg(test)]
+mod asked_drills;
 mod attribute;
 mod blocks;
 mod bootstrap;
@@ -71,8 +74,8 @@ use without::Replay;
 
 use crate::clock::MonoNanos;
 use crate::model::{
-    Accounts, Cause, CauseSummary, LossSpan, Outcome, RequestsSummary, RuledOut, Sample,
-    SamplesSummary, ServerRequest, SlowRequest, SlowSpec, Stall, Verdict, Without,
+    Accounts, Cause, CauseSummary, LossSpan, Outcome, OutgoingRequest, RequestsSummary, RuledOut,
+    Sample, SamplesSummary, ServerRequest, SlowRequest, SlowSpec, Stall, Verdict, Without,
 };
 
 /// The same evidence gives the same answer.
@@ -87,6 +90,8 @@ pub struct Evidence<'a> {
     pub samples: &'a [Sample],
     /// The requests that the target's sockets saw, any order; empty where they were not watched.
     pub requests: &'a [ServerRequest],
+    /// The requests that the target made of other services, any order.
+    pub outgoing: &'a [OutgoingRequest],
     /// The target's stalls, any order.
     pub stalls: &'a [Stall],
     /// Which samples are slow.
@@ -115,14 +120,24 @@ pub struct Quality {
     pub unwatched: Vec<Unwatched>,
     /// Kinds of record whose floor rose during the run.
     pub hidden: Vec<Hidden>,
-    /// Part of the host's CPU time that observer used, 0 to 1.
-    pub observer_cpu_share: f64,
+    /// What observer itself took.
+    pub own_cpu: OwnCpu,
     /// Rows of the generator's output that could not be used.
     pub skipped_samples: u64,
     /// There were so many requests that only those of some blocks of time were recorded.
     pub requests_in_blocks: bool,
     /// The sleeps of threads that serve requests were watched during the whole run.
     pub sleeps_watched: bool,
+}
+
+/// CPU time that observer used, as a share of what the target could have had, 0 to 1. It may have been taken
+/// on other CPUs: these are upper bounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct OwnCpu {
+    /// Its threads. Where the target waits for a CPU that they have, that is a stall like any other.
+    pub threads: f64,
+    /// Its BPF programs, in the time of the threads that they watch.
+    pub programs: f64,
 }
 
 impl Quality {

@@ -1,15 +1,16 @@
 //! In what the stalls of a cause waited, or for whom, during slow and during typical requests.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::Evidence;
+use super::asked::Asked;
 use super::exposure::{Population, Served};
-use super::lines::{Line, Lines};
+use super::lines::{Line, Lines, clipped};
 use super::siblings::{Siblings, Woken, within};
 use super::timeline::{Span, Timeline, Timelines};
 use crate::clock::MonoNanos;
-use crate::model::{Cause, Stall};
+use crate::model::{Cause, Extra, OutgoingRequest, Peer, Stall};
 
 /// Objects of a cause that are looked at: those whose stalls are the longest together.
 const MEASURED: usize = 32;
@@ -25,6 +26,8 @@ const SUMMED: usize = 1 << 16;
 pub struct ObjectTime {
     /// As [`Stall::object`].
     pub object: u32,
+    /// The service whose reply it waited for, where that is known and the object does not say it.
+    pub peer: Option<Peer>,
     /// Mean nanoseconds of a slow request.
     pub slow_ns: u64,
     /// Mean nanoseconds of a typical request.
@@ -56,6 +59,11 @@ pub(super) fn find(
             && (lines.is_empty() || threads.contains(&stall.tid.0))
     };
     let stalls = || evidence.stalls.iter().filter(counts);
+    let asked = (!evidence.outgoing.is_empty()).then(|| Asked::new(evidence));
+    let of_any: HashSet<u32> = stalls()
+        .filter(|stall| matches!(stall.extra, Extra::AnyOf(_)))
+        .filter_map(Stall::object)
+        .collect();
 
     let mut sums: HashMap<(Cause, u32), u64> = HashMap::new();
     for stall in stalls() {
@@ -100,18 +108,20 @@ pub(super) fn find(
         let length_ns = window.1.since(window.0);
         let mut times: Vec<ObjectTime> = spans
             .chunk_by(|one, other| one.0 == other.0)
-            .map(|spans| {
+            .flat_map(|spans| {
                 let covered = on_lines(spans, lines, length_ns, &of_siblings);
-                let mean = |samples: &[Served]| {
-                    let sum: f64 =
-                        samples.iter().map(|sample| covered.exposure(&sample.parts)).sum();
-                    (sum / samples.len().max(1) as f64).round() as u64
-                };
-                ObjectTime {
-                    object: objects[spans[0].0].1,
-                    slow_ns: mean(&population.slow),
-                    typical_ns: mean(&population.typical),
-                }
+                let object = objects[spans[0].0].1;
+                let asked = asked.as_ref().filter(|_| of_any.contains(&object));
+                let slow = means(&population.slow, &covered, asked, window);
+                let typical = means(&population.typical, &covered, asked, window);
+                let peers: BTreeSet<Option<Peer>> =
+                    slow.keys().chain(typical.keys()).copied().collect();
+                peers.into_iter().map(move |peer| {
+                    let of = |means: &BTreeMap<_, f64>| {
+                        means.get(&peer).copied().unwrap_or(0.0).max(0.0).round() as u64
+                    };
+                    ObjectTime { object, peer, slow_ns: of(&slow), typical_ns: of(&typical) }
+                })
             })
             .collect();
         times.sort_by_key(|time| Reverse(time.slow_ns));
@@ -123,6 +133,31 @@ pub(super) fn find(
         }
     }
     found
+}
+
+/// Mean nanoseconds of a sample that are covered, and of them those in which it waited for the reply of
+/// which service; the rest is that of `None`.
+fn means(
+    samples: &[Served],
+    covered: &Lines,
+    asked: Option<&Asked<'_>>,
+    window: (MonoNanos, MonoNanos),
+) -> BTreeMap<Option<Peer>, f64> {
+    let mut means = BTreeMap::from([(None, 0.0)]);
+    let count = samples.len().max(1) as f64;
+    for sample in samples {
+        let mut rest_ns = covered.exposure(&sample.parts);
+        let request = sample.request.filter(|_| rest_ns > 0.0);
+        let services = asked.zip(request).map(|(asked, place)| asked.services(place as usize));
+        for OutgoingRequest { sent, replied, peer, .. } in services.into_iter().flatten() {
+            let span = Span { start: sent.since(window.0), end: replied.since(window.0) };
+            let part_ns = covered.exposure(&clipped(&sample.parts, span));
+            *means.entry(Some(*peer)).or_default() += part_ns / count;
+            rest_ns -= part_ns;
+        }
+        *means.entry(None).or_default() += rest_ns / count;
+    }
+    means
 }
 
 fn inside(stall: &Stall, window: (MonoNanos, MonoNanos)) -> Span {

@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     fn served(start: u64, end: u64, lateness_ns: u64) -> Served {
-        Served { start, end, lateness_ns, parts: whole(start, end) }
+        Served { start, end, lateness_ns, request: None, parts: whole(start, end) }
     }
 
     #[test]

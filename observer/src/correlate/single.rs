@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::asked::Asked;
 use super::blocks::Blocks;
 use super::exposure::Served;
 use super::handing::Handing;
@@ -13,8 +14,8 @@ use super::worst::{Longest, is_inside, places_of_slowest};
 use super::{Evidence, Ignored, account};
 use crate::clock::MonoNanos;
 use crate::model::{
-    Cause, Matched, RequestSelection, Sample, ServedBy, SlowRequest, SlowStall, Stall, Tid,
-    overlap_ns,
+    AskedService, Cause, Matched, OutgoingRequest, RequestSelection, Sample, ServedBy, SlowRequest,
+    SlowStall, Stall, Tid, overlap_ns,
 };
 
 /// Slow requests in the results.
@@ -87,12 +88,23 @@ fn requests(
     places: &[usize],
 ) -> Vec<SlowRequest> {
     let blocks = Blocks::new(evidence, matching);
+    let asked = Asked::new(evidence);
+    let services = |place: usize| {
+        let of = |one: &OutgoingRequest| AskedService {
+            peer: one.peer.to_string(),
+            sent_ns: one.sent,
+            replied_ns: one.replied,
+        };
+        asked.services(place).into_iter().rev().map(of).collect()
+    };
     let mut requests: Vec<SlowRequest> = places
         .iter()
         .map(|place| {
             let sample = &evidence.samples[*place];
-            let request = matching.known(*place).and_then(|at| evidence.requests.get(at));
+            let known = matching.known(*place);
+            let request = known.and_then(|at| evidence.requests.get(at));
             SlowRequest {
+                asked: known.map_or_else(Vec::new, services),
                 matched: Some(matched(evidence, matching, &blocks, *place)),
                 served: request.map(ServedBy::new),
                 ..SlowRequest::new(sample)
@@ -148,6 +160,7 @@ fn accounts(
             start: start.since(window.0),
             end: end.since(window.0),
             lateness_ns: start.since(begin),
+            request: Some(request as u32),
             parts: numbering.parts(&sent, evidence.requests, request, Some(handing)),
         })
     };

@@ -283,6 +283,7 @@ fn a_slow_request_has_its_longest_stalls_and_where_their_records_are() {
         window: (MonoNanos(0), MonoNanos(u64::MAX)),
         samples: &samples,
         requests: &[],
+        outgoing: &[],
         stalls: &stalls,
         slow: SlowSpec::default(),
         quality: Quality::default(),

@@ -6,7 +6,7 @@ use super::attribute::{Found, LEAST_SHARE};
 use super::exposure::{Counted, Population};
 use super::loss::Losses;
 use super::timeline::StallLines;
-use super::{Evidence, Hidden, Ignored, Unwatched};
+use super::{Evidence, Hidden, Ignored, OwnCpu, Unwatched};
 use crate::model::{
     Cause, CauseSummary, Outcome, Reason, RuledOut, SamplesSummary, SlowSpec, Stall, Verdict,
 };
@@ -296,11 +296,16 @@ fn quality(evidence: &Evidence<'_>, population: &Population) -> Vec<Reason> {
         let numbers = json!({"error_ns": error_ns, "slow_mean_ns": summary.slow_mean_ns});
         problems.push(Reason::new("clock_inexact", text, numbers));
     }
-    if quality.observer_cpu_share > MOST_OWN_CPU {
-        let share = quality.observer_cpu_share;
+    // Where all of the time of the requests is accounted for, waits for observer's threads are, too.
+    let OwnCpu { threads, programs } = quality.own_cpu;
+    let (who, share) = match population.has_account() {
+        true => ("observer's BPF programs", programs),
+        false => ("observer and its BPF programs", threads + programs),
+    };
+    if share > MOST_OWN_CPU {
         let text = format!(
-            "observer and its BPF programs used {} of the CPU time that the target could have had \
-             (limit {}). Watch less with --probes.",
+            "{who} used {} of the CPU time that the target could have had (limit {}). Watch less with \
+             --probes.",
             percent(share),
             percent(MOST_OWN_CPU)
         );

@@ -13,6 +13,9 @@ const MOVED_FACTOR: f64 = 1.5;
 const MOVED_NS: u64 = 1_000_000;
 /// It does not count either if it is less than this share of the extra latency.
 const LEAST_TRUTH: f64 = 0.3;
+/// Of two causes that an injection brings, either is right where their truths differ by less than this: the
+/// goal for the error of a share.
+const ALIKE: f64 = 0.1;
 /// A run-queue wait that observer names counts as met if the service's own log has this part of it.
 const CONFIRMED: f64 = 0.5;
 
@@ -137,14 +140,24 @@ pub(super) fn judge(
         samples: &played.samples,
     };
     let p99_ns = quantile_ns(&played.samples, 0.99);
-    let truth_share = (row.truth != Truth::None).then(|| facts.share(row.truth)).flatten();
     let waited_share = facts.share(Truth::Waited);
-    let finding = finding(row, &played.summary, truth_share, waited_share, p99_ns, baseline_ns);
+    let named = named_first(&played.summary);
+    let (expected, truth_share) = match row.expected {
+        Expected::OneOf(causes) => (causes.to_vec(), facts.share(row.truth)),
+        Expected::Larger(causes) => {
+            let known = causes.iter().filter_map(|(name, of)| Some((*name, facts.share(*of)?)));
+            larger(&known.collect::<Vec<_>>(), named)
+        }
+        Expected::NoKernelCause if row.truth == Truth::None => (Vec::new(), None),
+        Expected::NoKernelCause => (Vec::new(), facts.share(row.truth)),
+    };
+    let shares = (truth_share, waited_share);
+    let finding = finding(row, &expected, &played.summary, shares, p99_ns, baseline_ns);
     if let Some(weak) = too_weak(&finding, baseline_ns.is_some()) {
         return (Status::TooWeak, Some(weak), finding);
     }
     let right = match row.expected {
-        Expected::OneOf(causes) => causes.contains(&finding.named),
+        Expected::OneOf(_) | Expected::Larger(_) => expected.contains(&finding.named),
         Expected::NoKernelCause => finding.false_alarms.is_empty(),
     };
     let wrong_object = wrong_object(row, played.port_behind, finding.object.as_deref());
@@ -160,6 +173,17 @@ pub(super) fn judge(
         reason = format!("{reason}: {}", first.text);
     }
     (Status::Missed, Some(reason), finding)
+}
+
+/// Of causes with the shares that they really have: the one that is right, and its share. That is the larger
+/// one, or the one that was named where it is hardly smaller. Nothing where no share is known.
+fn larger(causes: &[(&'static str, f64)], named: &str) -> (Vec<&'static str>, Option<f64>) {
+    let Some(largest) = causes.iter().max_by(|a, b| a.1.total_cmp(&b.1)) else {
+        return (Vec::new(), None);
+    };
+    let is_alike = |one: &&(&str, f64)| one.0 == named && one.1 > largest.1 - ALIKE;
+    let (name, share) = causes.iter().find(is_alike).unwrap_or(largest);
+    (vec![*name], Some(*share))
 }
 
 /// Behind a proxy, the service that sleeps is at the other end of a connection, and that must be said.
@@ -189,16 +213,12 @@ fn too_weak(finding: &Finding, is_injected: bool) -> Option<String> {
 
 fn finding(
     row: &Injection,
+    expected: &[&'static str],
     summary: &Summary,
-    truth_share: Option<f64>,
-    waited_share: Option<f64>,
+    (truth_share, waited_share): (Option<f64>, Option<f64>),
     p99_ns: u64,
     baseline_ns: Option<u64>,
 ) -> Finding {
-    let expected: &[&str] = match row.expected {
-        Expected::OneOf(causes) => causes,
-        Expected::NoKernelCause => &[],
-    };
     let of: Vec<&CauseSummary> =
         summary.causes.iter().filter(|one| expected.contains(&one.cause.name())).collect();
     // The interval of a sum of several is not known.
@@ -206,7 +226,11 @@ fn finding(
     let is_conclusive = summary.verdict.outcome != Outcome::Inconclusive;
     let named: Vec<&CauseSummary> =
         summary.causes.iter().filter(|one| one.named && is_conclusive).collect();
-    let injects_stalls = expected.iter().any(|name| Cause::from_id(name).is_stall());
+    let injects_stalls = match row.expected {
+        Expected::OneOf(causes) => causes.iter().any(|name| Cause::from_id(name).is_stall()),
+        // What it brings besides its own must have been met.
+        Expected::Larger(_) | Expected::NoKernelCause => false,
+    };
     let is_met = |one: &CauseSummary| {
         one.cause.name().starts_with("runqueue")
             && row.truth != Truth::Stopped
@@ -251,7 +275,23 @@ mod tests {
 
     fn judged(name: &str, baseline_ns: Option<u64>) -> Finding {
         let row = Injection::find(name).unwrap();
-        finding(row, &example::attributed(), Some(0.9), Some(0.0), 80_000_000, baseline_ns)
+        let expected = match row.expected {
+            Expected::OneOf(causes) => causes,
+            Expected::Larger(_) | Expected::NoKernelCause => &[],
+        };
+        let shares = (Some(0.9), Some(0.0));
+        finding(row, expected, &example::attributed(), shares, 80_000_000, baseline_ns)
+    }
+
+    #[test]
+    fn of_two_causes_the_larger_one_is_right_and_either_if_they_are_alike() {
+        let of = |burnt, named| larger(&[("service_cpu", burnt), ("runqueue_self", 0.5)], named);
+        assert_eq!(of(0.8, "runqueue_self"), (vec!["service_cpu"], Some(0.8)));
+        assert_eq!(of(0.3, "service_cpu"), (vec!["runqueue_self"], Some(0.5)));
+        assert_eq!(of(0.55, "runqueue_self"), (vec!["runqueue_self"], Some(0.5)));
+        assert_eq!(of(0.45, "service_cpu"), (vec!["service_cpu"], Some(0.45)));
+        assert_eq!(of(0.45, "fault_minor"), (vec!["runqueue_self"], Some(0.5)));
+        assert_eq!(larger(&[], "service_cpu"), (Vec::new(), None));
     }
 
     #[test]

@@ -44,10 +44,11 @@ impl Kernel {
         self.config.set(REQUEST_BLOCKS, blocks);
     }
 
-    /// Requests that the target has read so far.
+    /// Requests that the target has read so far, and those that it made.
     #[must_use]
     pub fn requests(&self) -> u64 {
-        self.counts().counters[Counter::Requests as usize]
+        let counters = self.counts().counters;
+        counters[Counter::Requests as usize] + counters[Counter::OutgoingRequests as usize]
     }
 
     /// The last request of each connection that is still open, as an event. Call it once, after

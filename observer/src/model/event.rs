@@ -141,6 +141,12 @@ impl Event {
         (self.row.objects?.id)(self, cause)
     }
 
+    /// Whether the thread waited until any of several descriptors was ready.
+    #[must_use]
+    pub fn waited_for_any(&self) -> bool {
+        self.row.objects.is_some_and(|objects| (objects.is_any)(self))
+    }
+
     /// Id of the thread's stack, where the record has one.
     #[must_use]
     pub fn stack(&self) -> Option<u32> {

@@ -65,6 +65,12 @@ pub static LOSSES: &[LossInfo] = &[
     LossInfo { id: "task", title: "task records", hides: Hides::Nothing, ..RECORDS },
     LossInfo { id: "request", title: "request records", hides: Hides::Nothing, ..RECORDS },
     LossInfo {
+        id: "outgoing_request",
+        title: "outgoing_request records",
+        hides: Hides::Nothing,
+        ..RECORDS
+    },
+    LossInfo {
         id: "connection_slot",
         title: "reads and writes of connections that are not in the table",
         sentence: "There were more connections than the table has room for.",

@@ -50,6 +50,8 @@ pub struct ObjectRow {
     pub id: fn(&Event, Cause) -> Option<u32>,
     /// Its name for users.
     pub name: fn(&Event, Cause) -> String,
+    /// Whether the thread waited until any of several descriptors was ready.
+    pub is_any: fn(&Event) -> bool,
 }
 
 /// One kind of record.

@@ -49,6 +49,9 @@ pub struct SlowRequest {
     /// When which threads of the target served it; `None` where that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served: Option<ServedBy>,
+    /// The services that its thread asked for it, in order of time, as far as that is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asked: Vec<AskedService>,
     /// Where its time went: nanoseconds by cause, which sum to `response_ns`. `None` where it is not
     /// known which threads served it, and in runs of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,11 +75,23 @@ impl SlowRequest {
             seq: sample.seq,
             matched: None,
             served: None,
+            asked: Vec::new(),
             account_ns: None,
             stalls: Vec::new(),
             more_stalls: 0,
         }
     }
+}
+
+/// A service that the target asked for a request. The times are on the kernel's clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskedService {
+    /// Its address, or `a Unix socket`.
+    pub peer: String,
+    /// The first write of what it was sent returned.
+    pub sent_ns: MonoNanos,
+    /// A thread of the target had taken the first bytes of the reply.
+    pub replied_ns: MonoNanos,
 }
 
 /// How the target's sockets saw a request. The times are on the kernel's clock.

@@ -14,6 +14,8 @@ pub enum Extra {
     Stack(u32),
     /// In what it waited, or for whom ([`super::ObjectRow`]).
     Object(u32),
+    /// The same, where it waited until any of several descriptors was ready.
+    AnyOf(u32),
     /// It stands for several short stalls, somewhere in the last so many nanoseconds before its end. Its
     /// length is the time in all of them together.
     Spread(u32),
@@ -75,6 +77,7 @@ impl Stall {
             (None, None) => Extra::None,
         };
         let extra = move |cause| match event.object(cause) {
+            Some(object) if event.waited_for_any() => Extra::AnyOf(object),
             Some(object) => Extra::Object(object),
             None => extra,
         };
@@ -103,7 +106,7 @@ impl Stall {
     pub fn first(&self) -> MonoNanos {
         match self.extra {
             Extra::Spread(ns) => self.start.min(MonoNanos(self.end.0.saturating_sub(ns.into()))),
-            Extra::None | Extra::Stack(_) | Extra::Object(_) => self.start,
+            Extra::None | Extra::Stack(_) | Extra::Object(_) | Extra::AnyOf(_) => self.start,
         }
     }
 
@@ -112,7 +115,7 @@ impl Stall {
     pub const fn stack(&self) -> Option<u32> {
         match self.extra {
             Extra::Stack(stack) => Some(stack),
-            Extra::None | Extra::Spread(_) | Extra::Object(_) => None,
+            Extra::None | Extra::Spread(_) | Extra::Object(_) | Extra::AnyOf(_) => None,
         }
     }
 
@@ -120,7 +123,7 @@ impl Stall {
     #[must_use]
     pub const fn object(&self) -> Option<u32> {
         match self.extra {
-            Extra::Object(object) => Some(object),
+            Extra::Object(object) | Extra::AnyOf(object) => Some(object),
             Extra::None | Extra::Spread(_) | Extra::Stack(_) => None,
         }
     }

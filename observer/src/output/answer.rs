@@ -9,8 +9,8 @@ use super::text;
 use crate::clock::MonoNanos;
 use crate::error::Result;
 use crate::model::{
-    Cause, CauseObject, CauseSummary, DistributionSummary, EndReason, Event, FloorReason, Outcome,
-    RunInfo, Sample, ServedBy, Summary, Without, files,
+    AskedService, Cause, CauseObject, CauseSummary, DistributionSummary, EndReason, Event,
+    FloorReason, Outcome, RunInfo, Sample, ServedBy, Summary, Without, files,
 };
 use crate::output::event_files::{Wanted, damage_note};
 use crate::output::rundir::RunDir;
@@ -33,6 +33,8 @@ pub struct WorstRequest {
     pub sample: Sample,
     /// When which threads of the target served it, if that is known.
     pub served: Option<ServedBy>,
+    /// The services that its thread asked for it, as far as that is known.
+    pub asked: Vec<AskedService>,
     /// Where its time went, nanoseconds by cause, if that is known.
     pub account_ns: Option<BTreeMap<Cause, u64>>,
     /// Events, each with the length of its part inside the request, nanoseconds.

@@ -47,6 +47,7 @@ impl Digest {
             WorstRequest {
                 sample: sample.clone(),
                 served: known.and_then(|known| known.served),
+                asked: known.map_or_else(Vec::new, |known| known.asked.clone()),
                 account_ns: known.and_then(|known| known.account_ns.clone()),
                 stalls: Vec::new(),
                 omitted: 0,

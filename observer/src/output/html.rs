@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use super::answer::{Answer, WorstRequest, objects};
 use super::chart;
-use super::terminal::{counters, more, request_line, served};
+use super::terminal::{asked, counters, more, request_line, served};
 use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
 use super::track;
 use crate::model::{Cause, CauseSummary, Outcome, ProbeState, Summary, by_owner};
@@ -371,6 +371,9 @@ fn worst(page: &mut String, answer: &Answer) {
 fn overlaps(page: &mut String, answer: &Answer, request: &WorstRequest) {
     if let Some(served) = served(answer, request) {
         let _ = writeln!(page, "<p class=\"sub\">{}</p>", escape(&served));
+    }
+    if let Some(asked) = asked(&request.asked, request.sample.begin()) {
+        let _ = writeln!(page, "<p class=\"sub\">{}</p>", escape(&asked));
     }
     page.push_str(&track::bar(request));
     if let Some(account) = track::account(request) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::rundir::RunDir;
-use super::terminal::{Paint, wrapped};
+use super::terminal::{Paint, asked, wrapped};
 use super::text::{clean, count, detail, duration, instant, percent, thread, utc};
 use super::trace::TraceEvent;
 use crate::clock::MonoNanos;
@@ -163,6 +163,9 @@ fn block(
     wrapped(text, &matched(request, sample), "  ");
     if let Some(served) = &request.served {
         wrapped(text, &served_by(run, request, served), "  ");
+    }
+    if let Some(asked) = asked(&request.asked, request.begin_ns) {
+        wrapped(text, &asked, "  ");
     }
     let mut rest: Vec<&SlowStall> = shown(request).collect();
     let mut parts: Vec<(&Cause, &u64)> = request.account_ns.iter().flatten().collect();

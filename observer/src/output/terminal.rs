@@ -10,7 +10,9 @@ use super::answer::{Answer, NOTHING_LOST, WorstRequest, objects};
 use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
 use super::track;
 use crate::clock::MonoNanos;
-use crate::model::{Accounts, Cause, CauseSummary, Outcome, ProbeState, ProbeSummary, Summary};
+use crate::model::{
+    Accounts, AskedService, Cause, CauseSummary, Outcome, ProbeState, ProbeSummary, Summary,
+};
 
 /// Overlapping stalls shown for one request.
 const STALLS_SHOWN: usize = 5;
@@ -350,6 +352,9 @@ fn worst(text: &mut String, answer: &Answer, paint: Paint) {
         if let Some(served) = served(answer, request) {
             line(text, &format!("      {served}"));
         }
+        if let Some(asked) = asked(&request.asked, request.sample.begin()) {
+            line(text, &format!("      {asked}"));
+        }
         if let Some(account) = track::account(request) {
             line(text, &format!("      {account}"));
         }
@@ -437,6 +442,25 @@ pub(super) fn served(answer: &Answer, request: &WorstRequest) -> Option<String> 
         }
     }
     Some(text)
+}
+
+/// Services that are shown of one request.
+const ASKED_SHOWN: usize = 4;
+
+/// `asked 127.0.0.1:8080 after 90.1 µs, which replied after 25.3 ms`: the services that were asked for a
+/// request, if there are any, with times from its begin.
+pub(super) fn asked(services: &[AskedService], begin: MonoNanos) -> Option<String> {
+    let after = |time: MonoNanos| duration(time.since(begin) as f64);
+    let of = |service: &AskedService| {
+        let (sent, replied) = (after(service.sent_ns), after(service.replied_ns));
+        format!("{} after {sent}, which replied after {replied}", clean(&service.peer, 60))
+    };
+    let mut shown: Vec<String> = services.iter().take(ASKED_SHOWN).map(of).collect();
+    let more = services.len().saturating_sub(ASKED_SHOWN);
+    if more > 0 {
+        shown.push(format!("and {more} more"));
+    }
+    (!shown.is_empty()).then(|| format!("asked {}", shown.join("; ")))
 }
 
 /// `and 12 shorter ones: runqueue 3.10 ms, mm_syscall 300 µs`, if there are any.

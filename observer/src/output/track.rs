@@ -143,6 +143,7 @@ mod tests {
                 ..Sample::of_times(110 * MS, 200 * MS)
             },
             served: Some(served),
+            asked: Vec::new(),
             account_ns: Some(BTreeMap::from([
                 (Cause::FAULT_MINOR, 20 * MS),
                 (Cause::SERVICE_CPU, 50 * MS),

@@ -3,15 +3,15 @@
 
 use observer_ebpf::wire::{
     CONNECTION_BUCKETS, CONNECTION_WAYS, CONNECTIONS, ConnectionBucket, ConnectionEntry, Counter,
-    PORT_WORDS, REQUEST_ARRIVAL_UNKNOWN, REQUEST_OPEN, REQUEST_UNANSWERED, REQUEST_UNIX,
-    RequestRecord, Series,
+    OUTGOING_UNIX, OutgoingRecord, PORT_WORDS, REQUEST_ARRIVAL_UNKNOWN, REQUEST_OPEN,
+    REQUEST_UNANSWERED, REQUEST_UNIX, RequestRecord, Series,
 };
 
 use super::{
     Attach, Entries, HistogramFamily, Labels, Members, Need, NumberFamily, Numbers, Probe,
     ProbeMap, Program, RunsAt, SummaryNumbers, Tier,
 };
-use crate::model::{Event, Field, RecordRow, field};
+use crate::model::{Event, Field, OutgoingRequest, RecordRow, field};
 
 const ARRIVALS: &str = "arrivals of requests";
 const READS: &str = "reads, and so all requests";
@@ -31,13 +31,15 @@ const fn unix(name: &'static str, attach: Attach, gives: &'static str) -> Progra
 static REQUESTS: [(usize, Labels); 1] = [(Counter::Requests as usize, &[])];
 static BYTES: [(usize, Labels); 2] =
     [(Counter::RequestBytesIn as usize, &["in"]), (Counter::RequestBytesOut as usize, &["out"])];
+static OUTGOING_REQUESTS: [(usize, Labels); 1] = [(Counter::OutgoingRequests as usize, &[])];
 static OTHER_SENDS: [(usize, Labels); 1] = [(Counter::RequestOtherSends as usize, &[])];
 
 pub(super) const PROBE: Probe = Probe {
     name: "request",
     runs_at: RunsAt::Frequent("read and write of a socket, and segment that arrives"),
     about: "Requests that the target serves over TCP and Unix sockets: when data arrived in the socket, when which \
-            thread read it, and when which thread sent the reply.",
+            thread read it, and when which thread sent the reply. Also requests that the target makes of other \
+            services: when which thread sent them, and when which thread read the reply.",
     notes: "A request begins with a read of a connection that the target accepted, if something was sent \
             there since the read before, or nothing was read yet. So the reads of a large body are one \
             request, and so are the writes of a reply; several requests that one read takes out of the \
@@ -51,7 +53,9 @@ pub(super) const PROBE: Probe = Probe {
             over a Unix socket for which a process outside of the target listens (systemd). The end of a \
             Unix connection is not seen: the record of its last request is sent when the kernel uses the \
             memory of the socket for another one, or at the end of the run. The histograms hold only \
-            requests of the target.",
+            requests of the target. On a connection that the target made, a request of another service \
+            begins with a write and ends with the read of the reply; of several that are under way on one \
+            connection at the same time, only the first is seen.",
     tiers: &[
         Tier {
             name: "tp_btf",
@@ -134,7 +138,7 @@ pub(super) const PROBE: Probe = Probe {
             ],
         },
     ],
-    records: &[&REQUEST],
+    records: &[&REQUEST, &OUTGOING],
     histograms: &[
         HistogramFamily {
             name: "target_request_socket_wait",
@@ -170,6 +174,12 @@ pub(super) const PROBE: Probe = Probe {
             labels: &[],
             numbers: Numbers::Counters(&OTHER_SENDS),
         },
+        NumberFamily {
+            name: "target_outgoing_requests",
+            help: "Requests that the target made of other services, and that were answered",
+            labels: &[],
+            numbers: Numbers::Counters(&OUTGOING_REQUESTS),
+        },
     ],
     in_summary: &[
         SummaryNumbers { name: "requests", numbers: Numbers::Counters(&REQUESTS), zeros: true },
@@ -177,6 +187,11 @@ pub(super) const PROBE: Probe = Probe {
         SummaryNumbers {
             name: "other_sends",
             numbers: Numbers::Counters(&OTHER_SENDS),
+            zeros: false,
+        },
+        SummaryNumbers {
+            name: "outgoing_requests",
+            numbers: Numbers::Counters(&OUTGOING_REQUESTS),
             zeros: false,
         },
     ],
@@ -253,6 +268,33 @@ static REQUEST: RecordRow = RecordRow::new::<RequestRecord>(
     ],
 )
 .detail(detail);
+
+static OUTGOING: RecordRow = RecordRow::new::<OutgoingRecord>(
+    "outgoing_request",
+    "The target asked another service. `duration_ns` goes from the first write to the first read of the \
+     reply, and `tid` is the thread that read it.",
+    &[
+        Field::flag(
+            "unix",
+            OUTGOING_UNIX,
+            "the service was asked over a Unix socket, which has neither ports nor an address",
+        ),
+        field!(OutgoingRecord.sender_tid, "sender_tid", "thread of the first write"),
+        field!(
+            OutgoingRecord.remote_port,
+            "remote_port",
+            "TCP port of the other service; 0 with a Unix socket"
+        ),
+        field!(OutgoingRecord.remote_address, "remote_address", "address of the other service"),
+    ],
+)
+.detail(outgoing_detail);
+
+fn outgoing_detail(event: &Event) -> String {
+    OutgoingRequest::from_event(event)
+        .map(|request| format!("asked {}; sent by thread {}", request.peer, request.sender.0))
+        .unwrap_or_default()
+}
 
 fn detail(event: &Event) -> String {
     let Some(record) = event.record::<RequestRecord>() else { return String::new() };

@@ -205,7 +205,7 @@ static RUNQUEUE: RecordRow = RecordRow::new::<RunqueueRecord>(
     std::array::from_fn(|index| (causes[index], times[index]))
 })
 .holder(holder)
-.objects(ObjectRow { id: object, name: object_name })
+.objects(ObjectRow { id: object, name: object_name, is_any: |_| false })
 .detail(detail);
 
 /// How long others, the process itself, and nobody had the CPU.

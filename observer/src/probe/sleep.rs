@@ -125,7 +125,7 @@ static SLEEP: RecordRow = RecordRow::new::<SleepRecord>(
     ],
 )
 .stalls(20_000, |_| Some(Cause::SERVICE_WAIT))
-.objects(ObjectRow { id: object, name: object_name })
+.objects(ObjectRow { id: object, name: object_name, is_any })
 .detail(detail);
 
 /// The system call, and the other end of the connection at which it waited.
@@ -135,6 +135,12 @@ fn object(event: &Event, _: Cause) -> Option<u32> {
         return Some(object_id(&SLEEP_STOPPED));
     }
     Some(object_id(&(event.flags & SLEEP_REMOTE, syscall, remote_port, remote_address.0)))
+}
+
+/// Whether the call waits until any of several descriptors is ready.
+fn is_any(event: &Event) -> bool {
+    let is_of = |record: SleepRecord| WAITS_FOR_ANY.contains(&i64::from(record.syscall));
+    event.flags & SLEEP_STOPPED == 0 && event.record().is_some_and(is_of)
 }
 
 fn object_name(event: &Event, _: Cause) -> String {
@@ -169,6 +175,18 @@ fn detail(event: &Event) -> String {
         _ => object,
     }
 }
+
+/// Calls that wait until any of several descriptors is ready.
+const WAITS_FOR_ANY: &[i64] = &[
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_select,
+    libc::SYS_pselect6,
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_io_uring_enter,
+];
 
 /// Calls that wait at the descriptor in their first argument.
 const HAS_DESCRIPTOR: &[i64] = &[

@@ -8,14 +8,16 @@ use observer_ebpf::wire::{Counter, Counts, RecordKind, Series};
 
 use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
-use crate::correlate::{Analysis, Evidence, Hidden, ObjectTime, Quality, Unwatched, analyse};
+use crate::correlate::{
+    Analysis, Evidence, Hidden, ObjectTime, OwnCpu, Quality, Unwatched, analyse,
+};
 use crate::error::{Error, Exit, Result};
 use crate::loadgen::{
     BEFORE_RUN, EARLIER_RECORDING, IngestError, Ingested, OUTSIDE_RUN, RelAnchor, Window,
 };
 use crate::model::{
-    Cause, CauseObject, EndReason, FloorSummary, LossSpan, LossSummary, Outcome, ProbeState,
-    ProbeSummary, Reason, RecordSummary, RunInfo, SUMMARY_SCHEMA, Sample, SelfSummary,
+    Cause, CauseObject, EndReason, FloorSummary, LossSpan, LossSummary, Outcome, OutgoingRequest,
+    ProbeState, ProbeSummary, Reason, RecordSummary, RunInfo, SUMMARY_SCHEMA, Sample, SelfSummary,
     ServerRequest, Stall, Summary, TraceRow, Verdict, files,
 };
 use crate::output::event_files::EventsRead;
@@ -135,14 +137,15 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         None => (&[][..], None),
     };
     info.streams.insert(files::SAMPLES.to_owned(), samples.len() as u64);
-    let ReadBack { stalls, loss_spans, requests, .. } =
+    let ReadBack { stalls, loss_spans, requests, outgoing, .. } =
         read_back(&directory, &mut captured, memory.requests);
-    let cpu_share = disturbance(&delta.self_usage, &info, started.elapsed().as_secs_f64());
+    let own_cpu = own_cpu(&delta.self_usage, &info, started.elapsed().as_secs_f64());
     let ingest = ingested.as_ref().and_then(|ingested| ingested.as_ref().ok());
     let evidence = Evidence {
         window: (info.start_ns, info.end_ns),
         samples,
         requests: &requests,
+        outgoing: &outgoing,
         stalls: &stalls,
         slow: options.slow,
         quality: Quality {
@@ -153,7 +156,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
                 .iter()
                 .sum(),
             requests_in_blocks: is_part(requests.len(), delta.counters[Counter::Requests as usize]),
-            ..quality(&info, ingest, cpu_share)
+            ..quality(&info, ingest, own_cpu)
         },
     };
     let mut analysis = analyse(&evidence);
@@ -204,6 +207,8 @@ pub(super) struct ReadBack {
     loss_spans: Vec<LossSpan>,
     /// The requests that the target served.
     pub(super) requests: Vec<ServerRequest>,
+    /// The requests that the target made of other services.
+    pub(super) outgoing: Vec<OutgoingRequest>,
     /// What reading the streams found.
     pub(super) found: EventsRead,
 }
@@ -215,11 +220,14 @@ pub(super) fn read_back(
     most_requests: usize,
 ) -> ReadBack {
     let (mut stalls, mut loss_spans, mut requests) = (Vec::new(), Vec::new(), Vec::new());
+    let mut outgoing: Vec<OutgoingRequest> = Vec::new();
     let read = directory.each_event(|events| {
         stalls.extend(events.iter().flat_map(TraceEvent::stalls));
         loss_spans.extend(events.iter().filter_map(|event| LossSpan::from_event(&event.event)));
         let served = events.iter().filter_map(|event| ServerRequest::from_event(&event.event));
-        requests.extend(served.take(most_requests - requests.len()));
+        requests.extend(served.take(most_requests - requests.len() - outgoing.len()));
+        let asked = events.iter().filter_map(|event| OutgoingRequest::from_event(&event.event));
+        outgoing.extend(asked.take(most_requests - requests.len() - outgoing.len()));
     });
     let found = match read {
         Ok(found) => {
@@ -239,7 +247,7 @@ pub(super) fn read_back(
     let unwritten = std::mem::take(&mut captured.unwritten).into_iter();
     let unwritten = unwritten.filter(|stall| !stall.row.is_some_and(is_read));
     stalls.extend(unwritten.map(|stall| Stall { row: None, ..stall }));
-    ReadBack { stalls, loss_spans, requests, found }
+    ReadBack { stalls, loss_spans, requests, outgoing, found }
 }
 
 /// Sent, delivered and lost by kind, since the programs were loaded.
@@ -288,18 +296,14 @@ pub(super) fn loss(
     loss
 }
 
-/// The CPU time of observer and of its BPF programs, as a share of what the target could have had. (It
-/// may have been taken on other CPUs: this is an upper bound.)
-fn disturbance(own: &SelfSummary, info: &RunInfo, seconds: f64) -> f64 {
+fn own_cpu(own: &SelfSummary, info: &RunInfo, seconds: f64) -> OwnCpu {
     let cpus = f64::from(info.target_cpus.unwrap_or(info.cpus).max(1));
-    (own.cpu_seconds + own.bpf_run_time_ns as f64 / 1e9) / (seconds * cpus)
+    let share = |used_seconds: f64| used_seconds / (seconds * cpus);
+    let programs = share(own.bpf_run_time_ns as f64 / 1e9);
+    OwnCpu { threads: share(own.cpu_seconds), programs }
 }
 
-pub(super) fn quality(
-    info: &RunInfo,
-    ingested: Option<&Ingested>,
-    observer_cpu_share: f64,
-) -> Quality {
+pub(super) fn quality(info: &RunInfo, ingested: Option<&Ingested>, own_cpu: OwnCpu) -> Quality {
     let mut unwatched = Vec::new();
     for probe in PROBES {
         let (reason, usual) = match info.coverage.get(probe.name) {
@@ -325,7 +329,7 @@ pub(super) fn quality(
         samples_on_wall_clock: ingested.is_some_and(|ingested| ingested.over_wall_clock),
         unwatched,
         hidden: Vec::new(),
-        observer_cpu_share,
+        own_cpu,
         skipped_samples: ingested.map_or(0, unusable),
         requests_in_blocks: false,
         sleeps_watched: info
@@ -434,8 +438,10 @@ pub(super) fn summarise(
         let objects = analysis.objects.get(&cause.cause).into_iter().flatten();
         let names = captured.recorder.object_names();
         let named = |time: &ObjectTime| {
-            let ObjectTime { object, slow_ns, typical_ns } = *time;
-            Some(CauseObject { what: names.get(&object)?.clone(), slow_ns, typical_ns })
+            let ObjectTime { object, peer, slow_ns, typical_ns } = *time;
+            let name = names.get(&object)?;
+            let what = peer.map_or_else(|| name.clone(), |peer| format!("{name} at {peer}"));
+            Some(CauseObject { what, slow_ns, typical_ns })
         };
         cause.objects = objects.filter_map(named).collect();
     }
@@ -527,8 +533,10 @@ mod tests {
             bpf_run_time_ns: 1_500_000_000,
             ..SelfSummary::default()
         };
-        assert_eq!(disturbance(&own, &info, 10.0), 2.0 / 640.0);
+        let share = OwnCpu { threads: 0.5 / 640.0, programs: 1.5 / 640.0 };
+        assert_eq!(own_cpu(&own, &info, 10.0), share);
         info.target_cpus = Some(2);
-        assert_eq!(disturbance(&own, &info, 10.0), 0.1);
+        let share = OwnCpu { threads: 0.5 / 20.0, programs: 1.5 / 20.0 };
+        assert_eq!(own_cpu(&own, &info, 10.0), share);
     }
 }

@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use super::Captured;
 use super::finish::{ReadBack, is_part, quality, raised, read_back};
 use super::recover::{gather, samples_source};
-use crate::correlate::{Chosen, Evidence, Quality, Unwatched, choose};
+use crate::correlate::{Chosen, Evidence, OwnCpu, Quality, Unwatched, choose};
 use crate::error::Result;
 use crate::model::{
-    Coverage, ProbeState, REQUESTS_LISTED_MAX, RequestList, RequestSelection, RunInfo,
-    SUMMARY_SCHEMA, Sample, ServerRequest, SlowSpec, Stall, Summary,
+    Coverage, OutgoingRequest, ProbeState, REQUESTS_LISTED_MAX, RequestList, RequestSelection,
+    RunInfo, SUMMARY_SCHEMA, Sample, ServerRequest, SlowSpec, Stall, Summary,
 };
 use crate::output::answer::samples_and_notes;
 use crate::output::event_files::EventsRead;
@@ -25,6 +25,7 @@ pub struct RecordedRun {
     pub info: RunInfo,
     samples: Vec<Sample>,
     requests: Vec<ServerRequest>,
+    outgoing: Vec<OutgoingRequest>,
     stalls: Vec<Stall>,
     quality: Quality,
     /// What should be known about all of it, one sentence each.
@@ -72,7 +73,7 @@ impl RecordedRun {
     fn of_whole(directory: &RunDir, info: RunInfo, summary: &Summary) -> Result<Self> {
         let (samples, mut notes) = samples_and_notes(directory, &info)?;
         let mut captured = Captured::default();
-        let ReadBack { stalls, requests, found, .. } =
+        let ReadBack { stalls, requests, outgoing, found, .. } =
             read_back(directory, &mut captured, usize::MAX);
         let sleeps_damaged = is_damaged(&found, "sleep");
         let found_notes = found.notes();
@@ -87,17 +88,19 @@ impl RecordedRun {
             hidden: raised(&summary.floors),
             clock_uncertainty_ns: summary.samples.clock_error_ns,
             requests_in_blocks: is_part(requests.len(), seen),
-            ..quality(&info, None, 0.0)
+            ..quality(&info, None, OwnCpu::default())
         };
         quality.sleeps_watched &= !sleeps_damaged;
-        Ok(Self { info, samples, requests, stalls, quality, notes, problem: None })
+        Ok(Self { info, samples, requests, outgoing, stalls, quality, notes, problem: None })
     }
 
     fn of_interrupted(directory: &RunDir, info: &RunInfo) -> Result<Self> {
         let mut gathered = gather(directory, info)?;
         let ingested = gathered.ingested.as_ref();
-        let mut quality =
-            Quality { hidden: raised(&gathered.floors), ..quality(&gathered.info, ingested, 0.0) };
+        let mut quality = Quality {
+            hidden: raised(&gathered.floors),
+            ..quality(&gathered.info, ingested, OwnCpu::default())
+        };
         quality.sleeps_watched &= !is_damaged(&gathered.found, "sleep");
         let seconds = gathered.info.end_ns.since(gathered.info.start_ns) as f64 / 1e9;
         let mut notes = vec![if gathered.vouched_for {
@@ -118,9 +121,10 @@ impl RecordedRun {
         let problem = gathered.problem.take().map(|problem| problem.to_string());
         let stalls = std::mem::take(&mut gathered.stalls);
         let requests = std::mem::take(&mut gathered.requests);
+        let outgoing = std::mem::take(&mut gathered.outgoing);
         let info = gathered.info.clone();
         let samples = gathered.into_samples();
-        Ok(Self { info, samples, requests, stalls, quality, notes, problem })
+        Ok(Self { info, samples, requests, outgoing, stalls, quality, notes, problem })
     }
 
     /// Why there is nothing to list; `None` where there are requests.
@@ -151,6 +155,7 @@ impl RecordedRun {
             window: (self.info.start_ns, self.info.end_ns),
             samples: &self.samples,
             requests: &self.requests,
+            outgoing: &self.outgoing,
             stalls: &self.stalls,
             slow: SlowSpec::default(),
             quality: self.quality.clone(),

@@ -2,7 +2,7 @@
 //! exceeds it is counted.
 
 use crate::loadgen::{MAX_ERROR_BYTES, MAX_SAMPLES, RawRow};
-use crate::model::{Event, Sample, ServerRequest, Stall};
+use crate::model::{Event, OutgoingRequest, Sample, ServerRequest, Stall};
 
 use super::capture::BATCHES;
 use super::drain::BATCH_EVENTS;
@@ -48,9 +48,11 @@ const SIBLINGS_BYTES: usize = 24;
 /// replay needs of that (24), what is taken away (24), and what comes of it (24), with the state of the
 /// replay (56).
 const REPLAY_BYTES: usize = 184;
-/// A request that the target served, and its places in three orders while it is matched.
+/// A request that the target served, and its places in three orders while it is matched. One that the target
+/// made of another service takes less.
 const REQUEST_BYTES: u64 =
     (size_of::<ServerRequest>() + MATCHING_BYTES + SIBLINGS_BYTES + REPLAY_BYTES) as u64;
+const _: () = assert!(size_of::<OutgoingRequest>() as u64 + 48 <= REQUEST_BYTES);
 /// Events between two threads.
 const BATCHES_BYTES: u64 = ((BATCHES + 2) * BATCH_EVENTS * size_of::<Event>()) as u64;
 
@@ -61,7 +63,7 @@ pub struct Memory {
     pub stalls: u64,
     /// Most requests that are kept.
     pub samples: usize,
-    /// Most requests that the target served which take part in the answer.
+    /// Most requests that the target served, and made of other services, which take part in the answer.
     pub requests: usize,
     /// Upper bound of the resident set.
     pub resident_bound_bytes: u64,

@@ -16,14 +16,14 @@ use super::floor_log::kinds_with_floor;
 use super::journal::LONGEST_PAUSE;
 use crate::aggregate::{CauseRecorder, Snapshot};
 use crate::clock::MonoNanos;
-use crate::correlate::{Evidence, Quality, analyse};
+use crate::correlate::{Evidence, OwnCpu, Quality, analyse};
 use crate::error::Result;
 use crate::loadgen::{
     ClockError, Ingest, IngestError, Ingested, RelAnchor, SamplesSource, SamplesSpec, Window,
 };
 use crate::model::{
-    EndReason, FloorChange, FloorSummary, LossSpan, Outcome, ProbeChange, Reason, RunInfo, Sample,
-    ServerRequest, SlowSpec, Stall, StreamComplete, Summary, files,
+    EndReason, FloorChange, FloorSummary, LossSpan, Outcome, OutgoingRequest, ProbeChange, Reason,
+    RunInfo, Sample, ServerRequest, SlowSpec, Stall, StreamComplete, Summary, files,
 };
 use crate::output::event_files::{EventsRead, damage_note};
 use crate::output::rundir::RunDir;
@@ -51,6 +51,7 @@ pub(super) struct Gathered {
     pub(super) stalls: Vec<Stall>,
     loss_spans: Vec<LossSpan>,
     pub(super) requests: Vec<ServerRequest>,
+    pub(super) outgoing: Vec<OutgoingRequest>,
     later_stalls: u64,
     recorder: CauseRecorder,
     pub(super) floors: BTreeMap<String, FloorSummary>,
@@ -90,7 +91,7 @@ pub(super) fn gather(directory: &RunDir, info: &RunInfo) -> Result<Gathered> {
         info.end_ns = last_seen(directory, &info)?;
     }
     let (mut stalls, mut loss_spans, mut later_stalls) = (Vec::new(), Vec::new(), 0);
-    let mut requests = Vec::new();
+    let (mut requests, mut outgoing) = (Vec::new(), Vec::new());
     let mut recorder = CauseRecorder::default();
     let mut floors: BTreeMap<String, FloorSummary> = kinds_with_floor()
         .filter_map(|kind| {
@@ -111,6 +112,7 @@ pub(super) fn gather(directory: &RunDir, info: &RunInfo) -> Result<Gathered> {
             recorder.record_event(event);
             stalls.extend(row.stalls());
             requests.extend(ServerRequest::from_event(event));
+            outgoing.extend(OutgoingRequest::from_event(event));
             // A trace that lost its beginning repeats the floors in force.
             if let Some(change) = FloorChange::from_event(event)
                 && let Some(floor) = floors.get_mut(change.record.name())
@@ -150,6 +152,7 @@ pub(super) fn gather(directory: &RunDir, info: &RunInfo) -> Result<Gathered> {
         stalls,
         loss_spans,
         requests,
+        outgoing,
         later_stalls,
         recorder,
         floors,
@@ -174,9 +177,10 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
         window: (info.start_ns, info.end_ns),
         samples: gathered.samples(),
         requests: &gathered.requests,
+        outgoing: &gathered.outgoing,
         stalls: &gathered.stalls,
         slow,
-        quality: Quality { loss_spans, ..quality(info, ingested, 0.0) },
+        quality: Quality { loss_spans, ..quality(info, ingested, OwnCpu::default()) },
     };
     let mut analysis = analyse(&evidence);
     if floors.values().any(|floor| floor.raised_for_ns > 0) {

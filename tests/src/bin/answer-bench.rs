@@ -162,6 +162,7 @@ fn main() -> ExitCode {
     let made = Made::new(args.requests, args.threads);
     let evidence = Evidence {
         window: (MonoNanos(0), MonoNanos(args.requests * GAP + 100 * MS)),
+        outgoing: &[],
         samples: &made.samples,
         requests: &made.requests,
         stalls: &made.stalls,

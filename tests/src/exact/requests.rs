@@ -35,6 +35,8 @@ pub fn requests(trial: &Trial) {
             held.equal("bytes_in", own, counter(run, "bytes_in"), bytes_in, 0.0);
             held.equal("bytes_out", own, counter(run, "bytes_out"), bytes_out, 0.0);
             held.equal("other_sends", own, counter(run, "other_sends"), told.other_sends, 0.0);
+            let (found, asked) = (counter(run, "outgoing_requests"), told.outgoing.len() as u64);
+            held.equal("outgoing_requests", own, found, asked, 0.0);
             held.equal("answered", own, run.count("request", "service"), answered, 0.0);
             held.check(&Comparison {
                 metric: "arrivals",

@@ -7,10 +7,10 @@ use arrow_schema::{DataType, Field as ArrowField};
 use bytemuck::{Pod, Zeroable};
 use observer_ebpf::wire::{
     Address, CompactionRecord, FD_ERRNOS, FaultBurstRecord, FaultRecord, FdFailureRecord,
-    FdSyscall, Header, MmSyscallBurstRecord, MmSyscallRecord, NO_SYSCALL, OWN_KINDS, RECLAIM_MEMCG,
-    RUNQUEUE_PREEMPTED, ReclaimRecord, Record, RecordKind, RequestRecord, RunqueueRecord,
-    SOCKET_ACCEPTED, Series, SleepRecord, SocketRecord, SoftirqRecord, TASK_EXEC, TASK_EXIT,
-    TASK_FORK, TaskRecord,
+    FdSyscall, Header, MmSyscallBurstRecord, MmSyscallRecord, NO_SYSCALL, OWN_KINDS,
+    OutgoingRecord, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED, ReclaimRecord, Record, RecordKind,
+    RequestRecord, RunqueueRecord, SOCKET_ACCEPTED, Series, SleepRecord, SocketRecord,
+    SoftirqRecord, TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord,
 };
 
 use super::*;
@@ -103,6 +103,12 @@ fn events(index: u64) -> Vec<Event> {
                 0 => std::net::Ipv4Addr::new(192, 0, 2, 255).to_ipv6_mapped().octets(),
                 _ => std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).octets(),
             }),
+        }),
+        example::event(&OutgoingRecord {
+            header: header(RecordKind::Outgoing, (index % 2) as u16),
+            sender_tid: u32::MAX,
+            remote_port: 6_379,
+            remote_address: Address(std::net::Ipv6Addr::LOCALHOST.octets()),
         }),
         example::event(&FaultBurstRecord {
             header: header(RecordKind::FaultBurst, 0),

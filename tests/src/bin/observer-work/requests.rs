@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use observer::clock::MonoNanos;
-use observer_tests::told::{Request, Requests};
+use observer_tests::told::{Outgoing, Request, Requests};
 use rustix::net::{RecvFlags, recv};
 use rustix::thread::gettid;
 
@@ -283,17 +283,27 @@ fn answer(handed: &Receiver<Handed>) {
     }
 }
 
-/// Asks as the shape says; when each request was begun, nanoseconds.
-fn ask(stream: &Stream, shape: Shape) -> io::Result<Vec<u64>> {
+/// What a client asked.
+struct Asked {
+    /// When each request was begun, nanoseconds.
+    begun: Vec<u64>,
+    /// Those that were answered.
+    answered: Vec<Outgoing>,
+}
+
+/// Asks as the shape says.
+fn ask(stream: &Stream, shape: Shape) -> io::Result<Asked> {
     let mut stream = stream;
     let mut room = vec![0; REPLY_BYTES];
-    let mut begun = Vec::new();
+    let (mut begun, mut answered) = (Vec::new(), Vec::new());
+    let thread = tid();
     stream.send_at_once()?;
     if shape == Shape::Greeting {
         stream.read_exact(&mut room[..GREETING_BYTES])?;
     }
     for _ in 0..REPEATS {
-        begun.push(MonoNanos::now().0);
+        let before_ns = MonoNanos::now().0;
+        begun.push(before_ns);
         match shape {
             Shape::Long => {
                 for part in 0..10 {
@@ -303,18 +313,27 @@ fn ask(stream: &Stream, shape: Shape) -> io::Result<Vec<u64>> {
             }
             Shape::Pipelined => {
                 stream.write_all(&[b'q'; 2 * REQUEST_BYTES])?;
-                stream.read_exact(&mut room)?;
             }
             _ => stream.write_all(&[b'q'; REQUEST_BYTES])?,
         }
         if shape == Shape::Unanswered {
             stream.read_to_end(&mut room)?;
-            return Ok(begun);
+            return Ok(Asked { begun, answered });
         }
+        let written_ns = MonoNanos::now().0;
         stream.read_exact(&mut room)?;
+        let read_ns = MonoNanos::now().0;
+        answered.push(Outgoing {
+            thread,
+            sent_ns: [before_ns, written_ns],
+            replied_ns: [written_ns, read_ns],
+        });
+        if shape == Shape::Pipelined {
+            stream.read_exact(&mut room)?;
+        }
     }
     stream.shutdown()?;
-    Ok(begun)
+    Ok(Asked { begun, answered })
 }
 
 /// One connection of each shape, so many times, over both versions of IP and over a Unix socket.
@@ -330,18 +349,19 @@ pub(crate) fn requests(rounds: usize) -> io::Result<()> {
             let asks = thread::spawn(move || ask(&client, shape));
             // Some requests are in the socket before anybody has it.
             let mut served = serve(accepted, shape, &over)?;
-            let begun = match shape {
+            let asked = match shape {
                 Shape::Unanswered => {
                     served.stream.shutdown()?;
                     asks.join()
                 }
                 _ => asks.join(),
             };
-            let begun = begun.map_err(|_| io::ErrorKind::Other)??;
+            let mut asked = asked.map_err(|_| io::ErrorKind::Other)??;
+            told.outgoing.append(&mut asked.answered);
             told.unix_connections += u64::from(matches!(served.stream, Stream::Unix(_)));
             // Closed by both: its last request is complete.
             drop(served.stream);
-            for (request, begun_ns) in served.told.iter_mut().zip(begun) {
+            for (request, begun_ns) in served.told.iter_mut().zip(asked.begun) {
                 request.begun_ns = begun_ns;
             }
             told.other_sends += served.other_sends;
