@@ -24,6 +24,7 @@ mod asked_drills;
 mod attribute;
 mod blocks;
 mod bootstrap;
+mod closed_loop;
 mod contention;
 #[cfg(test)]
 mod contention_drills;

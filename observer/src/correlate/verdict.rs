@@ -6,7 +6,7 @@ use super::attribute::{Found, LEAST_SHARE};
 use super::exposure::{Counted, Population};
 use super::loss::Losses;
 use super::timeline::StallLines;
-use super::{Evidence, Hidden, Ignored, OwnCpu, Unwatched};
+use super::{Evidence, Hidden, Ignored, OwnCpu, Unwatched, closed_loop};
 use crate::model::{
     Cause, CauseSummary, Outcome, Reason, RuledOut, SamplesSummary, SlowSpec, Stall, Verdict,
 };
@@ -489,9 +489,11 @@ pub(super) fn notes(
 ) -> Vec<Reason> {
     let mut notes = Vec::new();
     if population.summary.count > 0 && !population.summary.intended_start_known {
-        let text = "The load generator does not say when requests should have been sent, so that \
-                    latencies are open to coordinated omission.";
-        notes.push(Reason::new("intended_start_unknown", text, json!({})));
+        notes.push(closed_loop::note(evidence, population).unwrap_or_else(|| {
+            let text = "The load generator does not say when requests should have been sent, so that \
+                        latencies are open to coordinated omission.";
+            Reason::new("intended_start_unknown", text, json!({}))
+        }));
     }
     let (outside, reversed) = (ignored.samples_outside_window, ignored.samples_reversed);
     if outside + reversed > 0 && population.summary.count > 0 {

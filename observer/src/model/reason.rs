@@ -45,6 +45,7 @@ pub static REASON_CODES: &[(&str, &str)] = &[
     ("requests_failed", "so many requests failed that latency is not the problem"),
     ("some_failed", "some requests failed, too few of them to be the problem"),
     ("intended_start_unknown", "latencies are open to coordinated omission"),
+    ("closed_loop", "the load generator waits for answers before it sends again"),
     ("stalls_left_out", "stalls of no length"),
     ("stalls_missing", "the trace could not be read back"),
     ("trace_incomplete", "the trace could not be written to its end"),
