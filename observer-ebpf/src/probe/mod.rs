@@ -20,6 +20,7 @@ macro_rules! tracepoint_programs {
     )*};
 }
 
+mod connections;
 mod fault;
 mod generator;
 mod reclaim;

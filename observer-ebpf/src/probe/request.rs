@@ -16,27 +16,17 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext},
 };
 use observer_ebpf::wire::{
-    CONNECTION_BUCKETS, CONNECTION_IN_WORK, CONNECTION_OUTGOING, CONNECTION_RECORDED,
-    CONNECTION_UNIX, CONNECTION_WAYS, CONNECTIONS as CONNECTION_ENTRIES, ConnectionBucket,
-    ConnectionEntry, Counter, LossKind, OUTGOING_UNIX, OutgoingRecord, PORT_WORDS,
-    REQUEST_UNANSWERED, RecordKind, Series, connection_bucket, is_recorded, request_record,
+    CONNECTION_IN_WORK, CONNECTION_OUTGOING, CONNECTION_RECORDED, CONNECTION_UNIX, ConnectionEntry,
+    Counter, LossKind, OUTGOING_UNIX, OutgoingRecord, PORT_WORDS, REQUEST_UNANSWERED, RecordKind,
+    Series, is_recorded, request_record,
 };
 
+use super::connections::{after_others, fill, find, find_with_key, insert, is_done};
 use super::sleep;
 use crate::{
     atomic, config, emit, histogram,
     kernel::{Arguments, Sock, Task, now_ns},
 };
-
-/// Which connection has which entry.
-#[map]
-static CONNECTION_KEYS: Array<ConnectionBucket> =
-    Array::with_max_entries(CONNECTION_BUCKETS, BPF_F_MMAPABLE);
-
-/// What is known about each connection.
-#[map]
-static CONNECTIONS: Array<ConnectionEntry> =
-    Array::with_max_entries(CONNECTION_ENTRIES, BPF_F_MMAPABLE);
 
 /// Ports on which the target listened when observer looked: how an accepted connection is told from an
 /// outgoing one if it is older than the probe.
@@ -143,8 +133,11 @@ fn arrived(arguments: Arguments) {
     let sock = arguments.sock::<0>();
     let entry = match find(sock.key()) {
         Some(entry) => {
-            if entry.flags & CONNECTION_UNIX != 0 {
-                renew(sock, entry, 0);
+            // The thread that takes the data is about to make the entry its own.
+            if entry.flags & CONNECTION_UNIX != 0
+                && matches!(renew(sock, entry, 0), Renewal::InWork)
+            {
+                return;
             }
             entry
         }
@@ -338,21 +331,36 @@ fn finish(entry: &ConnectionEntry, end_ns: u64) {
     }
 }
 
-/// Makes the entry of a Unix socket that of its present connection; true if it was that of another.
+/// What became of the entry of a Unix socket.
+enum Renewal {
+    /// It is that of the present connection.
+    Same,
+    /// It was that of another one, and now is that of the present one.
+    New,
+    /// Another CPU makes it that of the present one.
+    InWork,
+}
+
+/// Makes the entry of a Unix socket that of its present connection. The end that sends and the end that
+/// reads may do so at the same time.
 #[inline(always)]
-fn renew(sock: Sock, entry: &mut ConnectionEntry, tgid: u32) -> bool {
-    let inode = sock.inode();
-    if entry.inode == inode {
-        return false;
+fn renew(sock: Sock, entry: &mut ConnectionEntry, tgid: u32) -> Renewal {
+    let (inode, place) = (sock.inode(), &raw mut entry.inode);
+    let found = atomic::load(place);
+    if found == inode {
+        return Renewal::Same;
     }
-    if entry.inode == 0 {
+    if found == 0 {
         // It was accepted meanwhile.
-        entry.inode = inode;
-        return false;
+        atomic::store(place, inode);
+        return Renewal::Same;
+    }
+    if found == CONNECTION_IN_WORK || !atomic::compare_exchange(place, found, CONNECTION_IN_WORK) {
+        return Renewal::InWork;
     }
     finish(entry, entry.read_ns);
     fill(sock, entry, tgid, unix_flags(sock));
-    true
+    Renewal::New
 }
 
 /// The flags of a Unix connection.
@@ -386,7 +394,16 @@ fn of_target(sock: Sock, tgid: u32) -> Option<(&'static mut ConnectionEntry, boo
     let entry = match find(sock.key()) {
         Some(entry) => {
             if entry.flags & CONNECTION_UNIX != 0 {
-                is_known = !renew(sock, entry, tgid);
+                match renew(sock, entry, tgid) {
+                    Renewal::Same => {}
+                    Renewal::New => is_known = false,
+                    Renewal::InWork => {
+                        if !is_done(&raw const entry.inode) {
+                            emit::lose(LossKind::ConnectionSlot, true);
+                            return None;
+                        }
+                    }
+                }
             }
             entry
         }
@@ -398,7 +415,11 @@ fn of_target(sock: Sock, tgid: u32) -> Option<(&'static mut ConnectionEntry, boo
             } else {
                 return None;
             };
-            let Some(entry) = insert(sock, tgid, flags) else {
+            let inserted = match insert(sock, tgid, flags) {
+                None if flags & CONNECTION_UNIX != 0 => after_others(sock.key()),
+                inserted => inserted,
+            };
+            let Some(entry) = inserted else {
                 emit::lose(LossKind::ConnectionSlot, true);
                 return None;
             };
@@ -416,101 +437,4 @@ fn is_listened(port: u16) -> bool {
     LISTENED_PORTS
         .get(u32::from(port) >> 6)
         .is_some_and(|word| word & (1 << (u32::from(port) & 63)) != 0)
-}
-
-#[inline(always)]
-fn find(key: u64) -> Option<&'static mut ConnectionEntry> {
-    find_with_key(key).map(|(_, entry)| entry)
-}
-
-/// The entry of a connection, and the place of its key.
-#[inline(always)]
-fn find_with_key(key: u64) -> Option<(*mut u64, &'static mut ConnectionEntry)> {
-    let number = connection_bucket(key);
-    let bucket = CONNECTION_KEYS.get_ptr_mut(number)?;
-    let mut way = 0;
-    while way < CONNECTION_WAYS {
-        // SAFETY: a map value; only the address is formed here.
-        let owner = unsafe { &raw mut (*bucket).keys[way] };
-        if atomic::load(owner) == key {
-            return Some((owner, entry(number, way)?));
-        }
-        way += 1;
-    }
-    None
-}
-
-#[inline(always)]
-fn entry(bucket: u32, way: usize) -> Option<&'static mut ConnectionEntry> {
-    let entry = CONNECTIONS.get_ptr_mut(bucket * CONNECTION_WAYS as u32 + way as u32)?;
-    // SAFETY: a map value. Reads and writes of one connection come one after the other, unless threads
-    // share it without a lock; the words are plain numbers. What arrivals write is accessed in one
-    // step.
-    Some(unsafe { &mut *entry })
-}
-
-/// A new entry: a free one; for a process of the target, also one of a connection that nobody of the
-/// target has used.
-#[inline(always)]
-fn insert(sock: Sock, tgid: u32, flags: u32) -> Option<&'static mut ConnectionEntry> {
-    let key = sock.key();
-    match claim(key, false) {
-        None if tgid != 0 => claim(key, true),
-        claimed => claimed,
-    }
-    .map(|(owner, entry)| {
-        fill(sock, entry, tgid, flags);
-        // Last, for it says that the rest is there.
-        atomic::store(owner, key);
-        entry
-    })
-}
-
-#[inline(always)]
-fn fill(sock: Sock, entry: &mut ConnectionEntry, tgid: u32, flags: u32) {
-    let inode = if flags & CONNECTION_UNIX == 0 { 0 } else { sock.inode() };
-    *entry = ConnectionEntry {
-        waiting_since_ns: 0,
-        last_arrival_ns: 0,
-        arrival_ns: 0,
-        read_ns: 0,
-        first_send_ns: 0,
-        last_send_ns: 0,
-        bytes_in: 0,
-        bytes_out: 0,
-        inode,
-        tgid,
-        reader_tid: 0,
-        sender_tid: 0,
-        sends: 0,
-        flags,
-        local_port: sock.local_port(),
-        remote_port: sock.remote_port(),
-        remote_address: sock.remote_address(),
-    };
-}
-
-/// Takes an entry of the key's bucket, and marks it as being filled: a free one, or that of a former
-/// socket at the same address whose end was not seen; or one that is not used.
-#[inline(always)]
-fn claim(key: u64, unused: bool) -> Option<(*mut u64, &'static mut ConnectionEntry)> {
-    let number = connection_bucket(key);
-    let bucket = CONNECTION_KEYS.get_ptr_mut(number)?;
-    let mut way = 0;
-    while way < CONNECTION_WAYS {
-        // SAFETY: a map value; only the address is formed here.
-        let owner = unsafe { &raw mut (*bucket).keys[way] };
-        let found = atomic::load(owner);
-        let entry = entry(number, way)?;
-        let takes = if unused {
-            found != CONNECTION_IN_WORK && entry.tgid == 0
-        } else {
-            found == 0 || found == key
-        };
-        if takes && atomic::compare_exchange(owner, found, CONNECTION_IN_WORK) {
-            return Some((owner, entry));
-        }
-        way += 1;
-    }
-    None
 }
