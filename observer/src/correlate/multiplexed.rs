@@ -83,8 +83,7 @@ pub(super) fn mark(
         (0..count).filter(|sample| is_answered(sample) && of(sample).is_some()).collect();
     order.sort_unstable_by_key(|sample| (of(sample), sides.start(*sample), *sample));
 
-    let mut found: Vec<Connection> = Vec::new();
-    let mut overtaken_at_all = 0;
+    let mut all: Vec<Carried> = Vec::new();
     for members in order.chunk_by(|one, other| of(one) == of(other)) {
         let Some(connection) = of(&members[0]) else { continue };
         // The first end of each and of those that begin after it.
@@ -105,30 +104,21 @@ pub(super) fn mark(
             let ends_behind = |first_end: &i64| *first_end < end(sample).saturating_sub(margin_ns);
             // It was sent when it began: a generator may let requests wait for a free connection.
             let arrival = start.saturating_add(usual.there_ns);
+            let (from, until) =
+                (arrival.saturating_sub(margin_ns), arrival.saturating_add(unusual_ns));
             first_ends.get(next).is_some_and(ends_behind)
-                && connections.begins(connection, arrival - margin_ns, arrival + unusual_ns)
+                && connections.begins(connection, from, until)
         };
         let overtaken = members.iter().filter(is_overtaken).count();
-        if overtaken > 0 && overtaken as f64 >= members.len() as f64 * LEAST_PART {
-            found.push(connection);
-            overtaken_at_all += overtaken;
-        }
+        all.push(Carried { connection, samples: members.len(), overtaken });
     }
-    if overtaken_at_all < LEAST {
-        return;
-    }
-    let is_found = |connection: &Connection| found.binary_search(connection).is_ok();
-    let services = services(order.iter().filter_map(of).map(|one| (one.0, is_found(&one))));
-    let is_found = |connection: Connection| {
-        is_found(&connection) || services.binary_search(&connection.0).is_ok()
-    };
-    let mut ports: Vec<u16> =
-        order.iter().filter_map(of).filter(|one| is_found(*one)).map(|one| one.1).collect();
+    drop(order);
+    let found = multiplexed(&all, by_port);
+    let mut ports: Vec<u16> = found.iter().map(|(_, remote)| *remote).collect();
     ports.sort_unstable();
-    ports.dedup();
     for sample in 0..count {
         let is_found = match of(&sample) {
-            Some(connection) => is_found(connection),
+            Some(connection) => found.binary_search(&connection).is_ok(),
             None => {
                 let port = samples[sample as usize].local_port.filter(|_| by_port);
                 port.is_some_and(|port| ports.binary_search(&port).is_ok())
@@ -140,20 +130,47 @@ pub(super) fn mark(
     }
 }
 
-/// The ports of the target at which at least half of the samples came over such connections: all of the port
-/// speak the same protocol then. `samples` are the port of each, and whether it did, in order of port.
-fn services(samples: impl Iterator<Item = (u16, bool)>) -> Vec<u16> {
-    let mut counts: Vec<(u16, usize, usize)> = Vec::new();
-    for (port, is_found) in samples {
-        match counts.last_mut() {
-            Some((last, found, all)) if *last == port => {
-                *found += usize::from(is_found);
-                *all += 1;
-            }
-            _ => counts.push((port, usize::from(is_found), 1)),
-        }
+/// The answered samples of a connection, and how many of them others overtook.
+#[derive(Clone, Copy)]
+struct Carried {
+    connection: Connection,
+    samples: usize,
+    overtaken: usize,
+}
+
+impl Carried {
+    fn is_multiplexed(&self) -> bool {
+        self.overtaken > 0 && self.overtaken as f64 >= self.samples as f64 * LEAST_PART
     }
-    counts.into_iter().filter(|(_, found, all)| found * 2 >= *all).map(|(port, ..)| port).collect()
+}
+
+/// The connections that carried several requests at a time, of all in order. Few requests of a connection may
+/// be slow, so what most of the connections to a port of the target do, all of them do. Where the
+/// connections of the samples are not known by port, few of those that were overtaken are seen as well,
+/// and the samples of a port are judged together.
+fn multiplexed(all: &[Carried], by_port: bool) -> Vec<Connection> {
+    let found = || all.iter().filter(|one| one.is_multiplexed());
+    let overtaken: usize = found().map(|one| one.overtaken).sum();
+    if overtaken < LEAST {
+        return Vec::new();
+    }
+    let to_port = |one: &Carried, other: &Carried| one.connection.0 == other.connection.0;
+    let of_port = all.chunk_by(to_port).flat_map(|members| {
+        let samples = |counts: fn(&Carried) -> bool| -> usize {
+            members.iter().filter(|one| counts(one)).map(|one| one.samples).sum()
+        };
+        let together = Carried {
+            connection: members[0].connection,
+            samples: samples(|_| true),
+            overtaken: members.iter().map(|one| one.overtaken).sum(),
+        };
+        let all_are = match by_port {
+            true => samples(Carried::is_multiplexed) * 2 > together.samples,
+            false => together.is_multiplexed(),
+        };
+        members.iter().filter(move |one| all_are || one.is_multiplexed())
+    });
+    of_port.map(|one| one.connection).collect()
 }
 
 #[cfg(test)]
