@@ -343,7 +343,7 @@ fn a_request_that_was_long_on_its_way_is_known_unless_it_may_be_one_of_another_c
     }
     // Another client sent one request at that time.
     let other = |world: &mut World, sample: usize| {
-        let at = world.samples[sample].end.0 + 20 * MS;
+        let at = world.samples[sample].end.0 + 4 * MS;
         world.requests.push(request(at, at + MS, 1, 60_000));
     };
     // One sample at that time has no request.
