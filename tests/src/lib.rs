@@ -11,6 +11,7 @@ pub mod episodes;
 pub mod exact;
 pub mod hotplug;
 pub mod http;
+pub mod http2;
 pub mod kernel_counters;
 pub mod killed;
 pub mod mapping;

@@ -5,17 +5,18 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use observer::clock::MonoNanos;
-use observer::model::{Cause, EndReason, RunInfo, Summary};
+use observer::model::{Cause, EndReason, Matched, RequestsSummary, RunInfo, Summary};
 use observer::output::rundir::RunDir;
 use observer_tests::http::{self, ReservedPort};
+use observer_tests::http2::Connection;
 use observer_tests::privileged;
 use observer_tests::process::{Placement, Running};
 use observer_tests::trial;
-use observer_tests::watch::read_run;
+use observer_tests::watch::{Watch, read_run};
 use rustix::process::Signal;
 
 /// A running nginx.
@@ -29,14 +30,14 @@ impl Drop for Nginx {
     }
 }
 
-/// nginx with a configuration of its own, in the foreground.
-fn nginx(directory: &Path, port: u16) -> Nginx {
+/// nginx with a configuration of its own, in the foreground. It has these servers beside one on a port.
+fn nginx(directory: &Path, port: u16, servers: &str) -> Nginx {
     let configuration = directory.join("nginx.conf");
     let text = format!(
         "daemon off; worker_processes 2; pid {0}/pid; error_log {0}/error.log;
          events {{ worker_connections 256; }}
          http {{ access_log off; server {{ listen 127.0.0.1:{port}; \
-         location / {{ return 200 \"ok\"; }} }} }}",
+         location / {{ return 200 \"ok\"; }} }} {servers} }}",
         directory.display()
     );
     fs::write(&configuration, text).expect("a file");
@@ -98,7 +99,7 @@ fn hey_against_nginx() {
     let directory = trial::directory();
     let reserved = ReservedPort::new().expect("a port");
     let port = reserved.number();
-    let nginx = nginx(directory.path(), port);
+    let nginx = nginx(directory.path(), port, "");
     let out = directory.path().join("run");
     let mut command = Command::new(trial::programs().observer);
     command
@@ -141,6 +142,110 @@ fn hey_against_nginx() {
     assert!(summary.probes["runqueue"].count > rows / 20, "{:?}", summary.probes["runqueue"]);
     assert!(finished.stdout.contains("coordinated omission"), "{finished:#?}");
     drop(nginx);
+}
+
+/// A service whose answers wait until the test says so: one for each message.
+fn held_answers() -> (u16, mpsc::Sender<()>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let (release, released) = mpsc::channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let (mut request, mut bytes) = (Vec::new(), [0; 512]);
+            while !request.ends_with(b"\r\n\r\n") {
+                match stream.read(&mut bytes) {
+                    Ok(count @ 1..) => request.extend(&bytes[..count]),
+                    _ => return,
+                }
+            }
+            if released.recv().is_err() {
+                return;
+            }
+            let answer = b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok";
+            if stream.write_all(answer).is_err() {
+                return;
+            }
+        }
+    });
+    (port, release)
+}
+
+/// On a connection of HTTP/2, fast requests overtake slow ones. The target's sockets cannot tell them apart,
+/// and the answer says so instead of naming what other requests did.
+#[test]
+fn several_requests_at_a_time_over_one_connection() {
+    const ROUNDS: usize = 5;
+    /// So many come one after the other, and so many beside a slow one.
+    const ALONE: usize = 50;
+    const BESIDE: usize = 3;
+    /// Much longer than a fast request is on its way.
+    const PAUSE: Duration = Duration::from_millis(300);
+    let Some(_guard) = privileged::ready("HTTP/2 and nginx") else { return };
+    let directory = trial::directory();
+    let reserved = [ReservedPort::new().expect("a port"), ReservedPort::new().expect("a port")];
+    let [plain, port] = reserved.each_ref().map(ReservedPort::number);
+    let (backend, release) = held_answers();
+    let server = format!(
+        "server {{ listen 127.0.0.1:{port} http2; location / {{ return 200 \"ok\"; }} \
+         location /slow {{ proxy_pass http://127.0.0.1:{backend}; }} }}"
+    );
+    let _nginx = nginx(directory.path(), plain, &server);
+    let path = directory.path().join("samples");
+    let samples = format!("observer-load:{}", path.display());
+    let target = ["--port", &port.to_string(), "--samples", &samples, "--slow", "200ms"];
+    let watch = Watch::start(&trial::programs(), &target, directory.path());
+    let watch = watch.unwrap_or_else(|error| panic!("{error}"));
+
+    let mut connection = Connection::open(port).expect("nginx listens");
+    let local_port = connection.local_port;
+    let row = |start: MonoNanos| {
+        let latency_ns = MonoNanos::now().since(start);
+        format!(
+            "{{\"start_ns\":{},\"latency_ns\":{latency_ns},\"status\":200,\"local_port\":{local_port}}}\n",
+            start.0
+        )
+    };
+    let mut rows = String::new();
+    for _ in 0..ROUNDS {
+        let fast = |connection: &mut Connection| {
+            let start = MonoNanos::now();
+            let stream = connection.get("/").expect("sent");
+            connection.wait_for(stream).expect("answered");
+            row(start)
+        };
+        rows.extend((0..ALONE).map(|_| fast(&mut connection)));
+        let start = MonoNanos::now();
+        let slow = connection.get("/slow").expect("sent");
+        std::thread::sleep(PAUSE);
+        rows.extend((0..BESIDE).map(|_| fast(&mut connection)));
+        std::thread::sleep(PAUSE);
+        release.send(()).expect("the service is there");
+        connection.wait_for(slow).expect("answered");
+        rows.push_str(&row(start));
+    }
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("it has an id");
+    let sent = ROUNDS * (ALONE + BESIDE + 1);
+    let text = format!(
+        "{{\"format\":\"observer-samples\",\"version\":1,\"clock\":\"monotonic\",\"boot_id\":\"{}\",\
+         \"unit\":\"ns\"}}\n{rows}{{\"summary\":{{\"sent\":{sent},\"ok\":{sent},\"errors\":0}}}}\n",
+        boot.trim()
+    );
+    fs::write(&path, text).expect("a file");
+    let (summary, _) = watch.finish().unwrap_or_else(|error| panic!("{error}"));
+
+    let RequestsSummary { matched, ambiguous, unmatched, multiplexed } = summary.requests;
+    assert_eq!(summary.samples.count, sent as u64);
+    assert_eq!((matched, ambiguous, unmatched), (0, 0, 0), "{:?}", summary.requests);
+    assert_eq!(multiplexed, sent as u64);
+    assert_eq!(summary.samples.slow_count, ROUNDS as u64);
+    assert_eq!(summary.account_ns, None);
+    for request in &summary.slowest_requests {
+        assert_eq!((request.matched, &request.served), (Some(Matched::Multiplexed), &None));
+    }
+    let codes: Vec<&str> =
+        summary.verdict.reasons.iter().map(|reason| reason.code.as_str()).collect();
+    assert!(codes.contains(&"multiplexed"), "{codes:?}");
+    assert!(!codes.contains(&"counted_by_thread"), "{codes:?}");
 }
 
 /// A service in this process that notes when it receives the requests for `/load`.

@@ -5,7 +5,9 @@
 //! several possible pairings, that with the least unusual time outside the server is taken
 //! (`pairing`); what is usual is measured first (`usual`), and with it the difference of the clocks.
 
+use super::multiplexed::{self, Connections};
 use super::pairing::{Pairs, pair};
+use super::strangers::{self, Left};
 use super::usual::{Usual, measure};
 use crate::clock::MonoNanos;
 use crate::model::{RequestsSummary, Sample, ServerRequest};
@@ -34,6 +36,10 @@ pub(super) enum PairQuality {
     SameThreads,
     /// Another one is.
     Ambiguous,
+    /// No other one is, but it was unusually long on its way, and may be one of another client.
+    Unusual,
+    /// Its connection carried several requests at a time, which the target's sockets cannot tell apart.
+    Multiplexed,
 }
 
 /// The request of each sample.
@@ -67,8 +73,11 @@ impl Matching {
         for quality in &self.quality {
             match quality {
                 PairQuality::Matched => summary.matched += 1,
-                PairQuality::SameThreads | PairQuality::Ambiguous => summary.ambiguous += 1,
+                PairQuality::SameThreads | PairQuality::Ambiguous | PairQuality::Unusual => {
+                    summary.ambiguous += 1;
+                }
                 PairQuality::Unmatched => summary.unmatched += 1,
+                PairQuality::Multiplexed => summary.multiplexed += 1,
             }
         }
         summary
@@ -131,9 +140,9 @@ impl Sides<'_> {
         if arrival < first || arrival > last {
             return None;
         }
-        let Sample { start, end, status, ok, .. } = &self.samples[sample as usize];
+        let Sample { start, end, .. } = &self.samples[sample as usize];
         let there_ns = arrival - ns(*start);
-        let is_answered = *ok || status.is_some();
+        let is_answered = self.samples[sample as usize].is_answered();
         let ServerRequest { first_send, .. } = &self.requests[request as usize];
         let sent = self.requests[request as usize].end();
         let back_ns = match (first_send, sent) {
@@ -255,7 +264,16 @@ pub(super) fn find(
     }
     let most = i64::try_from(uncertainty_ns).unwrap_or(i64::MAX);
     let offset_ns = usual.map_or(0, |usual| usual.offset_ns().clamp(-most, most));
-    let (request_of, quality) = pairs.finish();
+    let free: Vec<u32> =
+        asked.iter().copied().filter(|request| !pairs.is_taken(*request)).collect();
+    let (request_of, mut quality) = pairs.finish();
+    if let Some(usual) = &usual {
+        let connections = Connections::new(requests);
+        let by_port = ports_are_known;
+        multiplexed::mark(&sides, usual, &connections, by_port, &request_of, &mut quality);
+        let left = Left::new(&sides, free.into_iter(), &request_of);
+        strangers::settle(&sides, &left, &connections, &request_of, &mut quality);
+    }
     Matching { request_of, quality, offset_ns }
 }
 

@@ -192,7 +192,7 @@ fn connections_tell_requests_apart_though_ports_are_used_again() {
 #[test]
 fn ports_that_the_target_does_not_see_do_not_count() {
     let mut world = World::new(100, Plan { ports: true, ..PLAN });
-    world.requests.iter_mut().for_each(|request| request.remote_port = 1_234);
+    world.requests.iter_mut().for_each(|request| request.remote_port -= 20_000);
     let (right, wrong, matched) = world.score(&world.find(0));
     assert!(right >= 0.98 && wrong <= 0.01 && matched > 0.8, "{right}, {wrong}, {matched}");
 }
@@ -302,6 +302,72 @@ fn a_request_that_was_long_on_its_way_and_one_that_timed_out_are_found() {
     world.samples.iter_mut().for_each(|sample| sample.local_port = None);
     let matching = world.find(0);
     assert_ne!(matching.of(late).1, PairQuality::Matched);
+}
+
+/// A world of 60 s without ports, and in it samples of which one way took 8 ms longer: the way there
+/// of some, the way back of others. `change` does something else to it.
+fn long_ways(plan: Plan, change: impl Fn(&mut World, usize)) -> Vec<(usize, World)> {
+    let worlds = (100..105).flat_map(|seed| {
+        [(500, true), (2_500, true), (3_500, false), (4_500, false)].map(|(from, is_way_there)| {
+            let mut world = World::new(seed, Plan { samples: 6_000, rate_hz: 100.0, ..plan });
+            // One whose request was seen.
+            let sample = (from..6_000).find(|sample| world.truth[*sample].is_some());
+            let sample = sample.expect("most are seen");
+            if is_way_there {
+                world.samples[sample].start.0 -= 8 * MS;
+            } else {
+                // Its connection is not used again before the answer comes.
+                let own = world.truth[sample].expect("it was seen");
+                world.requests[own].remote_port = 50_000;
+                world.samples[sample].end.0 += 8 * MS;
+            }
+            change(&mut world, sample);
+            (sample, world)
+        })
+    });
+    worlds.collect()
+}
+
+#[test]
+fn a_request_that_was_long_on_its_way_is_known_unless_it_may_be_one_of_another_client() {
+    let nothing_else = |_: &mut World, _: usize| {};
+    for (sample, world) in long_ways(PLAN, nothing_else) {
+        let (found, quality) = world.find(0).of(sample);
+        assert_eq!((found, quality), (world.truth[sample], PairQuality::Matched), "{sample}");
+    }
+    // There are requests without a sample, or samples without a request.
+    for plan in [Plan { others: 0.2, ..PLAN }, Plan { missing: 0.1, ..PLAN }] {
+        for (sample, world) in long_ways(plan, nothing_else) {
+            assert_ne!(world.find(0).of(sample).1, PairQuality::Matched, "{sample}");
+        }
+    }
+    // Another client sent one request at that time.
+    let other = |world: &mut World, sample: usize| {
+        let at = world.samples[sample].end.0 + 4 * MS;
+        world.requests.push(request(at, at + MS, 1, 60_000));
+    };
+    // One sample at that time has no request.
+    let unseen = |world: &mut World, sample: usize| {
+        let at = world.samples[sample].start.0 - 100 * US;
+        world.samples.push(super::tests::sample(at, at + 50 * US, None));
+        world.truth.push(None);
+    };
+    // Its connection carried on before the answer came.
+    let carries_on = |world: &mut World, sample: usize| {
+        let own = world.truth[sample].expect("it was seen");
+        world.samples[sample].end.0 += 60 * MS;
+        let sent = world.requests[own].end().expect("answered");
+        let port = world.requests[own].remote_port;
+        let next = world.requests.iter_mut().filter(|other| other.begin() > sent);
+        let next = next.min_by_key(|other| other.begin()).expect("more requests");
+        assert!(next.begin().0 < sent.0 + 60 * MS);
+        next.remote_port = port;
+    };
+    for change in [&other as &dyn Fn(&mut World, usize), &unseen, &carries_on] {
+        for (sample, world) in long_ways(PLAN, change) {
+            assert_ne!(world.find(0).of(sample).1, PairQuality::Matched, "{sample}");
+        }
+    }
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod closed_loop;
 mod contention;
 #[cfg(test)]
 mod contention_drills;
+mod counted;
 #[cfg(test)]
 mod drill;
 #[cfg(test)]
@@ -42,6 +43,7 @@ mod loss;
 #[cfg(test)]
 mod loss_drills;
 mod matching;
+mod multiplexed;
 mod objects;
 mod pairing;
 #[cfg(test)]
@@ -54,6 +56,7 @@ mod siblings_drills;
 mod single;
 #[cfg(test)]
 mod single_drills;
+mod strangers;
 mod timeline;
 mod usual;
 mod verdict;
@@ -264,7 +267,8 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
     };
     verdict.reasons.splice(0..0, verdict::failed(&population.summary));
     if !found.causes.is_empty() {
-        verdict.reasons.extend(verdict::counted(&population));
+        verdict.reasons.extend(counted::counted(&population));
+        verdict.reasons.extend(counted::multiplexed(matching.summary()));
         if verdict.outcome != Outcome::Inconclusive {
             verdict.reasons.extend(verdict::about_few(&population, &found));
         }

@@ -294,9 +294,10 @@ impl<'a> Group<'a> {
                     _ => PairQuality::Ambiguous,
                 };
                 for one in [own.map(|_| sample), owner].into_iter().flatten() {
-                    if quality[one] != PairQuality::Ambiguous {
-                        quality[one] = doubt;
-                    }
+                    quality[one] = match quality[one] {
+                        PairQuality::Ambiguous | PairQuality::Unusual => PairQuality::Ambiguous,
+                        _ => doubt,
+                    };
                 }
             }
         }
@@ -306,11 +307,7 @@ impl<'a> Group<'a> {
     /// Without others that come into question.
     fn on_its_own(&self, choice: Candidate) -> PairQuality {
         let is_unusual = choice.deviation_ns > self.usual.unusual_ns();
-        if is_unusual && !self.sides.by_port {
-            PairQuality::Ambiguous
-        } else {
-            PairQuality::Matched
-        }
+        if is_unusual && !self.sides.by_port { PairQuality::Unusual } else { PairQuality::Matched }
     }
 
     fn same_threads(&self, one: usize, other: usize) -> bool {

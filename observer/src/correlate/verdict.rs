@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::attribute::{Found, LEAST_SHARE};
-use super::exposure::{Counted, Population};
+use super::exposure::Population;
 use super::loss::Losses;
 use super::timeline::StallLines;
 use super::{Evidence, Hidden, Ignored, OwnCpu, Unwatched, closed_loop};
@@ -452,33 +452,6 @@ pub(super) fn about_few(population: &Population, found: &Found) -> Option<Reason
         );
         Reason::new("few_phases", text, json!({"slow": slow, "episodes": episodes}))
     })
-}
-
-/// Whose stalls were counted, where the target's requests were watched.
-pub(super) fn counted(population: &Population) -> Option<Reason> {
-    let Counted { by_thread, has_account, in_blocks, known, all } = population.counted?;
-    let numbers = json!({"matched": known, "slow_and_typical": all, "in_blocks": in_blocks});
-    let (known, all) = (count(known), count(all));
-    if by_thread {
-        let of = if in_blocks { " in the blocks of time that were recorded" } else { "" };
-        let rest = match has_account {
-            true => "",
-            false => {
-                " When they slept is not known, so the service's own waiting and work is part of \
-                      the rest."
-            }
-        };
-        let text = format!(
-            "Stalls were counted for the threads that served the requests ({known} of {all} slow and \
-             typical requests{of} matched).{rest}"
-        );
-        return Some(Reason::new("counted_by_thread", text, numbers));
-    }
-    let text = format!(
-        "Stalls of all threads were counted together: for only {known} of {all} slow and typical \
-         requests it is known which threads served them."
-    );
-    Some(Reason::new("counted_together", text, numbers))
 }
 
 /// Notes that apply to any outcome.

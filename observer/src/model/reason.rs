@@ -56,6 +56,10 @@ pub static REASON_CODES: &[(&str, &str)] = &[
         "counted_together",
         "stalls of all threads were counted, because too few requests could be matched",
     ),
+    (
+        "multiplexed",
+        "connections carried several requests at a time (HTTP/2), so that these could not be matched",
+    ),
     ("no_stalls", "ruled out: no stall of it was seen"),
     ("share_bounded", "ruled out: the interval of its share ends below what is worth naming"),
 ];

@@ -50,6 +50,12 @@ impl Sample {
         self.intended_start.unwrap_or(self.start)
     }
 
+    /// Whether an answer came, even one that says that the request failed.
+    #[must_use]
+    pub const fn is_answered(&self) -> bool {
+        self.ok || self.status.is_some()
+    }
+
     /// Latency as a user of the service sees it: end minus intended start (or start).
     #[must_use]
     pub fn response_ns(&self) -> u64 {

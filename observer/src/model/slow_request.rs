@@ -21,6 +21,8 @@ pub enum Matched {
     Ambiguous,
     /// No request that the target's sockets saw fits.
     Unmatched,
+    /// Its connection carried several requests at a time, which the target's sockets cannot tell apart.
+    Multiplexed,
     /// The requests of its block of time were not recorded.
     NotRecorded,
     /// There is no record of any request: the target's sockets were not watched, or saw none.

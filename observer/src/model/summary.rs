@@ -131,13 +131,16 @@ pub struct RequestsSummary {
     pub ambiguous: u64,
     /// Samples without a request.
     pub unmatched: u64,
+    /// Samples over connections that carried several requests at a time (HTTP/2): their requests cannot be
+    /// told apart.
+    pub multiplexed: u64,
 }
 
 impl RequestsSummary {
     /// Samples that were compared with requests.
     #[must_use]
     pub const fn samples(&self) -> u64 {
-        self.matched + self.ambiguous + self.unmatched
+        self.matched + self.ambiguous + self.unmatched + self.multiplexed
     }
 }
 

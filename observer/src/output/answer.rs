@@ -383,8 +383,16 @@ impl Answer {
     pub fn matching(&self) -> Option<String> {
         let requests = self.summary.as_ref()?.requests;
         (requests.samples() > 0).then(|| {
+            let multiplexed = match requests.multiplexed {
+                0 => String::new(),
+                several => format!(
+                    ", {} over connections with several requests at a time, as in HTTP/2",
+                    text::count(several)
+                ),
+            };
             format!(
-                "matched with requests that the target served: {} ({} ambiguous, {} unmatched)",
+                "matched with requests that the target served: {} ({} ambiguous, {} \
+                 unmatched{multiplexed})",
                 text::count(requests.matched),
                 text::count(requests.ambiguous),
                 text::count(requests.unmatched),

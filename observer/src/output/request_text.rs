@@ -231,6 +231,11 @@ fn matched(request: &SlowRequest, sample: &Sample) -> String {
             "not matched: no request that the target's sockets saw fits its time{}; {ALL}",
             port.map_or_else(String::new, |port| format!(" and {port}"))
         ),
+        Some(Matched::Multiplexed) => format!(
+            "not matched: its connection{} carried several requests at a time, which the target's \
+             sockets cannot tell apart; {ALL}",
+            port.map_or_else(String::new, |port| format!(" ({port})"))
+        ),
         Some(Matched::NotRecorded) => format!(
             "not matched: there were so many requests that only those of some blocks of time were \
              recorded, and it is in none of these; {ALL}"

@@ -30,6 +30,7 @@ fn every_way_of_matching_has_its_words_and_nothing_can_rewrite_the_terminal() {
         (Matched::SameThreads, "  matched with one of several requests that the same threads"),
         (Matched::Ambiguous, "  not matched: it may be one of several requests"),
         (Matched::Unmatched, "fits its time and port 40001;"),
+        (Matched::Multiplexed, "its connection (port 40001) carried several requests at a time"),
         (Matched::NotRecorded, "only those of some blocks of time"),
         (Matched::NoRequests, "  not matched: no request of the target was recorded"),
         (Matched::Unknown, "  it is not known how it was matched"),

@@ -30,7 +30,8 @@ fn an_attributed_run_says_why_how_much_and_shows_the_evidence() {
             "reclaim_memcg accounts for 71 % (95 % interval 64 % to 78 %)",
             "64 % to 78 %",
             "3,000 at 100.0/s, 1 failed; p50 1.20 ms",
-            "matched with requests that the target served: 2,990 (8 ambiguous, 2 unmatched)",
+            "matched with requests that the target served: 2,980 (8 ambiguous, 2 unmatched, 10 over connections \
+             with several requests at a time, as in HTTP/2)",
             "at 9.590000 s took 49.9 ms, status 200, request 959, sent 20.0 µs late",
             "worker-1 (101)",
             "512 pages, order 0",

@@ -46,7 +46,8 @@ pub(super) const PROBE: Probe = Probe {
             socket (pipelining) are one, too. A write counts when it returns. A request is complete, and \
             its record is sent, when the next one is read or the connection ends; `observer run` adds \
             those that are open at its end. Protocols that send several requests over one connection \
-            at the same time (HTTP/2) cannot be told apart this way. Data that is taken out of the \
+            at the same time (HTTP/2) cannot be told apart this way; answers recognise such connections by \
+            requests that overtake each other. Data that is taken out of the \
             socket without a call that receives (splice(2)) is not seen. A connection that is older \
             than the probe is taken as accepted if its port is one on which the target listened when \
             the run began; the arrival of its first request may be unknown. So may be that of a connection \
