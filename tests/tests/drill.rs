@@ -43,10 +43,10 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
-/// Plays two drills quickly and keeps their files; what observer said, and its report.
-fn played(kept: &Path, only: [&str; 2]) -> (Finished, Value) {
+/// Plays drills quickly and keeps their files; what observer said, and its report.
+fn played(kept: &Path, only: &[&str]) -> (Finished, Value) {
     let mut arguments = vec!["--quick", "--json", "--seed", "11", "--keep", text(kept)];
-    arguments.extend(only.into_iter().flat_map(|drill| ["--only", drill]));
+    arguments.extend(only.iter().flat_map(|drill| ["--only", *drill]));
     let told = finished(&arguments);
     let report = serde_json::from_str(&told.stdout).unwrap_or_else(|error| {
         panic!("not JSON: {error}: {told:#?}");
@@ -72,7 +72,7 @@ fn drills_are_judged_and_leave_nothing_behind() {
     let Some(_guard) = privileged::ready("drills") else { return };
     let directory = trial::directory();
     let kept = directory.path().join("kept");
-    let (told, report) = played(&kept, ["event-loop/nothing", "event-loop/sleep"]);
+    let (told, report) = played(&kept, &["event-loop/nothing", "event-loop/sleep"]);
 
     let drills = report["drills"].as_array().expect("drills");
     let names: Vec<_> = drills
@@ -133,10 +133,12 @@ fn a_program_of_the_host_is_judged_or_skipped() {
     let Some(_guard) = privileged::ready("drills with programs of the host") else { return };
     let directory = trial::directory();
     let kept = directory.path().join("kept");
-    let (told, report) = played(&kept, ["nginx/stop-service", "node/sleep"]);
-    for (service, injection, real) in
-        [("nginx", "stop-service", Real::Nginx), ("node", "sleep", Real::Node)]
-    {
+    let (told, report) = played(&kept, &["nginx/stop-service", "node/sleep", "go/sleep"]);
+    for (service, injection, real) in [
+        ("nginx", "stop-service", Real::Nginx),
+        ("node", "sleep", Real::Node),
+        ("go", "sleep", Real::Go),
+    ] {
         let drills = report["drills"].as_array().expect("drills");
         let drill = drills.iter().find(|one| one["service"] == service).expect("a drill");
         assert_eq!(drill["injection"], injection);

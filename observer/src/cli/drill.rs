@@ -33,9 +33,9 @@ Examples:
 Each drill starts a small service in a cgroup of its own on 127.0.0.1, sends it requests with `observer
 load`, injects a fault on a schedule that the seed decides, and lets `observer run` find out why requests
 are slow, without telling it. The service is observer's own in one of four forms, or a program that this
-host has: nginx, Java, Node.js. The truth comes from the log of the service, from the schedule, and for
-waits of nginx from the scheduler's counters. A drill counts only if the injection made the p99 longer;
-what this host cannot do is shown as skipped.
+host has: nginx, Java, Node.js, Go. The truth comes from the log of the service, from the schedule, and for
+waits of nginx and of Go from the scheduler's counters. A drill counts only if the injection made the p99
+longer; what this host cannot do is shown as skipped.
 
 Exit codes:
   0    every drill that counts was right

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 
 use super::Evidence;
+use super::aside::Asides;
 use super::siblings::Siblings;
-use super::timeline::{Pieces, Timelines};
+use super::timeline::{Pieces, Span, Timelines};
 use crate::clock::MonoNanos;
 use crate::model::{ServerRequest, Tid};
 
@@ -16,6 +17,8 @@ pub(super) struct Handing<'a> {
     answers: HashMap<Tid, Vec<MonoNanos>>,
     /// What requests waited for while their readers slept.
     pub(super) siblings: Siblings,
+    /// What their threads did for others while they waited for something else.
+    pub(super) asides: Asides,
     start: MonoNanos,
 }
 
@@ -30,7 +33,17 @@ impl<'a> Handing<'a> {
         answers.values_mut().for_each(|ends| ends.sort_unstable());
         let sleeps = timelines.sleeps().filter(|_| evidence.quality.has_sleeps());
         let siblings = Siblings::new(evidence, timelines);
-        Self { sleeps, answers, siblings, start: evidence.window.0 }
+        let asides = Asides::new(evidence, sleeps);
+        Self { sleeps, answers, siblings, asides, start: evidence.window.0 }
+    }
+
+    /// The part of `[from, until)` in which a thread that had the request served others, as
+    /// [`Asides::part`]; empty, at `from`, if there is none.
+    pub(super) fn aside(&self, tid: u32, from: u64, until: u64) -> Span {
+        let part = self
+            .sleeps
+            .and_then(|sleeps| self.asides.part(tid, from, until, sleeps.of_thread(tid)));
+        part.unwrap_or(Span { start: from, end: from })
     }
 
     /// When the sender had the request, since the start of the window. If it still worked on the one

@@ -10,7 +10,7 @@ use crate::clock::MonoNanos;
 use crate::model::{Sample, ServerRequest};
 
 /// Parts of a request, each with a line of its own.
-const PARTS: usize = 6;
+const PARTS: usize = 10;
 
 /// A part of a request. Within it, the stalls of one line count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub(super) fn clipped(parts: &Parts, span: Span) -> Parts {
 pub(super) enum Line {
     /// Of one thread: each stall is in the way of the request that the thread serves.
     Thread(u32),
+    /// Of one thread, except what it did for others while a request waited for something else.
+    Aside(u32),
     /// Of no thread: the request was not with the target.
     Outside,
     /// Of threads that were woken for a request and did not read it, while its reader slept.
@@ -126,12 +128,21 @@ impl Numbering {
         let of_siblings = of_siblings.unwrap_or(Span { start: begin, end: begin });
         let [from, until] =
             [of_siblings.start, of_siblings.end].map(|time| time.clamp(begin, handed));
+        let read = read.clamp(until, handed);
+        let (read_aside, sent_aside) = match reader == sender {
+            true => (handing.aside(reader, read, last), Span { start: last, end: last }),
+            false => (handing.aside(reader, read, handed), handing.aside(sender, handed, last)),
+        };
         [
             part(Line::Outside, since(start), begin),
             part(Line::Thread(reader), begin, from),
             part(Line::Siblings, from, until),
-            part(Line::Thread(reader), until, handed),
-            part(Line::Thread(sender), handed, last),
+            part(Line::Thread(reader), until, read_aside.start),
+            part(Line::Aside(reader), read_aside.start, read_aside.end),
+            part(Line::Thread(reader), read_aside.end, handed),
+            part(Line::Thread(sender), handed, sent_aside.start),
+            part(Line::Aside(sender), sent_aside.start, sent_aside.end),
+            part(Line::Thread(sender), sent_aside.end, last),
             part(Line::Outside, last, since(end)),
         ]
     }
@@ -161,7 +172,7 @@ impl Lines {
     /// One line for each of `lines`.
     pub(super) fn by_thread(timelines: Vec<Timeline>, lines: &[Line]) -> Self {
         let by_chance = |(timeline, line): (&Timeline, &Line)| match line {
-            Line::Thread(_) | Line::Outside | Line::Siblings => 0.0,
+            Line::Thread(_) | Line::Aside(_) | Line::Outside | Line::Siblings => 0.0,
             Line::Both { .. } => timeline.duty(),
         };
         let by_chance = timelines.iter().zip(lines).map(by_chance).collect();
@@ -242,6 +253,7 @@ pub(super) fn split_lines(causes: &[&Lines]) -> Vec<Lines> {
 #[cfg(test)]
 mod tests {
     use super::super::Ignored;
+    use super::super::aside::Asides;
     use super::super::siblings::Siblings;
     use super::super::timeline::Timelines;
     use super::*;
@@ -323,7 +335,10 @@ mod tests {
                 None,
             );
             let timelines = Timelines::new(stalls, WINDOW, true, &mut Ignored::default());
-            (timelines.on_lines(&numbering.finish(), &Siblings::default()), parts)
+            (
+                timelines.on_lines(&numbering.finish(), &Siblings::default(), &Asides::default()),
+                parts,
+            )
         };
         let (lines, parts) = on_lines(&stalls, &request(1, 1));
         assert_eq!(lines.of(Cause::RUNQUEUE).exposure(&parts), 40.0 + 50.0 + 80.0);
@@ -347,7 +362,8 @@ mod tests {
         let first = numbering.parts(&Sample::of_times(1_100, 1_450), &[request(1, 2)], 0, None);
         let second = numbering.parts(&Sample::of_times(1_100, 1_450), &[request(2, 1)], 0, None);
         let timelines = Timelines::new(&stalls, WINDOW, true, &mut Ignored::default());
-        let lines = timelines.on_lines(&numbering.finish(), &Siblings::default());
+        let lines =
+            timelines.on_lines(&numbering.finish(), &Siblings::default(), &Asides::default());
         assert_eq!(lines.of(Cause::RUNQUEUE).exposure(&first), 115.0);
         let sender_alone = 70.0 + 50.0 + 80.0;
         assert_eq!(lines.of(Cause::RUNQUEUE).exposure(&second), sender_alone);

@@ -18,6 +18,9 @@
 mod account;
 #[cfg(test)]
 mod account_drills;
+mod aside;
+#[cfg(test)]
+mod aside_drills;
 mod asked;
 #[cfg(test)]
 mod asked_drills;
@@ -248,7 +251,7 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
         true => timelines.on_one_line(united),
         false => {
             drop(united);
-            timelines.on_lines(&population.lines, &handing.siblings)
+            timelines.on_lines(&population.lines, &handing.siblings, &handing.asides)
         }
     };
     let mut found = attribute::Found::default();
@@ -287,7 +290,7 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
         .and_then(|replay| replay.without_named(&mut causes, &mut rng));
     let objects = match causes.is_empty() {
         true => BTreeMap::new(),
-        false => objects::find(evidence, &population, &timelines, &handing.siblings),
+        false => objects::find(evidence, &population, &timelines, &handing),
     };
     let slowest_requests = single::slowest_requests(evidence, &matching, &timelines, &handing);
     Analysis {

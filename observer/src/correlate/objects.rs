@@ -4,10 +4,12 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::Evidence;
+use super::aside::{Asides, without};
 use super::asked::Asked;
 use super::exposure::{Population, Served};
+use super::handing::Handing;
 use super::lines::{Line, Lines, clipped};
-use super::siblings::{Siblings, Woken, within};
+use super::siblings::{Woken, within};
 use super::timeline::{Span, Timeline, Timelines};
 use crate::clock::MonoNanos;
 use crate::model::{Cause, Extra, OutgoingRequest, Peer, Stall};
@@ -40,16 +42,16 @@ pub(super) fn find(
     evidence: &Evidence<'_>,
     population: &Population,
     timelines: &Timelines,
-    siblings: &Siblings,
+    handing: &Handing<'_>,
 ) -> BTreeMap<Cause, Vec<ObjectTime>> {
-    let lines = &population.lines;
+    let (lines, siblings) = (&population.lines, &handing.siblings);
     // Most threads sleep most of the time, so that together they say nothing.
     let has_account = population.has_account();
     let mut threads: HashSet<u32> = HashSet::new();
     for line in lines {
         match *line {
             Line::Outside => {}
-            Line::Thread(tid) => threads.extend([tid]),
+            Line::Thread(tid) | Line::Aside(tid) => threads.extend([tid]),
             Line::Both { reader, sender } => threads.extend([reader, sender]),
             Line::Siblings => threads.extend(siblings.stalls().iter().map(|stall| stall.tid)),
         }
@@ -109,7 +111,7 @@ pub(super) fn find(
         let mut times: Vec<ObjectTime> = spans
             .chunk_by(|one, other| one.0 == other.0)
             .flat_map(|spans| {
-                let covered = on_lines(spans, lines, length_ns, &of_siblings);
+                let covered = on_lines(spans, lines, length_ns, &of_siblings, &handing.asides);
                 let object = objects[spans[0].0].1;
                 let asked = asked.as_ref().filter(|_| of_any.contains(&object));
                 let slow = means(&population.slow, &covered, asked, window);
@@ -172,6 +174,7 @@ fn on_lines(
     lines: &[Line],
     length_ns: u64,
     siblings: &[(u32, Span)],
+    asides: &Asides,
 ) -> Lines {
     let timeline = |spans: Vec<Span>| Timeline::union(spans, length_ns);
     let all = |spans: &[(usize, u32, Span)]| spans.iter().map(|(_, _, span)| *span).collect();
@@ -195,6 +198,7 @@ fn on_lines(
         timeline(match *line {
             Line::Outside => Vec::new(),
             Line::Thread(tid) => of_thread(tid),
+            Line::Aside(tid) => without(&of_thread(tid), asides.of_thread(tid)),
             Line::Both { reader, sender } => [of_thread(reader), of_thread(sender)].concat(),
             Line::Siblings => of_woken(),
         })

@@ -174,7 +174,7 @@ fn accounts(
     if !lines.contains(&Line::Outside) {
         lines.push(Line::Outside);
     }
-    let stalls = timelines.on_lines(&lines, &handing.siblings);
+    let stalls = timelines.on_lines(&lines, &handing.siblings, &handing.asides);
     let account = |served: Served| {
         let mut parts = account::parts(&served, &stalls);
         if !has_sleeps && let Some(rest_ns) = parts.remove(&Cause::SERVICE_CPU) {

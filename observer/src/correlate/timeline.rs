@@ -4,6 +4,7 @@
 use std::cmp::Reverse;
 
 use super::Ignored;
+use super::aside::{Asides, without};
 use super::innermost::{Rank, ThreadStall, innermost};
 use super::lines::{Line, Lines};
 use super::siblings::Siblings;
@@ -179,6 +180,20 @@ impl Timelines {
         &self.by_cause[cause.index()]
     }
 
+    /// When these causes were at work in a thread, for whom it served others beside.
+    pub(super) fn beside(&self, tid: u32, causes: &[Cause], others: &[Span]) -> Timeline {
+        if others.is_empty() {
+            return Timeline { length_ns: self.length_ns, ..Timeline::default() };
+        }
+        let pieces = causes.iter().filter_map(|cause| self.pieces.get(cause.index()));
+        let mut spans: Vec<Span> =
+            pieces.flat_map(|pieces| without(pieces.of_thread(tid), others)).collect();
+        if causes.contains(&Cause::SERVICE_WAIT) {
+            spans.extend_from_slice(others);
+        }
+        Timeline::union(spans, self.length_ns)
+    }
+
     /// When these causes were at work in a thread.
     pub(super) fn of_thread(&self, tid: u32, causes: &[Cause]) -> Timeline {
         let pieces = causes.iter().filter_map(|cause| self.pieces.get(cause.index()));
@@ -215,7 +230,12 @@ impl Timelines {
     }
 
     /// The stalls by line.
-    pub(super) fn on_lines(&self, lines: &[Line], siblings: &Siblings) -> StallLines {
+    pub(super) fn on_lines(
+        &self,
+        lines: &[Line],
+        siblings: &Siblings,
+        asides: &Asides,
+    ) -> StallLines {
         let Self { pieces, stalls, length_ns, .. } = self;
         let (length_ns, mut stalls) = (*length_ns, stalls.clone());
         let has_account = lines.contains(&Line::Outside);
@@ -246,6 +266,14 @@ impl Timelines {
                         _ if !cause.is_stall() && !has_account => Vec::new(),
                         Line::Siblings => return siblings.timeline(&[cause]),
                         Line::Thread(tid) => pieces.of_thread(tid).to_vec(),
+                        Line::Aside(tid) => {
+                            let others = asides.of_thread(tid);
+                            let own = without(pieces.of_thread(tid), others);
+                            match cause {
+                                Cause::SERVICE_WAIT => [&own, others].concat(),
+                                _ => own,
+                            }
+                        }
                         Line::Both { reader, sender } => {
                             [pieces.of_thread(reader), pieces.of_thread(sender)].concat()
                         }
@@ -290,7 +318,7 @@ impl StallLines {
             let cause = match line {
                 Line::Outside => Cause::NETWORK,
                 Line::Siblings => Cause::SERVICE_WAIT,
-                Line::Thread(_) | Line::Both { .. } => Cause::SERVICE_CPU,
+                Line::Thread(_) | Line::Aside(_) | Line::Both { .. } => Cause::SERVICE_CPU,
             };
             self.by_cause[cause.index()].replace(number, rest);
         }
@@ -410,90 +438,8 @@ pub(super) fn split(timelines: &[&Timeline]) -> Vec<Timeline> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stall(tid: u32, cause: Cause, start: u64, end: u64) -> Stall {
-        Stall::of_thread(tid, cause, start, end)
-    }
-
-    fn flat(stalls: &[Stall]) -> (Timelines, Ignored) {
-        let mut ignored = Ignored::default();
-        let lines = flatten(stalls, (MonoNanos(1_000), MonoNanos(2_000)), &mut ignored);
-        (lines, ignored)
-    }
-
-    fn of(lines: &Timelines, cause: Cause) -> Vec<(u64, u64)> {
-        let line = lines.of(cause);
-        line.starts.iter().copied().zip(line.ends.iter().copied()).collect()
-    }
-
-    #[test]
-    fn the_stall_that_began_last_has_the_instant() {
-        let (lines, _) = flat(&[
-            stall(1, Cause::RUNQUEUE, 1_300, 1_350),
-            stall(1, Cause::MM_SYSCALL, 1_100, 1_600),
-            stall(1, Cause::RECLAIM_MEMCG, 1_250, 1_400),
-            stall(1, Cause::FAULT_MINOR, 1_200, 1_500),
-        ]);
-        assert_eq!(of(&lines, Cause::MM_SYSCALL), [(100, 200), (500, 600)]);
-        assert_eq!(of(&lines, Cause::FAULT_MINOR), [(200, 250), (400, 500)]);
-        assert_eq!(of(&lines, Cause::RECLAIM_MEMCG), [(250, 300), (350, 400)]);
-        assert_eq!(of(&lines, Cause::RUNQUEUE), [(300, 350)]);
-        let total: f64 = lines.by_cause.iter().map(|line| line.total).sum();
-        assert_eq!(total, 500.0);
-    }
-
-    #[test]
-    fn threads_unite_and_stalls_are_clipped() {
-        let (lines, ignored) = flat(&[
-            stall(1, Cause::RUNQUEUE, 900, 1_100),
-            stall(2, Cause::RUNQUEUE, 1_050, 1_200),
-            stall(3, Cause::RUNQUEUE, 1_900, 9_000),
-            stall(3, Cause::RUNQUEUE, 1_400, 1_400),
-            stall(3, Cause::RUNQUEUE, 1_500, 1_400),
-            stall(3, Cause::RUNQUEUE, 100, 1_000),
-            stall(3, Cause::RUNQUEUE, 2_000, 2_100),
-            stall(3, Cause::LOAD_GENERATOR, 1_000, 1_100),
-        ]);
-        assert_eq!(of(&lines, Cause::RUNQUEUE), [(0, 200), (900, 1_000)]);
-        assert_eq!(lines.stalls(Cause::RUNQUEUE), 3);
-        assert_eq!(ignored.stalls_empty_or_reversed, 2);
-        assert_eq!(ignored.stalls_outside_window, 2);
-        assert_eq!(ignored.stalls_without_kernel_cause, 1);
-    }
-
-    #[test]
-    fn exposure_counts_parts_and_wraps_around() {
-        let spans = vec![Span { start: 100, end: 200 }, Span { start: 900, end: 1_000 }];
-        let line = Timeline::union(spans, 1_000);
-        assert_eq!(line.exposure(150, 950), 100.0);
-        assert_eq!(line.exposure(100, 200), 100.0);
-        assert_eq!(line.exposure(200, 900), 0.0);
-        assert_eq!(line.exposure(300, 300), 0.0);
-        assert_eq!(line.duty(), 0.2);
-        for shift in 0..1_000 {
-            let by_hand: f64 =
-                (850..990).map(|t| (t + shift) % 1_000).map(|t| line.exposure(t, t + 1)).sum();
-            assert_eq!(line.shifted_exposure(850, 990, shift), by_hand, "shift {shift}");
-        }
-    }
-
-    #[test]
-    fn shared_instants_are_split() {
-        let a = Timeline::union(vec![Span { start: 0, end: 100 }], 1_000);
-        let b = Timeline::union(
-            vec![Span { start: 50, end: 150 }, Span { start: 300, end: 310 }],
-            1_000,
-        );
-        let parts = split(&[&a, &b]);
-        assert_eq!(parts[0].exposure(0, 1_000), 75.0);
-        assert_eq!(parts[1].exposure(0, 1_000), 85.0);
-        assert_eq!(parts[1].exposure(50, 100), 25.0);
-        assert!(split(&[]).is_empty());
-    }
-}
-
-#[cfg(test)]
 #[path = "nesting_tests.rs"]
 mod nesting;
+#[cfg(test)]
+#[path = "timeline_tests.rs"]
+mod tests;

@@ -13,12 +13,13 @@ use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 
 use super::Evidence;
+use super::aside::Asides;
 use super::bootstrap::interval95;
 use super::contention::{self, Job};
 use super::handing::Handing;
 use super::matching::Matching;
 use super::siblings::Siblings;
-use super::timeline::{Timeline, Timelines};
+use super::timeline::{Span, Timeline, Timelines};
 use super::worst::is_inside;
 use crate::clock::MonoNanos;
 use crate::model::{Cause, CauseSummary, P99Without, Sample, ServerRequest, Tid, Without};
@@ -35,6 +36,7 @@ pub(super) struct Replay<'a> {
     evidence: &'a Evidence<'a>,
     timelines: &'a Timelines,
     siblings: &'a Siblings,
+    asides: &'a Asides,
     /// The answered requests, thread by thread, in the order of the answers.
     turns: Vec<Turn>,
     /// The threads that answered, each with the end of its turns.
@@ -59,10 +61,32 @@ struct Turn {
     ready: u64,
     /// The thread had the request.
     handed: u64,
+    /// The part of what follows in which the thread served others, while the request waited for something
+    /// else.
+    aside: Span,
     /// The last of the reply was written.
     done: u64,
     /// How long it waited meanwhile for a CPU that other threads of the service had.
     own_ns: f32,
+}
+
+/// When causes were at work.
+struct OwnTime {
+    /// In a thread.
+    thread: Timeline,
+    /// For a request while the thread served others.
+    beside: Timeline,
+}
+
+impl OwnTime {
+    /// Nanoseconds of a turn, from the moment when its thread had the request.
+    fn of_turn(&self, turn: &Turn, handed: u64) -> f64 {
+        let from = turn.aside.start.max(handed);
+        let until = turn.aside.end.max(from);
+        self.thread.exposure(handed, from)
+            + self.beside.exposure(from, until)
+            + self.thread.exposure(until, turn.done)
+    }
 }
 
 /// How the service's threads compete for CPUs.
@@ -141,10 +165,17 @@ impl<'a> Replay<'a> {
             }
             threads.push((sender, turns.len()));
         }
-        let siblings = &handing.siblings;
-        let contention = None;
-        let mut replay =
-            Self { evidence, timelines, siblings, turns, threads, contention, samples, block_ns };
+        let mut replay = Self {
+            evidence,
+            timelines,
+            siblings: &handing.siblings,
+            asides: &handing.asides,
+            turns,
+            threads,
+            contention: None,
+            samples,
+            block_ns,
+        };
         if let Some((contention, waited_ns)) = replay.contention() {
             replay.contention = Some(contention);
             replay.turns.iter_mut().zip(waited_ns).for_each(|(turn, ns)| turn.own_ns = ns);
@@ -174,24 +205,30 @@ impl<'a> Replay<'a> {
         (begin, turn.handed.max(begin))
     }
 
+    /// When causes were at work in a thread, and for a request while it served others.
+    fn own_time(&self, tid: Tid, causes: &[Cause]) -> OwnTime {
+        let thread = self.timelines.of_thread(tid.0, causes);
+        let beside = self.timelines.beside(tid.0, causes, self.asides.of_thread(tid.0));
+        OwnTime { thread, beside }
+    }
+
     /// Finds out how the threads compete, and for how long each turn waited.
     fn contention(&self) -> Option<(Contention, Vec<f32>)> {
-        let own = |tid: &Tid| self.timelines.of_thread(tid.0, &[Cause::RUNQUEUE_SELF]);
-        if self.threads.iter().all(|(tid, _)| own(tid).is_empty()) {
+        let own = |tid: &Tid| self.own_time(*tid, &[Cause::RUNQUEUE_SELF]);
+        if self.threads.iter().all(|(tid, _)| own(tid).thread.is_empty()) {
             return None;
         }
         let (mut jobs, mut waited_ns) = (Vec::with_capacity(self.turns.len()), Vec::new());
         for (number, (tid, _, turns)) in self.by_thread().enumerate() {
             let own = own(&tid);
             let delays: Vec<Cause> = Cause::all().filter(|cause| is_delay(*cause)).collect();
-            let delays = self.timelines.of_thread(tid.0, &delays);
+            let delays = self.own_time(tid, &delays);
             for turn in turns {
                 let (begin, handed) = self.begin_and_handed(turn);
                 // It waited for a CPU to read the request.
-                let before_ns = own.exposure(begin, handed);
-                let own_ns = before_ns + own.exposure(handed, turn.done);
-                let delay_ns =
-                    (handed - begin) as f64 - before_ns + delays.exposure(handed, turn.done);
+                let before_ns = own.thread.exposure(begin, handed);
+                let own_ns = before_ns + own.of_turn(turn, handed);
+                let delay_ns = (handed - begin) as f64 - before_ns + delays.of_turn(turn, handed);
                 let all_ns = turn.done.saturating_sub(begin) as f64;
                 jobs.push(Job {
                     ready: turn.ready,
@@ -222,7 +259,7 @@ impl<'a> Replay<'a> {
         let siblings = self.siblings.timeline(&stalls);
         for (sender, _, turns) in self.by_thread() {
             let [delays, on_cpu, stalled] =
-                [&delays, &on_cpu, &stalls].map(|of| self.timelines.of_thread(sender.0, of));
+                [&delays, &on_cpu, &stalls].map(|of| self.own_time(sender, of));
             for turn in turns {
                 let request = &self.evidence.requests[turn.request as usize];
                 // Meanwhile the reader slept.
@@ -243,12 +280,12 @@ impl<'a> Replay<'a> {
                     ready_ns += waited_ns.min(turn.ready - turn.arrival);
                 }
                 let (begin, handed) = self.begin_and_handed(turn);
-                let mut before_ns = stalled.exposure(begin, handed);
+                let mut before_ns = stalled.thread.exposure(begin, handed);
                 if request.reader == request.sender {
                     before_ns += of_siblings(begin, handed);
                 }
-                let delay_ns = before_ns + delays.exposure(handed, turn.done);
-                let cpu_ns = on_cpu.exposure(handed, turn.done);
+                let delay_ns = before_ns + delays.of_turn(turn, handed);
+                let cpu_ns = on_cpu.of_turn(turn, handed);
                 freed.push(Freed {
                     ready_ns: ready_ns.min(turn.ready),
                     delay_ns: delay_ns.round() as u64,
@@ -417,5 +454,6 @@ fn turn(
     };
     let before = answered.partition_point(|other| other.done <= until);
     let after = before.checked_sub(1).map_or(contention::NONE, |place| (first + place) as u32);
-    Turn { request: place, after, arrival, ready, handed, done, own_ns: 0.0 }
+    let aside = handing.aside(request.sender.0, handed, done);
+    Turn { request: place, after, arrival, ready, handed, aside, done, own_ns: 0.0 }
 }

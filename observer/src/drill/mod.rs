@@ -283,7 +283,8 @@ impl Series<'_> {
         let directory = self.directory.path.join(name);
         make_private(&directory).map_err(|error| Unplayed::Failed(error.to_string()))?;
         let (host, directory, stop) = (&self.host, directory.as_path(), self.stop);
-        play::play(&play::Run { host, service, row, seed, directory, stop })
+        let common = self.directory.path.as_path();
+        play::play(&play::Run { host, service, row, seed, directory, common, stop })
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) struct Host {
 pub(super) struct Played {
     /// The service's own log; empty if it writes none.
     pub(super) entries: Vec<Entry>,
-    /// Waits for a CPU of the one thread of a service that does not write them down.
+    /// When threads of a service that does not write it down waited for a CPU.
     pub(super) waits: Option<Vec<Episode>>,
     pub(super) episodes: Vec<Episode>,
     pub(super) samples: Vec<Sample>,
@@ -84,6 +84,8 @@ pub(super) struct Run<'a> {
     pub(super) seed: u64,
     /// Where its files go; exists and is empty.
     pub(super) directory: &'a Path,
+    /// Where files of all runs go; exists.
+    pub(super) common: &'a Path,
     pub(super) stop: &'a AtomicBool,
 }
 
@@ -97,7 +99,8 @@ pub(super) fn play(run: &Run<'_>) -> Result<Played, Unplayed> {
     let cgroup = prepare(row, directory).map_err(Unplayed::Skipped)?;
     let mut service = start::start(run, &cgroup)?;
     let serving = service.serving();
-    let watch = if service.has_log_of_waits() { None } else { Some(watch(&serving)?) };
+    let has_log = start::has_log_of_waits(run.service);
+    let watch = if has_log { None } else { Some(watch(&serving)?) };
 
     let mut observer = start_observer(run, service.id(), service.port)?;
     let why = |why: String| format!("{why}: {}", last_line(&directory.join("observer.err")));
@@ -124,7 +127,7 @@ pub(super) fn play(run: &Run<'_>) -> Result<Played, Unplayed> {
     Ok(Played { entries, waits, episodes, samples, summary, port_behind: service.port_behind() })
 }
 
-/// Watches the thread that serves all requests of a service.
+/// Watches the threads that serve the requests of a service.
 fn watch(serving: &[u32]) -> Result<Watch, String> {
     let [process] = serving else { return Err("the service is not one process".to_owned()) };
     Watch::begin(*process)

@@ -143,7 +143,7 @@ pub struct Injection {
 }
 
 /// All programs of the host.
-const REAL: &[Real] = &[Real::Nginx, Real::NginxProxy, Real::Java, Real::Node];
+const REAL: &[Real] = &[Real::Nginx, Real::NginxProxy, Real::Java, Real::Node, Real::Go];
 
 /// A row with nothing in it.
 const PLAIN: Injection = Injection {
@@ -174,7 +174,7 @@ pub static INJECTIONS: &[Injection] = &[
         truth: Truth::Slept,
         expected: Expected::OneOf(&["service_wait"]),
         quick: &[Form::EventLoop, Form::Pool],
-        real: &[Real::NginxProxy, Real::Java, Real::Node],
+        real: &[Real::NginxProxy, Real::Java, Real::Node, Real::Go],
         ..PLAIN
     },
     Injection {
@@ -188,7 +188,7 @@ pub static INJECTIONS: &[Injection] = &[
             ("runqueue_self", Truth::Waited),
         ]),
         quick: &[Form::EventLoop],
-        real: &[Real::Java, Real::Node],
+        real: &[Real::Java, Real::Node, Real::Go],
         ..PLAIN
     },
     Injection {
@@ -198,7 +198,7 @@ pub static INJECTIONS: &[Injection] = &[
         truth: Truth::Waited,
         expected: Expected::OneOf(&["runqueue_other"]),
         quick: &[Form::EventLoop, Form::Pool],
-        real: &[Real::Nginx, Real::Node],
+        real: &[Real::Nginx, Real::Node, Real::Go],
         ..PLAIN
     },
     Injection {
@@ -260,6 +260,7 @@ pub static INJECTIONS: &[Injection] = &[
         outside: Outside::Quota,
         truth: Truth::Waited,
         expected: Expected::OneOf(&["runqueue_idle", "runqueue_other"]),
+        real: &[Real::Go],
         ..PLAIN
     },
     Injection {

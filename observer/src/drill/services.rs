@@ -19,7 +19,7 @@ pub enum Service {
 
 impl Service {
     /// All of them, in the order of the tables.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Own(Form::EventLoop),
         Self::Own(Form::Pool),
         Self::Own(Form::ThreadPerConnection),
@@ -28,6 +28,7 @@ impl Service {
         Self::Real(Real::NginxProxy),
         Self::Real(Real::Java),
         Self::Real(Real::Node),
+        Self::Real(Real::Go),
     ];
 
     /// The name on the command line and in every output.
@@ -87,6 +88,8 @@ pub enum Real {
     Java,
     /// An HTTP server from the library of Node.js.
     Node,
+    /// An HTTP server from the library of Go.
+    Go,
 }
 
 impl Real {
@@ -98,6 +101,7 @@ impl Real {
             Self::NginxProxy => "nginx-proxy",
             Self::Java => "java",
             Self::Node => "node",
+            Self::Go => "go",
         }
     }
 
@@ -111,6 +115,7 @@ impl Real {
             }
             Self::Java => "com.sun.net.httpserver with a pool of four threads",
             Self::Node => "the http module of Node.js",
+            Self::Go => "the net/http package of Go",
         }
     }
 
@@ -121,6 +126,7 @@ impl Real {
             Self::Nginx | Self::NginxProxy => "nginx",
             Self::Java => "java",
             Self::Node => "node",
+            Self::Go => "go",
         }
     }
 
@@ -131,10 +137,11 @@ impl Real {
     }
 }
 
-/// A program in `path`, or where only the administrator's PATH leads.
+/// A program in `path`, or where only the administrator's PATH leads, or where Go is unpacked by hand.
 fn find_program(name: &str, path: Option<&std::ffi::OsStr>) -> Option<PathBuf> {
     let of_path = path.into_iter().flat_map(env::split_paths);
-    let places = of_path.chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from));
+    let places = of_path
+        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/go/bin"].map(PathBuf::from));
     // A relative directory in PATH is anybody's.
     places
         .filter(|place| place.is_absolute())

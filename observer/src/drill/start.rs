@@ -20,6 +20,8 @@ use crate::clock::namespace_offset_ns;
 use crate::host::descendants::descendants;
 use crate::model::Tgid;
 
+/// What the compiler of Go may take, which compiles its library first.
+const BUILD_TIMEOUT: Duration = Duration::from_secs(300);
 /// What the service may take to write its log, or to end its worker.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -32,6 +34,7 @@ const NGINX: &str = include_str!("real/nginx.conf");
 const NGINX_PROXY: &str = include_str!("real/nginx-proxy.conf");
 const JAVA: &str = include_str!("real/Service.java");
 const NODE: &str = include_str!("real/service.cjs");
+const GO: &str = include_str!("real/service.go");
 
 /// How a service says that the first request has come.
 enum FirstRequest {
@@ -70,11 +73,6 @@ impl Started {
         }
     }
 
-    /// Whether it writes down itself how long its threads waited for a CPU.
-    pub(super) const fn has_log_of_waits(&self) -> bool {
-        matches!(self.first_request, FirstRequest::Line(_))
-    }
-
     /// Waits for the first request, while `alive` says that one may come.
     ///
     /// # Errors
@@ -107,6 +105,11 @@ impl Started {
         self.process.wait(Instant::now() + END_TIMEOUT, stop)?;
         self.behind.as_mut().map_or(Ok(()), |behind| behind.end(stop))
     }
+}
+
+/// Whether it writes down itself how long its threads waited for a CPU. In Go, a request has no thread.
+pub(super) const fn has_log_of_waits(service: Service) -> bool {
+    !matches!(service, Service::Real(Real::Nginx | Real::NginxProxy | Real::Go))
 }
 
 /// Whether this host can play the service.
@@ -169,6 +172,10 @@ pub(super) fn start(run: &Run<'_>, cgroup: &Cgroup) -> Result<Started, String> {
             command.arg(source);
             script(run, command, place)
         }
+        Service::Real(Real::Go) => {
+            let command = Command::new(go(run)?);
+            script(run, command, place)
+        }
     }
 }
 
@@ -181,7 +188,7 @@ pub(super) fn entries(run: &Run<'_>) -> Result<Vec<Entry>, String> {
     match run.service {
         Service::Real(Real::Nginx) => Ok(Vec::new()),
         Service::Own(_) | Service::Real(Real::NginxProxy) => read_log(&path),
-        Service::Real(Real::Java | Real::Node) => {
+        Service::Real(Real::Java | Real::Node | Real::Go) => {
             // These read the clock of the time namespace.
             let offset_ns = namespace_offset_ns()?;
             let mut entries = read_log(&path)?;
@@ -242,6 +249,39 @@ fn own(run: &Run<'_>, form: Form, place: Place) -> Result<Started, String> {
         command.arg("--file").arg(on_disk(run.directory)?.join(name));
     }
     says_its_port(run, command, place)
+}
+
+/// The service in Go, which the first run of the series that needs it compiles.
+fn go(run: &Run<'_>) -> Result<PathBuf, String> {
+    let directory = run.common.join("go");
+    let program = directory.join("service");
+    if program.exists() {
+        return Ok(program);
+    }
+    // What an earlier run has left failed.
+    let _ = fs::remove_dir_all(&directory);
+    super::make_private(&directory).map_err(|error| error.to_string())?;
+    let source = directory.join("service.go");
+    write(&source, GO)?;
+    let mut command = Command::new(self::program(Real::Go)?);
+    // Nothing is read from the network, and nothing is written elsewhere.
+    for (name, value) in
+        [("GO111MODULE", "off"), ("GOPROXY", "off"), ("GOTOOLCHAIN", "local"), ("GOENV", "off")]
+    {
+        command.env(name, value);
+    }
+    let cache = directory.join("cache");
+    command.env("GOCACHE", &cache).env("GOPATH", directory.join("path"));
+    command.env("GOTMPDIR", &directory).env("GOFLAGS", "").env("CGO_ENABLED", "0");
+    command.env("HOME", &directory).env_remove("XDG_CONFIG_HOME");
+    command.args(["build", "-o"]).arg(&program).arg(source).current_dir(&directory);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors(run, "build.err")?);
+    let place = Place { has_children: true, ..Place::default() };
+    let mut process = Running::start("the compiler of Go", &mut command, place)?;
+    let built = process.wait(Instant::now() + BUILD_TIMEOUT, run.stop);
+    let _ = fs::remove_dir_all(cache);
+    built.map_err(|why| with_last_line(&why, run, "build.err"))?;
+    Ok(program)
 }
 
 /// A program that takes what it does, the seed, where its log goes and when it ends in any case.
@@ -340,7 +380,7 @@ mod tests {
     #[test]
     fn a_service_that_this_host_does_not_have_is_no_failure() {
         assert_eq!(can_play(Service::Own(Form::Pool)), Ok(()));
-        for real in [Real::Nginx, Real::Node] {
+        for real in [Real::Nginx, Real::Node, Real::Go] {
             let can = can_play(Service::Real(real));
             assert_eq!(can.is_ok(), real.program().is_some(), "{can:?}");
         }

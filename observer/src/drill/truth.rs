@@ -17,7 +17,7 @@ const TYPICAL: (f64, f64) = (0.25, 0.75);
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
     pub(super) entries: &'a [Entry],
-    /// Waits for a CPU of the one thread of a service that does not write them down.
+    /// When threads of a service that does not write it down waited for a CPU.
     pub(super) waits: Option<&'a [Episode]>,
     pub(super) episodes: &'a [Episode],
     pub(super) samples: &'a [Sample],

@@ -1,8 +1,10 @@
-//! How long a thread waited for a CPU, for services that do not write it down: the scheduler's count, read
+//! When threads waited for a CPU, for services that do not write it down: the scheduler's counts, read
 //! many times a second.
 
-use std::fs::File;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -19,41 +21,53 @@ use crate::clock::MonoNanos;
 /// too late.
 const PERIOD: Duration = Duration::from_micros(500);
 
-/// A thread that reads the count of another one, until it is ended.
+/// How often new threads are looked for, in periods.
+const LOOK: u32 = 20;
+
+/// A thread that reads the counts of all threads of a process, until it is ended.
 pub(super) struct Watch {
     thread: Option<JoinHandle<Vec<Episode>>>,
     ended: Arc<AtomicBool>,
 }
 
 impl Watch {
-    /// Watches the first thread of a process.
+    /// Watches the threads of a process.
     ///
     /// # Errors
-    /// When the kernel has no count, or no thread can be started.
+    /// When the kernel has no counts, or no thread can be started.
     pub(super) fn begin(process: u32) -> Result<Self, String> {
-        let path = format!("/proc/{process}/schedstat");
-        let file = File::open(&path).map_err(|error| format!("cannot open {path}: {error}"))?;
+        let tasks = PathBuf::from(format!("/proc/{process}/task"));
+        let mut threads = BTreeMap::new();
+        look_for_threads(&tasks, &mut threads)?;
         let ended = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&ended);
         let run = move || {
             // Of this thread alone. Where it is not allowed, the host has to be quiet.
             let _ = setpriority_process(Some(gettid()), NICE);
             let mut waits = Vec::new();
-            let mut before_ns = waited_ns(&file);
-            while !told.load(Ordering::Relaxed) {
+            for period in 1u32.. {
+                if told.load(Ordering::Relaxed) {
+                    break;
+                }
                 thread::sleep(PERIOD);
-                let waited_ns = waited_ns(&file);
-                waits.extend(wait(before_ns, waited_ns, MonoNanos::now().0));
-                before_ns = waited_ns.or(before_ns);
+                if period.is_multiple_of(LOOK) {
+                    // The process may have ended.
+                    let _ = look_for_threads(&tasks, &mut threads);
+                }
+                for (schedstat, before_ns) in threads.values_mut() {
+                    let waited_ns = waited_ns(schedstat);
+                    waits.extend(wait(*before_ns, waited_ns, MonoNanos::now().0));
+                    *before_ns = waited_ns.or(*before_ns);
+                }
             }
-            waits
+            united(waits)
         };
         let thread = thread::Builder::new().name("drill-waits".into()).spawn(run);
         let thread = thread.map_err(|error| format!("cannot start a thread: {error}"))?;
         Ok(Self { thread: Some(thread), ended })
     }
 
-    /// The waits so far, in order.
+    /// When any of them waited, in order.
     ///
     /// # Errors
     /// When the thread panicked.
@@ -72,6 +86,41 @@ impl Drop for Watch {
             let _ = thread.join();
         }
     }
+}
+
+/// Opens the counts of threads that are not known yet, each with what the thread has waited so far.
+fn look_for_threads(
+    tasks: &Path,
+    threads: &mut BTreeMap<PathBuf, (File, Option<u64>)>,
+) -> Result<(), String> {
+    let cannot = |error| format!("cannot read {}: {error}", tasks.display());
+    for task in fs::read_dir(tasks).map_err(cannot)?.flatten() {
+        let path = task.path();
+        // It may have ended.
+        if !threads.contains_key(&path)
+            && let Ok(schedstat) = File::open(path.join("schedstat"))
+        {
+            let waited_ns = waited_ns(&schedstat);
+            threads.insert(path, (schedstat, waited_ns));
+        }
+    }
+    match threads.is_empty() {
+        true => Err(format!("{} has no counts of waits for a CPU", tasks.display())),
+        false => Ok(()),
+    }
+}
+
+/// Each instant once.
+fn united(mut waits: Vec<Episode>) -> Vec<Episode> {
+    waits.sort_unstable_by_key(|wait| (wait.begin, wait.end));
+    let mut united: Vec<Episode> = Vec::new();
+    for wait in waits {
+        match united.last_mut() {
+            Some(last) if wait.begin <= last.end => last.end = last.end.max(wait.end),
+            _ => united.push(wait),
+        }
+    }
+    united
 }
 
 /// How long it has waited in its life, nanoseconds.
@@ -102,16 +151,27 @@ mod tests {
     }
 
     #[test]
-    fn the_waits_of_a_thread_are_those_that_the_scheduler_counts() {
+    fn an_instant_in_which_several_threads_wait_counts_once() {
+        let of = |begin, end| Episode { begin, end };
+        let waits = vec![of(30, 40), of(0, 10), of(5, 8), of(9, 12), of(12, 13)];
+        assert_eq!(united(waits), [of(0, 13), of(30, 40)]);
+        assert_eq!(united(Vec::new()), []);
+    }
+
+    #[test]
+    fn the_waits_of_a_process_are_those_that_the_scheduler_counts() {
         let watch = Watch::begin(std::process::id()).unwrap();
-        let file = File::open(format!("/proc/{}/schedstat", std::process::id())).unwrap();
-        let before = waited_ns(&file).unwrap();
         thread::sleep(Duration::from_millis(50));
-        let after = waited_ns(&file).unwrap();
         let waits = watch.end().unwrap();
         let sum: u64 = waits.iter().map(|wait| wait.end - wait.begin).sum();
-        assert!(sum <= waited_ns(&file).unwrap(), "{sum}");
-        assert!(before <= after && waits.is_sorted_by_key(|wait| wait.end), "{waits:?}");
+        let tasks = PathBuf::from(format!("/proc/{}/task", std::process::id()));
+        let mut threads = BTreeMap::new();
+        look_for_threads(&tasks, &mut threads).unwrap();
+        // Threads that have ended since then are missing.
+        let all: u64 = threads.values().filter_map(|(_, waited_ns)| *waited_ns).sum();
+        println!("{sum} of {all} ns");
+        assert!(waits.is_sorted_by_key(|wait| wait.begin), "{waits:?}");
+        assert!(waits.windows(2).all(|pair| pair[0].end < pair[1].begin), "{waits:?}");
         assert!(Watch::begin(u32::MAX).is_err());
     }
 }
