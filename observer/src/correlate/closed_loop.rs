@@ -56,7 +56,6 @@ mod tests {
     use rand::RngExt;
 
     use super::super::drill::{Drill, MS};
-    use super::*;
 
     fn found(drill: &Drill) -> Option<(u64, u64)> {
         let reasons = drill.analyse().verdict.reasons;

@@ -245,6 +245,7 @@ fn an_answer_says_so_and_counts_no_stall_for_their_threads() {
         window: (MonoNanos(ORIGIN - MS), MonoNanos(end.0 + MS)),
         samples: &world.samples,
         requests: &world.requests,
+        outgoing: &[],
         stalls: &stalls,
         slow: SlowSpec::default(),
         quality: Quality { sleeps_watched: true, ..Quality::default() },
