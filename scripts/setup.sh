@@ -52,7 +52,7 @@ if [ "$with_tests" = yes ]; then
     install_packages 'a load generator and a system call tracer: the tests compare with them' hey strace
     install_packages 'other kernels are tested in virtual machines, made of these' \
         qemu-system-x86 e2fsprogs iproute2 kmod util-linux xz-utils
-    install_idle 'real parts that the tests put observer beside' nginx-light prometheus
+    install_idle 'real parts that the tests put observer beside' nginx-light prometheus redis-server
 fi
 if [ "$with_bench" = yes ]; then
     install_packages 'observers that the benchmark compares with, and load generators' bpftrace libbpf-tools wrk redis-tools

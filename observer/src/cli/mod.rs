@@ -6,6 +6,7 @@ pub mod drill;
 pub mod duration;
 mod instant;
 pub mod load;
+mod load_args;
 mod log;
 pub mod probe_args;
 mod records;

@@ -140,7 +140,7 @@ pub struct Injection {
 }
 
 /// All programs of the host.
-const REAL: &[Real] = &[Real::Nginx, Real::NginxProxy, Real::Java, Real::Node];
+const REAL: &[Real] = &[Real::Nginx, Real::NginxProxy, Real::Java, Real::Node, Real::Redis];
 
 /// A row with nothing in it.
 const PLAIN: Injection = Injection {
@@ -171,7 +171,7 @@ pub static INJECTIONS: &[Injection] = &[
         truth: Truth::Slept,
         expected: Expected::OneOf(&["service_wait"]),
         quick: &[Form::EventLoop, Form::Pool],
-        real: &[Real::NginxProxy, Real::Java, Real::Node],
+        real: &[Real::NginxProxy, Real::Java, Real::Node, Real::Redis],
         ..PLAIN
     },
     Injection {
@@ -181,7 +181,7 @@ pub static INJECTIONS: &[Injection] = &[
         truth: Truth::Burnt,
         expected: Expected::OneOf(&["service_cpu"]),
         quick: &[Form::EventLoop],
-        real: &[Real::Java, Real::Node],
+        real: &[Real::Java, Real::Node, Real::Redis],
         ..PLAIN
     },
     Injection {
@@ -191,7 +191,7 @@ pub static INJECTIONS: &[Injection] = &[
         truth: Truth::Waited,
         expected: Expected::OneOf(&["runqueue_other"]),
         quick: &[Form::EventLoop, Form::Pool],
-        real: &[Real::Nginx, Real::Node],
+        real: &[Real::Nginx, Real::Node, Real::Redis],
         ..PLAIN
     },
     Injection {
@@ -253,6 +253,7 @@ pub static INJECTIONS: &[Injection] = &[
         outside: Outside::Quota,
         truth: Truth::Waited,
         expected: Expected::OneOf(&["runqueue_idle", "runqueue_other"]),
+        real: &[Real::Redis],
         ..PLAIN
     },
     Injection {

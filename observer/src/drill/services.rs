@@ -19,7 +19,7 @@ pub enum Service {
 
 impl Service {
     /// All of them, in the order of the tables.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Own(Form::EventLoop),
         Self::Own(Form::Pool),
         Self::Own(Form::ThreadPerConnection),
@@ -28,6 +28,7 @@ impl Service {
         Self::Real(Real::NginxProxy),
         Self::Real(Real::Java),
         Self::Real(Real::Node),
+        Self::Real(Real::Redis),
     ];
 
     /// The name on the command line and in every output.
@@ -87,6 +88,8 @@ pub enum Real {
     Java,
     /// An HTTP server from the library of Node.js.
     Node,
+    /// redis, which serves all connections in one thread and does not speak HTTP.
+    Redis,
 }
 
 impl Real {
@@ -98,6 +101,7 @@ impl Real {
             Self::NginxProxy => "nginx-proxy",
             Self::Java => "java",
             Self::Node => "node",
+            Self::Redis => "redis",
         }
     }
 
@@ -111,6 +115,7 @@ impl Real {
             }
             Self::Java => "com.sun.net.httpserver with a pool of four threads",
             Self::Node => "the http module of Node.js",
+            Self::Redis => "redis, whose requests are scripts of a millisecond",
         }
     }
 
@@ -121,6 +126,7 @@ impl Real {
             Self::Nginx | Self::NginxProxy => "nginx",
             Self::Java => "java",
             Self::Node => "node",
+            Self::Redis => "redis-server",
         }
     }
 
