@@ -43,8 +43,8 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
 }
 
-/// Plays two drills quickly and keeps their files; what observer said, and its report.
-fn played(kept: &Path, only: [&str; 2]) -> (Finished, Value) {
+/// Plays drills quickly and keeps their files; what observer said, and its report.
+fn played<const COUNT: usize>(kept: &Path, only: [&str; COUNT]) -> (Finished, Value) {
     let mut arguments = vec!["--quick", "--json", "--seed", "11", "--keep", text(kept)];
     arguments.extend(only.into_iter().flat_map(|drill| ["--only", drill]));
     let told = finished(&arguments);
@@ -133,10 +133,14 @@ fn a_program_of_the_host_is_judged_or_skipped() {
     let Some(_guard) = privileged::ready("drills with programs of the host") else { return };
     let directory = trial::directory();
     let kept = directory.path().join("kept");
-    let (told, report) = played(&kept, ["nginx/stop-service", "node/sleep"]);
-    for (service, injection, real) in
-        [("nginx", "stop-service", Real::Nginx), ("node", "sleep", Real::Node)]
-    {
+    let wanted = [
+        ("nginx", "stop-service", Real::Nginx),
+        ("node", "sleep", Real::Node),
+        ("redis", "sleep", Real::Redis),
+    ];
+    let names = wanted.map(|(service, injection, _)| format!("{service}/{injection}"));
+    let (told, report) = played(&kept, names.each_ref().map(String::as_str));
+    for (service, injection, real) in wanted {
         let drills = report["drills"].as_array().expect("drills");
         let drill = drills.iter().find(|one| one["service"] == service).expect("a drill");
         assert_eq!(drill["injection"], injection);
@@ -147,7 +151,7 @@ fn a_program_of_the_host_is_judged_or_skipped() {
             continue;
         }
         assert!(drill["named"].is_string() && drill["p99_ns"].as_u64() > Some(0), "{drill:#}");
-        // Both injections make requests later by far more than what a busy host does to such small ones.
+        // All injections make requests later by far more than what a busy host does to such small ones.
         // Where they do not, the truth says so, and a host that is too busy for an answer gets none.
         assert!(is_share(&drill["truth_share"]), "{drill:#}");
         let is_told = drill["named"] != Outcome::Inconclusive.name();

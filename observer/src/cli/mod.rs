@@ -60,7 +60,7 @@ struct Cli {
 enum Command {
     /// Watch a target during a load test, and report which kernel stalls slowed down its requests
     Run(run::Args),
-    /// Send HTTP requests at a fixed rate, and write one line per request
+    /// Send requests at a fixed rate, and write one line per request
     Load(load::Args),
     /// Print the report of a run again, from its directory
     Report(report::Args),

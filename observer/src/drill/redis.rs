@@ -157,8 +157,9 @@ fn read_answer(from: &mut impl BufRead) -> Result<String, String> {
     let (kind, rest) = line.split_at_checked(1).unwrap_or_default();
     let length = match kind {
         "+" | ":" => return Ok(rest.to_owned()),
+        // A script without a result.
+        "$" if rest == "-1" => return Ok(String::new()),
         "$" => rest.parse::<u64>().ok().filter(|length| *length <= ANSWER_BYTES_MAX),
-        // `$-1` is no text at all, which the commands here do not give.
         _ => None,
     };
     let length = length.ok_or_else(|| format!("redis: {}", crate::text::clean(line, 200)))?;
@@ -257,10 +258,10 @@ mod tests {
 
     #[test]
     fn an_answer_is_a_line_or_a_text_of_a_known_length() {
-        for (bytes, answer) in [("+OK\r\n", "OK"), (":1\r\n", "1"), ("$4\r\na\nbc\r\n", "a\nbc")] {
+        for (bytes, answer) in [("+OK\r\n", "OK"), ("$-1\r\n", ""), ("$4\r\na\nbc\r\n", "a\nbc")] {
             assert_eq!(read_answer(&mut bytes.as_bytes()).as_deref(), Ok(answer));
         }
-        for bad in ["", "+OK", "-ERR no\r\n", "$-1\r\n", "$9\r\nshort\r\n", "*1\r\n", "\r\n"] {
+        for bad in ["", "+OK", "-ERR no\r\n", "$-2\r\n", "$9\r\nshort\r\n", "*1\r\n", "\r\n"] {
             assert!(read_answer(&mut bad.as_bytes()).is_err(), "{bad:?}");
         }
     }
