@@ -112,7 +112,7 @@ struct Connection {
 
 /// A connection by what is spoken on it.
 enum Protocol {
-    Http(HttpConnection),
+    Http(Box<HttpConnection>),
     Raw(RawConnection),
 }
 
@@ -123,7 +123,7 @@ impl Connection {
         let local_port = stream.local_addr().ok().map(|address| address.port());
         let protocol = match spec {
             RequestSpec::Http(spec) => {
-                Protocol::Http(HttpConnection::open(stream, Arc::clone(spec)).await?)
+                Protocol::Http(Box::new(HttpConnection::open(stream, Arc::clone(spec)).await?))
             }
             RequestSpec::Raw(spec) => Protocol::Raw(RawConnection::new(stream, Arc::clone(spec))),
         };
