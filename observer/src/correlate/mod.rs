@@ -19,6 +19,9 @@ mod account;
 #[cfg(test)]
 mod account_drills;
 mod attribute;
+#[cfg(test)]
+mod batch_drills;
+mod batches;
 mod blocks;
 mod bootstrap;
 mod contention;
