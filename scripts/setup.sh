@@ -52,7 +52,7 @@ if [ "$with_tests" = yes ]; then
     install_packages 'a load generator and a system call tracer: the tests compare with them' hey strace
     install_packages 'other kernels are tested in virtual machines, made of these' \
         qemu-system-x86 e2fsprogs iproute2 kmod util-linux xz-utils
-    install_idle 'real parts that the tests put observer beside' nginx-light prometheus
+    install_idle 'real parts that the tests put observer beside' nginx-light prometheus redis-server
     install_packages 'a compiler of Go: drills play a server of its library' golang-go
 fi
 if [ "$with_bench" = yes ]; then

@@ -133,11 +133,13 @@ fn a_program_of_the_host_is_judged_or_skipped() {
     let Some(_guard) = privileged::ready("drills with programs of the host") else { return };
     let directory = trial::directory();
     let kept = directory.path().join("kept");
-    let (told, report) = played(&kept, &["nginx/stop-service", "node/sleep", "go/sleep"]);
+    let (told, report) =
+        played(&kept, &["nginx/stop-service", "node/sleep", "go/sleep", "redis/sleep"]);
     for (service, injection, real) in [
         ("nginx", "stop-service", Real::Nginx),
         ("node", "sleep", Real::Node),
         ("go", "sleep", Real::Go),
+        ("redis", "sleep", Real::Redis),
     ] {
         let drills = report["drills"].as_array().expect("drills");
         let drill = drills.iter().find(|one| one["service"] == service).expect("a drill");
@@ -149,7 +151,7 @@ fn a_program_of_the_host_is_judged_or_skipped() {
             continue;
         }
         assert!(drill["named"].is_string() && drill["p99_ns"].as_u64() > Some(0), "{drill:#}");
-        // Both injections make requests later by far more than what a busy host does to such small ones.
+        // All injections make requests later by far more than what a busy host does to such small ones.
         // Where they do not, the truth says so, and a host that is too busy for an answer gets none.
         assert!(is_share(&drill["truth_share"]), "{drill:#}");
         let is_told = drill["named"] != Outcome::Inconclusive.name();

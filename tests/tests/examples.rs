@@ -77,6 +77,9 @@ impl Host {
         let mut line = example
             .replace("http://127.0.0.1:8080", &self.service.url)
             .replace("http://127.0.0.1/", &format!("{}/", self.service.url))
+            .replace("tcp://127.0.0.1:6379", &self.service.url.replace("http:", "tcp:"))
+            .replace(r"'PING\r\n'", r"'GET / HTTP/1.1\r\nHost: a\r\n\r\n'")
+            .replace(r"--reply-until '\r\n'", r"--reply-until 'ok\n'")
             .replace("--port 8080", &format!("--port {}", self.service.port))
             .replace("--comm nginx", &format!("--comm {}", self.comm))
             .replace("/system.slice/nginx.service", &format!("/{cgroup}"))

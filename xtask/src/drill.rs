@@ -63,8 +63,8 @@ fn page(options: &Options, kernel: &str, tables: &str) -> String {
     let last = options.seed + options.runs.saturating_sub(1);
     let mut page = String::from("# Drills\n\n<!-- Written by `cargo xtask drill`. -->\n\n");
     page += "`observer drill` injects known faults into small services and into programs of the host \
-             (nginx, Java, Node.js, Go), and\ncompares what observer says with the truth, which comes from \
-             the service's log, from the schedule, and for waits of\nnginx and of Go from the scheduler's \
+             (nginx, Java, Node.js, Go, redis), and\ncompares what observer says with the truth, which comes from \
+             the service's log, from the schedule, and for waits of\nnginx, Go and redis from the scheduler's \
              counters. Drills that were missed are shown as missed; what this host does not have is\n\
              shown as skipped.\n\n";
     page += &format!("Seeds {} to {last}, kernel {kernel}.\n\n```text\n", options.seed);

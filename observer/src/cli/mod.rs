@@ -6,6 +6,7 @@ pub mod drill;
 pub mod duration;
 mod instant;
 pub mod load;
+mod load_args;
 mod log;
 pub mod probe_args;
 mod records;
@@ -59,7 +60,7 @@ struct Cli {
 enum Command {
     /// Watch a target during a load test, and report which kernel stalls slowed down its requests
     Run(run::Args),
-    /// Send HTTP requests at a fixed rate, and write one line per request
+    /// Send requests at a fixed rate, and write one line per request
     Load(load::Args),
     /// Print the report of a run again, from its directory
     Report(report::Args),

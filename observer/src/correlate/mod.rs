@@ -25,6 +25,9 @@ mod asked;
 #[cfg(test)]
 mod asked_drills;
 mod attribute;
+#[cfg(test)]
+mod batch_drills;
+mod batches;
 mod blocks;
 mod bootstrap;
 mod closed_loop;

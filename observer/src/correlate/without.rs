@@ -3,7 +3,8 @@
 //!
 //! A thread takes one request after the other, so each begins when it has arrived and the one before it
 //! is done (D. V. Lindley, The theory of queues with a single server, Mathematical Proceedings of the
-//! Cambridge Philosophical Society 48, 1952). The arrivals are those that were measured: a client that
+//! Cambridge Philosophical Society 48, 1952). Requests that it takes together also wait for those behind
+//! them, as far as they would still be taken together (`batches`). The arrivals are those that were measured: a client that
 //! waits for its answer before it sends again would have sent more.
 
 use std::cmp::Reverse;
@@ -14,6 +15,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 
 use super::Evidence;
 use super::aside::Asides;
+use super::batches::{self, Taken};
 use super::bootstrap::interval95;
 use super::contention::{self, Job};
 use super::handing::Handing;
@@ -22,7 +24,7 @@ use super::siblings::Siblings;
 use super::timeline::{Span, Timeline, Timelines};
 use super::worst::is_inside;
 use crate::clock::MonoNanos;
-use crate::model::{Cause, CauseSummary, P99Without, Sample, ServerRequest, Tid, Without};
+use crate::model::{Cause, CauseSummary, P99Without, Sample, Tid, Without};
 
 /// Resamples of blocks of time.
 const RESAMPLES: usize = 400;
@@ -37,7 +39,7 @@ pub(super) struct Replay<'a> {
     timelines: &'a Timelines,
     siblings: &'a Siblings,
     asides: &'a Asides,
-    /// The answered requests, thread by thread, in the order of the answers.
+    /// The answered requests, thread by thread, in the order in which it was through with them.
     turns: Vec<Turn>,
     /// The threads that answered, each with the end of its turns.
     threads: Vec<(Tid, usize)>,
@@ -64,8 +66,14 @@ struct Turn {
     /// The part of what follows in which the thread served others, while the request waited for something
     /// else.
     aside: Span,
+    /// The thread was through with it.
+    through: u64,
+    /// The thread was through with all that it had taken together with it.
+    batch_end: u64,
     /// The last of the reply was written.
     done: u64,
+    /// The turn of the next one that was taken together with it; [`contention::NONE`] for none.
+    next: u32,
     /// How long it waited meanwhile for a CPU that other threads of the service had.
     own_ns: f32,
 }
@@ -85,7 +93,7 @@ impl OwnTime {
         let until = turn.aside.end.max(from);
         self.thread.exposure(handed, from)
             + self.beside.exposure(from, until)
-            + self.thread.exposure(until, turn.done)
+            + self.thread.exposure(until, turn.through)
     }
 }
 
@@ -103,17 +111,16 @@ struct Contention {
 struct Freed {
     /// How much earlier it could have begun, had its thread not been busy.
     ready_ns: u64,
-    /// Time in which its thread needed no CPU.
+    /// Of the time until the thread had the request.
+    before_ns: u64,
+    /// Time in which its thread needed no CPU, with `before_ns`.
     delay_ns: u64,
     /// Time on a CPU.
     cpu_ns: u64,
+    /// Behind the end of its batch.
+    tail_ns: u64,
     /// As [`Turn::after`].
     after: u32,
-}
-
-/// When a request was done: an answer cannot be written before the request was read.
-fn done(request: &ServerRequest) -> MonoNanos {
-    request.end().map_or(request.read, |end| end.max(request.read))
 }
 
 /// Whether threads need no CPU in its stalls.
@@ -126,6 +133,15 @@ fn is_delay(cause: Cause) -> bool {
         Cause::SERVICE_WAIT,
     ];
     delays.contains(&cause)
+}
+
+/// A turn in the replay, in nanoseconds since the start of the window.
+#[derive(Clone, Copy, Debug)]
+struct Replayed {
+    /// As [`Turn::ready`], [`Turn::handed`] and [`Turn::through`].
+    ready: u64,
+    handed: u64,
+    through: u64,
 }
 
 impl<'a> Replay<'a> {
@@ -156,12 +172,16 @@ impl<'a> Replay<'a> {
             }
         }
         let (mut turns, mut threads) = (Vec::new(), Vec::new());
-        for (sender, mut requests) in by_thread {
-            requests.sort_by_key(|place| done(&evidence.requests[*place as usize]));
+        for (sender, requests) in by_thread {
             let first = turns.len();
-            for place in requests {
-                let turn = turn(evidence, handing, place, &turns[first..], first);
-                turns.push(turn);
+            let mut last_of_batch: HashMap<u32, usize> = HashMap::new();
+            for taken in batches::find(evidence.requests, requests) {
+                if let Some(before) = last_of_batch.insert(taken.batch, turns.len()) {
+                    let place = turns.len() as u32;
+                    let before: &mut Turn = &mut turns[before];
+                    before.next = place;
+                }
+                turns.push(turn(evidence, handing, taken, &turns[first..], first));
             }
             threads.push((sender, turns.len()));
         }
@@ -195,7 +215,7 @@ impl<'a> Replay<'a> {
     /// When a turn began.
     fn begin(&self, turn: &Turn) -> u64 {
         let before = self.turns.get(turn.after as usize);
-        turn.ready.max(before.map_or(0, |before| before.done))
+        turn.ready.max(before.map_or(0, |before| before.through))
     }
 
     /// When a turn began, and when its thread had the request: between the two, the thread waited for work,
@@ -229,7 +249,7 @@ impl<'a> Replay<'a> {
                 let before_ns = own.thread.exposure(begin, handed);
                 let own_ns = before_ns + own.of_turn(turn, handed);
                 let delay_ns = (handed - begin) as f64 - before_ns + delays.of_turn(turn, handed);
-                let all_ns = turn.done.saturating_sub(begin) as f64;
+                let all_ns = turn.through.saturating_sub(begin) as f64;
                 jobs.push(Job {
                     ready: turn.ready,
                     delay: delay_ns as f32,
@@ -286,10 +306,14 @@ impl<'a> Replay<'a> {
                 }
                 let delay_ns = before_ns + delays.of_turn(turn, handed);
                 let cpu_ns = on_cpu.of_turn(turn, handed);
+                let tail_ns =
+                    [&delays, &on_cpu].map(|of| of.thread.exposure(turn.batch_end, turn.done));
                 freed.push(Freed {
                     ready_ns: ready_ns.min(turn.ready),
+                    before_ns: before_ns.round() as u64,
                     delay_ns: delay_ns.round() as u64,
                     cpu_ns: cpu_ns.round() as u64,
+                    tail_ns: tail_ns.iter().sum::<f64>().round() as u64,
                     after: turn.after,
                 });
             }
@@ -349,18 +373,46 @@ impl<'a> Replay<'a> {
         }
         let freed = self.freed(causes, &late_ns);
         let own_saved_ns = self.own_saved_ns(causes, &freed);
-        let mut of_turns: Vec<u64> = Vec::with_capacity(self.turns.len());
-        let mut saved_ns = vec![0; self.evidence.requests.len()];
+        let mut replayed: Vec<Replayed> = Vec::with_capacity(self.turns.len());
         for (place, (turn, freed)) in self.turns.iter().zip(&freed).enumerate() {
-            let before = self.turns.get(freed.after as usize);
-            let before = before.map_or(0, |before| before.done - of_turns[freed.after as usize]);
+            let before = replayed.get(freed.after as usize).map_or(0, |before| before.through);
             let ready = turn.ready - freed.ready_ns;
             let own_ns = own_saved_ns.as_ref().map_or(0, |saved_ns| saved_ns[place]);
-            let sooner_ns = self.begin(turn).saturating_sub(ready.max(before));
+            let (measured, handed) = self.begin_and_handed(turn);
+            let begin = ready.max(before);
+            let sooner_ns = measured.saturating_sub(begin);
             let saved = sooner_ns + freed.delay_ns + freed.cpu_ns + own_ns;
-            let saved = saved.min(turn.done - ready.min(turn.arrival));
-            of_turns.push(saved);
-            saved_ns[turn.request as usize] = saved;
+            let saved = saved.min(turn.through - ready.min(turn.arrival));
+            let handed = begin + (handed - measured).saturating_sub(freed.before_ns);
+            replayed.push(Replayed { ready, handed, through: turn.through - saved });
+        }
+        self.answered_sooner_ns(&freed, &replayed)
+    }
+
+    /// How much earlier each request would have been answered. An answer waits for all that the thread had
+    /// taken together with the request; what arrives after the thread has the first one is not among that.
+    fn answered_sooner_ns(&self, freed: &[Freed], replayed: &[Replayed]) -> Vec<u64> {
+        let mut saved_ns = vec![0; self.evidence.requests.len()];
+        // The first turn of the same batch in the replay, and its last one.
+        let mut first: Vec<u32> = (0..self.turns.len() as u32).collect();
+        for (place, turn) in self.turns.iter().enumerate() {
+            let next = turn.next as usize;
+            let Some(behind) = self.turns.get(next) else { continue };
+            let is_in_order = freed[next].after == behind.after;
+            let head = first[place];
+            if is_in_order && replayed[next].ready <= replayed[head as usize].handed {
+                first[next] = head;
+            }
+        }
+        let mut last = vec![0; self.turns.len()];
+        for (place, head) in first.iter().enumerate() {
+            last[*head as usize] = place;
+        }
+        for (place, turn) in self.turns.iter().enumerate() {
+            let until = replayed[last[first[place] as usize]].through;
+            let saved = turn.batch_end.saturating_sub(until) + freed[place].tail_ns;
+            let earliest = replayed[place].ready.min(turn.arrival);
+            saved_ns[turn.request as usize] = saved.min(turn.done - earliest);
         }
         saved_ns
     }
@@ -433,17 +485,18 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// What the thread of a request did for it, behind what it has answered before.
+/// What the thread of a request did for it, behind what it was through with before.
 fn turn(
     evidence: &Evidence<'_>,
     handing: &Handing<'_>,
-    place: u32,
-    answered: &[Turn],
+    taken: Taken,
+    earlier: &[Turn],
     first: usize,
 ) -> Turn {
-    let request = &evidence.requests[place as usize];
+    let request = &evidence.requests[taken.request as usize];
     let since = |time: MonoNanos| time.since(evidence.window.0);
-    let (read, done) = (since(request.read), since(done(request)));
+    let (read, done) = (since(request.read), since(MonoNanos(batches::done(request))));
+    let through = since(MonoNanos(taken.through));
     let arrival = since(request.begin()).min(read);
     // A thread that reads by itself is done with the one before by then. A request that comes from another
     // thread may have waited for it.
@@ -452,8 +505,20 @@ fn turn(
         true => (arrival, read, read),
         false => (read, handing.at(request).min(done), done),
     };
-    let before = answered.partition_point(|other| other.done <= until);
+    let before = earlier.partition_point(|other| other.through <= until);
     let after = before.checked_sub(1).map_or(contention::NONE, |place| (first + place) as u32);
-    let aside = handing.aside(request.sender.0, handed, done);
-    Turn { request: place, after, arrival, ready, handed, aside, done, own_ns: 0.0 }
+    let aside = handing.aside(request.sender.0, handed, through);
+    Turn {
+        request: taken.request,
+        after,
+        arrival,
+        ready,
+        handed,
+        aside,
+        through,
+        batch_end: since(MonoNanos(taken.batch_end)),
+        done,
+        next: contention::NONE,
+        own_ns: 0.0,
+    }
 }

@@ -3,6 +3,7 @@
 //!
 //! - [`rows`]: the injections, one row each; [`services`]: what they are played on;
 //! - [`service`]: the own service, which writes its own log; `start`: starts it or a program of this host;
+//!   `redis`: what is special about that one;
 //! - `injector`: what is done from outside; `play`: one run;
 //! - `truth`: what happened, from the log and the schedule; [`judge`]: the comparison;
 //! - [`report`]: tables and JSON.
@@ -12,6 +13,7 @@ mod child;
 mod injector;
 pub mod judge;
 mod play;
+mod redis;
 pub mod report;
 pub mod rows;
 pub mod service;

@@ -102,7 +102,7 @@ pub(super) fn play(run: &Run<'_>) -> Result<Played, Unplayed> {
     let has_log = start::has_log_of_waits(run.service);
     let watch = if has_log { None } else { Some(watch(&serving)?) };
 
-    let mut observer = start_observer(run, service.id(), service.port)?;
+    let mut observer = start_observer(run, service.id(), &service.load(row.harm))?;
     let why = |why: String| format!("{why}: {}", last_line(&directory.join("observer.err")));
     service.await_first_request(stop, || observer.is_alive().map_err(why))?;
     let victims = Victims {
@@ -118,12 +118,12 @@ pub(super) fn play(run: &Run<'_>) -> Result<Played, Unplayed> {
     let episodes = episodes?;
     let waits = watch.map(Watch::end).transpose()?;
 
-    service.end(stop)?;
+    service.end(run)?;
     if cgroup.oom_kills()? > 0 {
         return Err("the out-of-memory killer took the service".to_owned().into());
     }
-    let entries = start::entries(run)?;
     let (summary, samples) = read_run(&directory.join("run"))?;
+    let entries = start::entries(run, &samples, waits.as_deref().unwrap_or_default())?;
     Ok(Played { entries, waits, episodes, samples, summary, port_behind: service.port_behind() })
 }
 
@@ -161,13 +161,14 @@ pub(super) fn private_file(path: &Path) -> Result<File, String> {
     create_private_file(path).map_err(|error| error.to_string())
 }
 
-fn start_observer(run: &Run<'_>, service: u32, port: u16) -> Result<Running, String> {
+/// Starts it with a load generator, which gets `load`: what to request.
+fn start_observer(run: &Run<'_>, service: u32, load: &[String]) -> Result<Running, String> {
     let Run { host, row, seed, directory, .. } = *run;
     let mut command = Command::new(&host.program);
     command.args(["run", "--pid", &service.to_string(), "--samples", "observer-load"]);
     // Whatever the probes cost on this host, the cause must be found.
     command.args(["--budget", "none", "--as", "0:0", "--out"]).arg(directory.join("run"));
-    command.arg("--").arg(&host.program).args(["load", &format!("http://127.0.0.1:{port}/")]);
+    command.arg("--").arg(&host.program).arg("load").args(load);
     command.args(["--rate", &rate_hz(row.work).to_string()]);
     command.args(["--duration", &format!("{}ms", host.load.as_millis())]);
     command.args(["--arrivals", "poisson", "--seed", &seed.to_string()]);

@@ -143,7 +143,8 @@ pub struct Injection {
 }
 
 /// All programs of the host.
-const REAL: &[Real] = &[Real::Nginx, Real::NginxProxy, Real::Java, Real::Node, Real::Go];
+const REAL: &[Real] =
+    &[Real::Nginx, Real::NginxProxy, Real::Java, Real::Node, Real::Go, Real::Redis];
 
 /// A row with nothing in it.
 const PLAIN: Injection = Injection {
@@ -174,7 +175,7 @@ pub static INJECTIONS: &[Injection] = &[
         truth: Truth::Slept,
         expected: Expected::OneOf(&["service_wait"]),
         quick: &[Form::EventLoop, Form::Pool],
-        real: &[Real::NginxProxy, Real::Java, Real::Node, Real::Go],
+        real: &[Real::NginxProxy, Real::Java, Real::Node, Real::Go, Real::Redis],
         ..PLAIN
     },
     Injection {
@@ -188,7 +189,7 @@ pub static INJECTIONS: &[Injection] = &[
             ("runqueue_self", Truth::Waited),
         ]),
         quick: &[Form::EventLoop],
-        real: &[Real::Java, Real::Node, Real::Go],
+        real: &[Real::Java, Real::Node, Real::Go, Real::Redis],
         ..PLAIN
     },
     Injection {
@@ -198,7 +199,7 @@ pub static INJECTIONS: &[Injection] = &[
         truth: Truth::Waited,
         expected: Expected::OneOf(&["runqueue_other"]),
         quick: &[Form::EventLoop, Form::Pool],
-        real: &[Real::Nginx, Real::Node, Real::Go],
+        real: &[Real::Nginx, Real::Node, Real::Go, Real::Redis],
         ..PLAIN
     },
     Injection {
@@ -260,7 +261,7 @@ pub static INJECTIONS: &[Injection] = &[
         outside: Outside::Quota,
         truth: Truth::Waited,
         expected: Expected::OneOf(&["runqueue_idle", "runqueue_other"]),
-        real: &[Real::Go],
+        real: &[Real::Go, Real::Redis],
         ..PLAIN
     },
     Injection {

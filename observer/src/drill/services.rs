@@ -19,7 +19,7 @@ pub enum Service {
 
 impl Service {
     /// All of them, in the order of the tables.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Own(Form::EventLoop),
         Self::Own(Form::Pool),
         Self::Own(Form::ThreadPerConnection),
@@ -29,6 +29,7 @@ impl Service {
         Self::Real(Real::Java),
         Self::Real(Real::Node),
         Self::Real(Real::Go),
+        Self::Real(Real::Redis),
     ];
 
     /// The name on the command line and in every output.
@@ -90,6 +91,8 @@ pub enum Real {
     Node,
     /// An HTTP server from the library of Go.
     Go,
+    /// redis, which serves all connections in one thread and does not speak HTTP.
+    Redis,
 }
 
 impl Real {
@@ -102,6 +105,7 @@ impl Real {
             Self::Java => "java",
             Self::Node => "node",
             Self::Go => "go",
+            Self::Redis => "redis",
         }
     }
 
@@ -116,6 +120,7 @@ impl Real {
             Self::Java => "com.sun.net.httpserver with a pool of four threads",
             Self::Node => "the http module of Node.js",
             Self::Go => "the net/http package of Go",
+            Self::Redis => "redis, whose requests are scripts of a millisecond",
         }
     }
 
@@ -127,6 +132,7 @@ impl Real {
             Self::Java => "java",
             Self::Node => "node",
             Self::Go => "go",
+            Self::Redis => "redis-server",
         }
     }
 

@@ -11,14 +11,17 @@ use std::time::{Duration, Instant};
 
 use super::cgroup::Cgroup;
 use super::child::{Place, Running, await_at_times, await_line};
+use super::injector::Episode;
 use super::play::{REPORT_TIMEOUT, Run, START_TIMEOUT, last_line, on_disk, private_file, read_log};
+use super::redis;
 use super::rows::{Form, Harm, Work};
 use super::service::entry::Entry;
 use super::service::http::CLIENT_PORT;
 use super::services::{Real, Service};
 use crate::clock::namespace_offset_ns;
 use crate::host::descendants::descendants;
-use crate::model::Tgid;
+use crate::host::network::socket_descriptors;
+use crate::model::{Sample, Tgid};
 
 /// What the compiler of Go may take, which compiles its library first.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(300);
@@ -42,7 +45,12 @@ enum FirstRequest {
     Line(Receiver<String>),
     /// With a line in this file.
     AccessLog(PathBuf),
+    /// Not at all: redis has a connection then.
+    Connection(redis::Requests),
 }
+
+/// Sockets of redis without any connection: the one that listens.
+const REDIS_SOCKETS: usize = 1;
 
 /// A service that runs.
 pub(super) struct Started {
@@ -68,8 +76,22 @@ impl Started {
     /// The processes that serve requests.
     pub(super) fn serving(&self) -> Vec<u32> {
         match self.first_request {
-            FirstRequest::Line(_) => vec![self.id()],
+            FirstRequest::Line(_) | FirstRequest::Connection(_) => vec![self.id()],
             FirstRequest::AccessLog(_) => children(self.id()),
+        }
+    }
+
+    /// What the load generator requests: its first arguments.
+    pub(super) fn load(&self, harm: Harm) -> Vec<String> {
+        match self.first_request {
+            FirstRequest::Connection(requests) => {
+                let mut arguments = vec![format!("tcp://127.0.0.1:{}", self.port)];
+                arguments.extend(requests.arguments(harm));
+                arguments
+            }
+            FirstRequest::Line(_) | FirstRequest::AccessLog(_) => {
+                vec![format!("http://127.0.0.1:{}/", self.port)]
+            }
         }
     }
 
@@ -90,6 +112,10 @@ impl Started {
                 let has_line = || fs::metadata(path).is_ok_and(|log| log.len() > 0).then_some(());
                 await_at_times(has_line, START_TIMEOUT, stop, alive)
             }
+            FirstRequest::Connection(_) => {
+                let has_more = || (redis_sockets(self.id()) > REDIS_SOCKETS).then_some(());
+                await_at_times(has_more, START_TIMEOUT, stop, alive)
+            }
         }
     }
 
@@ -97,19 +123,24 @@ impl Started {
     ///
     /// # Errors
     /// When it fails or does not end.
-    pub(super) fn end(&mut self, stop: &AtomicBool) -> Result<(), String> {
+    pub(super) fn end(&mut self, run: &Run<'_>) -> Result<(), String> {
+        let stop = run.stop;
         match self.first_request {
             FirstRequest::Line(_) => self.process.close_stdin(),
             FirstRequest::AccessLog(_) => self.process.terminate(),
+            FirstRequest::Connection(_) => {
+                write(&log_path(run), &redis::log(self.port)?)?;
+                self.process.terminate();
+            }
         }
         self.process.wait(Instant::now() + END_TIMEOUT, stop)?;
-        self.behind.as_mut().map_or(Ok(()), |behind| behind.end(stop))
+        self.behind.as_mut().map_or(Ok(()), |behind| behind.end(run))
     }
 }
 
 /// Whether it writes down itself how long its threads waited for a CPU. In Go, a request has no thread.
 pub(super) const fn has_log_of_waits(service: Service) -> bool {
-    !matches!(service, Service::Real(Real::Nginx | Real::NginxProxy | Real::Go))
+    !matches!(service, Service::Real(Real::Nginx | Real::NginxProxy | Real::Go | Real::Redis))
 }
 
 /// Whether this host can play the service.
@@ -119,9 +150,15 @@ pub(super) const fn has_log_of_waits(service: Service) -> bool {
 pub(super) fn can_play(service: Service) -> Result<(), String> {
     let Service::Real(real) = service else { return Ok(()) };
     let program = program(real)?;
-    if real != Real::Java {
-        return Ok(());
+    match real {
+        Real::Java => has_modules(&program),
+        Real::Redis => redis::can_play(&program),
+        Real::Nginx | Real::NginxProxy | Real::Node | Real::Go => Ok(()),
     }
+}
+
+/// Whether this java can compile a service and has the server that it uses.
+fn has_modules(program: &Path) -> Result<(), String> {
     let listed = Command::new(program).arg("--list-modules").stdin(Stdio::null()).output();
     let listed = listed.map_err(|error| format!("cannot start java: {error}"))?;
     let modules = String::from_utf8_lossy(&listed.stdout);
@@ -176,6 +213,7 @@ pub(super) fn start(run: &Run<'_>, cgroup: &Cgroup) -> Result<Started, String> {
             let command = Command::new(go(run)?);
             script(run, command, place)
         }
+        Service::Real(Real::Redis) => redis(run, place),
     }
 }
 
@@ -183,7 +221,11 @@ pub(super) fn start(run: &Run<'_>, cgroup: &Cgroup) -> Result<Started, String> {
 ///
 /// # Errors
 /// When the log cannot be read.
-pub(super) fn entries(run: &Run<'_>) -> Result<Vec<Entry>, String> {
+pub(super) fn entries(
+    run: &Run<'_>,
+    samples: &[Sample],
+    waits: &[Episode],
+) -> Result<Vec<Entry>, String> {
     let path = log_path(run);
     match run.service {
         Service::Real(Real::Nginx) => Ok(Vec::new()),
@@ -198,6 +240,11 @@ pub(super) fn entries(run: &Run<'_>) -> Result<Vec<Entry>, String> {
                 }
             }
             Ok(entries)
+        }
+        Service::Real(Real::Redis) => {
+            let log = fs::read_to_string(&path)
+                .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+            redis::entries(&log, run.row.harm, samples, waits)
         }
     }
 }
@@ -362,6 +409,26 @@ fn nginx(
     Ok(Started { process, port, first_request, behind: behind.map(Box::new) })
 }
 
+fn redis(run: &Run<'_>, place: Place) -> Result<Started, String> {
+    let port = free_port()?;
+    let mut command = redis::command(&program(Real::Redis)?, port, run.directory);
+    command.stdin(Stdio::null()).stdout(errors(run, "redis.out")?).stderr(Stdio::null());
+    let mut process = Running::start("redis", &mut command, place)?;
+    let id = process.id();
+    let listens = || (redis_sockets(id) == REDIS_SOCKETS).then_some(());
+    await_at_times(listens, START_TIMEOUT, run.stop, || process.is_alive())
+        .map_err(|why| with_last_line(&why, run, "redis.out"))?;
+    let requests = redis::prepare(port)?;
+    // The end of the connection of the warm-up must not be taken for the begin of the load.
+    await_at_times(listens, START_TIMEOUT, run.stop, || process.is_alive())?;
+    Ok(Started { process, port, first_request: FirstRequest::Connection(requests), behind: None })
+}
+
+/// How many sockets redis has.
+fn redis_sockets(process: u32) -> usize {
+    socket_descriptors(Tgid(process)).map_or(0, |sockets| sockets.len())
+}
+
 fn children(process: u32) -> Vec<u32> {
     descendants(Tgid(process)).into_iter().map(|one| one.tgid.0).collect()
 }
@@ -380,7 +447,7 @@ mod tests {
     #[test]
     fn a_service_that_this_host_does_not_have_is_no_failure() {
         assert_eq!(can_play(Service::Own(Form::Pool)), Ok(()));
-        for real in [Real::Nginx, Real::Node, Real::Go] {
+        for real in [Real::Nginx, Real::Node, Real::Go, Real::Redis] {
             let can = can_play(Service::Real(real));
             assert_eq!(can.is_ok(), real.program().is_some(), "{can:?}");
         }

@@ -69,6 +69,16 @@ impl Iterator for Schedule {
     }
 }
 
+/// Whether the request of this number is among a random share (0 to 1) of all requests: the same ones for the
+/// same seed. (The mixer is SplitMix64's.)
+#[must_use]
+pub fn is_chosen(seed: u64, number: u64, share: f64) -> bool {
+    let mut mixed = seed.wrapping_add(number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((mixed ^ (mixed >> 31)) >> 11) as f64 / ((1u64 << 53) as f64) < share
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

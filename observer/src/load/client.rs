@@ -1,61 +1,24 @@
-//! One request on one connection, and the connections kept between requests.
-//!
-//! A request's task drives its connection itself instead of leaving that to a task of the
-//! connection's: the request is written in the same poll that hands it over, and no second
-//! scheduling delay of the generator gets into the latency.
+//! The connections kept between requests, and what came of each request.
 
-use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper::header::{CONTENT_LENGTH, HeaderValue, TRANSFER_ENCODING};
-use hyper::{HeaderMap, Method, Request, Uri};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::connect::Addresses;
+use super::http::{HttpConnection, HttpSpec};
+use super::raw::{RawConnection, RawSpec};
 use crate::clock::MonoNanos;
 
 /// What every request asks for.
 #[derive(Clone, Debug)]
-pub struct RequestSpec {
-    /// Method.
-    pub method: Method,
-    /// Path and query.
-    pub path: Uri,
-    /// All headers, Host included.
-    pub headers: HeaderMap,
-}
-
-impl RequestSpec {
-    /// A method whose requests have a body by definition says that this one is empty: servers refuse
-    /// it otherwise (411), or wait for a body (RFC 9110, 8.6).
-    pub(super) fn with_length(mut self) -> Self {
-        let has_body = [Method::POST, Method::PUT, Method::PATCH].contains(&self.method);
-        let says_so =
-            [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| self.headers.contains_key(name));
-        if has_body && !says_so {
-            self.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-        }
-        self
-    }
-
-    fn request(&self) -> Request<Empty<Bytes>> {
-        let mut request = Request::new(Empty::new());
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.path.clone();
-        *request.headers_mut() = self.headers.clone();
-        request
-    }
+pub enum RequestSpec {
+    /// Over HTTP.
+    Http(Arc<HttpSpec>),
+    /// Bytes over a TCP connection.
+    Raw(Arc<RawSpec>),
 }
 
 /// Why a request has no answer. [`Failure::kind`] begins the row's `error`.
@@ -67,6 +30,15 @@ pub(super) enum Failure {
     /// The exchange failed.
     #[error("{}", chain(.0))]
     Exchange(#[source] hyper::Error),
+    /// Bytes could not be sent or read.
+    #[error("{0}")]
+    Socket(#[source] std::io::Error),
+    /// A reply that has no end.
+    #[error("the reply has not ended after {0} bytes")]
+    ReplyTooLong(usize),
+    /// More came than the reply has by its definition.
+    #[error("at least {0} bytes follow the end of the reply")]
+    ReplyGoesOn(usize),
     /// No answer within the time allowed.
     #[error("no complete answer within {0:?}")]
     Timeout(Duration),
@@ -105,6 +77,9 @@ impl Failure {
                     None => "exchange",
                 }
             }
+            Self::Socket(error) => io_kind(error).unwrap_or("exchange"),
+            Self::ReplyTooLong(_) => "reply_too_long",
+            Self::ReplyGoesOn(_) => "reply_goes_on",
             Self::Timeout(_) => "timeout",
             Self::NoConnection(_) => "no_connection",
             Self::Interrupted => "interrupted",
@@ -128,73 +103,63 @@ fn io_kind(error: &std::io::Error) -> Option<&'static str> {
     })
 }
 
-type Driver = http1::Connection<TokioIo<TcpStream>, Empty<Bytes>>;
-
-/// A connection, driven by the task that holds it.
+/// A connection, used by one request at a time.
 struct Connection {
     /// Its port at this end.
     local_port: Option<u16>,
-    sender: http1::SendRequest<Empty<Bytes>>,
-    /// `None` once it has ended.
-    driver: Option<Driver>,
+    protocol: Protocol,
+}
+
+/// A connection by what is spoken on it.
+enum Protocol {
+    Http(Box<HttpConnection>),
+    Raw(RawConnection),
 }
 
 impl Connection {
-    async fn open(addresses: &Addresses) -> Result<Self, Failure> {
+    async fn open(addresses: &Addresses, spec: &RequestSpec) -> Result<Self, Failure> {
         let stream = addresses.connect().await.map_err(Failure::Connect)?;
         stream.set_nodelay(true).map_err(Failure::Connect)?;
         let local_port = stream.local_addr().ok().map(|address| address.port());
-        let (sender, driver) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(Failure::Exchange)?;
-        Ok(Self { local_port, sender, driver: Some(driver) })
-    }
-
-    /// Lets the connection make progress; detects that the server has closed it.
-    fn poll_driver(driver: &mut Option<Driver>, cx: &mut Context<'_>) {
-        // An error reaches the task that waits for the answer; here it only means the end.
-        if driver.as_mut().is_some_and(|driver| Pin::new(driver).poll(cx).is_ready()) {
-            *driver = None;
-        }
-    }
-
-    /// Runs a part of an exchange and the connection together.
-    async fn drive<F: Future>(driver: &mut Option<Driver>, part: F) -> F::Output {
-        let mut part = pin!(part);
-        std::future::poll_fn(|cx| {
-            if let Poll::Ready(done) = part.as_mut().poll(cx) {
-                return Poll::Ready(done);
+        let protocol = match spec {
+            RequestSpec::Http(spec) => {
+                Protocol::Http(Box::new(HttpConnection::open(stream, Arc::clone(spec)).await?))
             }
-            Self::poll_driver(driver, cx);
-            // What the connection has just read may complete the part; its wake-up has been
-            // requested by the first poll.
-            part.as_mut().poll(cx)
-        })
-        .await
+            RequestSpec::Raw(spec) => Protocol::Raw(RawConnection::new(stream, Arc::clone(spec))),
+        };
+        Ok(Self { local_port, protocol })
     }
 
-    async fn exchange(&mut self, request: Request<Empty<Bytes>>) -> Result<u16, Failure> {
-        let answer = self.sender.send_request(request);
-        let answer = Self::drive(&mut self.driver, answer).await.map_err(Failure::Exchange)?;
-        let status = answer.status().as_u16();
-        let mut body: Incoming = answer.into_body();
-        while let Some(frame) = Self::drive(&mut self.driver, body.frame()).await {
-            frame.map_err(Failure::Exchange)?;
+    /// Sends the request of this number in the schedule, and reads the whole answer; its HTTP status.
+    async fn exchange(&mut self, seq: u64) -> Result<Option<u16>, Failure> {
+        match &mut self.protocol {
+            Protocol::Http(connection) => connection.exchange().await.map(Some),
+            Protocol::Raw(connection) => connection.exchange(seq).await.map(|()| None),
         }
-        Ok(status)
     }
 
     /// Whether another request can be sent on it now.
     fn is_usable(&mut self) -> bool {
-        // No task drives a connection that is not in use, so this check detects that the server has
-        // closed it in the meantime.
-        Self::poll_driver(&mut self.driver, &mut Context::from_waker(Waker::noop()));
-        self.driver.is_some() && !self.sender.is_closed()
+        match &mut self.protocol {
+            Protocol::Http(connection) => connection.is_usable(),
+            Protocol::Raw(connection) => connection.is_usable(),
+        }
+    }
+
+    /// Whether it can be kept after an exchange.
+    fn can_be_kept(&mut self) -> bool {
+        let is_ready = match &self.protocol {
+            Protocol::Http(connection) => connection.is_ready(),
+            Protocol::Raw(_) => true,
+        };
+        self.is_usable() && is_ready
     }
 }
 
 /// Connections kept open between requests.
 pub(super) struct Pool {
     addresses: Addresses,
+    spec: RequestSpec,
     idle: Mutex<Vec<Connection>>,
     open: AtomicUsize,
     max_open: usize,
@@ -203,9 +168,10 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(addresses: Vec<SocketAddr>, max_open: usize) -> Self {
+    pub(super) fn new(addresses: Vec<SocketAddr>, spec: RequestSpec, max_open: usize) -> Self {
         Self {
             addresses: Addresses::new(addresses),
+            spec,
             idle: Mutex::new(Vec::new()),
             open: AtomicUsize::new(0),
             max_open,
@@ -216,7 +182,7 @@ impl Pool {
     /// Opens one connection ahead of the schedule.
     pub(super) async fn open_ahead(&self) -> Result<(), Failure> {
         let permit = self.permit()?;
-        let connection = Connection::open(&self.addresses).await?;
+        let connection = Connection::open(&self.addresses, &self.spec).await?;
         self.keep(connection);
         permit.keep();
         Ok(())
@@ -256,33 +222,33 @@ impl Pool {
         self.peak.load(Ordering::Relaxed)
     }
 
-    /// Sends one request; `local_port` is set as soon as there is a connection for it, because a
+    /// Sends the request of this number; `local_port` is set as soon as there is a connection for it, because a
     /// request that times out never returns.
     async fn exchange(
         &self,
-        spec: &RequestSpec,
+        seq: u64,
         local_port: &mut Option<u16>,
-    ) -> Result<u16, Failure> {
+    ) -> Result<Option<u16>, Failure> {
         let (permit, mut connection) = match self.take() {
             Some(connection) => (Permit { pool: self, kept: false }, connection),
             None => {
                 let permit = self.permit()?;
-                (permit, Connection::open(&self.addresses).await?)
+                (permit, Connection::open(&self.addresses, &self.spec).await?)
             }
         };
         *local_port = connection.local_port;
-        let status = connection.exchange(spec.request()).await?;
-        if connection.is_usable() && connection.sender.is_ready() {
+        let status = connection.exchange(seq).await?;
+        if connection.can_be_kept() {
             self.keep(connection);
             permit.keep();
         }
         Ok(status)
     }
 
-    /// Sends one request and waits for the whole answer.
+    /// Sends the request of this number in the schedule and waits for the whole answer.
     pub(super) async fn send(
         &self,
-        spec: &RequestSpec,
+        seq: u64,
         timeout: Duration,
         aborted: &mut watch::Receiver<bool>,
     ) -> Done {
@@ -290,7 +256,7 @@ impl Pool {
         let mut local_port = None;
         let outcome = tokio::select! {
             biased;
-            outcome = tokio::time::timeout(timeout, self.exchange(spec, &mut local_port)) => {
+            outcome = tokio::time::timeout(timeout, self.exchange(seq, &mut local_port)) => {
                 outcome.unwrap_or(Err(Failure::Timeout(timeout)))
             }
             _ = aborted.wait_for(|aborted| *aborted) => Err(Failure::Interrupted),
@@ -327,6 +293,6 @@ pub(super) struct Done {
     pub(super) end: MonoNanos,
     /// Port of its connection at this end; `None` without one.
     pub(super) local_port: Option<u16>,
-    /// HTTP status, or why there is none.
-    pub(super) outcome: Result<u16, Failure>,
+    /// HTTP status, if the answer has one, or why there is no answer.
+    pub(super) outcome: Result<Option<u16>, Failure>,
 }

@@ -1,4 +1,5 @@
-//! A small open-loop HTTP/1.1 load generator: it sends by schedule, however slow the server is.
+//! A small open-loop load generator for HTTP/1.1 and for simple protocols over TCP: it sends by schedule,
+//! however slow the server is.
 //!
 //! A pacer thread computes from the schedule alone when each request is due, and sleeps on the
 //! monotonic clock until then. Each request is a separate task, so that no request delays another.
@@ -14,9 +15,13 @@
 mod arrivals;
 mod client;
 mod connect;
+mod http;
 mod output;
+mod raw;
 mod write;
 
+#[cfg(test)]
+mod raw_tests;
 #[cfg(test)]
 mod tests;
 
@@ -32,9 +37,11 @@ use rustix::time::{ClockId, Timespec};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 
-pub use arrivals::{Arrivals, Schedule};
+pub use arrivals::{Arrivals, Schedule, is_chosen};
 pub use client::RequestSpec;
+pub use http::HttpSpec;
 pub use output::Output;
+pub use raw::{REPLY_BYTES_MAX, Rarely, RawSpec, ReplyEnd, Text};
 pub use write::Totals;
 
 use client::Pool;
@@ -61,7 +68,7 @@ pub struct Config {
     pub duration: Duration,
     /// How they are spread.
     pub arrivals: Arrivals,
-    /// Of random arrivals.
+    /// Of random arrivals, and of the requests of which only a share is sent.
     pub seed: u64,
     /// Connections opened before the schedule begins, and kept.
     pub connections: usize,
@@ -176,7 +183,11 @@ pub fn generate(
         .enable_all()
         .build()
         .map_err(LoadError::Start)?;
-    let pool = Arc::new(Pool::new(config.addresses.clone(), config.max_connections));
+    let pool = Arc::new(Pool::new(
+        config.addresses.clone(),
+        config.request.clone(),
+        config.max_connections,
+    ));
     let ahead_failed = open_ahead(&runtime, &pool, config);
     let start_ns = MonoNanos::now().0 + LEAD_NS;
     let writer = Writer::begin(out, &header(config, start_ns)).map_err(LoadError::Output)?;
@@ -304,7 +315,6 @@ impl Pacer<'_> {
             self.runtime.spawn(async move { drop((rows, snapshot(&counts), MonoNanos::now())) });
         }
         let config = self.config;
-        let spec = Arc::new(config.request.clone().with_length());
         let due =
             Schedule::new(config.arrivals, config.rate_hz, nanos(config.duration), config.seed);
         for (seq, offset_ns) in (0u64..).zip(due) {
@@ -312,11 +322,11 @@ impl Pacer<'_> {
             if !sleep_until(intended_ns, self.stop) {
                 break;
             }
-            let (spec, pool) = (Arc::clone(&spec), Arc::clone(self.pool));
+            let pool = Arc::clone(self.pool);
             let (rows, counts) = (rows.clone(), Arc::clone(counts));
             let (timeout, mut aborted) = (config.timeout, self.aborted.clone());
             self.runtime.spawn(async move {
-                let done = pool.send(&spec, timeout, &mut aborted).await;
+                let done = pool.send(seq, timeout, &mut aborted).await;
                 rows.send(Finished { seq, intended_ns, done }, &counts);
             });
         }

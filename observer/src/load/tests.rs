@@ -95,13 +95,17 @@ async fn serve(
     }
 }
 
-fn config(address: SocketAddr, rate_hz: f64, duration: Duration) -> Config {
+pub(super) fn config(address: SocketAddr, rate_hz: f64, duration: Duration) -> Config {
     let mut headers = HeaderMap::new();
     headers.insert(HOST, HeaderValue::from_static("localhost"));
     Config {
         addresses: vec![address],
         url: format!("http://{address}/"),
-        request: RequestSpec { method: Method::GET, path: Uri::from_static("/"), headers },
+        request: RequestSpec::Http(Arc::new(HttpSpec::new(
+            Method::GET,
+            Uri::from_static("/"),
+            headers,
+        ))),
         rate_hz,
         duration,
         arrivals: Arrivals::Constant,
@@ -127,7 +131,7 @@ impl Write for Shared {
 }
 
 /// Runs the generator and reads its output with the adapter.
-fn run(config: &Config, stop: &Stop) -> (Report, Ingested) {
+pub(super) fn run(config: &Config, stop: &Stop) -> (Report, Ingested) {
     let out = Shared::default();
     let start = MonoNanos::now();
     let report = generate(config, out.clone(), stop, |_| {}).unwrap();
@@ -141,7 +145,7 @@ fn run(config: &Config, stop: &Stop) -> (Report, Ingested) {
     (report, ingested)
 }
 
-fn errors(report: &Report) -> Vec<(&str, u64)> {
+pub(super) fn errors(report: &Report) -> Vec<(&str, u64)> {
     report.totals.errors.iter().map(|(kind, count)| (kind.as_str(), *count)).collect()
 }
 
@@ -361,7 +365,7 @@ fn rows_that_find_no_room_are_counted() {
     let counts = Progress::default();
     for seq in 0..5 {
         let now = MonoNanos::now();
-        let done = client::Done { start: now, end: now, local_port: None, outcome: Ok(200) };
+        let done = client::Done { start: now, end: now, local_port: None, outcome: Ok(Some(200)) };
         sender.send(Finished { seq, intended_ns: now.0, done }, &counts);
     }
     assert_eq!(counts.lost.load(Ordering::Relaxed), 3);

@@ -62,7 +62,7 @@ pub(super) fn queue(capacity: usize) -> (RowSender, Receiver<Finished>) {
 pub struct Totals {
     /// Rows.
     pub sent: u64,
-    /// Successes (status 200 to 399).
+    /// Successes: an answer with an HTTP status of 200 to 399, or without a status.
     pub ok: u64,
     /// Failures by kind; `status_503` for an answer that is no success.
     pub errors: BTreeMap<String, u64>,
@@ -107,10 +107,11 @@ impl Totals {
                 self.answered += 1;
                 self.response.saturating_record(end.0.saturating_sub(finished.intended_ns));
                 self.service.saturating_record(end.since(*start));
-                if is_success(*status) {
-                    self.ok += 1;
-                } else {
-                    *self.errors.entry(format!("status_{status}")).or_default() += 1;
+                match status {
+                    Some(status) if !is_success(*status) => {
+                        *self.errors.entry(format!("status_{status}")).or_default() += 1;
+                    }
+                    _ => self.ok += 1,
                 }
             }
             Err(failure) => {
@@ -148,7 +149,7 @@ pub(super) fn quantiles(histogram: &Histogram<u64>) -> Quantiles {
 fn row(finished: &Finished) -> Row {
     let Done { start, end, local_port, outcome } = &finished.done;
     let (status, error) = match outcome {
-        Ok(status) => (Some(*status), None),
+        Ok(status) => (*status, None),
         Err(failure) => (None, Some(format!("{}: {failure}", failure.kind()))),
     };
     Row {

@@ -19,6 +19,7 @@ use super::http::Connection;
 use super::memory::Mapping;
 use crate::clock::MonoNanos;
 use crate::drill::rows::{Harm, Work};
+use crate::load::is_chosen;
 
 /// CPU time of each request.
 const SPIN: Duration = Duration::from_millis(1);
@@ -83,7 +84,7 @@ impl Handler {
     /// Whether the injection concerns the next request.
     fn is_harmed(&self) -> bool {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
-        is_chosen(self.seed, number)
+        is_chosen(self.seed, number, SHARE)
     }
 
     /// Tells the drill that the load has begun.
@@ -92,14 +93,6 @@ impl Handler {
             println!("request");
         }
     }
-}
-
-/// Chooses requests by their number: the same ones for the same seed. (The mixer is SplitMix64's.)
-fn is_chosen(seed: u64, number: u64) -> bool {
-    let mut mixed = seed.wrapping_add(number.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((mixed ^ (mixed >> 31)) >> 11) as f64 / ((1u64 << 53) as f64) < SHARE
 }
 
 /// A thread on the first CPU that works when it is woken, after everybody else.
@@ -307,7 +300,7 @@ mod tests {
 
     #[test]
     fn the_seed_alone_chooses_the_requests() {
-        let chosen = |seed| (0..100_000).filter(move |number| is_chosen(seed, *number));
+        let chosen = |seed| (0..100_000).filter(move |number| is_chosen(seed, *number, SHARE));
         let share = chosen(7).count() as f64 / 100_000.0;
         // Standard deviation 0.0005.
         assert!((share - SHARE).abs() < 0.003, "{share}");
