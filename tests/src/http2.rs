@@ -39,7 +39,7 @@ impl Connection {
     /// Connects to a server on this host, which is known to speak HTTP/2.
     ///
     /// # Errors
-    /// When nobody listens.
+    /// When no process listens.
     pub fn open(port: u16) -> Result<Self> {
         let fail = |error| format!("cannot connect to port {port}: {error}");
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).map_err(fail)?;
