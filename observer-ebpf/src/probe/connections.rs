@@ -69,6 +69,7 @@ pub(super) fn insert(sock: Sock, tgid: u32, flags: u32) -> Option<&'static mut C
 
 #[inline(always)]
 pub(super) fn fill(sock: Sock, entry: &mut ConnectionEntry, tgid: u32, flags: u32) {
+    let inode = if flags & CONNECTION_UNIX == 0 { 0 } else { sock.inode() };
     *entry = ConnectionEntry {
         waiting_since_ns: 0,
         last_arrival_ns: 0,
@@ -78,7 +79,8 @@ pub(super) fn fill(sock: Sock, entry: &mut ConnectionEntry, tgid: u32, flags: u3
         last_send_ns: 0,
         bytes_in: 0,
         bytes_out: 0,
-        inode: CONNECTION_IN_WORK,
+        inode,
+        arrival_inode: inode,
         tgid,
         reader_tid: 0,
         sender_tid: 0,
@@ -88,9 +90,6 @@ pub(super) fn fill(sock: Sock, entry: &mut ConnectionEntry, tgid: u32, flags: u3
         remote_port: sock.remote_port(),
         remote_address: sock.remote_address(),
     };
-    let inode = if flags & CONNECTION_UNIX == 0 { 0 } else { sock.inode() };
-    // Last, for it says that the rest is there.
-    atomic::store(&raw mut entry.inode, inode);
 }
 
 /// Takes an entry of the key's bucket, and marks it as being filled: a free one, or that of a former
@@ -146,7 +145,7 @@ pub(super) fn after_others(key: u64) -> Option<&'static mut ConnectionEntry> {
 /// Waits until another CPU is done with what it marked, which takes it a fraction of a microsecond; false if
 /// it does not end.
 #[inline(always)]
-pub(super) fn is_done(mark: *const u64) -> bool {
+fn is_done(mark: *const u64) -> bool {
     let mut tries = 0;
     while tries < 100 {
         if atomic::load(mark) != CONNECTION_IN_WORK {

@@ -16,12 +16,12 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext},
 };
 use observer_ebpf::wire::{
-    CONNECTION_IN_WORK, CONNECTION_OUTGOING, CONNECTION_RECORDED, CONNECTION_UNIX, ConnectionEntry,
-    Counter, LossKind, OUTGOING_UNIX, OutgoingRecord, PORT_WORDS, REQUEST_UNANSWERED, RecordKind,
-    Series, is_recorded, request_record,
+    CONNECTION_OUTGOING, CONNECTION_RECORDED, CONNECTION_UNIX, ConnectionEntry, Counter, LossKind,
+    OUTGOING_UNIX, OutgoingRecord, PORT_WORDS, REQUEST_UNANSWERED, RecordKind, Series, is_recorded,
+    request_record,
 };
 
-use super::connections::{after_others, fill, find, find_with_key, insert, is_done};
+use super::connections::{after_others, fill, find, find_with_key, insert};
 use super::sleep;
 use crate::{
     atomic, config, emit, histogram,
@@ -132,15 +132,7 @@ fn arrived(arguments: Arguments) {
     }
     let sock = arguments.sock::<0>();
     let entry = match find(sock.key()) {
-        Some(entry) => {
-            // The thread that takes the data is about to make the entry its own.
-            if entry.flags & CONNECTION_UNIX != 0
-                && matches!(renew(sock, entry, 0), Renewal::InWork)
-            {
-                return;
-            }
-            entry
-        }
+        Some(entry) => entry,
         None => {
             let flags = if is_listened(sock.local_port())
                 && sock.is_tcp()
@@ -159,19 +151,37 @@ fn arrived(arguments: Arguments) {
             }
         }
     };
+    let is_unix = entry.flags & CONNECTION_UNIX != 0;
+    // Of a Unix socket, the entry may still be that of another connection: only the thread that takes the data
+    // may change it.
+    let is_outgoing = match is_unix {
+        true => !sock.is_accepted_unix(),
+        false => entry.flags & CONNECTION_OUTGOING != 0,
+    };
     // Reading the clock is most of what this program costs.
-    if entry.flags & CONNECTION_OUTGOING != 0 {
+    if is_outgoing {
         return;
     }
-    if entry.flags & CONNECTION_UNIX != 0 && !sock.has_queued() {
-        // Nothing keeps a thread from taking data out of a Unix socket before its sender gets here.
-        if entry.arrival_ns == 0 {
-            atomic::store(&raw mut entry.arrival_ns, atomic::load(&raw const entry.read_ns));
+    let (since, last) = (&raw mut entry.waiting_since_ns, &raw mut entry.last_arrival_ns);
+    if is_unix {
+        let inode = sock.inode();
+        if !sock.has_queued() {
+            // Nothing keeps a thread from taking data out of a Unix socket before its sender gets here.
+            if entry.inode == inode && entry.arrival_ns == 0 {
+                atomic::store(&raw mut entry.arrival_ns, atomic::load(&raw const entry.read_ns));
+            }
+            return;
         }
-        return;
+        let before = atomic::load(&raw const entry.arrival_inode);
+        if before != inode {
+            atomic::store(&raw mut entry.arrival_inode, inode);
+            // It is that of another connection, unless it was accepted meanwhile.
+            if before != 0 {
+                atomic::store(since, 0);
+            }
+        }
     }
     let now = now_ns();
-    let (since, last) = (&raw mut entry.waiting_since_ns, &raw mut entry.last_arrival_ns);
     atomic::store(last, now);
     if atomic::load(since) == 0 {
         atomic::store(since, now);
@@ -331,36 +341,31 @@ fn finish(entry: &ConnectionEntry, end_ns: u64) {
     }
 }
 
-/// What became of the entry of a Unix socket.
-enum Renewal {
-    /// It is that of the present connection.
-    Same,
-    /// It was that of another one, and now is that of the present one.
-    New,
-    /// Another CPU makes it that of the present one.
-    InWork,
-}
-
-/// Makes the entry of a Unix socket that of its present connection. The end that sends and the end that
-/// reads may do so at the same time.
+/// Makes the entry of a Unix socket that of its present connection; true if it was that of another. Only
+/// threads that use the socket do so.
 #[inline(always)]
-fn renew(sock: Sock, entry: &mut ConnectionEntry, tgid: u32) -> Renewal {
-    let (inode, place) = (sock.inode(), &raw mut entry.inode);
-    let found = atomic::load(place);
-    if found == inode {
-        return Renewal::Same;
+fn renew(sock: Sock, entry: &mut ConnectionEntry, tgid: u32) -> bool {
+    let inode = sock.inode();
+    if entry.inode == inode {
+        return false;
     }
-    if found == 0 {
+    if entry.inode == 0 {
         // It was accepted meanwhile.
-        atomic::store(place, inode);
-        return Renewal::Same;
-    }
-    if found == CONNECTION_IN_WORK || !atomic::compare_exchange(place, found, CONNECTION_IN_WORK) {
-        return Renewal::InWork;
+        entry.inode = inode;
+        return false;
     }
     finish(entry, entry.read_ns);
+    let (since_ns, last_ns, of) = (
+        atomic::load(&raw const entry.waiting_since_ns),
+        atomic::load(&raw const entry.last_arrival_ns),
+        atomic::load(&raw const entry.arrival_inode),
+    );
     fill(sock, entry, tgid, unix_flags(sock));
-    Renewal::New
+    if of == inode || of == 0 {
+        entry.waiting_since_ns = since_ns;
+        entry.last_arrival_ns = last_ns;
+    }
+    true
 }
 
 /// The flags of a Unix connection.
@@ -394,16 +399,7 @@ fn of_target(sock: Sock, tgid: u32) -> Option<(&'static mut ConnectionEntry, boo
     let entry = match find(sock.key()) {
         Some(entry) => {
             if entry.flags & CONNECTION_UNIX != 0 {
-                match renew(sock, entry, tgid) {
-                    Renewal::Same => {}
-                    Renewal::New => is_known = false,
-                    Renewal::InWork => {
-                        if !is_done(&raw const entry.inode) {
-                            emit::lose(LossKind::ConnectionSlot, true);
-                            return None;
-                        }
-                    }
-                }
+                is_known = !renew(sock, entry, tgid);
             }
             entry
         }

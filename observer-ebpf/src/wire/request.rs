@@ -93,8 +93,7 @@ pub struct ConnectionBucket {
     pub keys: [u64; CONNECTION_WAYS],
 }
 
-/// Key of an entry that is being filled, and its inode number while it is filled again. The first inode
-/// numbers of a file system are not those of sockets.
+/// Key of an entry that is being filled.
 pub const CONNECTION_IN_WORK: u64 = 1;
 
 /// What is known about a connection, and its present request. Times are `CLOCK_MONOTONIC` nanoseconds, 0
@@ -119,9 +118,10 @@ pub struct ConnectionEntry {
     pub bytes_in: u64,
     /// Bytes written.
     pub bytes_out: u64,
-    /// Inode number of a Unix socket; 0 before it was accepted, and for TCP; [`CONNECTION_IN_WORK`] while the
-    /// entry is made that of another connection.
+    /// Inode number of a Unix socket; 0 before it was accepted, and for TCP.
     pub inode: u64,
+    /// The same of the socket that the first two times are about, which may be that of a later connection.
+    pub arrival_inode: u64,
     /// Process of the target that used the connection last; 0 while none has.
     pub tgid: u32,
     /// Thread of the first read.
