@@ -20,7 +20,7 @@ Examples:
   observer load http://127.0.0.1:8080/ --rate 1000 --duration 30s --out samples.jsonl
   observer load http://127.0.0.1:8080/ --rate 200 --arrivals poisson --duration 1m > samples.jsonl
   observer load http://127.0.0.1:8080/ --rate 50 --method HEAD --header 'X-Run: 7' > run7.jsonl
-  observer load tcp://127.0.0.1:6379 --send 'PING\\r\\n' --reply-until '\\r\\n' --rate 500 --out redis.jsonl
+  observer load tcp://127.0.0.1:6379 --rate 50 --send 'PING\\r\\n' --reply-until '\\r\\n' > ping.jsonl
 
 With tcp://HOST:PORT, each request is the bytes of --send on a TCP connection, and its reply ends with the
 bytes of --reply-until, or after --reply-bytes. Every reply that comes whole counts as a success, whatever
