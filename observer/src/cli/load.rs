@@ -184,19 +184,8 @@ fn summarize(config: &Config, report: &Report, out: &mut impl Write) {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
+    use super::super::load_args::tests::parse;
     use super::*;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        args: Args,
-    }
-
-    fn parse(line: &str) -> std::result::Result<Args, clap::Error> {
-        Cli::try_parse_from(line.split(' ')).map(|cli| cli.args)
-    }
 
     #[test]
     fn a_service_that_is_not_there_leaves_rows_and_an_exit_code() {

@@ -263,7 +263,7 @@ fn resolve(host: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use clap::Parser;
 
     use super::*;
@@ -274,7 +274,7 @@ mod tests {
         args: Args,
     }
 
-    fn parse(line: &str) -> std::result::Result<Args, clap::Error> {
+    pub(in crate::cli) fn parse(line: &str) -> std::result::Result<Args, clap::Error> {
         Cli::try_parse_from(line.split(' ')).map(|cli| cli.args)
     }
 

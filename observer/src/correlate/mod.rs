@@ -78,6 +78,7 @@ pub use objects::ObjectTime;
 pub use single::{Chosen, choose};
 pub use worst::{Longest, slowest};
 
+use asked::Asked;
 use handing::Handing;
 use timeline::Timelines;
 use without::Replay;
@@ -291,11 +292,13 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
         .then(|| Replay::new(evidence, &timelines, &handing, &matching, block_ns))
         .flatten()
         .and_then(|replay| replay.without_named(&mut causes, &mut rng));
+    let asked = Asked::new(evidence);
     let objects = match causes.is_empty() {
         true => BTreeMap::new(),
-        false => objects::find(evidence, &population, &timelines, &handing),
+        false => objects::find(evidence, &population, &timelines, &handing, &asked),
     };
-    let slowest_requests = single::slowest_requests(evidence, &matching, &timelines, &handing);
+    let slowest_requests =
+        single::slowest_requests(evidence, &matching, (&timelines, &handing), &asked);
     Analysis {
         account_ns,
         without_named,

@@ -43,6 +43,7 @@ pub(super) fn find(
     population: &Population,
     timelines: &Timelines,
     handing: &Handing<'_>,
+    asked: &Asked<'_>,
 ) -> BTreeMap<Cause, Vec<ObjectTime>> {
     let (lines, siblings) = (&population.lines, &handing.siblings);
     // Most threads sleep most of the time, so that together they say nothing.
@@ -61,7 +62,6 @@ pub(super) fn find(
             && (lines.is_empty() || threads.contains(&stall.tid.0))
     };
     let stalls = || evidence.stalls.iter().filter(counts);
-    let asked = (!evidence.outgoing.is_empty()).then(|| Asked::new(evidence));
     let of_any: HashSet<u32> = stalls()
         .filter(|stall| matches!(stall.extra, Extra::AnyOf(_)))
         .filter_map(Stall::object)
@@ -113,7 +113,7 @@ pub(super) fn find(
             .flat_map(|spans| {
                 let covered = on_lines(spans, lines, length_ns, &of_siblings, &handing.asides);
                 let object = objects[spans[0].0].1;
-                let asked = asked.as_ref().filter(|_| of_any.contains(&object));
+                let asked = Some(asked).filter(|_| of_any.contains(&object));
                 let slow = means(&population.slow, &covered, asked, window);
                 let typical = means(&population.typical, &covered, asked, window);
                 let peers: BTreeSet<Option<Peer>> =

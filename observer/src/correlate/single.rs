@@ -63,7 +63,7 @@ pub fn choose(evidence: &Evidence<'_>, selection: &RequestSelection) -> Chosen {
         let uncertainty_ns = evidence.quality.clock_uncertainty_ns;
         let matching = find(evidence.samples, evidence.requests, uncertainty_ns);
         let handing = Handing::new(evidence, &timelines);
-        requests(evidence, &matching, (&timelines, &handing), &places)
+        requests(evidence, &matching, (&timelines, &handing), &Asked::new(evidence), &places)
     };
     let outside = evidence.samples.len() as u64 - inside;
     Chosen { requests, places, total, inside, outside }
@@ -73,11 +73,11 @@ pub fn choose(evidence: &Evidence<'_>, selection: &RequestSelection) -> Chosen {
 pub(super) fn slowest_requests(
     evidence: &Evidence<'_>,
     matching: &Matching,
-    timelines: &Timelines,
-    handing: &Handing<'_>,
+    threads: (&Timelines, &Handing<'_>),
+    asked: &Asked<'_>,
 ) -> Vec<SlowRequest> {
     let places = places_of_slowest(evidence.samples, evidence.window, REQUESTS, |_| true);
-    requests(evidence, matching, (timelines, handing), &places)
+    requests(evidence, matching, threads, asked, &places)
 }
 
 /// The samples at these places, with all that is known about each.
@@ -85,10 +85,10 @@ fn requests(
     evidence: &Evidence<'_>,
     matching: &Matching,
     threads: (&Timelines, &Handing<'_>),
+    asked: &Asked<'_>,
     places: &[usize],
 ) -> Vec<SlowRequest> {
     let blocks = Blocks::new(evidence, matching);
-    let asked = Asked::new(evidence);
     let services = |place: usize| {
         let of = |one: &OutgoingRequest| AskedService {
             peer: one.peer.to_string(),

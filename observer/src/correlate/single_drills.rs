@@ -290,7 +290,12 @@ fn a_slow_request_has_its_longest_stalls_and_where_their_records_are() {
     };
     let timelines = Timelines::new(&stalls, evidence.window, false, &mut Ignored::default());
     let handing = Handing::new(&evidence, &timelines);
-    let found = slowest_requests(&evidence, &Matching::default(), &timelines, &handing);
+    let found = slowest_requests(
+        &evidence,
+        &Matching::default(),
+        (&timelines, &handing),
+        &Asked::new(&evidence),
+    );
     assert_eq!(found.len(), 2);
     assert_eq!((found[1].stalls.len(), found[1].more_stalls), (0, 0));
     let request = &found[0];

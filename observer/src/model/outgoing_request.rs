@@ -3,10 +3,16 @@
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
 
-use observer_ebpf::wire::{OUTGOING_UNIX, OutgoingRecord};
+use observer_ebpf::wire::{Address, OUTGOING_UNIX, OutgoingRecord};
 
 use super::{Event, Tid};
 use crate::clock::MonoNanos;
+
+/// An address of a record with its port; an IPv4 address is one again.
+#[must_use]
+pub fn socket_address(address: Address, port: u16) -> SocketAddr {
+    SocketAddr::new(Ipv6Addr::from(address.0).to_canonical(), port)
+}
 
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,10 +53,9 @@ impl OutgoingRequest {
     pub fn from_event(event: &Event) -> Option<Self> {
         let record: OutgoingRecord = event.record()?;
         let peer = if event.flags & OUTGOING_UNIX == 0 {
-            let address = Ipv6Addr::from(record.remote_address.0).to_canonical();
             // Ports have 16 bits, in a field of the trace that has more.
             let port = u16::try_from(record.remote_port).unwrap_or_default();
-            Peer::Tcp(SocketAddr::new(address, port))
+            Peer::Tcp(socket_address(record.remote_address, port))
         } else {
             Peer::Unix
         };

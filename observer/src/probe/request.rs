@@ -11,7 +11,7 @@ use super::{
     Attach, Entries, HistogramFamily, Labels, Members, Need, NumberFamily, Numbers, Probe,
     ProbeMap, Program, RunsAt, SummaryNumbers, Tier,
 };
-use crate::model::{Event, Field, OutgoingRequest, RecordRow, field};
+use crate::model::{Event, Field, OutgoingRequest, RecordRow, field, socket_address};
 
 const ARRIVALS: &str = "arrivals of requests";
 const READS: &str = "reads, and so all requests";
@@ -300,8 +300,7 @@ fn outgoing_detail(event: &Event) -> String {
 fn detail(event: &Event) -> String {
     let Some(record) = event.record::<RequestRecord>() else { return String::new() };
     let client = if event.flags & REQUEST_UNIX == 0 {
-        let client = std::net::Ipv6Addr::from(record.remote_address.0).to_canonical();
-        std::net::SocketAddr::new(client, record.remote_port as u16).to_string()
+        socket_address(record.remote_address, record.remote_port as u16).to_string()
     } else {
         "a Unix socket".to_owned()
     };

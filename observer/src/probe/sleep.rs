@@ -1,7 +1,6 @@
 //! `sleep`: what the threads that serve requests wait for of their own will.
 
 use std::mem::offset_of;
-use std::net::{Ipv6Addr, SocketAddr};
 
 use observer_ebpf::wire::{
     NO_SYSCALL, SLEEP_REMOTE, SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE, Series, SleepRecord,
@@ -11,7 +10,7 @@ use observer_ebpf::wire::{
 use super::{
     Attach, HistogramFamily, Members, Need, PerThread, Probe, Program, RunsAt, Tier, object_id,
 };
-use crate::model::{Cause, Event, Field, ObjectRow, RecordRow, field};
+use crate::model::{Cause, Event, Field, ObjectRow, RecordRow, field, socket_address};
 
 const SWITCH: &str = "sleeps";
 const MOVES: &str = "sleeps of threads that are moved to another CPU";
@@ -154,8 +153,7 @@ fn object_name(event: &Event, _: Cause) -> String {
     }
     let call = name(syscall);
     if event.flags & SLEEP_REMOTE != 0 {
-        let address = Ipv6Addr::from(remote_address.0).to_canonical();
-        return format!("{call} at {}", SocketAddr::new(address, remote_port as u16));
+        return format!("{call} at {}", socket_address(remote_address, remote_port as u16));
     }
     call
 }
