@@ -110,6 +110,8 @@ globals! {
     OFF_SOCKET_FILE: off_socket_file = 0;
     /// `task_struct::__state`.
     OFF_TASK_STATE: off_task_state = 0;
+    /// `task_struct::jobctl`.
+    OFF_TASK_JOB_CONTROL: off_task_job_control = 0;
     /// Position of `prev` among the arguments of `sched_switch`.
     SWITCH_PREV: switch_prev = 1;
     /// 1 when `prev_state` is the fourth argument of `sched_switch`.

@@ -287,6 +287,12 @@ impl Task {
         self.field(config::off_task_state())
     }
 
+    /// `task_struct::jobctl`: what signals, tracers and the freezer want of it.
+    #[inline(always)]
+    pub(crate) fn job_control(self) -> u64 {
+        self.field(config::off_task_job_control())
+    }
+
     /// The registers with which a thread that does not run entered the kernel: they lie at the end of its
     /// stack, behind which a kernel with FRED leaves 16 bytes (`TOP_OF_KERNEL_STACK_PADDING`,
     /// arch/x86/include/asm/thread_info.h). Nothing if they are not those of 64-bit user code.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use observer::model::{LossSummary, RunInfo, Summary};
 use observer::output::rundir::RunDir;
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::Result;
@@ -57,6 +58,11 @@ impl Work {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     /// Lets it work to its end; returns its own counts. It stays, at rest.

@@ -123,3 +123,9 @@ fn sleeps_are_the_voluntary_context_switches() {
     let Some(_guard) = privileged::ready("sleeps") else { return };
     repeated(|| exact::sleeps(&Trial::new("threads that sleep")));
 }
+
+#[test]
+fn threads_are_held_for_as_long_as_signals_and_freezers_do() {
+    let Some(_guard) = privileged::ready("holds") else { return };
+    repeated(|| exact::holds(&Trial::new("threads that are held")));
+}

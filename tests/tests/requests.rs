@@ -87,7 +87,7 @@ fn stalls_of_threads_that_nobody_waits_for_are_no_cause() {
     assert!(saved_ns >= 0.9 * SLEEP_NS - longest_wait_ns, "{without:?}, {longest_wait_ns} ns");
     // The slowest requests show who served them, and that these threads slept.
     let shows_sleep = |request: &&SlowRequest| {
-        let served = request.served.expect("its threads");
+        let served = request.served.as_ref().expect("its threads");
         request.stalls.iter().any(|stall| {
             let is_long = stall.inside_ns as f64 >= 0.95 * SLEEP_NS;
             stall.cause == Cause::SERVICE_WAIT && stall.tid == served.sender && is_long

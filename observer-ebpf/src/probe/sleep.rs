@@ -1,15 +1,21 @@
 //! Sleeps of the target's threads: from giving up the CPU to the wake-up, and what in.
 
 use observer_ebpf::wire::{
-    Address, LossKind, NO_SYSCALL, RecordKind, SLEEP_REMOTE, SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE,
-    Series, SleepRecord, SleepState, TASK_STOPPED_OR_TRACED, TASK_UNINTERRUPTIBLE,
+    Address, JOBCTL_TRAP_FREEZE, LossKind, NO_SYSCALL, RecordKind, SLEEP_FROZEN, SLEEP_REMOTE,
+    SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE, Series, SleepRecord, SleepState, TASK_FROZEN,
+    TASK_INTERRUPTIBLE, TASK_STOPPED_OR_TRACED, TASK_UNINTERRUPTIBLE,
 };
 
 use crate::{
     config, emit, histogram,
-    kernel::{Task, now_ns},
+    kernel::{Arguments, Task, now_ns},
     task,
 };
+
+tracepoint_programs! {
+    /// `sched_waking(p)`, in the context of the one who wakes it.
+    sched_waking, sched_waking_raw => waking;
+}
 
 /// A context switch. The rule of what is a sleep is that of the kernel's count of voluntary context
 /// switches (`__schedule`, kernel/sched/core.c).
@@ -32,7 +38,37 @@ fn begin(prev: Task, prev_state: u32) {
     state.begin_ns = now_ns();
     state.run_delay_ns = prev.run_delay_ns();
     state.state = prev_state;
+    // The v2 freezer has no state of its own: a thread that it holds sleeps like one that a signal could
+    // wake, and a pending freeze is like a signal, so that nothing else can be such a sleep.
+    if prev_state & TASK_INTERRUPTIBLE != 0 && prev.job_control() & JOBCTL_TRAP_FREEZE != 0 {
+        state.state |= TASK_FROZEN;
+    }
     state.moved_asleep = 0;
+    state.waker_tid = 0;
+    state.waker_tgid = 0;
+}
+
+/// A thread is about to be woken. Where a thread of the target does that by a system call of its own, it may
+/// hand over a request.
+#[inline(always)]
+fn waking(arguments: Arguments) {
+    let woken = arguments.task::<0>();
+    if !emit::is_target(woken.tgid()) {
+        return;
+    }
+    let Some(state) = task::find::<SleepState>(woken) else { return };
+    if state.serves == 0 {
+        return;
+    }
+    let waker = Task::current();
+    let is_handed = emit::is_target(waker.tgid())
+        && waker.saved_registers().is_some_and(|registers| wakes_others(registers.number()));
+    if !is_handed {
+        return;
+    }
+    state.waker_tid = waker.tid();
+    state.waker_tgid = waker.tgid();
+    serves(waker);
 }
 
 /// The thread runs again. It was woken before that, by as much as it waited for a CPU since then, which
@@ -55,7 +91,9 @@ fn end(next: Task) {
         waited_ns => waited_ns,
     };
     let slept_ns = away_ns.wrapping_sub(waited_ns);
-    let (series, flags) = if state.state & TASK_STOPPED_OR_TRACED != 0 {
+    let (series, flags) = if state.state & TASK_FROZEN != 0 {
+        (Series::SleepStopped, SLEEP_FROZEN)
+    } else if state.state & TASK_STOPPED_OR_TRACED != 0 {
         (Series::SleepStopped, SLEEP_STOPPED)
     } else if state.state & TASK_UNINTERRUPTIBLE != 0 {
         (Series::SleepUninterruptible, SLEEP_UNINTERRUPTIBLE)
@@ -64,14 +102,15 @@ fn end(next: Task) {
     };
     histogram::observe(next, None, true, series, slept_ns);
     if state.serves != 0 && emit::past_floor(RecordKind::Sleep, slept_ns) {
-        send(next.address(), flags, now.wrapping_sub(waited_ns), slept_ns);
+        let waker = u64::from(state.waker_tgid) << 32 | u64::from(state.waker_tid);
+        send(next.address(), flags, now.wrapping_sub(waited_ns), slept_ns, waker);
     }
 }
 
 /// A function of its own, because the kernel limits the stack of a program together with the functions
 /// that it calls.
 #[inline(never)]
-fn send(task: u64, flags: u16, end_ns: u64, slept_ns: u64) {
+fn send(task: u64, flags: u16, end_ns: u64, slept_ns: u64, waker: u64) {
     let next = Task::at(task);
     let (mut syscall, mut arguments) = (NO_SYSCALL, [0; 3]);
     let mut remote = None;
@@ -103,8 +142,17 @@ fn send(task: u64, flags: u16, end_ns: u64, slept_ns: u64) {
             argument_2: arguments[1],
             argument_3: arguments[2],
             remote_address,
+            waker_tid: waker as u32,
+            waker_tgid: (waker >> 32) as u32,
         },
     );
+}
+
+/// Calls by which a thread hands work to another one: write, writev, sendto, sendmsg, futex, sendmmsg,
+/// futex_wake, futex_requeue (numbers of x86-64). In an interrupt, the number is that of none.
+#[inline(always)]
+const fn wakes_others(number: u64) -> bool {
+    matches!(number, 1 | 20 | 44 | 46 | 202 | 307 | 454 | 456)
 }
 
 /// Calls that wait at the descriptor in their first argument: read, write, readv, writev, connect,
@@ -126,7 +174,7 @@ pub(super) fn moved_asleep(task: Task) {
     }
 }
 
-/// The current thread reads or answers a request.
+/// The current thread reads or answers a request, or hands one over.
 #[inline(always)]
 pub(super) fn serves(current: Task) {
     if config::switch_sleep() != 0

@@ -11,14 +11,22 @@ pub const SLEEP_STOPPED: u16 = 2;
 /// Header flag: the descriptor in the first argument is a TCP or UDP connection, and the record has its
 /// other end.
 pub const SLEEP_REMOTE: u16 = 4;
+/// Header flag: the freezer of its cgroup held the thread.
+pub const SLEEP_FROZEN: u16 = 8;
 
 /// [`SleepRecord::syscall`] of a thread that slept outside a system call, in a page fault for instance.
 pub const NO_SYSCALL: u32 = u32::MAX;
 
+/// `TASK_INTERRUPTIBLE` (include/linux/sched.h).
+pub const TASK_INTERRUPTIBLE: u32 = 1;
 /// `TASK_UNINTERRUPTIBLE` (include/linux/sched.h).
 pub const TASK_UNINTERRUPTIBLE: u32 = 2;
 /// `__TASK_STOPPED` and `__TASK_TRACED` (include/linux/sched.h).
 pub const TASK_STOPPED_OR_TRACED: u32 = 4 | 8;
+/// `TASK_FROZEN`, of the v1 freezer (include/linux/sched.h; since Linux 6.1).
+pub const TASK_FROZEN: u32 = 0x8000;
+/// `JOBCTL_TRAP_FREEZE`, of the v2 freezer (include/linux/sched/jobctl.h).
+pub const JOBCTL_TRAP_FREEZE: u64 = 1 << 23;
 
 /// A thread slept: from the moment when it gave up the CPU until it was woken. The wait for a CPU that
 /// follows is not part of it. The header's thread is the one that slept.
@@ -39,6 +47,11 @@ pub struct SleepRecord {
     pub argument_3: u64,
     /// Address at the other end of the connection; zeros without one.
     pub remote_address: Address,
+    /// The thread of the target that woke it by a system call of its own; 0 where something else did: a timer,
+    /// the network, another process.
+    pub waker_tid: u32,
+    /// Its process.
+    pub waker_tgid: u32,
 }
 
 impl Record for SleepRecord {
@@ -53,11 +66,15 @@ pub struct SleepState {
     pub begin_ns: u64,
     /// Its `sched_info.run_delay` at that time.
     pub run_delay_ns: u64,
-    /// Its state at that time (`task_struct::__state`).
+    /// The thread that woke it, and its process, as in [`SleepRecord`].
+    pub waker_tid: u32,
+    /// Its process.
+    pub waker_tgid: u32,
+    /// Its state at the begin (`task_struct::__state`), with [`TASK_FROZEN`] for either freezer.
     pub state: u32,
     /// 1 when it was moved to another run queue in its sleep, so that the kernel counts the rest of the
     /// sleep as a wait for a CPU.
     pub moved_asleep: u32,
-    /// 1 when the thread has read or answered a request: its sleeps are sent.
+    /// 1 when the thread has read or answered a request, or woke one that has: its sleeps are sent.
     pub serves: u64,
 }

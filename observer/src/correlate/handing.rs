@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::Evidence;
 use super::aside::Asides;
+use super::relay::{Leg, Relay};
 use super::siblings::Siblings;
 use super::timeline::{Pieces, Span, Timelines};
 use crate::clock::MonoNanos;
@@ -19,7 +20,30 @@ pub(super) struct Handing<'a> {
     pub(super) siblings: Siblings,
     /// What their threads did for others while they waited for something else.
     pub(super) asides: Asides,
+    relay: Relay,
     start: MonoNanos,
+}
+
+/// The threads of a request behind its reader. All times in nanoseconds since the start of the window.
+#[derive(Debug, Default)]
+pub(super) struct Route {
+    /// Threads that had it between the reader and the sender, in order.
+    pub(super) between: Vec<Leg>,
+    /// When the thread that answered it had it; `None` where the reader had it all the time.
+    pub(super) handed: Option<u64>,
+}
+
+impl Route {
+    /// When the reader gave it away.
+    pub(super) fn left(&self) -> Option<u64> {
+        self.between.first().map(|leg| leg.from).or(self.handed)
+    }
+
+    /// Threads between the reader and the sender, each with the time in which it had the request.
+    pub(super) fn times_between(&self) -> impl Iterator<Item = (u32, Span)> {
+        let ends = self.between.iter().skip(1).map(|leg| leg.from).chain(self.handed);
+        self.between.iter().zip(ends).map(|(leg, end)| (leg.tid, Span { start: leg.from, end }))
+    }
 }
 
 impl<'a> Handing<'a> {
@@ -34,7 +58,8 @@ impl<'a> Handing<'a> {
         let sleeps = timelines.sleeps().filter(|_| evidence.quality.has_sleeps());
         let siblings = Siblings::new(evidence, timelines);
         let asides = Asides::new(evidence, sleeps);
-        Self { sleeps, answers, siblings, asides, start: evidence.window.0 }
+        let relay = if sleeps.is_some() { Relay::new(evidence) } else { Relay::default() };
+        Self { sleeps, answers, siblings, asides, relay, start: evidence.window.0 }
     }
 
     /// The part of `[from, until)` in which a thread that had the request served others, as
@@ -46,16 +71,36 @@ impl<'a> Handing<'a> {
         part.unwrap_or(Span { start: from, end: from })
     }
 
-    /// When the sender had the request, since the start of the window. If it still worked on the one
+    /// Through which threads a request went after it was read.
+    pub(super) fn route(&self, request: &ServerRequest) -> Route {
+        let is_handed = request.reader != request.sender;
+        let before = if is_handed { self.answered_before(request) } else { None };
+        let path = self.sleeps.map_or_else(Vec::new, |sleeps| {
+            let free = before.map_or(0, |before| before.since(self.start));
+            self.relay.path(request, free, self.start, sleeps)
+        });
+        match path.split_last() {
+            Some((last, between)) => Route { between: between.to_vec(), handed: Some(last.from) },
+            None => Route {
+                between: Vec::new(),
+                handed: is_handed.then(|| self.awake_at(request, before)),
+            },
+        }
+    }
+
+    /// When the sender had answered the request before this one.
+    fn answered_before(&self, request: &ServerRequest) -> Option<MonoNanos> {
+        let end = request.end()?;
+        let answers = self.answers.get(&request.sender)?;
+        answers[..answers.partition_point(|other| *other < end)].last().copied()
+    }
+
+    /// When the sender had the request, where it is not known who woke it. If it still worked on the one
     /// before, the request waited for it from the read on. Otherwise it slept until it was woken for this
     /// one.
-    pub(super) fn at(&self, request: &ServerRequest) -> u64 {
+    fn awake_at(&self, request: &ServerRequest, before: Option<MonoNanos>) -> u64 {
         let read = request.read.since(self.start);
-        let before = request.end().and_then(|end| {
-            let answers = self.answers.get(&request.sender)?;
-            answers[..answers.partition_point(|other| *other < end)].last()
-        });
-        if before.is_some_and(|before| *before > request.read) {
+        if before.is_some_and(|before| before > request.read) {
             return read;
         }
         let Some(sleeps) = self.sleeps.map(|sleeps| sleeps.of_thread(request.sender.0)) else {

@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 
 use super::handing::Handing;
+use super::relay::BETWEEN;
 use super::share::LEAST_UNCOVERED;
 use super::timeline::{Span, Timeline, split};
 use crate::clock::MonoNanos;
 use crate::model::{Sample, ServerRequest};
 
 /// Parts of a request, each with a line of its own.
-const PARTS: usize = 10;
+const PARTS: usize = 10 + BETWEEN;
 
 /// A part of a request. Within it, the stalls of one line count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,33 +119,39 @@ impl Numbering {
             }
             return parts;
         };
-        let handed = match reader == sender {
-            true => last.max(begin),
-            false => handing.at(request).clamp(begin, last.max(begin)),
-        };
-        let last = last.max(handed);
+        let route = handing.route(request);
+        let last = last.max(begin);
+        let left = route.left().unwrap_or(last).clamp(begin, last);
+        let handed = route.handed.unwrap_or(last).clamp(left, last);
         // Both at the end of what is before, where no sibling was stalled.
         let of_siblings = handing.siblings.wait(place);
         let of_siblings = of_siblings.unwrap_or(Span { start: begin, end: begin });
         let [from, until] =
-            [of_siblings.start, of_siblings.end].map(|time| time.clamp(begin, handed));
-        let read = read.clamp(until, handed);
-        let (read_aside, sent_aside) = match reader == sender {
-            true => (handing.aside(reader, read, last), Span { start: last, end: last }),
-            false => (handing.aside(reader, read, handed), handing.aside(sender, handed, last)),
+            [of_siblings.start, of_siblings.end].map(|time| time.clamp(begin, left));
+        let read = read.clamp(until, left);
+        let read_aside = handing.aside(reader, read, left);
+        let sent_aside = handing.aside(sender, handed, last);
+        let mut parts = Parts::default();
+        let mut places = parts.iter_mut();
+        let mut add = |line, start, end| {
+            if let Some(place) = places.next() {
+                *place = part(line, start, end);
+            }
         };
-        [
-            part(Line::Outside, since(start), begin),
-            part(Line::Thread(reader), begin, from),
-            part(Line::Siblings, from, until),
-            part(Line::Thread(reader), until, read_aside.start),
-            part(Line::Aside(reader), read_aside.start, read_aside.end),
-            part(Line::Thread(reader), read_aside.end, handed),
-            part(Line::Thread(sender), handed, sent_aside.start),
-            part(Line::Aside(sender), sent_aside.start, sent_aside.end),
-            part(Line::Thread(sender), sent_aside.end, last),
-            part(Line::Outside, last, since(end)),
-        ]
+        add(Line::Outside, since(start), begin);
+        add(Line::Thread(reader), begin, from);
+        add(Line::Siblings, from, until);
+        add(Line::Thread(reader), until, read_aside.start);
+        add(Line::Aside(reader), read_aside.start, read_aside.end);
+        add(Line::Thread(reader), read_aside.end, left);
+        for (tid, span) in route.times_between() {
+            add(Line::Thread(tid), span.start.clamp(left, handed), span.end.clamp(left, handed));
+        }
+        add(Line::Thread(sender), handed, sent_aside.start);
+        add(Line::Aside(sender), sent_aside.start, sent_aside.end);
+        add(Line::Thread(sender), sent_aside.end, last);
+        add(Line::Outside, last, since(end));
+        parts
     }
 }
 

@@ -52,6 +52,9 @@ mod matching;
 mod multiplexed;
 mod objects;
 mod pairing;
+mod relay;
+#[cfg(test)]
+mod relay_drills;
 #[cfg(test)]
 mod served_drills;
 mod share;

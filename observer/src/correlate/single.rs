@@ -9,13 +9,14 @@ use super::exposure::Served;
 use super::handing::Handing;
 use super::lines::{Line, Numbering};
 use super::matching::{Matching, PairQuality, find};
+use super::relay::Leg;
 use super::timeline::Timelines;
 use super::worst::{Longest, is_inside, places_of_slowest};
 use super::{Evidence, Ignored, account};
 use crate::clock::MonoNanos;
 use crate::model::{
-    AskedService, Cause, Matched, OutgoingRequest, RequestSelection, Sample, ServedBy, SlowRequest,
-    SlowStall, Stall, Tid, overlap_ns,
+    AskedService, Cause, HandedOver, Matched, OutgoingRequest, RequestSelection, Sample, ServedBy,
+    ServerRequest, SlowRequest, SlowStall, Stall, Tid, overlap_ns,
 };
 
 /// Slow requests in the results.
@@ -106,7 +107,7 @@ fn requests(
             SlowRequest {
                 asked: known.map_or_else(Vec::new, services),
                 matched: Some(matched(evidence, matching, &blocks, *place)),
-                served: request.map(ServedBy::new),
+                served: request.map(|request| served(evidence, threads.1, request)),
                 ..SlowRequest::new(sample)
             }
         })
@@ -120,6 +121,17 @@ fn requests(
         request.more_stalls = more_stalls;
     }
     requests
+}
+
+fn served(evidence: &Evidence<'_>, handing: &Handing<'_>, request: &ServerRequest) -> ServedBy {
+    let route = handing.route(request);
+    let last = route.handed.map(|from| Leg { tid: request.sender.0, from });
+    let start = evidence.window.0;
+    let handed = route.between.iter().copied().chain(last).map(|leg| HandedOver {
+        tid: Tid(leg.tid),
+        from_ns: MonoNanos(start.0.saturating_add(leg.from)),
+    });
+    ServedBy { handed: handed.collect(), ..ServedBy::new(request) }
 }
 
 fn matched(evidence: &Evidence<'_>, matching: &Matching, blocks: &Blocks, place: usize) -> Matched {
@@ -195,16 +207,15 @@ fn longest_stalls<'a>(
     let mut of_all_threads = Vec::new();
     for (number, (place, request)) in places.iter().zip(requests).enumerate() {
         let sample = &evidence.samples[*place];
-        let Some(served) = request.served else {
+        let Some(served) = &request.served else {
             of_all_threads.push(Interval::new(sample.begin(), sample.end, number));
             continue;
         };
         let begin = served.arrival_ns.unwrap_or(served.read_ns).min(served.read_ns);
         let end = served.last_send_ns.unwrap_or(sample.end).max(served.read_ns);
         let interval = Interval::new(begin, end, number);
-        by_thread.entry(served.reader).or_default().push(interval);
-        if served.sender != served.reader {
-            by_thread.entry(served.sender).or_default().push(interval);
+        for tid in served.all_threads() {
+            by_thread.entry(tid).or_default().push(interval);
         }
     }
     let of_all_threads = Intervals::new(of_all_threads);

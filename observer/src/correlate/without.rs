@@ -45,6 +45,9 @@ pub(super) struct Replay<'a> {
     threads: Vec<(Tid, usize)>,
     /// How the threads competed for CPUs; `None` where they hardly did.
     contention: Option<Contention>,
+    /// Threads between the reader and the sender of requests, each with the time in which it had the
+    /// request, turn by turn.
+    between: Vec<(u32, Span)>,
     /// Each sample whose request was answered, with that request.
     samples: Vec<(u32, u32)>,
     block_ns: u64,
@@ -64,8 +67,10 @@ struct Turn {
     /// The thread had the request.
     handed: u64,
     /// The part of what follows in which the thread served others, while the request waited for something
-    /// else.
+    /// else or other threads had it.
     aside: Span,
+    /// Where the threads that had it in between begin in [`Replay::between`], and how many they are.
+    between: (u32, u32),
     /// The thread was through with it.
     through: u64,
     /// The thread was through with all that it had taken together with it.
@@ -91,8 +96,10 @@ impl OwnTime {
     fn of_turn(&self, turn: &Turn, handed: u64) -> f64 {
         let from = turn.aside.start.max(handed);
         let until = turn.aside.end.max(from);
+        // What those did that had it meanwhile is added for them.
+        let is_beside = turn.between.1 == 0;
         self.thread.exposure(handed, from)
-            + self.beside.exposure(from, until)
+            + if is_beside { self.beside.exposure(from, until) } else { 0.0 }
             + self.thread.exposure(until, turn.through)
     }
 }
@@ -130,6 +137,7 @@ fn is_delay(cause: Cause) -> bool {
         Cause::RUNQUEUE_IDLE,
         Cause::RUNQUEUE,
         Cause::FAULT_MAJOR,
+        Cause::STOPPED,
         Cause::SERVICE_WAIT,
     ];
     delays.contains(&cause)
@@ -171,7 +179,7 @@ impl<'a> Replay<'a> {
                 by_thread.entry(request.sender).or_default().push(place as u32);
             }
         }
-        let (mut turns, mut threads) = (Vec::new(), Vec::new());
+        let (mut turns, mut threads, mut between) = (Vec::new(), Vec::new(), Vec::new());
         for (sender, requests) in by_thread {
             let first = turns.len();
             let mut last_of_batch: HashMap<u32, usize> = HashMap::new();
@@ -181,7 +189,7 @@ impl<'a> Replay<'a> {
                     let before: &mut Turn = &mut turns[before];
                     before.next = place;
                 }
-                turns.push(turn(evidence, handing, taken, &turns[first..], first));
+                turns.push(turn(evidence, handing, taken, (&turns[first..], first), &mut between));
             }
             threads.push((sender, turns.len()));
         }
@@ -193,6 +201,7 @@ impl<'a> Replay<'a> {
             turns,
             threads,
             contention: None,
+            between,
             samples,
             block_ns,
         };
@@ -223,6 +232,12 @@ impl<'a> Replay<'a> {
     fn begin_and_handed(&self, turn: &Turn) -> (u64, u64) {
         let begin = self.begin(turn);
         (begin, turn.handed.max(begin))
+    }
+
+    /// The threads that had the request of a turn between its reader and its sender.
+    fn threads_between(&self, turn: &Turn) -> &[(u32, Span)] {
+        let (first, count) = (turn.between.0 as usize, turn.between.1 as usize);
+        self.between.get(first..first + count).unwrap_or_default()
     }
 
     /// When causes were at work in a thread, and for a request while it served others.
@@ -272,14 +287,15 @@ impl<'a> Replay<'a> {
         let of = |wanted: fn(Cause) -> bool| -> Vec<Cause> {
             causes.iter().copied().filter(|cause| cause.is_recorded() && wanted(*cause)).collect()
         };
-        let delays = of(is_delay);
-        let on_cpu = of(|cause| !is_delay(cause));
+        let delays_of = of(is_delay);
+        let on_cpu_of = of(|cause| !is_delay(cause));
         let stalls = of(Cause::is_stall);
         let mut readers: HashMap<Tid, Timeline> = HashMap::new();
         let siblings = self.siblings.timeline(&stalls);
+        let mut others: HashMap<u32, [Timeline; 2]> = HashMap::new();
         for (sender, _, turns) in self.by_thread() {
             let [delays, on_cpu, stalled] =
-                [&delays, &on_cpu, &stalls].map(|of| self.own_time(sender, of));
+                [&delays_of, &on_cpu_of, &stalls].map(|of| self.own_time(sender, of));
             for turn in turns {
                 let request = &self.evidence.requests[turn.request as usize];
                 // Meanwhile the reader slept.
@@ -304,8 +320,22 @@ impl<'a> Replay<'a> {
                 if request.reader == request.sender {
                     before_ns += of_siblings(begin, handed);
                 }
-                let delay_ns = before_ns + delays.of_turn(turn, handed);
-                let cpu_ns = on_cpu.of_turn(turn, handed);
+                let mut delay_ns = before_ns + delays.of_turn(turn, handed);
+                let mut cpu_ns = on_cpu.of_turn(turn, handed);
+                for (tid, span) in self.threads_between(turn) {
+                    let of_other = others.entry(*tid).or_insert_with(|| {
+                        [&delays_of, &on_cpu_of].map(|of| self.timelines.of_thread(*tid, of))
+                    });
+                    let [delayed, used] =
+                        of_other.each_ref().map(|of| of.exposure(span.start, span.end));
+                    if request.reader == request.sender {
+                        (delay_ns, cpu_ns) = (delay_ns + delayed, cpu_ns + used);
+                    } else {
+                        // Its sender needed no CPU then.
+                        (before_ns, delay_ns) =
+                            (before_ns + delayed + used, delay_ns + delayed + used);
+                    }
+                }
                 let tail_ns =
                     [&delays, &on_cpu].map(|of| of.thread.exposure(turn.batch_end, turn.done));
                 freed.push(Freed {
@@ -490,8 +520,8 @@ fn turn(
     evidence: &Evidence<'_>,
     handing: &Handing<'_>,
     taken: Taken,
-    earlier: &[Turn],
-    first: usize,
+    (earlier, first): (&[Turn], usize),
+    between: &mut Vec<(u32, Span)>,
 ) -> Turn {
     let request = &evidence.requests[taken.request as usize];
     let since = |time: MonoNanos| time.since(evidence.window.0);
@@ -501,13 +531,19 @@ fn turn(
     // A thread that reads by itself is done with the one before by then. A request that comes from another
     // thread may have waited for it.
     let reads = request.reader == request.sender;
+    let route = handing.route(request);
     let (ready, handed, until) = match reads {
         true => (arrival, read, read),
-        false => (read, handing.at(request).min(done), done),
+        false => (read, route.handed.unwrap_or(read).min(done), done),
     };
     let before = earlier.partition_point(|other| other.through <= until);
     let after = before.checked_sub(1).map_or(contention::NONE, |place| (first + place) as u32);
-    let aside = handing.aside(request.sender.0, handed, through);
+    let first_between = between.len() as u32;
+    between.extend(route.times_between());
+    let aside = match (reads, route.left(), route.handed) {
+        (true, Some(left), Some(back)) => Span { start: left, end: back },
+        _ => handing.aside(request.sender.0, handed, through),
+    };
     Turn {
         request: taken.request,
         after,
@@ -515,6 +551,7 @@ fn turn(
         ready,
         handed,
         aside,
+        between: (first_between, between.len() as u32 - first_between),
         through,
         batch_end: since(MonoNanos(taken.batch_end)),
         done,

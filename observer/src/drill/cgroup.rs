@@ -26,6 +26,8 @@ const PERIOD_US: u64 = 100_000;
 pub(super) enum Controller {
     Memory,
     Cpu,
+    /// Of version 1; in version 2 every cgroup can be frozen.
+    Freezer,
 }
 
 impl Controller {
@@ -33,6 +35,7 @@ impl Controller {
         match self {
             Self::Memory => "memory",
             Self::Cpu => "cpu",
+            Self::Freezer => "freezer",
         }
     }
 
@@ -159,6 +162,11 @@ impl Cgroup {
                 }
                 made.cpu = Some(cpu);
             }
+            Some(Controller::Freezer) => {
+                let in_version_2 = Directory::make(None, name).ok();
+                let plain = in_version_2.filter(|at| at.path.join("cgroup.freeze").exists());
+                made.plain = Some(plain.map_or_else(|| Directory::make(needed, name), Ok)?);
+            }
             None => match Directory::make(None, name) {
                 Ok(directory) => made.plain = Some(directory),
                 Err(_) => made.plain = Some(Directory::make(Some(Controller::Memory), name)?),
@@ -229,6 +237,18 @@ impl Cgroup {
                 cpu.write("cpu.cfs_quota_us", &QUOTA_US.to_string())
             }
             (false, false) => cpu.write("cpu.cfs_quota_us", "-1"),
+        }
+    }
+
+    /// Freezes the service, or lets it go on.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn freeze(&self, frozen: bool) -> Result<(), String> {
+        let plain = self.plain.as_ref().ok_or("the cgroup cannot be frozen")?;
+        match plain.unified {
+            true => plain.write("cgroup.freeze", if frozen { "1" } else { "0" }),
+            false => plain.write("freezer.state", if frozen { "FROZEN" } else { "THAWED" }),
         }
     }
 

@@ -45,7 +45,9 @@ const PRIORITY: i32 = 1;
 /// of the schedule matches itself.
 fn plan(outside: Outside, seed: u64, load: Duration) -> Vec<(Duration, Duration)> {
     let lengths = match outside {
-        Outside::StopService | Outside::StopGenerator | Outside::HogRealtime => SHORT_MS,
+        Outside::StopService | Outside::StopGenerator | Outside::HogRealtime | Outside::Freeze => {
+            SHORT_MS
+        }
         _ => LENGTH_MS,
     };
     let mut random = StdRng::seed_from_u64(seed);
@@ -158,6 +160,7 @@ enum Harm {
     Stopped(Vec<OwnedFd>),
     Squeezed(Arc<Cgroup>),
     Throttled(Arc<Cgroup>),
+    Frozen(Arc<Cgroup>),
 }
 
 impl Harm {
@@ -175,6 +178,10 @@ impl Harm {
             Outside::Quota => {
                 victims.cgroup.set_quota(true)?;
                 Ok(Self::Throttled(Arc::clone(&victims.cgroup)))
+            }
+            Outside::Freeze => {
+                victims.cgroup.freeze(true)?;
+                Ok(Self::Frozen(Arc::clone(&victims.cgroup)))
             }
         }
     }
@@ -197,6 +204,7 @@ impl Drop for Harm {
             }),
             Self::Squeezed(cgroup) => cgroup.release(),
             Self::Throttled(cgroup) => cgroup.set_quota(false),
+            Self::Frozen(cgroup) => cgroup.freeze(false),
         };
         if let Err(error) = undone {
             tracing::warn!("drill: {error}");

@@ -233,7 +233,6 @@ fn finding(
     };
     let is_met = |one: &CauseSummary| {
         one.cause.name().starts_with("runqueue")
-            && row.truth != Truth::Stopped
             && waited_share.is_some_and(|waited| waited >= one.share * CONFIRMED)
     };
     let false_alarms = named

@@ -141,6 +141,7 @@ fn prepare(row: &Injection, directory: &Path) -> Result<Arc<Cgroup>, String> {
     let needed = match row.outside {
         Outside::Squeeze => Some(Controller::Memory),
         Outside::Quota => Some(Controller::Cpu),
+        Outside::Freeze => Some(Controller::Freezer),
         _ => None,
     };
     if row.work == Work::Read {

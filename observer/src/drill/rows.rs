@@ -82,6 +82,8 @@ pub enum Outside {
     Squeeze,
     /// Its cgroup gets less CPU time than it needs.
     Quota,
+    /// Its cgroup is frozen.
+    Freeze,
 }
 
 /// Which part of the service's log, or of the schedule, is the truth about the injection.
@@ -213,11 +215,20 @@ pub static INJECTIONS: &[Injection] = &[
     },
     Injection {
         name: "stop-service",
-        text: "the service gets SIGSTOP, and SIGCONT later; no cause stands for that yet, so no \
-               kernel cause may be named",
+        text: "the service gets SIGSTOP, and SIGCONT later",
         outside: Outside::StopService,
         truth: Truth::Stopped,
+        expected: Expected::OneOf(&["stopped"]),
         real: REAL,
+        ..PLAIN
+    },
+    Injection {
+        name: "freeze",
+        text: "the service's cgroup is frozen now and then, as by docker pause",
+        outside: Outside::Freeze,
+        truth: Truth::Stopped,
+        expected: Expected::OneOf(&["stopped"]),
+        real: &[Real::Nginx, Real::Go, Real::Redis],
         ..PLAIN
     },
     Injection {

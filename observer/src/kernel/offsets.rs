@@ -42,6 +42,7 @@ const MEMBERS: &[(Members, &str, &str, &str)] = &[
     (Members::Connections, "OFF_SOCK_ADDRESS", "sock", "__sk_common.skc_daddr"),
     (Members::Connections, "OFF_TCP_RECEIVED", "tcp_sock", "rcv_nxt"),
     (Members::Connections, "OFF_TCP_COPIED", "tcp_sock", "copied_seq"),
+    (Members::JobControl, "OFF_TASK_JOB_CONTROL", "task_struct", "jobctl"),
     (Members::SavedRegisters, "OFF_TASK_STACK", "task_struct", "stack"),
     (Members::SavedRegisters, "OFF_REGS_SEGMENT", "pt_regs", "cs"),
     (Members::SavedRegisters, "OFF_SOCKET_FILE", "socket", "file"),

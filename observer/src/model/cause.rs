@@ -202,6 +202,19 @@ causes! {
         kind: CauseKind::Stall,
         object: "",
     }
+    STOPPED {
+        id: "stopped",
+        title: "Stopped or frozen",
+        sentence: "threads were held by a signal, a debugger or the freezer of their cgroup",
+        advice: "Find out who stops the service: see in the slowest requests whether it is a signal or a \
+                 debugger (SIGSTOP, gdb, strace; TracerPid in /proc/PID/status), or the freezer of its \
+                 cgroup (docker pause, a snapshot or a checkpoint).",
+        probe: Some("sleep"),
+        record: Some("sleep"),
+        color: "#873600",
+        kind: CauseKind::Stall,
+        object: "threads were held by",
+    }
     SERVICE_WAIT {
         id: "service_wait",
         title: "The service waited",

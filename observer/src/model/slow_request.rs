@@ -96,8 +96,17 @@ pub struct AskedService {
     pub replied_ns: MonoNanos,
 }
 
-/// How the target's sockets saw a request. The times are on the kernel's clock.
+/// A thread that got a request from another one. The time is on the kernel's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedOver {
+    /// The thread.
+    pub tid: Tid,
+    /// When it was woken for the request, or could have begun with it.
+    pub from_ns: MonoNanos,
+}
+
+/// How the target's sockets saw a request. The times are on the kernel's clock.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServedBy {
     /// Its first byte was in the socket; `None` if that was not seen.
     pub arrival_ns: Option<MonoNanos>,
@@ -111,6 +120,10 @@ pub struct ServedBy {
     pub reader: Tid,
     /// The thread of the first write; the reader if there was none.
     pub sender: Tid,
+    /// The threads that had it after the reader, in order; the last one is the sender. Empty where the reader
+    /// had it all the time, where that is not known, and in runs of older versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub handed: Vec<HandedOver>,
 }
 
 impl ServedBy {
@@ -124,44 +137,59 @@ impl ServedBy {
             last_send_ns: request.end(),
             reader: request.reader,
             sender: request.sender,
+            handed: Vec::new(),
         }
     }
 
-    /// When the request was with this thread: with the reader until it was read, and then with the sender.
-    fn with_thread(&self, sample: &Sample, tid: Tid) -> Option<(MonoNanos, MonoNanos)> {
+    /// Which threads had the request, in order, and when: the reader until it was read, and then the sender,
+    /// if nothing else is known.
+    fn threads(&self, sample: &Sample) -> Vec<(Tid, MonoNanos, MonoNanos)> {
         let begin = self.arrival_ns.unwrap_or(self.read_ns);
         let end = self.last_send_ns.unwrap_or(sample.end);
-        match (tid == self.reader, tid == self.sender) {
-            (true, true) => Some((begin, end)),
-            (true, false) => Some((begin, self.read_ns)),
-            (false, true) => Some((self.read_ns, end)),
-            (false, false) => None,
-        }
+        let handed = match self.handed.is_empty() && self.sender != self.reader {
+            true => &[HandedOver { tid: self.sender, from_ns: self.read_ns }],
+            false => &self.handed[..],
+        };
+        let reader = HandedOver { tid: self.reader, from_ns: begin };
+        let ends = handed.iter().map(|next| next.from_ns).chain([end]);
+        let all = [reader].into_iter().chain(handed.iter().copied());
+        all.zip(ends).map(|(one, end)| (one.tid, one.from_ns, end)).collect()
+    }
+
+    /// The threads that had it, each once.
+    #[must_use]
+    pub fn all_threads(&self) -> Vec<Tid> {
+        let mut all = vec![self.reader, self.sender];
+        all.extend(self.handed.iter().map(|one| one.tid));
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 }
 
-/// The part of a stall or of a sleep of the target that overlaps a request; `None` if it is known not to
+/// The parts of a stall or of a sleep of the target that overlap a request; none if it is known not to
 /// concern it.
 #[must_use]
 pub fn inside(
     sample: &Sample,
     served: Option<&ServedBy>,
     stall: &Stall,
-) -> Option<(MonoNanos, MonoNanos)> {
-    let (from, until) = match served {
-        Some(served) => served.with_thread(sample, stall.tid)?,
+) -> Vec<(MonoNanos, MonoNanos)> {
+    let mut times = match served {
+        Some(served) => served.threads(sample),
         // Threads sleep most of the time, and most of them for another reason.
-        None if stall.cause.is_stall() => (sample.begin(), sample.end),
-        None => return None,
+        None if stall.cause.is_stall() => vec![(stall.tid, sample.begin(), sample.end)],
+        None => Vec::new(),
     };
-    let (from, until) = (stall.start.max(from), stall.end.min(until));
-    (from < until).then_some((from, until))
+    times.retain(|(tid, ..)| *tid == stall.tid);
+    let overlap = |(_, from, until)| (stall.start.max(from), stall.end.min(until));
+    times.into_iter().map(overlap).filter(|(from, until)| from < until).collect()
 }
 
 /// How long a stall or a sleep of the target overlaps a request; 0 if it is known not to concern it.
 #[must_use]
 pub fn overlap_ns(sample: &Sample, served: Option<&ServedBy>, stall: &Stall) -> u64 {
-    inside(sample, served, stall).map_or(0, |(from, until)| until.since(from))
+    inside(sample, served, stall).into_iter().map(|(from, until)| until.since(from)).sum()
 }
 
 /// A stall that overlaps a slow request.

@@ -46,7 +46,7 @@ impl Digest {
             let known = known.iter().find(is_it);
             WorstRequest {
                 sample: sample.clone(),
-                served: known.and_then(|known| known.served),
+                served: known.and_then(|known| known.served.clone()),
                 asked: known.map_or_else(Vec::new, |known| known.asked.clone()),
                 account_ns: known.and_then(|known| known.account_ns.clone()),
                 stalls: Vec::new(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::rundir::RunDir;
-use super::terminal::{Paint, asked, wrapped};
+use super::terminal::{Paint, asked, handed, wrapped};
 use super::text::{clean, count, detail, duration, instant, percent, thread, utc};
 use super::trace::TraceEvent;
 use crate::clock::MonoNanos;
@@ -203,7 +203,10 @@ fn row(text: &mut String, run: &RunInfo, stall: &SlowStall, with_cause: bool, de
     }
     let about = match (details.of(stall), stall.holder) {
         (Some(event), _) => detail(run, event),
-        (None, Some(holder)) => format!("thread {} had it", thread(run, holder.tid)),
+        (None, Some(holder)) => {
+            let did = if stall.cause.is_stall() { "had it" } else { "woke it" };
+            format!("thread {} {did}", thread(run, holder.tid))
+        }
         (None, None) => String::new(),
     };
     if !about.is_empty() {
@@ -252,7 +255,11 @@ fn served_by(run: &RunInfo, request: &SlowRequest, served: &ServedBy) -> String 
     let after = |time: MonoNanos| duration(time.since(request.begin_ns) as f64);
     let arrival = served.arrival_ns.map(|time| format!("in the socket after {}, ", after(time)));
     let (arrival, reader) = (arrival.unwrap_or_default(), thread(run, served.reader));
-    let read = format!("{arrival}read after {} by {reader}", after(served.read_ns));
+    let mut read = format!("{arrival}read after {} by {reader}", after(served.read_ns));
+    let handed = handed(run, request.begin_ns, served);
+    if !handed.is_empty() {
+        read = format!("{read}, {}", handed.trim_end_matches(", "));
+    }
     match served.first_send_ns {
         None => format!("{read}, not answered"),
         Some(first) => {

@@ -11,7 +11,8 @@ use super::text::{cause, clean, count, detail, duration, instant, percent, threa
 use super::track;
 use crate::clock::MonoNanos;
 use crate::model::{
-    Accounts, AskedService, Cause, CauseSummary, Outcome, ProbeState, ProbeSummary, Summary,
+    Accounts, AskedService, Cause, CauseSummary, Outcome, ProbeState, ProbeSummary, RunInfo,
+    ServedBy, Summary,
 };
 
 /// Overlapping stalls shown for one request.
@@ -425,13 +426,14 @@ pub(super) fn request_line(answer: &Answer, request: &WorstRequest) -> String {
 
 /// `in the socket after 41.0 µs, read after 60.2 µs by svc-1 (12), answered after 20.3 ms by svc-2 (13)`.
 pub(super) fn served(answer: &Answer, request: &WorstRequest) -> Option<String> {
-    let served = request.served?;
+    let served = request.served.as_ref()?;
     let after = |time: MonoNanos| duration(time.since(request.sample.begin()) as f64);
     let mut text = served
         .arrival_ns
         .map_or_else(String::new, |arrival| format!("in the socket after {}, ", after(arrival)));
     let reader = thread(&answer.run, served.reader);
     let _ = write!(text, "read after {} by {reader}, ", after(served.read_ns));
+    text.push_str(&handed(&answer.run, request.sample.begin(), served));
     match served.first_send_ns {
         None => text.push_str("not answered"),
         Some(first) => {
@@ -442,6 +444,17 @@ pub(super) fn served(answer: &Answer, request: &WorstRequest) -> Option<String> 
         }
     }
     Some(text)
+}
+
+/// `handed to worker-1 (13) after 80.3 µs, `: the threads that had it between the reader and the sender, and
+/// the sender where it is not the reader.
+pub(super) fn handed(run: &RunInfo, begin: MonoNanos, served: &ServedBy) -> String {
+    let mut text = String::new();
+    for one in &served.handed {
+        let after = duration(one.from_ns.since(begin) as f64);
+        let _ = write!(text, "handed to {} after {after}, ", thread(run, one.tid));
+    }
+    text
 }
 
 /// Services that are shown of one request.

@@ -41,7 +41,7 @@ fn pieces(request: &WorstRequest) -> Vec<Piece> {
         stalls.iter().flat_map(|(event, _)| Stall::of_event(event)).collect();
     on_it.sort_by_key(|stall| (stall.cause.is_stall(), stall.start));
     for stall in on_it {
-        if let Some((from, until)) = inside(sample, served.as_ref(), &stall) {
+        for (from, until) in inside(sample, served.as_ref(), &stall) {
             add(stall.cause, from, until);
         }
     }
@@ -131,6 +131,7 @@ mod tests {
             last_send_ns: Some(at(190)),
             reader: Tid(7),
             sender: Tid(7),
+            handed: Vec::new(),
         };
         let fault = |tid, end_ms, length_ms| {
             let mut event = example::fault(end_ms * MS, length_ms * MS, 0);

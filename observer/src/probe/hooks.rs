@@ -196,6 +196,8 @@ pub enum Members {
     CallAbi,
     /// Number and arguments of the system call.
     Registers,
+    /// What signals, tracers and the freezer want of a thread.
+    JobControl,
     /// From a thread that does not run to the registers with which it entered the kernel, and from a
     /// socket to its file.
     SavedRegisters,

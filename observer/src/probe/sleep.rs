@@ -3,21 +3,25 @@
 use std::mem::offset_of;
 
 use observer_ebpf::wire::{
-    NO_SYSCALL, SLEEP_REMOTE, SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE, Series, SleepRecord,
-    SleepState, Slot,
+    NO_SYSCALL, SLEEP_FROZEN, SLEEP_REMOTE, SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE, Series,
+    SleepRecord, SleepState, Slot,
 };
 
 use super::{
     Attach, HistogramFamily, Members, Need, PerThread, Probe, Program, RunsAt, Tier, object_id,
 };
-use crate::model::{Cause, Event, Field, ObjectRow, RecordRow, field, socket_address};
+use crate::model::{
+    Cause, Event, Field, Holder, ObjectRow, RecordRow, Tgid, Tid, field, socket_address,
+};
 
 const SWITCH: &str = "sleeps";
 const MOVES: &str = "sleeps of threads that are moved to another CPU";
+const WAKERS: &str = "which threads hand over requests";
 
 const READ: &[Members] = &[
     Members::RunDelay,
     Members::State,
+    Members::JobControl,
     Members::SavedRegisters,
     Members::Registers,
     Members::Descriptors,
@@ -39,8 +43,9 @@ pub(super) const PROBE: Probe = Probe {
             call.",
     notes: "Each is a voluntary context switch in /proc/PID/task/TID/status. What a thread waits for a \
             CPU after the wake-up is not part of it. Only sleeps of threads that have read or answered a \
-            request are recorded, so records need the probe `request`; the histograms hold those of all \
-            threads of the target. The system call and its arguments are read from the registers with \
+            request, or woke one that has, are recorded, so records need the probe `request`; the histograms \
+            hold those of all threads of the target. A thread that a signal, a debugger or the freezer of its \
+            cgroup (since Linux 6.1 for v1) held did not sleep of its own will: that is the cause `stopped`. The system call and its arguments are read from the registers with \
             which the thread entered the kernel; a sleep outside a system call (in a page fault, for \
             instance), and one in a call of the 32-bit ABI, has none. Since Linux 6.12 a thread may be moved to another run \
             queue while it sleeps; the wait for a CPU that follows is then part of the sleep. Where the \
@@ -54,6 +59,7 @@ pub(super) const PROBE: Probe = Probe {
             reads: READ,
             programs: &[
                 moved("sched_migrate_task", Attach::TpBtf("sched_migrate_task", 1)),
+                Program::new("sched_waking", Attach::TpBtf("sched_waking", 1), WAKERS),
                 Program::new("sched_switch", Attach::TpBtf("sched_switch", 3), SWITCH).part(SLEEPS),
             ],
         },
@@ -64,6 +70,7 @@ pub(super) const PROBE: Probe = Probe {
             reads: READ,
             programs: &[
                 moved("sched_migrate_task_raw", Attach::RawTracepoint("sched_migrate_task", 1)),
+                Program::new("sched_waking_raw", Attach::RawTracepoint("sched_waking", 1), WAKERS),
                 Program::new("sched_switch_raw", Attach::RawTracepoint("sched_switch", 3), SWITCH)
                     .part(SLEEPS),
             ],
@@ -106,6 +113,7 @@ static SLEEP: RecordRow = RecordRow::new::<SleepRecord>(
             "signals could not end the sleep (state D)",
         ),
         Field::flag("stopped", SLEEP_STOPPED, "the thread was stopped or traced (state T or t)"),
+        Field::flag("frozen", SLEEP_FROZEN, "the freezer of its cgroup held the thread"),
         Field::flag("remote", SLEEP_REMOTE, "the call waited at a connection"),
         field!(
             SleepRecord.syscall,
@@ -121,17 +129,38 @@ static SLEEP: RecordRow = RecordRow::new::<SleepRecord>(
             "remote_address",
             "address of the other end of the connection"
         ),
+        // Traces of 0.1.0 have none of the following.
+        field!(
+            SleepRecord.waker_tid,
+            "waker_tid",
+            "the thread of the target that woke it by a system call of its own; 0 where something else \
+             did: a timer, the network, another process"
+        )
+        .optional(),
+        field!(SleepRecord.waker_tgid, "waker_tgid", "its process").optional(),
     ],
 )
-.stalls(20_000, |_| Some(Cause::SERVICE_WAIT))
+.stalls(20_000, |event| Some(cause(event)))
+.holder(|event, _| {
+    let SleepRecord { waker_tid, waker_tgid, .. } = event.record()?;
+    let waker = Holder { tid: Tid(waker_tid), tgid: Tgid(waker_tgid), cgroup: None };
+    (waker_tid != 0).then_some(waker)
+})
 .objects(ObjectRow { id: object, name: object_name, is_any })
 .detail(detail);
+
+/// Flags of a thread that did not sleep of its own will.
+const HELD: u16 = SLEEP_STOPPED | SLEEP_FROZEN;
+
+fn cause(event: &Event) -> Cause {
+    if event.flags & HELD != 0 { Cause::STOPPED } else { Cause::SERVICE_WAIT }
+}
 
 /// The system call, and the other end of the connection at which it waited.
 fn object(event: &Event, _: Cause) -> Option<u32> {
     let SleepRecord { syscall, remote_port, remote_address, .. } = event.record()?;
-    if event.flags & SLEEP_STOPPED != 0 {
-        return Some(object_id(&SLEEP_STOPPED));
+    if event.flags & HELD != 0 {
+        return Some(object_id(&(event.flags & HELD)));
     }
     Some(object_id(&(event.flags & SLEEP_REMOTE, syscall, remote_port, remote_address.0)))
 }
@@ -139,14 +168,17 @@ fn object(event: &Event, _: Cause) -> Option<u32> {
 /// Whether the call waits until any of several descriptors is ready.
 fn is_any(event: &Event) -> bool {
     let is_of = |record: SleepRecord| WAITS_FOR_ANY.contains(&i64::from(record.syscall));
-    event.flags & SLEEP_STOPPED == 0 && event.record().is_some_and(is_of)
+    event.flags & HELD == 0 && event.record().is_some_and(is_of)
 }
 
 fn object_name(event: &Event, _: Cause) -> String {
     let Some(record) = event.record::<SleepRecord>() else { return String::new() };
     let SleepRecord { syscall, remote_port, remote_address, .. } = record;
+    if event.flags & SLEEP_FROZEN != 0 {
+        return "the freezer of its cgroup".to_owned();
+    }
     if event.flags & SLEEP_STOPPED != 0 {
-        return "stopped or traced".to_owned();
+        return "a signal or a debugger".to_owned();
     }
     if syscall == NO_SYSCALL {
         return "outside a system call".to_owned();
@@ -161,8 +193,11 @@ fn object_name(event: &Event, _: Cause) -> String {
 fn detail(event: &Event) -> String {
     let Some(record) = event.record::<SleepRecord>() else { return String::new() };
     let SleepRecord { syscall, argument_1, .. } = record;
-    let object = object_name(event, Cause::SERVICE_WAIT);
-    if event.flags & (SLEEP_STOPPED | SLEEP_REMOTE) != 0 {
+    let object = object_name(event, cause(event));
+    if event.flags & HELD != 0 {
+        return format!("held by {object}");
+    }
+    if event.flags & SLEEP_REMOTE != 0 {
         return object;
     }
     match i64::from(syscall) {
@@ -302,6 +337,8 @@ mod tests {
             argument_2: 0,
             argument_3: 0,
             remote_address: Address([0; 16]),
+            waker_tid: 0,
+            waker_tgid: 0,
         }
     }
 
@@ -309,7 +346,9 @@ mod tests {
     fn a_record_says_what_the_thread_waited_for() {
         let said = |record: SleepRecord| {
             let event = decode(bytemuck::bytes_of(&record)).expect("decodes");
-            assert_eq!(event.cause(), Some(Cause::SERVICE_WAIT));
+            let is_held = record.header.flags & HELD != 0;
+            let cause = if is_held { Cause::STOPPED } else { Cause::SERVICE_WAIT };
+            assert_eq!(event.cause(), Some(cause));
             detail(&event)
         };
         assert_eq!(said(record(0, libc::SYS_clock_nanosleep as u32)), "clock_nanosleep");
@@ -317,7 +356,9 @@ mod tests {
         assert_eq!(said(record(0, libc::SYS_epoll_wait as u32)), "epoll_wait of descriptor 7");
         assert_eq!(said(record(0, 9_999)), "system call 9999");
         assert_eq!(said(record(SLEEP_UNINTERRUPTIBLE, NO_SYSCALL)), "outside a system call");
-        assert_eq!(said(record(SLEEP_STOPPED, libc::SYS_read as u32)), "stopped or traced");
+        let read = libc::SYS_read as u32;
+        assert_eq!(said(record(SLEEP_STOPPED, read)), "held by a signal or a debugger");
+        assert_eq!(said(record(SLEEP_FROZEN, read)), "held by the freezer of its cgroup");
         let mut remote = record(SLEEP_REMOTE, libc::SYS_recvfrom as u32);
         (remote.remote_port, remote.remote_address.0[15]) = (6_379, 1);
         assert_eq!(said(remote), "recvfrom at [::1]:6379");
@@ -327,8 +368,8 @@ mod tests {
     fn sleeps_are_summed_up_by_call_and_connection() {
         let of = |record: SleepRecord| {
             let event = decode(bytemuck::bytes_of(&record)).expect("decodes");
-            let id = event.object(Cause::SERVICE_WAIT).expect("an object");
-            (id, object_name(&event, Cause::SERVICE_WAIT))
+            let id = event.object(cause(&event)).expect("an object");
+            (id, object_name(&event, cause(&event)))
         };
         let futex = record(0, libc::SYS_futex as u32);
         assert_eq!(of(futex), of(SleepRecord { argument_1: 99, ..futex }), "whatever the address");

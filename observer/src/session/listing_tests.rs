@@ -83,6 +83,8 @@ impl Served {
                 argument_2: 0,
                 argument_3: 0,
                 remote_address: Address([0; 16]),
+                waker_tid: 0,
+                waker_tgid: 0,
             })
         });
         let reclaimed = (self.reclaimed_ns > 0).then(|| {

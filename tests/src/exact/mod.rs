@@ -17,7 +17,7 @@ pub use faults::{copied_pages, families, fault_time, major_faults, minor_faults}
 pub use reclaim::{freed_pages, memcg_reclaim};
 pub use requests::requests;
 pub use runqueue::{no_more_waits, processor_time, run_delay, throttled};
-pub use sleeps::sleeps;
+pub use sleeps::{holds, sleeps};
 pub use sockets::{descriptors, sockets};
 pub use softirqs::softirqs;
 pub use who_ran::{another_process, own_threads};

@@ -1,8 +1,16 @@
 //! `sleep` against voluntary context switches and the time that threads neither ran nor waited for a CPU.
 
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use observer::clock::MonoNanos;
+
+use crate::cgroup::UnifiedCgroup;
+use crate::kernel_counters::thread_states;
 use crate::process::Placement;
-use crate::results::{Comparison, Relation};
-use crate::trial::{self, Run, Trial, number, scaled_text};
+use crate::results::{Comparison, Held, Relation};
+use crate::trial::{self, Run, Trial, number, scaled, scaled_text};
 
 /// The kernel's clock of a run queue, that of threads, and the monotonic one differ a little, most
 /// where a hypervisor takes the CPU away from a thread that runs.
@@ -63,4 +71,86 @@ pub fn sleeps(trial: &Trial) {
         &[("sum_ns", 0.01, 0, &sum_ns)],
     );
     work.end().expect("the workload ends");
+}
+
+/// A process that is stopped by a signal, and frozen by its cgroup: both are known to the nanosecond, but
+/// for the time that it takes to see them.
+///
+/// # Panics
+/// When they are not.
+pub fn holds(trial: &Trial) {
+    const LENGTH: Duration = Duration::from_millis(3);
+    let directory = trial::directory();
+    let cgroup = UnifiedCgroup::create(&trial::unique("holds")).expect("a cgroup");
+    let placement = Placement { unified: Some(&cgroup), ..Placement::default() };
+    let mut work = trial::start(&["sleeps", "--rounds", "1"], placement);
+    let pid = work.id().to_string();
+    let target = ["--pid", &pid, "--probes", "default,sleep"].map(str::to_owned);
+    let watches = trial.watch(&target, directory.path());
+    trial::nudge(work.id());
+    let is_stopped = || thread_states(work.id()).is_ok_and(|states| states == ['T']);
+    let freeze = cgroup.directory().join("cgroup.freeze");
+    let events = cgroup.directory().join("cgroup.events");
+    let is_frozen = || has_line(&events, "frozen 1");
+    let write = |text: &str| fs::write(&freeze, text).expect("a cgroup that can be frozen");
+    let rounds = scaled(40);
+    let mut held_ns = [0; 2];
+    for round in 0..rounds {
+        let is_signal = round.is_multiple_of(2);
+        let begin = MonoNanos::now();
+        match is_signal {
+            true => work.signal(rustix::process::Signal::STOP),
+            false => write("1"),
+        }
+        wait_until(&|| if is_signal { is_stopped() } else { is_frozen() });
+        let seen = MonoNanos::now();
+        std::thread::sleep(LENGTH);
+        let end = MonoNanos::now();
+        match is_signal {
+            true => work.signal(rustix::process::Signal::CONT),
+            false => write("0"),
+        }
+        wait_until(&|| if is_signal { !is_stopped() } else { !is_frozen() });
+        // It has run, and sleeps again.
+        trial::settle(work.id());
+        held_ns[0] += end.since(seen);
+        held_ns[1] += MonoNanos::now().since(begin);
+    }
+    work.go().expect("the workload works");
+    let runs = trial.finish(watches);
+    let against = "stops in /proc/PID/stat, freezes in cgroup.events";
+    for run in &runs {
+        let held = Held::new(trial.test, "sleep", &run.summary);
+        let slack = 0;
+        let check = |metric, relation, observed, expected, tolerance| {
+            held.check(&Comparison {
+                metric,
+                against,
+                relation,
+                observed,
+                expected,
+                tolerance,
+                slack,
+            });
+        };
+        check("stopped", Relation::Equal, run.count("sleep", "stopped"), rounds, 0.0);
+        let sum_ns = run.sum_ns("sleep", "stopped");
+        check("stopped_ns", Relation::AtLeast, sum_ns, held_ns[0], tolerance());
+        check("stopped_ns", Relation::AtMost, sum_ns, held_ns[1], tolerance());
+    }
+    work.end().expect("the workload ends");
+}
+
+fn has_line(file: &Path, line: &str) -> bool {
+    fs::read_to_string(file).is_ok_and(|text| text.lines().any(|one| one == line))
+}
+
+/// # Panics
+/// When it does not become true.
+fn wait_until(is_true: &dyn Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is_true() {
+        assert!(Instant::now() < deadline, "the process is not held, or held for too long");
+        std::thread::sleep(Duration::from_micros(200));
+    }
 }
