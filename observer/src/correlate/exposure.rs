@@ -23,7 +23,7 @@ const KINDS_MAX: usize = 50;
 
 /// A sample as attribution sees it: the part served, `[start, end)` since the start of the
 /// window, and how late it was sent. What lies before the actual start is the generator's.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Served {
     pub(super) start: u64,
     pub(super) end: u64,
@@ -278,11 +278,11 @@ fn episodes(spans: &[Span], window_ns: u64) -> Vec<(u64, u64)> {
 }
 
 /// `limit` of the items at random, or all of them.
-pub(super) fn draw<T: Copy>(items: &[T], limit: usize, rng: &mut Xoshiro256PlusPlus) -> Vec<T> {
+pub(super) fn draw<T: Clone>(items: &[T], limit: usize, rng: &mut Xoshiro256PlusPlus) -> Vec<T> {
     if items.len() <= limit {
         return items.to_vec();
     }
-    index::sample(rng, items.len(), limit).into_iter().map(|index| items[index]).collect()
+    index::sample(rng, items.len(), limit).into_iter().map(|index| items[index].clone()).collect()
 }
 
 /// Samples that lie completely inside the window, allowing for the error of their times: stalls

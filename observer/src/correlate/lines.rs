@@ -4,14 +4,10 @@
 use std::collections::HashMap;
 
 use super::handing::Handing;
-use super::relay::BETWEEN;
 use super::share::LEAST_UNCOVERED;
 use super::timeline::{Span, Timeline, split};
 use crate::clock::MonoNanos;
 use crate::model::{Sample, ServerRequest};
-
-/// Parts of a request, each with a line of its own.
-const PARTS: usize = 10 + BETWEEN;
 
 /// A part of a request. Within it, the stalls of one line count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,22 +18,21 @@ pub(super) struct Part {
     end: u64,
 }
 
-/// The parts of a request, in order, empty ones included.
-pub(super) type Parts = [Part; PARTS];
+/// The parts of a request that have a line, in order.
+pub(super) type Parts = Vec<Part>;
 
 /// All of `[start, end)`, on the first line.
 pub(super) fn whole(start: u64, end: u64) -> Parts {
-    let mut parts = Parts::default();
-    parts[0] = Part { line: 0, start, end };
-    parts
+    vec![Part { line: 0, start, end }]
 }
 
 /// What of the parts lies in a span.
-pub(super) fn clipped(parts: &Parts, span: Span) -> Parts {
-    parts.map(|part| {
+pub(super) fn clipped(parts: &[Part], span: Span) -> Parts {
+    let clip = |part: &Part| {
         let (start, end) = (part.start.max(span.start), part.end.min(span.end));
-        if start < end { Part { start, end, ..part } } else { Part::default() }
-    })
+        (start < end).then_some(Part { start, end, ..*part })
+    };
+    parts.iter().filter_map(clip).collect()
 }
 
 /// Whose stalls a line consists of, by thread id.
@@ -104,18 +99,19 @@ impl Numbering {
         let last = request.end().map_or(end, |time| time.0).max(first);
         let (first, last) = (since(first), since(last));
         let (reader, sender) = (request.reader.0, request.sender.0);
-        let mut part = |line: Line, start: u64, end: u64| match start < end {
-            true => Part { line: self.number(line), start, end },
-            false => Part::default(),
+        let mut parts = Parts::new();
+        let mut add = |line: Line, start: u64, end: u64| {
+            if start < end {
+                parts.push(Part { line: self.number(line), start, end });
+            }
         };
         let Some(handing) = handing else {
-            let mut parts = Parts::default();
             if reader == sender {
-                parts[0] = part(Line::Thread(reader), begin, last);
+                add(Line::Thread(reader), begin, last);
             } else {
-                parts[0] = part(Line::Thread(reader), begin, read);
-                parts[1] = part(Line::Both { reader, sender }, read.max(begin), first);
-                parts[2] = part(Line::Thread(sender), first, last);
+                add(Line::Thread(reader), begin, read);
+                add(Line::Both { reader, sender }, read.max(begin), first);
+                add(Line::Thread(sender), first, last);
             }
             return parts;
         };
@@ -131,13 +127,6 @@ impl Numbering {
         let read = read.clamp(until, left);
         let read_aside = handing.aside(reader, read, left);
         let sent_aside = handing.aside(sender, handed, last);
-        let mut parts = Parts::default();
-        let mut places = parts.iter_mut();
-        let mut add = |line, start, end| {
-            if let Some(place) = places.next() {
-                *place = part(line, start, end);
-            }
-        };
         add(Line::Outside, since(start), begin);
         add(Line::Thread(reader), begin, from);
         add(Line::Siblings, from, until);
@@ -213,20 +202,20 @@ impl Lines {
     }
 
     /// Weighted nanoseconds of the parts that are covered.
-    pub(super) fn exposure(&self, parts: &Parts) -> f64 {
+    pub(super) fn exposure(&self, parts: &[Part]) -> f64 {
         let of = |part: &Part| Some(self.line(part)?.exposure(part.start, part.end));
         parts.iter().filter_map(of).sum()
     }
 
     /// The same with the stalls moved in time, on the window bent into a circle.
-    pub(super) fn shifted_exposure(&self, parts: &Parts, shift: u64) -> f64 {
+    pub(super) fn shifted_exposure(&self, parts: &[Part], shift: u64) -> f64 {
         let of = |part: &Part| Some(self.line(part)?.shifted_exposure(part.start, part.end, shift));
         parts.iter().filter_map(of).sum()
     }
 
     /// The exposure without what coincidence brings to lines that are not all in the way of the request,
     /// by the formula in `share` for one cause.
-    pub(super) fn own_exposure(&self, parts: &Parts) -> f64 {
+    pub(super) fn own_exposure(&self, parts: &[Part]) -> f64 {
         let Kind::ByThread(by_chance) = &self.kind else { return self.exposure(parts) };
         let of = |part: &Part| {
             let exposure = self.line(part)?.exposure(part.start, part.end);

@@ -5,6 +5,12 @@
 //! read the request woke it, or woke the thread that did, that is the path. A thread that did not sleep since
 //! the read was busy with something else, and the request waited for it. Where a timer or the network woke a
 //! thread, there is no path beyond it.
+//!
+//! A reader that was awake when the work for a request was done was not woken for that. There, the path is
+//! followed forwards from the read: to the thread that the reader woke then, if that one usually wakes the
+//! reader in turn, and until it was woken by the reader again.
+
+use std::collections::HashMap;
 
 use super::Evidence;
 use super::timeline::Pieces;
@@ -12,12 +18,15 @@ use crate::clock::MonoNanos;
 use crate::model::{Cause, ServerRequest};
 
 /// Threads between the reader and the last hand-over, so that memory and time of the search are bounded.
-pub(super) const BETWEEN: usize = 5;
+const BETWEEN: usize = 16;
 /// Threads that one hand-over is followed through.
 const DEEPEST: usize = 3;
 /// Wake-ups of a thread that are looked at for the one by the reader, and for others that may lead to it.
 const LATEST: usize = 16;
 const LATEST_OTHERS: usize = 8;
+/// A thread gives work back if it wakes the one that woke it at least once in so many times. Others, which
+/// write a log for instance, do not.
+const GIVES_BACK: u32 = 10;
 
 /// From when on a thread had a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +50,12 @@ struct WakeUp {
 pub(super) struct Relay {
     /// By thread, in order of time.
     wake_ups: Vec<WakeUp>,
+    /// Places of those by threads that read requests, by that thread, in order of time.
+    by_reader: Vec<u32>,
+    /// How often one thread woke another one.
+    counts: HashMap<(u32, u32), u32>,
+    /// Reads of requests: the thread, and nanoseconds since the start of the window.
+    reads: Vec<(u32, u64)>,
 }
 
 impl Relay {
@@ -53,8 +68,55 @@ impl Relay {
             Some(WakeUp { tid: stall.tid.0, by: waker.tid.0, at: stall.end.since(start) })
         };
         let mut wake_ups: Vec<WakeUp> = evidence.stalls.iter().filter_map(of_stall).collect();
+        if wake_ups.is_empty() {
+            return Self::default();
+        }
         wake_ups.sort_unstable_by_key(|one| (one.tid, one.at));
-        Self { wake_ups }
+        let read = |request: &ServerRequest| (request.reader.0, request.read.since(start));
+        let mut reads: Vec<(u32, u64)> = evidence.requests.iter().map(read).collect();
+        reads.sort_unstable();
+        let mut counts: HashMap<(u32, u32), u32> = HashMap::new();
+        for one in &wake_ups {
+            *counts.entry((one.by, one.tid)).or_default() += 1;
+        }
+        let reads_requests = |tid: u32| {
+            let place = reads.partition_point(|(other, _)| *other < tid);
+            reads.get(place).is_some_and(|(found, _)| *found == tid)
+        };
+        let mut by_reader: Vec<u32> = (0..wake_ups.len() as u32)
+            .filter(|place| reads_requests(wake_ups[*place as usize].by))
+            .collect();
+        let key = |place: &u32| {
+            let one = &wake_ups[*place as usize];
+            (one.by, one.at, one.tid)
+        };
+        by_reader.sort_unstable_by_key(key);
+        Self { wake_ups, by_reader, counts, reads }
+    }
+
+    /// The thread that a reader woke first in `(from, until)`, of those that give work back, and when.
+    fn first_given(&self, reader: u32, from: u64, until: u64) -> Option<WakeUp> {
+        let of = |place: &u32| self.wake_ups[*place as usize];
+        let key = |place: &u32| (of(place).by, of(place).at);
+        let first = self.by_reader.partition_point(|place| key(place) <= (reader, from));
+        let count = |by: u32, tid: u32| self.counts.get(&(by, tid)).copied().unwrap_or(0);
+        let gives_back = |one: &WakeUp| {
+            count(one.tid, reader).saturating_mul(GIVES_BACK) >= count(reader, one.tid)
+        };
+        let given = self.by_reader[first..].iter().map(of);
+        let mut given = given.take_while(|one| one.by == reader && one.at < until).take(LATEST);
+        given.find(gives_back)
+    }
+
+    /// The reads of a thread before and behind a time.
+    fn neighbours(&self, tid: u32, read: u64) -> (Option<u64>, Option<u64>) {
+        let place = self.reads.partition_point(|one| *one < (tid, read));
+        let behind = self.reads.partition_point(|one| *one <= (tid, read));
+        let of = |place: Option<usize>| {
+            let (thread, at) = self.reads.get(place?)?;
+            (*thread == tid).then_some(*at)
+        };
+        (of(place.checked_sub(1)), of(Some(behind)))
     }
 
     /// Those of a thread in `(from, until]`.
@@ -82,6 +144,7 @@ impl Relay {
         let search = Search { relay: self, sleeps, reader: request.reader.0, read };
         if request.reader == request.sender {
             search.back_and_forth(until, &mut path);
+            search.from_read(path.last().map_or(until, |leg| leg.from), &mut path);
         } else {
             search.to_sender(request.sender.0, free, until, &mut path);
         }
@@ -117,6 +180,38 @@ impl Search<'_> {
                 return;
             }
             until = path.last().map_or(self.read, |leg| leg.from);
+        }
+    }
+
+    /// From the read to the thread that the reader then woke, which had the request at most until then.
+    fn from_read(&self, until: u64, path: &mut Vec<Leg>) {
+        let (relay, reader, read) = (self.relay, self.reader, self.read);
+        let own_sleeps = self.sleeps.of_thread(reader);
+        let slept = own_sleeps.partition_point(|sleep| sleep.end <= read);
+        let awake_since = slept.checked_sub(1).map_or(0, |last| own_sleeps[last].end);
+        let (before, next) = relay.neighbours(reader, read);
+        // Of several requests that it read before it gave the first one away, it is not known which one it
+        // was.
+        let is_unclear =
+            |before: u64| before > awake_since && relay.first_given(reader, before, read).is_none();
+        if before.is_some_and(is_unclear) {
+            return;
+        }
+        let Some(given) = relay.first_given(reader, read, next.unwrap_or(u64::MAX).min(until))
+        else {
+            return;
+        };
+        // A sleep that the reader ended was a wait for work, and so is one that is not over.
+        let sleeps = self.sleeps.of_thread(given.tid);
+        let again = relay.of(given.tid, given.at, until).iter().find(|one| one.by == reader);
+        let idle_until = again.map_or(until, |one| one.at);
+        let place = sleeps.partition_point(|sleep| sleep.start < idle_until);
+        let last = place.checked_sub(1).and_then(|last| sleeps.get(last));
+        let done = last.filter(|sleep| sleep.start >= given.at && sleep.end >= idle_until);
+        let done = done.map_or(idle_until, |sleep| sleep.start);
+        if given.at < done {
+            path.push(Leg { tid: reader, from: done });
+            path.push(Leg { tid: given.tid, from: given.at });
         }
     }
 

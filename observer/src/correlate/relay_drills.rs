@@ -109,7 +109,7 @@ impl Service {
                     let answer = thread.begin(&mut drill, now, by)
                         + drill.rng.random_range(20 * US..60 * US);
                     thread.free = answer + 5 * US;
-                    self.add(&mut drill, arrival, read, answer);
+                    add(&mut drill, (READER, self.sender), [arrival, read, answer]);
                 }
             }
         }
@@ -119,29 +119,31 @@ impl Service {
     fn by(&self, tid: u32) -> Option<u32> {
         self.wakers.then_some(tid)
     }
+}
 
-    fn add(&self, drill: &mut Drill, arrival: u64, read: u64, answer: u64) {
-        let port = 10_000 + (drill.samples.len() % 50_000) as u16;
-        let at = |time: u64| MonoNanos(ORIGIN + time);
-        drill.sample(arrival - 20 * US, arrival - 20 * US, answer + 20 * US);
-        if let Some(sample) = drill.samples.last_mut() {
-            sample.local_port = Some(port);
-        }
-        drill.requests.push(ServerRequest {
-            arrival: Some(at(arrival)),
-            read: at(read),
-            first_send: Some(at(answer)),
-            last_send: Some(at(answer)),
-            tgid: Tgid(1),
-            reader: Tid(READER),
-            sender: Tid(self.sender),
-            is_unix: false,
-            local_port: 80,
-            remote_port: port,
-            bytes_in: 100,
-            bytes_out: 100,
-        });
+/// Adds a request with its arrival, read and answer, and the sample that it was.
+fn add(drill: &mut Drill, (reader, sender): (u32, u32), times: [u64; 3]) {
+    let port = 10_000 + (drill.samples.len() % 50_000) as u16;
+    let [arrival, read, answer] = times;
+    drill.sample(arrival - 20 * US, arrival - 20 * US, answer + 20 * US);
+    if let Some(sample) = drill.samples.last_mut() {
+        sample.local_port = Some(port);
     }
+    let [arrival, read, answer] = [arrival, read, answer].map(|time| MonoNanos(ORIGIN + time));
+    drill.requests.push(ServerRequest {
+        arrival: Some(arrival),
+        read,
+        first_send: Some(answer),
+        last_send: Some(answer),
+        tgid: Tgid(1),
+        reader: Tid(reader),
+        sender: Tid(sender),
+        is_unix: false,
+        local_port: 80,
+        remote_port: port,
+        bytes_in: 100,
+        bytes_out: 100,
+    });
 }
 
 /// One for whom the reader answers itself, and one with a thread that answers.
@@ -156,8 +158,9 @@ fn what_a_worker_does_for_a_request_is_what_the_request_waits_for() {
     ];
     for sender in SENDERS {
         for (work, cause) in answers {
-            for seed in SEEDS {
-                let service = Service { work, sender, rate_hz: 200, wakers: true };
+            // At the higher rate, the reader is often awake when a worker is done, and not woken for that.
+            for (seed, rate_hz) in SEEDS.zip([200, 1_500].into_iter().cycle()) {
+                let service = Service { work, sender, rate_hz, wakers: true };
                 let drill = service.serve(seed);
                 let analysis = drill.analyse();
                 assert_eq!(analysis.check().verdict.top_cause, Some(cause), "{seed}");
@@ -191,41 +194,34 @@ fn where_it_is_not_known_who_woke_a_thread_the_reader_waited() {
 }
 
 #[test]
-fn a_wake_up_by_something_else_ends_the_path() {
-    // The reader waits for a timer, and workers wake it for other requests meanwhile.
+fn threads_that_nobody_waits_for_are_no_part_of_the_path() {
     for seed in SEEDS {
         let service = Service { work: Work::Computes, sender: READER, rate_hz: 100, wakers: true };
         let mut drill = service.serve(seed);
-        // A second reader, which sleeps by itself: nobody wakes it.
+        // A second reader sleeps until a timer ends. Before, it wakes a thread that does something else.
+        const LOGGER: u32 = 77;
+        let mut idle_since = 0;
         let mut at = 40 * MS;
         while at < drill.window_ns - SECOND {
             let slept = drill.rng.random_range(50 * MS..80 * MS);
             drill.innocent(Cause::SERVICE_WAIT, 5, at - 30 * MS, at);
             drill.innocent(Cause::SERVICE_WAIT, 5, at + 100 * US, at + slept);
-            let port = 10_000 + (drill.samples.len() % 50_000) as u16;
+            let mut idle = Stall::of_thread(
+                LOGGER,
+                Cause::SERVICE_WAIT,
+                ORIGIN + idle_since,
+                ORIGIN + at + 20 * US,
+            );
+            idle.holder = Some(Holder { tid: Tid(5), tgid: Tgid(1), cgroup: None });
+            drill.stalls.push(idle);
+            idle_since = at + 60 * MS;
+            drill.innocent(Cause::RUNQUEUE_OTHER, LOGGER, at + 20 * US, at + 45 * MS);
             let answer = at + slept + 50 * US;
-            drill.sample(at - 20 * US, at - 20 * US, answer + 20 * US);
-            if let Some(sample) = drill.samples.last_mut() {
-                sample.local_port = Some(port);
-            }
-            let times = |time: u64| Some(MonoNanos(ORIGIN + time));
-            drill.requests.push(ServerRequest {
-                arrival: times(at),
-                read: MonoNanos(ORIGIN + at + 5 * US),
-                first_send: times(answer),
-                last_send: times(answer),
-                tgid: Tgid(1),
-                reader: Tid(5),
-                sender: Tid(5),
-                is_unix: false,
-                local_port: 80,
-                remote_port: port,
-                bytes_in: 100,
-                bytes_out: 100,
-            });
+            add(&mut drill, (5, 5), [at, at + 5 * US, answer]);
             at = answer + drill.rng.random_range(300 * MS..500 * MS);
         }
         let analysis = drill.analyse();
         assert_eq!(analysis.check().verdict.top_cause, Some(Cause::SERVICE_WAIT), "{seed}");
+        assert!(analysis.of(Cause::RUNQUEUE_OTHER).share < 0.02, "{seed}");
     }
 }
