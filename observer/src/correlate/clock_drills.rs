@@ -23,14 +23,13 @@ fn behind(drill: &mut Drill, behind_ns: u64) {
     drill.quality.clock_uncertainty_ns = DECLARED_NS;
 }
 
-fn reclaims(seed: u64, ports: bool) -> Drill {
+fn reclaims(seed: u64, ports: bool, about_ns: u64) -> Drill {
     let mut drill = Drill::new(seed, 30);
     drill.quality.sleeps_watched = true;
-    let plan = |_, rng: &mut Xoshiro256PlusPlus| Handler {
-        stall: rng
-            .random_bool(0.02)
-            .then(|| (Cause::RECLAIM_MEMCG, rng.random_range(20 * MS..40 * MS))),
-        ..Handler::default()
+    let plan = |_, rng: &mut Xoshiro256PlusPlus| {
+        let length_ns = rng.random_range(about_ns / 2..about_ns);
+        let stall = rng.random_bool(0.02).then_some((Cause::RECLAIM_MEMCG, length_ns));
+        Handler { stall, ..Handler::default() }
     };
     Service { sleeps: true, ports, ..POOL }.serve(&mut drill, 300, plan, nothing);
     drill
@@ -39,7 +38,7 @@ fn reclaims(seed: u64, ports: bool) -> Drill {
 #[test]
 fn requests_that_are_known_by_their_connection_say_by_how_much_the_clocks_differ() {
     for seed in SEEDS {
-        let mut drill = reclaims(seed, true);
+        let mut drill = reclaims(seed, true, 40 * MS);
         let exact = drill.analyse();
         behind(&mut drill, 300 * MS);
         let analysis = drill.analyse();
@@ -57,16 +56,36 @@ fn requests_that_are_known_by_their_connection_say_by_how_much_the_clocks_differ
 #[test]
 fn requests_that_are_known_by_their_times_alone_do_not() {
     for seed in SEEDS {
-        let mut drill = reclaims(seed, false);
+        let mut drill = reclaims(seed, false, 40 * MS);
         behind(&mut drill, 300 * MS);
         let analysis = drill.analyse();
         assert_eq!(analysis.check().verdict.outcome, Outcome::Inconclusive, "{analysis:#?}");
         assert!(has(&analysis, "clock_inexact"));
         // Nor those whose threads are not known.
-        let mut drill = reclaims(seed, true);
+        let mut drill = reclaims(seed, true, 40 * MS);
         behind(&mut drill, 0);
         drill.requests.clear();
         assert!(has(&drill.analyse(), "clock_inexact"));
+    }
+}
+
+#[test]
+fn a_clock_that_runs_too_fast_is_known_less_exactly() {
+    for seed in SEEDS {
+        let mut drill = reclaims(seed, true, 5 * MS);
+        behind(&mut drill, 0);
+        assert_eq!(drill.analyse().check().verdict.outcome, Outcome::Attributed);
+        // By 6 ms in all.
+        for sample in &mut drill.samples {
+            let faster_ns = (sample.start.0 - ORIGIN) / 5_000;
+            for time in
+                [Some(&mut sample.start), Some(&mut sample.end), sample.intended_start.as_mut()]
+            {
+                time.into_iter().for_each(|time| time.0 += faster_ns);
+            }
+        }
+        let analysis = drill.analyse();
+        assert!(has(&analysis, "clock_inexact"), "{analysis:#?}");
     }
 }
 
