@@ -87,6 +87,15 @@ impl Distribution {
         self.buckets.iter().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
+    /// The most that the durations below a limit can sum to: those of a bucket count as its upper bound.
+    #[must_use]
+    pub fn below_ns(&self, limit_ns: u64) -> u64 {
+        let limit = limit_ns as f64;
+        let below = (0..BUCKETS).take_while(|bucket| bucket_lower_ns(*bucket) < limit);
+        let time = |bucket: usize| self.buckets[bucket] as f64 * bucket_upper_ns(bucket).min(limit);
+        (below.map(time).sum::<f64>() as u64).min(self.sum_ns)
+    }
+
     /// The duration below which a fraction `quantile` (0 to 1) lies, interpolated inside its
     /// bucket (9 % wide) and never above the longest duration; 0 when nothing was counted.
     #[must_use]
@@ -190,6 +199,16 @@ mod tests {
         }
         assert_eq!(bucket_upper_ns(BUCKETS - 1), f64::INFINITY);
         assert_eq!(bucket_upper_ns(BUCKETS - 2), 128e9);
+    }
+
+    #[test]
+    fn the_time_below_a_limit_is_bounded_within_a_bucket() {
+        let distribution = of([30, 1_000, 2_000, 4_000, 8_000, 1_000_000]);
+        let below_ns = distribution.below_ns(5_000);
+        assert!((7_030..7_030 * 110 / 100).contains(&below_ns), "{below_ns}");
+        assert_eq!(distribution.below_ns(0), 0);
+        assert_eq!(distribution.below_ns(u64::MAX), distribution.sum_ns);
+        assert_eq!(Distribution::default().below_ns(5_000), 0);
     }
 
     #[test]

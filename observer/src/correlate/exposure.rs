@@ -7,6 +7,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::index;
 
 use super::blocks::Blocks;
+use super::clock_error;
 use super::handing::Handing;
 use super::lines::{Line, Lines, Numbering, Parts, whole};
 use super::loss::Losses;
@@ -79,6 +80,10 @@ pub(super) struct Population {
     pub(super) summary: SamplesSummary,
     /// Largest resolution of the samples' times.
     pub(super) precision_ns: u64,
+    /// By how much the clock of the samples may differ from the kernel's.
+    pub(super) clock_error_ns: u64,
+    /// Response times of all samples together.
+    pub(super) all_ns: u64,
     /// Begins and ends of the episodes that the slow samples came in, since the start of the window,
     /// in order.
     pub(super) episodes: Vec<(u64, u64)>,
@@ -192,6 +197,14 @@ pub(super) fn population(
         lines: numbering.finish(),
         counted,
         precision_ns: ranked.iter().map(|index| samples[*index].precision_ns).max().unwrap_or(0),
+        clock_error_ns: match by_thread {
+            true => clock_error::left_ns(evidence, matching),
+            false => evidence.quality.clock_uncertainty_ns,
+        },
+        all_ns: ranked
+            .iter()
+            .map(|index| samples[*index].response_ns())
+            .fold(0, u64::saturating_add),
         summary,
     }
 }

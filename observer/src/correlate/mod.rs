@@ -30,6 +30,9 @@ mod batch_drills;
 mod batches;
 mod blocks;
 mod bootstrap;
+#[cfg(test)]
+mod clock_drills;
+mod clock_error;
 mod closed_loop;
 mod contention;
 #[cfg(test)]
@@ -59,6 +62,9 @@ mod relay_drills;
 mod served_drills;
 mod share;
 mod shift;
+mod short;
+#[cfg(test)]
+mod short_drills;
 mod siblings;
 #[cfg(test)]
 mod siblings_drills;
@@ -78,6 +84,7 @@ use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 
 pub use objects::ObjectTime;
+pub use short::Short;
 pub use single::{Chosen, choose};
 pub use worst::{Longest, slowest};
 
@@ -134,6 +141,8 @@ pub struct Quality {
     pub unwatched: Vec<Unwatched>,
     /// Kinds of record whose floor rose during the run.
     pub hidden: Vec<Hidden>,
+    /// Stalls below the floor of their kind; empty where that is not known.
+    pub short: Vec<Short>,
     /// What observer itself took.
     pub own_cpu: OwnCpu,
     /// Rows of the generator's output that could not be used.
@@ -268,9 +277,11 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
         None => {
             let window_ns = evidence.window.1.since(evidence.window.0);
             found = attribute::attribute(&population, &stalls, window_ns, &mut rng);
-            let verdict = verdict::decide(evidence, &population, &losses, &mut found);
+            let mut verdict = verdict::decide(evidence, &population, &losses, &mut found);
             if verdict.outcome != Outcome::Inconclusive {
-                ruled_out = verdict::ruled_out(evidence, &stalls, &losses, &found);
+                let short = short::weigh(evidence, &population, &found);
+                ruled_out = verdict::ruled_out(evidence, &stalls, &losses, &found, &short);
+                verdict.reasons.extend(short.into_iter().map(|one| one.reason));
             }
             verdict
         }

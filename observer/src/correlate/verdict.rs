@@ -5,6 +5,7 @@ use serde_json::json;
 use super::attribute::{Found, LEAST_SHARE};
 use super::exposure::Population;
 use super::loss::Losses;
+use super::short::Weighty;
 use super::timeline::StallLines;
 use super::{Evidence, Hidden, Ignored, OwnCpu, Unwatched, closed_loop};
 use crate::model::{
@@ -223,12 +224,14 @@ pub(super) fn ruled_out(
     stall_lines: &StallLines,
     losses: &Losses,
     found: &Found,
+    short: &[Weighty<'_>],
 ) -> Vec<RuledOut> {
     let quality = &evidence.quality;
     let in_doubt = |cause: Cause| {
         found.covering.contains(&cause)
             || quality.unwatched.iter().any(|unwatched| unwatched.cause == cause)
             || quality.hidden.iter().any(|hidden| hidden.is_of(cause))
+            || short.iter().any(|short| short.is_of(cause))
             || losses.placed.iter().any(|kind| crate::model::hidden_causes(kind).contains(&cause))
     };
     let watched = Cause::all().filter(|cause| cause.is_stall() && !in_doubt(*cause));
@@ -286,7 +289,7 @@ fn quality(evidence: &Evidence<'_>, population: &Population) -> Vec<Reason> {
         );
         problems.push(Reason::new("clock_stepped", text, json!({"steps": steps})));
     }
-    let error_ns = quality.clock_uncertainty_ns.saturating_add(population.precision_ns) as f64;
+    let error_ns = population.clock_error_ns.saturating_add(population.precision_ns) as f64;
     if error_ns > summary.slow_mean_ns * MOST_CLOCK_ERROR {
         let text = format!(
             "The samples' times are exact to {} only, and slow requests took {} on average.",

@@ -38,6 +38,10 @@ pub static REASON_CODES: &[(&str, &str)] = &[
     ("records_lost", "records or events of the target were lost"),
     ("seconds_left_out", "slow requests in the seconds of a loss were left out"),
     ("thresholds_raised", "short stalls went unrecorded while recording thresholds were raised"),
+    (
+        "short_stalls",
+        "stalls too short for records may be more than half of `service_cpu`, or of what is unexplained",
+    ),
     ("clock_stepped", "the wall clock stepped during the run"),
     ("foreign_clock", "all recorded stalls lie far outside the run"),
     ("clock_inexact", "the samples' times are not exact enough"),

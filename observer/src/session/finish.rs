@@ -25,7 +25,7 @@ use crate::output::rundir::RunDir;
 use crate::output::trace::TraceEvent;
 use crate::probe::{PROBES, kind_name};
 
-use super::floor_log::{bound_hidden, unrecorded_ns};
+use super::floor_log::{bound_hidden, short, unrecorded_ns};
 use super::journal::Journal;
 use super::start::ports;
 use serde_json::json;
@@ -150,6 +150,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         slow: options.slow,
         quality: Quality {
             hidden: raised(&floors),
+            short: short(&delta, &floors, &captured),
             loss_spans,
             target_waits: [Series::RunqueueWakeup, Series::RunqueuePreempt]
                 .map(|series| delta.target_distribution(series).count())
@@ -329,6 +330,7 @@ pub(super) fn quality(info: &RunInfo, ingested: Option<&Ingested>, own_cpu: OwnC
         samples_on_wall_clock: ingested.is_some_and(|ingested| ingested.over_wall_clock),
         unwatched,
         hidden: Vec::new(),
+        short: Vec::new(),
         own_cpu,
         skipped_samples: ingested.map_or(0, unusable),
         requests_in_blocks: false,

@@ -6,9 +6,11 @@ use std::sync::atomic::Ordering;
 use observer_ebpf::wire::{KIND_SLOTS, RecordKind, Series};
 
 use super::{CaptureCounts, Captured};
+use crate::aggregate::{Distribution, Snapshot};
 use crate::clock::MonoNanos;
+use crate::correlate::Short;
 use crate::kernel::{FloorSet, Kernel};
-use crate::model::{FloorChange, FloorSummary, ProbeSummary};
+use crate::model::{Cause, FloorChange, FloorSummary, ProbeSummary};
 use crate::probe::{self, PROBES, Probe};
 
 /// Kinds of record that may have a floor: those with a length.
@@ -112,6 +114,37 @@ impl HiddenWatch {
     }
 }
 
+/// The time of the stalls that were too short for records of their own. Where the kind of a probe's series is
+/// not known, and where every stall has a record, there is none.
+pub(super) fn short(
+    delta: &Snapshot,
+    floors: &BTreeMap<String, FloorSummary>,
+    captured: &Captured,
+) -> Vec<Short> {
+    let of_probe = |probe: &Probe| {
+        let mut single = probe.records.iter().filter(|row| row.sums.is_none());
+        let (Some(row), None) = (single.next(), single.next()) else { return None };
+        let kind = RecordKind::from_raw(row.kind)?;
+        let floor = floors.get(kind.name())?;
+        let mut all = Distribution::default();
+        for series in probe.parts().into_iter().flat_map(|(_, series)| series) {
+            all.merge(delta.target_distribution(series));
+        }
+        let is_summed_up = probe.records.iter().any(|row| row.sums.is_some());
+        let below_ns = if is_summed_up { 0 } else { all.below_ns(floor.lowest_ns) };
+        // Threads that serve no requests have no records of sleeps, however long these are.
+        let is_whole = probe.causes().all(Cause::is_stall);
+        let missing_ns = if is_whole { unrecorded_ns(probe, all.sum_ns, captured) } else { 0 };
+        let short = all.count().saturating_sub(captured.delivered[kind as usize]);
+        // What is longer was lost, and is weighed as a loss.
+        let missing_ns = missing_ns.min(short.saturating_mul(floor.highest_ns));
+        let total_ns = below_ns.max(missing_ns);
+        let kind = kind.name().to_owned();
+        (total_ns > 0).then_some(Short { kind, floor_ns: floor.highest_ns, total_ns })
+    };
+    PROBES.into_iter().filter_map(of_probe).collect()
+}
+
 /// How much of the time of a probe's stalls is in no record.
 pub(super) fn unrecorded_ns(probe: &Probe, sum_ns: u64, captured: &Captured) -> u64 {
     let recorded = probe.causes().filter_map(|cause| captured.recorder.summary(cause));
@@ -134,5 +167,61 @@ pub(super) fn bound_hidden(
                 left_ns -= floor.hidden_ns;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aggregate::CauseRecorder;
+
+    const FLOORS_NS: [(RecordKind, u64); 4] = [
+        (RecordKind::Runqueue, 5_000),
+        (RecordKind::Fault, 3_000),
+        (RecordKind::FaultBurst, 1_000),
+        (RecordKind::Sleep, 20_000),
+    ];
+
+    #[test]
+    fn the_time_of_short_stalls_is_what_has_no_record() {
+        let mut delta = Snapshot::default();
+        let mut captured = Captured::default();
+        let mut recorder = CauseRecorder::default();
+        let mut happened = |series: Series, ns: u64| delta.target[series as usize].record(ns);
+        for _ in 0..1_000 {
+            happened(Series::RunqueueWakeup, 2_000);
+            happened(Series::FaultMinorUser, 2_000);
+            happened(Series::SleepInterruptible, 10_000);
+        }
+        // Longer ones have records; sleeps only where the thread serves requests.
+        happened(Series::RunqueueWakeup, 500_000);
+        happened(Series::SleepInterruptible, 9_000_000);
+        recorder.record(Cause::RUNQUEUE_OTHER, 500_000);
+        captured.delivered[RecordKind::Runqueue as usize] = 1;
+        // Most of the short faults came as bursts.
+        recorder.record(Cause::FAULT_MINOR, 1_900_000);
+        captured.delivered[RecordKind::FaultBurst as usize] = 20;
+        captured.recorder = recorder;
+        let floor = |(kind, floor_ns): (RecordKind, u64)| {
+            (kind.name().to_owned(), FloorSummary::new(MonoNanos(0), floor_ns))
+        };
+        let floors = FLOORS_NS.into_iter().map(floor).collect();
+        let of = |captured: &Captured, kind: &str| {
+            let short = short(&delta, &floors, captured);
+            short.into_iter().find(|one| one.kind == kind).expect("some are short")
+        };
+
+        let waits = of(&captured, "runqueue");
+        assert_eq!(waits.floor_ns, 5_000);
+        assert!((2_000_000..2_200_000).contains(&waits.total_ns), "{waits:?}");
+        let sleeps = of(&captured, "sleep");
+        assert!((10_000_000..11_000_000).contains(&sleeps.total_ns), "{sleeps:?}");
+        let faults = of(&captured, "fault");
+        assert_eq!((faults.floor_ns, faults.total_ns), (3_000, 100_000));
+        // A record of a wait that was lost is no short wait, and one from before the run hides none.
+        captured.recorder = CauseRecorder::default();
+        assert!(of(&captured, "runqueue").total_ns < 2_500_001);
+        captured.recorder.record(Cause::RUNQUEUE, 900_000_000);
+        assert_eq!(of(&captured, "runqueue"), waits);
     }
 }
