@@ -18,6 +18,7 @@
 mod account;
 #[cfg(test)]
 mod account_drills;
+mod agreement;
 mod aside;
 #[cfg(test)]
 mod aside_drills;
@@ -35,6 +36,9 @@ mod contention;
 #[cfg(test)]
 mod contention_drills;
 mod counted;
+mod drift;
+#[cfg(test)]
+mod drift_drills;
 #[cfg(test)]
 mod drill;
 #[cfg(test)]
@@ -52,6 +56,7 @@ mod matching;
 mod multiplexed;
 mod objects;
 mod pairing;
+mod segments;
 #[cfg(test)]
 mod served_drills;
 mod share;
@@ -64,6 +69,8 @@ mod single;
 mod single_drills;
 mod strangers;
 mod timeline;
+mod tracking;
+mod trips;
 mod usual;
 mod verdict;
 mod without;
@@ -74,6 +81,7 @@ use std::collections::BTreeMap;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 
+pub use drift::take_out_drift;
 pub use objects::ObjectTime;
 pub use single::{Chosen, choose};
 pub use worst::{Longest, slowest};
