@@ -298,9 +298,8 @@ impl<'a> Tracker<'a> {
         if times.len() < LEAST / 2 || times.len() * 10 < cluster.len() * 3 {
             return None;
         }
-        let first = times[0];
-        let from_first: i64 = times.iter().map(|time| time - first).sum();
-        let at = first + from_first / times.len() as i64;
+        let all: i128 = times.iter().map(|time| i128::from(*time)).sum();
+        let at = (all / times.len() as i128) as i64;
         let (there_ns, back_ns) = (shortest(&mut there), shortest(&mut back));
         let middle_ns = course.at(at) + (there_ns - back_ns) / 2.0;
         Some(Bound { at, middle_ns, half_ns: (there_ns + back_ns) / 2.0 })
