@@ -167,3 +167,56 @@ pub(super) fn scatter_ns(bounds: &[Bound]) -> f64 {
     // The median of the absolute deviation from the mean of two others.
     all.get(all.len() / 2).map_or(0.0, |median| median * 1.21)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOLERANCE_NS: f64 = 10.0;
+
+    /// A bound a second, with an error of up to 5 ns.
+    fn bounds(count: i64, value: impl Fn(i64) -> f64) -> Vec<Bound> {
+        let bound = |number: i64| {
+            let error_ns = (number * number * 31 % 11 - 5) as f64;
+            Bound { at: number * 1_000_000_000, middle_ns: value(number) + error_ns, half_ns: 1.0 }
+        };
+        (0..count).map(bound).collect()
+    }
+
+    #[test]
+    fn a_constant_fits_unless_several_bounds_together_exclude_it() {
+        let level = bounds(50, |_| 500.0);
+        let found = constant(&level, TOLERANCE_NS).expect("it is one");
+        assert!((found - 500.0).abs() < 5.0, "{found}");
+        let outliers = bounds(50, |number| if number % 20 == 7 { 900.0 } else { 500.0 });
+        assert!(constant(&outliers, TOLERANCE_NS).is_some());
+        let moved = bounds(50, |number| if (20..23).contains(&number) { 900.0 } else { 500.0 });
+        assert_eq!(constant(&moved, TOLERANCE_NS), None);
+        let wide = moved.iter().map(|bound| Bound { half_ns: 450.0, ..*bound });
+        assert!(constant(&wide.collect::<Vec<_>>(), TOLERANCE_NS).is_some());
+        assert_eq!(constant(&[], TOLERANCE_NS), None);
+    }
+
+    #[test]
+    fn as_few_lines_as_fit_are_found() {
+        let line = bounds(100, |number| 20.0 * number as f64);
+        let found = lines(&line, TOLERANCE_NS).expect("it is one line");
+        assert_eq!(found.len(), 1);
+        assert!((found[0].0.slope * 1e9 - 20.0).abs() < 0.2, "{found:?}");
+        let step = bounds(100, |number| if number < 40 { 0.0 } else { 5_000.0 + number as f64 });
+        let found = lines(&step, TOLERANCE_NS).expect("it is two lines");
+        let places: Vec<_> = found.iter().map(|(_, first, last)| (*first, *last)).collect();
+        assert_eq!(places, [(0, 39), (40, 99)]);
+        let wild = bounds(200, |number| (number * number * 7_919 % 10_007) as f64);
+        assert!(lines(&wild, TOLERANCE_NS).is_none());
+    }
+
+    #[test]
+    fn the_scatter_is_that_around_any_line() {
+        let level = scatter_ns(&bounds(100, |_| 0.0));
+        assert!((1.0..8.0).contains(&level), "{level}");
+        let line = scatter_ns(&bounds(100, |number| 1e6 * number as f64));
+        assert!((line - level).abs() < 0.1, "{line}");
+        assert_eq!(scatter_ns(&[]), 0.0);
+    }
+}

@@ -329,13 +329,16 @@ impl<'a> Tracker<'a> {
             let (last, first) = (bounds[last].at, bounds[first].at);
             let between = last + (first - last) / 2;
             let step_ns = after.at(between) - before.at(between);
-            joined[place].until = if step_ns.abs() > 2.0 * tolerance_ns {
+            let until = if step_ns.abs() > 2.0 * tolerance_ns {
                 let give_ns = ways.give_ns.max(step_ns.abs() as i64 / 2);
                 self.step((before, after), (last, first), Ways { give_ns, ..ways })
             } else {
                 let meet = between as f64 - step_ns / (after.slope - before.slope);
                 if (last as f64..=first as f64).contains(&meet) { meet as i64 } else { between }
             };
+            // In order, whatever the samples around a step say.
+            let earlier = place.checked_sub(1).map_or(i64::MIN, |place| joined[place].until);
+            joined[place].until = until.max(earlier);
         }
         joined
     }
