@@ -233,7 +233,7 @@ fn several_requests_at_a_time_over_one_connection() {
     fs::write(&path, text).expect("a file");
     let (summary, _) = watch.finish().unwrap_or_else(|error| panic!("{error}"));
 
-    let RequestsSummary { matched, ambiguous, unmatched, multiplexed } = summary.requests;
+    let RequestsSummary { matched, ambiguous, unmatched, multiplexed, .. } = summary.requests;
     assert_eq!(summary.samples.count, sent as u64);
     assert_eq!((matched, ambiguous, unmatched), (0, 0, 0), "{:?}", summary.requests);
     assert_eq!(multiplexed, sent as u64);

@@ -210,6 +210,14 @@ fn request_port(sides: &Sides<'_>, request: u32) -> u16 {
     if sides.by_port { sides.requests[request as usize].remote_port } else { 0 }
 }
 
+/// The requests that samples may be.
+pub(super) fn asked(samples: &[Sample], requests: &[ServerRequest]) -> Vec<u32> {
+    let over_tcp = requests.iter().filter(|request| !request.is_unix).count() as f64;
+    let only_tcp = over_tcp >= ENOUGH_OVER_TCP * samples.len() as f64;
+    let of_samples = |request: &u32| !(only_tcp && requests[*request as usize].is_unix);
+    (0..u32::try_from(requests.len()).unwrap_or(NONE - 1)).filter(of_samples).collect()
+}
+
 /// Finds the request of each sample. `uncertainty_ns` is by how much the clocks may differ.
 pub(super) fn find(
     samples: &[Sample],
@@ -229,10 +237,7 @@ pub(super) fn find(
     };
     let has_port = |sample: &u32| samples[*sample as usize].local_port.is_some();
     let with_port: Vec<u32> = all(samples.len()).filter(is_forward).filter(has_port).collect();
-    let over_tcp = requests.iter().filter(|request| !request.is_unix).count() as f64;
-    let only_tcp = over_tcp >= ENOUGH_OVER_TCP * samples.len() as f64;
-    let of_samples = |request: &u32| !(only_tcp && requests[*request as usize].is_unix);
-    let asked: Vec<u32> = all(requests.len()).filter(of_samples).collect();
+    let asked = asked(samples, requests);
     let most = with_port.len().min(asked.len());
     if most > 0 {
         let orders = Orders::new(&sides, with_port, asked.clone());

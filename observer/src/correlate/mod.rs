@@ -18,6 +18,7 @@
 mod account;
 #[cfg(test)]
 mod account_drills;
+mod agreement;
 mod aside;
 #[cfg(test)]
 mod aside_drills;
@@ -38,6 +39,9 @@ mod contention;
 #[cfg(test)]
 mod contention_drills;
 mod counted;
+mod drift;
+#[cfg(test)]
+mod drift_drills;
 #[cfg(test)]
 mod drill;
 #[cfg(test)]
@@ -58,6 +62,7 @@ mod pairing;
 mod relay;
 #[cfg(test)]
 mod relay_drills;
+mod segments;
 #[cfg(test)]
 mod served_drills;
 mod share;
@@ -73,6 +78,8 @@ mod single;
 mod single_drills;
 mod strangers;
 mod timeline;
+mod tracking;
+mod trips;
 mod usual;
 mod verdict;
 mod without;
@@ -83,6 +90,7 @@ use std::collections::BTreeMap;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 
+pub use drift::take_out_drift;
 pub use objects::ObjectTime;
 pub use short::Short;
 pub use single::{Chosen, choose};

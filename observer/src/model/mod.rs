@@ -1,6 +1,7 @@
 //! The data types of the product: events, stalls, causes, samples, and the files of a run.
 
 mod cause;
+mod clock_drift;
 mod detached;
 mod event;
 mod generator;
@@ -19,6 +20,7 @@ mod stall;
 mod summary;
 
 pub use cause::*;
+pub use clock_drift::*;
 pub use detached::*;
 pub use event::*;
 pub use generator::*;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, FloorChange, FloorReason, Reason, SlowRequest};
+use super::{Cause, ClockDrift, FloorChange, FloorReason, Reason, SlowRequest};
 use crate::clock::MonoNanos;
 
 /// Version of the `summary.json` schema. Keys may be added within a version, never renamed. Since 2,
@@ -122,7 +122,7 @@ pub struct SamplesSummary {
 
 /// How the generator's samples were matched with the requests that the target's sockets saw; zeros
 /// where none were seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RequestsSummary {
     /// Samples whose request is known.
@@ -134,6 +134,9 @@ pub struct RequestsSummary {
     /// Samples over connections that carried several requests at a time (HTTP/2): their requests cannot be
     /// told apart.
     pub multiplexed: u64,
+    /// How the samples' clock moved against the kernel's; missing where nothing says that it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clock_drift: Option<ClockDrift>,
 }
 
 impl RequestsSummary {

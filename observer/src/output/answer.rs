@@ -390,9 +390,12 @@ impl Answer {
                     text::count(several)
                 ),
             };
+            let drift = requests.clock_drift.map_or_else(String::new, |drift| {
+                format!("; the generator's clock {}, which was corrected", drift.text())
+            });
             format!(
                 "matched with requests that the target served: {} ({} ambiguous, {} \
-                 unmatched{multiplexed})",
+                 unmatched{multiplexed}){drift}",
                 text::count(requests.matched),
                 text::count(requests.ambiguous),
                 text::count(requests.unmatched),

@@ -273,7 +273,13 @@ pub(crate) fn attributed() -> Summary {
             slow_mean_ns: 48_200_000.0,
             typical_mean_ns: 1_200_000.0,
         },
-        requests: RequestsSummary { matched: 2_980, ambiguous: 8, unmatched: 2, multiplexed: 10 },
+        requests: RequestsSummary {
+            matched: 2_980,
+            ambiguous: 8,
+            unmatched: 2,
+            multiplexed: 10,
+            clock_drift: None,
+        },
         causes: vec![
             cause(Cause::RECLAIM_MEMCG, 0.71, 0.64, 0.78, true),
             cause(Cause::RUNQUEUE_OTHER, 0.08, 0.02, 0.12, true),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{CauseObject, RequestsSummary, RunInfo, Sample};
+use crate::model::{CauseObject, ClockDrift, RequestsSummary, RunInfo, Sample};
 use crate::output::example;
 
 fn answer(run: RunInfo, summary: Option<Summary>, samples: Vec<Sample>) -> Answer {
@@ -63,6 +63,19 @@ fn every_outcome_has_its_own_words() {
     let text = rendered(healthy);
     has(&text, &["NO LATENCY PROBLEM FOUND", "No latency problem found (p99"]);
     assert!(!text.contains("matched with"), "the target's requests were not watched");
+}
+
+#[test]
+fn a_clock_that_was_corrected_is_named() {
+    let mut summary = example::attributed();
+    let text = rendered(summary.clone());
+    assert!(!text.contains("ppm"), "nothing was corrected: {text}");
+    let drift = ClockDrift { ppm: -20.0, steps: 1, ..ClockDrift::default() };
+    summary.requests.clock_drift = Some(drift);
+    let text = rendered(summary);
+    let corrected =
+        "the generator's clock ran 20.0 ppm slower and was set once, which was corrected";
+    has(&text, &["matched with requests that the target served: 2,980", corrected]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use observer_ebpf::wire::{Counter, Counts, RecordKind, Series};
 use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
 use crate::correlate::{
-    Analysis, Evidence, Hidden, ObjectTime, OwnCpu, Quality, Unwatched, analyse,
+    Analysis, Evidence, Hidden, ObjectTime, OwnCpu, Quality, Unwatched, analyse, take_out_drift,
 };
 use crate::error::{Error, Exit, Result};
 use crate::loadgen::{
@@ -107,7 +107,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     let window = Window { start: journal.info.start_ns, end, went_on: false };
     journal.info.coverage.clone_from(&last.coverage);
     drop(kernel);
-    let ingested = reader.map(|reader| {
+    let mut ingested = reader.map(|reader| {
         let ingest = reader.finish()?;
         ingest.finish(&journal.info.anchors, window, &seen)
     });
@@ -131,14 +131,18 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     delta.self_usage.added_cpu_share = cost.added();
     delta.self_usage.rss_bound_bytes = memory.resident_bound_bytes;
 
+    let ReadBack { stalls, loss_spans, requests, outgoing, .. } =
+        read_back(&directory, &mut captured, memory.requests);
+    let clock_drift = match &mut ingested {
+        Some(Ok(found)) => take_out_drift(&mut found.samples, &requests, found.uncertainty_ns),
+        _ => None,
+    };
     let (samples, problem) = match &ingested {
         Some(Ok(ingested)) => (ingested.samples.as_slice(), None),
         Some(Err(error)) => (&[][..], Some(error)),
         None => (&[][..], None),
     };
     info.streams.insert(files::SAMPLES.to_owned(), samples.len() as u64);
-    let ReadBack { stalls, loss_spans, requests, outgoing, .. } =
-        read_back(&directory, &mut captured, memory.requests);
     let own_cpu = own_cpu(&delta.self_usage, &info, started.elapsed().as_secs_f64());
     let ingest = ingested.as_ref().and_then(|ingested| ingested.as_ref().ok());
     let evidence = Evidence {
@@ -161,6 +165,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         },
     };
     let mut analysis = analyse(&evidence);
+    analysis.requests.clock_drift = clock_drift;
     judge_input(&mut analysis, ingest, problem, &captured);
     let summary = Summary {
         records,

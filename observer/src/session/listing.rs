@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::Captured;
 use super::finish::{ReadBack, is_part, quality, raised, read_back};
 use super::recover::{gather, samples_source};
-use crate::correlate::{Chosen, Evidence, OwnCpu, Quality, Unwatched, choose};
+use crate::correlate::{Chosen, Evidence, OwnCpu, Quality, Unwatched, choose, take_out_drift};
 use crate::error::Result;
 use crate::model::{
     Coverage, OutgoingRequest, ProbeState, REQUESTS_LISTED_MAX, RequestList, RequestSelection,
@@ -71,10 +71,12 @@ impl RecordedRun {
     }
 
     fn of_whole(directory: &RunDir, info: RunInfo, summary: &Summary) -> Result<Self> {
-        let (samples, mut notes) = samples_and_notes(directory, &info)?;
+        let (mut samples, mut notes) = samples_and_notes(directory, &info)?;
         let mut captured = Captured::default();
         let ReadBack { stalls, requests, outgoing, found, .. } =
             read_back(directory, &mut captured, usize::MAX);
+        // The samples of an older version still have it.
+        take_out_drift(&mut samples, &requests, summary.samples.clock_error_ns);
         let sleeps_damaged = is_damaged(&found, "sleep");
         let found_notes = found.notes();
         if found_notes.is_empty() {

@@ -16,14 +16,15 @@ use super::floor_log::kinds_with_floor;
 use super::journal::LONGEST_PAUSE;
 use crate::aggregate::{CauseRecorder, Snapshot};
 use crate::clock::MonoNanos;
-use crate::correlate::{Evidence, OwnCpu, Quality, analyse};
+use crate::correlate::{Evidence, OwnCpu, Quality, analyse, take_out_drift};
 use crate::error::Result;
 use crate::loadgen::{
     ClockError, Ingest, IngestError, Ingested, RelAnchor, SamplesSource, SamplesSpec, Window,
 };
 use crate::model::{
-    EndReason, FloorChange, FloorSummary, LossSpan, Outcome, OutgoingRequest, ProbeChange, Reason,
-    RunInfo, Sample, ServerRequest, SlowSpec, Stall, StreamComplete, Summary, files,
+    ClockDrift, EndReason, FloorChange, FloorSummary, LossSpan, Outcome, OutgoingRequest,
+    ProbeChange, Reason, RunInfo, Sample, ServerRequest, SlowSpec, Stall, StreamComplete, Summary,
+    files,
 };
 use crate::output::event_files::{EventsRead, damage_note};
 use crate::output::rundir::RunDir;
@@ -60,6 +61,8 @@ pub(super) struct Gathered {
     pub(super) ingested: Option<Ingested>,
     /// The requests as they were saved, where its output was not kept.
     kept: Vec<Sample>,
+    /// What was taken out of their times.
+    clock_drift: Option<ClockDrift>,
     /// Why there are no requests.
     pub(super) problem: Option<IngestError>,
 }
@@ -133,7 +136,7 @@ pub(super) fn gather(directory: &RunDir, info: &RunInfo) -> Result<Gathered> {
     floors.values_mut().for_each(|floor| floor.pass(info.end_ns));
     let ingested = samples(directory, &info)?;
     let mut kept = Vec::new();
-    let (ingested, problem) = match ingested {
+    let (mut ingested, problem) = match ingested {
         // The requests as they were saved at the end of a run that has lost its answer.
         None => match directory.read_samples() {
             Ok(loaded) => {
@@ -145,6 +148,9 @@ pub(super) fn gather(directory: &RunDir, info: &RunInfo) -> Result<Gathered> {
         Some(Ok(ingested)) => (Some(ingested), None),
         Some(Err(error)) => (None, Some(error)),
     };
+    let clock_drift = ingested.as_mut().and_then(|Ingested { samples, uncertainty_ns, .. }| {
+        take_out_drift(samples, &requests, *uncertainty_ns)
+    });
     Ok(Gathered {
         info,
         end_ns,
@@ -159,6 +165,7 @@ pub(super) fn gather(directory: &RunDir, info: &RunInfo) -> Result<Gathered> {
         found,
         ingested,
         kept,
+        clock_drift,
         problem,
     })
 }
@@ -183,6 +190,7 @@ pub fn recover(directory: &RunDir, info: &RunInfo, slow: SlowSpec) -> Result<Rec
         quality: Quality { loss_spans, ..quality(info, ingested, OwnCpu::default()) },
     };
     let mut analysis = analyse(&evidence);
+    analysis.requests.clock_drift = gathered.clock_drift;
     if floors.values().any(|floor| floor.raised_for_ns > 0) {
         analysis.verdict.outcome = Outcome::Inconclusive;
         analysis.verdict.top_cause = None;
