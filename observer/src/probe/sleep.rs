@@ -113,7 +113,8 @@ static SLEEP: RecordRow = RecordRow::new::<SleepRecord>(
             "signals could not end the sleep (state D)",
         ),
         Field::flag("stopped", SLEEP_STOPPED, "the thread was stopped or traced (state T or t)"),
-        Field::flag("frozen", SLEEP_FROZEN, "the freezer of its cgroup held the thread"),
+        // Traces of 0.1.0 have neither this nor who woke the thread.
+        Field::flag("frozen", SLEEP_FROZEN, "the freezer of its cgroup held the thread").optional(),
         Field::flag("remote", SLEEP_REMOTE, "the call waited at a connection"),
         field!(
             SleepRecord.syscall,
@@ -129,7 +130,6 @@ static SLEEP: RecordRow = RecordRow::new::<SleepRecord>(
             "remote_address",
             "address of the other end of the connection"
         ),
-        // Traces of 0.1.0 have none of the following.
         field!(
             SleepRecord.waker_tid,
             "waker_tid",
