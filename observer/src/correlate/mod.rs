@@ -80,6 +80,7 @@ mod strangers;
 mod timeline;
 mod tracking;
 mod trips;
+mod turn;
 mod usual;
 mod verdict;
 mod without;

@@ -144,7 +144,7 @@ impl Relay {
         let search = Search { relay: self, sleeps, reader: request.reader.0, read };
         if request.reader == request.sender {
             search.back_and_forth(until, &mut path);
-            search.from_read(path.last().map_or(until, |leg| leg.from), &mut path);
+            search.forwards(path.last().map_or(until, |leg| leg.from), &mut path);
         } else {
             search.to_sender(request.sender.0, free, until, &mut path);
         }
@@ -184,7 +184,7 @@ impl Search<'_> {
     }
 
     /// From the read to the thread that the reader then woke, which had the request at most until then.
-    fn from_read(&self, until: u64, path: &mut Vec<Leg>) {
+    fn forwards(&self, until: u64, path: &mut Vec<Leg>) {
         let (relay, reader, read) = (self.relay, self.reader, self.read);
         let own_sleeps = self.sleeps.of_thread(reader);
         let slept = own_sleeps.partition_point(|sleep| sleep.end <= read);

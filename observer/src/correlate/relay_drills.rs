@@ -89,14 +89,13 @@ impl Service {
                     if drill.rng.random_bool(0.02) {
                         let long = drill.rng.random_range(20 * MS..30 * MS);
                         let tid = workers[worker].tid;
-                        match self.work {
-                            Work::Computes => {}
-                            Work::Sleeps => {
-                                drill.innocent(Cause::SERVICE_WAIT, tid, end, end + long)
-                            }
-                            Work::Waits => {
-                                drill.innocent(Cause::RUNQUEUE_OTHER, tid, end, end + long)
-                            }
+                        let cause = match self.work {
+                            Work::Computes => None,
+                            Work::Sleeps => Some(Cause::SERVICE_WAIT),
+                            Work::Waits => Some(Cause::RUNQUEUE_OTHER),
+                        };
+                        if let Some(cause) = cause {
+                            drill.innocent(cause, tid, end, end + long);
                         }
                         end += long + 50 * US;
                     }

@@ -7,7 +7,7 @@ use super::drill::{Drill, MS};
 use super::served_drills::{Handler, POOL, Service, US, has, nothing};
 use super::*;
 
-/// One request in fifty is served with `slow`; its thread has stalls that no record tells of.
+/// One request in fifty is served with `slow`; its thread has stalls that no record reports.
 fn drill(seed: u64, slow: Handler) -> Drill {
     let mut drill = Drill::new(seed, 30);
     drill.quality.sleeps_watched = true;

@@ -15,15 +15,15 @@ use rand::rngs::Xoshiro256PlusPlus;
 
 use super::Evidence;
 use super::aside::Asides;
-use super::batches::{self, Taken};
+use super::batches;
 use super::bootstrap::interval95;
 use super::contention::{self, Job};
 use super::handing::Handing;
 use super::matching::Matching;
 use super::siblings::Siblings;
 use super::timeline::{Span, Timeline, Timelines};
+use super::turn::{OwnTime, Turn, turn};
 use super::worst::is_inside;
-use crate::clock::MonoNanos;
 use crate::model::{Cause, CauseSummary, P99Without, Sample, Tid, Without};
 
 /// Resamples of blocks of time.
@@ -51,57 +51,6 @@ pub(super) struct Replay<'a> {
     /// Each sample whose request was answered, with that request.
     samples: Vec<(u32, u32)>,
     block_ns: u64,
-}
-
-/// What the thread that answered a request did for it, in nanoseconds since the start of the window.
-#[derive(Clone, Copy, Debug)]
-struct Turn {
-    /// Index of the request.
-    request: u32,
-    /// The turn that this thread had to be done with before; [`contention::NONE`] for none.
-    after: u32,
-    /// The request was in the socket.
-    arrival: u64,
-    /// The thread could have begun, had it not been busy.
-    ready: u64,
-    /// The thread had the request.
-    handed: u64,
-    /// The part of what follows in which the thread served others, while the request waited for something
-    /// else or other threads had it.
-    aside: Span,
-    /// Where the threads that had it in between begin in [`Replay::between`], and how many they are.
-    between: (u32, u32),
-    /// The thread was through with it.
-    through: u64,
-    /// The thread was through with all that it had taken together with it.
-    batch_end: u64,
-    /// The last of the reply was written.
-    done: u64,
-    /// The turn of the next one that was taken together with it; [`contention::NONE`] for none.
-    next: u32,
-    /// How long it waited meanwhile for a CPU that other threads of the service had.
-    own_ns: f32,
-}
-
-/// When causes were at work.
-struct OwnTime {
-    /// In a thread.
-    thread: Timeline,
-    /// For a request while the thread served others.
-    beside: Timeline,
-}
-
-impl OwnTime {
-    /// Nanoseconds of a turn, from the moment when its thread had the request.
-    fn of_turn(&self, turn: &Turn, handed: u64) -> f64 {
-        let from = turn.aside.start.max(handed);
-        let until = turn.aside.end.max(from);
-        // What those did that had it meanwhile is added for them.
-        let is_beside = turn.between.1 == 0;
-        self.thread.exposure(handed, from)
-            + if is_beside { self.beside.exposure(from, until) } else { 0.0 }
-            + self.thread.exposure(until, turn.through)
-    }
 }
 
 /// How the service's threads compete for CPUs.
@@ -512,50 +461,5 @@ impl<'a> Replay<'a> {
         });
         let ci95 = interval95(drawn.collect()).map(|bound_ns| bound_ns as u64);
         Without { p99_ns, p99_without_ns, ci95 }
-    }
-}
-
-/// What the thread of a request did for it, behind what it was through with before.
-fn turn(
-    evidence: &Evidence<'_>,
-    handing: &Handing<'_>,
-    taken: Taken,
-    (earlier, first): (&[Turn], usize),
-    between: &mut Vec<(u32, Span)>,
-) -> Turn {
-    let request = &evidence.requests[taken.request as usize];
-    let since = |time: MonoNanos| time.since(evidence.window.0);
-    let (read, done) = (since(request.read), since(MonoNanos(batches::done(request))));
-    let through = since(MonoNanos(taken.through));
-    let arrival = since(request.begin()).min(read);
-    // A thread that reads by itself is done with the one before by then. A request that comes from another
-    // thread may have waited for it.
-    let reads = request.reader == request.sender;
-    let route = handing.route(request);
-    let (ready, handed, until) = match reads {
-        true => (arrival, read, read),
-        false => (read, route.handed.unwrap_or(read).min(done), done),
-    };
-    let before = earlier.partition_point(|other| other.through <= until);
-    let after = before.checked_sub(1).map_or(contention::NONE, |place| (first + place) as u32);
-    let first_between = between.len() as u32;
-    between.extend(route.times_between());
-    let aside = match (reads, route.left(), route.handed) {
-        (true, Some(left), Some(back)) => Span { start: left, end: back },
-        _ => handing.aside(request.sender.0, handed, through),
-    };
-    Turn {
-        request: taken.request,
-        after,
-        arrival,
-        ready,
-        handed,
-        aside,
-        between: (first_between, between.len() as u32 - first_between),
-        through,
-        batch_end: since(MonoNanos(taken.batch_end)),
-        done,
-        next: contention::NONE,
-        own_ns: 0.0,
     }
 }
