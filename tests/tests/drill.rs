@@ -135,11 +135,11 @@ fn a_program_of_the_host_is_judged_or_skipped() {
     let kept = directory.path().join("kept");
     let (told, report) =
         played(&kept, &["nginx/stop-service", "node/sleep", "go/sleep", "redis/sleep"]);
-    for (service, injection, real) in [
-        ("nginx", "stop-service", Real::Nginx),
-        ("node", "sleep", Real::Node),
-        ("go", "sleep", Real::Go),
-        ("redis", "sleep", Real::Redis),
+    for (service, injection, cause, real) in [
+        ("nginx", "stop-service", "stopped", Real::Nginx),
+        ("node", "sleep", "service_wait", Real::Node),
+        ("go", "sleep", "service_wait", Real::Go),
+        ("redis", "sleep", "service_wait", Real::Redis),
     ] {
         let drills = report["drills"].as_array().expect("drills");
         let drill = drills.iter().find(|one| one["service"] == service).expect("a drill");
@@ -155,9 +155,8 @@ fn a_program_of_the_host_is_judged_or_skipped() {
         // Where they do not, the truth says so, and a host that is too busy for an answer gets none.
         assert!(is_share(&drill["truth_share"]), "{drill:#}");
         let is_told = drill["named"] != Outcome::Inconclusive.name();
-        // A stopped thread waits for whoever continues it, and not for the kernel.
         if is_told && drill["truth_share"].as_f64() > Some(0.7) {
-            assert_eq!(drill["named"], "service_wait", "{drill:#}");
+            assert_eq!(drill["named"], cause, "{drill:#}");
         }
         let run_directory = kept.join(format!("{service}-{injection}-11"));
         is_readable(&run_directory);

@@ -53,8 +53,8 @@ fn a_fault_that_is_tried_again_counts_once() {
             let against = "/proc/PID/stat minflt + majflt";
             held.equal("minor + major, retried", against, minor + major, all, 0.01);
             // Where each mapping has a lock of its own (Linux 6.7), a fault that is served by
-            // userfaultfd is not retried.
-            if majors > 0 {
+            // userfaultfd is not retried. A few others may be major on any kernel.
+            if majors > retried / 2 {
                 held.equal("major, retried", "/proc/PID/stat majflt", major, majors, 0.01);
             }
         },

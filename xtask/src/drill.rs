@@ -25,6 +25,9 @@ pub(crate) struct Options {
     /// The first seed; seeds below 1000 are for changes of the method
     #[arg(long, default_value_t = SEED)]
     seed: u64,
+    /// Plays only these, as `observer drill --only`; the page says so
+    #[arg(long, value_name = "SERVICE/INJECTION")]
+    only: Vec<String>,
     /// Where the page is written
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -36,6 +39,7 @@ pub(crate) fn run(options: &Options) -> Outcome {
     let mut drill = as_root(&tests_built().join("observer"), &[])?;
     drill.arg("drill");
     drill.args(["--runs", &options.runs.to_string(), "--seed", &options.seed.to_string()]);
+    drill.args(options.only.iter().flat_map(|only| ["--only", only]));
     println!("drill: {} runs of each drill, about half a minute each", options.runs);
     // The tables go to standard output, the progress to standard error.
     let output = drill.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
@@ -67,7 +71,11 @@ fn page(options: &Options, kernel: &str, tables: &str) -> String {
              the service's log, from the schedule, and for waits of\nnginx, Go and redis from the scheduler's \
              counters. Drills that were missed are shown as missed; what this host does not have is\n\
              shown as skipped.\n\n";
-    page += &format!("Seeds {} to {last}, kernel {kernel}.\n\n```text\n", options.seed);
+    page += &format!("Seeds {} to {last}, kernel {kernel}.", options.seed);
+    if !options.only.is_empty() {
+        page += &format!(" Only these were played: {}.", options.only.join(", "));
+    }
+    page += "\n\n```text\n";
     page += &tables.lines().map(|line| format!("{}\n", line.trim_end())).collect::<String>();
     page + "```\n"
 }
@@ -78,9 +86,12 @@ mod tests {
 
     #[test]
     fn the_page_names_the_seeds_and_has_the_tables() {
-        let options = Options { runs: 3, seed: SEED, out: None };
-        let page = page(&options, "6.12", "1 right  \n");
-        assert!(page.contains("Seeds 1001 to 1003, kernel 6.12."), "{page}");
-        assert!(page.ends_with("```text\n1 right\n```\n"), "{page}");
+        let mut options = Options { runs: 3, seed: SEED, only: Vec::new(), out: None };
+        let whole = page(&options, "6.12", "1 right  \n");
+        assert!(whole.contains("Seeds 1001 to 1003, kernel 6.12.\n"), "{whole}");
+        assert!(whole.ends_with("```text\n1 right\n```\n"), "{whole}");
+        options.only = vec!["pool".into(), "redis/burn".into()];
+        let part = page(&options, "6.12", "1 right\n");
+        assert!(part.contains("6.12. Only these were played: pool, redis/burn.\n"), "{part}");
     }
 }

@@ -23,8 +23,9 @@ const NAME_BYTES: usize = 96;
 /// stall clipped (32), its place among those open (40), its pieces (48), and the timelines twice
 /// (64). By thread, the first two are gone when the pieces are put on lines: pieces (32), and lines of
 /// one and of two threads (32 each) or, instead of the latter, of siblings, which are at most half as many
-/// and are kept once more (24), and what lies between the stalls, while it is put together (64).
-const ANALYSIS_BYTES: usize = 208;
+/// and are kept once more (24), and what lies between the stalls, while it is put together (64). Sleeps
+/// are also kept by who ended them (24).
+const ANALYSIS_BYTES: usize = 232;
 /// What of this is gone when the requests are replayed: the lines, and what lies between the stalls.
 const LINES_BYTES: u64 = 128;
 
@@ -42,16 +43,17 @@ const MATCHING_BYTES: usize = 24;
 /// with its error.
 const SAMPLE_BYTES: u64 =
     (size_of::<RawRow>() + size_of::<Sample>() + MAX_ERROR_BYTES + MATCHING_BYTES) as u64;
-/// For which part of its wait other threads than its reader were the reason.
-const SIBLINGS_BYTES: usize = 24;
-/// Replaying a request without a cause takes this much memory: what its thread did for it (56), what the
-/// replay needs of that (24), what is taken away (24), and what comes of it (24), with the state of the
-/// replay (56).
-const REPLAY_BYTES: usize = 184;
+/// For which part of its wait other threads than its reader were the reason (24), and when which thread read
+/// it (16).
+const HANDING_BYTES: usize = 40;
+/// Replaying a request without a cause takes this much memory: what its thread did for it (88), a thread that
+/// had it in between (24), what the replay needs of that (24), what is taken away (48), and what comes of it
+/// (24), with the state of the replay (56).
+const REPLAY_BYTES: usize = 264;
 /// A request that the target served, and its places in three orders while it is matched. One that the target
 /// made of another service takes less.
 const REQUEST_BYTES: u64 =
-    (size_of::<ServerRequest>() + MATCHING_BYTES + SIBLINGS_BYTES + REPLAY_BYTES) as u64;
+    (size_of::<ServerRequest>() + MATCHING_BYTES + HANDING_BYTES + REPLAY_BYTES) as u64;
 const _: () = assert!(size_of::<OutgoingRequest>() as u64 + 48 <= REQUEST_BYTES);
 /// Events between two threads.
 const BATCHES_BYTES: u64 = ((BATCHES + 2) * BATCH_EVENTS * size_of::<Event>()) as u64;
