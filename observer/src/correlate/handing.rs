@@ -20,7 +20,7 @@ pub(super) struct Handing<'a> {
     pub(super) siblings: Siblings,
     /// What their threads did for others while they waited for something else.
     pub(super) asides: Asides,
-    relay: Relay,
+    relay: Relay<'a>,
     start: MonoNanos,
 }
 
@@ -47,7 +47,7 @@ impl Route {
 }
 
 impl<'a> Handing<'a> {
-    pub(super) fn new(evidence: &Evidence<'_>, timelines: &'a Timelines) -> Self {
+    pub(super) fn new(evidence: &Evidence<'a>, timelines: &'a Timelines) -> Self {
         let mut answers: HashMap<Tid, Vec<MonoNanos>> = HashMap::new();
         for request in evidence.requests.iter().filter(|request| request.reader != request.sender) {
             if let Some(end) = request.end() {

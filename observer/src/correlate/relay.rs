@@ -47,19 +47,25 @@ struct WakeUp {
 
 /// The wake-ups by which threads hand requests to each other.
 #[derive(Debug, Default)]
-pub(super) struct Relay {
+pub(super) struct Relay<'a> {
     /// By thread, in order of time.
     wake_ups: Vec<WakeUp>,
     /// Places of those by threads that read requests, by that thread, in order of time.
     by_reader: Vec<u32>,
     /// How often one thread woke another one.
     counts: HashMap<(u32, u32), u32>,
-    /// Reads of requests: the thread, and nanoseconds since the start of the window.
-    reads: Vec<(u32, u64)>,
+    requests: &'a [ServerRequest],
+    /// Their places by the thread that read them, in order of time.
+    reads: Vec<u32>,
 }
 
-impl Relay {
-    pub(super) fn new(evidence: &Evidence<'_>) -> Self {
+/// The thread that read a request, and when.
+const fn read_by(request: &ServerRequest) -> (u32, u64) {
+    (request.reader.0, request.read.0)
+}
+
+impl<'a> Relay<'a> {
+    pub(super) fn new(evidence: &Evidence<'a>) -> Self {
         let (start, end) = evidence.window;
         let of_stall = |stall: &crate::model::Stall| {
             let is_sleep = stall.cause == Cause::SERVICE_WAIT;
@@ -72,16 +78,17 @@ impl Relay {
             return Self::default();
         }
         wake_ups.sort_unstable_by_key(|one| (one.tid, one.at));
-        let read = |request: &ServerRequest| (request.reader.0, request.read.since(start));
-        let mut reads: Vec<(u32, u64)> = evidence.requests.iter().map(read).collect();
-        reads.sort_unstable();
+        let requests = evidence.requests;
+        let read = |place: &u32| read_by(&requests[*place as usize]);
+        let mut reads: Vec<u32> = (0..requests.len() as u32).collect();
+        reads.sort_unstable_by_key(read);
         let mut counts: HashMap<(u32, u32), u32> = HashMap::new();
         for one in &wake_ups {
             *counts.entry((one.by, one.tid)).or_default() += 1;
         }
         let reads_requests = |tid: u32| {
-            let place = reads.partition_point(|(other, _)| *other < tid);
-            reads.get(place).is_some_and(|(found, _)| *found == tid)
+            let first = reads.partition_point(|place| read(place).0 < tid);
+            reads.get(first).is_some_and(|place| read(place).0 == tid)
         };
         let mut by_reader: Vec<u32> = (0..wake_ups.len() as u32)
             .filter(|place| reads_requests(wake_ups[*place as usize].by))
@@ -91,7 +98,7 @@ impl Relay {
             (one.by, one.at, one.tid)
         };
         by_reader.sort_unstable_by_key(key);
-        Self { wake_ups, by_reader, counts, reads }
+        Self { wake_ups, by_reader, counts, requests, reads }
     }
 
     /// The thread that a reader woke first in `(from, until)`, of those that give work back, and when.
@@ -108,15 +115,17 @@ impl Relay {
         given.find(gives_back)
     }
 
-    /// The reads of a thread before and behind a time.
-    fn neighbours(&self, tid: u32, read: u64) -> (Option<u64>, Option<u64>) {
-        let place = self.reads.partition_point(|one| *one < (tid, read));
-        let behind = self.reads.partition_point(|one| *one <= (tid, read));
+    /// When the thread that read a request read the ones before and behind it.
+    fn neighbours(&self, request: &ServerRequest) -> (Option<MonoNanos>, Option<MonoNanos>) {
+        let read = |place: &u32| read_by(&self.requests[*place as usize]);
+        let this = read_by(request);
+        let first = self.reads.partition_point(|place| read(place) < this);
+        let behind = self.reads.partition_point(|place| read(place) <= this);
         let of = |place: Option<usize>| {
-            let (thread, at) = self.reads.get(place?)?;
-            (*thread == tid).then_some(*at)
+            let (thread, at) = read(self.reads.get(place?)?);
+            (thread == this.0).then_some(MonoNanos(at))
         };
-        (of(place.checked_sub(1)), of(Some(behind)))
+        (of(first.checked_sub(1)), of(Some(behind)))
     }
 
     /// Those of a thread in `(from, until]`.
@@ -144,7 +153,9 @@ impl Relay {
         let search = Search { relay: self, sleeps, reader: request.reader.0, read };
         if request.reader == request.sender {
             search.back_and_forth(until, &mut path);
-            search.forwards(path.last().map_or(until, |leg| leg.from), &mut path);
+            let (before, next) = self.neighbours(request);
+            let neighbours = (before.map(|at| at.since(start)), next.map(|at| at.since(start)));
+            search.forwards(neighbours, path.last().map_or(until, |leg| leg.from), &mut path);
         } else {
             search.to_sender(request.sender.0, free, until, &mut path);
         }
@@ -155,7 +166,7 @@ impl Relay {
 }
 
 struct Search<'a> {
-    relay: &'a Relay,
+    relay: &'a Relay<'a>,
     sleeps: &'a Pieces,
     reader: u32,
     read: u64,
@@ -184,12 +195,17 @@ impl Search<'_> {
     }
 
     /// From the read to the thread that the reader then woke, which had the request at most until then.
-    fn forwards(&self, until: u64, path: &mut Vec<Leg>) {
+    /// `before` and `next` are the reads of the reader around it.
+    fn forwards(
+        &self,
+        (before, next): (Option<u64>, Option<u64>),
+        until: u64,
+        path: &mut Vec<Leg>,
+    ) {
         let (relay, reader, read) = (self.relay, self.reader, self.read);
         let own_sleeps = self.sleeps.of_thread(reader);
         let slept = own_sleeps.partition_point(|sleep| sleep.end <= read);
         let awake_since = slept.checked_sub(1).map_or(0, |last| own_sleeps[last].end);
-        let (before, next) = relay.neighbours(reader, read);
         // Of several requests that it read before it gave the first one away, it is not known which one it
         // was.
         let is_unclear =

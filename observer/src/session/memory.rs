@@ -23,9 +23,9 @@ const NAME_BYTES: usize = 96;
 /// stall clipped (32), its place among those open (40), its pieces (48), and the timelines twice
 /// (64). By thread, the first two are gone when the pieces are put on lines: pieces (32), and lines of
 /// one and of two threads (32 each) or, instead of the latter, of siblings, which are at most half as many
-/// and are kept once more (24), and what lies between the stalls, while it is put together (64). Sleeps
-/// are also kept by who ended them (24).
-const ANALYSIS_BYTES: usize = 232;
+/// and are kept once more (24), what lies between the stalls, while it is put together (64), and sleeps by
+/// who ended them (20).
+const ANALYSIS_BYTES: usize = 208;
 /// What of this is gone when the requests are replayed: the lines, and what lies between the stalls.
 const LINES_BYTES: u64 = 128;
 
@@ -43,9 +43,9 @@ const MATCHING_BYTES: usize = 24;
 /// with its error.
 const SAMPLE_BYTES: u64 =
     (size_of::<RawRow>() + size_of::<Sample>() + MAX_ERROR_BYTES + MATCHING_BYTES) as u64;
-/// For which part of its wait other threads than its reader were the reason (24), and when which thread read
-/// it (16).
-const HANDING_BYTES: usize = 40;
+/// For which part of its wait other threads than its reader were the reason (24), and its place in the order
+/// in which threads read requests (4).
+const HANDING_BYTES: usize = 28;
 /// Replaying a request without a cause takes this much memory: what its thread did for it (88), a thread that
 /// had it in between (24), what the replay needs of that (24), what is taken away (48), and what comes of it
 /// (24), with the state of the replay (56).
