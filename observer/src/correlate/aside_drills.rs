@@ -4,7 +4,7 @@ use super::drill::{Drill, MS};
 use super::served_drills::US;
 use super::single::choose;
 use super::*;
-use crate::model::{RequestSelection, Tgid, Tid};
+use crate::model::RequestSelection;
 
 const SEED: u64 = 800;
 const SLEEP: Cause = Cause::SERVICE_WAIT;
@@ -12,30 +12,6 @@ const STALL: Cause = Cause::RUNQUEUE_OTHER;
 
 /// Reader, sender, and when it arrived, was read and was answered.
 type Served = (u32, u32, u64, u64, u64);
-
-fn add(drill: &mut Drill, (reader, sender, arrival, read, answer): Served) {
-    let port = 10_000 + (drill.samples.len() % 50_000) as u16;
-    let on_kernels = |time: u64| MonoNanos(drill::ORIGIN + time);
-    let request = ServerRequest {
-        arrival: Some(on_kernels(arrival)),
-        read: on_kernels(read),
-        first_send: Some(on_kernels(answer)),
-        last_send: Some(on_kernels(answer)),
-        tgid: Tgid(1),
-        reader: Tid(reader),
-        sender: Tid(sender),
-        is_unix: false,
-        local_port: 80,
-        remote_port: port,
-        bytes_in: 100,
-        bytes_out: 100,
-    };
-    drill.sample(arrival - 20 * US, arrival - 20 * US, answer + 20 * US);
-    if let Some(sample) = drill.samples.last_mut() {
-        sample.local_port = Some(port);
-    }
-    drill.requests.push(request);
-}
 
 /// The sleep, the stalls and the CPU time of one request, microseconds.
 fn account_us(
@@ -47,15 +23,14 @@ fn account_us(
     drill.quality.sleeps_watched = true;
     let base = 100 * MS;
     for (reader, sender, arrival, read, answer) in [one].iter().chain(others) {
-        let [arrival, read, answer] = [arrival, read, answer].map(|us| base + us * US);
-        add(&mut drill, (*reader, *sender, arrival, read, answer));
+        drill.served((*reader, *sender), [arrival, read, answer].map(|us| base + us * US));
     }
     for (thread, cause, start, end) in intervals {
         drill.innocent(*cause, *thread, base + start * US, base + end * US);
     }
     // What is usual is known from these.
     for at in (200 * MS..900 * MS).step_by(5_000_000) {
-        add(&mut drill, (1, 1, at, at + 10 * US, at + 500 * US));
+        drill.served((1, 1), [at, at + 10 * US, at + 500 * US]);
     }
     let all = RequestSelection { requests: 10_000, slower_than_ns: None, at_ns: None };
     let chosen = choose(&drill.evidence(), &all);
@@ -126,7 +101,7 @@ fn the_p99_without_the_wait_is_that_of_the_others() {
             busy.push((read, read + MS));
             read + MS
         };
-        add(&mut drill, (1, 1, arrival, read, answer));
+        drill.served((1, 1), [arrival, read, answer]);
     }
     busy.sort_unstable();
     for pair in busy.windows(2) {

@@ -9,7 +9,7 @@ use rand::RngExt;
 use super::drill::{Drill, MS, ORIGIN, SECOND};
 use super::served_drills::US;
 use super::*;
-use crate::model::{Extra, Peer, Tgid, Tid};
+use crate::model::{Extra, Peer, Tid};
 
 /// Not among the seeds of other drills.
 const SEEDS: std::ops::Range<u64> = 900..908;
@@ -72,20 +72,7 @@ fn event_loop(seed: u64, plan: impl Fn(u64, u64) -> Plan) -> Drill {
             continue;
         }
         let port = 10_000 + (place % 50_000) as u16;
-        drill.requests.push(ServerRequest {
-            arrival: Some(on_kernels(*arrival)),
-            read: on_kernels(reads[place]),
-            first_send: Some(on_kernels(free)),
-            last_send: Some(on_kernels(free)),
-            tgid: Tgid(1),
-            reader: LOOP,
-            sender: LOOP,
-            is_unix: false,
-            local_port: 80,
-            remote_port: port,
-            bytes_in: 100,
-            bytes_out: 100,
-        });
+        drill.request((LOOP.0, LOOP.0), [*arrival, reads[place], free], port);
         drill.sample(arrival - 20 * US, arrival - 20 * US, free + 20 * US);
         drill.samples.last_mut().expect("a sample").local_port = Some(port);
     }

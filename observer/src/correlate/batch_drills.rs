@@ -3,10 +3,9 @@
 
 use rand::RngExt;
 
-use super::drill::{Drill, MS, ORIGIN, SECOND};
+use super::drill::{Drill, MS, SECOND};
 use super::served_drills::US;
 use super::*;
-use crate::model::{Tgid, Tid};
 
 /// Not among the seeds of other drills.
 const SEEDS: std::ops::Range<u64> = 900..908;
@@ -64,21 +63,7 @@ fn serve(seed: u64, slow: Slow) -> Drill {
             if let Some(sample) = drill.samples.last_mut() {
                 sample.local_port = Some(port);
             }
-            let on_kernels = |time: u64| MonoNanos(ORIGIN + time);
-            drill.requests.push(ServerRequest {
-                arrival: Some(on_kernels(sent(*at) + 20 * US)),
-                read: on_kernels(read_at),
-                first_send: Some(on_kernels(done)),
-                last_send: Some(on_kernels(done)),
-                tgid: Tgid(1),
-                reader: Tid(1),
-                sender: Tid(1),
-                is_unix: false,
-                local_port: 80,
-                remote_port: port,
-                bytes_in: 100,
-                bytes_out: 100,
-            });
+            drill.request((1, 1), [sent(*at) + 20 * US, read_at, done], port);
         }
         free = read + (batch.len() + 1) as u64 * US;
         next += batch.len();

@@ -105,21 +105,7 @@ fn a_connection_with_a_constant_pace_does_not_say_it() {
             if let Some(sample) = drill.samples.last_mut() {
                 sample.local_port = Some(40_000);
             }
-            let on_kernels = |time: u64| MonoNanos(ORIGIN + time);
-            drill.requests.push(ServerRequest {
-                arrival: Some(on_kernels(arrival)),
-                read: on_kernels(arrival + 5 * US),
-                first_send: Some(on_kernels(sent)),
-                last_send: Some(on_kernels(sent)),
-                tgid: crate::model::Tgid(1),
-                reader: crate::model::Tid(1),
-                sender: crate::model::Tid(1),
-                is_unix: false,
-                local_port: 80,
-                remote_port: 40_000,
-                bytes_in: 100,
-                bytes_out: 100,
-            });
+            drill.request((1, 1), [arrival, arrival + 5 * US, sent], 40_000);
         }
         assert_eq!(drill.analyse().verdict.top_cause, Some(Cause::SERVICE_CPU));
         behind(&mut drill, 300 * MS);

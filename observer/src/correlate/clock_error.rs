@@ -2,6 +2,7 @@
 
 use super::Evidence;
 use super::matching::{Matching, ns};
+use super::usual::median;
 use crate::model::{Sample, ServerRequest};
 
 /// A write may return this long after the client has had the answer.
@@ -73,9 +74,4 @@ impl Pair {
         let (outside_ns, difference_ns) = (there_ns + back_ns, (there_ns - back_ns) / 2);
         Some(Self { start_ns, outside_ns, difference_ns })
     }
-}
-
-fn median(values: &mut [i64]) -> Option<i64> {
-    let middle = values.len() / 2;
-    (!values.is_empty()).then(|| *values.select_nth_unstable(middle).1)
 }

@@ -5,7 +5,6 @@ use rand::{RngExt, SeedableRng};
 
 use super::super::matching::{PairQuality, find};
 use super::*;
-use crate::model::{Tgid, Tid};
 
 const US: u64 = 1_000;
 const MS: u64 = 1_000_000;
@@ -153,20 +152,8 @@ impl World {
                 world.sent.push(ORIGIN + at);
             }
             if is_seen {
-                world.requests.push(ServerRequest {
-                    arrival: Some(MonoNanos(ORIGIN + arrival)),
-                    read: MonoNanos(ORIGIN + arrival + 5 * US),
-                    first_send: Some(MonoNanos(ORIGIN + returned)),
-                    last_send: Some(MonoNanos(ORIGIN + returned)),
-                    tgid: Tgid(1),
-                    reader: Tid(thread),
-                    sender: Tid(thread),
-                    is_unix: false,
-                    local_port: 80,
-                    remote_port: port,
-                    bytes_in: 100,
-                    bytes_out: 100,
-                });
+                let times = [arrival, arrival + 5 * US, returned].map(|time| ORIGIN + time);
+                world.requests.push(ServerRequest::of_times((thread, thread), times, port));
             }
         }
     }

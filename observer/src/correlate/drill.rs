@@ -109,6 +109,24 @@ impl Drill {
         });
     }
 
+    /// A request that the target's sockets saw: its reader and sender, and its arrival, read and answer.
+    pub(super) fn request(&mut self, threads: (u32, u32), times: [u64; 3], port: u16) {
+        let on_kernels = times.map(|time| ORIGIN + time);
+        self.requests.push(ServerRequest::of_times(threads, on_kernels, port));
+    }
+
+    /// The same, with the sample that it was, on a connection of its own.
+    pub(super) fn served(&mut self, threads: (u32, u32), times: [u64; 3]) {
+        const WAY_NS: u64 = 20_000;
+        let port = 10_000 + (self.samples.len() % 50_000) as u16;
+        let [begin, end] = [times[0] - WAY_NS, times[2] + WAY_NS];
+        self.sample(begin, begin, end);
+        if let Some(sample) = self.samples.last_mut() {
+            sample.local_port = Some(port);
+        }
+        self.request(threads, times, port);
+    }
+
     fn finish(&self, start: u64, work: u64) -> u64 {
         let mut now = start;
         let mut left = work;

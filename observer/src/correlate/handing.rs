@@ -24,25 +24,26 @@ pub(super) struct Handing<'a> {
     start: MonoNanos,
 }
 
-/// The threads of a request behind its reader. All times in nanoseconds since the start of the window.
-#[derive(Debug, Default)]
-pub(super) struct Route {
-    /// Threads that had it between the reader and the sender, in order.
-    pub(super) between: Vec<Leg>,
-    /// When the thread that answered it had it; `None` where the reader had it all the time.
-    pub(super) handed: Option<u64>,
-}
+/// The threads of a request behind its reader, in order, the last of which answered it; none where the reader
+/// had it all the time.
+#[derive(Debug)]
+pub(super) struct Route(pub(super) Vec<Leg>);
 
 impl Route {
-    /// When the reader gave it away.
+    /// When the reader gave it away, since the start of the window.
     pub(super) fn left(&self) -> Option<u64> {
-        self.between.first().map(|leg| leg.from).or(self.handed)
+        self.0.first().map(|leg| leg.from)
+    }
+
+    /// When the thread that answered it had it, since the start of the window.
+    pub(super) fn handed(&self) -> Option<u64> {
+        self.0.last().map(|leg| leg.from)
     }
 
     /// Threads between the reader and the sender, each with the time in which it had the request.
     pub(super) fn times_between(&self) -> impl Iterator<Item = (u32, Span)> {
-        let ends = self.between.iter().skip(1).map(|leg| leg.from).chain(self.handed);
-        self.between.iter().zip(ends).map(|(leg, end)| (leg.tid, Span { start: leg.from, end }))
+        let with_next = self.0.iter().zip(self.0.iter().skip(1));
+        with_next.map(|(leg, next)| (leg.tid, Span { start: leg.from, end: next.from }))
     }
 }
 
@@ -75,17 +76,14 @@ impl<'a> Handing<'a> {
     pub(super) fn route(&self, request: &ServerRequest) -> Route {
         let is_handed = request.reader != request.sender;
         let before = if is_handed { self.answered_before(request) } else { None };
-        let path = self.sleeps.map_or_else(Vec::new, |sleeps| {
+        let mut path = self.sleeps.map_or_else(Vec::new, |sleeps| {
             let free = before.map_or(0, |before| before.since(self.start));
             self.relay.path(request, free, self.start, sleeps)
         });
-        match path.split_last() {
-            Some((last, between)) => Route { between: between.to_vec(), handed: Some(last.from) },
-            None => Route {
-                between: Vec::new(),
-                handed: is_handed.then(|| self.awake_at(request, before)),
-            },
+        if path.is_empty() && is_handed {
+            path.push(Leg { tid: request.sender.0, from: self.awake_at(request, before) });
         }
+        Route(path)
     }
 
     /// When the sender had answered the request before this one.

@@ -118,7 +118,7 @@ impl Numbering {
         let route = handing.route(request);
         let last = last.max(begin);
         let left = route.left().unwrap_or(last).clamp(begin, last);
-        let handed = route.handed.unwrap_or(last).clamp(left, last);
+        let handed = route.handed().unwrap_or(last).clamp(left, last);
         // Both at the end of what is before, where no sibling was stalled.
         let of_siblings = handing.siblings.wait(place);
         let of_siblings = of_siblings.unwrap_or(Span { start: begin, end: begin });

@@ -5,7 +5,6 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
-use crate::model::{Tgid, Tid};
 
 const US: u64 = 1_000;
 const MS: u64 = 1_000_000;
@@ -55,20 +54,8 @@ fn sample(start: u64, end: u64, local_port: Option<u16>) -> Sample {
 }
 
 fn request(arrival: u64, sent: u64, thread: u32, remote_port: u16) -> ServerRequest {
-    ServerRequest {
-        arrival: Some(MonoNanos(arrival)),
-        read: MonoNanos(arrival + 5 * US),
-        first_send: Some(MonoNanos(sent)),
-        last_send: Some(MonoNanos(sent)),
-        tgid: Tgid(1),
-        reader: Tid(thread),
-        sender: Tid(thread),
-        is_unix: false,
-        local_port: 80,
-        remote_port,
-        bytes_in: 100,
-        bytes_out: 100,
-    }
+    let times = [arrival, arrival + 5 * US, sent];
+    ServerRequest::of_times((thread, thread), times, remote_port)
 }
 
 impl World {

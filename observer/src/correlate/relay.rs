@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use super::Evidence;
 use super::timeline::Pieces;
 use crate::clock::MonoNanos;
-use crate::model::{Cause, ServerRequest};
+use crate::model::{Cause, ServerRequest, Stall};
 
 /// Threads between the reader and the last hand-over, so that memory and time of the search are bounded.
 const BETWEEN: usize = 16;
@@ -29,7 +29,7 @@ const LATEST_OTHERS: usize = 8;
 const GIVES_BACK: u32 = 10;
 
 /// From when on a thread had a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Leg {
     pub(super) tid: u32,
     /// Nanoseconds since the start of the window.
@@ -37,7 +37,7 @@ pub(super) struct Leg {
 }
 
 /// A wake-up by a thread of the target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug)]
 struct WakeUp {
     tid: u32,
     by: u32,
@@ -67,7 +67,7 @@ const fn read_by(request: &ServerRequest) -> (u32, u64) {
 impl<'a> Relay<'a> {
     pub(super) fn new(evidence: &Evidence<'a>) -> Self {
         let (start, end) = evidence.window;
-        let of_stall = |stall: &crate::model::Stall| {
+        let of_stall = |stall: &Stall| {
             let is_sleep = stall.cause == Cause::SERVICE_WAIT;
             let waker =
                 stall.holder.filter(|_| is_sleep && start <= stall.end && stall.end <= end)?;

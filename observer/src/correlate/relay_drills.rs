@@ -108,7 +108,7 @@ impl Service {
                     let answer = thread.begin(&mut drill, now, by)
                         + drill.rng.random_range(20 * US..60 * US);
                     thread.free = answer + 5 * US;
-                    add(&mut drill, (READER, self.sender), [arrival, read, answer]);
+                    drill.served((READER, self.sender), [arrival, read, answer]);
                 }
             }
         }
@@ -118,31 +118,6 @@ impl Service {
     fn by(&self, tid: u32) -> Option<u32> {
         self.wakers.then_some(tid)
     }
-}
-
-/// Adds a request with its arrival, read and answer, and the sample that it was.
-fn add(drill: &mut Drill, (reader, sender): (u32, u32), times: [u64; 3]) {
-    let port = 10_000 + (drill.samples.len() % 50_000) as u16;
-    let [arrival, read, answer] = times;
-    drill.sample(arrival - 20 * US, arrival - 20 * US, answer + 20 * US);
-    if let Some(sample) = drill.samples.last_mut() {
-        sample.local_port = Some(port);
-    }
-    let [arrival, read, answer] = [arrival, read, answer].map(|time| MonoNanos(ORIGIN + time));
-    drill.requests.push(ServerRequest {
-        arrival: Some(arrival),
-        read,
-        first_send: Some(answer),
-        last_send: Some(answer),
-        tgid: Tgid(1),
-        reader: Tid(reader),
-        sender: Tid(sender),
-        is_unix: false,
-        local_port: 80,
-        remote_port: port,
-        bytes_in: 100,
-        bytes_out: 100,
-    });
 }
 
 /// One for whom the reader answers itself, and one with a thread that answers.
@@ -216,7 +191,7 @@ fn threads_that_nobody_waits_for_are_no_part_of_the_path() {
             idle_since = at + 60 * MS;
             drill.innocent(Cause::RUNQUEUE_OTHER, LOGGER, at + 20 * US, at + 45 * MS);
             let answer = at + slept + 50 * US;
-            add(&mut drill, (5, 5), [at, at + 5 * US, answer]);
+            drill.served((5, 5), [at, at + 5 * US, answer]);
             at = answer + drill.rng.random_range(300 * MS..500 * MS);
         }
         let analysis = drill.analyse();

@@ -5,9 +5,8 @@ use observer_ebpf::wire::{REQUEST_BLOCKS, is_recorded};
 use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 
-use super::drill::{Drill, MS, ORIGIN, SECOND};
+use super::drill::{Drill, MS, SECOND};
 use super::*;
-use crate::model::{Tgid, Tid};
 
 /// Not among the seeds of other drills.
 const SEEDS: std::ops::Range<u64> = 300..310;
@@ -83,21 +82,8 @@ impl Service {
                 sample.local_port = self.ports.then_some(port);
             }
             let read = if self.acceptor.is_some() { arrival + 5 * US } else { begin };
-            let on_kernels = |time: u64| MonoNanos(ORIGIN + time);
-            drill.requests.push(ServerRequest {
-                arrival: Some(on_kernels(arrival)),
-                read: on_kernels(read),
-                first_send: Some(on_kernels(now + 10 * US)),
-                last_send: Some(on_kernels(now + 10 * US)),
-                tgid: Tgid(1),
-                reader: Tid(self.acceptor.unwrap_or(thread)),
-                sender: Tid(thread),
-                is_unix: false,
-                local_port: 80,
-                remote_port: port,
-                bytes_in: 100,
-                bytes_out: 100,
-            });
+            let reader = self.acceptor.unwrap_or(thread);
+            drill.request((reader, thread), [arrival, read, now + 10 * US], port);
         }
     }
 }

@@ -5,50 +5,17 @@ use std::collections::{BinaryHeap, VecDeque};
 
 use rand::RngExt;
 
-use super::drill::{Drill, MS, ORIGIN, SECOND};
+use super::drill::{Drill, MS, SECOND};
 use super::served_drills::US;
 use super::single::choose;
 use super::*;
-use crate::model::{RequestSelection, Tgid, Tid};
+use crate::model::RequestSelection;
 
 /// Not among the seeds of other drills.
 const SEEDS: std::ops::Range<u64> = 700..708;
 
 const ALL: RequestSelection =
     RequestSelection { requests: 10_000, slower_than_ns: None, at_ns: None };
-
-fn request(thread: u32, arrival: u64, read: u64, answer: u64) -> ServerRequest {
-    let on_kernels = |time: u64| MonoNanos(ORIGIN + time);
-    ServerRequest {
-        arrival: Some(on_kernels(arrival)),
-        read: on_kernels(read),
-        first_send: Some(on_kernels(answer)),
-        last_send: Some(on_kernels(answer)),
-        tgid: Tgid(1),
-        reader: Tid(thread),
-        sender: Tid(thread),
-        is_unix: false,
-        local_port: 80,
-        remote_port: 0,
-        bytes_in: 100,
-        bytes_out: 100,
-    }
-}
-
-/// Adds a request, and the sample that it was.
-fn add(drill: &mut Drill, mut served: ServerRequest) {
-    let port = 10_000 + (drill.samples.len() % 50_000) as u16;
-    served.remote_port = port;
-    let [begin, end] = [
-        served.begin().0 - ORIGIN - 20 * US,
-        served.end().expect("an answer").0 - ORIGIN + 20 * US,
-    ];
-    drill.sample(begin, begin, end);
-    if let Some(sample) = drill.samples.last_mut() {
-        sample.local_port = Some(port);
-    }
-    drill.requests.push(served);
-}
 
 /// Threads 1 to 4, of which each takes the next request of a queue and is woken for it if it sleeps.
 struct Threads {
@@ -108,7 +75,8 @@ impl Threads {
                 Next::Runs(thread) => thread,
                 Next::Answers(thread) => {
                     let (arrival, read) = reads[thread];
-                    add(&mut drill, request(thread as u32 + 1, arrival, read, now));
+                    let tid = thread as u32 + 1;
+                    drill.served((tid, tid), [arrival, read, now]);
                     if drill.rng.random_bool(self.naps) {
                         let nap = drill.rng.random_range(10 * MS..30 * MS);
                         drill.innocent(Cause::SERVICE_WAIT, thread as u32 + 1, now, now + nap);
@@ -221,14 +189,14 @@ fn wait_and_stall_us(
     let base = 100 * MS;
     for (thread, arrival, read, answer) in [(1, 1_000, 6_000, 7_000)].iter().chain(others) {
         let [arrival, read, answer] = [arrival, read, answer].map(|us| base + us * US);
-        add(&mut drill, request(*thread, arrival, read, answer));
+        drill.served((*thread, *thread), [arrival, read, answer]);
     }
     for (thread, cause, start, end) in intervals {
         drill.innocent(*cause, *thread, base + start * US, base + end * US);
     }
     // What is usual is known from these.
     for at in (200 * MS..900 * MS).step_by(5_000_000) {
-        add(&mut drill, request(1, at, at + 10 * US, at + 500 * US));
+        drill.served((1, 1), [at, at + 10 * US, at + 500 * US]);
     }
     let account = {
         let chosen = choose(&drill.evidence(), &ALL);

@@ -9,7 +9,6 @@ use super::exposure::Served;
 use super::handing::Handing;
 use super::lines::{Line, Numbering};
 use super::matching::{Matching, PairQuality, find};
-use super::relay::Leg;
 use super::timeline::Timelines;
 use super::worst::{Longest, is_inside, places_of_slowest};
 use super::{Evidence, Ignored, account};
@@ -125,9 +124,8 @@ fn requests(
 
 fn served(evidence: &Evidence<'_>, handing: &Handing<'_>, request: &ServerRequest) -> ServedBy {
     let route = handing.route(request);
-    let last = route.handed.map(|from| Leg { tid: request.sender.0, from });
     let start = evidence.window.0;
-    let handed = route.between.iter().copied().chain(last).map(|leg| HandedOver {
+    let handed = route.0.iter().map(|leg| HandedOver {
         tid: Tid(leg.tid),
         from_ns: MonoNanos(start.0.saturating_add(leg.from)),
     });

@@ -7,6 +7,7 @@
 use super::agreement::{Cell, Counts};
 use super::segments::{Bound, Line, constant, lines, scatter_ns};
 use super::trips::{Requests, Trip, middle};
+use super::usual::median;
 use crate::model::Sample;
 
 /// Times in which the difference is looked for, at most, and samples in each.
@@ -88,11 +89,6 @@ struct Ways {
     give_ns: i64,
 }
 
-fn median(mut values: Vec<i64>) -> i64 {
-    values.sort_unstable();
-    values.get(values.len() / 2).copied().unwrap_or(0)
-}
-
 /// What the samples of a cluster agree on.
 #[derive(Clone, Copy, Debug)]
 struct Peak {
@@ -131,7 +127,8 @@ impl<'a> Tracker<'a> {
 
     fn course_of(&self, clusters: &[&[&Sample]], peaks: &[(&[&Sample], Peak)]) -> Option<Course> {
         let usual_of = |value: fn(&Ways) -> i64| {
-            median(peaks.iter().map(|(_, peak)| value(&peak.ways)).collect())
+            let mut values: Vec<i64> = peaks.iter().map(|(_, peak)| value(&peak.ways)).collect();
+            median(&mut values).unwrap_or(0)
         };
         let usual =
             Ways { both_ns: usual_of(|ways| ways.both_ns), give_ns: usual_of(|ways| ways.give_ns) };
@@ -261,7 +258,9 @@ impl<'a> Tracker<'a> {
             }
             let is_in = |trip: &&Trip| cell(trip).is_around(at);
             let middle_of = |value: fn(&Trip) -> i64| {
-                median(trips.iter().flatten().filter(is_in).map(value).collect())
+                let mut values: Vec<i64> =
+                    trips.iter().flatten().filter(is_in).map(value).collect();
+                median(&mut values).unwrap_or(0)
             };
             best = Some(Peak {
                 at: middle(cluster[cluster.len() / 2]),

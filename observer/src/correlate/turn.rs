@@ -77,13 +77,13 @@ pub(super) fn turn(
     let route = handing.route(request);
     let (ready, handed, until) = match reads {
         true => (arrival, read, read),
-        false => (read, route.handed.unwrap_or(read).min(done), done),
+        false => (read, route.handed().unwrap_or(read).min(done), done),
     };
     let before = earlier.partition_point(|other| other.through <= until);
     let after = before.checked_sub(1).map_or(contention::NONE, |place| (first + place) as u32);
     let first_between = between.len() as u32;
     between.extend(route.times_between());
-    let aside = match (reads, route.left(), route.handed) {
+    let aside = match (reads, route.left(), route.handed()) {
         (true, Some(left), Some(back)) => Span { start: left, end: back },
         _ => handing.aside(request.sender.0, handed, through),
     };

@@ -63,7 +63,7 @@ impl Usual {
     }
 }
 
-fn median(values: &mut [i64]) -> Option<i64> {
+pub(super) fn median(values: &mut [i64]) -> Option<i64> {
     let middle = values.len() / 2;
     (!values.is_empty()).then(|| *values.select_nth_unstable(middle).1)
 }

@@ -37,6 +37,30 @@ pub struct ServerRequest {
 }
 
 impl ServerRequest {
+    /// A request of 100 bytes each way that one thread read and another one answered, with its arrival, read
+    /// and answer.
+    #[cfg(test)]
+    pub(crate) const fn of_times(
+        (reader, sender): (u32, u32),
+        [arrival, read, answer]: [u64; 3],
+        remote_port: u16,
+    ) -> Self {
+        Self {
+            arrival: Some(MonoNanos(arrival)),
+            read: MonoNanos(read),
+            first_send: Some(MonoNanos(answer)),
+            last_send: Some(MonoNanos(answer)),
+            tgid: Tgid(1),
+            reader: Tid(reader),
+            sender: Tid(sender),
+            is_unix: false,
+            local_port: 80,
+            remote_port,
+            bytes_in: 100,
+            bytes_out: 100,
+        }
+    }
+
     /// The request that an event of kind `request` stands for; `None` for the other kinds.
     #[must_use]
     pub fn from_event(event: &Event) -> Option<Self> {

@@ -256,10 +256,7 @@ fn served_by(run: &RunInfo, request: &SlowRequest, served: &ServedBy) -> String 
     let arrival = served.arrival_ns.map(|time| format!("in the socket after {}, ", after(time)));
     let (arrival, reader) = (arrival.unwrap_or_default(), thread(run, served.reader));
     let mut read = format!("{arrival}read after {} by {reader}", after(served.read_ns));
-    let handed = handed(run, request.begin_ns, served);
-    if !handed.is_empty() {
-        read = format!("{read}, {}", handed.trim_end_matches(", "));
-    }
+    read.push_str(&handed(run, request.begin_ns, served));
     match served.first_send_ns {
         None => format!("{read}, not answered"),
         Some(first) => {

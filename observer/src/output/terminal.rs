@@ -432,8 +432,9 @@ pub(super) fn served(answer: &Answer, request: &WorstRequest) -> Option<String> 
         .arrival_ns
         .map_or_else(String::new, |arrival| format!("in the socket after {}, ", after(arrival)));
     let reader = thread(&answer.run, served.reader);
-    let _ = write!(text, "read after {} by {reader}, ", after(served.read_ns));
+    let _ = write!(text, "read after {} by {reader}", after(served.read_ns));
     text.push_str(&handed(&answer.run, request.sample.begin(), served));
+    text.push_str(", ");
     match served.first_send_ns {
         None => text.push_str("not answered"),
         Some(first) => {
@@ -446,13 +447,13 @@ pub(super) fn served(answer: &Answer, request: &WorstRequest) -> Option<String> 
     Some(text)
 }
 
-/// `handed to worker-1 (13) after 80.3 µs, `: the threads that had it between the reader and the sender, and
+/// `, handed to worker-1 (13) after 80.3 µs`: the threads that had it between the reader and the sender, and
 /// the sender where it is not the reader.
 pub(super) fn handed(run: &RunInfo, begin: MonoNanos, served: &ServedBy) -> String {
     let mut text = String::new();
     for one in &served.handed {
         let after = duration(one.from_ns.since(begin) as f64);
-        let _ = write!(text, "handed to {} after {after}, ", thread(run, one.tid));
+        let _ = write!(text, ", handed to {} after {after}", thread(run, one.tid));
     }
     text
 }
