@@ -156,6 +156,6 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: mapped by this value, and nobody holds a reference into it any more.
         let unmapped = unsafe { munmap(self.base, self.length_bytes) };
-        debug_assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
+        assert!(unmapped.is_ok(), "munmap: {unmapped:?}");
     }
 }

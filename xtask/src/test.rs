@@ -1,18 +1,19 @@
 //! `cargo xtask test`: everything that must hold before a change goes in, in less than 15 minutes on
 //! two CPUs.
 //!
-//! A guest is emulated by one thread of this host, so the tests that measure nothing run beside it, in
-//! lanes, because most of them wait for the kernel. Tests that measure this host run afterwards, one at
-//! a time. The lints run beneath all of them, on what the processors have left.
+//! First come the tests that measure this host, one at a time. Most of them wait for the kernel, so
+//! that the programs of the other tests are built beneath them, and the lints run, on what the
+//! processors have left. Then a guest runs, which is emulated by one thread of this host, and beside it
+//! the tests that measure nothing, in lanes.
 
-use std::{env, process::Command, process::ExitCode, time::Instant};
+use std::{env, iter, process::Command, process::ExitCode, sync::mpsc, time::Instant};
 
 use clap::Args;
 use xtask_common::{
     kernel::{TURNS, Turn},
     project::{Outcome, cargo, root, test_cargo, tests_built},
     results,
-    test_programs::{self, TestProgram},
+    test_programs::{self, Part, TestProgram},
     toolchain::{bpf_cargo, setup_command},
 };
 
@@ -49,10 +50,8 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
     }
     let mut programs = Vec::new();
     let set_up = Step::command("set-up of the tests", setup_command(true, false));
-    let build = Step::new("build", |log| {
-        programs = test_programs::build()?;
-        // With all packages selected, so that libraries have the same features as above.
-        log.run(&mut test_cargo(["build", "--workspace", "--bin", VM]))?;
+    let build = Step::new("build", |_| {
+        programs = test_programs::build(Part::Integration)?;
         results::clear()?;
         // Created here, as this person: root would own it otherwise.
         results::write(&results::file(results::HOST), &[])
@@ -60,31 +59,50 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
     if !steps.run_over(build, set_up) {
         return false;
     }
-    let (as_root, others): (Vec<_>, Vec<_>) =
-        programs.into_iter().partition(TestProgram::is_privileged);
-    let measures = |one: &TestProgram| !MEASURE_NOTHING.concat().contains(&one.name.as_str());
-    let (measuring, quick): (Vec<_>, Vec<_>) = as_root.into_iter().partition(measures);
     let turn = options.turn.map_or_else(in_turn, |number| &TURNS[usize::from(number) - 1]);
     println!(
         "\nThe guest runs {turn}. --turn chooses another one of {}, and `cargo xtask vm` runs all of them on all kernels.",
         TURNS.len()
     );
-    let beside = MEASURE_NOTHING.map(|names| {
-        let of_lane = |one: &&TestProgram| names.contains(&one.name.as_str());
-        quick.iter().filter(of_lane).map(privileged).collect::<Vec<_>>()
+    let (built, all_built) = mpsc::channel();
+    let build = Step::new("build of the unit tests", move |log| {
+        let programs = test_programs::build(Part::All)?;
+        log.run(&mut test_cargo(["build", "--workspace", "--bin", VM]))?;
+        // Nobody waits for them any more only after a panic.
+        let _ = built.send(programs);
+        Ok(())
     });
-    let [first, second, last] = beside;
-    let last = unprivileged(&others).into_iter().chain(last).collect();
-    let guest = vec![Step::command(format!("virtual machine, {turn}"), guest(turn))];
-    let lanes = vec![guest, first, second, last];
-    steps.run_beneath(lints(), |steps| {
-        steps.side_by_side(lanes);
-        for program in &measuring {
+    let beneath = iter::once(build).chain(lints()).collect();
+    steps.run_beneath(beneath, |steps| {
+        for program in programs.iter().filter(|one| one.is_privileged() && measures(one)) {
             steps.run(privileged(program));
+        }
+        // Without the programs, the failure of their build is printed.
+        if let Ok(programs) = all_built.recv() {
+            steps.side_by_side(lanes(&programs, turn));
         }
         steps.run(Step::new("docs/EXACTNESS.md", |_| exactness::check(&results::directory())));
     });
     true
+}
+
+/// Whether the tests of a program measure this host.
+fn measures(program: &TestProgram) -> bool {
+    !MEASURE_NOTHING.concat().contains(&program.name.as_str())
+}
+
+/// The guest, and in lanes beside it the tests that measure nothing.
+fn lanes<'a>(programs: &'a [TestProgram], turn: &Turn) -> Vec<Vec<Step<'a>>> {
+    let (as_root, others): (Vec<_>, Vec<_>) =
+        programs.iter().partition(|program| program.is_privileged());
+    let of_lane = |names: &[&str]| {
+        let is_in = |one: &&&TestProgram| names.contains(&one.name.as_str());
+        as_root.iter().filter(is_in).map(|one| privileged(one)).collect::<Vec<_>>()
+    };
+    let [first, second, last] = MEASURE_NOTHING.map(of_lane);
+    let last = unprivileged(others).into_iter().chain(last).collect();
+    let guest = vec![Step::command(format!("virtual machine, {turn}"), guest(turn))];
+    vec![guest, first, second, last]
 }
 
 /// Privileged test programs that check exit codes, messages, states and counts, and no times. They run
@@ -95,8 +113,12 @@ const MEASURE_NOTHING: [&[&str]; 3] = [
     &["choice", "faults", "edge_sockets", "uprobe", "doctor", "run"],
     // `edge_tables` raises pid_max, and with it what observer needs; `hardening` gives it no more than that.
     &["hardening", "edge_tables", "command", "examples", "cli", "target", "logging", "live"],
-    &["generators", "daemon", "edge_memory", "edge_tasks", "time_namespace"],
+    &["generators", "daemon", "edge_memory", "edge_tasks", "time_namespace", UNIT_TESTS, GUEST],
 ];
+
+/// The test programs of the tests' own library and of the guests' first process.
+const UNIT_TESTS: &str = "observer_tests";
+const GUEST: &str = "observer-guest";
 
 /// Program of the guests.
 const VM: &str = "xtask-vm";
@@ -123,7 +145,7 @@ fn guest(turn: &Turn) -> Command {
 }
 
 /// The tests that need no privileges, and the licences.
-fn unprivileged(others: &[TestProgram]) -> Vec<Step<'_>> {
+fn unprivileged(others: Vec<&TestProgram>) -> Vec<Step<'_>> {
     let tests = Step::new("tests without privileges", move |log| {
         let mut failed = Vec::new();
         for program in others {
@@ -147,7 +169,7 @@ fn lints() -> Vec<Step<'static>> {
     let mut bpf = bpf_cargo("clippy", &test_programs::bpf_target());
     bpf.args(["--", "-D", "warnings"]);
     let mut doc = test_cargo(["doc", "--workspace", "--no-deps"]);
-    doc.env("RUSTDOCFLAGS", "-D warnings");
+    doc.env("RUSTDOCFLAGS", "-D warnings").env("AYA_BUILD_SKIP", "1");
     vec![
         Step::command("lints, user space", clippy),
         Step::command("documentation", doc),
@@ -169,7 +191,9 @@ mod tests {
     #[test]
     fn test_programs_that_are_named_exist() {
         let of_turns = TURNS.iter().flat_map(|turn| turn.tests);
-        for name in MEASURE_NOTHING.into_iter().flatten().chain(of_turns) {
+        let measure_nothing = MEASURE_NOTHING.into_iter().flatten();
+        let measure_nothing = measure_nothing.filter(|name| ![UNIT_TESTS, GUEST].contains(name));
+        for name in measure_nothing.chain(of_turns) {
             let path = root().join("tests/tests").join(name).with_extension("rs");
             assert!(path.is_file(), "{} is not there", path.display());
         }

@@ -118,7 +118,7 @@ struct Family<'a> {
 
 impl Family<'_> {
     fn labelled(&self, values: &[&str]) -> Vec<(&'static str, String)> {
-        debug_assert_eq!(values.len(), self.labels.len());
+        assert_eq!(values.len(), self.labels.len());
         self.labels.iter().copied().zip(values.iter().map(|&value| value.to_owned())).collect()
     }
 

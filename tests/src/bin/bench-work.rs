@@ -329,7 +329,7 @@ fn socket() -> io::Result<f64> {
         checked(raw)?;
         // SAFETY: the descriptor is new and nobody else's.
         let socket = unsafe { OwnedFd::from_raw_fd(raw) };
-        debug_assert!(socket.as_raw_fd() >= 0);
+        assert!(socket.as_raw_fd() >= 0);
     }
     Ok(per_operation(started, Operation::Socket))
 }

@@ -24,7 +24,8 @@ use clap::Parser;
 use xtask_common::{
     kernel::Kernel,
     project::{Outcome, cargo, finished, must},
-    results, test_programs,
+    results,
+    test_programs::{self, Part},
 };
 
 use self::{
@@ -54,7 +55,7 @@ fn run(options: &Options) -> Outcome {
         Some(list) => test_programs::read(list)?,
         None => {
             println!("vm: building the programs for the guests (a few minutes the first time)");
-            test_programs::build()?
+            test_programs::build(Part::Integration)?
         }
     };
     let tests = match options.exec {

@@ -179,7 +179,7 @@ pub(crate) fn stopped_fault(stop: Duration) -> io::Result<()> {
             let written = shared.write_all_at(&now, 0);
             // SAFETY: as above.
             unsafe { libc::kill(parent, libc::SIGCONT) };
-            debug_assert!(written.is_ok(), "{written:?}");
+            assert!(written.is_ok(), "{written:?}");
         })?;
         wait_for(child)?;
         let mut continued_ns = [0; 8];
