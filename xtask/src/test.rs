@@ -6,7 +6,7 @@
 //! processors have left. Then a guest runs, which is emulated by one thread of this host, and beside it
 //! the tests that measure nothing, in lanes.
 
-use std::{env, iter, process::Command, process::ExitCode, sync::mpsc, time::Instant};
+use std::{env, process::Command, process::ExitCode, sync::mpsc, time::Instant};
 
 use clap::Args;
 use xtask_common::{
@@ -65,14 +65,21 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
         TURNS.len()
     );
     let (built, all_built) = mpsc::channel();
+    let (for_simulations, simulated) = mpsc::channel();
     let build = Step::new("build of the unit tests", move |log| {
         let programs = test_programs::build(Part::All)?;
         log.run(&mut test_cargo(["build", "--workspace", "--bin", VM]))?;
-        // Nobody waits for them any more only after a panic.
+        // A receiver is gone only after a panic, which is a failure by itself.
+        let _ = for_simulations.send(programs.clone());
         let _ = built.send(programs);
         Ok(())
     });
-    let beneath = iter::once(build).chain(lints()).collect();
+    let simulations = Step::new("simulations", move |log| {
+        let programs = simulated.recv().map_err(|_| "their program was not built")?;
+        let program = programs.iter().find(|one| one.name == SIMULATING);
+        log.run(program.ok_or("they have no program")?.command().arg(SIMULATIONS))
+    });
+    let beneath = [build, simulations].into_iter().chain(lints()).collect();
     steps.run_beneath(beneath, |steps| {
         for program in programs.iter().filter(|one| one.is_privileged() && measures(one)) {
             steps.run(privileged(program));
@@ -99,26 +106,34 @@ fn lanes<'a>(programs: &'a [TestProgram], turn: &Turn) -> Vec<Vec<Step<'a>>> {
         let is_in = |one: &&&TestProgram| names.contains(&one.name.as_str());
         as_root.iter().filter(is_in).map(|one| privileged(one)).collect::<Vec<_>>()
     };
-    let [first, second, last] = MEASURE_NOTHING.map(of_lane);
-    let last = unprivileged(others).into_iter().chain(last).collect();
-    let guest = vec![Step::command(format!("virtual machine, {turn}"), guest(turn))];
-    vec![guest, first, second, last]
+    let mut lanes = vec![vec![Step::command(format!("virtual machine, {turn}"), guest(turn))]];
+    lanes.extend(MEASURE_NOTHING.map(of_lane));
+    if let Some(last) = lanes.last_mut() {
+        last.splice(..0, unprivileged(others));
+    }
+    lanes
 }
 
 /// Privileged test programs that check exit codes, messages, states and counts, and no times. They run
 /// beside the guest, in lanes that take about as long as it does, mostly waiting; all others measure,
 /// and run alone. So does `cgroups`, whose counts hold while nobody else removes a cgroup. The last lane
 /// follows the tests without privileges.
-const MEASURE_NOTHING: [&[&str]; 3] = [
-    &["choice", "faults", "edge_sockets", "uprobe", "doctor", "run"],
+const MEASURE_NOTHING: [&[&str]; 4] = [
+    &["choice", "faults", "edge_sockets"],
     // `edge_tables` raises pid_max, and with it what observer needs; `hardening` gives it no more than that.
-    &["hardening", "edge_tables", "command", "examples", "cli", "target", "logging", "live"],
+    &["hardening", "edge_tables", "command", "examples"],
+    &["live", "run", "cli", "target", "logging", "uprobe", "doctor"],
     &["generators", "daemon", "edge_memory", "edge_tasks", "time_namespace", UNIT_TESTS, GUEST],
 ];
 
 /// The test programs of the tests' own library and of the guests' first process.
 const UNIT_TESTS: &str = "observer_tests";
 const GUEST: &str = "observer-guest";
+
+/// Unit tests that take most of the time of all, need nothing but a processor, and do not look at a
+/// clock: the module of the unit tests of this package.
+const SIMULATIONS: &str = "correlate::";
+const SIMULATING: &str = "observer";
 
 /// Program of the guests.
 const VM: &str = "xtask-vm";
@@ -150,7 +165,11 @@ fn unprivileged(others: Vec<&TestProgram>) -> Vec<Step<'_>> {
         let mut failed = Vec::new();
         for program in others {
             log.line(&format!("    {}", program.name));
-            failed.extend(log.run(&mut program.command()).err());
+            let mut command = program.command();
+            if program.name == SIMULATING {
+                command.args(["--skip", SIMULATIONS]);
+            }
+            failed.extend(log.run(&mut command).err());
         }
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     });

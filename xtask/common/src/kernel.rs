@@ -29,6 +29,8 @@ pub struct Turn {
     pub kernel: Kernel,
     /// The test programs.
     pub tests: &'static [&'static str],
+    /// Which part of their tests, from 1, of how many.
+    pub part: Option<(u32, u32)>,
     /// Parts of the names of their tests; all tests where there are none.
     pub names: &'static [&'static str],
     /// CPUs of the guest, and how many it could have.
@@ -38,22 +40,55 @@ pub struct Turn {
 /// The turns. Each takes about four minutes on an emulated CPU, which is what the other steps beside it
 /// take.
 pub const TURNS: &[Turn] = &[
-    turn(Kernel::V6_1, &["exactness", "kernel_counters", "edge_memory", "pressure"]),
-    turn(Kernel::V6_1, &["target", "daemon", "doctor"]),
-    turn(Kernel::V6_12, &["exactness", "kernel_counters", "edge_runqueue", "edge_sockets"]),
-    turn(Kernel::V6_12, &["target", "daemon", "doctor", "records", "edge_tasks"]),
-    turn(Kernel::V6_1Rt, &["exactness", "kernel_counters", "uprobe"]),
-    turn(Kernel::V6_1Rt, &["target", "daemon", "doctor"]),
-    turn(Kernel::V6_12Rt, &["exactness", "kernel_counters", "uprobe"]),
-    turn(Kernel::V6_12Rt, &["target", "daemon", "doctor"]),
+    part(Kernel::V6_1, COUNTS, 1),
+    part(Kernel::V6_1, COUNTS, 2),
+    part(Kernel::V6_1, COUNTS, 3),
+    part(Kernel::V6_1, TARGETS, 1),
+    part(Kernel::V6_1, TARGETS, 2),
+    part(Kernel::V6_1, TARGETS, 3),
+    part(Kernel::V6_12, COUNTS, 1),
+    part(Kernel::V6_12, COUNTS, 2),
+    part(Kernel::V6_12, COUNTS, 3),
+    part(Kernel::V6_12, TARGETS, 1),
+    part(Kernel::V6_12, TARGETS, 2),
+    part(Kernel::V6_12, TARGETS, 3),
+    part(Kernel::V6_1Rt, COUNTS, 1),
+    part(Kernel::V6_1Rt, COUNTS, 2),
+    part(Kernel::V6_1Rt, COUNTS, 3),
+    part(Kernel::V6_1Rt, TARGETS, 1),
+    part(Kernel::V6_1Rt, TARGETS, 2),
+    part(Kernel::V6_1Rt, TARGETS, 3),
+    part(Kernel::V6_12Rt, COUNTS, 1),
+    part(Kernel::V6_12Rt, COUNTS, 2),
+    part(Kernel::V6_12Rt, COUNTS, 3),
+    part(Kernel::V6_12Rt, TARGETS, 1),
+    part(Kernel::V6_12Rt, TARGETS, 2),
+    part(Kernel::V6_12Rt, TARGETS, 3),
     Turn { names: &["runqueue", "fault", "softirq"], ..turn(Kernel::V6_1, &["tiers"]) },
     Turn { names: &["reclaim", "mm_syscall"], ..turn(Kernel::V6_1, &["tiers"]) },
     Turn { names: &["socket", "task", "request", "sleep"], ..turn(Kernel::V6_1, &["tiers"]) },
     Turn { cpus: Some((8, 256)), ..turn(Kernel::V6_12, &["live", "cgroups", "kernel_counters"]) },
 ];
 
+/// Test programs that compare counts and times, and those about targets, in so many parts.
+const COUNTS: &[&str] = &[
+    "exactness",
+    "kernel_counters",
+    "edge_memory",
+    "edge_runqueue",
+    "edge_sockets",
+    "pressure",
+    "uprobe",
+];
+const TARGETS: &[&str] = &["target", "daemon", "doctor", "edge_tasks", "records"];
+const PARTS: u32 = 3;
+
+const fn part(kernel: Kernel, tests: &'static [&'static str], number: u32) -> Turn {
+    Turn { part: Some((number, PARTS)), ..turn(kernel, tests) }
+}
+
 const fn turn(kernel: Kernel, tests: &'static [&'static str]) -> Turn {
-    Turn { kernel, tests, names: &[], cpus: None }
+    Turn { kernel, tests, part: None, names: &[], cpus: None }
 }
 
 impl Turn {
@@ -71,6 +106,9 @@ impl Turn {
         let mut arguments = vec!["--kernel".to_owned(), self.kernel.to_string()];
         for test in self.tests {
             arguments.extend(["--test".to_owned(), (*test).to_owned()]);
+        }
+        if let Some((number, parts)) = self.part {
+            arguments.push(format!("--part={number}/{parts}"));
         }
         if let Some((cpus, possible)) = self.cpus {
             arguments.extend([format!("--cpus={cpus}"), format!("--possible-cpus={possible}")]);
@@ -93,6 +131,9 @@ impl fmt::Display for Turn {
             write!(formatter, " with {cpus} of {possible} CPUs")?;
         }
         write!(formatter, ": {}", self.tests.join(", "))?;
+        if let Some((number, parts)) = self.part {
+            write!(formatter, ", part {number} of {parts}")?;
+        }
         if self.names.is_empty() {
             Ok(())
         } else {
@@ -142,7 +183,7 @@ mod tests {
     fn a_commit_has_one_turn_and_commits_have_all_of_them() {
         let commit = "95342fc0a8f1c2d3";
         assert_eq!(Turn::of(commit), Turn::of(commit));
-        let seen: Vec<_> = (0..64).map(|hash| Turn::of(&format!("{hash:08x}"))).collect();
+        let seen: Vec<_> = (0..TURNS.len()).map(|hash| Turn::of(&format!("{hash:08x}"))).collect();
         for turn in TURNS {
             assert!(seen.contains(&turn), "{turn}");
         }

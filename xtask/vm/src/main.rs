@@ -42,10 +42,10 @@ const DISK_BYTES: u64 = 512 << 20;
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    finished("cargo xtask vm", if options.bench { bench(&options) } else { run(&options) })
+    finished("cargo xtask vm", if options.bench { bench(&options) } else { run(options) })
 }
 
-fn run(options: &Options) -> Outcome {
+fn run(mut options: Options) -> Outcome {
     let (guests, host) = options.chosen();
     if !guests.is_empty() {
         // Better before the build than after it.
@@ -58,10 +58,14 @@ fn run(options: &Options) -> Outcome {
             test_programs::build(Part::Integration)?
         }
     };
-    let tests = match options.exec {
+    let mut tests = match options.exec {
         Some(_) => Vec::new(),
         None => selection::tests(&built, &options.tests)?,
     };
+    if let Some(part) = options.part {
+        (tests, options.arguments) = selection::part(tests, part)?;
+    }
+    let options = &options;
     let programs = Programs::with(tests);
     let mut columns = guest_columns(&guests, &programs, options)?;
     if options.exec.is_none() && !guests.is_empty() {

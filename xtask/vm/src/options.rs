@@ -36,6 +36,9 @@ pub(crate) struct Options {
     /// Run only this test program; repeat for several [default: those that depend on the kernel]
     #[arg(long = "test", value_name = "NAME")]
     pub(crate) tests: Vec<String>,
+    /// Run only the Kth of N parts of the tests of these programs
+    #[arg(long, value_name = "K/N", value_parser = part, conflicts_with_all = ["exec", "bench", "arguments"])]
+    pub(crate) part: Option<Part>,
     /// Run this command with `sh` in each guest instead of the tests, and show its output; `observer`
     /// and the programs of the tests are in its PATH
     #[arg(long, value_name = "COMMAND", conflicts_with = "tests")]
@@ -80,6 +83,22 @@ pub(crate) struct Options {
     /// Arguments for the test programs, as with `cargo test`
     #[arg(last = true, value_name = "ARGUMENT")]
     pub(crate) arguments: Vec<String>,
+}
+
+/// A part of the tests: every `of`th one, from the `number`th on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) number: usize,
+    pub(crate) of: usize,
+}
+
+/// `2/3`.
+fn part(text: &str) -> Result<Part, String> {
+    let numbers = text.split_once('/').map(|(number, of)| (number.parse(), of.parse()));
+    match numbers {
+        Some((Ok(number), Ok(of))) if (1..=of).contains(&number) => Ok(Part { number, of }),
+        _ => Err("not a number from 1, a slash, and the number of parts, like 2/3".to_owned()),
+    }
 }
 
 impl Options {
