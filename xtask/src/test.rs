@@ -118,11 +118,12 @@ fn lanes<'a>(programs: &'a [TestProgram], turn: &Turn) -> Vec<Vec<Step<'a>>> {
 /// beside the guest, in lanes that take about as long as it does, mostly waiting; all others measure,
 /// and run alone. So does `cgroups`, whose counts hold while nobody else removes a cgroup. The last lane
 /// follows the tests without privileges.
-const MEASURE_NOTHING: [&[&str]; 4] = [
-    &["choice", "faults", "edge_sockets"],
+const MEASURE_NOTHING: [&[&str]; 5] = [
+    &["choice", "edge_sockets"],
+    &["faults", "run", "uprobe", "doctor"],
     // `edge_tables` raises pid_max, and with it what observer needs; `hardening` gives it no more than that.
     &["hardening", "edge_tables", "command", "examples"],
-    &["live", "run", "cli", "target", "logging", "uprobe", "doctor"],
+    &["live", "cli", "target", "logging"],
     &["generators", "daemon", "edge_memory", "edge_tasks", "time_namespace", UNIT_TESTS, GUEST],
 ];
 

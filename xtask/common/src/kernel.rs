@@ -37,40 +37,50 @@ pub struct Turn {
     pub cpus: Option<(u32, u32)>,
 }
 
-/// The turns. Each takes about four minutes on an emulated CPU, which is what the other steps beside it
-/// take.
-pub const TURNS: &[Turn] = &[
-    part(Kernel::V6_1, COUNTS, 1),
-    part(Kernel::V6_1, COUNTS, 2),
-    part(Kernel::V6_1, COUNTS, 3),
-    part(Kernel::V6_1, TARGETS, 1),
-    part(Kernel::V6_1, TARGETS, 2),
-    part(Kernel::V6_1, TARGETS, 3),
-    part(Kernel::V6_12, COUNTS, 1),
-    part(Kernel::V6_12, COUNTS, 2),
-    part(Kernel::V6_12, COUNTS, 3),
-    part(Kernel::V6_12, TARGETS, 1),
-    part(Kernel::V6_12, TARGETS, 2),
-    part(Kernel::V6_12, TARGETS, 3),
-    part(Kernel::V6_1Rt, COUNTS, 1),
-    part(Kernel::V6_1Rt, COUNTS, 2),
-    part(Kernel::V6_1Rt, COUNTS, 3),
-    part(Kernel::V6_1Rt, TARGETS, 1),
-    part(Kernel::V6_1Rt, TARGETS, 2),
-    part(Kernel::V6_1Rt, TARGETS, 3),
-    part(Kernel::V6_12Rt, COUNTS, 1),
-    part(Kernel::V6_12Rt, COUNTS, 2),
-    part(Kernel::V6_12Rt, COUNTS, 3),
-    part(Kernel::V6_12Rt, TARGETS, 1),
-    part(Kernel::V6_12Rt, TARGETS, 2),
-    part(Kernel::V6_12Rt, TARGETS, 3),
+/// The turns. Each takes a few minutes on an emulated CPU, as the other steps beside it do.
+pub const TURNS: &[Turn] = &{
+    let mut turns = [OTHERS[0]; GROUPS.len() * PARTS as usize + OTHERS.len()];
+    let mut next = 0;
+    while next < OTHERS.len() {
+        turns[next] = OTHERS[next];
+        next += 1;
+    }
+    let mut group = 0;
+    while group < GROUPS.len() {
+        let (kernel, tests) = GROUPS[group];
+        let mut number = 1;
+        while number <= PARTS {
+            turns[next] = part(kernel, tests, number);
+            next += 1;
+            number += 1;
+        }
+        group += 1;
+    }
+    turns
+};
+
+/// Turns with all tests of some programs, or with tests of certain names.
+const OTHERS: &[Turn] = &[
     Turn { names: &["runqueue", "fault", "softirq"], ..turn(Kernel::V6_1, &["tiers"]) },
     Turn { names: &["reclaim", "mm_syscall"], ..turn(Kernel::V6_1, &["tiers"]) },
     Turn { names: &["socket", "task", "request", "sleep"], ..turn(Kernel::V6_1, &["tiers"]) },
     Turn { cpus: Some((8, 256)), ..turn(Kernel::V6_12, &["live", "cgroups", "kernel_counters"]) },
 ];
 
-/// Test programs that compare counts and times, and those about targets, in so many parts.
+/// Test programs whose tests are so many that each turn has a part of them.
+const GROUPS: &[(Kernel, &[&str])] = &[
+    (Kernel::V6_1, COUNTS),
+    (Kernel::V6_1, TARGETS),
+    (Kernel::V6_12, COUNTS),
+    (Kernel::V6_12, TARGETS),
+    (Kernel::V6_1Rt, COUNTS),
+    (Kernel::V6_1Rt, TARGETS),
+    (Kernel::V6_12Rt, COUNTS),
+    (Kernel::V6_12Rt, TARGETS),
+];
+const PARTS: u32 = 8;
+
+/// Test programs that compare counts and times.
 const COUNTS: &[&str] = &[
     "exactness",
     "kernel_counters",
@@ -80,8 +90,9 @@ const COUNTS: &[&str] = &[
     "pressure",
     "uprobe",
 ];
+
+/// Test programs about targets, and about what is recorded of them.
 const TARGETS: &[&str] = &["target", "daemon", "doctor", "edge_tasks", "records"];
-const PARTS: u32 = 3;
 
 const fn part(kernel: Kernel, tests: &'static [&'static str], number: u32) -> Turn {
     Turn { part: Some((number, PARTS)), ..turn(kernel, tests) }
