@@ -1,6 +1,6 @@
 //! The kernels that guests run, and which of them a commit is tested on.
 
-use std::fmt;
+use std::{fmt, sync::LazyLock};
 
 use clap::ValueEnum;
 
@@ -30,55 +30,39 @@ pub struct Turn {
     /// The test programs.
     pub tests: &'static [&'static str],
     /// Which part of their tests, from 1, of how many.
-    pub part: Option<(u32, u32)>,
-    /// Parts of the names of their tests; all tests where there are none.
-    pub names: &'static [&'static str],
+    pub part: (u32, u32),
     /// CPUs of the guest, and how many it could have.
     pub cpus: Option<(u32, u32)>,
 }
 
 /// The turns. Each takes a few minutes on an emulated CPU, as the other steps beside it do.
-pub const TURNS: &[Turn] = &{
-    let mut turns = [OTHERS[0]; GROUPS.len() * PARTS as usize + OTHERS.len()];
-    let mut next = 0;
-    while next < OTHERS.len() {
-        turns[next] = OTHERS[next];
-        next += 1;
-    }
-    let mut group = 0;
-    while group < GROUPS.len() {
-        let (kernel, tests) = GROUPS[group];
-        let mut number = 1;
-        while number <= PARTS {
-            turns[next] = part(kernel, tests, number);
-            next += 1;
-            number += 1;
-        }
-        group += 1;
-    }
-    turns
+pub static TURNS: LazyLock<Vec<Turn>> = LazyLock::new(|| {
+    let of_group = |&(kernel, tests, parts): &(Kernel, &'static [&'static str], u32)| {
+        (1..=parts).map(move |number| Turn { kernel, tests, part: (number, parts), cpus: None })
+    };
+    GROUPS.iter().flat_map(of_group).chain([EIGHT_CPUS]).collect()
+});
+
+/// CPUs that are added and taken away.
+const EIGHT_CPUS: Turn = Turn {
+    kernel: Kernel::V6_12,
+    tests: &["live", "cgroups", "kernel_counters"],
+    part: (1, 1),
+    cpus: Some((8, 256)),
 };
 
-/// Turns with all tests of some programs, or with tests of certain names.
-const OTHERS: &[Turn] = &[
-    Turn { names: &["runqueue", "fault", "softirq"], ..turn(Kernel::V6_1, &["tiers"]) },
-    Turn { names: &["reclaim", "mm_syscall"], ..turn(Kernel::V6_1, &["tiers"]) },
-    Turn { names: &["socket", "task", "request", "sleep"], ..turn(Kernel::V6_1, &["tiers"]) },
-    Turn { cpus: Some((8, 256)), ..turn(Kernel::V6_12, &["live", "cgroups", "kernel_counters"]) },
+/// Test programs whose tests are so many that each turn has a part of them, and how many parts there are.
+const GROUPS: &[(Kernel, &[&str], u32)] = &[
+    (Kernel::V6_1, &["tiers"], 3),
+    (Kernel::V6_1, COUNTS, 8),
+    (Kernel::V6_1, TARGETS, 8),
+    (Kernel::V6_12, COUNTS, 8),
+    (Kernel::V6_12, TARGETS, 8),
+    (Kernel::V6_1Rt, COUNTS, 8),
+    (Kernel::V6_1Rt, TARGETS, 8),
+    (Kernel::V6_12Rt, COUNTS, 8),
+    (Kernel::V6_12Rt, TARGETS, 8),
 ];
-
-/// Test programs whose tests are so many that each turn has a part of them.
-const GROUPS: &[(Kernel, &[&str])] = &[
-    (Kernel::V6_1, COUNTS),
-    (Kernel::V6_1, TARGETS),
-    (Kernel::V6_12, COUNTS),
-    (Kernel::V6_12, TARGETS),
-    (Kernel::V6_1Rt, COUNTS),
-    (Kernel::V6_1Rt, TARGETS),
-    (Kernel::V6_12Rt, COUNTS),
-    (Kernel::V6_12Rt, TARGETS),
-];
-const PARTS: u32 = 8;
 
 /// Test programs that compare counts and times.
 const COUNTS: &[&str] = &[
@@ -93,14 +77,6 @@ const COUNTS: &[&str] = &[
 
 /// Test programs about targets, and about what is recorded of them.
 const TARGETS: &[&str] = &["target", "daemon", "doctor", "edge_tasks", "records"];
-
-const fn part(kernel: Kernel, tests: &'static [&'static str], number: u32) -> Turn {
-    Turn { part: Some((number, PARTS)), ..turn(kernel, tests) }
-}
-
-const fn turn(kernel: Kernel, tests: &'static [&'static str]) -> Turn {
-    Turn { kernel, tests, part: None, names: &[], cpus: None }
-}
 
 impl Turn {
     /// The turn of a commit (its hash in hexadecimal): the same one each time, and over many commits
@@ -118,20 +94,12 @@ impl Turn {
         for test in self.tests {
             arguments.extend(["--test".to_owned(), (*test).to_owned()]);
         }
-        if let Some((number, parts)) = self.part {
-            arguments.push(format!("--part={number}/{parts}"));
-        }
+        let (number, parts) = self.part;
+        arguments.push(format!("--part={number}/{parts}"));
         if let Some((cpus, possible)) = self.cpus {
             arguments.extend([format!("--cpus={cpus}"), format!("--possible-cpus={possible}")]);
         }
         arguments
-    }
-
-    /// What follows them: the names.
-    #[must_use]
-    pub fn last_arguments(&self) -> Vec<&str> {
-        let before = (!self.names.is_empty()).then_some("--");
-        before.into_iter().chain(self.names.iter().copied()).collect()
     }
 }
 
@@ -141,15 +109,8 @@ impl fmt::Display for Turn {
         if let Some((cpus, possible)) = self.cpus {
             write!(formatter, " with {cpus} of {possible} CPUs")?;
         }
-        write!(formatter, ": {}", self.tests.join(", "))?;
-        if let Some((number, parts)) = self.part {
-            write!(formatter, ", part {number} of {parts}")?;
-        }
-        if self.names.is_empty() {
-            Ok(())
-        } else {
-            write!(formatter, " ({})", self.names.join(", "))
-        }
+        let (number, parts) = self.part;
+        write!(formatter, ": {}, part {number} of {parts}", self.tests.join(", "))
     }
 }
 
@@ -195,7 +156,7 @@ mod tests {
         let commit = "95342fc0a8f1c2d3";
         assert_eq!(Turn::of(commit), Turn::of(commit));
         let seen: Vec<_> = (0..TURNS.len()).map(|hash| Turn::of(&format!("{hash:08x}"))).collect();
-        for turn in TURNS {
+        for turn in TURNS.iter() {
             assert!(seen.contains(&turn), "{turn}");
         }
         for kernel in Kernel::value_variants() {

@@ -31,7 +31,7 @@ pub struct TestProgram {
 
 /// Which test programs a build makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum Scope {
     /// Those of files in `tests/` folders, with the programs that they start. Without unit tests, for
     /// which every crate is compiled a second time.
     Integration,
@@ -39,7 +39,7 @@ pub enum Part {
     All,
 }
 
-impl Part {
+impl Scope {
     const fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Integration => &["--test", "*"],
@@ -48,15 +48,15 @@ impl Part {
     }
 }
 
-/// Builds a part of them and the programs that they start, as this person: otherwise root would own
+/// Builds them and the programs that they start, as this person: otherwise root would own
 /// the build directory. Leaves the list in [`programs_file`] for [`read`].
 ///
 /// # Errors
 /// When the build fails, or no privileged test program is built.
-pub fn build(part: Part) -> Result<Vec<TestProgram>, String> {
+pub fn build(scope: Scope) -> Result<Vec<TestProgram>, String> {
     // Always with all packages selected, so that libraries have the same features.
     let mut command = test_cargo(["test", "--workspace", "--no-run"]);
-    command.args(part.arguments()).arg("--message-format=json-render-diagnostics");
+    command.args(scope.arguments()).arg("--message-format=json-render-diagnostics");
     let messages = project::printed(&mut command)?;
     let path = programs_file();
     fs::write(&path, &messages)

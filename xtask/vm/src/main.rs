@@ -25,7 +25,7 @@ use xtask_common::{
     kernel::Kernel,
     project::{Outcome, cargo, finished, must},
     results,
-    test_programs::{self, Part},
+    test_programs::{self, Scope},
 };
 
 use self::{
@@ -55,7 +55,7 @@ fn run(mut options: Options) -> Outcome {
         Some(list) => test_programs::read(list)?,
         None => {
             println!("vm: building the programs for the guests (a few minutes the first time)");
-            test_programs::build(Part::Integration)?
+            test_programs::build(Scope::Integration)?
         }
     };
     let mut tests = match options.exec {
