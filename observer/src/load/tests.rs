@@ -197,7 +197,8 @@ fn kept_connections_are_used_again() {
     let (report, ingested) = run(&config, &Stop::default());
     assert_eq!((report.totals.ok, report.ahead_failed), (100, 0));
     let accepted = server.accepted.load(Ordering::Relaxed);
-    assert!((4..20).contains(&accepted), "{accepted}");
+    // However slow this host is, some are used again: without that, each request has its own.
+    assert!((4..100).contains(&accepted), "{accepted}");
     let ports = server.ports.lock().unwrap();
     let known = |sample: &Sample| sample.local_port.is_some_and(|port| ports.contains(&port));
     assert!(ingested.samples.iter().all(known), "{ports:?}");

@@ -35,6 +35,8 @@ pub(crate) fn churn(threads: usize, processes: usize, pages: usize) -> io::Resul
             let own = std::env::current_exe()?;
             let mut child = Command::new(own)
                 .args(["minor-faults", "--pages", &pages.to_string()])
+                // As in `exec_threads`.
+                .env_clear()
                 .stdin(std::process::Stdio::piped())
                 .stdout(std::process::Stdio::null())
                 .spawn()?;
@@ -79,6 +81,9 @@ pub(crate) fn exec_threads(length: Duration) -> io::Result<()> {
             let Ok(own) = std::env::current_exe() else { return };
             let error = Command::new(own)
                 .args(["contend", "--threads", "3", "--ms", &length.as_millis().to_string()])
+                // The kernel copies the environment through page faults without an exception, which
+                // not every tier can count: as many as the pages of this host's environment.
+                .env_clear()
                 .env(EXECUTED_BY, tid.to_string())
                 .exec();
             eprintln!("observer-work: cannot execute itself: {error}");
