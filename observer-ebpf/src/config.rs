@@ -96,6 +96,15 @@ globals! {
     OFF_TASK_SCHED_DELAYED: off_task_sched_delayed = 0;
     /// `task_struct::se.cfs_rq`.
     OFF_TASK_CFS_RQ: off_task_cfs_rq = 0;
+    /// `task_struct::prio`; 0 where it is not known.
+    OFF_TASK_PRIORITY: off_task_priority = 0;
+    /// What a `cfs_rq` notes when it is throttled: `throttled_clock_self` (Linux 6.6),
+    /// `throttled_clock_pelt` (5.19) or `throttled_clock_task`.
+    OFF_CFS_RQ_THROTTLE_BEGAN: off_cfs_rq_throttle_began = 0;
+    /// For how long it was throttled: the same names with `_time`; 0 where the kernel has no CPU limits.
+    OFF_CFS_RQ_THROTTLED_NS: off_cfs_rq_throttled_ns = 0;
+    /// `cfs_rq::throttle_count`; 0 where `throttled_clock_self` tells whether it is throttled.
+    OFF_CFS_RQ_THROTTLE_COUNT: off_cfs_rq_throttle_count = 0;
     /// `cfs_rq::rq`.
     OFF_CFS_RQ_RQ: off_cfs_rq_rq = 0;
     /// `rq::clock`.

@@ -277,8 +277,22 @@ impl Task {
     /// The clock of the run queue the thread is on, as of the scheduler's last update.
     #[inline(always)]
     pub(crate) fn run_queue_clock_ns(self) -> u64 {
-        let cfs_rq = self.0.follow(config::off_task_cfs_rq());
-        cfs_rq.follow(config::off_cfs_rq_rq()).load(config::off_rq_clock())
+        self.group_queue().0.follow(config::off_cfs_rq_rq()).load(config::off_rq_clock())
+    }
+
+    /// The run queue of its cgroup on its CPU.
+    #[inline(always)]
+    pub(crate) fn group_queue(self) -> GroupQueue {
+        GroupQueue(self.0.follow(config::off_task_cfs_rq()))
+    }
+
+    /// Whether it is scheduled by time slices, so that CPU limits of cgroups hold it
+    /// (`MAX_RT_PRIO`, include/linux/sched/prio.h).
+    #[inline(always)]
+    pub(crate) fn has_fair_priority(self) -> bool {
+        const MAX_RT_PRIO: u32 = 100;
+        config::off_task_priority() == 0
+            || self.field::<u32>(config::off_task_priority()) >= MAX_RT_PRIO
     }
 
     /// `task_struct::__state` (`state` before Linux 5.14): 0 while it can run.
@@ -409,6 +423,36 @@ impl Task {
             let socket_type = read::<u16>(sock, config::off_sock_type())?;
             Some((sock as u64, u32::from(family), u32::from(socket_type)))
         }
+    }
+}
+
+/// The run queue of a cgroup on one CPU, `struct cfs_rq`.
+#[derive(Clone, Copy)]
+pub(crate) struct GroupQueue(Pointer);
+
+impl GroupQueue {
+    /// Where it is.
+    #[inline(always)]
+    pub(crate) fn address(self) -> u64 {
+        self.0.address as u64
+    }
+
+    /// What the kernel noted when its threads were throttled, which differs each time; 0 while they are
+    /// not.
+    #[inline(always)]
+    pub(crate) fn throttle_begun(self) -> u64 {
+        let count = config::off_cfs_rq_throttle_count();
+        if count != 0 && self.0.load::<u32>(count) == 0 {
+            return 0;
+        }
+        self.0.load(config::off_cfs_rq_throttle_began())
+    }
+
+    /// For how long its threads were throttled so far, nanoseconds, without the time since it was
+    /// throttled last if it still is.
+    #[inline(always)]
+    pub(crate) fn throttled_ns(self) -> u64 {
+        self.0.load(config::off_cfs_rq_throttled_ns())
     }
 }
 

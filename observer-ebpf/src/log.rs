@@ -41,6 +41,8 @@ messages! {
                            queue (Linux 6.12 and later); thread {} of process {}";
     switch_missed: "switch_missed: the kernel switched to a thread without an event; thread {} of \
                     process {}";
+    throttle_slot: "throttle_slot: more cgroups were throttled on a CPU than the table has room for; \
+                    thread {} of process {}";
     connection_slot: "connection_slot: there were more connections than the table has room for; \
                       thread {} of process {}";
 }
@@ -66,6 +68,7 @@ pub(crate) fn lost(kind: LossKind, (tgid, tid): Ids) {
         LossKind::SleepBookedAsWait => sleep_booked_as_wait(tgid, tid),
         LossKind::ConnectionSlot => connection_slot(tgid, tid),
         LossKind::SwitchMissed => switch_missed(tgid, tid),
+        LossKind::ThrottleSlot => throttle_slot(tgid, tid),
         // A program that was skipped says nothing.
         LossKind::ProgramMissed => {}
     }

@@ -292,6 +292,15 @@ impl CpuCgroup {
         Ok(Self { group: Group::controlled(&mount_point, unified, "cpu", name)?, unified })
     }
 
+    /// Makes `NAME` below it. It has to be dropped first.
+    ///
+    /// # Errors
+    /// When the cgroup cannot be made.
+    pub fn create_below(&self, name: &str) -> Result<Self> {
+        let Self { group: Group { directory }, unified } = self;
+        Ok(Self { group: Group::controlled(directory, *unified, "cpu", name)?, unified: *unified })
+    }
+
     /// Where the controller is, and whether that is version 2.
     fn hierarchy() -> Result<(PathBuf, bool)> {
         if let Some(mount_point) = Cgroups::read().unified_mount_point()

@@ -5,6 +5,7 @@
 //! of the work for both sides, however long attaching takes.
 
 use observer_tests::disturbance::repeated;
+use observer_tests::exact::Limit;
 use observer_tests::trial::{Trial, scaled_text};
 use observer_tests::{exact, privileged};
 
@@ -29,9 +30,21 @@ fn runqueue_delay_and_processor_time_fill_the_time_between_them() {
 }
 
 #[test]
-fn time_that_a_cgroup_is_throttled_is_waiting() {
+fn a_thread_is_throttled_as_long_as_its_cgroup() {
     let Some(_guard) = privileged::ready("throttled cgroup") else { return };
-    repeated(|| exact::throttled(&Trial::new("throttled cgroup")));
+    repeated(|| exact::throttled(&Trial::new("throttled cgroup"), 1, Limit::Own, false));
+}
+
+#[test]
+fn threads_are_throttled_by_a_limit_above_their_cgroup() {
+    let Some(_guard) = privileged::ready("throttled from above") else { return };
+    repeated(|| exact::throttled(&Trial::new("throttled from above"), 3, Limit::Above, false));
+}
+
+#[test]
+fn what_a_thread_is_throttled_is_no_wait_for_another_process() {
+    let Some(_guard) = privileged::ready("throttled and busy") else { return };
+    repeated(|| exact::throttled(&Trial::new("throttled and busy"), 2, Limit::Own, true));
 }
 
 #[test]

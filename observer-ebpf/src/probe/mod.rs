@@ -31,5 +31,6 @@ mod socket;
 mod softirq;
 mod syscall;
 mod task;
+mod throttle;
 mod turns;
 mod uprobe;

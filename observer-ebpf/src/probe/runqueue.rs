@@ -4,7 +4,7 @@ use observer_ebpf::wire::{
     Counter, LossKind, RUNQUEUE_PREEMPTED, RecordKind, RunqueueState, Series, wait_seal,
 };
 
-use super::{sleep, turns};
+use super::{sleep, throttle, turns};
 use crate::{
     config, emit, histogram,
     kernel::{Arguments, Task, now_ns},
@@ -70,6 +70,7 @@ fn state_of(prev: Task, arguments: Arguments) -> u32 {
 fn waited(prev: Task, next: Task) {
     let clock_ns = next.run_queue_clock_ns();
     turns::switched(prev, next, clock_ns);
+    throttle::left(prev, clock_ns);
     // The idle task is always runnable, and its waits are no stalls.
     if next.tid() == 0 {
         return;
@@ -123,7 +124,7 @@ fn waited(prev: Task, next: Task) {
         }
         return;
     }
-    arrived(next, state, preempted, duration_ns, queued_ns);
+    arrived(next, state, preempted, duration_ns, (queued_ns, clock_ns));
 }
 
 /// A sleeping thread is moved to another CPU's run queue.
@@ -148,21 +149,26 @@ fn moved(arguments: Arguments) {
     }
 }
 
-/// Counts and sends a wait that has just ended. Its last part began at `queued_ns`.
+/// Counts and sends a wait that has just ended, at `now_ns`. Its last part began at `queued_ns`.
 #[inline(always)]
 fn arrived(
     next: Task,
     state: &mut RunqueueState,
     preempted: bool,
     duration_ns: u64,
-    queued_ns: u64,
+    (queued_ns, now_ns): (u64, u64),
 ) {
     let is_target = emit::is_target(next.tgid());
     let series = if preempted { Series::RunqueuePreempt } else { Series::RunqueueWakeup };
     histogram::observe(next, Some(&mut state.cgroup), is_target, series, duration_ns);
-    if is_target && emit::past_floor(RecordKind::Runqueue, duration_ns) {
-        let flags = if preempted { RUNQUEUE_PREEMPTED } else { 0 };
-        turns::send(next.address(), flags.into(), duration_ns, queued_ns);
+    if !is_target {
+        return;
+    }
+    let throttled_ns = throttle::arrived(next, queued_ns, now_ns);
+    if emit::past_floor(RecordKind::Runqueue, duration_ns) {
+        let flags = if preempted { u64::from(RUNQUEUE_PREEMPTED) } else { 0 };
+        let throttled = if throttled_ns != 0 { turns::THROTTLED } else { 0 };
+        turns::send(next.address(), flags | throttled, duration_ns, queued_ns);
     }
 }
 
@@ -186,6 +192,7 @@ fn switched_timed(arguments: Arguments) {
     let prev_state = state_of(prev, arguments);
     let now = now_ns();
     turns::switched(prev, next, now);
+    throttle::left(prev, now);
 
     if prev.tid() != 0
         && let Some(state) = task::claim::<RunqueueState>(prev)
@@ -206,5 +213,5 @@ fn switched_timed(arguments: Arguments) {
     }
     state.runnable_ns = 0;
     let was_preempted = state.preempted != 0;
-    arrived(next, state, was_preempted, now.wrapping_sub(since), since);
+    arrived(next, state, was_preempted, now.wrapping_sub(since), (since, now));
 }

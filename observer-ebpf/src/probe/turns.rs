@@ -3,8 +3,11 @@
 use core::arch::asm;
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
-use observer_ebpf::wire::{COMM_LEN, CpuTurns, RecordKind, RunqueueRecord, SWITCHES_KEPT, Turn};
+use observer_ebpf::wire::{
+    COMM_LEN, CpuTurns, Interval, RecordKind, RunqueueRecord, SWITCHES_KEPT, Turn,
+};
 
+use super::throttle;
 use crate::{
     config, emit,
     kernel::{Task, now_ns},
@@ -52,6 +55,24 @@ fn if_zero(number: u32) -> u64 {
     if_negative(i64::from(number) - 1)
 }
 
+/// The number, or 0 if it is negative.
+#[inline(always)]
+pub(super) fn above_zero(number: u64) -> u64 {
+    number & !if_negative(number as i64)
+}
+
+/// The later one of two times.
+#[inline(always)]
+pub(super) fn later(one_ns: u64, other_ns: u64) -> u64 {
+    other_ns.wrapping_add(above_zero(one_ns.wrapping_sub(other_ns)))
+}
+
+/// The earlier one of two times.
+#[inline(always)]
+pub(super) fn earlier(one_ns: u64, other_ns: u64) -> u64 {
+    one_ns.wrapping_sub(above_zero(one_ns.wrapping_sub(other_ns)))
+}
+
 /// The first where the mask has bits, and the second elsewhere.
 #[inline(always)]
 const fn select(mask: u64, first: u64, second: u64) -> u64 {
@@ -93,9 +114,10 @@ struct During {
     idle_ns: u64,
 }
 
-/// Goes back through the turns to when a thread of this process was queued, if that is known.
+/// Goes back through the turns to when a thread of this process was queued, if that is known. What was in
+/// the interval `without` does not count.
 #[inline(always)]
-fn during(cpu: &CpuTurns, tgid: u32, queued_ns: u64) -> During {
+fn during(cpu: &CpuTurns, tgid: u32, queued_ns: u64, without: Interval) -> During {
     let last = cpu.switches.wrapping_sub(1);
     let turn = |number: u64| &cpu.kept[number as usize % SWITCHES_KEPT];
     let (mut other_ns, mut own_ns, mut idle_ns) = (0u64, 0u64, 0u64);
@@ -111,10 +133,12 @@ fn during(cpu: &CpuTurns, tgid: u32, queued_ns: u64) -> During {
         let number = last.wrapping_sub(back);
         let (one, began_ns) = (turn(number), turn(number.wrapping_sub(1)).until_ns);
         let ran = Ran::of(one);
-        let later_ns = queued_ns.wrapping_sub(began_ns);
-        let from_ns = began_ns.wrapping_add(later_ns & !if_negative(later_ns as i64));
-        let part_ns = one.until_ns.wrapping_sub(from_ns);
-        let part_ns = part_ns & !if_negative(part_ns as i64) & one.known.wrapping_neg();
+        let from_ns = later(began_ns, queued_ns);
+        let part_ns = above_zero(one.until_ns.wrapping_sub(from_ns));
+        let inside_ns = above_zero(
+            earlier(one.until_ns, without.until_ns).wrapping_sub(later(from_ns, without.from_ns)),
+        );
+        let part_ns = part_ns.wrapping_sub(inside_ns) & one.known.wrapping_neg();
         let (is_idle, is_own) = (if_zero(one.tid), if_zero(one.tgid ^ tgid));
         let of_own_ns = part_ns & is_own & !is_idle;
         let of_other_ns = part_ns & !is_own & !is_idle;
@@ -138,8 +162,11 @@ fn during(cpu: &CpuTurns, tgid: u32, queued_ns: u64) -> During {
     During { ran, other_ns, own_ns, idle_ns }
 }
 
+/// Flag of [`send`]: the CPU limit of a cgroup held the thread.
+pub(super) const THROTTLED: u64 = 1 << 16;
+
 /// Sends the wait of the thread that the CPU has just gone to, with who had the CPU since `queued_ns`,
-/// when it was queued there; 0 if that is not known.
+/// when it was queued there; 0 if that is not known. The flags are those of the record and [`THROTTLED`].
 ///
 /// A function of its own, because the kernel limits the stack of a program together with the functions
 /// that it calls.
@@ -148,7 +175,12 @@ pub(super) fn send(next: u64, flags: u64, duration_ns: u64, queued_ns: u64) {
     let next = Task::at(next);
     let tgid = next.tgid();
     let Some(cpu) = TURNS.get(emit::cpu()) else { return };
-    let During { ran, other_ns, own_ns, idle_ns } = during(cpu, tgid, queued_ns);
+    let (throttled_ns, latest) = if flags & THROTTLED != 0 {
+        throttle::of_wait()
+    } else {
+        (0, Interval { from_ns: 0, until_ns: 0 })
+    };
+    let During { ran, other_ns, own_ns, idle_ns } = during(cpu, tgid, queued_ns, latest);
     let task = Task::at(ran.task);
     // The thread may have gone since, and its memory may be another one's.
     let is_there = task.tid() == ran.tid();
@@ -165,6 +197,7 @@ pub(super) fn send(next: u64, flags: u64, duration_ns: u64, queued_ns: u64) {
             other_ns,
             own_ns,
             idle_ns,
+            throttled_ns,
         },
     );
 }

@@ -118,11 +118,14 @@ pub enum LossKind {
     /// A sleep whose end was not seen: the kernel switched to the thread without an event. A few in a
     /// thousand switches of some virtual machines are like that.
     SwitchMissed = 10,
+    /// The threads of more cgroups were throttled on a CPU than are kept: for how long the CPU limit held
+    /// those of one is not known until it is throttled again.
+    ThrottleSlot = 11,
 }
 
 impl LossKind {
     /// All kinds, in the order of their discriminants.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::TaskSlot,
         Self::CgroupSlot,
         Self::SocketSlot,
@@ -134,6 +137,7 @@ impl LossKind {
         Self::ThreadStorage,
         Self::ConnectionSlot,
         Self::SwitchMissed,
+        Self::ThrottleSlot,
     ];
 
     /// The name used in every output.
@@ -151,6 +155,7 @@ impl LossKind {
             Self::ThreadStorage => "thread_storage",
             Self::ConnectionSlot => "connection_slot",
             Self::SwitchMissed => "switch_missed",
+            Self::ThrottleSlot => "throttle_slot",
         }
     }
 

@@ -80,6 +80,10 @@ probes! {
             /// Nanoseconds of sleep that the kernel counted as waits of the target
             /// ([`LossKind::SleepBookedAsWait`](super::LossKind::SleepBookedAsWait)).
             TargetSleepBookedNs,
+            /// Waits of the target in which the CPU limit of a cgroup held the thread.
+            TargetThrottledWaits,
+            /// Nanoseconds for which it did.
+            TargetThrottledNs,
         }
     }
     fault {

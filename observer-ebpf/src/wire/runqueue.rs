@@ -33,6 +33,9 @@ pub struct RunqueueRecord {
     pub own_ns: u64,
     /// For how long it was idle.
     pub idle_ns: u64,
+    /// For how long the CPU limit of a cgroup (CFS bandwidth) held the thread, nanoseconds. The three times
+    /// above do not include the latest interval of throttling.
+    pub throttled_ns: u64,
 }
 
 impl Record for RunqueueRecord {
@@ -69,4 +72,50 @@ pub struct CpuTurns {
     pub running: u64,
     /// The last ones, each at its number modulo the length.
     pub kept: [Turn; SWITCHES_KEPT],
+}
+
+/// How many intervals of throttling are kept of a cgroup.
+pub const INTERVALS_KEPT: usize = 8;
+
+/// How many cgroups are kept of a CPU whose threads were throttled there.
+pub const THROTTLED_KEPT: usize = 64;
+
+/// An interval of throttling, on the clock that the waits are measured with, nanoseconds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Interval {
+    /// Its begin.
+    pub from_ns: u64,
+    /// Its end.
+    pub until_ns: u64,
+}
+
+/// When the threads of one cgroup on one CPU were throttled lately.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Throttled {
+    /// Address of the run queue of the cgroup on this CPU (`struct cfs_rq`); 0 for a free place.
+    pub queue: u64,
+    /// How long the kernel had throttled it so far, when that was last read, nanoseconds.
+    pub total_ns: u64,
+    /// What the kernel notes when an interval begins, of the one under way: no other one has it.
+    pub begun: u64,
+    /// When that one was first seen; 0 when none is under way, or its begin was not seen.
+    pub begun_ns: u64,
+    /// Intervals that have ended.
+    pub intervals: u64,
+    /// The last ones, each at its number modulo the length.
+    pub kept: [Interval; INTERVALS_KEPT],
+}
+
+/// Which cgroups were throttled lately on one CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct CpuThrottled {
+    /// Of the wait that has just ended: for how long the thread was throttled, nanoseconds.
+    pub wait_ns: u64,
+    /// And the latest interval of it.
+    pub latest: Interval,
+    /// The cgroups.
+    pub cgroups: [Throttled; THROTTLED_KEPT],
 }

@@ -82,6 +82,7 @@ struct Freed {
 /// Whether threads need no CPU in its stalls.
 fn is_delay(cause: Cause) -> bool {
     let delays = [
+        Cause::CPU_THROTTLE,
         Cause::RUNQUEUE_OTHER,
         Cause::RUNQUEUE_IDLE,
         Cause::RUNQUEUE,

@@ -59,6 +59,7 @@ const STACK_BYTES: u32 = 16 << 10;
 /// Members that show the programs whether the kernel has a feature: 0 if it does not.
 const OPTIONAL: &[(&str, &str, &str)] = &[
     ("OFF_TASK_SCHED_DELAYED", "task_struct", "se.sched_delayed"),
+    ("OFF_TASK_PRIORITY", "task_struct", "prio"),
     ("OFF_SOCK_ADDRESS6", "sock", "__sk_common.skc_v6_daddr"),
     ("OFF_SOCK_QUEUE_LENGTH", "sock", "sk_receive_queue.qlen"),
     ("OFF_SOCK_PEER_PID", "sock", "sk_peer_pid"),
@@ -68,6 +69,28 @@ const OPTIONAL: &[(&str, &str, &str)] = &[
     ("OFF_UNIX_ADDRESS", "unix_sock", "addr"),
     ("OFF_UNIX_PEER", "unix_sock", "peer"),
 ];
+
+/// What a `cfs_rq` notes when it is throttled, since Linux 6.6, 5.19, and before. It also has a member with
+/// `_time` behind this name: for how long it was throttled.
+const THROTTLE_CLOCKS: [&str; 3] =
+    ["throttled_clock_self", "throttled_clock_pelt", "throttled_clock_task"];
+
+/// Where a `cfs_rq` says that it is throttled, and for how long it was; zeros where the kernel has no CPU
+/// limits (`CONFIG_CFS_BANDWIDTH`).
+fn throttling(btf: &Btf) -> [(&'static str, u32); 3] {
+    let of = |member: &str| btf.offset_of("cfs_rq", member).unwrap_or(0);
+    let known =
+        THROTTLE_CLOCKS.iter().map(|clock| (*clock, of(clock), of(&format!("{clock}_time"))));
+    let (clock, began, total) =
+        known.into_iter().find(|(_, began, total)| began * total != 0).unwrap_or_default();
+    // The older ones are not reset when throttling ends.
+    let count = if clock == THROTTLE_CLOCKS[0] { 0 } else { of("throttle_count") };
+    [
+        ("OFF_CFS_RQ_THROTTLE_BEGAN", began),
+        ("OFF_CFS_RQ_THROTTLED_NS", total),
+        ("OFF_CFS_RQ_THROTTLE_COUNT", count),
+    ]
+}
 
 /// Name of the global, enum, enumerator, and its value if BTF has no such enum: flags that were
 /// macros before they were enumerators (include/linux/mm_types.h).
@@ -156,6 +179,7 @@ impl Offsets {
         let state = state.or_else(|error| btf.offset_of("task_struct", "state").or(Err(error)));
         offsets.add(Members::State, "OFF_TASK_STATE", state);
         offsets.globals.extend(signatures(btf));
+        offsets.globals.extend(throttling(btf));
         offsets.add_cgroup(btf, cgroup_v1);
         Ok(offsets)
     }

@@ -65,6 +65,21 @@ macro_rules! causes {
 }
 
 causes! {
+    CPU_THROTTLE {
+        id: "cpu_throttle",
+        title: "Held by a CPU limit",
+        sentence: "threads were ready to run, but the CPU limit of their cgroup was used up",
+        advice: "Raise the limit (cpu.max, or cpu.cfs_quota_us on cgroup v1; limits.cpu in Kubernetes), \
+                 or remove it where requests reserve enough CPU time. If the service is idle on average, \
+                 short bursts use up the limit of a period: allow bursts (cpu.max.burst, \
+                 cpu.cfs_burst_us), or let fewer threads work at a time, for instance no more than the \
+                 limit has CPUs (GOMAXPROCS, worker processes, pool sizes).",
+        probe: Some("runqueue"),
+        record: Some("runqueue"),
+        color: "#d35400",
+        kind: CauseKind::Stall,
+        object: "",
+    }
     RUNQUEUE_OTHER {
         id: "runqueue_other",
         title: "Waiting for a CPU that others had",
@@ -93,9 +108,9 @@ causes! {
         id: "runqueue_idle",
         title: "Waiting for an idle CPU",
         sentence: "threads were ready to run, and did not, although their CPU was idle",
-        advice: "Waits of milliseconds come from a CPU quota (compare nr_throttled in cpu.stat of the \
-                 service's cgroup, and raise cpu.max or cpu.cfs_quota_us), or from a hypervisor that \
-                 runs something else; shorter ones from CPUs that wake up from deep idle states.",
+        advice: "Waits of milliseconds come from a hypervisor that runs something else, or, on a kernel that \
+                 does not tell, from a CPU limit (compare nr_throttled in cpu.stat of the service's \
+                 cgroup); shorter ones from CPUs that wake up from deep idle states.",
         probe: Some("runqueue"),
         record: Some("runqueue"),
         color: "#85c1e9",

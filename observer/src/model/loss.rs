@@ -147,6 +147,13 @@ pub static LOSSES: &[LossInfo] = &[
         ..RECORDS
     },
     LossInfo {
+        id: "throttle_slot",
+        title: "cgroups whose throttling is not known",
+        sentence: "The threads of more cgroups were throttled on a CPU than are kept.",
+        hides: Hides::Probes(&["runqueue"]),
+        ..RECORDS
+    },
+    LossInfo {
         id: "compat_syscall",
         title: "32-bit system calls",
         sentence: "System calls of the 32-bit ABI are not watched.",
@@ -266,8 +273,13 @@ mod tests {
         }
         assert_eq!(hidden_causes("fault"), [Cause::FAULT_MINOR, Cause::FAULT_MAJOR]);
         assert_eq!(hidden_causes("mm_syscall_burst"), [Cause::MM_SYSCALL]);
-        let waits =
-            [Cause::RUNQUEUE_OTHER, Cause::RUNQUEUE_SELF, Cause::RUNQUEUE_IDLE, Cause::RUNQUEUE];
+        let waits = [
+            Cause::CPU_THROTTLE,
+            Cause::RUNQUEUE_OTHER,
+            Cause::RUNQUEUE_SELF,
+            Cause::RUNQUEUE_IDLE,
+            Cause::RUNQUEUE,
+        ];
         assert_eq!(hidden_causes("sleep_booked_as_wait"), waits);
         assert!(hidden_causes("cgroup_slot").is_empty());
         let stalls = Cause::all().filter(|cause| cause.is_recorded()).count();

@@ -28,7 +28,7 @@ pub struct Holder {
 }
 
 /// Parts that the stall of one record can have, besides the rest.
-pub const PARTS: usize = 3;
+pub const PARTS: usize = 4;
 
 /// What a record that stands for several short stalls says about them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -162,6 +162,7 @@ pub(crate) fn events() -> Vec<Event> {
             other_ns: 900_000,
             own_ns: 0,
             idle_ns: 0,
+            throttled_ns: 0,
         }));
         events.push(event(&MmSyscallRecord {
             header: header(RecordKind::MmSyscall, 0, 102, end, 300_000),

@@ -4,12 +4,13 @@ use std::mem::offset_of;
 use std::num::NonZeroU64;
 
 use observer_ebpf::wire::{
-    Counter, CpuTurns, RUNQUEUE_PREEMPTED, RunqueueRecord, RunqueueState, Series, Slot,
+    Counter, CpuThrottled, CpuTurns, RUNQUEUE_PREEMPTED, RunqueueRecord, RunqueueState, Series,
+    Slot, THROTTLED_KEPT, Throttled,
 };
 
 use super::{
-    Attach, Bounds, Entries, HistogramFamily, Members, Need, Numbers, PerThread, Probe, ProbeMap,
-    Program, RunsAt, SummaryNumbers, Tier,
+    Attach, Bounds, Entries, HistogramFamily, Members, Need, NumberFamily, Numbers, PerThread,
+    Probe, ProbeMap, Program, RunsAt, SummaryNumbers, Tier,
 };
 use crate::model::{Cause, Event, Field, Holder, ObjectRow, RecordRow, Tgid, Tid, field};
 use crate::text::duration;
@@ -33,6 +34,26 @@ const fn moved(name: &'static str, attach: Attach) -> Program {
         .only_with("task_struct", "se.sched_delayed")
 }
 
+/// Waits in which a CPU limit held a thread of the target.
+const THROTTLED_WAITS: Numbers =
+    Numbers::Counters(&[(Counter::TargetThrottledWaits as usize, &[])]);
+/// For how long it did.
+const THROTTLED_NS: Numbers = Numbers::Counters(&[(Counter::TargetThrottledNs as usize, &[])]);
+
+/// Words of a [`CpuThrottled`] that say which cgroup a place has.
+const QUEUES: [usize; THROTTLED_KEPT] = {
+    let mut words = [0; THROTTLED_KEPT];
+    let mut place = 0;
+    while place < THROTTLED_KEPT {
+        words[place] = (offset_of!(CpuThrottled, cgroups)
+            + place * size_of::<Throttled>()
+            + offset_of!(Throttled, queue))
+            / 8;
+        place += 1;
+    }
+    words
+};
+
 pub(super) const PROBE: Probe = Probe {
     name: "runqueue",
     runs_at: RunsAt::Frequent("context switch"),
@@ -41,7 +62,12 @@ pub(super) const PROBE: Probe = Probe {
             /proc/PID/task/TID/schedstat). A record says for how long other processes, other \
             threads of the same process, and nobody had the CPU meanwhile, from the last 64 \
             switches of that CPU; thread 0 means the CPU was idle. Of a wait that was moved to \
-            another CPU, only the time on the last one is known. The wait of the idle \
+            another CPU, only the time on the last one is known. It also says for how long the CPU \
+            limit of a cgroup held the thread (CFS bandwidth: cpu.max, cpu.cfs_quota_us), its own \
+            cgroup's or one above: where the wait and the last eight intervals overlap in which the \
+            kernel throttled its cgroup on this CPU. The begin of an interval that no thread of the \
+            cgroup was on the CPU to see is taken as late as its length allows. What is throttled is \
+            part of the run delay. The wait of the idle \
             task itself is no stall. Since Linux 6.12 a thread that goes to sleep may stay on its \
             run queue for a moment; when it is moved to another one in that moment, the kernel \
             counts the rest of its sleep as run delay. observer does not count such a wait, \
@@ -117,11 +143,29 @@ pub(super) const PROBE: Probe = Probe {
         ],
         ..HistogramFamily::BASE
     }],
-    in_summary: &[SummaryNumbers {
-        name: "sleep_booked_as_wait_ns",
-        numbers: Numbers::Counters(&[(Counter::TargetSleepBookedNs as usize, &[])]),
-        zeros: false,
-    }],
+    numbers: &[
+        NumberFamily {
+            name: "target_throttled_waits",
+            help: "Waits for a CPU of the target in which the CPU limit of a cgroup held the thread",
+            labels: &[],
+            numbers: THROTTLED_WAITS,
+        },
+        NumberFamily {
+            name: "target_throttled_nanoseconds",
+            help: "Time in which the CPU limit of a cgroup held threads of the target, added up",
+            labels: &[],
+            numbers: THROTTLED_NS,
+        },
+    ],
+    in_summary: &[
+        SummaryNumbers {
+            name: "sleep_booked_as_wait_ns",
+            numbers: Numbers::Counters(&[(Counter::TargetSleepBookedNs as usize, &[])]),
+            zeros: false,
+        },
+        SummaryNumbers { name: "throttled_waits", numbers: THROTTLED_WAITS, zeros: false },
+        SummaryNumbers { name: "throttled_ns", numbers: THROTTLED_NS, zeros: false },
+    ],
     per_thread: Some(
         PerThread::of::<RunqueueState>(
             ["RUNQUEUE", "RUNQUEUE_STORAGE", "RUNQUEUE_STORED"],
@@ -136,13 +180,22 @@ pub(super) const PROBE: Probe = Probe {
         .hot()
         .of_arguments(),
     ),
-    maps: &[ProbeMap {
-        name: "TURNS",
-        entries: Entries::PerCpu,
-        value_bytes: size_of::<CpuTurns>(),
-        // Turns of a time before it was attached are not looked at then.
-        begins: &[offset_of!(CpuTurns, switches) / 8, offset_of!(CpuTurns, running) / 8],
-    }],
+    maps: &[
+        ProbeMap {
+            name: "TURNS",
+            entries: Entries::PerCpu,
+            value_bytes: size_of::<CpuTurns>(),
+            // Turns of a time before it was attached are not looked at then.
+            begins: &[offset_of!(CpuTurns, switches) / 8, offset_of!(CpuTurns, running) / 8],
+        },
+        ProbeMap {
+            name: "THROTTLED",
+            entries: Entries::PerCpu,
+            value_bytes: size_of::<CpuThrottled>(),
+            // Which cgroup each place has: what was throttled meanwhile is not known.
+            begins: &QUEUES,
+        },
+    ],
     ..Probe::BASE
 };
 
@@ -192,25 +245,37 @@ static RUNQUEUE: RecordRow = RecordRow::new::<RunqueueRecord>(
         field!(
             RunqueueRecord.idle_ns,
             "idle_ns",
-            "for how long the CPU was idle, nanoseconds; what these three times leave of the wait is not \
-             known"
+            "for how long the CPU was idle, nanoseconds; what these three times and `throttled_ns` leave \
+             of the wait is not known"
+        )
+        .optional(),
+        field!(
+            RunqueueRecord.throttled_ns,
+            "throttled_ns",
+            "for how long the CPU limit of a cgroup held the thread, nanoseconds; `other_ns`, `own_ns` and \
+             `idle_ns` do not include the latest interval of throttling"
         )
         .optional(),
     ],
 )
 .stalls(5_000, |_| Some(Cause::RUNQUEUE))
 .parts(|event| {
-    let times = event.record().map_or([0; 3], times_ns);
-    let causes = [Cause::RUNQUEUE_OTHER, Cause::RUNQUEUE_SELF, Cause::RUNQUEUE_IDLE];
+    let times = event.record().map_or([0; 4], times_ns);
+    let causes = [
+        Cause::CPU_THROTTLE,
+        Cause::RUNQUEUE_OTHER,
+        Cause::RUNQUEUE_SELF,
+        Cause::RUNQUEUE_IDLE,
+    ];
     std::array::from_fn(|index| (causes[index], times[index]))
 })
 .holder(holder)
 .objects(ObjectRow { id: object, name: object_name, is_any: |_| false })
 .detail(detail);
 
-/// How long others, the process itself, and nobody had the CPU.
-const fn times_ns(record: RunqueueRecord) -> [u64; 3] {
-    [record.other_ns, record.own_ns, record.idle_ns]
+/// How long a CPU limit held the thread, and others, the process itself, and nobody had the CPU.
+const fn times_ns(record: RunqueueRecord) -> [u64; 4] {
+    [record.throttled_ns, record.other_ns, record.own_ns, record.idle_ns]
 }
 
 fn holder(event: &Event, cause: Cause) -> Option<Holder> {
@@ -227,7 +292,7 @@ fn holder(event: &Event, cause: Cause) -> Option<Holder> {
             return Some(Holder { tid: Tid(0), tgid: Tgid(0), cgroup: None });
         }
         // A record of a version that only knew who ran last.
-        _ => times_ns(record) == [0; 3],
+        _ => times_ns(record) == [0; 4],
     };
     is_of_cause.then_some(ran)
 }
@@ -256,7 +321,7 @@ fn detail(event: &Event) -> String {
     let Some(record) = event.record::<RunqueueRecord>() else { return String::new() };
     let began = if event.flags & RUNQUEUE_PREEMPTED != 0 { "preempted" } else { "woken" };
     let ran = format!("{} ({})", super::comm(&record.ran_comm), record.ran_tid);
-    let [other_ns, own_ns, idle_ns] = times_ns(record);
+    let [throttled_ns, other_ns, own_ns, idle_ns] = times_ns(record);
     let mut parts = vec![began.to_owned()];
     let mut add = |ns: u64, who: &str, is_of_it: bool| {
         if ns > 0 {
@@ -265,6 +330,7 @@ fn detail(event: &Event) -> String {
         }
     };
     let is_own = record.ran_tgid == event.tgid.0;
+    add(throttled_ns, "held by a CPU limit", false);
     add(other_ns, "other processes ran", !is_own && record.ran_tid != 0);
     add(own_ns, "threads of its own process ran", is_own);
     add(idle_ns, "the CPU was idle", false);
@@ -298,6 +364,7 @@ mod tests {
             other_ns: 150,
             own_ns: 40,
             idle_ns: 10,
+            throttled_ns: 0,
         };
         let decoded =
             |record: &RunqueueRecord| decode(bytemuck::bytes_of(record)).expect("decodes");
@@ -327,6 +394,22 @@ mod tests {
         let text = "preempted; other processes ran for 150 ns, most of all hog? (123); threads of its own \
                     process ran for 40 ns; the CPU was idle for 10 ns";
         assert_eq!(detail(&event), text);
+
+        // A CPU limit held it for a part.
+        let event = decoded(&RunqueueRecord { throttled_ns: 80, ..whole });
+        let parts = [
+            (Cause::RUNQUEUE, 20),
+            (Cause::CPU_THROTTLE, 80),
+            (Cause::RUNQUEUE_OTHER, 150),
+            (Cause::RUNQUEUE_SELF, 40),
+            (Cause::RUNQUEUE_IDLE, 10),
+        ];
+        assert_eq!(event.causes().collect::<Vec<_>>(), parts);
+        assert_eq!(
+            (holder(&event, Cause::CPU_THROTTLE), object(&event, Cause::CPU_THROTTLE)),
+            (None, None)
+        );
+        assert!(detail(&event).starts_with("preempted; held by a CPU limit for 80 ns; other"));
 
         // Nothing is left of the wait, and more than there was.
         let event = decoded(&RunqueueRecord { other_ns: 250, own_ns: 90, ..whole });

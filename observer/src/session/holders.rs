@@ -96,6 +96,7 @@ mod tests {
             other_ns: 100,
             own_ns: 0,
             idle_ns: 0,
+            throttled_ns: 0,
         })
     }
 

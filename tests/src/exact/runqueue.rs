@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::who_ran::WhoRan;
-use crate::cgroup::{CpuCgroup, UnifiedCgroup};
+use crate::cgroup::UnifiedCgroup;
 use crate::kernel_counters::{self, Flat, Pressure, SchedStat};
 use crate::process::Placement;
 use crate::results::{Comparison, Relation, not_applicable};
@@ -205,47 +204,6 @@ pub fn processor_time(trial: &Trial) {
                     not_applicable(trial.test, "runqueue", "cpu.pressure", reason);
                 }
             }
-        },
-        &[("sum_ns", TOLERANCE, 0, &sum_ns)],
-    );
-    work.end().expect("the workload ends");
-}
-
-/// A thread whose cgroup may run a fifth of the time: what `cpu.stat` calls throttled is waiting.
-///
-/// # Panics
-/// When it is not so.
-pub fn throttled(trial: &Trial) {
-    let cgroup = match CpuCgroup::create(&trial::unique("throttled")) {
-        Ok(cgroup) => cgroup,
-        Err(reason) => return not_applicable(trial.test, "runqueue", "cpu.stat", &reason),
-    };
-    let directory = trial::directory();
-    let milliseconds = scaled_text(2000);
-    let arguments = ["contend", "--threads", "1", "--ms", &milliseconds];
-    let place = Placement { throttled: Some(&cgroup), ..Placement::default() };
-    let mut work = trial::start(&arguments, place);
-    let pid = work.id();
-    cgroup.limit(10_000, 50_000).expect("the kernel takes the limit");
-    let observed = trial.observe(&mut work, directory.path(), |pid| {
-        let throttled_ns = cgroup.throttled_ns().expect("cpu.stat");
-        (throttled_ns, kernel_counters::schedstat(pid).expect("the workload is there"))
-    });
-    let throttled_ns = observed.after.0 - observed.before.0;
-    let schedstat = kernel_counters::schedstat_since(&observed.after.1, &observed.before.1);
-    assert!(throttled_ns > schedstat.ran_ns, "the limit works: {throttled_ns} ns, {schedstat:?}");
-    trial.hold(
-        &observed,
-        "runqueue",
-        |held, run| {
-            let found = run.run_delay_ns();
-            held.equal("sum_ns", "schedstat run delay", found, schedstat.delay_ns, TOLERANCE);
-            held.at_least("sum_ns", "cpu.stat throttled", found, throttled_ns, 0.03);
-            // Others use the CPU meanwhile, or nobody.
-            let WhoRan { other_ns, idle_ns, unknown_ns, .. } = WhoRan::of(run, pid);
-            let found = other_ns + idle_ns + unknown_ns;
-            let metric = "other_ns, idle_ns, and unknown";
-            held.at_least(metric, "cpu.stat throttled", found, throttled_ns, 0.05);
         },
         &[("sum_ns", TOLERANCE, 0, &sum_ns)],
     );

@@ -27,6 +27,8 @@ pub(super) struct WhoRan {
     pub(super) other_ns: u64,
     pub(super) own_ns: u64,
     pub(super) idle_ns: u64,
+    /// How long a CPU limit held the threads.
+    pub(super) throttled_ns: u64,
     /// What is left of these waits.
     pub(super) unknown_ns: u64,
 }
@@ -42,15 +44,16 @@ impl WhoRan {
             if event.start() < run.info.start_ns {
                 continue;
             }
-            let known_ns = record.other_ns + record.own_ns + record.idle_ns;
+            let known_ns = record.throttled_ns + record.other_ns + record.own_ns + record.idle_ns;
             assert!(known_ns <= event.duration_ns, "no more than the wait: {event:?}");
             sum.other_ns += record.other_ns;
             sum.own_ns += record.own_ns;
             sum.idle_ns += record.idle_ns;
+            sum.throttled_ns += record.throttled_ns;
             sum.unknown_ns += event.duration_ns - known_ns;
         }
         println!("{sum:?}");
-        let all_ns = sum.other_ns + sum.own_ns + sum.idle_ns + sum.unknown_ns;
+        let all_ns = sum.throttled_ns + sum.other_ns + sum.own_ns + sum.idle_ns + sum.unknown_ns;
         let unknown = sum.unknown_ns as f64 / all_ns.max(1) as f64;
         assert!(unknown < UNKNOWN_AT_MOST, "{sum:?}");
         sum

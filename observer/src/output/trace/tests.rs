@@ -54,6 +54,7 @@ fn events(index: u64) -> Vec<Event> {
             other_ns: index,
             own_ns: u64::MAX,
             idle_ns: 3,
+            throttled_ns: 4,
         }),
         example::event(&FaultRecord {
             header: header(RecordKind::Fault, (index % 4) as u16),

@@ -1,0 +1,165 @@
+//! How long the CPU limit of a cgroup (CFS bandwidth) held a thread that could run.
+//!
+//! The kernel adds up for each cgroup and CPU how long its threads were throttled
+//! (`tg_throttle_down` and `tg_unthrottle_up`, kernel/sched/fair.c), whichever limit it was: the cgroup's
+//! own or one above. A growth of this sum is an interval of throttling that has ended. Its begin is seen
+//! when the last thread leaves the CPU. A thread that arrives was throttled where its wait and these intervals
+//! overlap.
+
+use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
+use observer_ebpf::wire::{
+    Counter, CpuThrottled, INTERVALS_KEPT, Interval, LossKind, THROTTLED_KEPT, Throttled,
+};
+
+use super::turns::{above_zero, earlier, later};
+use crate::{
+    config, emit,
+    kernel::{GroupQueue, Task},
+};
+
+/// By CPU (loader).
+#[map]
+static THROTTLED: Array<CpuThrottled> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Places where a cgroup may be, from the one of its number on.
+const PROBES: u64 = 4;
+
+/// Whether the kernel has CPU limits.
+#[inline(always)]
+fn is_known() -> bool {
+    config::has_target() != 0 && config::off_cfs_rq_throttled_ns() != 0
+}
+
+/// What is known of the cgroup with this run queue. One that was not throttled for the longest time makes
+/// room for it.
+#[inline(always)]
+fn entry(cpu: &mut CpuThrottled, queue: GroupQueue, total_ns: u64, of: Task) -> &mut Throttled {
+    let address = queue.address();
+    // Objects of one kind differ in these bits.
+    let home = (address >> 6) ^ (address >> 12);
+    let mut place = home % THROTTLED_KEPT as u64;
+    let mut oldest_ns = u64::MAX;
+    for probe in 0..PROBES {
+        let at = (home + probe) % THROTTLED_KEPT as u64;
+        let kept = &cpu.cgroups[at as usize];
+        if kept.queue == address {
+            return &mut cpu.cgroups[at as usize];
+        }
+        let last = &kept.kept[(kept.intervals.wrapping_sub(1) as usize) % INTERVALS_KEPT];
+        if last.until_ns < oldest_ns {
+            (place, oldest_ns) = (at, last.until_ns);
+        }
+    }
+    let taken = &mut cpu.cgroups[place as usize];
+    if taken.queue != 0 {
+        emit::lose_of(LossKind::ThrottleSlot, of);
+    }
+    const NONE: Interval = Interval { from_ns: 0, until_ns: 0 };
+    *taken = Throttled {
+        queue: address,
+        total_ns,
+        begun: 0,
+        begun_ns: 0,
+        intervals: 0,
+        kept: [NONE; INTERVALS_KEPT],
+    };
+    taken
+}
+
+/// A thread leaves its CPU: if its cgroup is throttled, that has begun now, unless another thread showed it
+/// before.
+#[inline(always)]
+pub(super) fn left(prev: Task, now_ns: u64) {
+    if is_known() && prev.group_queue().throttle_begun() != 0 {
+        began(prev.address(), now_ns);
+    }
+}
+
+/// A function of its own, because few switches need it.
+#[inline(never)]
+fn began(prev: u64, now_ns: u64) {
+    let prev = Task::at(prev);
+    if !emit::is_target(prev.tgid()) {
+        return;
+    }
+    let Some(cpu) = THROTTLED.get_ptr_mut(emit::cpu()) else { return };
+    // SAFETY: a map value that only this program writes, on its own CPU.
+    let cpu = unsafe { &mut *cpu };
+    let queue = prev.group_queue();
+    let (begun, total_ns) = (queue.throttle_begun(), queue.throttled_ns());
+    let entry = entry(cpu, queue, total_ns, prev);
+    ended(entry, total_ns, now_ns);
+    if entry.begun != begun {
+        (entry.begun, entry.begun_ns) = (begun, now_ns);
+    }
+}
+
+/// Notes the interval that has ended since the last look, if there is one.
+#[inline(always)]
+fn ended(entry: &mut Throttled, total_ns: u64, now_ns: u64) {
+    let length_ns = total_ns.wrapping_sub(entry.total_ns);
+    if length_ns == 0 {
+        return;
+    }
+    entry.total_ns = total_ns;
+    let from_ns = if entry.begun_ns != 0 { entry.begun_ns } else { now_ns.wrapping_sub(length_ns) };
+    entry.begun_ns = 0;
+    let until_ns = from_ns.wrapping_add(length_ns);
+    entry.kept[entry.intervals as usize % INTERVALS_KEPT] = Interval { from_ns, until_ns };
+    entry.intervals = entry.intervals.wrapping_add(1);
+}
+
+/// For how long a thread of the target was throttled that has just got the CPU, and was queued there at
+/// `queued_ns`. [`of_wait`] has more.
+#[inline(always)]
+pub(super) fn arrived(next: Task, queued_ns: u64, now_ns: u64) -> u64 {
+    if !is_known() || queued_ns == 0 || next.group_queue().throttled_ns() == 0 {
+        return 0;
+    }
+    let throttled_ns = waited(next.address(), queued_ns, now_ns);
+    if throttled_ns != 0 {
+        emit::count(Counter::TargetThrottledWaits);
+        emit::count_by(Counter::TargetThrottledNs, throttled_ns);
+    }
+    throttled_ns
+}
+
+/// A function of its own, because few switches need it.
+#[inline(never)]
+fn waited(next: u64, queued_ns: u64, now_ns: u64) -> u64 {
+    let next = Task::at(next);
+    let Some(cpu) = THROTTLED.get_ptr_mut(emit::cpu()) else { return 0 };
+    // SAFETY: a map value that only this program writes, on its own CPU.
+    let cpu = unsafe { &mut *cpu };
+    let queue = next.group_queue();
+    let total_ns = queue.throttled_ns();
+    let entry = entry(cpu, queue, total_ns, next);
+    ended(entry, total_ns, now_ns);
+    if !next.has_fair_priority() {
+        return 0;
+    }
+    let (mut sum_ns, mut latest) = (0u64, Interval { from_ns: 0, until_ns: 0 });
+    for interval in &entry.kept {
+        let Interval { from_ns, until_ns } = *interval;
+        let from_ns = later(from_ns, queued_ns);
+        let until_ns = earlier(until_ns, now_ns);
+        let part_ns = above_zero(until_ns.wrapping_sub(from_ns));
+        sum_ns = sum_ns.wrapping_add(part_ns);
+        if part_ns != 0 && until_ns > latest.until_ns {
+            latest = Interval { from_ns, until_ns };
+        }
+    }
+    cpu.wait_ns = sum_ns;
+    cpu.latest = latest;
+    sum_ns
+}
+
+/// For how long the thread was throttled whose wait has just ended on this CPU, and the latest interval of
+/// it.
+#[inline(always)]
+pub(super) fn of_wait() -> (u64, Interval) {
+    match THROTTLED.get(emit::cpu()) {
+        Some(cpu) => (cpu.wait_ns, cpu.latest),
+        None => (0, Interval { from_ns: 0, until_ns: 0 }),
+    }
+}
