@@ -3,6 +3,7 @@
 
 use observer_tests::disturbance::repeated;
 use observer_tests::exact;
+use observer_tests::exact::Limit;
 use observer_tests::privileged;
 use observer_tests::results::case_held;
 use observer_tests::trial::{self, Trial, scaled_text};
@@ -31,6 +32,8 @@ fn all_tiers_of_runqueue_agree() {
     if !trial::in_guest() {
         repeated(|| exact::own_threads(&tiers("tiers: own threads", "runqueue")));
         repeated(|| exact::another_process(&tiers("tiers: another process", "runqueue")));
+        let trial = || tiers("tiers: throttled cgroup", "runqueue");
+        repeated(|| exact::throttled(&trial(), 2, Limit::Own, true));
     }
 }
 

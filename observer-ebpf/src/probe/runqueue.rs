@@ -167,8 +167,11 @@ fn arrived(
     let throttled_ns = throttle::arrived(next, queued_ns, now_ns);
     if emit::past_floor(RecordKind::Runqueue, duration_ns) {
         let flags = if preempted { u64::from(RUNQUEUE_PREEMPTED) } else { 0 };
-        let throttled = if throttled_ns != 0 { turns::THROTTLED } else { 0 };
-        turns::send(next.address(), flags | throttled, duration_ns, queued_ns);
+        if throttled_ns == 0 {
+            turns::send(next.address(), flags, duration_ns, queued_ns);
+        } else {
+            turns::send_throttled(next.address(), flags, duration_ns, queued_ns);
+        }
     }
 }
 

@@ -30,27 +30,26 @@ fn is_known() -> bool {
     config::has_target() != 0 && config::off_cfs_rq_throttled_ns() != 0
 }
 
-/// What is known of the cgroup with this run queue. One that was not throttled for the longest time makes
-/// room for it.
+/// The place of the cgroup with this run queue. The one of four that was not throttled for the longest time
+/// makes room for it.
 #[inline(always)]
-fn entry(cpu: &mut CpuThrottled, queue: GroupQueue, total_ns: u64, of: Task) -> &mut Throttled {
+fn place(cpu: &mut CpuThrottled, queue: GroupQueue, total_ns: u64, of: Task) -> usize {
     let address = queue.address();
     // Objects of one kind differ in these bits.
     let home = (address >> 6) ^ (address >> 12);
-    let mut place = home % THROTTLED_KEPT as u64;
-    let mut oldest_ns = u64::MAX;
+    let (mut place, mut oldest_ns) = (0, u64::MAX);
     for probe in 0..PROBES {
-        let at = (home + probe) % THROTTLED_KEPT as u64;
-        let kept = &cpu.cgroups[at as usize];
+        let at = (home + probe) as usize % THROTTLED_KEPT;
+        let kept = &cpu.cgroups[at];
         if kept.queue == address {
-            return &mut cpu.cgroups[at as usize];
+            return at;
         }
-        let last = &kept.kept[(kept.intervals.wrapping_sub(1) as usize) % INTERVALS_KEPT];
+        let last = &kept.kept[kept.intervals.wrapping_sub(1) as usize % INTERVALS_KEPT];
         if last.until_ns < oldest_ns {
             (place, oldest_ns) = (at, last.until_ns);
         }
     }
-    let taken = &mut cpu.cgroups[place as usize];
+    let taken = &mut cpu.cgroups[place % THROTTLED_KEPT];
     if taken.queue != 0 {
         emit::lose_of(LossKind::ThrottleSlot, of);
     }
@@ -63,7 +62,7 @@ fn entry(cpu: &mut CpuThrottled, queue: GroupQueue, total_ns: u64, of: Task) -> 
         intervals: 0,
         kept: [NONE; INTERVALS_KEPT],
     };
-    taken
+    place
 }
 
 /// A thread leaves its CPU: if its cgroup is throttled, that has begun now, unless another thread showed it
@@ -87,14 +86,16 @@ fn began(prev: u64, now_ns: u64) {
     let cpu = unsafe { &mut *cpu };
     let queue = prev.group_queue();
     let (begun, total_ns) = (queue.throttle_begun(), queue.throttled_ns());
-    let entry = entry(cpu, queue, total_ns, prev);
+    let place = place(cpu, queue, total_ns, prev);
+    let entry = &mut cpu.cgroups[place % THROTTLED_KEPT];
     ended(entry, total_ns, now_ns);
     if entry.begun != begun {
         (entry.begun, entry.begun_ns) = (begun, now_ns);
     }
 }
 
-/// Notes the interval that has ended since the last look, if there is one.
+/// Notes the interval that has ended since the last look, if there is one. It ended at the latest now, and
+/// began after the one before.
 #[inline(always)]
 fn ended(entry: &mut Throttled, total_ns: u64, now_ns: u64) {
     let length_ns = total_ns.wrapping_sub(entry.total_ns);
@@ -102,11 +103,15 @@ fn ended(entry: &mut Throttled, total_ns: u64, now_ns: u64) {
         return;
     }
     entry.total_ns = total_ns;
-    let from_ns = if entry.begun_ns != 0 { entry.begun_ns } else { now_ns.wrapping_sub(length_ns) };
+    let begun_ns = entry.begun_ns;
     entry.begun_ns = 0;
-    let until_ns = from_ns.wrapping_add(length_ns);
-    entry.kept[entry.intervals as usize % INTERVALS_KEPT] = Interval { from_ns, until_ns };
-    entry.intervals = entry.intervals.wrapping_add(1);
+    let number = entry.intervals;
+    let before = entry.kept[number.wrapping_sub(1) as usize % INTERVALS_KEPT];
+    let from_ns = if begun_ns != 0 { begun_ns } else { now_ns.wrapping_sub(length_ns) };
+    let from_ns = later(from_ns, before.until_ns);
+    let until_ns = earlier(from_ns.wrapping_add(length_ns), now_ns);
+    entry.kept[number as usize % INTERVALS_KEPT] = Interval { from_ns, until_ns };
+    entry.intervals = number.wrapping_add(1);
 }
 
 /// For how long a thread of the target was throttled that has just got the CPU, and was queued there at
@@ -133,33 +138,48 @@ fn waited(next: u64, queued_ns: u64, now_ns: u64) -> u64 {
     let cpu = unsafe { &mut *cpu };
     let queue = next.group_queue();
     let total_ns = queue.throttled_ns();
-    let entry = entry(cpu, queue, total_ns, next);
+    let place = place(cpu, queue, total_ns, next);
+    let entry = &mut cpu.cgroups[place % THROTTLED_KEPT];
     ended(entry, total_ns, now_ns);
     if !next.has_fair_priority() {
         return 0;
     }
-    let (mut sum_ns, mut latest) = (0u64, Interval { from_ns: 0, until_ns: 0 });
-    for interval in &entry.kept {
-        let Interval { from_ns, until_ns } = *interval;
-        let from_ns = later(from_ns, queued_ns);
-        let until_ns = earlier(until_ns, now_ns);
-        let part_ns = above_zero(until_ns.wrapping_sub(from_ns));
-        sum_ns = sum_ns.wrapping_add(part_ns);
-        if part_ns != 0 && until_ns > latest.until_ns {
-            latest = Interval { from_ns, until_ns };
-        }
+    cpu.wait_ns = overlap_ns(entry, queued_ns, now_ns);
+    cpu.place = place as u64;
+    cpu.wait_ns
+}
+
+/// For how long a time overlaps with the last intervals of a cgroup.
+#[inline(always)]
+fn overlap_ns(cgroup: &Throttled, from_ns: u64, until_ns: u64) -> u64 {
+    let mut sum_ns = 0u64;
+    for interval in &cgroup.kept {
+        let from_ns = later(interval.from_ns, from_ns);
+        let until_ns = earlier(interval.until_ns, until_ns);
+        sum_ns = sum_ns.wrapping_add(above_zero(until_ns.wrapping_sub(from_ns)));
     }
-    cpu.wait_ns = sum_ns;
-    cpu.latest = latest;
     sum_ns
 }
 
-/// For how long the thread was throttled whose wait has just ended on this CPU, and the latest interval of
-/// it.
-#[inline(always)]
-pub(super) fn of_wait() -> (u64, Interval) {
-    match THROTTLED.get(emit::cpu()) {
-        Some(cpu) => (cpu.wait_ns, cpu.latest),
-        None => (0, Interval { from_ns: 0, until_ns: 0 }),
+/// What is known of the wait that has just ended on this CPU.
+#[derive(Clone, Copy)]
+pub(super) struct Wait {
+    /// For how long the thread was throttled.
+    pub(super) throttled_ns: u64,
+    cgroup: &'static Throttled,
+}
+
+impl Wait {
+    #[inline(always)]
+    pub(super) fn of_cpu() -> Option<Self> {
+        let cpu = THROTTLED.get(emit::cpu())?;
+        let cgroup = &cpu.cgroups[cpu.place as usize % THROTTLED_KEPT];
+        Some(Self { throttled_ns: cpu.wait_ns, cgroup })
+    }
+
+    /// For how long it was throttled between two times of the wait.
+    #[inline(always)]
+    pub(super) fn throttled_between(self, from_ns: u64, until_ns: u64) -> u64 {
+        overlap_ns(self.cgroup, from_ns, until_ns)
     }
 }

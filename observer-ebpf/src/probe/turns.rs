@@ -3,9 +3,7 @@
 use core::arch::asm;
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
-use observer_ebpf::wire::{
-    COMM_LEN, CpuTurns, Interval, RecordKind, RunqueueRecord, SWITCHES_KEPT, Turn,
-};
+use observer_ebpf::wire::{COMM_LEN, CpuTurns, RecordKind, RunqueueRecord, SWITCHES_KEPT, Turn};
 
 use super::throttle;
 use crate::{
@@ -114,10 +112,10 @@ struct During {
     idle_ns: u64,
 }
 
-/// Goes back through the turns to when a thread of this process was queued, if that is known. What was in
-/// the interval `without` does not count.
+/// Goes back through the turns to when a thread of this process was queued, if that is known. While it was
+/// throttled, nobody had the CPU instead of it.
 #[inline(always)]
-fn during(cpu: &CpuTurns, tgid: u32, queued_ns: u64, without: Interval) -> During {
+fn during(cpu: &CpuTurns, tgid: u32, queued_ns: u64, throttled: Option<throttle::Wait>) -> During {
     let last = cpu.switches.wrapping_sub(1);
     let turn = |number: u64| &cpu.kept[number as usize % SWITCHES_KEPT];
     let (mut other_ns, mut own_ns, mut idle_ns) = (0u64, 0u64, 0u64);
@@ -135,10 +133,8 @@ fn during(cpu: &CpuTurns, tgid: u32, queued_ns: u64, without: Interval) -> Durin
         let ran = Ran::of(one);
         let from_ns = later(began_ns, queued_ns);
         let part_ns = above_zero(one.until_ns.wrapping_sub(from_ns));
-        let inside_ns = above_zero(
-            earlier(one.until_ns, without.until_ns).wrapping_sub(later(from_ns, without.from_ns)),
-        );
-        let part_ns = part_ns.wrapping_sub(inside_ns) & one.known.wrapping_neg();
+        let held_ns = throttled.map_or(0, |wait| wait.throttled_between(from_ns, one.until_ns));
+        let part_ns = above_zero(part_ns.wrapping_sub(held_ns)) & one.known.wrapping_neg();
         let (is_idle, is_own) = (if_zero(one.tid), if_zero(one.tgid ^ tgid));
         let of_own_ns = part_ns & is_own & !is_idle;
         let of_other_ns = part_ns & !is_own & !is_idle;
@@ -162,25 +158,36 @@ fn during(cpu: &CpuTurns, tgid: u32, queued_ns: u64, without: Interval) -> Durin
     During { ran, other_ns, own_ns, idle_ns }
 }
 
-/// Flag of [`send`]: the CPU limit of a cgroup held the thread.
-pub(super) const THROTTLED: u64 = 1 << 16;
-
 /// Sends the wait of the thread that the CPU has just gone to, with who had the CPU since `queued_ns`,
-/// when it was queued there; 0 if that is not known. The flags are those of the record and [`THROTTLED`].
+/// when it was queued there; 0 if that is not known.
 ///
 /// A function of its own, because the kernel limits the stack of a program together with the functions
 /// that it calls.
 #[inline(never)]
 pub(super) fn send(next: u64, flags: u64, duration_ns: u64, queued_ns: u64) {
+    send_with(next, flags, duration_ns, queued_ns, None);
+}
+
+/// As [`send`], where a CPU limit held the thread for a part of the wait: apart, so that other waits do not
+/// look for it.
+#[inline(never)]
+pub(super) fn send_throttled(next: u64, flags: u64, duration_ns: u64, queued_ns: u64) {
+    let Some(wait) = throttle::Wait::of_cpu() else { return };
+    send_with(next, flags, duration_ns, queued_ns, Some(wait));
+}
+
+#[inline(always)]
+fn send_with(
+    next: u64,
+    flags: u64,
+    duration_ns: u64,
+    queued_ns: u64,
+    throttled: Option<throttle::Wait>,
+) {
     let next = Task::at(next);
     let tgid = next.tgid();
     let Some(cpu) = TURNS.get(emit::cpu()) else { return };
-    let (throttled_ns, latest) = if flags & THROTTLED != 0 {
-        throttle::of_wait()
-    } else {
-        (0, Interval { from_ns: 0, until_ns: 0 })
-    };
-    let During { ran, other_ns, own_ns, idle_ns } = during(cpu, tgid, queued_ns, latest);
+    let During { ran, other_ns, own_ns, idle_ns } = during(cpu, tgid, queued_ns, throttled);
     let task = Task::at(ran.task);
     // The thread may have gone since, and its memory may be another one's.
     let is_there = task.tid() == ran.tid();
@@ -197,7 +204,7 @@ pub(super) fn send(next: u64, flags: u64, duration_ns: u64, queued_ns: u64) {
             other_ns,
             own_ns,
             idle_ns,
-            throttled_ns,
+            throttled_ns: throttled.map_or(0, |wait| wait.throttled_ns),
         },
     );
 }

@@ -33,8 +33,8 @@ pub struct RunqueueRecord {
     pub own_ns: u64,
     /// For how long it was idle.
     pub idle_ns: u64,
-    /// For how long the CPU limit of a cgroup (CFS bandwidth) held the thread, nanoseconds. The three times
-    /// above do not include the latest interval of throttling.
+    /// For how long the CPU limit of a cgroup (CFS bandwidth) held the thread, nanoseconds. It is in none of
+    /// the three times above.
     pub throttled_ns: u64,
 }
 
@@ -114,8 +114,8 @@ pub struct Throttled {
 pub struct CpuThrottled {
     /// Of the wait that has just ended: for how long the thread was throttled, nanoseconds.
     pub wait_ns: u64,
-    /// And the latest interval of it.
-    pub latest: Interval,
+    /// And the place of its cgroup.
+    pub place: u64,
     /// The cgroups.
     pub cgroups: [Throttled; THROTTLED_KEPT],
 }

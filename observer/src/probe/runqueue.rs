@@ -66,8 +66,9 @@ pub(super) const PROBE: Probe = Probe {
             limit of a cgroup held the thread (CFS bandwidth: cpu.max, cpu.cfs_quota_us), its own \
             cgroup's or one above: where the wait and the last eight intervals overlap in which the \
             kernel throttled its cgroup on this CPU. The begin of an interval that no thread of the \
-            cgroup was on the CPU to see is taken as late as its length allows. What is throttled is \
-            part of the run delay. The wait of the idle \
+            cgroup was on the CPU to see is taken as late as its length allows. Before Linux 6.6, the \
+            length of an interval is without the time in interrupts. What a thread is throttled is part \
+            of its run delay. The wait of the idle \
             task itself is no stall. Since Linux 6.12 a thread that goes to sleep may stay on its \
             run queue for a moment; when it is moved to another one in that moment, the kernel \
             counts the rest of its sleep as run delay. observer does not count such a wait, \
@@ -252,8 +253,8 @@ static RUNQUEUE: RecordRow = RecordRow::new::<RunqueueRecord>(
         field!(
             RunqueueRecord.throttled_ns,
             "throttled_ns",
-            "for how long the CPU limit of a cgroup held the thread, nanoseconds; `other_ns`, `own_ns` and \
-             `idle_ns` do not include the latest interval of throttling"
+            "for how long the CPU limit of a cgroup held the thread, nanoseconds; no part of `other_ns`, \
+             `own_ns` and `idle_ns`"
         )
         .optional(),
     ],
