@@ -41,7 +41,7 @@ messages! {
                            queue (Linux 6.12 and later); thread {} of process {}";
     switch_missed: "switch_missed: the kernel switched to a thread without an event; thread {} of \
                     process {}";
-    throttle_slot: "throttle_slot: more cgroups were throttled on a CPU than the table has room for; \
+    throttle_slot: "throttle_slot: the threads of more cgroups were throttled on a CPU than are kept; \
                     thread {} of process {}";
     connection_slot: "connection_slot: there were more connections than the table has room for; \
                       thread {} of process {}";

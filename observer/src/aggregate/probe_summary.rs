@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Distribution, Snapshot};
 use crate::model::{ProbeState, ProbeSummary};
-use crate::probe::{Numbers, PROBES, Probe};
+use crate::probe::{Labels, Numbers, PROBES, Probe};
 
 impl Snapshot {
     /// One [`ProbeSummary`] for each probe that counts something: the target's stalls, and what was
@@ -55,18 +55,19 @@ impl Snapshot {
     fn probe_counters(&self, probe: &Probe) -> BTreeMap<String, i64> {
         let mut counters = BTreeMap::new();
         for row in probe.in_summary {
+            let mut add = |place: usize, labels: Labels| {
+                let count = self.counters[place];
+                if count > 0 || row.zeros {
+                    let words = std::iter::once(&row.name).chain(labels).copied();
+                    let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+                    counters.insert(words.join("_"), i64::try_from(count).unwrap_or(i64::MAX));
+                }
+            };
             match row.numbers {
                 Numbers::Counters(places) => {
-                    for (place, labels) in places {
-                        let count = self.counters[*place];
-                        if count > 0 || row.zeros {
-                            let words = std::iter::once(&row.name).chain(*labels).copied();
-                            let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
-                            let count = i64::try_from(count).unwrap_or(i64::MAX);
-                            counters.insert(words.join("_"), count);
-                        }
-                    }
+                    places.iter().for_each(|(place, labels)| add(*place, labels));
                 }
+                Numbers::Time(place) => add(place, &[]),
                 Numbers::Gauge(gauge) => {
                     counters.extend(self.gauge(gauge).map(|value| (row.name.to_owned(), value)));
                 }

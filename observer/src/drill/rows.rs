@@ -271,8 +271,8 @@ pub static INJECTIONS: &[Injection] = &[
         text: "a CFS quota gives the service less CPU time than it needs now and then",
         outside: Outside::Quota,
         truth: Truth::Waited,
-        expected: Expected::OneOf(&["runqueue_idle", "runqueue_other"]),
-        real: &[Real::Go, Real::Redis],
+        expected: Expected::OneOf(&["cpu_throttle"]),
+        real: REAL,
         ..PLAIN
     },
     Injection {

@@ -144,6 +144,9 @@ impl Family<'_> {
             Fill::Numbers(Numbers::Counters(places)) => places
                 .iter()
                 .try_for_each(|(place, labels)| self.count(labels, snapshot.counters[*place])),
+            Fill::Numbers(Numbers::Time(place)) => {
+                self.counter_f64([], snapshot.counters[place] as f64 / 1e9)
+            }
             Fill::Numbers(Numbers::Gauge(gauge)) => {
                 snapshot.gauge(gauge).map_or(Ok(()), |value| self.gauge([], value))
             }

@@ -321,6 +321,7 @@ mod tests {
         }
         let counts = |numbers: &Numbers, at: usize| match numbers {
             Numbers::Counters(rows) => rows.iter().any(|(place, _)| *place == at),
+            Numbers::Time(place) => *place == at,
             Numbers::Gauge(_) => false,
         };
         for counter in Counter::ALL {

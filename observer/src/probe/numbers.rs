@@ -69,6 +69,8 @@ impl Bounds {
 pub enum Numbers {
     /// They only rise: places in the kernel's counters, each with its labels.
     Counters(&'static [(usize, Labels)]),
+    /// Nanoseconds, which only rise: a place in the kernel's counters. The metric is in seconds.
+    Time(usize),
     /// It goes up and down.
     Gauge(Gauge),
 }

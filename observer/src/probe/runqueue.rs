@@ -38,7 +38,7 @@ const fn moved(name: &'static str, attach: Attach) -> Program {
 const THROTTLED_WAITS: Numbers =
     Numbers::Counters(&[(Counter::TargetThrottledWaits as usize, &[])]);
 /// For how long it did.
-const THROTTLED_NS: Numbers = Numbers::Counters(&[(Counter::TargetThrottledNs as usize, &[])]);
+const THROTTLED_TIME: Numbers = Numbers::Time(Counter::TargetThrottledNs as usize);
 
 /// Words of a [`CpuThrottled`] that say which cgroup a place has.
 const QUEUES: [usize; THROTTLED_KEPT] = {
@@ -152,10 +152,10 @@ pub(super) const PROBE: Probe = Probe {
             numbers: THROTTLED_WAITS,
         },
         NumberFamily {
-            name: "target_throttled_nanoseconds",
+            name: "target_throttled",
             help: "Time in which the CPU limit of a cgroup held threads of the target, added up",
             labels: &[],
-            numbers: THROTTLED_NS,
+            numbers: THROTTLED_TIME,
         },
     ],
     in_summary: &[
@@ -165,7 +165,7 @@ pub(super) const PROBE: Probe = Probe {
             zeros: false,
         },
         SummaryNumbers { name: "throttled_waits", numbers: THROTTLED_WAITS, zeros: false },
-        SummaryNumbers { name: "throttled_ns", numbers: THROTTLED_NS, zeros: false },
+        SummaryNumbers { name: "throttled_ns", numbers: THROTTLED_TIME, zeros: false },
     ],
     per_thread: Some(
         PerThread::of::<RunqueueState>(

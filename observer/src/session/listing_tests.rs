@@ -271,7 +271,7 @@ fn a_probe_that_was_detached_for_a_while_is_said() {
     }
     let (_root, directory) = directory(&run);
     let found = list(&directory, ALL);
-    assert!(has_note(&found, "stalls may be missing (runqueue"), "{:?}", found.notes);
+    assert!(has_note(&found, "stalls may be missing (cpu_throttle, runqueue"), "{:?}", found.notes);
     assert!(has_note(&found, "slept (probe sleep: partial, detached once)"), "{:?}", found.notes);
     assert!(found.requests.iter().all(|request| {
         let account = request.account_ns.as_ref().expect("an account");

@@ -50,14 +50,15 @@ fn histograms(family: &'static HistogramFamily) -> Vec<Metric> {
 
 /// The metric of a family of numbers of a probe.
 fn numbers(family: &'static NumberFamily) -> Metric {
-    let kind = match family.numbers {
-        Numbers::Counters(_) => Kind::Counter,
-        Numbers::Gauge(_) => Kind::Gauge,
+    let (kind, unit) = match family.numbers {
+        Numbers::Counters(_) => (Kind::Counter, None),
+        Numbers::Time(_) => (Kind::Counter, Some("seconds")),
+        Numbers::Gauge(_) => (Kind::Gauge, None),
     };
     Metric {
         name: format!("observer_{}", family.name).leak(),
         kind,
-        unit: None,
+        unit,
         labels: family.labels,
         help: family.help,
         fill: Fill::Numbers(family.numbers),
