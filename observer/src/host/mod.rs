@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 pub mod cgroups;
+pub mod cpu_limits;
 pub mod descendants;
 pub mod hotplug;
 pub mod memory_room;
@@ -20,6 +21,7 @@ pub mod system;
 pub mod usage;
 
 pub use cgroups::{CgroupNames, Cgroups, Hierarchy, Layout};
+pub use cpu_limits::CpuCgroups;
 pub use hotplug::CpuEvents;
 pub use memory_room::MemoryRoom;
 pub use owner::Owners;
