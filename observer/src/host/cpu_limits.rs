@@ -82,8 +82,7 @@ impl CpuCgroups {
     }
 
     /// The kernel's file with the limit of a cgroup.
-    #[must_use]
-    pub fn limit_file(&self, cgroup: &str) -> Option<PathBuf> {
+    fn limit_file(&self, cgroup: &str) -> Option<PathBuf> {
         let name = if self.cpu.unified { "cpu.max" } else { "cpu.cfs_quota_us" };
         Some(self.cpu.directory(cgroup)?.join(name))
     }
@@ -114,14 +113,13 @@ impl CpuCgroups {
         })
     }
 
-    /// The tightest limit that applies to a process, with its cgroup.
+    /// The tightest limit that applies to a process, with the kernel's file for it.
     #[must_use]
-    pub fn tightest(&self, tgid: Tgid) -> Option<(String, CpuLimit)> {
+    pub fn tightest(&self, tgid: Tgid) -> Option<(PathBuf, CpuLimit)> {
         let cgroup = self.cgroup_of(tgid)?;
-        let limits =
-            with_those_above(&cgroup).filter_map(|cgroup| Some((cgroup, self.limit(cgroup)?)));
-        let tightest = limits.min_by(|(_, one), (_, other)| one.cpus().total_cmp(&other.cpus()));
-        tightest.map(|(cgroup, limit)| (cgroup.to_owned(), limit))
+        let limits = with_those_above(&cgroup)
+            .filter_map(|cgroup| Some((self.limit_file(cgroup)?, self.limit(cgroup)?)));
+        limits.min_by(|(_, one), (_, other)| one.cpus().total_cmp(&other.cpus()))
     }
 }
 
