@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::read_small;
 use crate::model::Tgid;
 
 /// How the host mounts its cgroups.
@@ -74,7 +75,7 @@ impl Hierarchy {
     /// for thread ids too.
     #[must_use]
     pub fn cgroup_of(&self, tgid: Tgid, controller: &str) -> Option<String> {
-        let text = fs::read(format!("/proc/{}/cgroup", tgid.0)).ok()?;
+        let text = read_small(format!("/proc/{}/cgroup", tgid.0)).ok()?;
         let controller = if self.unified { "" } else { controller };
         cgroup_with(&String::from_utf8_lossy(&text), controller)
     }

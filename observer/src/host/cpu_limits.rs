@@ -1,12 +1,10 @@
 //! Limits of CPU time on cgroups, and what the kernel counts about them, from the files of the `cpu`
 //! controller.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::cgroups::{Cgroups, Hierarchy, with_those_above};
-use super::process;
+use super::{process, read_start};
 use crate::model::{CpuLimit, Tgid};
 
 /// Most bytes that are read of a file. The kernel's have a few hundred.
@@ -129,9 +127,7 @@ fn number(text: &str) -> Option<u64> {
 
 /// The beginning of a file, as text.
 fn start_of(path: &Path) -> Option<String> {
-    let mut text = String::new();
-    File::open(path).ok()?.take(FILE_BYTES).read_to_string(&mut text).ok()?;
-    Some(text)
+    String::from_utf8(read_start(path, FILE_BYTES).ok()?).ok()
 }
 
 #[cfg(test)]

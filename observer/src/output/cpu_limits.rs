@@ -52,6 +52,10 @@ fn paragraph(summary: &CpuLimitSummary) -> String {
     );
     match summary.used_share() {
         Some(share) => text + &advice(summary, share),
+        None if summary.usage_ns.is_none() => {
+            text + " How much of the limit it used on average is not known, because no cgroup of this name \
+                    counts CPU time (controller cpuacct)."
+        }
         None => text,
     }
 }
@@ -125,7 +129,7 @@ mod tests {
             "{busy}"
         );
         let unknown = CpuLimitSummary { usage_ns: None, ..bursts.clone() };
-        assert!(!paragraph(&unknown).contains("On average"));
+        assert!(paragraph(&unknown).contains("used on average is not known"));
         let changed = paragraph(&CpuLimitSummary { changed: true, ..bursts.clone() });
         assert!(changed.contains("was changed") && !changed.contains("On average"), "{changed}");
         let idle = CpuLimitSummary { throttled_periods: 0, throttled_ns: 0, ..bursts };
