@@ -398,6 +398,13 @@ mod tests {
         assert_eq!(hybrid.layout(), Layout::Hybrid);
         assert_eq!(hybrid.memory().unwrap().mount_point, Path::new("/sys/fs/cgroup/memory"));
         assert_eq!(hybrid.unified_mount_point(), Some(Path::new("/sys/fs/cgroup/unified")));
+        let cpu = Path::new("/sys/fs/cgroup/cpu,cpuacct");
+        assert_eq!(hybrid.with_controller("cpu").unwrap().mount_point, cpu);
+        assert_eq!(hybrid.version_1("cpuacct").unwrap().mount_point, cpu);
+        assert_eq!(hybrid.version_1("io"), None);
+        assert!(hybrid.with_controller("io").unwrap().unified);
+        let both = Cgroups::parse(&format!("{CONTAINER}{HYBRID}"));
+        assert_eq!(both.memory().unwrap().root, "/", "the mount that shows all of it");
 
         let v2 = Cgroups::parse(V2);
         assert_eq!(v2.layout(), Layout::V2);
