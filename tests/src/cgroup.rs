@@ -279,6 +279,8 @@ impl UnifiedCgroup {
 #[derive(Debug)]
 pub struct CpuCgroup {
     group: Group,
+    /// Version 1 counts processor time in a hierarchy of its own, unless both controllers share one.
+    accounting: Option<Group>,
     unified: bool,
 }
 
@@ -288,44 +290,48 @@ impl CpuCgroup {
     /// # Errors
     /// When none has it, or the cgroup cannot be made.
     pub fn create(name: &str) -> Result<Self> {
-        let (mount_point, unified) = Self::hierarchy()?;
-        Ok(Self { group: Group::controlled(&mount_point, unified, "cpu", name)?, unified })
+        let cgroups = Cgroups::read();
+        let cpu = cgroups.with_controller("cpu").ok_or("no cpu controller")?;
+        let cpuacct = cgroups.version_1("cpuacct").filter(|cpuacct| *cpuacct != cpu);
+        let group = Group::controlled(&cpu.mount_point, cpu.unified, "cpu", name)?;
+        let accounting = cpuacct.map(|cpuacct| Group::create(&cpuacct.mount_point, name));
+        Ok(Self { group, accounting: accounting.transpose()?, unified: cpu.unified })
     }
 
-    /// Makes `NAME` below it. It has to be dropped first.
+    /// Makes `NAME` in this one, which must be dropped later.
     ///
     /// # Errors
-    /// When the cgroup cannot be made.
+    /// When it cannot be made.
     pub fn create_below(&self, name: &str) -> Result<Self> {
-        let Self { group: Group { directory }, unified } = self;
-        Ok(Self { group: Group::controlled(directory, *unified, "cpu", name)?, unified: *unified })
+        let group = Group::controlled(&self.group.directory, self.unified, "cpu", name)?;
+        let accounting = self.accounting.as_ref();
+        let accounting =
+            accounting.map(|above| Group::create(&above.directory, name)).transpose()?;
+        Ok(Self { group, accounting, unified: self.unified })
     }
 
-    /// Where the controller is, and whether that is version 2.
-    fn hierarchy() -> Result<(PathBuf, bool)> {
-        if let Some(mount_point) = Cgroups::read().unified_mount_point()
-            && fs::read_to_string(mount_point.join("cgroup.controllers"))
-                .is_ok_and(|controllers| controllers.split_whitespace().any(|name| name == "cpu"))
-        {
-            return Ok((mount_point.to_owned(), true));
-        }
-        let mounts = fs::read_to_string("/proc/self/mounts")
-            .map_err(|error| format!("cannot read /proc/self/mounts: {error}"))?;
-        let controls_cpu = |line: &str| {
-            let fields: Vec<&str> = line.split(' ').collect();
-            let [_, mount_point, "cgroup", options, ..] = fields[..] else { return None };
-            options.split(',').any(|option| option == "cpu").then(|| PathBuf::from(mount_point))
-        };
-        let version_1 = mounts.lines().find_map(controls_cpu);
-        version_1.map(|directory| (directory, false)).ok_or("no cpu controller".into())
+    /// Where it is.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.group.directory
     }
 
-    /// The file through which a process that writes `0` to it enters.
+    /// Version of its hierarchy, 1 or 2.
+    #[must_use]
+    pub const fn version(&self) -> u32 {
+        if self.unified { 2 } else { 1 }
+    }
+
+    /// The files through which a process that writes `0` to them enters.
     ///
     /// # Errors
-    /// When it cannot be opened.
-    pub fn entrance(&self) -> Result<File> {
-        self.group.entrance()
+    /// When one cannot be opened.
+    pub fn entrances(&self) -> Result<Vec<File>> {
+        [Some(&self.group), self.accounting.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(Group::entrance)
+            .collect()
     }
 
     /// Limits the processor time in each period, for all processes together.
@@ -340,15 +346,36 @@ impl CpuCgroup {
         self.group.write("cpu.cfs_quota_us", &quota_us.to_string())
     }
 
+    /// `cpu.stat`.
+    ///
+    /// # Errors
+    /// When the kernel's file is unreadable.
+    pub fn stat(&self) -> Result<Flat> {
+        self.group.flat("cpu.stat")
+    }
+
     /// Time its run queues were throttled, summed over CPUs, nanoseconds.
     ///
     /// # Errors
     /// When the kernel's file is unreadable or does not say.
     pub fn throttled_ns(&self) -> Result<u64> {
-        let stat = self.group.flat("cpu.stat")?;
+        let stat = self.stat()?;
         let microseconds = stat.get("throttled_usec").map(|us| us * 1000);
         microseconds.or_else(|| stat.get("throttled_time")).ok_or_else(|| {
             format!("cpu.stat of {} reports no throttling", self.group.directory.display())
         })
+    }
+
+    /// Processor time that it used, nanoseconds.
+    ///
+    /// # Errors
+    /// When the kernel does not count it.
+    pub fn usage_ns(&self) -> Result<u64> {
+        if self.unified {
+            let usage_us = self.stat()?.get("usage_usec").ok_or("cpu.stat has no usage_usec")?;
+            return Ok(usage_us * 1000);
+        }
+        let text = self.accounting.as_ref().unwrap_or(&self.group).read("cpuacct.usage")?;
+        text.trim().parse().map_err(|_| format!("cpuacct.usage holds no number: {text:?}"))
     }
 }

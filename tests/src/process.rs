@@ -76,7 +76,8 @@ impl Running {
         let name = command.get_program().to_string_lossy().into_owned();
         let memory: Option<File> = placement.cgroup.map(MemoryCgroup::entrance).transpose()?;
         let unified: Option<File> = placement.unified.map(UnifiedCgroup::entrance).transpose()?;
-        let throttled: Option<File> = placement.throttled.map(CpuCgroup::entrance).transpose()?;
+        let throttled: Option<Vec<File>> =
+            placement.throttled.map(CpuCgroup::entrances).transpose()?;
         let cpus = placement.cpu.map(|cpu| {
             let mut set = CpuSet::new();
             set.set(cpu as usize);
@@ -92,7 +93,7 @@ impl Running {
             if let Some(nice) = nice {
                 rustix::process::setpriority_process(None, nice)?;
             }
-            for entrance in memory.iter().chain(&unified).chain(&throttled) {
+            for entrance in memory.iter().chain(&unified).chain(throttled.iter().flatten()) {
                 // "0" is the writing process itself.
                 rustix::io::write(entrance, b"0")?;
             }

@@ -194,7 +194,7 @@ impl Drop for VersionOne {
 fn a_cgroup_of_version_1_has_its_row_beside_version_2() {
     let Some(_guard) = privileged::ready("cgroup version 1") else { return };
     let test = "cgroups, version 1 mounted beside version 2";
-    if Cgroups::read().memory_v1.is_some() {
+    if Cgroups::read().version_1("memory").is_some() {
         let reason = "memory is on version 1 already: the other test is this one";
         return not_applicable(test, "fault", "minor + major of the cgroup", reason);
     }

@@ -204,7 +204,7 @@ mod tests {
         assert_eq!(names("nginx/stop-service"), Ok(1));
         assert_eq!(names("pool"), Ok(INJECTIONS.len()));
         assert_eq!(names("nothing"), Ok(Service::ALL.len()));
-        assert!(parse_only("nginx/burn").unwrap_err().contains("burn is not played on nginx"));
+        assert!(parse_only("nginx/quota").unwrap_err().contains("quota is not played on nginx"));
         for bad in ["", "x", "pool/x", "x/hog", "pool/", "/hog", "nginx/burn"] {
             let error = names(bad).unwrap_err();
             assert!(error.contains("see --list"), "{bad}: {error}");

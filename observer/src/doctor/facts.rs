@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use crate::host::cgroups::{Cgroups, Layout};
-use crate::host::process;
 use crate::host::system::{self, Lockdown};
+use crate::host::{CpuCgroups, process};
 use crate::kernel::support::KernelSupport;
 use crate::kernel::{KERNEL_BTF, MapPlan, RING_BYTES, ThreadPlaces};
-use crate::model::Tgid;
+use crate::model::{CpuLimit, Tgid};
 use crate::probe::ProbeOptions;
 use crate::session::memory::Memory;
 
@@ -63,6 +63,8 @@ pub struct Facts {
     pub memory_hierarchy: Option<PathBuf>,
     /// Where version 2 is mounted.
     pub unified_mount_point: Option<PathBuf>,
+    /// The tightest limit of CPU time on observer's own cgroup or one above it, with the kernel's file.
+    pub cpu_limit: Option<(PathBuf, CpuLimit)>,
     /// Clock source.
     pub clock_source: Option<String>,
     /// Distance of observer's monotonic clock from the kernel's, nanoseconds: a time namespace.
@@ -117,6 +119,8 @@ impl Facts {
             cgroup_member_missing: None,
             memory_hierarchy: cgroups.memory().map(|hierarchy| hierarchy.mount_point.clone()),
             unified_mount_point: cgroups.unified_mount_point().map(PathBuf::from),
+            cpu_limit: CpuCgroups::of(&cgroups)
+                .and_then(|cgroups| cgroups.tightest(Tgid(std::process::id()))),
             clock_source: system::clock_source(),
             namespace_offset_ns: crate::clock::namespace_offset_ns(),
             pid_max: system::pid_max(),

@@ -66,6 +66,7 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
     checks.extend([
         perf_events(facts),
         cgroup_layout(facts),
+        cpu_throttling(facts),
         clock_source(facts),
         time_namespace(facts),
         pid_max(facts),
@@ -354,6 +355,19 @@ fn cgroup_layout(facts: &Facts) -> Check {
         .todo("mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified"),
         _ => check,
     }
+}
+
+fn cpu_throttling(facts: &Facts) -> Check {
+    let id = "cpu_throttling";
+    let Some((file, limit)) = &facts.cpu_limit else {
+        return ok(id, "no limit", "no cgroup limits the CPU time of observer");
+    };
+    let value = format!("{:.2} CPUs by {}", limit.cpus(), file.display());
+    let means = "this limit holds observer with everything else in the cgroup when it is used up; the ring \
+        may overflow meanwhile, and records are then lost";
+    ok(id, value, means)
+        .limited()
+        .todo("raise the limit in this file, or start observer in a cgroup without one")
 }
 
 fn clock_source(facts: &Facts) -> Check {

@@ -2,6 +2,7 @@ use super::*;
 use crate::doctor::Report;
 use crate::kernel::ThreadPlaces;
 use crate::kernel::support::KernelSupport;
+use crate::model::CpuLimit;
 use crate::session::memory::Memory;
 
 fn healthy() -> Facts {
@@ -43,6 +44,7 @@ fn healthy() -> Facts {
         cgroup_member_missing: None,
         memory_hierarchy: Some("/sys/fs/cgroup/memory".into()),
         unified_mount_point: Some("/sys/fs/cgroup/unified".into()),
+        cpu_limit: None,
         clock_source: Some("tsc".into()),
         namespace_offset_ns: Ok(0),
         pid_max: 32_768,
@@ -106,8 +108,10 @@ fn what_the_kernel_lacks_is_another_exit_code() {
 
 #[test]
 fn costs_and_gaps_are_limits_with_a_remedy() {
+    let limit = CpuLimit { quota_us: 20_000, period_us: 100_000, burst_us: None };
     let facts = Facts {
         clock_source: Some("hpet".into()),
+        cpu_limit: Some(("/sys/fs/cgroup/a/cpu.max".into(), limit)),
         bpf_jit: Some(0),
         cgroup_layout: Layout::V1,
         unified_mount_point: None,
@@ -115,12 +119,14 @@ fn costs_and_gaps_are_limits_with_a_remedy() {
         ..healthy()
     };
     let checks = judge(&facts);
-    for id in ["clock_source", "bpf_jit", "cgroups", "kernel"] {
+    for id in ["clock_source", "bpf_jit", "cgroups", "cpu_throttling", "kernel"] {
         assert_eq!(state(&checks, id), State::Limited, "{id}");
     }
-    for id in ["clock_source", "bpf_jit", "cgroups"] {
+    for id in ["clock_source", "bpf_jit", "cgroups", "cpu_throttling"] {
         assert!(checks.iter().any(|check| check.id == id && check.todo.is_some()), "{id}");
     }
+    let limited = checks.iter().find(|check| check.id == "cpu_throttling").unwrap();
+    assert_eq!(limited.value, "0.20 CPUs by /sys/fs/cgroup/a/cpu.max");
     assert_eq!(exit(&facts), 0);
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::read_small;
 use crate::model::Tgid;
 
 /// How the host mounts its cgroups.
@@ -70,6 +71,20 @@ impl Hierarchy {
         Some(self.mount_point.join(inside.trim_start_matches('/')))
     }
 
+    /// A process's cgroup in this hierarchy, which has the controller, as in `/proc/PID/cgroup`; works
+    /// for thread ids too.
+    #[must_use]
+    pub fn cgroup_of(&self, tgid: Tgid, controller: &str) -> Option<String> {
+        let text = read_small(format!("/proc/{}/cgroup", tgid.0)).ok()?;
+        let controller = if self.unified { "" } else { controller };
+        cgroup_with(&String::from_utf8_lossy(&text), controller)
+    }
+
+    /// The root of the hierarchy, and so all of it, is mounted.
+    fn shows_root(&self) -> bool {
+        self.root == "/"
+    }
+
     /// The cgroup id of this hierarchy's directory: its inode number (the kernfs id, which is
     /// what `bpf_get_current_cgroup_id` and `cgroup->kn->id` give on 64-bit kernels).
     #[must_use]
@@ -78,15 +93,13 @@ impl Hierarchy {
     }
 }
 
-/// The hierarchies that matter here.
+/// The mounted hierarchies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroups {
     /// The version 2 hierarchy, if mounted.
     pub unified: Option<Hierarchy>,
-    /// The version 1 hierarchy with the memory controller, if mounted.
-    pub memory_v1: Option<Hierarchy>,
-    /// Some version 1 hierarchy is mounted.
-    pub any_v1: bool,
+    /// All mounts of version 1 hierarchies.
+    version_1: Vec<Hierarchy>,
 }
 
 /// Undoes the octal escapes of mountinfo (space, tab, line feed, backslash).
@@ -108,11 +121,10 @@ fn unescape(field: &str) -> String {
 }
 
 impl Cgroups {
-    /// Parses `/proc/self/mountinfo`. Of several mounts of one hierarchy the first that shows the
-    /// most (its root) is kept.
+    /// Parses `/proc/self/mountinfo`.
     #[must_use]
     pub fn parse(mountinfo: &str) -> Self {
-        let mut found = Self { unified: None, memory_v1: None, any_v1: false };
+        let mut found = Self { unified: None, version_1: Vec::new() };
         for line in mountinfo.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
             let mut left = left.split(' ');
@@ -124,24 +136,22 @@ impl Cgroups {
                 "cgroup" => false,
                 _ => continue,
             };
-            found.any_v1 |= !unified;
             let controllers: Vec<String> =
                 if unified { Vec::new() } else { options.split(',').map(str::to_owned).collect() };
-            let slot = if unified {
-                &mut found.unified
-            } else if controllers.iter().any(|controller| controller == "memory") {
-                &mut found.memory_v1
-            } else {
-                continue;
-            };
             let hierarchy = Hierarchy {
                 unified,
                 mount_point: PathBuf::from(unescape(mount_point)),
                 root: unescape(root),
                 controllers,
             };
-            if slot.as_ref().is_none_or(|kept| kept.root != "/" && hierarchy.root == "/") {
-                *slot = Some(hierarchy);
+            if !unified {
+                found.version_1.push(hierarchy);
+            } else if found
+                .unified
+                .as_ref()
+                .is_none_or(|kept| !kept.shows_root() && hierarchy.shows_root())
+            {
+                found.unified = Some(hierarchy);
             }
         }
         found
@@ -156,7 +166,7 @@ impl Cgroups {
     /// Layout in one word.
     #[must_use]
     pub const fn layout(&self) -> Layout {
-        match (self.any_v1, self.unified.is_some()) {
+        match (!self.version_1.is_empty(), self.unified.is_some()) {
             (true, true) => Layout::Hybrid,
             (true, false) => Layout::V1,
             (false, true) => Layout::V2,
@@ -164,12 +174,26 @@ impl Cgroups {
         }
     }
 
-    /// The hierarchy that limits memory, and by which everything is counted: version 1's memory
-    /// hierarchy where it is mounted (a controller can be bound to one hierarchy only), version 2
-    /// otherwise.
+    /// The version 1 hierarchy with this controller, if mounted. Of several mounts the first that shows
+    /// the most (its root).
     #[must_use]
-    pub const fn memory(&self) -> Option<&Hierarchy> {
-        if let Some(hierarchy) = &self.memory_v1 { Some(hierarchy) } else { self.unified.as_ref() }
+    pub fn version_1(&self, controller: &str) -> Option<&Hierarchy> {
+        let has =
+            |hierarchy: &&Hierarchy| hierarchy.controllers.iter().any(|has| has == controller);
+        self.version_1.iter().filter(has).min_by_key(|hierarchy| !hierarchy.shows_root())
+    }
+
+    /// The hierarchy whose cgroups this controller limits: that of version 1 where it is mounted (a
+    /// controller can be bound to one hierarchy only), version 2 otherwise.
+    #[must_use]
+    pub fn with_controller(&self, controller: &str) -> Option<&Hierarchy> {
+        self.version_1(controller).or(self.unified.as_ref())
+    }
+
+    /// The hierarchy that limits memory, and by which everything is counted.
+    #[must_use]
+    pub fn memory(&self) -> Option<&Hierarchy> {
+        self.with_controller("memory")
     }
 
     /// Where version 2 is mounted (cgroup BPF programs attach there).
@@ -181,9 +205,7 @@ impl Cgroups {
     /// A process's cgroup in [`Self::memory`]'s hierarchy, as in `/proc/PID/cgroup`.
     #[must_use]
     pub fn memory_cgroup_of(&self, tgid: Tgid) -> Option<String> {
-        let text = fs::read_to_string(format!("/proc/{}/cgroup", tgid.0)).ok()?;
-        let controller = if self.memory()?.unified { "" } else { "memory" };
-        cgroup_with(&text, controller)
+        self.memory()?.cgroup_of(tgid, "memory")
     }
 
     /// The directory that a user means by `path`: a directory as it is, or a cgroup name as
@@ -211,6 +233,11 @@ fn cgroup_with(text: &str, controller: &str) -> Option<String> {
         let (controllers, path) = rest.split_once(':')?;
         controllers.split(',').any(|name| name == controller).then(|| path.to_owned())
     })
+}
+
+/// A cgroup and all those above it, whose limits apply to it as well.
+pub fn with_those_above(cgroup: &str) -> impl Iterator<Item = &str> {
+    Path::new(cgroup).ancestors().filter_map(Path::to_str)
 }
 
 /// Most directories visited in one walk.
@@ -371,6 +398,13 @@ mod tests {
         assert_eq!(hybrid.layout(), Layout::Hybrid);
         assert_eq!(hybrid.memory().unwrap().mount_point, Path::new("/sys/fs/cgroup/memory"));
         assert_eq!(hybrid.unified_mount_point(), Some(Path::new("/sys/fs/cgroup/unified")));
+        let cpu = Path::new("/sys/fs/cgroup/cpu,cpuacct");
+        assert_eq!(hybrid.with_controller("cpu").unwrap().mount_point, cpu);
+        assert_eq!(hybrid.version_1("cpuacct").unwrap().mount_point, cpu);
+        assert_eq!(hybrid.version_1("io"), None);
+        assert!(hybrid.with_controller("io").unwrap().unified);
+        let both = Cgroups::parse(&format!("{CONTAINER}{HYBRID}"));
+        assert_eq!(both.memory().unwrap().root, "/", "the mount that shows all of it");
 
         let v2 = Cgroups::parse(V2);
         assert_eq!(v2.layout(), Layout::V2);

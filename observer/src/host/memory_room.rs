@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::cgroups::{Cgroups, Hierarchy};
+use super::cgroups::{Cgroups, Hierarchy, with_those_above};
 use super::{system, usage};
 use crate::model::Tgid;
 
@@ -56,8 +56,7 @@ impl MemoryRoom {
         let hierarchy = cgroups.memory()?;
         let cgroup = cgroups.memory_cgroup_of(Tgid(std::process::id()))?;
         let total = system::memory_total_bytes().unwrap_or(u64::MAX);
-        let above = Path::new(&cgroup).ancestors().filter_map(Path::to_str);
-        above
+        with_those_above(&cgroup)
             .filter_map(|path| hierarchy.directory(path))
             .filter_map(|directory| Self::of(&directory, hierarchy))
             .filter(|room| room.limit_bytes < total)

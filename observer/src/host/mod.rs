@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 pub mod cgroups;
+pub mod cpu_limits;
 pub mod descendants;
 pub mod hotplug;
 pub mod memory_room;
@@ -20,6 +21,7 @@ pub mod system;
 pub mod usage;
 
 pub use cgroups::{CgroupNames, Cgroups, Hierarchy, Layout};
+pub use cpu_limits::CpuCgroups;
 pub use hotplug::CpuEvents;
 pub use memory_room::MemoryRoom;
 pub use owner::Owners;
@@ -37,8 +39,16 @@ pub(crate) fn is_program(path: &Path) -> bool {
 /// # Errors
 /// When it cannot be opened or read.
 pub(crate) fn read_small(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    read_start(path, u64::MAX)
+}
+
+/// The same of at most so many bytes.
+///
+/// # Errors
+/// When it cannot be opened or read.
+pub(crate) fn read_start(path: impl AsRef<Path>, most_bytes: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(4096);
     // Without the limit the size would be asked for first, which is always 0.
-    std::fs::File::open(path)?.take(u64::MAX).read_to_end(&mut bytes)?;
+    std::fs::File::open(path)?.take(most_bytes).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

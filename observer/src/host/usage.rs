@@ -1,6 +1,9 @@
 //! What this process itself has used.
 
 use std::mem::MaybeUninit;
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// Own consumption since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -35,6 +38,13 @@ pub fn own() -> Usage {
         max_rss_bytes: (u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024).max(rss_bytes),
         rss_bytes,
     }
+}
+
+/// CPU time of this thread. It does not count the time in which other threads have the CPU.
+#[must_use]
+pub fn of_thread() -> Duration {
+    let used = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(used.tv_sec.unsigned_abs(), u32::try_from(used.tv_nsec).unwrap_or(0))
 }
 
 /// Resident set.

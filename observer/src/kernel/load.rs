@@ -267,7 +267,7 @@ pub(super) fn load(
     let places = places.unwrap_or_else(|| {
         ThreadPlaces::choose(options.probes.thread_state, own_btf.is_ok().then_some(&btf))
     });
-    let offsets = Offsets::of(&btf, cgroups.memory_v1.is_some())
+    let offsets = Offsets::of(&btf, cgroups.version_1("memory").is_some())
         .map_err(|error| LoadError::Members(error.to_string()))?;
     let shape = Shape::of_host(options.by_cgroup && offsets.have(&[Members::Cgroup]).is_ok());
     let mut globals = offsets.globals.clone();

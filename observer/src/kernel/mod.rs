@@ -465,6 +465,7 @@ impl Kernel {
             floor_changes: [0; KIND_SLOTS],
             trace: None,
             target_live_sockets: None,
+            target_cpu_limits: Vec::new(),
             coverage: self.coverage(),
             self_usage: self.self_usage(&programs),
         }

@@ -2,6 +2,7 @@
 
 mod cause;
 mod clock_drift;
+mod cpu_limit;
 mod detached;
 mod event;
 mod generator;
@@ -21,6 +22,7 @@ mod summary;
 
 pub use cause::*;
 pub use clock_drift::*;
+pub use cpu_limit::*;
 pub use detached::*;
 pub use event::*;
 pub use generator::*;

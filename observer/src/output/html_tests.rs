@@ -25,6 +25,9 @@ fn the_page_holds_the_answer_and_a_picture() {
         "madvise(DONTNEED) 4 MiB",
         "accept: this kernel has no fexit",
         "410 ms of CPU time",
+        "<h2>CPU limits</h2>",
+        "Cgroup /demo/&lt;/b&gt;&lt;i&gt;?[31m may use 150 ms",
+        "On average it used 20 % of the limit: short bursts",
         "matched with requests that the target served: 2,980",
     ] {
         assert!(page.contains(wanted), "{wanted}");

@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod chart;
+mod cpu_limits;
 mod digest;
 pub mod event_files;
 #[cfg(test)]

@@ -7,7 +7,7 @@ use observer_ebpf::wire::{
 
 use super::*;
 use crate::aggregate::{CgroupCounts, CgroupDistributions, Distribution, TraceState};
-use crate::model::{AddedShare, Coverage, ProbeState, SelfSummary};
+use crate::model::{AddedShare, Coverage, CpuLimit, CpuLimitSummary, ProbeState, SelfSummary};
 
 /// A snapshot in which every family has a sample, one of them with a hostile name.
 pub(crate) fn snapshot() -> Snapshot {
@@ -27,6 +27,14 @@ pub(crate) fn snapshot() -> Snapshot {
         cgroups: vec![busy, CgroupDistributions { name: "idle".into(), ..Default::default() }],
         cgroup_counts: CgroupCounts { with_row: 2, without_row: 5, removed: 9 },
         target_live_sockets: Some(3),
+        target_cpu_limits: vec![CpuLimitSummary {
+            cgroup: "/a".into(),
+            limit: CpuLimit { quota_us: 20_000, period_us: 100_000, burst_us: None },
+            periods: 50,
+            throttled_periods: 49,
+            throttled_ns: 3_500_000_000,
+            ..CpuLimitSummary::default()
+        }],
         floors_ns: [5_000; KIND_SLOTS],
         trace: Some(TraceState { ended: true, missing: 4 }),
         self_usage: SelfSummary {
@@ -69,6 +77,10 @@ fn every_number_is_under_its_name() {
         ("observer_target_fd_failures_total{call=\"accept\",errno=\"EMFILE\"}", "2"),
         ("observer_fd_failures_total{call=\"accept\",errno=\"EMFILE\"}", "0"),
         ("observer_target_live_sockets", "3"),
+        ("observer_target_cpu_limit_cpus{cgroup=\"/a\"}", "0.2"),
+        ("observer_target_cpu_limit_periods_total{cgroup=\"/a\"}", "50"),
+        ("observer_target_cpu_limit_throttled_periods_total{cgroup=\"/a\"}", "49"),
+        ("observer_target_cpu_limit_throttled_seconds_total{cgroup=\"/a\"}", "3.5"),
         ("observer_cgroups{histograms=\"own\"}", "2"),
         ("observer_cgroups{histograms=\"other\"}", "5"),
         ("observer_cgroups_removed_total", "9"),

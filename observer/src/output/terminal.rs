@@ -7,6 +7,7 @@ use std::io::IsTerminal;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::answer::{Answer, NOTHING_LOST, WorstRequest, objects};
+use super::cpu_limits;
 use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
 use super::track;
 use crate::clock::MonoNanos;
@@ -67,6 +68,7 @@ pub fn render(answer: &Answer, colour: bool) -> String {
         causes(&mut text, summary, paint);
         account(&mut text, summary, paint);
         requests(&mut text, answer, summary, paint);
+        cpu_limits(&mut text, summary, paint);
         probes(&mut text, summary, paint);
     }
     recorded(&mut text, answer, paint);
@@ -265,6 +267,15 @@ fn requests(text: &mut String, answer: &Answer, summary: &Summary, paint: Paint)
         wrapped(text, &paint.warning(&warning), "  ! ");
     }
     text.push('\n');
+}
+
+fn cpu_limits(text: &mut String, summary: &Summary, paint: Paint) {
+    let limits = cpu_limits::paragraphs(summary);
+    if !limits.is_empty() {
+        line(text, &paint.heading("CPU limits"));
+        limits.iter().for_each(|limit| wrapped(text, limit, "  "));
+        text.push('\n');
+    }
 }
 
 fn probes(text: &mut String, summary: &Summary, paint: Paint) {

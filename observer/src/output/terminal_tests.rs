@@ -38,6 +38,8 @@ fn an_attributed_run_says_why_how_much_and_shows_the_evidence() {
             "preempted; other processes ran for 900 µs, most of all hog<script> (123) in /system.slice/<hog>",
             "madvise(DONTNEED) 4 MiB",
             "kswapd wakeups 3",
+            "CPU limits\n  Cgroup /demo/</b><i>?[31m may use 150 ms of CPU time in each 100 ms (1.50 CPUs). The",
+            "used up in 12 of 300 periods",
             "socket: partial (cgroup_sock), accept: this kernel has no fexit",
             "Lost: nothing",
             "What to do about reclaim_memcg: Raise memory.high",

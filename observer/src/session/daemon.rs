@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::budget::Budget;
 use super::cost::{Calibration, CostWatch};
+use super::cpu_limits::CpuLimitWatch;
 use super::memory::Memory;
 use super::watch::SocketWatch;
 use super::{find_target, mark_first, mark_joined, target_cgroup};
@@ -62,6 +63,7 @@ struct Watching {
     /// The target's cgroup, by which its row is known; `None` until there is a process.
     name: Option<String>,
     membership: Membership,
+    cpu_limits: CpuLimitWatch,
 }
 
 struct Shared {
@@ -81,7 +83,8 @@ impl Watching {
     /// Marks the target in the kernel.
     fn begin(mut membership: Membership, kernel: &Kernel) -> Self {
         mark_first(&mut membership, kernel);
-        let mut watching = Self { name: None, membership };
+        let cpu_limits = CpuLimitWatch::start(&membership);
+        let mut watching = Self { name: None, membership, cpu_limits };
         watching.find_name(kernel);
         watching
     }
@@ -120,6 +123,8 @@ impl Shared {
         let name = watching.and_then(|watching| watching.name.as_deref());
         let mut snapshot = self.kernel.snapshot(name);
         snapshot.target_live_sockets = live_sockets.filter(|_| name.is_some());
+        snapshot.target_cpu_limits =
+            watching.map_or_else(Vec::new, |watching| watching.cpu_limits.limits().0);
         snapshot.self_usage.rss_bound_bytes = self.resident_bound_bytes;
         snapshot.self_usage.added_cpu_share = self.cost.as_ref().and_then(CostWatch::added);
         if let Some(recording) = &self.recording {
@@ -367,8 +372,9 @@ fn follow(
                 *watching = Some(Watching::begin(membership, kernel));
             }
             if let Some(watching) = watching {
+                watching.cpu_limits.tick(&watching.membership);
                 if let Some(recording) = recording {
-                    recording.tick(&mut watching.membership, kernel);
+                    recording.tick(&mut watching.membership, &watching.cpu_limits, kernel);
                 }
                 mark_joined(&mut watching.membership, kernel);
                 watching.find_name(kernel);

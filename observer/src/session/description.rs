@@ -28,6 +28,8 @@ pub(super) fn describe(target: String, membership: &Membership, kernel: &Kernel)
         target_cpus: target_cpus(membership),
         target_owners: membership.owners(),
         target_cgroup: target_cgroup(membership),
+        cpu_limits: Vec::new(),
+        cpu_limits_beyond: 0,
         command: Vec::new(),
         command_user: None,
         command_exit: None,

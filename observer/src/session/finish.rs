@@ -25,6 +25,7 @@ use crate::output::rundir::RunDir;
 use crate::output::trace::TraceEvent;
 use crate::probe::{PROBES, kind_name};
 
+use super::complaint::{complaint, disk_full, failed_requests};
 use super::floor_log::{bound_hidden, short, unrecorded_ns};
 use super::journal::Journal;
 use super::start::ports;
@@ -64,12 +65,15 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         reader,
         outputs,
         mut cost,
+        mut cpu_limits,
         mut hidden,
         requests: _,
         baseline,
         started,
     } = session;
     let end = MonoNanos::now();
+    cpu_limits.look(&membership);
+    cpu_limits.note(&mut journal.info);
     let scale = cost.scale(&kernel);
     let late = super::description::thread_names(&membership);
     let mut last = kernel.snapshot(Some(super::TARGET_ROW));
@@ -192,17 +196,6 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
 /// Whether so few of the requests were read back that most of the others cannot have been recorded.
 pub(super) const fn is_part(read_back: usize, seen: u64) -> bool {
     (read_back as u64) < seen / 10 * 9
-}
-
-/// The one line about a disk that was full.
-fn disk_full(directory: &RunDir) -> Error {
-    let text = format!(
-        "the disk of {} was full, or a file reached its largest size (ulimit -f): the trace ends \
-         early, but the answer is complete (all data written so far is kept); make room or choose \
-         another --out",
-        directory.path().display()
-    );
-    Error::new(Exit::DiskFull, text)
 }
 
 /// What the answer is worked out from.
@@ -466,6 +459,8 @@ pub(super) fn summarise(
         causes,
         ruled_out: analysis.ruled_out,
         slowest_requests: analysis.slowest_requests,
+        cpu_limits: info.cpu_limits.clone(),
+        cpu_limits_beyond: info.cpu_limits_beyond,
         probes,
         loss: info.loss.clone(),
         records: BTreeMap::new(),
@@ -487,43 +482,6 @@ fn write_samples(directory: &RunDir, samples: &[Sample]) -> Result<()> {
         writer.append(sample).map_err(failed)?;
     }
     writer.finish().map_err(failed)
-}
-
-/// So many requests failed that this is the answer.
-fn failed_requests(summary: &Summary) -> Option<Error> {
-    let reason = summary.verdict.reasons.iter().find(|reason| reason.code == "requests_failed")?;
-    Some(Error::new(Exit::RequestsFailed, reason.text.trim_end_matches('.')))
-}
-
-/// The one line on standard error for a run that is complete and still not what was asked for.
-fn complaint(
-    options: &super::RunOptions,
-    info: &RunInfo,
-    ingested: Option<&Ingested>,
-    problem: Option<&IngestError>,
-) -> Option<Error> {
-    let source = options.samples.as_ref().map(super::source_name).unwrap_or_default();
-    // If observer ended COMMAND, its failure is expected.
-    let command_failed = info.end_reason == EndReason::CommandExit
-        && info.command_exit.is_some_and(|code| code != 0);
-    if let Some(error) = problem
-        && !(command_failed && matches!(error, IngestError::Empty))
-    {
-        return Some(error.at(&source));
-    }
-    if command_failed {
-        let code = info.command_exit.unwrap_or_default();
-        let text = format!("COMMAND failed with code {code}; see loadgen.err in the run directory");
-        return Some(Error::new(Exit::CommandFailed, text));
-    }
-    let interrupted = !matches!(info.end_reason, EndReason::CommandExit | EndReason::SamplesEnd);
-    if ingested.is_some_and(|ingested| ingested.truncated) && !interrupted {
-        return Some(Error::new(
-            Exit::SamplesTruncated,
-            format!("{source}: the samples end in the middle; the complete records were used"),
-        ));
-    }
-    None
 }
 
 #[cfg(test)]

@@ -3,7 +3,9 @@
 mod budget;
 mod capture;
 mod command;
+mod complaint;
 mod cost;
+mod cpu_limits;
 mod daemon;
 mod description;
 mod drain;
@@ -65,6 +67,7 @@ use crate::probe::ProbeOptions;
 use crate::target::{Membership, TargetSpec};
 use command::Generator;
 use cost::{Calibration, CostWatch};
+use cpu_limits::CpuLimitWatch;
 use description::{describe, target_cgroup};
 use floor_log::HiddenWatch;
 use journal::{Journal, create_directory};
@@ -145,6 +148,7 @@ pub struct Session {
     reader: Option<SampleReader>,
     outputs: Vec<OutputKeeper>,
     cost: CostWatch,
+    cpu_limits: CpuLimitWatch,
     hidden: HiddenWatch,
     /// `None` where requests are not watched.
     requests: Option<RequestRate>,
@@ -215,6 +219,7 @@ impl Session {
             slow_rule: options.slow.to_string(),
             ..describe(options.target.to_string(), &membership, &kernel)
         };
+        let cpu_limits = CpuLimitWatch::start(&membership);
         // Before the first record is written: a directory that is discarded must not grow.
         let journal = Journal::start(directory, info, &kernel)?;
         let floors = Floors {
@@ -230,6 +235,7 @@ impl Session {
         let mut session = Self {
             journal,
             cost: CostWatch::start(options.budget, calibration, &kernel),
+            cpu_limits,
             waits: membership.all_gone(),
             options,
             memory,
@@ -280,6 +286,7 @@ impl Session {
         }
         info.target_cgroup = now.target_cgroup;
         info.thread_names = now.thread_names;
+        self.cpu_limits = CpuLimitWatch::start(&self.membership);
         self.log_target();
         self.start_generator()
     }
@@ -354,6 +361,9 @@ impl Session {
             if let Some(requests) = &mut self.requests {
                 requests.tick(&self.kernel);
             }
+            rest();
+            self.cpu_limits.tick(&self.membership);
+            self.cpu_limits.note(&mut self.journal.info);
             rest();
             self.note_generator();
             let losses = Losses::later(&self.kernel);

@@ -8,6 +8,7 @@ use std::sync::mpsc::Receiver;
 
 use observer_ebpf::wire::KIND_SLOTS;
 
+use super::cpu_limits::CpuLimitWatch;
 use super::finish::{loss, records};
 use super::journal::{Journal, create_directory};
 use super::loss_watch::{LossWatch, Losses};
@@ -58,13 +59,19 @@ impl Recording {
     }
 
     /// Call it a few times a second.
-    pub(super) fn tick(&mut self, membership: &mut Membership, kernel: &Kernel) {
+    pub(super) fn tick(
+        &mut self,
+        membership: &mut Membership,
+        cpu_limits: &CpuLimitWatch,
+        kernel: &Kernel,
+    ) {
         for birth in self.births.try_iter() {
             membership.on_birth(birth.tgid);
         }
         if let Some(requests) = &mut self.requests {
             requests.tick(kernel);
         }
+        cpu_limits.note(&mut self.journal.info);
         let losses = Losses::later(kernel);
         self.journal.tick(kernel, &losses, self.capture.counts());
         self.losses.tick(&losses, &self.capture);

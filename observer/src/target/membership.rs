@@ -10,7 +10,7 @@ use super::TargetError;
 use super::liveness::{Watched, gone};
 use super::spec::{Matcher, TargetSpec};
 use crate::host::network::Listeners;
-use crate::host::{Owners, Process, process, system};
+use crate::host::{Owners, Process, process, system, usage};
 use crate::model::{Joining, Owner, Tgid, by_owner};
 use crate::pace::rest;
 
@@ -77,21 +77,10 @@ impl Stranger {
     }
 }
 
-/// The time of a clock since its zero.
-fn time_of(clock: ClockId) -> Duration {
-    let now = clock_gettime(clock);
-    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
-}
-
 /// Time since boot, as start times of processes count it.
 fn uptime() -> Duration {
-    time_of(ClockId::Boottime)
-}
-
-/// Processor time of this thread. It does not count the time in which other threads have the
-/// processor.
-fn own_cpu() -> Duration {
-    time_of(ClockId::ThreadCPUTime)
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 /// How long to wait after a scan of this duration.
@@ -321,7 +310,7 @@ impl Membership {
     /// kernel side follows [`Self::tgids`], until it finds nothing: what was forked in between
     /// is found here, what is forked later by the kernel side.
     pub fn rescan(&mut self) -> Vec<Process> {
-        let (started, cpu_started) = (Instant::now(), own_cpu());
+        let (started, cpu_started) = (Instant::now(), usage::of_thread());
         // Before the scan: a process born during it is found by the next one.
         self.youngest = system::youngest_task();
         let before: BTreeMap<Tgid, u64> = self
@@ -340,7 +329,7 @@ impl Membership {
         }
         let may_change = !matches!(self.spec, TargetSpec::Pids(_));
         let now = Instant::now();
-        let mut rest = pause(own_cpu().saturating_sub(cpu_started));
+        let mut rest = pause(usage::of_thread().saturating_sub(cpu_started));
         if !may_change {
             // Children are all that can join, and the kernel side follows them by itself.
             rest = rest.max(CHILDREN_INTERVAL);

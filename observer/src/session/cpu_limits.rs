@@ -1,0 +1,182 @@
+//! The limits of CPU time on the cgroups of the target, watched through a run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crate::clock::MonoNanos;
+use crate::host::cgroups::with_those_above;
+use crate::host::cpu_limits::{CpuCgroups, CpuCounts};
+use crate::host::{Cgroups, usage};
+use crate::model::{CpuLimit, CpuLimitSummary, RunInfo, Tgid};
+use crate::pace::rest;
+use crate::target::Membership;
+
+/// Pause between two readings: what a cgroup counts after the last one before it is removed is not known.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// A process may be moved to another cgroup, which is looked for after this time.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(10);
+/// Readings take at most one part in this many of a CPU's time.
+const SHARE: u32 = 300;
+/// Cgroups that are watched, with limits or not.
+const WATCHED_MAX: usize = 64;
+/// Limits that are kept.
+const LIMITS_MAX: usize = 16;
+
+/// Every cgroup on the paths from those of the target up to the root.
+pub(super) struct CpuLimitWatch {
+    cgroups: Option<CpuCgroups>,
+    watched: BTreeMap<String, Watched>,
+    /// Cgroups for which there was no room.
+    beyond: usize,
+    /// The processes whose cgroups are known.
+    members: BTreeSet<Tgid>,
+    next: Instant,
+    next_search: Instant,
+}
+
+impl CpuLimitWatch {
+    /// What the kernel counted before does not count.
+    pub(super) fn start(membership: &Membership) -> Self {
+        let mut watch = Self::of(CpuCgroups::of(&Cgroups::read()));
+        watch.look(membership);
+        watch
+    }
+
+    fn of(cgroups: Option<CpuCgroups>) -> Self {
+        let now = Instant::now();
+        Self {
+            cgroups,
+            watched: BTreeMap::new(),
+            beyond: 0,
+            members: BTreeSet::new(),
+            next: now,
+            next_search: now,
+        }
+    }
+
+    /// Call it often: reads the counters when that is due.
+    pub(super) fn tick(&mut self, membership: &Membership) {
+        if Instant::now() >= self.next {
+            self.look(membership);
+        }
+    }
+
+    /// Reads the counters now.
+    pub(super) fn look(&mut self, membership: &Membership) {
+        let begun = usage::of_thread();
+        let members = membership.tgids();
+        let now = Instant::now();
+        if members != self.members || now >= self.next_search {
+            let cgroups = members.iter().inspect(|_| rest());
+            let of = |tgid: &Tgid| self.cgroups.as_ref()?.cgroup_of(*tgid);
+            let found: BTreeSet<String> = cgroups.filter_map(of).collect();
+            self.add(&found);
+            self.members = members;
+            self.next_search = now + SEARCH_INTERVAL;
+        }
+        self.read();
+        let took = usage::of_thread().saturating_sub(begun);
+        self.next = now + took.saturating_mul(SHARE).max(INTERVAL);
+    }
+
+    /// Watches these cgroups from now on, and those above them.
+    fn add(&mut self, found: &BTreeSet<String>) {
+        let Some(cgroups) = &self.cgroups else { return };
+        let all: BTreeSet<&str> =
+            found.iter().flat_map(|cgroup| with_those_above(cgroup)).collect();
+        let mut beyond = 0;
+        for cgroup in all {
+            if self.watched.contains_key(cgroup) {
+                continue;
+            }
+            rest();
+            let Some(watched) = Watched::new(cgroups, cgroup) else { continue };
+            if self.watched.len() < WATCHED_MAX {
+                self.watched.insert(cgroup.to_owned(), watched);
+            } else {
+                beyond += 1;
+            }
+        }
+        self.beyond = self.beyond.max(beyond);
+    }
+
+    fn read(&mut self) {
+        let Some(cgroups) = &self.cgroups else { return };
+        for (cgroup, watched) in &mut self.watched {
+            rest();
+            watched.read(cgroups, cgroup);
+        }
+    }
+
+    /// The limits so far, and how many cgroups there are besides that have one or may have one.
+    pub(super) fn limits(&self) -> (Vec<CpuLimitSummary>, u64) {
+        let summaries = self.watched.values().map(|watched| &watched.summary);
+        let mut limits: Vec<_> =
+            summaries.filter(|summary| summary.limit.quota_us > 0).cloned().collect();
+        let beyond = self.beyond + limits.len().saturating_sub(LIMITS_MAX);
+        limits.truncate(LIMITS_MAX);
+        (limits, beyond as u64)
+    }
+
+    /// Puts the limits so far into the description of a run.
+    pub(super) fn note(&self, info: &mut RunInfo) {
+        (info.cpu_limits, info.cpu_limits_beyond) = self.limits();
+    }
+}
+
+struct Watched {
+    /// As last read.
+    limit: Option<CpuLimit>,
+    counts: CpuCounts,
+    read_at: MonoNanos,
+    /// What it comes to so far. While there was no limit yet, its quota is 0, which no limit has.
+    summary: CpuLimitSummary,
+}
+
+impl Watched {
+    /// `None` where the CPU time cannot be limited.
+    fn new(cgroups: &CpuCgroups, cgroup: &str) -> Option<Self> {
+        let (limit, counts) = (cgroups.limit(cgroup), cgroups.counts(cgroup)?);
+        let summary = CpuLimitSummary {
+            cgroup: cgroup.to_owned(),
+            version: cgroups.version(),
+            limit: limit.unwrap_or_default(),
+            usage_ns: counts.usage_ns.map(|_| 0),
+            ..CpuLimitSummary::default()
+        };
+        Some(Self { limit, counts, read_at: MonoNanos::now(), summary })
+    }
+
+    /// Takes in what the kernel counted since the last reading. A cgroup that is gone keeps what was read
+    /// before.
+    fn read(&mut self, cgroups: &CpuCgroups, cgroup: &str) {
+        let limit = cgroups.limit(cgroup);
+        if limit.is_none() && self.limit.is_none() {
+            return;
+        }
+        let Some(now) = cgroups.counts(cgroup) else { return };
+        // One that was made again counts from 0.
+        let same = now.cgroup_id == self.counts.cgroup_id;
+        let before = if same { self.counts } else { CpuCounts::default() };
+        let add = |sum: &mut u64, now: u64, before: u64| {
+            *sum = sum.saturating_add(now.saturating_sub(before));
+        };
+        let summary = &mut self.summary;
+        add(&mut summary.periods, now.periods, before.periods);
+        add(&mut summary.throttled_periods, now.throttled_periods, before.throttled_periods);
+        add(&mut summary.throttled_ns, now.throttled_ns, before.throttled_ns);
+        match (&mut summary.usage_ns, now.usage_ns) {
+            (Some(sum), Some(now)) => add(sum, now, before.usage_ns.unwrap_or(0)),
+            (sum, _) => *sum = None,
+        }
+        let read_at = MonoNanos::now();
+        summary.observed_ns += read_at.since(self.read_at);
+        summary.changed |= limit != self.limit;
+        summary.limit = limit.unwrap_or(summary.limit);
+        (self.limit, self.counts, self.read_at) = (limit, now, read_at);
+    }
+}
+
+#[cfg(test)]
+#[path = "cpu_limits_tests.rs"]
+mod tests;
