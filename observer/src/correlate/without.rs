@@ -30,6 +30,9 @@ use crate::model::{Cause, CauseSummary, P99Without, Sample, Tid, Without};
 const RESAMPLES: usize = 400;
 /// The quantile.
 const P99: f64 = 0.99;
+/// Steps to put requests in order, for all of a run: a bound for a service that takes the newest first, and has
+/// many to take. The rest stays in the order that was measured.
+const ORDER_STEPS: usize = 100_000_000;
 /// Samples that are needed to speak of it.
 const LEAST_SAMPLES: usize = 100;
 
@@ -298,22 +301,33 @@ impl<'a> Replay<'a> {
                 });
             }
         }
-        if !late_ns.is_empty() {
-            self.put_in_order(&mut freed);
-        }
+        self.put_in_order(&mut freed);
         freed
     }
 
-    /// Requests that were sent late come in any order. Sent in time, none waits for one that comes later.
+    /// What piled up behind a stall is done in any order, and requests that were sent late come in any order.
+    /// Without that, none waits for one that comes later: it is done before that one.
     fn put_in_order(&self, freed: &mut [Freed]) {
-        let ready = |place: usize, freed: &[Freed]| self.turns[place].ready - freed[place].ready_ns;
-        for place in 0..freed.len() {
+        let ready = |place: u32, freed: &[Freed]| {
+            self.turns[place as usize].ready - freed[place as usize].ready_ns
+        };
+        // Of each turn the last one of those that are done when it was done in the order that was measured.
+        let mut last: Vec<u32> = (0..freed.len() as u32).collect();
+        let mut steps = 0;
+        for place in 0..freed.len() as u32 {
             let own = ready(place, freed);
-            let mut after = freed[place].after;
-            while after != contention::NONE && ready(after as usize, freed) > own {
-                after = freed[after as usize].after;
+            let before = last.get(freed[place as usize].after as usize).copied();
+            let before = before.unwrap_or(contention::NONE);
+            let (mut behind, mut after) = (contention::NONE, before);
+            while after != contention::NONE && ready(after, freed) > own && steps < ORDER_STEPS {
+                (behind, after) = (after, freed[after as usize].after);
+                steps += 1;
             }
-            freed[place].after = after;
+            freed[place as usize].after = after;
+            if behind != contention::NONE {
+                freed[behind as usize].after = place;
+                last[place as usize] = before;
+            }
         }
     }
 
@@ -353,9 +367,8 @@ impl<'a> Replay<'a> {
         }
         let freed = self.freed(causes, &late_ns);
         let own_saved_ns = self.own_saved_ns(causes, &freed);
-        let mut replayed: Vec<Replayed> = Vec::with_capacity(self.turns.len());
-        for (place, (turn, freed)) in self.turns.iter().zip(&freed).enumerate() {
-            let before = replayed.get(freed.after as usize).map_or(0, |before| before.through);
+        let replay = |place: usize, before: u64| {
+            let (turn, freed) = (&self.turns[place], &freed[place]);
             let ready = turn.ready - freed.ready_ns;
             let own_ns = own_saved_ns.as_ref().map_or(0, |saved_ns| saved_ns[place]);
             let (measured, handed) = self.begin_and_handed(turn);
@@ -364,8 +377,23 @@ impl<'a> Replay<'a> {
             let saved = sooner_ns + freed.delay_ns + freed.cpu_ns + own_ns;
             let saved = saved.min(turn.through - ready.min(turn.arrival));
             let handed = begin + (handed - measured).saturating_sub(freed.before_ns);
-            replayed.push(Replayed { ready, handed, through: turn.through - saved });
+            Replayed { ready, handed, through: turn.through - saved }
+        };
+        let mut replayed: Vec<Option<Replayed>> = vec![None; self.turns.len()];
+        // Turns that wait for those behind them here.
+        let mut waiting = Vec::new();
+        for place in 0..self.turns.len() {
+            let mut next = place;
+            while replayed.get(next).is_some_and(Option::is_none) {
+                waiting.push(next);
+                next = freed[next].after as usize;
+            }
+            while let Some(place) = waiting.pop() {
+                let before = replayed.get(freed[place].after as usize).copied().flatten();
+                replayed[place] = Some(replay(place, before.map_or(0, |before| before.through)));
+            }
         }
+        let replayed: Vec<Replayed> = replayed.into_iter().flatten().collect();
         self.answered_sooner_ns(&freed, &replayed)
     }
 
