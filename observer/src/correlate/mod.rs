@@ -58,6 +58,9 @@ mod loss_drills;
 mod matching;
 mod multiplexed;
 mod objects;
+mod order;
+#[cfg(test)]
+mod order_drills;
 mod pairing;
 mod relay;
 #[cfg(test)]

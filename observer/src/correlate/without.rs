@@ -30,9 +30,6 @@ use crate::model::{Cause, CauseSummary, P99Without, Sample, Tid, Without};
 const RESAMPLES: usize = 400;
 /// The quantile.
 const P99: f64 = 0.99;
-/// Steps to put requests in order, for all of a run: a bound for a service that takes the newest first, and has
-/// many to take. The rest stays in the order that was measured.
-const ORDER_STEPS: usize = 100_000_000;
 /// Samples that are needed to speak of it.
 const LEAST_SAMPLES: usize = 100;
 
@@ -43,7 +40,7 @@ pub(super) struct Replay<'a> {
     siblings: &'a Siblings,
     asides: &'a Asides,
     /// The answered requests, thread by thread, in the order in which it was through with them.
-    turns: Vec<Turn>,
+    pub(super) turns: Vec<Turn>,
     /// The threads that answered, each with the end of its turns.
     threads: Vec<(Tid, usize)>,
     /// How the threads competed for CPUs; `None` where they hardly did.
@@ -67,19 +64,19 @@ struct Contention {
 
 /// What is taken away from a turn.
 #[derive(Clone, Copy, Debug)]
-struct Freed {
+pub(super) struct Freed {
     /// How much earlier it could have begun, had its thread not been busy.
-    ready_ns: u64,
+    pub(super) ready_ns: u64,
     /// Of the time until the thread had the request.
-    before_ns: u64,
+    pub(super) before_ns: u64,
     /// Time in which its thread needed no CPU, with `before_ns`.
-    delay_ns: u64,
+    pub(super) delay_ns: u64,
     /// Time on a CPU.
-    cpu_ns: u64,
+    pub(super) cpu_ns: u64,
     /// Behind the end of its batch.
     tail_ns: u64,
     /// As [`Turn::after`].
-    after: u32,
+    pub(super) after: u32,
 }
 
 /// Whether threads need no CPU in its stalls.
@@ -98,11 +95,11 @@ fn is_delay(cause: Cause) -> bool {
 
 /// A turn in the replay, in nanoseconds since the start of the window.
 #[derive(Clone, Copy, Debug)]
-struct Replayed {
+pub(super) struct Replayed {
     /// As [`Turn::ready`], [`Turn::handed`] and [`Turn::through`].
-    ready: u64,
-    handed: u64,
-    through: u64,
+    pub(super) ready: u64,
+    pub(super) handed: u64,
+    pub(super) through: u64,
 }
 
 impl<'a> Replay<'a> {
@@ -182,7 +179,7 @@ impl<'a> Replay<'a> {
 
     /// When a turn began, and when its thread had the request: between the two, the thread waited for work,
     /// and needed no CPU for it.
-    fn begin_and_handed(&self, turn: &Turn) -> (u64, u64) {
+    pub(super) fn begin_and_handed(&self, turn: &Turn) -> (u64, u64) {
         let begin = self.begin(turn);
         (begin, turn.handed.max(begin))
     }
@@ -305,32 +302,6 @@ impl<'a> Replay<'a> {
         freed
     }
 
-    /// What piled up behind a stall is done in any order, and requests that were sent late come in any order.
-    /// Without that, none waits for one that comes later: it is done before that one.
-    fn put_in_order(&self, freed: &mut [Freed]) {
-        let ready = |place: u32, freed: &[Freed]| {
-            self.turns[place as usize].ready - freed[place as usize].ready_ns
-        };
-        // Of each turn the last one of those that are done when it was done in the order that was measured.
-        let mut last: Vec<u32> = (0..freed.len() as u32).collect();
-        let mut steps = 0;
-        for place in 0..freed.len() as u32 {
-            let own = ready(place, freed);
-            let before = last.get(freed[place as usize].after as usize).copied();
-            let before = before.unwrap_or(contention::NONE);
-            let (mut behind, mut after) = (contention::NONE, before);
-            while after != contention::NONE && ready(after, freed) > own && steps < ORDER_STEPS {
-                (behind, after) = (after, freed[after as usize].after);
-                steps += 1;
-            }
-            freed[place as usize].after = after;
-            if behind != contention::NONE {
-                freed[behind as usize].after = place;
-                last[place as usize] = before;
-            }
-        }
-    }
-
     /// For how long each turn would not have waited for other threads of the service: as large a part as
     /// in the replay.
     fn own_saved_ns(&self, causes: &[Cause], freed: &[Freed]) -> Option<Vec<u64>> {
@@ -367,18 +338,6 @@ impl<'a> Replay<'a> {
         }
         let freed = self.freed(causes, &late_ns);
         let own_saved_ns = self.own_saved_ns(causes, &freed);
-        let replay = |place: usize, before: u64| {
-            let (turn, freed) = (&self.turns[place], &freed[place]);
-            let ready = turn.ready - freed.ready_ns;
-            let own_ns = own_saved_ns.as_ref().map_or(0, |saved_ns| saved_ns[place]);
-            let (measured, handed) = self.begin_and_handed(turn);
-            let begin = ready.max(before);
-            let sooner_ns = measured.saturating_sub(begin);
-            let saved = sooner_ns + freed.delay_ns + freed.cpu_ns + own_ns;
-            let saved = saved.min(turn.through - ready.min(turn.arrival));
-            let handed = begin + (handed - measured).saturating_sub(freed.before_ns);
-            Replayed { ready, handed, through: turn.through - saved }
-        };
         let mut replayed: Vec<Option<Replayed>> = vec![None; self.turns.len()];
         // Turns that wait for those behind them here.
         let mut waiting = Vec::new();
@@ -390,7 +349,8 @@ impl<'a> Replay<'a> {
             }
             while let Some(place) = waiting.pop() {
                 let before = replayed.get(freed[place].after as usize).copied().flatten();
-                replayed[place] = Some(replay(place, before.map_or(0, |before| before.through)));
+                let own_ns = own_saved_ns.as_ref().map_or(0, |saved_ns| saved_ns[place]);
+                replayed[place] = Some(self.replay(place, &freed[place], before, own_ns));
             }
         }
         let replayed: Vec<Replayed> = replayed.into_iter().flatten().collect();
