@@ -119,6 +119,10 @@ globals! {
     OFF_SOCKET_FILE: off_socket_file = 0;
     /// `task_struct::__state`.
     OFF_TASK_STATE: off_task_state = 0;
+    /// The byte with the bit `task_struct::in_iowait`.
+    OFF_TASK_IN_IOWAIT: off_task_in_iowait = 0;
+    /// That bit; 0 where it is not known.
+    TASK_IN_IOWAIT: task_in_iowait = 0;
     /// `task_struct::jobctl`.
     OFF_TASK_JOB_CONTROL: off_task_job_control = 0;
     /// Position of `prev` among the arguments of `sched_switch`.

@@ -307,6 +307,13 @@ impl Task {
         self.field(config::off_task_job_control())
     }
 
+    /// `task_struct::in_iowait`: it gives up the CPU to wait for block I/O (`io_schedule`), or, in an
+    /// interruptible sleep, for anything that was asked for through io_uring.
+    #[inline(always)]
+    pub(crate) fn in_iowait(self) -> bool {
+        self.field::<u8>(config::off_task_in_iowait()) & config::task_in_iowait() as u8 != 0
+    }
+
     /// The registers with which a thread that does not run entered the kernel: they lie at the end of its
     /// stack, behind which a kernel with FRED leaves 16 bytes (`TOP_OF_KERNEL_STACK_PADDING`,
     /// arch/x86/include/asm/thread_info.h). Nothing if they are not those of 64-bit user code.

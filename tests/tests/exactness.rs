@@ -5,7 +5,7 @@
 //! of the work for both sides, however long attaching takes.
 
 use observer_tests::disturbance::repeated;
-use observer_tests::exact::Limit;
+use observer_tests::exact::{Limit, Throttled};
 use observer_tests::trial::{Trial, scaled_text};
 use observer_tests::{exact, privileged};
 
@@ -32,19 +32,28 @@ fn runqueue_delay_and_processor_time_fill_the_time_between_them() {
 #[test]
 fn a_thread_is_throttled_as_long_as_its_cgroup() {
     let Some(_guard) = privileged::ready("throttled cgroup") else { return };
-    repeated(|| exact::throttled(&Trial::new("throttled cgroup"), 1, Limit::Own, false));
+    repeated(|| exact::throttled(&Trial::new("throttled cgroup"), Throttled::ONE));
 }
 
 #[test]
 fn threads_are_throttled_by_a_limit_above_their_cgroup() {
     let Some(_guard) = privileged::ready("throttled from above") else { return };
-    repeated(|| exact::throttled(&Trial::new("throttled from above"), 3, Limit::Above, false));
+    let case = Throttled { threads: 3, limit: Limit::Above, ..Throttled::ONE };
+    repeated(|| exact::throttled(&Trial::new("throttled from above"), case));
 }
 
 #[test]
 fn what_a_thread_is_throttled_is_no_wait_for_another_process() {
     let Some(_guard) = privileged::ready("throttled and busy") else { return };
-    repeated(|| exact::throttled(&Trial::new("throttled and busy"), 2, Limit::Own, true));
+    let case = Throttled { threads: 2, beside_another: true, ..Throttled::ONE };
+    repeated(|| exact::throttled(&Trial::new("throttled and busy"), case));
+}
+
+#[test]
+fn a_thread_that_is_stopped_while_it_is_throttled_is_both() {
+    let Some(_guard) = privileged::ready("throttled and stopped") else { return };
+    let case = Throttled { is_stopped: true, ..Throttled::ONE };
+    repeated(|| exact::throttled(&Trial::new("throttled and stopped"), case));
 }
 
 #[test]
@@ -135,6 +144,12 @@ fn requests_are_those_that_the_service_counts() {
 fn sleeps_are_the_voluntary_context_switches() {
     let Some(_guard) = privileged::ready("sleeps") else { return };
     repeated(|| exact::sleeps(&Trial::new("threads that sleep")));
+}
+
+#[test]
+fn waits_for_a_disk_are_those_of_delay_accounting() {
+    let Some(_guard) = privileged::ready("block I/O") else { return };
+    repeated(|| exact::block_io(&Trial::new("block I/O")));
 }
 
 #[test]

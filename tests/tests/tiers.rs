@@ -3,7 +3,7 @@
 
 use observer_tests::disturbance::repeated;
 use observer_tests::exact;
-use observer_tests::exact::Limit;
+use observer_tests::exact::Throttled;
 use observer_tests::privileged;
 use observer_tests::results::case_held;
 use observer_tests::trial::{self, Trial, scaled_text};
@@ -33,7 +33,8 @@ fn all_tiers_of_runqueue_agree() {
         repeated(|| exact::own_threads(&tiers("tiers: own threads", "runqueue")));
         repeated(|| exact::another_process(&tiers("tiers: another process", "runqueue")));
         let trial = || tiers("tiers: throttled cgroup", "runqueue");
-        repeated(|| exact::throttled(&trial(), 2, Limit::Own, true));
+        let case = Throttled { threads: 2, beside_another: true, ..Throttled::ONE };
+        repeated(|| exact::throttled(&trial(), case));
     }
 }
 
@@ -92,4 +93,5 @@ fn all_tiers_of_sleep_agree() {
     let Some(_guard) = privileged::ready("tiers of sleep") else { return };
     repeated(|| exact::sleeps(&tiers("tiers: threads that sleep", "sleep")));
     repeated(|| exact::holds(&tiers("tiers: threads that are held", "sleep")));
+    repeated(|| exact::block_io(&tiers("tiers: block I/O", "sleep")));
 }

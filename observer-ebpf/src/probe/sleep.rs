@@ -1,9 +1,9 @@
 //! Sleeps of the target's threads: from giving up the CPU to the wake-up, and what in.
 
 use observer_ebpf::wire::{
-    Address, JOBCTL_TRAP_FREEZE, LossKind, NO_SYSCALL, RecordKind, SLEEP_FROZEN, SLEEP_REMOTE,
-    SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE, Series, SleepRecord, SleepState, TASK_FROZEN,
-    TASK_INTERRUPTIBLE, TASK_STOPPED_OR_TRACED, TASK_UNINTERRUPTIBLE,
+    Address, JOBCTL_TRAP_FREEZE, LossKind, NO_SYSCALL, RecordKind, SLEEP_FROZEN, SLEEP_IO,
+    SLEEP_REMOTE, SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE, SLEEPS_FOR_IO, Series, SleepRecord,
+    SleepState, TASK_FROZEN, TASK_INTERRUPTIBLE, TASK_STOPPED_OR_TRACED, TASK_UNINTERRUPTIBLE,
 };
 
 use crate::{
@@ -42,6 +42,9 @@ fn begin(prev: Task, prev_state: u32) {
     // wake, and a pending freeze is like a signal, so that nothing else can be such a sleep.
     if prev_state & TASK_INTERRUPTIBLE != 0 && prev.job_control() & JOBCTL_TRAP_FREEZE != 0 {
         state.state |= TASK_FROZEN;
+    }
+    if prev_state & TASK_UNINTERRUPTIBLE != 0 && config::task_in_iowait() != 0 && prev.in_iowait() {
+        state.state |= SLEEPS_FOR_IO;
     }
     state.moved_asleep = 0;
     state.waker_tid = 0;
@@ -95,6 +98,8 @@ fn end(next: Task) {
         (Series::SleepStopped, SLEEP_FROZEN)
     } else if state.state & TASK_STOPPED_OR_TRACED != 0 {
         (Series::SleepStopped, SLEEP_STOPPED)
+    } else if state.state & SLEEPS_FOR_IO != 0 {
+        (Series::SleepIo, SLEEP_UNINTERRUPTIBLE | SLEEP_IO)
     } else if state.state & TASK_UNINTERRUPTIBLE != 0 {
         (Series::SleepUninterruptible, SLEEP_UNINTERRUPTIBLE)
     } else {

@@ -255,8 +255,10 @@ probes! {
         series {
             /// A signal could have ended it.
             SleepInterruptible,
-            /// Signals could not.
+            /// Signals could not, and it was not for block I/O.
             SleepUninterruptible,
+            /// For block I/O.
+            SleepIo,
             /// Stopped or traced.
             SleepStopped,
         }

@@ -14,6 +14,9 @@ pub const SLEEP_REMOTE: u16 = 4;
 /// Header flag: the freezer of its cgroup held the thread.
 pub const SLEEP_FROZEN: u16 = 8;
 
+/// Header flag: it waited for block I/O (`task_struct::in_iowait`), as delay accounting counts it.
+pub const SLEEP_IO: u16 = 16;
+
 /// [`SleepRecord::syscall`] of a thread that slept outside a system call, in a page fault for instance.
 pub const NO_SYSCALL: u32 = u32::MAX;
 
@@ -25,6 +28,8 @@ pub const TASK_UNINTERRUPTIBLE: u32 = 2;
 pub const TASK_STOPPED_OR_TRACED: u32 = 4 | 8;
 /// `TASK_FROZEN`, of the v1 freezer (include/linux/sched.h; since Linux 6.1).
 pub const TASK_FROZEN: u32 = 0x8000;
+/// Not a state of the kernel: of a thread in an uninterruptible sleep that waits for block I/O.
+pub const SLEEPS_FOR_IO: u32 = 1 << 31;
 /// `JOBCTL_TRAP_FREEZE`, of the v2 freezer (include/linux/sched/jobctl.h).
 pub const JOBCTL_TRAP_FREEZE: u64 = 1 << 23;
 
@@ -70,7 +75,8 @@ pub struct SleepState {
     pub waker_tid: u32,
     /// Its process.
     pub waker_tgid: u32,
-    /// Its state at the begin (`task_struct::__state`), with [`TASK_FROZEN`] for either freezer.
+    /// Its state at the begin (`task_struct::__state`), with [`TASK_FROZEN`] for either freezer, and
+    /// [`SLEEPS_FOR_IO`].
     pub state: u32,
     /// 1 when it was moved to another run queue in its sleep, so that the kernel counts the rest of the
     /// sleep as a wait for a CPU.

@@ -379,7 +379,7 @@ impl Timelines {
             }
             counts[cause.index()] += 1;
             let (start, end, length) = (first.0, stall.end.0, stall.duration_ns());
-            let rank = Rank::of(stall, is_stall);
+            let rank = Rank::of(stall, is_stall && !cause.is_sleep());
             inside.push(ThreadStall { start, end, length, tid: stall.tid.0, cause, rank });
         }
         inside.sort_unstable_by_key(|stall| Reverse((stall.tid, stall.end)));

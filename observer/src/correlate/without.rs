@@ -87,6 +87,7 @@ fn is_delay(cause: Cause) -> bool {
         Cause::RUNQUEUE_IDLE,
         Cause::RUNQUEUE,
         Cause::FAULT_MAJOR,
+        Cause::BLOCK_IO,
         Cause::STOPPED,
         Cause::SERVICE_WAIT,
     ];

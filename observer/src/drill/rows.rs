@@ -61,6 +61,8 @@ pub enum Harm {
     Faults,
     /// Maps and unmaps much memory.
     Map,
+    /// Writes to a file on a disk, and waits until it is there.
+    Sync,
     /// Sleeps, and wakes background threads that nobody waits for.
     Background,
 }
@@ -99,6 +101,8 @@ pub enum Truth {
     Faulted,
     /// What the handler spent in mmap and munmap.
     Mapped,
+    /// How long the handler wrote to a file and synced it.
+    Synced,
     /// When threads could run and did not.
     Waited,
     /// What the handler took longer than usual during a squeeze, without waits for a CPU.
@@ -264,6 +268,14 @@ pub static INJECTIONS: &[Injection] = &[
         harm: Harm::Map,
         truth: Truth::Mapped,
         expected: Expected::OneOf(&["mm_syscall"]),
+        ..PLAIN
+    },
+    Injection {
+        name: "sync",
+        text: "3 % of the requests write to a file and call fsync again and again for 25 ms",
+        harm: Harm::Sync,
+        truth: Truth::Synced,
+        expected: Expected::OneOf(&["block_io"]),
         ..PLAIN
     },
     Injection {

@@ -266,6 +266,7 @@ const fn word(harm: Harm) -> &'static str {
         Harm::Burn => "burn",
         Harm::Faults => "faults",
         Harm::Map => "map",
+        Harm::Sync => "sync",
         Harm::Background => "background",
     }
 }
@@ -290,7 +291,7 @@ fn own(run: &Run<'_>, form: Form, place: Place) -> Result<Started, String> {
     command.args(["--work", if row.work == Work::Read { "read" } else { "spin" }]);
     command.args(["--seed", &run.seed.to_string(), "--lifetime", &lifetime(run)]);
     command.arg("--log").arg(log_path(run));
-    if row.work == Work::Read {
+    if row.work == Work::Read || row.harm == Harm::Sync {
         // The service makes it, and removes its name at once.
         let name = format!("observer-drill-{}.sparse", std::process::id());
         command.arg("--file").arg(on_disk(run.directory)?.join(name));

@@ -171,6 +171,17 @@ impl Btf {
         if bits % 8 == 0 { Ok(bits / 8) } else { Err(missing()) }
     }
 
+    /// Where a member of one bit is in a struct: offset of its byte, and the bit in that byte.
+    ///
+    /// # Errors
+    /// [`BtfError::Missing`] when the struct or the member does not exist.
+    pub fn bit_of(&self, structure: &str, member: &str) -> Result<(u32, u32), BtfError> {
+        let missing = || BtfError::Missing(format!("struct {structure} has no bit {member}"));
+        let id = self.struct_id(structure).ok_or_else(missing)?;
+        let (bits, width, _) = self.member_bits(id, member, 0).ok_or_else(missing)?;
+        if width == 1 { Ok((bits / 8, 1 << (bits % 8))) } else { Err(missing()) }
+    }
+
     /// Size of a struct, bytes.
     ///
     /// # Errors
@@ -306,6 +317,12 @@ impl Btf {
 
     /// Offset in bits and type of a member, looked for in anonymous members too.
     fn member(&self, id: u32, name: &str, depth: u32) -> Option<(u32, u32)> {
+        let (bits, width, member_type) = self.member_bits(id, name, depth)?;
+        (width == 0).then_some((bits, member_type))
+    }
+
+    /// Offset of a member in bits, its width if it is a bit field (0 otherwise), and its type.
+    fn member_bits(&self, id: u32, name: &str, depth: u32) -> Option<(u32, u32, u32)> {
         if depth > 8 {
             return None;
         }
@@ -324,12 +341,13 @@ impl Btf {
                 if has_bitfields { (raw & 0x00ff_ffff, raw >> 24) } else { (raw, 0) };
             let member_name = self.name_at(entry)?;
             if member_name == name.as_bytes() {
-                return (width == 0).then_some((bits, member_type));
+                return Some((bits, width, member_type));
             }
             if member_name.is_empty()
-                && let Some((inner, inner_type)) = self.member(member_type, name, depth + 1)
+                && let Some((inner, width, inner_type)) =
+                    self.member_bits(member_type, name, depth + 1)
             {
-                return Some((bits + inner, inner_type));
+                return Some((bits + inner, width, inner_type));
             }
         }
         None

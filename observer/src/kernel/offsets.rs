@@ -180,6 +180,8 @@ impl Offsets {
         offsets.add(Members::State, "OFF_TASK_STATE", state);
         offsets.globals.extend(signatures(btf));
         offsets.globals.extend(throttling(btf));
+        let (byte, bit) = btf.bit_of("task_struct", "in_iowait").unwrap_or_default();
+        offsets.globals.extend([("OFF_TASK_IN_IOWAIT", byte), ("TASK_IN_IOWAIT", bit)]);
         offsets.add_cgroup(btf, cgroup_v1);
         Ok(offsets)
     }

@@ -217,6 +217,21 @@ causes! {
         kind: CauseKind::Stall,
         object: "",
     }
+    BLOCK_IO {
+        id: "block_io",
+        title: "Waiting for a disk",
+        sentence: "threads slept until a block device had read or written something",
+        advice: "See in the slowest requests in which system call. For fsync and fdatasync, write less often \
+                 or outside of requests (group commits, a thread of its own), or to a faster device. For \
+                 reads, keep the data in memory. For writes, see whether the host writes back too much at \
+                 a time (vm.dirty_bytes, vm.dirty_background_bytes). iostat -x tells how busy the device is, \
+                 and io.stat of the cgroups who uses it.",
+        probe: Some("sleep"),
+        record: Some("sleep"),
+        color: "#196f3d",
+        kind: CauseKind::Stall,
+        object: "threads waited in",
+    }
     STOPPED {
         id: "stopped",
         title: "Stopped or frozen",
@@ -365,6 +380,12 @@ impl Cause {
     #[must_use]
     pub fn is_stall(self) -> bool {
         self.info().kind == CauseKind::Stall
+    }
+
+    /// A thread slept for something. What it slept for within a stall, that stall is the reason of.
+    #[must_use]
+    pub fn is_sleep(self) -> bool {
+        self == Self::SERVICE_WAIT || self == Self::BLOCK_IO
     }
 
     /// Its intervals come as records: stalls, and what the service waited for.

@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use observer_ebpf::wire::{
-    NO_SYSCALL, SLEEP_FROZEN, SLEEP_REMOTE, SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE, Series,
+    NO_SYSCALL, SLEEP_FROZEN, SLEEP_IO, SLEEP_REMOTE, SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE, Series,
     SleepRecord, SleepState, Slot,
 };
 
@@ -45,8 +45,11 @@ pub(super) const PROBE: Probe = Probe {
             CPU after the wake-up is not part of it. Only sleeps of threads that have read or answered a \
             request, or woke one that has, are recorded, so records need the probe `request`; the histograms \
             hold those of all threads of the target. A thread that a signal, a debugger or the freezer of its \
-            cgroup (since Linux 6.1 for v1) held did not sleep of its own will: that is the cause `stopped`. The system call and its arguments are read from the registers with \
-            which the thread entered the kernel; a sleep outside a system call (in a page fault, for \
+            cgroup (since Linux 6.1 for v1) held did not sleep of its own will: that is the cause `stopped`. \
+            A sleep that signals could not end, and that was for block I/O, as delay accounting (taskstats) \
+            counts it, is the cause `block_io`; so is one in fsync and its like, where a file system with a \
+            journal waits for a thread of its own. A sleep within another stall, as in a major fault, is part \
+            of that stall. The system call and its arguments are read from the registers with which the thread entered the kernel; a sleep outside a system call (in a page fault, for \
             instance), and one in a call of the 32-bit ABI, has none. Since Linux 6.12 a thread may be moved to another run \
             queue while it sleeps; the wait for a CPU that follows is then part of the sleep. Where the \
             kernel switches to a thread without an event, as on some virtual machines, the sleep has no end: \
@@ -85,6 +88,7 @@ pub(super) const PROBE: Probe = Probe {
         series: &[
             (Series::SleepInterruptible, "interruptible", &["interruptible"]),
             (Series::SleepUninterruptible, "uninterruptible", &["uninterruptible"]),
+            (Series::SleepIo, "block_io", &["block_io"]),
             (Series::SleepStopped, "stopped", &["stopped"]),
         ],
         ..HistogramFamily::BASE
@@ -115,6 +119,7 @@ static SLEEP: RecordRow = RecordRow::new::<SleepRecord>(
         Field::flag("stopped", SLEEP_STOPPED, "the thread was stopped or traced (state T or t)"),
         // Traces of 0.1.0 have neither this nor who woke the thread.
         Field::flag("frozen", SLEEP_FROZEN, "the freezer of its cgroup held the thread").optional(),
+        Field::flag("io", SLEEP_IO, "the thread waited for block I/O").optional(),
         Field::flag("remote", SLEEP_REMOTE, "the call waited at a connection"),
         field!(
             SleepRecord.syscall,
@@ -153,7 +158,24 @@ static SLEEP: RecordRow = RecordRow::new::<SleepRecord>(
 const HELD: u16 = SLEEP_STOPPED | SLEEP_FROZEN;
 
 fn cause(event: &Event) -> Cause {
-    if event.flags & HELD != 0 { Cause::STOPPED } else { Cause::SERVICE_WAIT }
+    if event.flags & HELD != 0 {
+        Cause::STOPPED
+    } else if event.flags & SLEEP_IO != 0 || (is_uninterruptible(event) && is_sync(event)) {
+        Cause::BLOCK_IO
+    } else {
+        Cause::SERVICE_WAIT
+    }
+}
+
+const fn is_uninterruptible(event: &Event) -> bool {
+    event.flags & SLEEP_UNINTERRUPTIBLE != 0
+}
+
+/// Whether the call puts what was written on a device. A file system with a journal waits in it for a thread
+/// of its own that writes the journal, which is no block I/O for the kernel.
+fn is_sync(event: &Event) -> bool {
+    let is_of = |record: SleepRecord| SYNCS.contains(&i64::from(record.syscall));
+    event.record().is_some_and(is_of)
 }
 
 /// The system call, and the other end of the connection at which it waited.
@@ -221,6 +243,16 @@ const WAITS_FOR_ANY: &[i64] = &[
     libc::SYS_io_uring_enter,
 ];
 
+/// Calls that put what was written on a device.
+const SYNCS: &[i64] = &[
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_sync,
+    libc::SYS_syncfs,
+    libc::SYS_sync_file_range,
+    libc::SYS_msync,
+];
+
 /// Calls that wait at the descriptor in their first argument.
 const HAS_DESCRIPTOR: &[i64] = &[
     libc::SYS_read,
@@ -274,6 +306,9 @@ calls! {
     openat = SYS_openat,
     fsync = SYS_fsync,
     fdatasync = SYS_fdatasync,
+    sync = SYS_sync,
+    syncfs = SYS_syncfs,
+    sync_file_range = SYS_sync_file_range,
     msync = SYS_msync,
     flock = SYS_flock,
     fcntl = SYS_fcntl,

@@ -9,7 +9,8 @@ use observer::clock::MonoNanos;
 use crate::cgroup::UnifiedCgroup;
 use crate::kernel_counters::thread_states;
 use crate::process::Placement;
-use crate::results::{Comparison, Held, Relation};
+use crate::results::{Comparison, Held, Relation, not_applicable};
+use crate::taskstats::{DelayAccounting, Taskstats};
 use crate::trial::{self, Run, Trial, number, scaled, scaled_text};
 
 /// The kernel's clock of a run queue, that of threads, and the monotonic one differ a little, most
@@ -72,6 +73,68 @@ pub fn sleeps(trial: &Trial) {
             });
         },
         &[("sum_ns", 0.01, 0, &sum_ns)],
+    );
+    work.end().expect("the workload ends");
+}
+
+/// A thread that reads pages of a file from a disk: it slept for block I/O as often, and for as long, as delay
+/// accounting counts, or a bit more.
+///
+/// # Panics
+/// When it is not so.
+pub fn block_io(trial: &Trial) {
+    let directory = trial::directory();
+    if !trial::on_disk(directory.path()) {
+        let reason = "no directory on a disk: name one in OBSERVER_TEST_DIR";
+        return not_applicable(trial.test, "sleep", "block_io", reason);
+    }
+    let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
+    let taskstats = Taskstats::connect().expect("the kernel has taskstats");
+    let file = directory.path().join("pages");
+    let file = file.to_str().expect("a path in UTF-8");
+    let pages = scaled(1000).max(200).to_string();
+    let arguments = ["major-faults", "--file", file, "--pages", &pages];
+    let mut work = trial::start(&arguments, Placement::default());
+    let pid = work.id().to_string();
+    let target = ["--pid", &pid, "--probes", "default,sleep"].map(str::to_owned);
+    let observed = trial.observe_target(&target, &mut work, directory.path(), |pid| {
+        (taskstats.delays(pid).expect("the workload is there").block, voluntary_switches(pid))
+    });
+    let delay = observed.after.0.since(observed.before.0);
+    let switches = observed.after.1 - observed.before.1;
+    let touched_ns = number(&observed.counts, "touched_ns");
+    let count = |run: &Run| run.count("sleep", "block_io");
+    let sum_ns = |run: &Run| run.sum_ns("sleep", "block_io");
+    trial.hold(
+        &observed,
+        "sleep",
+        |held, run| {
+            // Since Linux 6.12, the kernel misses the end of a wait that is over before the thread has left
+            // its run queue (delayed dequeue).
+            let (metric, found) = ("block_io count", count(run));
+            let check = |relation, against, expected| {
+                let allowed = (COUNT_TOLERANCE, MISSED);
+                held.compare(relation, metric, against, (found, expected), allowed);
+            };
+            check(Relation::AtLeast, "taskstats blkio_count", delay.count);
+            check(Relation::AtMost, "voluntary context switches", switches);
+            // Linux 6.18 once counted more than passed, as in `major_faults`.
+            if delay.total_ns > touched_ns {
+                return println!("delay accounting counted more than passed: not comparable");
+            }
+            // It counts until the wake-up, and a sleep is over when the thread is on a run queue: where
+            // another CPU has to be woken first, some microseconds later.
+            let (metric, found) = ("block_io sum_ns", sum_ns(run));
+            held.at_least(
+                metric,
+                "taskstats blkio_delay_total",
+                found,
+                delay.total_ns,
+                tolerance(),
+            );
+            held.at_most(metric, "the caller's clock", found, touched_ns, tolerance());
+        },
+        &[("block_io sum_ns", 0.01, 0, &sum_ns)],
     );
     work.end().expect("the workload ends");
 }

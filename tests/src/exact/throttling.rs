@@ -1,5 +1,10 @@
 //! How long a CPU limit held threads, against `cpu.stat` of the cgroup that has the limit.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
 use super::who_ran::WhoRan;
 use crate::cgroup::CpuCgroup;
 use crate::kernel_counters;
@@ -12,6 +17,11 @@ const TOLERANCE: f64 = 0.02;
 /// In each period, the cgroup may use a fifth of it.
 const QUOTA_US: u64 = 10_000;
 const PERIOD_US: u64 = 50_000;
+
+/// While a process is stopped now and then: how long it is, and how long it is not. Together more than a period, so
+/// that it is stopped, and goes on, at any time of one.
+const STOPPED: Duration = Duration::from_millis(30);
+const GOES_ON: Duration = Duration::from_millis(41);
 
 /// Which cgroup has the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,16 +50,70 @@ impl Cgroups {
     }
 }
 
+/// What is throttled.
+#[derive(Clone, Copy, Debug)]
+pub struct Throttled {
+    /// Busy threads, all on one CPU.
+    pub threads: u64,
+    /// Which cgroup has the limit.
+    pub limit: Limit,
+    /// Another process wants the CPU.
+    pub beside_another: bool,
+    /// Their process is stopped by a signal now and then.
+    pub is_stopped: bool,
+}
+
+impl Throttled {
+    /// One thread.
+    pub const ONE: Self =
+        Self { threads: 1, limit: Limit::Own, beside_another: false, is_stopped: false };
+}
+
+/// A thread that stops a process now and then, until it is dropped.
+struct Stops {
+    done: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Stops {
+    /// The process must be there until then.
+    fn begin(pid: u32) -> Self {
+        let done = Arc::new(AtomicBool::new(false));
+        let is_done = Arc::clone(&done);
+        let send = move |signal| {
+            // SAFETY: takes no pointer. The process is the caller's, which has not waited for it yet.
+            unsafe { libc::kill(pid.cast_signed(), signal) };
+        };
+        let thread = std::thread::spawn(move || {
+            while !is_done.load(Ordering::Relaxed) {
+                send(libc::SIGSTOP);
+                std::thread::sleep(STOPPED);
+                send(libc::SIGCONT);
+                std::thread::sleep(GOES_ON);
+            }
+        });
+        Self { done, thread: Some(thread) }
+    }
+}
+
+impl Drop for Stops {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
 fn throttled_ns(run: &Run) -> u64 {
     run.probe("runqueue").counters.get("throttled_ns").map_or(0, |ns| ns.unsigned_abs())
 }
 
-/// Busy threads on one CPU whose cgroup may run a fifth of the time: each of them was held for as long as
-/// `cpu.stat` says, also where another process wants the CPU.
+/// Busy threads whose cgroup may run a fifth of the time: each of them was held for as long as `cpu.stat` says,
+/// also where another process wants the CPU, and where they are stopped while they are held.
 ///
 /// # Panics
 /// When it is not so.
-pub fn throttled(trial: &Trial, threads: u64, limit: Limit, beside_another: bool) {
+pub fn throttled(trial: &Trial, case: Throttled) {
+    let Throttled { threads, limit, beside_another, is_stopped } = case;
     let cgroups = match Cgroups::create(limit) {
         Ok(cgroups) => cgroups,
         Err(reason) => return not_applicable(trial.test, "runqueue", "cpu.stat", &reason),
@@ -67,10 +131,12 @@ pub fn throttled(trial: &Trial, threads: u64, limit: Limit, beside_another: bool
     if let Some(another) = &mut another {
         another.begin().expect("it begins");
     }
+    let stops = is_stopped.then(|| Stops::begin(pid));
     let observed = trial.observe(&mut work, directory.path(), |pid| {
         let throttled_ns = limited.throttled_ns().expect("cpu.stat");
         (throttled_ns, kernel_counters::schedstat(pid).expect("the workload is there"))
     });
+    drop(stops);
     let held_ns = threads * (observed.after.0 - observed.before.0);
     let schedstat = kernel_counters::schedstat_since(&observed.after.1, &observed.before.1);
     assert!(held_ns > schedstat.ran_ns, "the limit works: {held_ns} ns, {schedstat:?}");
@@ -84,8 +150,17 @@ pub fn throttled(trial: &Trial, threads: u64, limit: Limit, beside_another: bool
             let found = run.run_delay_ns();
             held.equal("sum_ns", "schedstat run delay", found, schedstat.delay_ns, TOLERANCE);
             let allowed = (trial::between_clocks(TOLERANCE), not_all_ns);
+            // Each time the process goes on, its first thread runs as well, and may be held.
+            let (least, most) = match is_stopped {
+                false => (Relation::Equal, None),
+                true => (Relation::AtLeast, Some(2 * held_ns)),
+            };
             let check = |metric, found| {
-                held.compare(Relation::Equal, metric, against, (found, held_ns), allowed);
+                held.compare(least, metric, against, (found, held_ns), allowed);
+                if let Some(most_ns) = most {
+                    let against = "cpu.stat throttled, of two threads";
+                    held.at_most(metric, against, found, most_ns, TOLERANCE);
+                }
             };
             check("throttled_ns", throttled_ns(run));
             // The records say the same, and nothing twice.

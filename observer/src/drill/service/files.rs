@@ -24,6 +24,13 @@ const CHUNK_BYTES: usize = 128 << 10;
 /// Slices that a thread reads before it gives their memory back.
 const SLICES: usize = 32;
 
+/// Makes a file, and removes its name at once: nothing is left behind.
+pub(super) fn without_name(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    std::fs::remove_file(path)?;
+    Ok(file)
+}
+
 /// The file, its index and the next place to read.
 pub(super) struct Data {
     file: File,
@@ -33,11 +40,9 @@ pub(super) struct Data {
 }
 
 impl Data {
-    /// Makes the sparse file, and removes its name at once: nothing is left behind.
+    /// Makes the sparse file.
     pub(super) fn make(path: &Path) -> io::Result<Self> {
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        std::fs::remove_file(path)?;
+        let file = without_name(path)?;
         file.set_len(INDEX_BYTES as u64 + DATA_BYTES)?;
         let index: Vec<Mapping> = (0..INDEX_MAPPINGS)
             .map(|_| Mapping::of_file(&file, INDEX_BYTES))

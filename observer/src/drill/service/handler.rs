@@ -14,7 +14,7 @@ use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::entry::Entry;
-use super::files::{Arena, Data};
+use super::files::{Arena, Data, without_name};
 use super::http::Connection;
 use super::memory::Mapping;
 use crate::clock::MonoNanos;
@@ -31,6 +31,8 @@ const HARM: Duration = Duration::from_millis(25);
 /// more than ten times between hosts.
 const STORM_BYTES: usize = 2 << 20;
 const MAP_BYTES: usize = 8 << 20;
+/// What they write before they sync it.
+const SYNC_BYTES: usize = 64 << 10;
 /// Background threads, and the CPU time of each when it is woken.
 const BACKGROUND_THREADS: usize = 50;
 const BACKGROUND: Duration = Duration::from_millis(1);
@@ -47,6 +49,8 @@ pub(super) struct Handler {
     requests: AtomicU64,
     announced: AtomicBool,
     data: Option<Data>,
+    /// What is written to and synced.
+    synced: Option<File>,
     background: Vec<Sender<()>>,
     logs: Mutex<Vec<Arc<Mutex<Vec<Entry>>>>>,
 }
@@ -58,6 +62,11 @@ impl Handler {
             (Work::Read, Some(file)) => Some(Data::make(file)?),
             (Work::Read, None) => return Err(io::Error::other("this work needs --file")),
         };
+        let synced = match (harm, file) {
+            (Harm::Sync, Some(file)) => Some(without_name(file)?),
+            (Harm::Sync, None) => return Err(io::Error::other("this harm needs --file")),
+            _ => None,
+        };
         let threads = if harm == Harm::Background { BACKGROUND_THREADS } else { 0 };
         let background = (0..threads).map(start_background).collect::<io::Result<_>>()?;
         Ok(Self {
@@ -67,6 +76,7 @@ impl Handler {
             requests: AtomicU64::new(0),
             announced: AtomicBool::new(false),
             data,
+            synced,
             background,
             logs: Mutex::default(),
         })
@@ -287,6 +297,16 @@ impl Thread {
                     let mapped = self.timed(|| Mapping::anonymous(MAP_BYTES, true).map(drop));
                     entry.mapped_ns += mapped.0;
                     mapped.1?;
+                }
+            }
+            Harm::Sync => {
+                let Some(file) = &self.handler.synced else { return Ok(()) };
+                while length_ns() < HARM.as_nanos() as u64 {
+                    let synced = self.timed(|| {
+                        file.write_all_at(&[b'x'; SYNC_BYTES], 0).and_then(|()| file.sync_all())
+                    });
+                    entry.synced_ns += synced.0;
+                    synced.1?;
                 }
             }
         }

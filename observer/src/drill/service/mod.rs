@@ -38,7 +38,7 @@ pub struct Args {
     /// Where the log goes; must not exist
     #[arg(long, value_name = "PATH")]
     pub log: PathBuf,
-    /// A file to make for work that reads one
+    /// A file to make for work that reads one, or for what writes to one
     #[arg(long, value_name = "PATH")]
     pub file: Option<PathBuf>,
     /// End after this many seconds in any case
