@@ -101,7 +101,7 @@ pub enum Truth {
     Faulted,
     /// What the handler spent in mmap and munmap.
     Mapped,
-    /// How long the handler wrote to a file and synced it.
+    /// What the handler slept in fsync.
     Synced,
     /// When threads could run and did not.
     Waited,

@@ -35,6 +35,6 @@ pub struct Entry {
     pub faulted_ns: u64,
     /// What the handler spent in mmap and munmap because of the injection, without waits for a CPU.
     pub mapped_ns: u64,
-    /// How long the handler wrote to a file and synced it because of the injection, without waits for a CPU.
+    /// How long the handler slept in fsync because of the injection.
     pub synced_ns: u64,
 }

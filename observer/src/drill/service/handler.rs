@@ -32,7 +32,7 @@ const HARM: Duration = Duration::from_millis(25);
 const STORM_BYTES: usize = 2 << 20;
 const MAP_BYTES: usize = 8 << 20;
 /// What they write before they sync it.
-const SYNC_BYTES: usize = 64 << 10;
+const SYNC_BYTES: usize = 1 << 20;
 /// Background threads, and the CPU time of each when it is woken.
 const BACKGROUND_THREADS: usize = 50;
 const BACKGROUND: Duration = Duration::from_millis(1);
@@ -301,11 +301,12 @@ impl Thread {
             }
             Harm::Sync => {
                 let Some(file) = &self.handler.synced else { return Ok(()) };
+                let text = vec![b'x'; SYNC_BYTES];
                 while length_ns() < HARM.as_nanos() as u64 {
-                    let synced = self.timed(|| {
-                        file.write_all_at(&[b'x'; SYNC_BYTES], 0).and_then(|()| file.sync_all())
-                    });
-                    entry.synced_ns += synced.0;
+                    file.write_all_at(&text, 0)?;
+                    let begin_cpu_ns = cpu_ns();
+                    let synced = self.timed(|| file.sync_all());
+                    entry.synced_ns += synced.0.saturating_sub(cpu_ns() - begin_cpu_ns);
                     synced.1?;
                 }
             }
