@@ -32,7 +32,10 @@ fn owner(stalls: &[Stall], tid: u32, now: u64) -> Option<Cause> {
     stalls
         .iter()
         .filter(|stall| stall.tid.0 == tid && (stall.start.0..stall.end.0).contains(&now))
-        .max_by_key(|stall| (stall.start, Reverse(stall.end), Reverse(stall.cause)))
+        .max_by_key(|stall| {
+            let cause = stall.cause;
+            (!cause.is_sleep(), stall.start, Reverse(stall.end), Reverse(cause))
+        })
         .map(|stall| stall.cause)
 }
 
@@ -142,7 +145,10 @@ fn stalls_without_an_end_and_dying_threads_neither_lose_time_nor_count_it_twice(
         let owners = |now: u64| {
             let innermost = |life: &Life| {
                 let (_, nested) = &life.history[now as usize];
-                nested.iter().rev().find(|(number, _)| ended.contains(number)).map(|(_, c)| *c)
+                let mut known = nested.iter().rev().filter(|(number, _)| ended.contains(number));
+                let innermost = known.clone().find(|(_, cause)| !cause.is_sleep());
+                // What a thread sleeps for within a stall, the stall is the reason of.
+                innermost.or_else(|| known.next()).map(|(_, cause)| *cause)
             };
             lives.values().filter_map(innermost).collect()
         };

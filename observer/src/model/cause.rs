@@ -295,8 +295,8 @@ causes! {
         id: "unexplained",
         title: "Unexplained",
         sentence: "no watched cause accounts for this part",
-        advice: "Look at what observer does not watch: locks, block I/O, the network, the \
-                 service's own work, and the services that it calls.",
+        advice: "Look at what observer does not watch: locks, the network, the service's own work, and \
+                 the services that it calls.",
         probe: None,
         record: None,
         color: "#aab2bb",

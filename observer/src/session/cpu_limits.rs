@@ -114,9 +114,11 @@ impl CpuLimitWatch {
         let mut limits: Vec<_> =
             summaries.filter(|summary| summary.limit.quota_us > 0).cloned().collect();
         let beyond = self.beyond + limits.len().saturating_sub(LIMITS_MAX);
-        // Those that held threads for longest.
-        limits.sort_by_key(|summary| std::cmp::Reverse(summary.throttled_ns));
-        limits.truncate(LIMITS_MAX);
+        if limits.len() > LIMITS_MAX {
+            // Those that held threads for longest are kept.
+            limits.sort_by_key(|summary| std::cmp::Reverse(summary.throttled_ns));
+            limits.truncate(LIMITS_MAX);
+        }
         (limits, beyond as u64)
     }
 
