@@ -99,10 +99,11 @@ fn began(prev: u64, now_ns: u64) {
 #[inline(always)]
 fn ended(entry: &mut Throttled, total_ns: u64, now_ns: u64) {
     let length_ns = total_ns.wrapping_sub(entry.total_ns);
-    if length_ns == 0 {
+    entry.total_ns = total_ns;
+    // A smaller sum is that of a new cgroup, whose run queue is where that of another one was.
+    if length_ns as i64 <= 0 {
         return;
     }
-    entry.total_ns = total_ns;
     let begun_ns = entry.begun_ns;
     entry.begun_ns = 0;
     let number = entry.intervals;
@@ -115,7 +116,7 @@ fn ended(entry: &mut Throttled, total_ns: u64, now_ns: u64) {
 }
 
 /// For how long a thread of the target was throttled that has just got the CPU, and was queued there at
-/// `queued_ns`. [`of_wait`] has more.
+/// `queued_ns`. [`Wait`] has more.
 #[inline(always)]
 pub(super) fn arrived(next: Task, queued_ns: u64, now_ns: u64) -> u64 {
     if !is_known() || queued_ns == 0 || next.group_queue().throttled_ns() == 0 {
