@@ -311,7 +311,8 @@ impl Task {
     /// interruptible sleep, for anything that was asked for through io_uring.
     #[inline(always)]
     pub(crate) fn in_iowait(self) -> bool {
-        self.field::<u8>(config::off_task_in_iowait()) & config::task_in_iowait() as u8 != 0
+        let bit = config::task_in_iowait();
+        bit != 0 && u32::from(self.field::<u8>(config::off_task_in_iowait())) & bit != 0
     }
 
     /// The registers with which a thread that does not run entered the kernel: they lie at the end of its

@@ -43,7 +43,7 @@ fn begin(prev: Task, prev_state: u32) {
     if prev_state & TASK_INTERRUPTIBLE != 0 && prev.job_control() & JOBCTL_TRAP_FREEZE != 0 {
         state.state |= TASK_FROZEN;
     }
-    if prev_state & TASK_UNINTERRUPTIBLE != 0 && config::task_in_iowait() != 0 && prev.in_iowait() {
+    if prev_state & TASK_UNINTERRUPTIBLE != 0 && prev.in_iowait() {
         state.state |= SLEEPS_FOR_IO;
     }
     state.moved_asleep = 0;

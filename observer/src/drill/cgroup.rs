@@ -41,22 +41,15 @@ impl Controller {
 
     /// Where it is mounted, and whether that is version 2.
     fn hierarchy(self) -> Option<(PathBuf, bool)> {
-        if let Some(mount_point) = Cgroups::read().unified_mount_point()
+        let cgroups = Cgroups::read();
+        if let Some(mount_point) = cgroups.unified_mount_point()
             && fs::read_to_string(mount_point.join("cgroup.controllers"))
                 .is_ok_and(|text| text.split_whitespace().any(|name| name == self.name()))
         {
             return Some((mount_point.to_owned(), true));
         }
-        let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-        mounts.lines().find_map(|line| version_1(line, self.name())).map(|at| (at, false))
+        cgroups.version_1(self.name()).map(|hierarchy| (hierarchy.mount_point.clone(), false))
     }
-}
-
-/// The mount point of a line of /proc/self/mounts, if it is version 1 with this controller.
-fn version_1(line: &str, controller: &str) -> Option<PathBuf> {
-    let fields: Vec<&str> = line.split(' ').collect();
-    let [_, mount_point, "cgroup", options, ..] = fields[..] else { return None };
-    options.split(',').any(|option| option == controller).then(|| PathBuf::from(mount_point))
 }
 
 /// A cgroup in one hierarchy, removed when dropped. Its processes must have ended by then.
@@ -272,18 +265,4 @@ pub(super) fn has_page_cache(directory: &Path) -> bool {
         let kind = i64::from(system.f_type);
         kind != TMPFS_MAGIC && kind != RAMFS_MAGIC
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_controller_of_version_1_is_found_by_its_option() {
-        let line = "cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,nosuid,cpu,cpuacct 0 0";
-        assert_eq!(version_1(line, "cpu"), Some("/sys/fs/cgroup/cpu,cpuacct".into()));
-        assert_eq!(version_1(line, "memory"), None);
-        assert_eq!(version_1("cgroup2 /sys/fs/cgroup cgroup2 rw,cpu 0 0", "cpu"), None);
-        assert_eq!(version_1("", "cpu"), None);
-    }
 }

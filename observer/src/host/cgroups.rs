@@ -409,13 +409,16 @@ mod tests {
         let v2 = Cgroups::parse(V2);
         assert_eq!(v2.layout(), Layout::V2);
         assert!(v2.memory().unwrap().unified);
+        assert_eq!(v2.version_1("cpu"), None);
         assert_eq!(v2.memory().unwrap().mount_point, Path::new("/sys/fs/cgroup"));
 
         let v1 = Cgroups::parse(CONTAINER);
         assert_eq!(v1.layout(), Layout::V1);
         assert_eq!(v1.unified_mount_point(), None);
+        assert_eq!(v1.version_1("cpu"), None);
 
         assert_eq!(Cgroups::parse("").layout(), Layout::Unmounted);
+        assert_eq!(Cgroups::parse("").version_1("cpu"), None);
         assert_eq!(Cgroups::parse("1 2 3\n - cgroup2\nx - y z").layout(), Layout::Unmounted);
     }
 

@@ -8,6 +8,7 @@ use perf_event_open::event::sw::Software;
 use serde_json::Value;
 
 use super::clocks::{Lengths, outside, readings, side_by_side, sums, undisturbed};
+use super::directory_on_disk;
 use crate::cgroup::MemoryCgroup;
 use crate::kernel_counters::{self, Faults, Flat};
 use crate::process::Placement;
@@ -184,11 +185,7 @@ pub fn fault_time(trial: &Trial) {
 /// # Panics
 /// When the counts differ.
 pub fn major_faults(trial: &Trial) {
-    let directory = trial::directory();
-    if !trial::on_disk(directory.path()) {
-        let reason = "no directory on a disk: name one in OBSERVER_TEST_DIR";
-        return not_applicable(trial.test, "fault", "major", reason);
-    }
+    let Some(directory) = directory_on_disk(trial, "fault", "major") else { return };
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
     let taskstats = Taskstats::connect().expect("the kernel has taskstats");
     let cgroup = MemoryCgroup::create(&trial::unique("major")).expect("a cgroup can be made");

@@ -23,3 +23,20 @@ pub use sockets::{descriptors, sockets};
 pub use softirqs::softirqs;
 pub use throttling::{Limit, Throttled, throttled};
 pub use who_ran::{another_process, own_threads};
+
+use tempfile::TempDir;
+
+use crate::results::not_applicable;
+use crate::trial::{self, Trial};
+
+/// A directory whose files are read from a device. `None` where there is none; the metric of the probe is then
+/// noted as not compared.
+fn directory_on_disk(trial: &Trial, probe: &str, metric: &str) -> Option<TempDir> {
+    let directory = trial::directory();
+    if trial::on_disk(directory.path()) {
+        return Some(directory);
+    }
+    let reason = "no directory on a disk: name one in OBSERVER_TEST_DIR";
+    not_applicable(trial.test, probe, metric, reason);
+    None
+}

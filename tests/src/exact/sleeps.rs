@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use observer::clock::MonoNanos;
 
+use super::directory_on_disk;
 use crate::cgroup::UnifiedCgroup;
 use crate::kernel_counters::thread_states;
 use crate::process::Placement;
-use crate::results::{Comparison, Held, Relation, not_applicable};
+use crate::results::{Comparison, Held, Relation};
 use crate::taskstats::{DelayAccounting, Taskstats};
 use crate::trial::{self, Run, Trial, number, scaled, scaled_text};
 
@@ -83,11 +84,7 @@ pub fn sleeps(trial: &Trial) {
 /// # Panics
 /// When it is not so.
 pub fn block_io(trial: &Trial) {
-    let directory = trial::directory();
-    if !trial::on_disk(directory.path()) {
-        let reason = "no directory on a disk: name one in OBSERVER_TEST_DIR";
-        return not_applicable(trial.test, "sleep", "block_io", reason);
-    }
+    let Some(directory) = directory_on_disk(trial, "sleep", "block_io") else { return };
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
     let taskstats = Taskstats::connect().expect("the kernel has taskstats");
     let file = directory.path().join("pages");

@@ -150,17 +150,17 @@ pub fn throttled(trial: &Trial, case: Throttled) {
             let found = run.run_delay_ns();
             held.equal("sum_ns", "schedstat run delay", found, schedstat.delay_ns, TOLERANCE);
             let allowed = (trial::between_clocks(TOLERANCE), not_all_ns);
-            // Each time the process goes on, its first thread runs as well, and may be held.
-            let (least, most) = match is_stopped {
-                false => (Relation::Equal, None),
-                true => (Relation::AtLeast, Some(2 * held_ns)),
-            };
             let check = |metric, found| {
-                held.compare(least, metric, against, (found, held_ns), allowed);
-                if let Some(most_ns) = most {
-                    let against = "cpu.stat throttled, of two threads";
-                    held.at_most(metric, against, found, most_ns, TOLERANCE);
+                let compare = |relation| {
+                    held.compare(relation, metric, against, (found, held_ns), allowed);
+                };
+                if !is_stopped {
+                    return compare(Relation::Equal);
                 }
+                // Each time the process goes on, its first thread runs as well, and may be held.
+                compare(Relation::AtLeast);
+                let against = "cpu.stat throttled, of two threads";
+                held.at_most(metric, against, found, 2 * held_ns, TOLERANCE);
             };
             check("throttled_ns", throttled_ns(run));
             // The records say the same, and nothing twice.
