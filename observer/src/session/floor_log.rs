@@ -62,6 +62,18 @@ struct HiddenProbe {
     kinds: Vec<(RecordKind, u64, i64)>,
     series: Vec<Series>,
     unrecorded_ns: i64,
+    period: Period,
+}
+
+/// A time in which the floor of one kind, or none, is raised.
+#[derive(Clone, Copy, Default)]
+struct Period {
+    raised: Option<RecordKind>,
+    /// What was hidden by this floor before.
+    before_ns: i64,
+    /// What was unrecorded when it began: the least since then, because records that were in transit then
+    /// have arrived.
+    begin_ns: i64,
 }
 
 impl HiddenWatch {
@@ -78,7 +90,7 @@ impl HiddenWatch {
             }
             let series = probe.parts().into_iter().flat_map(|(_, series)| series).collect();
             let kinds = kinds.into_iter().map(|kind| (kind, floors.get(kind), 0)).collect();
-            Some(HiddenProbe { kinds, series, unrecorded_ns: 0 })
+            Some(HiddenProbe { kinds, series, unrecorded_ns: 0, period: Period::default() })
         });
         let probes = probes.collect();
         Self { floors, probes }
@@ -96,9 +108,16 @@ impl HiddenWatch {
             let is_raised = |(kind, base_ns, _): &&mut (RecordKind, u64, i64)| {
                 self.floors.get(*kind) > *base_ns
             };
-            if let Some((.., hidden_ns)) = probe.kinds.iter_mut().rev().find(is_raised) {
-                // Can be negative: records that were in transit at the last call have arrived.
-                *hidden_ns += unrecorded_ns - probe.unrecorded_ns;
+            let raised = probe.kinds.iter_mut().rev().find(is_raised);
+            let kind = raised.as_ref().map(|(kind, ..)| *kind);
+            if kind != probe.period.raised {
+                let before_ns = raised.as_ref().map_or(0, |(.., hidden_ns)| *hidden_ns);
+                probe.period = Period { raised: kind, before_ns, begin_ns: probe.unrecorded_ns };
+            }
+            let period = &mut probe.period;
+            period.begin_ns = period.begin_ns.min(unrecorded_ns);
+            if let Some((.., hidden_ns)) = raised {
+                *hidden_ns = period.before_ns + unrecorded_ns - period.begin_ns;
             }
             probe.unrecorded_ns = unrecorded_ns;
         }
