@@ -75,9 +75,9 @@ fn the_limits_of_a_cgroup_and_of_the_one_above_are_counted_as_the_kernel_does() 
     drop(busy);
 
     let top = outer.directory().parent().expect("a mount point");
-    assert_eq!(summary.cpu_limits.len(), 2, "{:?}", summary.cpu_limits);
+    assert_eq!(summary.conditions.cpu_limits.len(), 2, "{:?}", summary.conditions.cpu_limits);
     for (index, quota_us) in [60_000, 20_000].into_iter().enumerate() {
-        let limit = &summary.cpu_limits[index];
+        let limit = &summary.conditions.cpu_limits[index];
         let name = both[index].directory().strip_prefix(top).expect("it is below");
         assert_eq!(limit.cgroup, format!("/{}", name.display()));
         assert_eq!((limit.limit.quota_us, limit.limit.period_us), (quota_us, PERIOD_US));
@@ -93,10 +93,13 @@ fn the_limits_of_a_cgroup_and_of_the_one_above_are_counted_as_the_kernel_does() 
             assert!((least..=most).contains(&found), "{limit:?}");
         }
     }
-    let [of_outer, of_inner] = &summary.cpu_limits[..] else { unreachable!("two") };
+    let [of_outer, of_inner] = &summary.conditions.cpu_limits[..] else { unreachable!("two") };
     assert_eq!(of_outer.throttled_periods, 0, "the other limit is tighter");
     assert!(of_inner.throttled_periods > 0 && of_inner.throttled_ns > 0, "{of_inner:?}");
-    assert_eq!((&info.cpu_limits, info.cpu_limits_beyond), (&summary.cpu_limits, 0));
+    assert_eq!(
+        (&info.conditions.cpu_limits, info.conditions.cpu_limits_beyond),
+        (&summary.conditions.cpu_limits, 0)
+    );
     let report = Command::new(programs().observer).arg("report").arg(&run).output();
     let report = String::from_utf8(report.expect("a report").stdout).expect("UTF-8");
     assert!(report.contains("\nCPU limits\n"), "{report}");
@@ -116,7 +119,7 @@ fn the_last_reading_counts_of_a_cgroup_that_ends_with_the_target() {
     let deadline = Instant::now() + Duration::from_secs(120);
     let read = loop {
         let info = run.read_run().expect("run.json");
-        let periods = info.cpu_limits.first().map_or(0, |limit| limit.throttled_periods);
+        let periods = info.conditions.cpu_limits.first().map_or(0, |limit| limit.throttled_periods);
         if periods > 0 {
             break periods;
         }
@@ -129,7 +132,9 @@ fn the_last_reading_counts_of_a_cgroup_that_ends_with_the_target() {
     watch.process.wait(Duration::from_secs(120)).expect("it ends with its target");
     let (summary, info) = watch.finish().expect("a run");
     assert_eq!(info.end_reason, EndReason::TargetExit);
-    let [limit] = &summary.cpu_limits[..] else { panic!("{:?}", summary.cpu_limits) };
+    let [limit] = &summary.conditions.cpu_limits[..] else {
+        panic!("{:?}", summary.conditions.cpu_limits)
+    };
     let most = after[1] - before[1];
     assert!((read..=most).contains(&limit.throttled_periods), "{read} to {most}: {limit:?}");
     assert!(!limit.changed, "it is gone, and its limit was not lifted: {limit:?}");

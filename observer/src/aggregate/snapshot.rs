@@ -9,7 +9,7 @@ use observer_ebpf::wire::{
 
 use super::{Distribution, Octaves};
 use crate::clock::MonoNanos;
-use crate::model::{Coverage, CpuLimitSummary, LossSummary, SelfSummary};
+use crate::model::{Conditions, Coverage, LossSummary, SelfSummary};
 use crate::probe::Gauge;
 
 /// The distributions of one cgroup, without the target's part.
@@ -67,8 +67,8 @@ pub struct Snapshot {
     pub trace: Option<TraceState>,
     /// IP sockets the target holds now, where known.
     pub target_live_sockets: Option<i64>,
-    /// The limits of CPU time on the target's cgroups and those above them.
-    pub target_cpu_limits: Vec<CpuLimitSummary>,
+    /// The conditions under which the target runs.
+    pub conditions: Conditions,
     /// Probes by name.
     pub coverage: BTreeMap<String, Coverage>,
     /// Own cost.
@@ -101,7 +101,7 @@ impl Default for Snapshot {
             floor_changes: [0; KIND_SLOTS],
             trace: None,
             target_live_sockets: None,
-            target_cpu_limits: Vec::new(),
+            conditions: Conditions::default(),
             coverage: BTreeMap::new(),
             self_usage: SelfSummary::default(),
         }
@@ -155,7 +155,7 @@ impl Snapshot {
             floor_changes: subtract(&self.floor_changes, &earlier.floor_changes),
             trace: self.trace,
             target_live_sockets: self.target_live_sockets,
-            target_cpu_limits: self.target_cpu_limits.clone(),
+            conditions: self.conditions.clone(),
             coverage: self.coverage.clone(),
             self_usage: SelfSummary {
                 cpu_seconds: (own.cpu_seconds - before.cpu_seconds).max(0.0),

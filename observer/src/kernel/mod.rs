@@ -55,7 +55,7 @@ pub use uprobe::{Place, UprobeError};
 use crate::aggregate::{Distribution, Snapshot};
 use crate::clock::MonoNanos;
 use crate::host::CpuEvents;
-use crate::model::{Coverage, Joining, ProbeState, SelfSummary, Tgid};
+use crate::model::{Conditions, Coverage, Joining, ProbeState, SelfSummary, Tgid};
 use crate::pace::rest;
 use crate::probe::{Members, NOT_ASKED_FOR, PROBES, Probe};
 use attach::Choices;
@@ -465,7 +465,7 @@ impl Kernel {
             floor_changes: [0; KIND_SLOTS],
             trace: None,
             target_live_sockets: None,
-            target_cpu_limits: Vec::new(),
+            conditions: Conditions::default(),
             coverage: self.coverage(),
             self_usage: self.self_usage(&programs),
         }

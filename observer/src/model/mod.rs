@@ -2,6 +2,7 @@
 
 mod cause;
 mod clock_drift;
+mod conditions;
 mod cpu_limit;
 mod detached;
 mod event;
@@ -22,6 +23,7 @@ mod summary;
 
 pub use cause::*;
 pub use clock_drift::*;
+pub use conditions::*;
 pub use cpu_limit::*;
 pub use detached::*;
 pub use event::*;

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CpuLimitSummary, Detached, LossSummary, ProbeState, RelAnchor};
+use super::{Conditions, Detached, LossSummary, ProbeState, RelAnchor};
 use crate::clock::{Anchors, MonoNanos};
 
 /// Version of the `run.json` schema.
@@ -168,12 +168,9 @@ pub struct RunInfo {
     pub target_owners: BTreeMap<u32, Owner>,
     /// Cgroup of the target's first process, as the histograms are kept.
     pub target_cgroup: Option<String>,
-    /// The limits of CPU time on the cgroups of the target and on those above them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub cpu_limits: Vec<CpuLimitSummary>,
-    /// Further such cgroups that have a limit or may have one.
-    #[serde(default)]
-    pub cpu_limits_beyond: u64,
+    /// The conditions under which the target ran.
+    #[serde(flatten)]
+    pub conditions: Conditions,
     /// COMMAND, if any.
     pub command: Vec<String>,
     /// The user COMMAND runs as, where that is not observer's own.

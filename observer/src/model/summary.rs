@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, ClockDrift, CpuLimitSummary, FloorChange, FloorReason, Reason, SlowRequest};
+use super::{Cause, ClockDrift, Conditions, FloorChange, FloorReason, Reason, SlowRequest};
 use crate::clock::MonoNanos;
 
 /// Version of the `summary.json` schema. Keys may be added within a version, never renamed. Since 2,
@@ -524,12 +524,9 @@ pub struct Summary {
     /// The slowest requests that were watched from begin to end, slowest first.
     #[serde(default)]
     pub slowest_requests: Vec<SlowRequest>,
-    /// The limits of CPU time on the cgroups of the target and on those above them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub cpu_limits: Vec<CpuLimitSummary>,
-    /// Further such cgroups that have a limit or may have one.
-    #[serde(default)]
-    pub cpu_limits_beyond: u64,
+    /// The conditions under which the target ran.
+    #[serde(flatten)]
+    pub conditions: Conditions,
     /// Probes by name.
     pub probes: BTreeMap<String, ProbeSummary>,
     /// Losses.

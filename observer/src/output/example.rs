@@ -46,8 +46,7 @@ pub(crate) fn run() -> RunInfo {
             Owner { user: "www-data".into(), network: Owner::HOST.into() },
         )]),
         target_cgroup: Some("/demo".into()),
-        cpu_limits: Vec::new(),
-        cpu_limits_beyond: 0,
+        conditions: Conditions::default(),
         command: vec!["observer".into(), "load".into(), "http://127.0.0.1:8080/".into()],
         command_user: None,
         command_exit: Some(0),
@@ -293,18 +292,7 @@ pub(crate) fn attributed() -> Summary {
         account_ns: None,
         without_named: None,
         slowest_requests: Vec::new(),
-        cpu_limits: vec![CpuLimitSummary {
-            cgroup: format!("/demo/{HOSTILE}"),
-            version: 2,
-            limit: CpuLimit { quota_us: 150_000, period_us: 100_000, burst_us: Some(0) },
-            periods: 300,
-            throttled_periods: 12,
-            throttled_ns: 240 * MS,
-            usage_ns: Some(9_000 * MS),
-            observed_ns: 30_000 * MS,
-            changed: false,
-        }],
-        cpu_limits_beyond: 0,
+        conditions: conditions(),
         probes,
         loss: LossSummary::default(),
         records: BTreeMap::new(),
@@ -365,5 +353,22 @@ pub(crate) fn without_samples() -> Summary {
         requests: RequestsSummary::default(),
         causes: Vec::new(),
         ..with_outcome(Outcome::NoSlowSamples, &["there are no samples"])
+    }
+}
+
+fn conditions() -> Conditions {
+    Conditions {
+        cpu_limits: vec![CpuLimitSummary {
+            cgroup: format!("/demo/{HOSTILE}"),
+            version: 2,
+            limit: CpuLimit { quota_us: 150_000, period_us: 100_000, burst_us: Some(0) },
+            periods: 300,
+            throttled_periods: 12,
+            throttled_ns: 240 * MS,
+            usage_ns: Some(9_000 * MS),
+            observed_ns: 30_000 * MS,
+            changed: false,
+        }],
+        cpu_limits_beyond: 0,
     }
 }

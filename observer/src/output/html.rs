@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use super::answer::{Answer, WorstRequest, objects};
 use super::chart;
-use super::cpu_limits;
+use super::conditions;
 use super::terminal::{asked, counters, more, request_line, served};
 use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
 use super::track;
@@ -66,7 +66,7 @@ pub fn render(answer: &Answer) -> String {
     }
     if let Some(summary) = &answer.summary {
         requests(&mut page, answer, summary);
-        cpu_limits(&mut page, summary);
+        conditions(&mut page, summary);
         probes(&mut page, summary);
     }
     recorded(&mut page, answer);
@@ -289,11 +289,10 @@ fn requests(page: &mut String, answer: &Answer, summary: &Summary) {
     page.push_str("</section>\n");
 }
 
-fn cpu_limits(page: &mut String, summary: &Summary) {
-    let limits = cpu_limits::paragraphs(summary);
-    if !limits.is_empty() {
-        page.push_str("<section><h2>CPU limits</h2>\n");
-        list(page, "counters", limits.into_iter());
+fn conditions(page: &mut String, summary: &Summary) {
+    for (heading, paragraphs) in conditions::sections(summary) {
+        let _ = writeln!(page, "<section><h2>{}</h2>", escape(heading));
+        list(page, "counters", paragraphs.into_iter());
         page.push_str("</section>\n");
     }
 }

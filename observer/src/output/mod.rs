@@ -2,7 +2,7 @@
 
 pub mod answer;
 pub mod chart;
-mod cpu_limits;
+mod conditions;
 mod digest;
 pub mod event_files;
 #[cfg(test)]

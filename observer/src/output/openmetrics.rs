@@ -1,5 +1,6 @@
 //! OpenMetrics text from a [`Snapshot`], by the table [`METRICS`].
 
+mod conditions;
 mod table;
 
 use std::fmt::{self, Debug, Write};

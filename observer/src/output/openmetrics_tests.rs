@@ -7,7 +7,9 @@ use observer_ebpf::wire::{
 
 use super::*;
 use crate::aggregate::{CgroupCounts, CgroupDistributions, Distribution, TraceState};
-use crate::model::{AddedShare, Coverage, CpuLimit, CpuLimitSummary, ProbeState, SelfSummary};
+use crate::model::{
+    AddedShare, Conditions, Coverage, CpuLimit, CpuLimitSummary, ProbeState, SelfSummary,
+};
 
 /// A snapshot in which every family has a sample, one of them with a hostile name.
 pub(crate) fn snapshot() -> Snapshot {
@@ -27,14 +29,17 @@ pub(crate) fn snapshot() -> Snapshot {
         cgroups: vec![busy, CgroupDistributions { name: "idle".into(), ..Default::default() }],
         cgroup_counts: CgroupCounts { with_row: 2, without_row: 5, removed: 9 },
         target_live_sockets: Some(3),
-        target_cpu_limits: vec![CpuLimitSummary {
-            cgroup: "/a".into(),
-            limit: CpuLimit { quota_us: 20_000, period_us: 100_000, burst_us: None },
-            periods: 50,
-            throttled_periods: 49,
-            throttled_ns: 3_500_000_000,
-            ..CpuLimitSummary::default()
-        }],
+        conditions: Conditions {
+            cpu_limits: vec![CpuLimitSummary {
+                cgroup: "/a".into(),
+                limit: CpuLimit { quota_us: 20_000, period_us: 100_000, burst_us: None },
+                periods: 50,
+                throttled_periods: 49,
+                throttled_ns: 3_500_000_000,
+                ..CpuLimitSummary::default()
+            }],
+            cpu_limits_beyond: 0,
+        },
         floors_ns: [5_000; KIND_SLOTS],
         trace: Some(TraceState { ended: true, missing: 4 }),
         self_usage: SelfSummary {

@@ -7,7 +7,7 @@ use std::io::IsTerminal;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::answer::{Answer, NOTHING_LOST, WorstRequest, objects};
-use super::cpu_limits;
+use super::conditions;
 use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
 use super::track;
 use crate::clock::MonoNanos;
@@ -68,7 +68,7 @@ pub fn render(answer: &Answer, colour: bool) -> String {
         causes(&mut text, summary, paint);
         account(&mut text, summary, paint);
         requests(&mut text, answer, summary, paint);
-        cpu_limits(&mut text, summary, paint);
+        conditions(&mut text, summary, paint);
         probes(&mut text, summary, paint);
     }
     recorded(&mut text, answer, paint);
@@ -269,11 +269,10 @@ fn requests(text: &mut String, answer: &Answer, summary: &Summary, paint: Paint)
     text.push('\n');
 }
 
-fn cpu_limits(text: &mut String, summary: &Summary, paint: Paint) {
-    let limits = cpu_limits::paragraphs(summary);
-    if !limits.is_empty() {
-        line(text, &paint.heading("CPU limits"));
-        limits.iter().for_each(|limit| wrapped(text, limit, "  "));
+fn conditions(text: &mut String, summary: &Summary, paint: Paint) {
+    for (heading, paragraphs) in conditions::sections(summary) {
+        line(text, &paint.heading(heading));
+        paragraphs.iter().for_each(|paragraph| wrapped(text, paragraph, "  "));
         text.push('\n');
     }
 }

@@ -13,8 +13,8 @@ use super::recording::Recording;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::budget::Budget;
+use super::conditions::ConditionWatch;
 use super::cost::{Calibration, CostWatch};
-use super::cpu_limits::CpuLimitWatch;
 use super::memory::Memory;
 use super::watch::SocketWatch;
 use super::{find_target, mark_first, mark_joined, target_cgroup};
@@ -63,7 +63,7 @@ struct Watching {
     /// The target's cgroup, by which its row is known; `None` until there is a process.
     name: Option<String>,
     membership: Membership,
-    cpu_limits: CpuLimitWatch,
+    conditions: ConditionWatch,
 }
 
 struct Shared {
@@ -83,8 +83,8 @@ impl Watching {
     /// Marks the target in the kernel.
     fn begin(mut membership: Membership, kernel: &Kernel) -> Self {
         mark_first(&mut membership, kernel);
-        let cpu_limits = CpuLimitWatch::start(&membership);
-        let mut watching = Self { name: None, membership, cpu_limits };
+        let conditions = ConditionWatch::start(&membership);
+        let mut watching = Self { name: None, membership, conditions };
         watching.find_name(kernel);
         watching
     }
@@ -123,8 +123,8 @@ impl Shared {
         let name = watching.and_then(|watching| watching.name.as_deref());
         let mut snapshot = self.kernel.snapshot(name);
         snapshot.target_live_sockets = live_sockets.filter(|_| name.is_some());
-        snapshot.target_cpu_limits =
-            watching.map_or_else(Vec::new, |watching| watching.cpu_limits.limits().0);
+        snapshot.conditions =
+            watching.map(|watching| watching.conditions.so_far()).unwrap_or_default();
         snapshot.self_usage.rss_bound_bytes = self.resident_bound_bytes;
         snapshot.self_usage.added_cpu_share = self.cost.as_ref().and_then(CostWatch::added);
         if let Some(recording) = &self.recording {
@@ -372,9 +372,9 @@ fn follow(
                 *watching = Some(Watching::begin(membership, kernel));
             }
             if let Some(watching) = watching {
-                watching.cpu_limits.tick(&watching.membership);
+                watching.conditions.tick(&watching.membership);
                 if let Some(recording) = recording {
-                    recording.tick(&mut watching.membership, &watching.cpu_limits, kernel);
+                    recording.tick(&mut watching.membership, &watching.conditions, kernel);
                 }
                 mark_joined(&mut watching.membership, kernel);
                 watching.find_name(kernel);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::clock::{Anchor, Anchors, MonoNanos};
 use crate::host::{cgroups::Cgroups, process, system};
 use crate::kernel::Kernel;
-use crate::model::{EndReason, LossSummary, RUN_SCHEMA, RunInfo, SlowSpec, Tgid};
+use crate::model::{Conditions, EndReason, LossSummary, RUN_SCHEMA, RunInfo, SlowSpec, Tgid};
 use crate::target::Membership;
 
 /// The description of a run that begins now: what is watched, and how.
@@ -28,8 +28,7 @@ pub(super) fn describe(target: String, membership: &Membership, kernel: &Kernel)
         target_cpus: target_cpus(membership),
         target_owners: membership.owners(),
         target_cgroup: target_cgroup(membership),
-        cpu_limits: Vec::new(),
-        cpu_limits_beyond: 0,
+        conditions: Conditions::default(),
         command: Vec::new(),
         command_user: None,
         command_exit: None,

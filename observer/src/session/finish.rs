@@ -65,15 +65,15 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         reader,
         outputs,
         mut cost,
-        mut cpu_limits,
+        mut conditions,
         mut hidden,
         requests: _,
         baseline,
         started,
     } = session;
     let end = MonoNanos::now();
-    cpu_limits.look(&membership);
-    cpu_limits.note(&mut journal.info);
+    conditions.look(&membership);
+    journal.info.conditions = conditions.so_far();
     let scale = cost.scale(&kernel);
     let late = super::description::thread_names(&membership);
     let mut last = kernel.snapshot(Some(super::TARGET_ROW));
@@ -459,8 +459,7 @@ pub(super) fn summarise(
         causes,
         ruled_out: analysis.ruled_out,
         slowest_requests: analysis.slowest_requests,
-        cpu_limits: info.cpu_limits.clone(),
-        cpu_limits_beyond: info.cpu_limits_beyond,
+        conditions: info.conditions.clone(),
         probes,
         loss: info.loss.clone(),
         records: BTreeMap::new(),

@@ -4,8 +4,8 @@ mod budget;
 mod capture;
 mod command;
 mod complaint;
+mod conditions;
 mod cost;
-mod cpu_limits;
 mod daemon;
 mod description;
 mod drain;
@@ -66,8 +66,8 @@ use crate::pace::{Pieces, rest};
 use crate::probe::ProbeOptions;
 use crate::target::{Membership, TargetSpec};
 use command::Generator;
+use conditions::ConditionWatch;
 use cost::{Calibration, CostWatch};
-use cpu_limits::CpuLimitWatch;
 use description::{describe, target_cgroup};
 use floor_log::HiddenWatch;
 use journal::{Journal, create_directory};
@@ -148,7 +148,7 @@ pub struct Session {
     reader: Option<SampleReader>,
     outputs: Vec<OutputKeeper>,
     cost: CostWatch,
-    cpu_limits: CpuLimitWatch,
+    conditions: ConditionWatch,
     hidden: HiddenWatch,
     /// `None` where requests are not watched.
     requests: Option<RequestRate>,
@@ -219,7 +219,7 @@ impl Session {
             slow_rule: options.slow.to_string(),
             ..describe(options.target.to_string(), &membership, &kernel)
         };
-        let cpu_limits = CpuLimitWatch::start(&membership);
+        let conditions = ConditionWatch::start(&membership);
         // Before the first record is written: a directory that is discarded must not grow.
         let journal = Journal::start(directory, info, &kernel)?;
         let floors = Floors {
@@ -235,7 +235,7 @@ impl Session {
         let mut session = Self {
             journal,
             cost: CostWatch::start(options.budget, calibration, &kernel),
-            cpu_limits,
+            conditions,
             waits: membership.all_gone(),
             options,
             memory,
@@ -286,7 +286,7 @@ impl Session {
         }
         info.target_cgroup = now.target_cgroup;
         info.thread_names = now.thread_names;
-        self.cpu_limits = CpuLimitWatch::start(&self.membership);
+        self.conditions = ConditionWatch::start(&self.membership);
         self.log_target();
         self.start_generator()
     }
@@ -362,8 +362,8 @@ impl Session {
                 requests.tick(&self.kernel);
             }
             rest();
-            self.cpu_limits.tick(&self.membership);
-            self.cpu_limits.note(&mut self.journal.info);
+            self.conditions.tick(&self.membership);
+            self.journal.info.conditions = self.conditions.so_far();
             rest();
             self.note_generator();
             let losses = Losses::later(&self.kernel);

@@ -8,7 +8,7 @@ use std::sync::mpsc::Receiver;
 
 use observer_ebpf::wire::KIND_SLOTS;
 
-use super::cpu_limits::CpuLimitWatch;
+use super::conditions::ConditionWatch;
 use super::finish::{loss, records};
 use super::journal::{Journal, create_directory};
 use super::loss_watch::{LossWatch, Losses};
@@ -62,7 +62,7 @@ impl Recording {
     pub(super) fn tick(
         &mut self,
         membership: &mut Membership,
-        cpu_limits: &CpuLimitWatch,
+        conditions: &ConditionWatch,
         kernel: &Kernel,
     ) {
         for birth in self.births.try_iter() {
@@ -71,7 +71,7 @@ impl Recording {
         if let Some(requests) = &mut self.requests {
             requests.tick(kernel);
         }
-        cpu_limits.note(&mut self.journal.info);
+        self.journal.info.conditions = conditions.so_far();
         let losses = Losses::later(kernel);
         self.journal.tick(kernel, &losses, self.capture.counts());
         self.losses.tick(&losses, &self.capture);

@@ -21,7 +21,7 @@ pub static METRICS: LazyLock<Vec<Metric>> = LazyLock::new(|| {
     let mut metrics = ABOUT_PROBES.to_vec();
     metrics.extend(PROBES.into_iter().flat_map(|probe| probe.histograms).flat_map(histograms));
     metrics.extend_from_slice(ABOUT_CGROUPS);
-    metrics.extend_from_slice(ABOUT_CPU_LIMITS);
+    metrics.extend_from_slice(super::conditions::METRICS);
     // The last probes first, as in all earlier versions.
     metrics.extend(PROBES.into_iter().rev().flat_map(|probe| probe.numbers).map(numbers));
     metrics.extend_from_slice(ABOUT_OBSERVER);
@@ -145,62 +145,6 @@ static ABOUT_CGROUPS: &[Metric] = &[
         labels: &[],
         help: "Cgroups in which something was counted and that were removed since",
         fill: Fill::Own(|snapshot, family| family.counter([], snapshot.cgroup_counts.removed)),
-    },
-];
-
-/// The limits of CPU time on the target.
-static ABOUT_CPU_LIMITS: &[Metric] = &[
-    Metric {
-        name: "observer_target_cpu_limit_cpus",
-        kind: Kind::Gauge,
-        unit: None,
-        labels: &["cgroup"],
-        help: "CPUs whose time all threads of the cgroup together may use: quota by period of each limit on a \
-               cgroup of the target or one above it",
-        fill: Fill::Own(|snapshot, family| {
-            snapshot
-                .target_cpu_limits
-                .iter()
-                .try_for_each(|limit| family.gauge_f64([&limit.cgroup], limit.limit.cpus()))
-        }),
-    },
-    Metric {
-        name: "observer_target_cpu_limit_periods",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &["cgroup"],
-        help: "Periods of the limit in which threads of the cgroup ran or wanted to run",
-        fill: Fill::Own(|snapshot, family| {
-            snapshot
-                .target_cpu_limits
-                .iter()
-                .try_for_each(|limit| family.counter([&limit.cgroup], limit.periods))
-        }),
-    },
-    Metric {
-        name: "observer_target_cpu_limit_throttled_periods",
-        kind: Kind::Counter,
-        unit: None,
-        labels: &["cgroup"],
-        help: "Periods of the limit in which it was used up and threads were held",
-        fill: Fill::Own(|snapshot, family| {
-            snapshot
-                .target_cpu_limits
-                .iter()
-                .try_for_each(|limit| family.counter([&limit.cgroup], limit.throttled_periods))
-        }),
-    },
-    Metric {
-        name: "observer_target_cpu_limit_throttled",
-        kind: Kind::Counter,
-        unit: Some("seconds"),
-        labels: &["cgroup"],
-        help: "Time for which the limit held threads of the cgroup, summed over the CPUs",
-        fill: Fill::Own(|snapshot, family| {
-            snapshot.target_cpu_limits.iter().try_for_each(|limit| {
-                family.counter_f64([&limit.cgroup], limit.throttled_ns as f64 / 1e9)
-            })
-        }),
     },
 ];
 

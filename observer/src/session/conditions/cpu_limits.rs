@@ -3,20 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use super::Watch;
 use crate::clock::MonoNanos;
+use crate::host::Cgroups;
 use crate::host::cgroups::with_those_above;
 use crate::host::cpu_limits::{CpuCgroups, CpuCounts};
-use crate::host::{Cgroups, usage};
-use crate::model::{CpuLimit, CpuLimitSummary, RunInfo, Tgid};
+use crate::model::{Conditions, CpuLimit, CpuLimitSummary, Tgid};
 use crate::pace::rest;
 use crate::target::Membership;
 
-/// Pause between two readings: what a cgroup counts after the last one before it is removed is not known.
-const INTERVAL: Duration = Duration::from_secs(1);
 /// A process may be moved to another cgroup, which is looked for after this time.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(10);
-/// Readings take at most one part in this many of a CPU's time.
-const SHARE: u32 = 300;
 /// Cgroups that are watched, with limits or not.
 const WATCHED_MAX: usize = 64;
 /// Limits that are kept.
@@ -30,53 +27,22 @@ pub(super) struct CpuLimitWatch {
     beyond: usize,
     /// The processes whose cgroups are known.
     members: BTreeSet<Tgid>,
-    next: Instant,
     next_search: Instant,
 }
 
 impl CpuLimitWatch {
-    /// What the kernel counted before does not count.
-    pub(super) fn start(membership: &Membership) -> Self {
-        let mut watch = Self::of(CpuCgroups::of(&Cgroups::read()));
-        watch.look(membership);
-        watch
+    pub(super) fn start() -> Self {
+        Self::of(CpuCgroups::of(&Cgroups::read()))
     }
 
     fn of(cgroups: Option<CpuCgroups>) -> Self {
-        let now = Instant::now();
         Self {
             cgroups,
             watched: BTreeMap::new(),
             beyond: 0,
             members: BTreeSet::new(),
-            next: now,
-            next_search: now,
+            next_search: Instant::now(),
         }
-    }
-
-    /// Call it often: reads the counters when that is due.
-    pub(super) fn tick(&mut self, membership: &Membership) {
-        if Instant::now() >= self.next {
-            self.look(membership);
-        }
-    }
-
-    /// Reads the counters now.
-    pub(super) fn look(&mut self, membership: &Membership) {
-        let begun = usage::of_thread();
-        let members = membership.tgids();
-        let now = Instant::now();
-        if members != self.members || now >= self.next_search {
-            let cgroups = members.iter().inspect(|_| rest());
-            let of = |tgid: &Tgid| self.cgroups.as_ref()?.cgroup_of(*tgid);
-            let found: BTreeSet<String> = cgroups.filter_map(of).collect();
-            self.add(&found);
-            self.members = members;
-            self.next_search = now + SEARCH_INTERVAL;
-        }
-        self.read();
-        let took = usage::of_thread().saturating_sub(begun);
-        self.next = now + took.saturating_mul(SHARE).max(INTERVAL);
     }
 
     /// Watches these cgroups from now on, and those above them.
@@ -109,7 +75,7 @@ impl CpuLimitWatch {
     }
 
     /// The limits so far, and how many cgroups there are besides that have one or may have one.
-    pub(super) fn limits(&self) -> (Vec<CpuLimitSummary>, u64) {
+    fn limits(&self) -> (Vec<CpuLimitSummary>, u64) {
         let summaries = self.watched.values().map(|watched| &watched.summary);
         let mut limits: Vec<_> =
             summaries.filter(|summary| summary.limit.quota_us > 0).cloned().collect();
@@ -121,10 +87,26 @@ impl CpuLimitWatch {
         }
         (limits, beyond as u64)
     }
+}
 
-    /// Puts the limits so far into the description of a run.
-    pub(super) fn note(&self, info: &mut RunInfo) {
-        (info.cpu_limits, info.cpu_limits_beyond) = self.limits();
+/// What a cgroup counts after the last reading before it is removed is not known.
+impl Watch for CpuLimitWatch {
+    fn look(&mut self, membership: &Membership) {
+        let members = membership.tgids();
+        let now = Instant::now();
+        if members != self.members || now >= self.next_search {
+            let cgroups = members.iter().inspect(|_| rest());
+            let of = |tgid: &Tgid| self.cgroups.as_ref()?.cgroup_of(*tgid);
+            let found: BTreeSet<String> = cgroups.filter_map(of).collect();
+            self.add(&found);
+            self.members = members;
+            self.next_search = now + SEARCH_INTERVAL;
+        }
+        self.read();
+    }
+
+    fn note(&self, conditions: &mut Conditions) {
+        (conditions.cpu_limits, conditions.cpu_limits_beyond) = self.limits();
     }
 }
 

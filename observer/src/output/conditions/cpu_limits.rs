@@ -1,7 +1,7 @@
 //! The limits of CPU time on the cgroups of the target, in words.
 
-use super::text::{clean, count, duration, percent};
-use crate::model::{CpuLimit, CpuLimitSummary, Summary};
+use crate::model::{Conditions, CpuLimit, CpuLimitSummary};
+use crate::output::text::{clean, count, duration, percent};
 
 /// Characters of the name of a cgroup.
 const NAME_CHARACTERS: usize = 120;
@@ -11,8 +11,8 @@ const SHOWN: usize = 4;
 const CLEARLY_BELOW: f64 = 0.8;
 
 /// A paragraph for each limit, those first that held threads for longest; empty where there is none.
-pub(super) fn paragraphs(summary: &Summary) -> Vec<String> {
-    let mut limits: Vec<&CpuLimitSummary> = summary.cpu_limits.iter().collect();
+pub(super) fn paragraphs(conditions: &Conditions) -> Vec<String> {
+    let mut limits: Vec<&CpuLimitSummary> = conditions.cpu_limits.iter().collect();
     limits.sort_by_key(|limit| std::cmp::Reverse(limit.throttled_ns));
     let mut paragraphs: Vec<String> =
         limits.iter().take(SHOWN).map(|limit| paragraph(limit)).collect();
@@ -20,8 +20,8 @@ pub(super) fn paragraphs(summary: &Summary) -> Vec<String> {
     if more > 0 {
         paragraphs.push(format!("{more} other limits held threads no longer than these."));
     }
-    if summary.cpu_limits_beyond > 0 {
-        let beyond = count(summary.cpu_limits_beyond);
+    if conditions.cpu_limits_beyond > 0 {
+        let beyond = count(conditions.cpu_limits_beyond);
         paragraphs.push(format!("{beyond} further cgroups of the target may have limits."));
     }
     paragraphs
@@ -138,13 +138,13 @@ mod tests {
 
     #[test]
     fn the_limits_that_held_threads_for_longest_are_shown_and_the_others_counted() {
-        let mut summary = example::attributed();
-        summary.cpu_limits.clear();
-        assert_eq!(paragraphs(&summary), [""; 0]);
-        summary.cpu_limits = (1..=6).map(|nth| limit(&format!("/{nth}"), nth)).collect();
-        summary.cpu_limits[4].cgroup = example::HOSTILE.into();
-        summary.cpu_limits_beyond = 3;
-        let shown = paragraphs(&summary);
+        let mut conditions = example::attributed().conditions;
+        conditions.cpu_limits.clear();
+        assert_eq!(paragraphs(&conditions), [""; 0]);
+        conditions.cpu_limits = (1..=6).map(|nth| limit(&format!("/{nth}"), nth)).collect();
+        conditions.cpu_limits[4].cgroup = example::HOSTILE.into();
+        conditions.cpu_limits_beyond = 3;
+        let shown = paragraphs(&conditions);
         assert_eq!(shown.len(), SHOWN + 2);
         assert!(shown[0].starts_with("Cgroup /6 may"), "{shown:?}");
         assert!(shown[1].starts_with("Cgroup </b><i>?[31m may"), "{shown:?}");

@@ -1,0 +1,68 @@
+//! The conditions under which the target runs: what the kernel's files tell about it beside the records.
+//!
+//! Each watch reads its files when a run begins, when that is due, and at the end.
+
+mod cpu_limits;
+
+use std::time::{Duration, Instant};
+
+use cpu_limits::CpuLimitWatch;
+
+use crate::host::usage;
+use crate::model::Conditions;
+use crate::target::Membership;
+
+/// Pause between two readings.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// The readings of one watch take at most one part in this many of a CPU's time.
+const SHARE: u32 = 300;
+
+/// One kind of condition.
+trait Watch {
+    /// Reads the files now.
+    fn look(&mut self, membership: &Membership);
+
+    /// Puts what they told so far into the description of a run.
+    fn note(&self, conditions: &mut Conditions);
+}
+
+/// All of them, each with the time of its next reading.
+pub(super) struct ConditionWatch(Vec<(Box<dyn Watch + Send>, Instant)>);
+
+impl ConditionWatch {
+    /// What the kernel counted before does not count.
+    pub(super) fn start(membership: &Membership) -> Self {
+        let watches: [Box<dyn Watch + Send>; _] = [Box::new(CpuLimitWatch::start())];
+        let now = Instant::now();
+        let mut all = Self(watches.into_iter().map(|watch| (watch, now)).collect());
+        all.look(membership);
+        all
+    }
+
+    /// Call it often: reads what is due.
+    pub(super) fn tick(&mut self, membership: &Membership) {
+        let now = Instant::now();
+        self.look_at(membership, |next| now >= next);
+    }
+
+    /// Reads everything now.
+    pub(super) fn look(&mut self, membership: &Membership) {
+        self.look_at(membership, |_| true);
+    }
+
+    fn look_at(&mut self, membership: &Membership, is_due: impl Fn(Instant) -> bool) {
+        for (watch, next) in self.0.iter_mut().filter(|(_, next)| is_due(*next)) {
+            let begun = usage::of_thread();
+            watch.look(membership);
+            let took = usage::of_thread().saturating_sub(begun);
+            *next = Instant::now() + took.saturating_mul(SHARE).max(INTERVAL);
+        }
+    }
+
+    /// What they told so far.
+    pub(super) fn so_far(&self) -> Conditions {
+        let mut conditions = Conditions::default();
+        self.0.iter().for_each(|(watch, _)| watch.note(&mut conditions));
+        conditions
+    }
+}
