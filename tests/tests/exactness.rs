@@ -147,6 +147,12 @@ fn sleeps_are_the_voluntary_context_switches() {
 }
 
 #[test]
+fn waits_for_locks_are_the_switches_in_calls_for_locks() {
+    let Some(_guard) = privileged::ready("locks") else { return };
+    repeated(|| exact::locks(&Trial::new("threads that wait for locks")));
+}
+
+#[test]
 fn waits_for_a_disk_are_those_of_delay_accounting() {
     let Some(_guard) = privileged::ready("block I/O") else { return };
     repeated(|| exact::block_io(&Trial::new("block I/O")));

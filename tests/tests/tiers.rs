@@ -92,6 +92,7 @@ fn all_tiers_of_request_agree() {
 fn all_tiers_of_sleep_agree() {
     let Some(_guard) = privileged::ready("tiers of sleep") else { return };
     repeated(|| exact::sleeps(&tiers("tiers: threads that sleep", "sleep")));
+    repeated(|| exact::locks(&tiers("tiers: threads that wait for locks", "sleep")));
     repeated(|| exact::holds(&tiers("tiers: threads that are held", "sleep")));
     repeated(|| exact::block_io(&tiers("tiers: block I/O", "sleep")));
 }

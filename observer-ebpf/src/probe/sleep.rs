@@ -2,8 +2,9 @@
 
 use observer_ebpf::wire::{
     Address, JOBCTL_TRAP_FREEZE, LossKind, NO_SYSCALL, RecordKind, SLEEP_FROZEN, SLEEP_IO,
-    SLEEP_REMOTE, SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE, SLEEPS_FOR_IO, Series, SleepRecord,
-    SleepState, TASK_FROZEN, TASK_INTERRUPTIBLE, TASK_STOPPED_OR_TRACED, TASK_UNINTERRUPTIBLE,
+    SLEEP_LOCK, SLEEP_REMOTE, SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE, SLEEPS_FOR_IO, Series,
+    SleepRecord, SleepState, TASK_FROZEN, TASK_INTERRUPTIBLE, TASK_STOPPED_OR_TRACED,
+    TASK_UNINTERRUPTIBLE, is_lock,
 };
 
 use crate::{
@@ -102,6 +103,8 @@ fn end(next: Task) {
         (Series::SleepIo, SLEEP_UNINTERRUPTIBLE | SLEEP_IO)
     } else if state.state & TASK_UNINTERRUPTIBLE != 0 {
         (Series::SleepUninterruptible, SLEEP_UNINTERRUPTIBLE)
+    } else if waits_for_lock(next) {
+        (Series::SleepLock, SLEEP_LOCK)
     } else {
         (Series::SleepInterruptible, 0)
     };
@@ -110,6 +113,18 @@ fn end(next: Task) {
         let waker = u64::from(state.waker_tgid) << 32 | u64::from(state.waker_tid);
         send(next.address(), flags, now.wrapping_sub(waited_ns), slept_ns, waker);
     }
+}
+
+/// Whether the thread is in a call that waits for a lock.
+#[inline(always)]
+fn waits_for_lock(task: Task) -> bool {
+    const FUTEX: u64 = 202;
+    task.saved_registers().is_some_and(|registers| {
+        registers.number() == FUTEX && {
+            let [_, operation, value] = registers.arguments();
+            is_lock(operation, value)
+        }
+    })
 }
 
 /// A function of its own, because the kernel limits the stack of a program together with the functions

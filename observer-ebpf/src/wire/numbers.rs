@@ -253,8 +253,10 @@ probes! {
             Sleep "sleep",
         }
         series {
-            /// A signal could have ended it.
+            /// A signal could have ended it, and it was not for a lock.
             SleepInterruptible,
+            /// The same, for a lock ([`is_lock`](super::is_lock)).
+            SleepLock,
             /// Signals could not, and it was not for block I/O.
             SleepUninterruptible,
             /// For block I/O.

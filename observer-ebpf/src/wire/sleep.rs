@@ -13,9 +13,10 @@ pub const SLEEP_STOPPED: u16 = 2;
 pub const SLEEP_REMOTE: u16 = 4;
 /// Header flag: the freezer of its cgroup held the thread.
 pub const SLEEP_FROZEN: u16 = 8;
-
 /// Header flag: it waited for block I/O (`task_struct::in_iowait`), as delay accounting counts it.
 pub const SLEEP_IO: u16 = 16;
+/// Header flag: it waited for a lock, as far as [`is_lock`] tells.
+pub const SLEEP_LOCK: u16 = 32;
 
 /// [`SleepRecord::syscall`] of a thread that slept outside a system call, in a page fault for instance.
 pub const NO_SYSCALL: u32 = u32::MAX;
@@ -32,6 +33,33 @@ pub const TASK_FROZEN: u32 = 0x8000;
 pub const SLEEPS_FOR_IO: u32 = 1 << 31;
 /// `JOBCTL_TRAP_FREEZE`, of the v2 freezer (include/linux/sched/jobctl.h).
 pub const JOBCTL_TRAP_FREEZE: u64 = 1 << 23;
+
+/// Whether a futex call waits for a lock, by its operation and the value that it expects at the address.
+///
+/// The kernel knows only the address; the value is the convention of the library: 2 for a mutex that others wait for
+/// (glibc, Rust, Go before 1.24), 3 for a rwlock of glibc, one of the two highest bits for those of musl, for robust
+/// mutexes and the rwlock of Rust. Locks with priority inheritance have operations of their own. A wait for a condition,
+/// a semaphore or a thread's end expects other values, but for a few in their counters.
+#[must_use]
+pub const fn is_lock(operation: u64, value: u64) -> bool {
+    const WAIT: u64 = 0;
+    const LOCK_PI: u64 = 6;
+    const WAIT_BITSET: u64 = 9;
+    const LOCK_PI2: u64 = 13;
+    /// Without `FUTEX_PRIVATE_FLAG` and `FUTEX_CLOCK_REALTIME`.
+    const COMMAND: u64 = 127;
+    /// `FUTEX_WAITERS` (include/uapi/linux/futex.h), and the bit below.
+    const HIGHEST: u32 = 0xc000_0000;
+    /// A thread that parks itself (Rust).
+    const PARKED: u32 = u32::MAX;
+    let value = value as u32;
+    match operation & COMMAND {
+        LOCK_PI | LOCK_PI2 => true,
+        WAIT => value == 2 || value & HIGHEST != 0 && value != PARKED,
+        WAIT_BITSET => matches!(value, 2 | 3) || value & HIGHEST != 0 && value != PARKED,
+        _ => false,
+    }
+}
 
 /// A thread slept: from the moment when it gave up the CPU until it was woken. The wait for a CPU that
 /// follows is not part of it. The header's thread is the one that slept.

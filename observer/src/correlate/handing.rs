@@ -1,6 +1,7 @@
 //! What a request waited for until it came to the thread that read it, and to the one that answered it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::Evidence;
 use super::aside::Asides;
@@ -13,7 +14,7 @@ use crate::model::{ServerRequest, Tid};
 /// What is known about the threads that read and answer requests.
 pub(super) struct Handing<'a> {
     /// When threads slept, since the start of the window; `None` where not all of that is known.
-    sleeps: Option<&'a Pieces>,
+    sleeps: Option<Arc<Pieces>>,
     /// When each of them had answered a request, in order.
     answers: HashMap<Tid, Vec<MonoNanos>>,
     /// What requests waited for while their readers slept.
@@ -48,7 +49,7 @@ impl Route {
 }
 
 impl<'a> Handing<'a> {
-    pub(super) fn new(evidence: &Evidence<'a>, timelines: &'a Timelines) -> Self {
+    pub(super) fn new(evidence: &Evidence<'a>, timelines: &Timelines) -> Self {
         let mut answers: HashMap<Tid, Vec<MonoNanos>> = HashMap::new();
         for request in evidence.requests.iter().filter(|request| request.reader != request.sender) {
             if let Some(end) = request.end() {
@@ -58,7 +59,7 @@ impl<'a> Handing<'a> {
         answers.values_mut().for_each(|ends| ends.sort_unstable());
         let sleeps = timelines.sleeps().filter(|_| evidence.quality.has_sleeps());
         let siblings = Siblings::new(evidence, timelines);
-        let asides = Asides::new(evidence, sleeps);
+        let asides = Asides::new(evidence, sleeps.as_deref());
         let relay = if sleeps.is_some() { Relay::new(evidence) } else { Relay::default() };
         Self { sleeps, answers, siblings, asides, relay, start: evidence.window.0 }
     }
@@ -68,15 +69,53 @@ impl<'a> Handing<'a> {
     pub(super) fn aside(&self, tid: u32, from: u64, until: u64) -> Span {
         let part = self
             .sleeps
+            .as_deref()
             .and_then(|sleeps| self.asides.part(tid, from, until, sleeps.of_thread(tid)));
         part.unwrap_or(Span { start: from, end: from })
+    }
+
+    /// When threads had requests, or were to read some that had arrived, in order and disjoint.
+    pub(super) fn busy(
+        &self,
+        requests: &[ServerRequest],
+        is_wanted: impl Fn(u32) -> bool,
+    ) -> HashMap<u32, Vec<Span>> {
+        let mut busy: HashMap<u32, Vec<Span>> = HashMap::new();
+        let mut add = |tid: u32, start: u64, end: u64| {
+            if start < end && is_wanted(tid) {
+                busy.entry(tid).or_default().push(Span { start, end });
+            }
+        };
+        let since = |time: MonoNanos| time.since(self.start);
+        for (place, request) in requests.iter().enumerate() {
+            let Some(end) = request.end().map(since) else { continue };
+            let route = self.route(request);
+            let (begin, read) = (since(request.begin()), since(request.read));
+            // What siblings did meanwhile is known.
+            let of_siblings = self.siblings.wait(place).unwrap_or(Span { start: read, end: read });
+            add(request.reader.0, begin, of_siblings.start.min(read));
+            add(request.reader.0, of_siblings.end.min(read), route.left().unwrap_or(end).min(end));
+            for (tid, span) in route.times_between() {
+                add(tid, span.start, span.end);
+            }
+            add(request.sender.0, route.handed().unwrap_or(end), end);
+        }
+        for spans in busy.values_mut() {
+            spans.sort_unstable();
+            spans.dedup_by(|next, last| {
+                let is_joined = next.start <= last.end;
+                last.end = if is_joined { last.end.max(next.end) } else { last.end };
+                is_joined
+            });
+        }
+        busy
     }
 
     /// Through which threads a request went after it was read.
     pub(super) fn route(&self, request: &ServerRequest) -> Route {
         let is_handed = request.reader != request.sender;
         let before = if is_handed { self.answered_before(request) } else { None };
-        let mut path = self.sleeps.map_or_else(Vec::new, |sleeps| {
+        let mut path = self.sleeps.as_deref().map_or_else(Vec::new, |sleeps| {
             let free = before.map_or(0, |before| before.since(self.start));
             self.relay.path(request, free, self.start, sleeps)
         });
@@ -101,7 +140,8 @@ impl<'a> Handing<'a> {
         if before.is_some_and(|before| before > request.read) {
             return read;
         }
-        let Some(sleeps) = self.sleeps.map(|sleeps| sleeps.of_thread(request.sender.0)) else {
+        let Some(sleeps) = self.sleeps.as_deref().map(|sleeps| sleeps.of_thread(request.sender.0))
+        else {
             return read;
         };
         let next = sleeps.partition_point(|sleep| sleep.end <= read);

@@ -52,6 +52,9 @@ mod handing;
 mod hard_drills;
 mod innermost;
 mod lines;
+mod locks;
+#[cfg(test)]
+mod locks_drills;
 mod loss;
 #[cfg(test)]
 mod loss_drills;
@@ -269,8 +272,9 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
     let mut timelines = Timelines::new(evidence.stalls, evidence.window, by_thread, &mut ignored);
     let losses = loss::judge(evidence, &timelines);
     let united = timelines.take_united();
-    let timelines = timelines;
     let handing = Handing::new(evidence, &timelines);
+    locks::follow(evidence, &mut timelines, &handing);
+    let timelines = timelines;
     let clock_uncertainty_ns = evidence.quality.clock_uncertainty_ns;
     let matching = matching::find(evidence.samples, evidence.requests, clock_uncertainty_ns);
     let population =

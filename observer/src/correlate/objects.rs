@@ -12,7 +12,7 @@ use super::lines::{Line, Lines, clipped};
 use super::siblings::{Woken, within};
 use super::timeline::{Span, Timeline, Timelines};
 use crate::clock::MonoNanos;
-use crate::model::{Cause, Extra, OutgoingRequest, Peer, Stall};
+use crate::model::{Cause, Extra, OutgoingRequest, Peer, Stall, Tid};
 
 /// Objects of a cause that are looked at: those whose stalls are the longest together.
 const MEASURED: usize = 32;
@@ -30,6 +30,8 @@ pub struct ObjectTime {
     pub object: u32,
     /// The service whose reply it waited for, where that is known and the object does not say it.
     pub peer: Option<Peer>,
+    /// Of a lock, the thread that had it for the largest part of the waits, and so ended them.
+    pub had_by: Option<Tid>,
     /// Mean nanoseconds of a slow request.
     pub slow_ns: u64,
     /// Mean nanoseconds of a typical request.
@@ -68,8 +70,14 @@ pub(super) fn find(
         .collect();
 
     let mut sums: HashMap<(Cause, u32), u64> = HashMap::new();
+    let mut had: HashMap<(u32, Tid), u64> = HashMap::new();
     for stall in stalls() {
         let Some(object) = stall.object() else { continue };
+        if let Some(holder) = stall.holder.filter(|_| stall.cause == Cause::LOCK_WAIT)
+            && (had.len() < SUMMED || had.contains_key(&(object, holder.tid)))
+        {
+            *had.entry((object, holder.tid)).or_default() += stall.duration_ns();
+        }
         if sums.len() < SUMMED || sums.contains_key(&(stall.cause, object)) {
             *sums.entry((stall.cause, object)).or_default() += stall.duration_ns();
         }
@@ -78,6 +86,10 @@ pub(super) fn find(
     for ((cause, object), sum_ns) in sums {
         by_cause.entry(cause).or_default().push((Reverse(sum_ns), object));
     }
+    let had_by = |cause: Cause, object: u32| {
+        let of_it = had.iter().filter(|((of, _), _)| cause == Cause::LOCK_WAIT && *of == object);
+        of_it.max_by_key(|((_, tid), ns)| (**ns, *tid)).map(|((_, tid), _)| *tid)
+    };
     let window = evidence.window;
     let mut found = BTreeMap::new();
     for (cause, mut objects) in by_cause {
@@ -122,7 +134,8 @@ pub(super) fn find(
                     let of = |means: &BTreeMap<_, f64>| {
                         means.get(&peer).copied().unwrap_or(0.0).max(0.0).round() as u64
                     };
-                    ObjectTime { object, peer, slow_ns: of(&slow), typical_ns: of(&typical) }
+                    let (slow_ns, typical_ns) = (of(&slow), of(&typical));
+                    ObjectTime { object, peer, had_by: None, slow_ns, typical_ns }
                 })
             })
             .collect();
@@ -130,6 +143,7 @@ pub(super) fn find(
         let all_ns: u64 = times.iter().map(|time| time.slow_ns).sum();
         times.retain(|time| time.slow_ns as f64 > all_ns as f64 * LEAST_PART);
         times.truncate(SHOWN);
+        times.iter_mut().for_each(|time| time.had_by = had_by(cause, time.object));
         if !times.is_empty() {
             found.insert(cause, times);
         }

@@ -11,7 +11,7 @@ use super::lines::{Line, Numbering};
 use super::matching::{Matching, PairQuality, find};
 use super::timeline::Timelines;
 use super::worst::{Longest, is_inside, places_of_slowest};
-use super::{Evidence, Ignored, account};
+use super::{Evidence, Ignored, account, locks};
 use crate::clock::MonoNanos;
 use crate::model::{
     AskedService, Cause, HandedOver, Matched, OutgoingRequest, RequestSelection, Sample, ServedBy,
@@ -59,10 +59,12 @@ pub fn choose(evidence: &Evidence<'_>, selection: &RequestSelection) -> Chosen {
     } else {
         let by_thread = !evidence.requests.is_empty();
         let mut ignored = Ignored::default();
-        let timelines = Timelines::new(evidence.stalls, evidence.window, by_thread, &mut ignored);
+        let mut timelines =
+            Timelines::new(evidence.stalls, evidence.window, by_thread, &mut ignored);
         let uncertainty_ns = evidence.quality.clock_uncertainty_ns;
         let matching = find(evidence.samples, evidence.requests, uncertainty_ns);
         let handing = Handing::new(evidence, &timelines);
+        locks::follow(evidence, &mut timelines, &handing);
         requests(evidence, &matching, (&timelines, &handing), &Asked::new(evidence), &places)
     };
     let outside = evidence.samples.len() as u64 - inside;

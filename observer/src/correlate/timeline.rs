@@ -2,6 +2,7 @@
 //! covers is two binary searches away.
 
 use std::cmp::Reverse;
+use std::sync::Arc;
 
 use super::Ignored;
 use super::aside::{Asides, without};
@@ -151,6 +152,20 @@ impl Pieces {
         self.threads.reverse();
     }
 
+    /// From disjoint intervals in any order.
+    pub(super) fn of(mut spans: Vec<(u32, Span)>) -> Self {
+        spans.sort_unstable();
+        let mut pieces = Self::default();
+        spans.iter().rev().for_each(|(tid, span)| pieces.push(*tid, *span));
+        pieces.turn();
+        pieces
+    }
+
+    /// All intervals, thread by thread, in order.
+    pub(super) fn all(&self) -> impl Iterator<Item = (u32, &[Span])> {
+        self.threads.iter().map(|(tid, _)| (*tid, self.of_thread(*tid)))
+    }
+
     /// The intervals of a thread, in order.
     pub(super) fn of_thread(&self, tid: u32) -> &[Span] {
         let place = self.threads.partition_point(|(other, _)| *other < tid);
@@ -168,7 +183,7 @@ pub(super) struct Timelines {
     /// In the order of [`CAUSES`], threads united.
     by_cause: Vec<Timeline>,
     /// The same, thread by thread; empty where that is not wanted.
-    pieces: Vec<Pieces>,
+    pieces: Vec<Arc<Pieces>>,
     stalls: Vec<u64>,
     length_ns: u64,
 }
@@ -203,12 +218,18 @@ impl Timelines {
 
     /// The intervals of a cause, thread by thread; `None` where nothing was kept by thread.
     pub(super) fn pieces(&self, cause: Cause) -> Option<&Pieces> {
-        self.pieces.get(cause.index())
+        self.pieces.get(cause.index()).map(Arc::as_ref)
     }
 
-    /// The sleeps, thread by thread; `None` where nothing was kept by thread.
-    pub(super) fn sleeps(&self) -> Option<&Pieces> {
-        self.pieces(Cause::SERVICE_WAIT)
+    /// Gives a cause other intervals, thread by thread, and so many more stalls.
+    pub(super) fn replace(&mut self, cause: Cause, pieces: Pieces, more_stalls: u64) {
+        self.pieces[cause.index()] = Arc::new(pieces);
+        self.stalls[cause.index()] += more_stalls;
+    }
+
+    /// The sleeps that were no waits for a lock, thread by thread; `None` where nothing was kept by thread.
+    pub(super) fn sleeps(&self) -> Option<Arc<Pieces>> {
+        self.pieces.get(Cause::SERVICE_WAIT.index()).cloned()
     }
 
     /// The timelines of all threads together, in the order of [`CAUSES`]; nothing is left of these here.
@@ -219,7 +240,7 @@ impl Timelines {
     /// The stalls on one line of all threads.
     pub(super) fn on_one_line(&self, united: Vec<Timeline>) -> StallLines {
         let (length_ns, mut stalls) = (self.length_ns, self.stalls.clone());
-        stalls[Cause::SERVICE_WAIT.index()] = 0;
+        forget_sleeps(&mut stalls);
         // Most threads sleep most of the time, so together they say nothing.
         let stalls_alone = |(timeline, cause): (Timeline, Cause)| match cause.is_stall() {
             true => Lines::united(timeline),
@@ -240,7 +261,7 @@ impl Timelines {
         let (length_ns, mut stalls) = (*length_ns, stalls.clone());
         let has_account = lines.contains(&Line::Outside);
         if !has_account {
-            stalls[Cause::SERVICE_WAIT.index()] = 0;
+            forget_sleeps(&mut stalls);
         }
         // Lines of two threads repeat the stalls of both. As much as all stalls is affordable; further
         // ones have those of the sender.
@@ -293,6 +314,13 @@ impl Timelines {
     /// Its stalls that reach into the window.
     pub(super) fn stalls(&self, cause: Cause) -> u64 {
         self.stalls.get(cause.index()).copied().unwrap_or(0)
+    }
+}
+
+/// Where they say nothing, what a service does of its own will is not counted.
+fn forget_sleeps(stalls: &mut [u64]) {
+    for cause in Cause::all().filter(|cause| !cause.is_stall()) {
+        stalls[cause.index()] = 0;
     }
 }
 
@@ -402,6 +430,7 @@ impl Timelines {
         };
         let by_cause = pieces.iter_mut().map(unite).collect();
         let pieces = if by_thread { pieces } else { Vec::new() };
+        let pieces = pieces.into_iter().map(Arc::new).collect();
         Self { by_cause, pieces, stalls: counts, length_ns }
     }
 }

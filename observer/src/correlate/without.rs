@@ -89,6 +89,7 @@ fn is_delay(cause: Cause) -> bool {
         Cause::FAULT_MAJOR,
         Cause::BLOCK_IO,
         Cause::STOPPED,
+        Cause::LOCK_WAIT,
         Cause::SERVICE_WAIT,
     ];
     delays.contains(&cause)

@@ -65,6 +65,8 @@ pub enum Harm {
     Sync,
     /// Sleeps, and wakes background threads that nobody waits for.
     Background,
+    /// Nothing, but every request needs a lock that a thread without requests has now and then.
+    Lock,
 }
 
 /// What is done from outside, in episodes.
@@ -103,6 +105,8 @@ pub enum Truth {
     Mapped,
     /// What the handler slept in fsync.
     Synced,
+    /// What the handler waited for a lock.
+    Locked,
     /// When threads could run and did not.
     Waited,
     /// What the handler took longer than usual during a squeeze, without waits for a CPU.
@@ -276,6 +280,14 @@ pub static INJECTIONS: &[Injection] = &[
         harm: Harm::Sync,
         truth: Truth::Synced,
         expected: Expected::OneOf(&["block_io"]),
+        ..PLAIN
+    },
+    Injection {
+        name: "lock",
+        text: "every request needs a lock that another thread has for 25 ms now and then",
+        harm: Harm::Lock,
+        truth: Truth::Locked,
+        expected: Expected::OneOf(&["lock_wait"]),
         ..PLAIN
     },
     Injection {

@@ -267,6 +267,7 @@ const fn word(harm: Harm) -> &'static str {
         Harm::Faults => "faults",
         Harm::Map => "map",
         Harm::Sync => "sync",
+        Harm::Lock => "lock",
         Harm::Background => "background",
     }
 }

@@ -129,6 +129,7 @@ impl Facts<'_> {
                 Truth::Faulted => entry.faulted_ns,
                 Truth::Mapped => entry.mapped_ns,
                 Truth::Synced => entry.synced_ns,
+                Truth::Locked => entry.locked_ns,
                 Truth::Waited => entry.waited_ns,
                 Truth::Squeezed if self.is_in_episode(entry) => busy_ns.saturating_sub(usual_ns),
                 Truth::Squeezed | Truth::None | Truth::Stopped | Truth::SentLate => 0,

@@ -245,6 +245,20 @@ causes! {
         kind: CauseKind::Stall,
         object: "threads were held by",
     }
+    LOCK_WAIT {
+        id: "lock_wait",
+        title: "Waiting for a lock",
+        sentence: "threads waited for locks that other threads of the service had",
+        advice: "See in the slowest requests which lock it was, and which thread ended the wait: that one had the \
+                 lock. Let it do less while it has the lock (no system calls, no work that does not need it), \
+                 split the lock, or let fewer threads need it. A function that wakes others up, high in a \
+                 profile of CPU time, is not yet a contended lock; this is the time that requests waited for one.",
+        probe: Some("sleep"),
+        record: Some("sleep"),
+        color: "#7b241c",
+        kind: CauseKind::OwnWork,
+        object: "threads waited for",
+    }
     SERVICE_WAIT {
         id: "service_wait",
         title: "The service waited",
@@ -385,7 +399,7 @@ impl Cause {
     /// A thread slept for something. What it slept for within a stall, that stall is the reason of.
     #[must_use]
     pub fn is_sleep(self) -> bool {
-        self == Self::SERVICE_WAIT || self == Self::BLOCK_IO
+        matches!(self, Self::SERVICE_WAIT | Self::LOCK_WAIT | Self::BLOCK_IO)
     }
 
     /// Its intervals come as records: stalls, and what the service waited for.
@@ -455,9 +469,9 @@ mod tests {
     fn an_id_of_another_version_keeps_its_name() {
         let text = serde_json::to_string(&Cause::MM_SYSCALL).expect("text");
         assert_eq!(text, "\"mm_syscall\"");
-        let later: Cause = serde_json::from_str("\"lock_wait\"").expect("any id");
-        assert_eq!(later.name(), "lock_wait");
-        assert_eq!(later, Cause::from_id("lock_wait"));
+        let later: Cause = serde_json::from_str("\"mmap_lock\"").expect("any id");
+        assert_eq!(later.name(), "mmap_lock");
+        assert_eq!(later, Cause::from_id("mmap_lock"));
         assert_ne!(later, Cause::from_id("block_io"));
         assert!(!later.is_stall() && !later.is_rest());
         assert_eq!(Cause::from_id("<b>\u{1b}[2J").name(), "?b???2J");

@@ -3,7 +3,7 @@
 use observer_ebpf::wire::{Header, Record};
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, Holder, PARTS, RecordRow, Summed, Value};
+use super::{Cause, EndedBy, Holder, PARTS, RecordRow, Summed, Value};
 use crate::clock::MonoNanos;
 
 /// Thread id in the initial pid namespace.
@@ -141,10 +141,10 @@ impl Event {
         (self.row.objects?.id)(self, cause)
     }
 
-    /// Whether the thread waited until any of several descriptors was ready.
+    /// What could end the wait for its object.
     #[must_use]
-    pub fn waited_for_any(&self) -> bool {
-        self.row.objects.is_some_and(|objects| (objects.is_any)(self))
+    pub fn ended_by(&self) -> EndedBy {
+        self.row.objects.map_or(EndedBy::Object, |objects| (objects.ended_by)(self))
     }
 
     /// Id of the thread's stack, where the record has one.

@@ -50,8 +50,19 @@ pub struct ObjectRow {
     pub id: fn(&Event, Cause) -> Option<u32>,
     /// Its name for users.
     pub name: fn(&Event, Cause) -> String,
-    /// Whether the thread waited until any of several descriptors was ready.
-    pub is_any: fn(&Event) -> bool,
+    /// What could end it.
+    pub ended_by: fn(&Event) -> EndedBy,
+}
+
+/// What could end the wait for an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndedBy {
+    /// The object itself.
+    Object,
+    /// Any of several descriptors that became ready.
+    AnyDescriptor,
+    /// Another thread of the service.
+    Thread,
 }
 
 /// One kind of record.

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use super::{Cause, Event, Holder, Tgid, Tid};
+use super::{Cause, EndedBy, Event, Holder, Tgid, Tid};
 use crate::clock::MonoNanos;
 
 /// What only some stalls have.
@@ -16,6 +16,8 @@ pub enum Extra {
     Object(u32),
     /// The same, where it waited until any of several descriptors was ready.
     AnyOf(u32),
+    /// The same, where only another thread could end it, or the time that it was to take at most: a futex.
+    OfThread(u32),
     /// It stands for several short stalls, somewhere in the last so many nanoseconds before its end. Its
     /// length is the time in all of them together.
     Spread(u32),
@@ -77,8 +79,11 @@ impl Stall {
             (None, None) => Extra::None,
         };
         let extra = move |cause| match event.object(cause) {
-            Some(object) if event.waited_for_any() => Extra::AnyOf(object),
-            Some(object) => Extra::Object(object),
+            Some(object) => match event.ended_by() {
+                EndedBy::Object => Extra::Object(object),
+                EndedBy::AnyDescriptor => Extra::AnyOf(object),
+                EndedBy::Thread => Extra::OfThread(object),
+            },
             None => extra,
         };
         let mut end = event.start();
@@ -106,7 +111,7 @@ impl Stall {
     pub fn first(&self) -> MonoNanos {
         match self.extra {
             Extra::Spread(ns) => self.start.min(MonoNanos(self.end.0.saturating_sub(ns.into()))),
-            Extra::None | Extra::Stack(_) | Extra::Object(_) | Extra::AnyOf(_) => self.start,
+            _ => self.start,
         }
     }
 
@@ -115,7 +120,7 @@ impl Stall {
     pub const fn stack(&self) -> Option<u32> {
         match self.extra {
             Extra::Stack(stack) => Some(stack),
-            Extra::None | Extra::Spread(_) | Extra::Object(_) | Extra::AnyOf(_) => None,
+            _ => None,
         }
     }
 
@@ -123,7 +128,7 @@ impl Stall {
     #[must_use]
     pub const fn object(&self) -> Option<u32> {
         match self.extra {
-            Extra::Object(object) | Extra::AnyOf(object) => Some(object),
+            Extra::Object(object) | Extra::AnyOf(object) | Extra::OfThread(object) => Some(object),
             Extra::None | Extra::Spread(_) | Extra::Stack(_) => None,
         }
     }

@@ -32,14 +32,25 @@ pub fn thread(run: &RunInfo, tid: Tid) -> String {
     name.map_or_else(|| tid.0.to_string(), |name| format!("{} ({})", clean(name, 16), tid.0))
 }
 
-/// What an event's fields say beyond its cause, thread and length, and the cgroup of the holder.
+/// What an event's fields say beyond its cause, thread and length, and the cgroup of the holder, or the thread
+/// that ended a sleep.
 #[must_use]
 pub fn detail(run: &RunInfo, event: &Event) -> String {
     let detail = (event.row().detail)(event);
-    let cgroup = event.holder().and_then(|holder| holder.cgroup);
-    match cgroup.and_then(|id| run.holder_cgroups.get(&id.get())) {
-        Some(name) => format!("{detail} in {}", clean(name, 64)),
-        None => detail,
+    let Some(holder) = event.holder() else { return detail };
+    let cgroup = holder.cgroup.and_then(|id| run.holder_cgroups.get(&id.get()));
+    match (event.cause(), cgroup) {
+        (Some(Cause::LOCK_WAIT), _) => {
+            format!("{detail} that thread {} had", thread(run, holder.tid))
+        }
+        (Some(Cause::SERVICE_WAIT), _) => {
+            format!(
+                "{detail}, until thread {} woke it, and what stalled that one counts here",
+                thread(run, holder.tid)
+            )
+        }
+        (_, Some(name)) => format!("{detail} in {}", clean(name, 64)),
+        (_, None) => detail,
     }
 }
 

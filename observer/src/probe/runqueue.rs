@@ -12,7 +12,7 @@ use super::{
     Attach, Bounds, Entries, HistogramFamily, Members, Need, NumberFamily, Numbers, PerThread,
     Probe, ProbeMap, Program, RunsAt, SummaryNumbers, Tier,
 };
-use crate::model::{Cause, Event, Field, Holder, ObjectRow, RecordRow, Tgid, Tid, field};
+use crate::model::{Cause, EndedBy, Event, Field, Holder, ObjectRow, RecordRow, Tgid, Tid, field};
 use crate::text::duration;
 
 const SWITCH: &str = "waits for a CPU";
@@ -271,7 +271,7 @@ static RUNQUEUE: RecordRow = RecordRow::new::<RunqueueRecord>(
     std::array::from_fn(|index| (causes[index], times[index]))
 })
 .holder(holder)
-.objects(ObjectRow { id: object, name: object_name, is_any: |_| false })
+.objects(ObjectRow { id: object, name: object_name, ended_by: |_| EndedBy::Object })
 .detail(detail);
 
 /// How long a CPU limit held the thread, and others, the process itself, and nobody had the CPU.

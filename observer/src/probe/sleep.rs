@@ -3,15 +3,15 @@
 use std::mem::offset_of;
 
 use observer_ebpf::wire::{
-    NO_SYSCALL, SLEEP_FROZEN, SLEEP_IO, SLEEP_REMOTE, SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE, Series,
-    SleepRecord, SleepState, Slot,
+    NO_SYSCALL, SLEEP_FROZEN, SLEEP_IO, SLEEP_LOCK, SLEEP_REMOTE, SLEEP_STOPPED,
+    SLEEP_UNINTERRUPTIBLE, Series, SleepRecord, SleepState, Slot,
 };
 
 use super::{
     Attach, HistogramFamily, Members, Need, PerThread, Probe, Program, RunsAt, Tier, object_id,
 };
 use crate::model::{
-    Cause, Event, Field, Holder, ObjectRow, RecordRow, Tgid, Tid, field, socket_address,
+    Cause, EndedBy, Event, Field, Holder, ObjectRow, RecordRow, Tgid, Tid, field, socket_address,
 };
 
 const SWITCH: &str = "sleeps";
@@ -49,7 +49,11 @@ pub(super) const PROBE: Probe = Probe {
             A sleep that signals could not end, and that was for block I/O, as delay accounting (taskstats) \
             counts it, is the cause `block_io`; so is one in fsync and its like, where a file system with a \
             journal waits for a thread of its own. A sleep within another stall, as in a major fault, is part \
-            of that stall. The system call and its arguments are read from the registers with which the thread entered the kernel; a sleep outside a system call (in a page fault, for \
+            of that stall. A wait for a lock (cause `lock_wait`) is recognised by its futex call: by its operation \
+            (locks with priority inheritance), or by the value that glibc, musl, Rust and Go before 1.24 expect \
+            at the address of a lock that is waited for. Locks made of conditions or semaphores (Java's monitors, \
+            Python's interpreter lock, newer Go) look like any other wait for a thread: `service_wait`. \
+            The system call and its arguments are read from the registers with which the thread entered the kernel; a sleep outside a system call (in a page fault, for \
             instance), and one in a call of the 32-bit ABI, has none. Since Linux 6.12 a thread may be moved to another run \
             queue while it sleeps; the wait for a CPU that follows is then part of the sleep. Where the \
             kernel switches to a thread without an event, as on some virtual machines, the sleep has no end: \
@@ -87,6 +91,7 @@ pub(super) const PROBE: Probe = Probe {
         of_target: true,
         series: &[
             (Series::SleepInterruptible, "interruptible", &["interruptible"]),
+            (Series::SleepLock, "lock", &["lock"]),
             (Series::SleepUninterruptible, "uninterruptible", &["uninterruptible"]),
             (Series::SleepIo, "block_io", &["block_io"]),
             (Series::SleepStopped, "stopped", &["stopped"]),
@@ -120,6 +125,8 @@ static SLEEP: RecordRow = RecordRow::new::<SleepRecord>(
         // Traces of 0.1.0 have neither this nor who woke the thread.
         Field::flag("frozen", SLEEP_FROZEN, "the freezer of its cgroup held the thread").optional(),
         Field::flag("io", SLEEP_IO, "the thread waited for block I/O").optional(),
+        Field::flag("lock", SLEEP_LOCK, "the thread waited for a lock, as far as its futex call tells")
+            .optional(),
         Field::flag("remote", SLEEP_REMOTE, "the call waited at a connection"),
         field!(
             SleepRecord.syscall,
@@ -151,7 +158,7 @@ static SLEEP: RecordRow = RecordRow::new::<SleepRecord>(
     let waker = Holder { tid: Tid(waker_tid), tgid: Tgid(waker_tgid), cgroup: None };
     (waker_tid != 0).then_some(waker)
 })
-.objects(ObjectRow { id: object, name: object_name, is_any })
+.objects(ObjectRow { id: object, name: object_name, ended_by })
 .detail(detail);
 
 /// Flags of a thread that did not sleep of its own will.
@@ -162,6 +169,8 @@ fn cause(event: &Event) -> Cause {
         Cause::STOPPED
     } else if event.flags & SLEEP_IO != 0 || (is_uninterruptible(event) && is_sync(event)) {
         Cause::BLOCK_IO
+    } else if event.flags & SLEEP_LOCK != 0 {
+        Cause::LOCK_WAIT
     } else {
         Cause::SERVICE_WAIT
     }
@@ -178,24 +187,33 @@ fn is_sync(event: &Event) -> bool {
     event.record().is_some_and(is_of)
 }
 
-/// The system call, and the other end of the connection at which it waited.
+/// The system call, and the other end of the connection at which it waited; of a lock, its address.
 fn object(event: &Event, _: Cause) -> Option<u32> {
-    let SleepRecord { syscall, remote_port, remote_address, .. } = event.record()?;
+    let SleepRecord { syscall, argument_1, remote_port, remote_address, .. } = event.record()?;
     if event.flags & HELD != 0 {
         return Some(object_id(&(event.flags & HELD)));
+    }
+    if event.flags & SLEEP_LOCK != 0 {
+        return Some(object_id(&(event.tgid.0, argument_1)));
     }
     Some(object_id(&(event.flags & SLEEP_REMOTE, syscall, remote_port, remote_address.0)))
 }
 
-/// Whether the call waits until any of several descriptors is ready.
-fn is_any(event: &Event) -> bool {
-    let is_of = |record: SleepRecord| WAITS_FOR_ANY.contains(&i64::from(record.syscall));
-    event.flags & HELD == 0 && event.record().is_some_and(is_of)
+fn ended_by(event: &Event) -> EndedBy {
+    let call = event.record().map(|record: SleepRecord| i64::from(record.syscall));
+    match call.filter(|_| event.flags & HELD == 0) {
+        Some(libc::SYS_futex) => EndedBy::Thread,
+        Some(call) if WAITS_FOR_ANY.contains(&call) => EndedBy::AnyDescriptor,
+        _ => EndedBy::Object,
+    }
 }
 
 fn object_name(event: &Event, _: Cause) -> String {
     let Some(record) = event.record::<SleepRecord>() else { return String::new() };
-    let SleepRecord { syscall, remote_port, remote_address, .. } = record;
+    let SleepRecord { syscall, argument_1, remote_port, remote_address, .. } = record;
+    if event.flags & SLEEP_LOCK != 0 {
+        return format!("the lock at {argument_1:#x}");
+    }
     if event.flags & SLEEP_FROZEN != 0 {
         return "the freezer of its cgroup".to_owned();
     }
@@ -219,7 +237,7 @@ fn detail(event: &Event) -> String {
     if event.flags & HELD != 0 {
         return format!("held by {object}");
     }
-    if event.flags & SLEEP_REMOTE != 0 {
+    if event.flags & (SLEEP_REMOTE | SLEEP_LOCK) != 0 {
         return object;
     }
     match i64::from(syscall) {
@@ -358,7 +376,7 @@ calls! {
 
 #[cfg(test)]
 mod tests {
-    use observer_ebpf::wire::{Address, RecordKind};
+    use observer_ebpf::wire::{Address, RecordKind, is_lock};
 
     use super::*;
     use crate::probe::{decode, tests::header};
@@ -397,6 +415,49 @@ mod tests {
         let mut remote = record(SLEEP_REMOTE, libc::SYS_recvfrom as u32);
         (remote.remote_port, remote.remote_address.0[15]) = (6_379, 1);
         assert_eq!(said(remote), "recvfrom at [::1]:6379");
+    }
+
+    #[test]
+    fn locks_are_told_from_other_waits_by_their_calls() {
+        const PRIVATE: u64 = 128;
+        const REALTIME: u64 = 256;
+        let tid = 0x3039;
+        for (operation, value, what) in [
+            (PRIVATE, 2, "a mutex of glibc"),
+            (0, 2, "one that processes share"),
+            (9 | PRIVATE, 2, "a mutex of Rust"),
+            (9 | PRIVATE | REALTIME, 2, "a mutex of glibc, with a time"),
+            (9 | PRIVATE | REALTIME, 3, "a rwlock of glibc"),
+            (PRIVATE, 0x8000_0010, "a mutex of musl"),
+            (PRIVATE, 0x8000_0000 | tid, "a robust mutex"),
+            (9 | PRIVATE, 0x7fff_ffff, "a rwlock of Rust"),
+            (6 | PRIVATE, 0, "priority inheritance"),
+            (13 | PRIVATE, 0, "priority inheritance, by the monotonic clock"),
+        ] {
+            assert!(is_lock(operation, value), "{what}");
+        }
+        for (operation, value, what) in [
+            (PRIVATE, 0, "a thread of Go without work"),
+            (9 | PRIVATE | REALTIME, 0, "a condition of glibc"),
+            (9 | PRIVATE, 0xffff_ffff, "a parked thread of Rust"),
+            (9 | REALTIME, tid, "the end of a thread"),
+            (PRIVATE, 1, "a parked thread of parking_lot"),
+            (PRIVATE, 3, "a counter"),
+            (11 | PRIVATE, 2, "a condition whose mutex has priority inheritance"),
+            (1 | PRIVATE, 2, "a wake-up"),
+        ] {
+            assert!(!is_lock(operation, value), "{what}");
+        }
+        let record =
+            SleepRecord { argument_1: 0xc0de, ..record(SLEEP_LOCK, libc::SYS_futex as u32) };
+        let event = decode(bytemuck::bytes_of(&record)).expect("decodes");
+        assert_eq!(event.cause(), Some(Cause::LOCK_WAIT));
+        assert_eq!(detail(&event), "the lock at 0xc0de");
+        let of = |record: SleepRecord| {
+            decode(bytemuck::bytes_of(&record)).expect("decodes").object(Cause::LOCK_WAIT)
+        };
+        assert_eq!(of(record), of(SleepRecord { argument_3: 9, ..record }));
+        assert_ne!(of(record), of(SleepRecord { argument_1: 0xc0da, ..record }));
     }
 
     #[test]

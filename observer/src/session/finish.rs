@@ -22,6 +22,7 @@ use crate::model::{
 };
 use crate::output::event_files::EventsRead;
 use crate::output::rundir::RunDir;
+use crate::output::text::thread;
 use crate::output::trace::TraceEvent;
 use crate::probe::{PROBES, kind_name};
 
@@ -432,15 +433,21 @@ pub(super) fn summarise(
     }
     let mut causes = analysis.causes;
     for cause in &mut causes {
-        if cause.cause.is_recorded() {
+        // Which sleeps were for a lock is only known by what the threads did that ended them.
+        if cause.cause.is_recorded() && cause.cause != Cause::LOCK_WAIT {
             cause.stalls = captured.recorder.count(cause.cause);
         }
         let objects = analysis.objects.get(&cause.cause).into_iter().flatten();
         let names = captured.recorder.object_names();
         let named = |time: &ObjectTime| {
-            let ObjectTime { object, peer, slow_ns, typical_ns } = *time;
-            let name = names.get(&object)?;
-            let what = peer.map_or_else(|| name.clone(), |peer| format!("{name} at {peer}"));
+            let ObjectTime { object, peer, had_by, slow_ns, typical_ns } = *time;
+            let mut what = names.get(&object)?.clone();
+            if let Some(peer) = peer {
+                what += &format!(" at {peer}");
+            }
+            if let Some(tid) = had_by {
+                what += &format!(" that thread {} had", thread(info, tid));
+            }
             Some(CauseObject { what, slow_ns, typical_ns })
         };
         cause.objects = objects.filter_map(named).collect();

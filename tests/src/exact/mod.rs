@@ -18,7 +18,7 @@ pub use faults::{copied_pages, families, fault_time, major_faults, minor_faults}
 pub use reclaim::{freed_pages, memcg_reclaim};
 pub use requests::requests;
 pub use runqueue::{no_more_waits, processor_time, run_delay};
-pub use sleeps::{block_io, holds, sleeps};
+pub use sleeps::{block_io, holds, locks, sleeps};
 pub use sockets::{descriptors, sockets};
 pub use softirqs::softirqs;
 pub use throttling::{Limit, Throttled, throttled};

@@ -132,6 +132,42 @@ pub fn block_io(trial: &Trial) {
     work.end().expect("the workload ends");
 }
 
+/// A thread that waits for locks of several kinds: it slept for them as often, and for as long, as the kernel counted
+/// around its calls. What it slept otherwise, in the same call with other values, is not among that.
+///
+/// # Panics
+/// When it is not so.
+pub fn locks(trial: &Trial) {
+    let directory = trial::directory();
+    let arguments = ["locks", "--rounds", &scaled_text(300)];
+    let mut work = trial::start(&arguments, Placement::default());
+    let pid = work.id().to_string();
+    let target = ["--pid", &pid, "--probes", "default,sleep"].map(str::to_owned);
+    let observed = trial.observe_target(&target, &mut work, directory.path(), |_| ());
+    let (count, slept_ns) =
+        (number(&observed.counts, "locks"), number(&observed.counts, "slept_ns"));
+    let sum_ns = |run: &Run| run.sum_ns("sleep", "lock");
+    trial.hold(
+        &observed,
+        "sleep",
+        |held, run| {
+            let switches = "voluntary context switches (getrusage) in calls for a lock";
+            let (metric, found) = ("lock count", run.count("sleep", "lock"));
+            let allowed = (COUNT_TOLERANCE, 2 * MISSED);
+            held.compare(Relation::Equal, metric, switches, (found, count), allowed);
+            // Those that were missed have no time.
+            let slept_ns = (slept_ns as f64 * found as f64 / count.max(1) as f64) as u64;
+            // Each end wakes an idle CPU up, which is sleep or CPU time, as the clocks happen to be read.
+            let allowed = (tolerance(), 2 * count * observed.switch_ns);
+            let time = "elapsed time in such calls without CPU time and run delay";
+            let values = (sum_ns(run), slept_ns);
+            held.compare(Relation::Equal, "lock sum_ns", time, values, allowed);
+        },
+        &[("lock sum_ns", 0.01, 2 * count * observed.switch_ns, &sum_ns)],
+    );
+    work.end().expect("the workload ends");
+}
+
 /// A process that is stopped by a signal, and frozen by its cgroup: both are known to the nanosecond, but
 /// for the time that it takes to see them.
 ///

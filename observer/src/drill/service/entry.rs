@@ -37,4 +37,6 @@ pub struct Entry {
     pub mapped_ns: u64,
     /// How long the handler slept in fsync because of the injection.
     pub synced_ns: u64,
+    /// How long the handler waited for a lock because of the injection, without waits for a CPU.
+    pub locked_ns: u64,
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,6 +10,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{RngExt, SeedableRng};
 use rustix::process::setpriority_process;
 use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
@@ -36,6 +39,10 @@ const SYNC_BYTES: usize = 1 << 20;
 /// Background threads, and the CPU time of each when it is woken.
 const BACKGROUND_THREADS: usize = 50;
 const BACKGROUND: Duration = Duration::from_millis(1);
+/// How long a thread has the lock, of that on a CPU, and the pauses between.
+const KEEPS: Duration = HARM;
+const KEEPS_ON_CPU: Duration = Duration::from_millis(5);
+const PAUSES: RangeInclusive<Duration> = Duration::from_millis(400)..=Duration::from_millis(1_200);
 /// The lowest priority of the fair class.
 const LAST: i32 = 19;
 /// Requests that one thread writes down; a drill has a few thousand.
@@ -52,6 +59,7 @@ pub(super) struct Handler {
     /// What is written to and synced.
     synced: Option<File>,
     background: Vec<Sender<()>>,
+    lock: Option<Arc<Mutex<()>>>,
     logs: Mutex<Vec<Arc<Mutex<Vec<Entry>>>>>,
 }
 
@@ -69,6 +77,7 @@ impl Handler {
         };
         let threads = if harm == Harm::Background { BACKGROUND_THREADS } else { 0 };
         let background = (0..threads).map(start_background).collect::<io::Result<_>>()?;
+        let lock = (harm == Harm::Lock).then(|| start_keeper(seed)).transpose()?;
         Ok(Self {
             work,
             harm,
@@ -78,6 +87,7 @@ impl Handler {
             data,
             synced,
             background,
+            lock,
             logs: Mutex::default(),
         })
     }
@@ -122,6 +132,23 @@ fn start_background(index: usize) -> io::Result<Sender<()>> {
         },
     )?;
     Ok(wake)
+}
+
+/// A thread that takes the lock again and again.
+fn start_keeper(seed: u64) -> io::Result<Arc<Mutex<()>>> {
+    let lock = Arc::new(Mutex::new(()));
+    let kept = Arc::clone(&lock);
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+    std::thread::Builder::new().name("drill-keeper".into()).spawn(move || {
+        loop {
+            std::thread::sleep(rng.random_range(PAUSES));
+            let guard = kept.lock();
+            burn(KEEPS_ON_CPU);
+            std::thread::sleep(KEEPS - KEEPS_ON_CPU);
+            drop(guard);
+        }
+    })?;
+    Ok(lock)
 }
 
 /// CPU time of this thread, nanoseconds.
@@ -258,13 +285,16 @@ impl Thread {
     }
 
     fn harm(&mut self, entry: &mut Entry) -> io::Result<()> {
+        if let Some(lock) = &self.handler.lock {
+            entry.locked_ns = self.timed(|| drop(lock.lock())).0;
+        }
         if self.handler.harm == Harm::None || !self.handler.is_harmed() {
             return Ok(());
         }
         let (begin, begin_cpu_ns) = (MonoNanos::now(), cpu_ns());
         let length_ns = || MonoNanos::now().since(begin);
         match self.handler.harm {
-            Harm::None => {}
+            Harm::None | Harm::Lock => {}
             Harm::Sleep => {
                 std::thread::sleep(HARM);
                 entry.slept_ns = length_ns();

@@ -8,6 +8,7 @@ mod calls;
 mod cpu;
 mod faults;
 mod files;
+mod locks;
 mod memory;
 mod refused;
 mod requests;
@@ -72,6 +73,11 @@ enum Work {
     Sleeps {
         #[arg(long, default_value_t = 4)]
         threads: usize,
+        #[arg(long, default_value_t = 300)]
+        rounds: usize,
+    },
+    /// A thread that waits for locks and otherwise; what the kernel counted of it is reported.
+    Locks {
         #[arg(long, default_value_t = 300)]
         rounds: usize,
     },
@@ -390,6 +396,7 @@ fn main() -> ExitCode {
         Work::Sockets { pairs } => files::sockets(pairs),
         Work::Requests { rounds } => requests::requests(rounds),
         Work::Sleeps { threads, rounds } => sleeps::sleeps(threads, rounds),
+        Work::Locks { rounds } => locks::locks(rounds),
         Work::Datagrams { count } => files::datagrams(count),
         Work::PingPong { rounds } => cpu::ping_pong(rounds),
         Work::Contend { threads, ms, cpu, anywhere } => {

@@ -23,7 +23,7 @@ pub(crate) fn clock_ns(clock: ClockId) -> u64 {
 
 /// What the kernel knows about the calling thread.
 #[derive(Clone, Copy)]
-struct Reading {
+pub(crate) struct Reading {
     now_ns: u64,
     /// On a CPU, or waiting for one.
     awake_ns: u64,
@@ -31,7 +31,7 @@ struct Reading {
 }
 
 impl Reading {
-    fn take() -> Self {
+    pub(crate) fn take() -> Self {
         // SAFETY: zeros are a valid value of this plain struct.
         let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
         // SAFETY: writes the struct, which lives through the call.
@@ -47,13 +47,13 @@ impl Reading {
 
 /// Sleeps of one thread, or of several.
 #[derive(Clone, Copy, Default)]
-struct Slept {
-    count: u64,
-    sum_ns: u64,
+pub(crate) struct Slept {
+    pub(crate) count: u64,
+    pub(crate) sum_ns: u64,
 }
 
 impl Slept {
-    fn since(earlier: Reading) -> Self {
+    pub(crate) fn since(earlier: Reading) -> Self {
         let now = Reading::take();
         let all_ns = now.now_ns - earlier.now_ns;
         Self {
@@ -62,7 +62,7 @@ impl Slept {
         }
     }
 
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         self.count += other.count;
         self.sum_ns += other.sum_ns;
     }
