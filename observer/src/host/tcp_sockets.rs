@@ -140,18 +140,17 @@ pub struct TcpSockets {
 }
 
 impl TcpSockets {
-    /// Those of the network namespace of a process, and the settings there. The sockets are found even
-    /// after the process has ended, where the kernel's socket diagnosis can be used.
+    /// Those of the network namespace in which these processes are, and the settings there.
     #[must_use]
-    pub fn of(tgid: Tgid, namespace: &Path) -> Self {
+    pub fn of(members: &[Tgid], namespace: &Path) -> Self {
         let own = fs::read_link("/proc/thread-self/ns/net");
         if own.is_ok_and(|own| own == namespace) {
             return Self::here();
         }
         let of = |tgid: Tgid| File::open(format!("/proc/{}/ns/net", tgid.0)).ok();
-        let Some(namespace) = of(tgid).or_else(|| of(process::heir(tgid)?)) else {
-            return Self::default();
-        };
+        let mut links =
+            members.iter().filter_map(|&tgid| of(tgid).or_else(|| of(process::heir(tgid)?)));
+        let Some(namespace) = links.next() else { return Self::default() };
         // A thread of its own, because it stays there. The socket that it leaves belongs to that
         // namespace.
         let visit = move || {
@@ -339,7 +338,7 @@ garbage
         let clients: Vec<_> = (0..3).map(|_| TcpStream::connect(at).unwrap()).collect();
         let own = Tgid(std::process::id());
         let namespace = fs::read_link("/proc/self/ns/net").unwrap();
-        let by_diag = TcpSockets::of(own, &namespace);
+        let by_diag = TcpSockets::of(&[own], &namespace);
         assert!(by_diag.diag.is_some() && by_diag.somaxconn.is_some());
         assert!(by_diag.ephemeral.is_some());
         for mut sockets in [by_diag, TcpSockets::default()] {

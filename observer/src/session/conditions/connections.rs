@@ -18,6 +18,8 @@ use crate::target::Membership;
 const SOCKETS_MAX: u64 = 50_000;
 /// Peers that are told apart at a reading.
 const PEERS_READ: usize = 4_096;
+/// Half-closed connections that are told apart at a reading. Of more, that many are known to be held.
+const HALF_CLOSED_READ: usize = 10_000;
 /// Ports and peers that are kept of a namespace, of each.
 const KEPT_MAX: usize = 16;
 /// A service that closes its connections does it within a moment after its client did. One that stays half
@@ -110,7 +112,7 @@ impl Reading {
             }
             *self.peers.entry(way).or_default().entry(socket.state).or_default() += 1;
         }
-        if socket.state == TcpState::CLOSE_WAIT {
+        if socket.state == TcpState::CLOSE_WAIT && self.half_closed.len() < HALF_CLOSED_READ {
             self.half_closed.push(((socket.local, socket.peer), socket.inode));
         }
     }

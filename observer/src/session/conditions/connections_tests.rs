@@ -81,6 +81,10 @@ fn the_peers_with_the_most_connections_are_kept_and_the_others_counted() {
         full.add(&socket(TcpState::TIME_WAIT, 40_000, &address.to_string()));
     }
     assert_eq!((full.peers.len(), full.beyond.len()), (PEERS_READ, 7));
+    for port in 0..=HALF_CLOSED_READ {
+        full.add(&socket(TcpState::CLOSE_WAIT, 80, &format!("10.0.0.2:{port}")));
+    }
+    assert_eq!(full.half_closed.len(), HALF_CLOSED_READ);
 }
 
 #[test]

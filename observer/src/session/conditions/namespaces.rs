@@ -94,7 +94,7 @@ impl<T> Namespaces<T> {
 
 impl Namespace {
     fn new(path: &Path, members: Vec<Tgid>, name: String) -> Self {
-        let sockets = members.first().map(|first| TcpSockets::of(*first, path)).unwrap_or_default();
+        let sockets = TcpSockets::of(&members, path);
         Self { name, members, sockets, listening: Listening::default() }
     }
 
