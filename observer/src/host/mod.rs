@@ -13,11 +13,13 @@ pub mod descendants;
 pub mod hotplug;
 pub mod memory_room;
 pub mod network;
+pub mod network_counters;
 pub mod owner;
 pub mod process;
 mod sock_diag;
 pub mod sockets;
 pub mod system;
+pub mod tcp_sockets;
 pub mod usage;
 
 pub use cgroups::{CgroupNames, Cgroups, Hierarchy, Layout};

@@ -85,7 +85,7 @@ fn read_tables(members: &[Tgid], names: [&str; 2]) -> Vec<Entry> {
 }
 
 /// The network namespace of a process; `None` when it is gone, or has no namespaces any more.
-fn namespace(tgid: Tgid) -> Option<PathBuf> {
+pub(super) fn namespace(tgid: Tgid) -> Option<PathBuf> {
     let of = |tgid: Tgid| fs::read_link(format!("/proc/{}/ns/net", tgid.0)).ok();
     of(tgid).or_else(|| of(process::heir(tgid)?))
 }
@@ -97,6 +97,28 @@ fn by_namespace(processes: impl Iterator<Item = (Tgid, PathBuf)>) -> BTreeMap<Pa
         namespaces.entry(namespace).or_default().push(tgid);
     }
     namespaces
+}
+
+/// Processes by their network namespace (`net:[4026531840]`), without those that are gone.
+#[must_use]
+pub fn namespaces_of(tgids: &BTreeSet<Tgid>) -> BTreeMap<PathBuf, Vec<Tgid>> {
+    let tgids = tgids.iter().inspect(|_| rest());
+    by_namespace(tgids.filter_map(|&tgid| Some((tgid, namespace(tgid)?))))
+}
+
+/// Which of these sockets one of the processes holds, by inode.
+#[must_use]
+pub fn held_by(tgids: &BTreeSet<Tgid>, inodes: &BTreeSet<u64>) -> BTreeSet<u64> {
+    let mut held = BTreeSet::new();
+    for tgid in tgids {
+        rest();
+        let sockets = socket_descriptors(*tgid).into_iter().flatten();
+        held.extend(sockets.map(|(_, inode)| inode).filter(|inode| inodes.contains(inode)));
+        if held.len() == inodes.len() {
+            break;
+        }
+    }
+    held
 }
 
 /// Inode of the socket a link of `/proc/PID/fd` leads to (`socket:[4711]`).
@@ -123,6 +145,7 @@ pub(super) fn descriptors_of(tgid: Tgid) -> Option<Vec<(i32, u64)>> {
     Some(
         entries
             .filter_map(|entry| {
+                rest();
                 let entry = entry.ok()?;
                 let link = fs::read_link(entry.path()).ok()?;
                 let inode = socket_inode(link.to_str()?)?;
@@ -264,8 +287,7 @@ fn holders_in(
 #[must_use]
 pub fn listened_ports(tgids: &BTreeSet<Tgid>) -> BTreeSet<u16> {
     let mut ports = BTreeSet::new();
-    let with_namespace = tgids.iter().filter_map(|&tgid| Some((tgid, namespace(tgid)?)));
-    for (namespace, members) in by_namespace(with_namespace) {
+    for (namespace, members) in namespaces_of(tgids) {
         let sockets = members.iter().filter_map(|&tgid| socket_descriptors(tgid)).flatten();
         let inodes: BTreeSet<u64> = sockets.map(|(_, inode)| inode).collect();
         let entries = tcp_listeners(&namespace, &members).into_iter();

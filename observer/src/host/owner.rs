@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::network::namespace;
 use super::process;
 use crate::model::{Owner, Tgid};
 
@@ -31,11 +32,6 @@ fn users(passwd: &str) -> BTreeMap<u32, String> {
     users
 }
 
-fn network(tgid: Tgid) -> Option<PathBuf> {
-    let of = |tgid: Tgid| fs::read_link(format!("/proc/{}/ns/net", tgid.0)).ok();
-    of(tgid).or_else(|| of(process::heir(tgid)?))
-}
-
 impl Owners {
     /// Reads the names of the users, once.
     #[must_use]
@@ -43,7 +39,7 @@ impl Owners {
         let passwd = fs::read("/etc/passwd").unwrap_or_default();
         Self {
             users: users(&String::from_utf8_lossy(&passwd)),
-            host_network: [KTHREADD, Tgid(1)].into_iter().find_map(network),
+            host_network: [KTHREADD, Tgid(1)].into_iter().find_map(namespace),
         }
     }
 
@@ -52,12 +48,18 @@ impl Owners {
     pub fn of(&self, tgid: Tgid) -> Option<Owner> {
         let uid = process::status(tgid)?.euid;
         let user = self.users.get(&uid).cloned().unwrap_or_else(|| uid.to_string());
-        let network = match network(tgid) {
-            None => "unknown".to_owned(),
-            own if own == self.host_network => Owner::HOST.to_owned(),
-            Some(other) => other.to_string_lossy().into_owned(),
-        };
+        let network = namespace(tgid);
+        let network = network.map_or_else(|| "unknown".into(), |known| self.network_name(&known));
         Some(Owner { user, network })
+    }
+
+    /// What a network namespace is called: [`Owner::HOST`], or as the kernel calls it.
+    #[must_use]
+    pub fn network_name(&self, namespace: &Path) -> String {
+        if self.host_network.as_deref() == Some(namespace) {
+            return Owner::HOST.to_owned();
+        }
+        namespace.to_string_lossy().into_owned()
     }
 }
 

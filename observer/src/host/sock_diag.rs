@@ -1,5 +1,5 @@
-//! The listening TCP sockets of this process's network namespace, from the kernel's socket diagnosis
-//! (sock_diag(7), `inet_diag_dump_icsk` of net/ipv4/inet_diag.c). It goes through the listeners only;
+//! The TCP sockets of a network namespace, from the kernel's socket diagnosis (sock_diag(7),
+//! `inet_diag_dump_icsk` of net/ipv4/inet_diag.c). For listeners it goes through these only;
 //! for `/proc/net/tcp` the kernel goes through its table of all connections, which takes milliseconds
 //! even where there are none.
 
@@ -10,12 +10,16 @@ use netlink_packet_core::{
 };
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP};
-use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
+use netlink_packet_sock_diag::inet::{
+    ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags,
+};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
 };
+
+use crate::pace::rest;
 
 /// For one part of the answer: the kernel makes parts as large as the buffer of the last receive, and
 /// the first ones no larger than two pages (`netlink_dump` of net/netlink/af_netlink.c).
@@ -46,64 +50,90 @@ impl From<Errno> for DiagError {
     }
 }
 
-/// Port and inode of all of them.
-pub(super) fn tcp_listeners() -> Result<Vec<(u16, u64)>, DiagError> {
-    let protocol = Some(netlink::SOCK_DIAG);
-    let kernel =
-        socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
-    let mut found = Vec::new();
-    let mut buffer = vec![0; BUFFER_BYTES];
-    for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
-        request(&kernel, family, socket_id)?;
-        while receive(&kernel, &mut buffer, &mut found)? {}
+/// A way to ask the kernel about the sockets of one network namespace.
+#[derive(Debug)]
+pub(super) struct Diag(OwnedFd);
+
+impl Diag {
+    /// Of the network namespace of the calling thread, for ever.
+    pub(super) fn here() -> Result<Self, DiagError> {
+        let protocol = Some(netlink::SOCK_DIAG);
+        let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
+        Ok(Self(socket_with(family, kind, SocketFlags::CLOEXEC, protocol)?))
     }
-    Ok(found)
-}
 
-fn request(kernel: &OwnedFd, family: u8, socket_id: SocketId) -> Result<(), DiagError> {
-    let mut header = NetlinkHeader::default();
-    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let request = SockDiagMessage::InetRequest(InetRequest {
-        family,
-        protocol: IPPROTO_TCP,
-        extensions: ExtensionFlags::empty(),
-        states: StateFlags::LISTEN,
-        socket_id,
-    });
-    let mut message = NetlinkMessage::new(header, request.into());
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    send(kernel, &bytes, SendFlags::empty())?;
-    Ok(())
-}
-
-/// The next part of the answer; false at its end. The kernel fills the next part in before it hands
-/// one out, so there is nothing to wait for.
-fn receive(
-    kernel: &OwnedFd,
-    buffer: &mut [u8],
-    found: &mut Vec<(u16, u64)>,
-) -> Result<bool, DiagError> {
-    let (length, _) = recv(kernel, &mut *buffer, RecvFlags::DONTWAIT)?;
-    let mut rest = &buffer[..length];
-    while !rest.is_empty() {
-        let message =
-            NetlinkMessage::<SockDiagMessage>::deserialize(rest).map_err(DiagError::Answer)?;
-        match message.payload {
-            NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                let header = response.header;
-                found.push((header.socket_id.source_port, u64::from(header.inode)));
+    /// Calls `each` for every TCP socket in one of the states. After an error, the rest of an answer may
+    /// still be on its way, so that this cannot be used again.
+    pub(super) fn tcp_sockets(
+        &self,
+        states: &StateFlags,
+        extensions: &ExtensionFlags,
+        mut each: impl FnMut(&InetResponse),
+    ) -> Result<(), DiagError> {
+        let mut buffer = vec![0; BUFFER_BYTES];
+        for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
+            self.request(InetRequest {
+                family,
+                protocol: IPPROTO_TCP,
+                extensions: extensions.clone(),
+                states: states.clone(),
+                socket_id,
+            })?;
+            while self.receive(&mut buffer, &mut each)? {
+                rest();
             }
-            NetlinkPayload::Done(_) => return Ok(false),
-            NetlinkPayload::Error(error) => return Err(DiagError::Refused(error.raw_code())),
-            _ => {}
         }
-        // Messages are aligned to four bytes.
-        let taken = (message.header.length as usize).next_multiple_of(4);
-        rest = rest.get(taken.max(1)..).unwrap_or_default();
+        Ok(())
     }
-    Ok(true)
+
+    fn request(&self, request: InetRequest) -> Result<(), DiagError> {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let request = SockDiagMessage::InetRequest(request);
+        let mut message = NetlinkMessage::new(header, request.into());
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        send(&self.0, &bytes, SendFlags::empty())?;
+        Ok(())
+    }
+
+    /// The next part of the answer; false at its end. The kernel fills the next part in before it hands
+    /// one out, so there is nothing to wait for.
+    fn receive(
+        &self,
+        buffer: &mut [u8],
+        each: &mut impl FnMut(&InetResponse),
+    ) -> Result<bool, DiagError> {
+        let (length, _) = recv(&self.0, &mut *buffer, RecvFlags::DONTWAIT)?;
+        let mut left = &buffer[..length];
+        while !left.is_empty() {
+            let message =
+                NetlinkMessage::<SockDiagMessage>::deserialize(left).map_err(DiagError::Answer)?;
+            match message.payload {
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
+                    each(&response);
+                }
+                NetlinkPayload::Done(_) => return Ok(false),
+                NetlinkPayload::Error(error) => return Err(DiagError::Refused(error.raw_code())),
+                _ => {}
+            }
+            // Messages are aligned to four bytes.
+            let taken = (message.header.length as usize).next_multiple_of(4);
+            left = left.get(taken.max(1)..).unwrap_or_default();
+        }
+        Ok(true)
+    }
+}
+
+/// Port and inode of all listening TCP sockets of this thread's network namespace.
+pub(super) fn tcp_listeners() -> Result<Vec<(u16, u64)>, DiagError> {
+    let mut found = Vec::new();
+    Diag::here()?.tcp_sockets(&StateFlags::LISTEN, &ExtensionFlags::empty(), |response| {
+        let header = &response.header;
+        found.push((header.socket_id.source_port, u64::from(header.inode)));
+    })?;
+    Ok(found)
 }
 
 #[cfg(test)]

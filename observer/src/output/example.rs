@@ -370,5 +370,63 @@ fn conditions() -> Conditions {
             changed: false,
         }],
         cpu_limits_beyond: 0,
+        networks: networks(),
+        connections: connections(),
+        networks_beyond: 0,
     }
+}
+
+/// An accept queue that overflowed.
+pub(crate) fn networks() -> Vec<NetworkSummary> {
+    let counters = [
+        ("TcpExtListenOverflows", 132),
+        ("TcpExtListenDrops", 132),
+        ("TcpExtTCPSynRetrans", 140),
+        ("TcpExtTCPTimeouts", 96),
+        ("TcpOutSegs", 90_000),
+        ("TcpRetransSegs", 340),
+    ];
+    vec![NetworkSummary {
+        network: Owner::HOST.into(),
+        observed_ns: 30_000 * MS,
+        counters: counters.map(|(name, rise)| (name.to_owned(), rise)).into(),
+        listeners: vec![ListenerSummary {
+            port: 8_080,
+            sockets: 1,
+            queue: 7,
+            queue_max: 129,
+            limit: Some(128),
+            dropped: Some(140),
+        }],
+        listeners_beyond: 0,
+        dropped_by_others: Some(0),
+        somaxconn: Some(4_096),
+    }]
+}
+
+/// Connections that the service does not close, and others that it does not use again.
+pub(crate) fn connections() -> Vec<ConnectionsSummary> {
+    let states = |states: [(&str, u64); 2]| states.map(|(state, count)| (state.to_owned(), count));
+    vec![ConnectionsSummary {
+        network: Owner::HOST.into(),
+        ports: vec![PortConnections {
+            port: 8_080,
+            states: states([("established", 100), ("close_wait", 412)]).into(),
+            close_wait_first: 3,
+            close_wait_held: 409,
+        }],
+        peers: vec![PeerConnections {
+            peer: "10.0.0.9:5432".into(),
+            from: "10.0.0.5".into(),
+            states: states([("established", 12), ("time_wait", 15_300)]).into(),
+            most: 16_100,
+            time_wait_most: 16_000,
+            close_wait_first: 0,
+            close_wait_held: 0,
+            to_target: false,
+        }],
+        beyond: 0,
+        ephemeral_ports: Some(28_232),
+        unread: 0,
+    }]
 }

@@ -8,8 +8,10 @@ use observer_ebpf::wire::{
 use super::*;
 use crate::aggregate::{CgroupCounts, CgroupDistributions, Distribution, TraceState};
 use crate::model::{
-    AddedShare, Conditions, Coverage, CpuLimit, CpuLimitSummary, ProbeState, SelfSummary,
+    AddedShare, Conditions, Coverage, CpuLimit, CpuLimitSummary, NetworkSummary, ProbeState,
+    SelfSummary,
 };
+use crate::output::example;
 
 /// A snapshot in which every family has a sample, one of them with a hostile name.
 pub(crate) fn snapshot() -> Snapshot {
@@ -38,7 +40,9 @@ pub(crate) fn snapshot() -> Snapshot {
                 throttled_ns: 3_500_000_000,
                 ..CpuLimitSummary::default()
             }],
-            cpu_limits_beyond: 0,
+            networks: networks(),
+            connections: example::connections(),
+            ..Conditions::default()
         },
         floors_ns: [5_000; KIND_SLOTS],
         trace: Some(TraceState { ended: true, missing: 4 }),
@@ -65,6 +69,18 @@ pub(crate) fn snapshot() -> Snapshot {
     snapshot
 }
 
+/// One namespace in which a queue overflowed, and another one, in which other things happened.
+fn networks() -> Vec<NetworkSummary> {
+    let mut networks = example::networks();
+    let counters = [("TcpExtTCPToZeroWindowAdv", 4), ("TcpEstabResets", 5)];
+    networks.push(NetworkSummary {
+        network: "net:[1]".into(),
+        counters: counters.map(|(name, rise)| (name.to_owned(), rise)).into(),
+        ..NetworkSummary::default()
+    });
+    networks
+}
+
 fn value(text: &str, sample: &str) -> String {
     let line = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("{sample} is missing in\n{text}")).to_owned()
@@ -86,6 +102,13 @@ fn every_number_is_under_its_name() {
         ("observer_target_cpu_limit_periods_total{cgroup=\"/a\"}", "50"),
         ("observer_target_cpu_limit_throttled_periods_total{cgroup=\"/a\"}", "49"),
         ("observer_target_cpu_limit_throttled_seconds_total{cgroup=\"/a\"}", "3.5"),
+        ("observer_target_network_listen_overflows_total{network=\"host\"}", "132"),
+        ("observer_target_network_segments_sent_total{network=\"host\"}", "90000"),
+        ("observer_target_network_zero_windows_total{network=\"net:[1]\"}", "4"),
+        ("observer_target_listen_dropped_packets_total{network=\"host\",port=\"8080\"}", "140"),
+        ("observer_target_listen_queue_connections{network=\"host\",port=\"8080\"}", "7"),
+        ("observer_target_listen_queue_limit_connections{network=\"host\",port=\"8080\"}", "128"),
+        ("observer_target_connections{network=\"host\",port=\"8080\",state=\"close_wait\"}", "412"),
         ("observer_cgroups{histograms=\"own\"}", "2"),
         ("observer_cgroups{histograms=\"other\"}", "5"),
         ("observer_cgroups_removed_total", "9"),
@@ -99,6 +122,8 @@ fn every_number_is_under_its_name() {
         assert_eq!(value(&text, sample), expected, "{sample}");
     }
     assert!(text.ends_with("# EOF\n"));
+    let uncounted = "zero_windows_total{network=\"host\"}";
+    assert!(!text.contains(uncounted), "what the kernel does not count has no sample");
     assert!(!text.contains("idle"), "a cgroup without counts has no series");
 }
 

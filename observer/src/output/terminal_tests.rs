@@ -40,6 +40,7 @@ fn an_attributed_run_says_why_how_much_and_shows_the_evidence() {
             "kswapd wakeups 3",
             "CPU limits\n  Cgroup /demo/</b><i>?[31m may use 150 ms of CPU time in each 100 ms (1.50 CPUs). The",
             "used up in 12 of 300 periods",
+            "Network\n  Port 8080: the queue of connections that wait to be accepted overflowed 132 times.",
             "socket: partial (cgroup_sock), accept: this kernel has no fexit",
             "Lost: nothing",
             "What to do about reclaim_memcg: Raise memory.high",

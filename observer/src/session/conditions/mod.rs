@@ -2,11 +2,16 @@
 //!
 //! Each watch reads its files when a run begins, when that is due, and at the end.
 
+mod connections;
 mod cpu_limits;
+mod namespaces;
+mod network;
 
 use std::time::{Duration, Instant};
 
+use connections::ConnectionWatch;
 use cpu_limits::CpuLimitWatch;
+use network::NetworkWatch;
 
 use crate::host::usage;
 use crate::model::Conditions;
@@ -32,7 +37,11 @@ pub(super) struct ConditionWatch(Vec<(Box<dyn Watch + Send>, Instant)>);
 impl ConditionWatch {
     /// What the kernel counted before does not count.
     pub(super) fn start(membership: &Membership) -> Self {
-        let watches: [Box<dyn Watch + Send>; _] = [Box::new(CpuLimitWatch::start())];
+        let watches: [Box<dyn Watch + Send>; _] = [
+            Box::new(CpuLimitWatch::start()),
+            Box::new(NetworkWatch::start()),
+            Box::new(ConnectionWatch::start()),
+        ];
         let now = Instant::now();
         let mut all = Self(watches.into_iter().map(|watch| (watch, now)).collect());
         all.look(membership);

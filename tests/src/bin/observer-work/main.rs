@@ -10,6 +10,7 @@ mod faults;
 mod files;
 mod locks;
 mod memory;
+mod network;
 mod refused;
 mod requests;
 mod short;
@@ -349,6 +350,13 @@ enum Work {
         #[arg(long)]
         stranger: Option<u32>,
     },
+    /// Listens on port 8080 in a network namespace of its own; accepts only in the end as many connections
+    /// as fit into its queue, and never closes one.
+    ListenSlowly {
+        /// The limit of its queue, which holds one more.
+        #[arg(long)]
+        backlog: u16,
+    },
     /// Sockets from another process, and sockets to it.
     Passed {
         #[arg(long)]
@@ -443,6 +451,7 @@ fn main() -> ExitCode {
         Work::Worker { pages, name } => short::worker(pages, name.as_deref()),
         Work::Leaderless { port } => short::leaderless(port),
         Work::ListenAs { port, stranger } => short::listen_as(port, stranger),
+        Work::ListenSlowly { backlog } => network::listen_slowly(backlog),
         Work::Passed { socket } => short::passed(&socket),
         Work::Hold { started, stop } => hold(&started, &stop),
         Work::Reclaim { file, mib, rounds } => memory::reclaim(&file, mib, rounds),
