@@ -10,6 +10,7 @@ use std::path::Path;
 pub mod cgroups;
 pub mod cpu_limits;
 pub mod descendants;
+pub mod descriptors;
 pub mod hotplug;
 pub mod memory_room;
 pub mod network;

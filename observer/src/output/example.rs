@@ -370,5 +370,29 @@ fn conditions() -> Conditions {
             changed: false,
         }],
         cpu_limits_beyond: 0,
+        descriptors: vec![DescriptorSummary {
+            tgid: 100,
+            name: HOSTILE.into(),
+            limit: Some(1_024),
+            first: 919,
+            last: 1_012,
+            highest: 1_012,
+            limit_reached: false,
+            ended: false,
+            observed_ns: 30_000 * MS,
+            growth: Some(DescriptorGrowth {
+                per_s: 3.1,
+                ci95_per_s: [2.9, 3.3],
+                highest_at_end: true,
+            }),
+            sample: Some(DescriptorSample { looked_at: 128, sockets: 124 }),
+        }],
+        descriptors_beyond: 0,
+        host_files: Some(HostFilesSummary {
+            limit: 2_466_177,
+            first: 2_016,
+            last: 2_109,
+            highest: 2_110,
+        }),
     }
 }

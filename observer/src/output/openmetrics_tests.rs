@@ -8,7 +8,8 @@ use observer_ebpf::wire::{
 use super::*;
 use crate::aggregate::{CgroupCounts, CgroupDistributions, Distribution, TraceState};
 use crate::model::{
-    AddedShare, Conditions, Coverage, CpuLimit, CpuLimitSummary, ProbeState, SelfSummary,
+    AddedShare, Conditions, Coverage, CpuLimit, CpuLimitSummary, DescriptorSummary, ProbeState,
+    SelfSummary,
 };
 
 /// A snapshot in which every family has a sample, one of them with a hostile name.
@@ -39,6 +40,17 @@ pub(crate) fn snapshot() -> Snapshot {
                 ..CpuLimitSummary::default()
             }],
             cpu_limits_beyond: 0,
+            descriptors: vec![
+                DescriptorSummary {
+                    tgid: 7,
+                    last: 3,
+                    limit: Some(64),
+                    ..DescriptorSummary::default()
+                },
+                DescriptorSummary { tgid: 8, last: 4, ..DescriptorSummary::default() },
+                DescriptorSummary { tgid: 9, ended: true, ..DescriptorSummary::default() },
+            ],
+            ..Conditions::default()
         },
         floors_ns: [5_000; KIND_SLOTS],
         trace: Some(TraceState { ended: true, missing: 4 }),
@@ -86,6 +98,9 @@ fn every_number_is_under_its_name() {
         ("observer_target_cpu_limit_periods_total{cgroup=\"/a\"}", "50"),
         ("observer_target_cpu_limit_throttled_periods_total{cgroup=\"/a\"}", "49"),
         ("observer_target_cpu_limit_throttled_seconds_total{cgroup=\"/a\"}", "3.5"),
+        ("observer_target_descriptors{pid=\"7\",comm=\"\"}", "3"),
+        ("observer_target_descriptors{pid=\"8\",comm=\"\"}", "4"),
+        ("observer_target_descriptors_limit{pid=\"7\",comm=\"\"}", "64"),
         ("observer_cgroups{histograms=\"own\"}", "2"),
         ("observer_cgroups{histograms=\"other\"}", "5"),
         ("observer_cgroups_removed_total", "9"),

@@ -1,18 +1,22 @@
 //! The conditions under which the target ran, in words: the same for the terminal and the page.
 
 mod cpu_limits;
+mod descriptors;
 
-use crate::model::{Conditions, Summary};
+use crate::model::Summary;
 
 /// What can be said about one kind of condition: a heading, and what gives its paragraphs.
-type Kind = (&'static str, fn(&Conditions) -> Vec<String>);
+type Kind = (&'static str, fn(&Summary) -> Vec<String>);
 
-const SECTIONS: &[Kind] = &[("CPU limits", cpu_limits::paragraphs)];
+const SECTIONS: &[Kind] = &[
+    ("CPU limits", |summary| cpu_limits::paragraphs(&summary.conditions)),
+    ("Open descriptors", descriptors::paragraphs),
+];
 
 /// Headings with their paragraphs, of those kinds about which there is anything to say.
 pub(super) fn sections(summary: &Summary) -> impl Iterator<Item = (&'static str, Vec<String>)> {
     SECTIONS
         .iter()
-        .map(|(heading, paragraphs)| (*heading, paragraphs(&summary.conditions)))
+        .map(|(heading, paragraphs)| (*heading, paragraphs(summary)))
         .filter(|(_, paragraphs)| !paragraphs.is_empty())
 }

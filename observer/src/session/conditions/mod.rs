@@ -3,10 +3,13 @@
 //! Each watch reads its files when a run begins, when that is due, and at the end.
 
 mod cpu_limits;
+mod descriptors;
+mod trend;
 
 use std::time::{Duration, Instant};
 
 use cpu_limits::CpuLimitWatch;
+use descriptors::DescriptorWatch;
 
 use crate::host::usage;
 use crate::model::Conditions;
@@ -32,7 +35,8 @@ pub(super) struct ConditionWatch(Vec<(Box<dyn Watch + Send>, Instant)>);
 impl ConditionWatch {
     /// What the kernel counted before does not count.
     pub(super) fn start(membership: &Membership) -> Self {
-        let watches: [Box<dyn Watch + Send>; _] = [Box::new(CpuLimitWatch::start())];
+        let watches: [Box<dyn Watch + Send>; _] =
+            [Box::new(CpuLimitWatch::start()), Box::new(DescriptorWatch::start())];
         let now = Instant::now();
         let mut all = Self(watches.into_iter().map(|watch| (watch, now)).collect());
         all.look(membership);
