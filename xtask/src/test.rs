@@ -116,7 +116,7 @@ fn lanes<'a>(programs: &'a [TestProgram], turn: &Turn) -> Vec<Vec<Step<'a>>> {
 /// beside the guest, in lanes that take about as long as it does; all others measure, and run alone. So does `cgroups`, whose counts hold while nobody else removes a cgroup. The last lane
 /// follows the tests without privileges.
 const MEASURE_NOTHING: [&[&str]; 5] = [
-    &["choice", "edge_sockets", "cpu_limits", "descriptors"],
+    &["choice", "edge_sockets", "cpu_limits", "descriptors", "memory_limits"],
     &["faults", "run", "uprobe", "doctor"],
     // `edge_tables` raises pid_max, and with it what observer needs; `hardening` gives it no more than that.
     &["hardening", "edge_tables", "command", "examples"],

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CpuLimitSummary, DescriptorSummary, HostFilesSummary};
+use super::{
+    CpuLimitSummary, CpuTimeSummary, DescriptorSummary, HostCpuTimeSummary, HostFilesSummary,
+    MemoryLimitSummary, PressureSummary,
+};
 
 /// What was read beside the records, when a run began, through it and at its end. Its members stand in
 /// `run.json` and in `summary.json` without a name around them.
@@ -23,4 +26,23 @@ pub struct Conditions {
     /// The open files of the whole host; `None` where they could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_files: Option<HostFilesSummary>,
+    /// The limits of memory on the cgroups of the target and on those above them, and cgroups in which a
+    /// process was killed for want of memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub memory_limits: Vec<MemoryLimitSummary>,
+    /// Further such cgroups that have a limit or may have one.
+    #[serde(default)]
+    pub memory_limits_beyond: u64,
+    /// Processes that the out-of-memory killer ended on the whole host; `None` where that is not counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_oom_kills: Option<u64>,
+    /// For how long threads of the target's cgroups, and of the whole host, waited for resources.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pressure: Vec<PressureSummary>,
+    /// The CPUs that the target may use: what the hypervisor took of their time, and their frequency.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cpu_times: Vec<CpuTimeSummary>,
+    /// The time of all CPUs of the host; `None` where it could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_cpu_time: Option<HostCpuTimeSummary>,
 }

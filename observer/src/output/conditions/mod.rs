@@ -1,7 +1,10 @@
 //! The conditions under which the target ran, in words: the same for the terminal and the page.
 
 mod cpu_limits;
+mod cpu_time;
 mod descriptors;
+mod memory_limits;
+mod pressure;
 
 use crate::model::Summary;
 
@@ -10,7 +13,10 @@ type Kind = (&'static str, fn(&Summary) -> Vec<String>);
 
 const SECTIONS: &[Kind] = &[
     ("CPU limits", |summary| cpu_limits::paragraphs(&summary.conditions)),
+    ("CPU time and frequency", |summary| cpu_time::paragraphs(&summary.conditions)),
     ("Open descriptors", descriptors::paragraphs),
+    ("Memory limits", |summary| memory_limits::paragraphs(&summary.conditions)),
+    ("Pressure", |summary| pressure::paragraphs(&summary.conditions)),
 ];
 
 /// Headings with their paragraphs, of those kinds about which there is anything to say.

@@ -2,7 +2,7 @@
 
 use super::{Fill, Kind, Metric};
 use crate::aggregate::Snapshot;
-use crate::model::DescriptorSummary;
+use crate::model::{DescriptorSummary, PressureSummary};
 
 /// In the order of the document.
 pub(super) static METRICS: &[Metric] = &[
@@ -87,6 +87,90 @@ pub(super) static METRICS: &[Metric] = &[
             })
         }),
     },
+    Metric {
+        name: "observer_target_memory_limit",
+        kind: Kind::Gauge,
+        unit: Some("bytes"),
+        labels: &["cgroup"],
+        help: "Memory that all processes of the cgroup together may use (memory.max, memory.limit_in_bytes): each \
+               limit on a cgroup of the target or one above it",
+        fill: Fill::Own(|snapshot, family| {
+            snapshot.conditions.memory_limits.iter().try_for_each(|limit| match limit.max_bytes {
+                Some(bytes) => family.gauge([&limit.cgroup], signed(bytes)),
+                None => Ok(()),
+            })
+        }),
+    },
+    Metric {
+        name: "observer_target_memory_limit_hits",
+        kind: Kind::Counter,
+        unit: None,
+        labels: &["cgroup"],
+        help: "Times that memory was asked for beyond the limit",
+        fill: Fill::Own(|snapshot, family| {
+            snapshot.conditions.memory_limits.iter().try_for_each(|limit| match limit.limit_hits {
+                Some(hits) => family.counter([&limit.cgroup], hits),
+                None => Ok(()),
+            })
+        }),
+    },
+    Metric {
+        name: "observer_target_oom_kills",
+        kind: Kind::Counter,
+        unit: None,
+        labels: &["cgroup"],
+        help: "Processes of the cgroup that the out-of-memory killer ended",
+        fill: Fill::Own(|snapshot, family| {
+            snapshot.conditions.memory_limits.iter().try_for_each(|limit| match limit.oom_kills {
+                Some(kills) => family.counter([&limit.cgroup], kills),
+                None => Ok(()),
+            })
+        }),
+    },
+    Metric {
+        name: "observer_target_pressure",
+        kind: Kind::Counter,
+        unit: Some("seconds"),
+        labels: &["cgroup", "resource", "stalled"],
+        help: "Time in which threads of a cgroup of the target (version 2) waited for the resource: some (at least \
+               one of them), full (all that had work to do)",
+        fill: Fill::Own(|snapshot, family| {
+            snapshot.conditions.pressure.iter().try_for_each(|pressure| {
+                let Some(cgroup) = &pressure.cgroup else { return Ok(()) };
+                stalled(pressure).try_for_each(|(stalled, seconds)| {
+                    family.counter_f64([cgroup, &pressure.resource, stalled], seconds)
+                })
+            })
+        }),
+    },
+    Metric {
+        name: "observer_host_pressure",
+        kind: Kind::Counter,
+        unit: Some("seconds"),
+        labels: &["resource", "stalled"],
+        help: "The same of all threads of the host; missing without a target",
+        fill: Fill::Own(|snapshot, family| {
+            let mut of_host =
+                snapshot.conditions.pressure.iter().filter(|pressure| pressure.cgroup.is_none());
+            of_host.try_for_each(|pressure| {
+                stalled(pressure).try_for_each(|(stalled, seconds)| {
+                    family.counter_f64([&*pressure.resource, stalled], seconds)
+                })
+            })
+        }),
+    },
+    Metric {
+        name: "observer_target_cpu_stolen",
+        kind: Kind::Counter,
+        unit: Some("seconds"),
+        labels: &["cpu"],
+        help: "Time that the hypervisor took of a CPU that the target may use (steal)",
+        fill: Fill::Own(|snapshot, family| {
+            snapshot.conditions.cpu_times.iter().try_for_each(|cpu| {
+                family.counter_f64([&cpu.cpu.to_string()], cpu.stolen_ns as f64 / 1e9)
+            })
+        }),
+    },
 ];
 
 /// The processes that are there, with their ids as text.
@@ -97,4 +181,10 @@ fn descriptors(snapshot: &Snapshot) -> impl Iterator<Item = (String, &Descriptor
 
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The times of a resource, seconds.
+fn stalled(pressure: &PressureSummary) -> impl Iterator<Item = (&'static str, f64)> {
+    let all = [("some", Some(pressure.some_us)), ("full", pressure.full_us)];
+    all.into_iter().filter_map(|(stalled, us)| Some((stalled, us? as f64 / 1e6)))
 }

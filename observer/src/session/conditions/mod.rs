@@ -2,14 +2,21 @@
 //!
 //! Each watch reads its files when a run begins, when that is due, and at the end.
 
+mod cgroup_search;
 mod cpu_limits;
+mod cpu_time;
 mod descriptors;
+mod memory_limits;
+mod pressure;
 mod trend;
 
 use std::time::{Duration, Instant};
 
 use cpu_limits::CpuLimitWatch;
+use cpu_time::CpuTimeWatch;
 use descriptors::DescriptorWatch;
+use memory_limits::MemoryLimitWatch;
+use pressure::PressureWatch;
 
 use crate::host::usage;
 use crate::model::Conditions;
@@ -35,8 +42,13 @@ pub(super) struct ConditionWatch(Vec<(Box<dyn Watch + Send>, Instant)>);
 impl ConditionWatch {
     /// What the kernel counted before does not count.
     pub(super) fn start(membership: &Membership) -> Self {
-        let watches: [Box<dyn Watch + Send>; _] =
-            [Box::new(CpuLimitWatch::start()), Box::new(DescriptorWatch::start())];
+        let watches: [Box<dyn Watch + Send>; _] = [
+            Box::new(CpuLimitWatch::start()),
+            Box::new(DescriptorWatch::start()),
+            Box::new(MemoryLimitWatch::start()),
+            Box::new(PressureWatch::start()),
+            Box::new(CpuTimeWatch::start()),
+        ];
         let now = Instant::now();
         let mut all = Self(watches.into_iter().map(|watch| (watch, now)).collect());
         all.look(membership);
