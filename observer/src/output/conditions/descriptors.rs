@@ -11,6 +11,8 @@ const SHOWN: usize = 4;
 const NEAR: f64 = 0.8;
 /// A growth that reaches its limit later is not worth a word after a run of minutes.
 const SOON_S: f64 = 24.0 * 3_600.0;
+/// What helps a service that needs more descriptors.
+const RAISE: &str = "raise the limit (ulimit -n, LimitNOFILE of systemd)";
 /// From this part on, the sockets are named as the kind of descriptor.
 const MOSTLY: f64 = 0.5;
 
@@ -68,11 +70,22 @@ fn of_process(process: &DescriptorSummary) -> Option<String> {
     };
     let sockets = process.sample.as_ref().map(of_sample).unwrap_or_default();
     let Some((seconds, [earliest, latest])) = soon else {
-        text += &sockets;
-        return Some(
-            text + " Their number did not grow all the time, so that it follows the load: raise the limit \
-                    (ulimit -n, LimitNOFILE of systemd) for a higher load.",
-        );
+        let advice = match process.growth {
+            _ if process.limit_reached => format!(
+                " If the number falls when the load does, {RAISE}. If it stays, the process does not close what \
+                 it opens: `ls -l /proc/{}/fd` shows what.",
+                process.tgid
+            ),
+            Some(growth) if process.steady_growth().is_some() => format!(
+                " It opened {} more each second than it closed, which takes more than a day to reach the limit.",
+                rate(growth.per_s)
+            ),
+            Some(_) => format!(
+                " The number did not grow all the time, as that of a leak does. For a higher load, {RAISE}."
+            ),
+            None => " The time was too short to say whether the number grows.".to_owned(),
+        };
+        return Some(text + &sockets + &advice);
     };
     let growth = process.steady_growth()?;
     let [low, high] = growth.ci95_per_s.map(rate);
@@ -89,13 +102,13 @@ fn of_process(process: &DescriptorSummary) -> Option<String> {
             time(latest)
         );
     }
-    text += &sockets;
     Some(
-        text + &format!(
-            " Their number rose in nearly every part of the run. If the load did not rise as well, the process \
+        text + &sockets
+            + &format!(
+                " The number rose in nearly every part of the run. If the load did not rise as well, the process \
              does not close what it opens: `ls -l /proc/{}/fd` shows what. A higher limit only delays the end.",
-            process.tgid
-        ),
+                process.tgid
+            ),
     )
 }
 
@@ -196,7 +209,7 @@ mod tests {
             "Process 100 (service) has 1,012 of 1,024 descriptors open (ulimit -n). It opened 3.1 more each \
              second than it closed (95 %: 2.9 to 3.3). If that goes on, it reaches the limit in 3.87 s (3.64 s \
              to 4.14 s); accept, open and socket fail with EMFILE then. 124 of 128 that were looked at are \
-             sockets. Their number rose in nearly every part of the run. If the load did not rise as well, the \
+             sockets. The number rose in nearly every part of the run. If the load did not rise as well, the \
              process does not close what it opens: `ls -l /proc/100/fd` shows what. A higher limit only delays \
              the end."
         );
@@ -211,6 +224,9 @@ mod tests {
             !text.contains("If that goes on") && text.contains("3.1 more each second"),
             "{text}"
         );
+        // The number stays at the limit then.
+        let text = told(&DescriptorSummary { growth: None, ..reached });
+        assert!(text.contains("If it stays, the process does not close"), "{text}");
         let hostile = DescriptorSummary { name: example::HOSTILE.into(), ..leak() };
         assert!(told(&hostile).starts_with("Process 100 (</b><i>?[31m) has"), "{}", told(&hostile));
     }
@@ -224,10 +240,9 @@ mod tests {
             let near = DescriptorSummary { growth, last: 300, ..leak() };
             let text = told(&near);
             assert!(text.starts_with("Process 100 (service) had up to 1,012 of 1,024"), "{text}");
-            assert!(
-                text.contains("follows the load") && !text.contains("more each second"),
-                "{text}"
-            );
+            assert_eq!(text.contains("did not grow all the time"), growth.is_some(), "{text}");
+            assert_eq!(text.contains("too short"), growth.is_none(), "{text}");
+            assert!(!text.contains("more each second"), "{text}");
             let far = DescriptorSummary { highest: 800, ..near };
             assert_eq!(of_process(&far), None);
         }
@@ -237,6 +252,8 @@ mod tests {
             DescriptorGrowth { per_s: 0.01, ci95_per_s: [0.009, 0.011], highest_at_end: true };
         let slow = DescriptorSummary { growth: Some(slow), limit: Some(100_000), ..leak() };
         assert_eq!(of_process(&slow), None, "a limit that is months away");
+        let near = DescriptorSummary { highest: 90_000, last: 90_000, ..slow };
+        assert!(told(&near).ends_with("which takes more than a day to reach the limit."));
     }
 
     #[test]

@@ -78,8 +78,8 @@ fn paragraph(pressure: &PressureSummary, resource: &Resource) -> String {
         None => text += " (PSI).",
     }
     if pressure.cgroup.is_none() {
-        text += " That may be another process than the target, whose part is not known, because it is in no \
-                 cgroup of version 2 of its own.";
+        text += " These may be threads of other processes: the target is in no cgroup of version 2 of its own, \
+                 so that its part is not known.";
     }
     format!("{text} {}", resource.meaning)
 }
@@ -120,7 +120,7 @@ mod tests {
             text.starts_with("In 90 % of the run, at least one thread of the host waited"),
             "{text}"
         );
-        assert!(text.contains("another process than the target"), "{text}");
+        assert!(text.contains("threads of other processes"), "{text}");
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl Watched {
     fn read(&mut self, now: CpuTime) {
         // Some of the kernel's counters go back by a tick.
         let add = |sum: &mut u64, now: u64, last: u64| {
-            *sum = sum.saturating_add(now.saturating_sub(last))
+            *sum = sum.saturating_add(now.saturating_sub(last));
         };
         add(&mut self.sum.total_ticks, now.total_ticks, self.last.total_ticks);
         add(&mut self.sum.busy_ticks, now.busy_ticks, self.last.busy_ticks);
