@@ -144,7 +144,7 @@ fn a_process_of_the_target_that_is_killed_for_want_of_memory_is_told() {
     }
     let report = report(&run);
     assert!(
-        report.contains("The kernel killed 1 process of it for want of memory (OOM)"),
+        report.contains("The kernel killed 1 process of it because no memory was left (OOM)"),
         "{report}"
     );
     drop(stdin);

@@ -27,7 +27,7 @@ pub struct Conditions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_files: Option<HostFilesSummary>,
     /// The limits of memory on the cgroups of the target and on those above them, and cgroups in which a
-    /// process was killed for want of memory.
+    /// process was killed because no memory was left.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub memory_limits: Vec<MemoryLimitSummary>,
     /// Further such cgroups that have a limit or may have one.

@@ -125,7 +125,7 @@ fn of_sample(sample: &DescriptorSample) -> String {
     format!(" {} of {} that were looked at are sockets.", count(sockets), count(looked_at))
 }
 
-/// The calls of the target that failed for want of a descriptor, which the probe of sockets counts.
+/// The calls of the target that failed because no descriptor was left, which the probe of sockets counts.
 fn failures(summary: &Summary) -> Option<String> {
     let counters = &summary.probes.get("socket")?.counters;
     let failed = |errno: &str| -> Vec<String> {
@@ -145,7 +145,7 @@ fn failures(summary: &Summary) -> Option<String> {
         .collect();
     (!all.is_empty()).then(|| {
         format!(
-            "Calls of the target failed for want of a descriptor, {}. Clients of such a service wait until a \
+            "Calls of the target failed because no descriptor was left, {}. Clients of such a service wait until a \
              descriptor is free, or are refused.",
             all.join("; ")
         )
@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(shown[SHOWN], "2 other processes of the target are near to their limit too.");
         assert_eq!(
             shown[SHOWN + 1],
-            "Calls of the target failed for want of a descriptor, with EMFILE: accept 2 times. Clients of such \
+            "Calls of the target failed because no descriptor was left, with EMFILE: accept 2 times. Clients of such \
              a service wait until a descriptor is free, or are refused."
         );
         assert!(shown[SHOWN + 2].contains("up to 990 of 1,000 files open (99 %)"), "{shown:?}");

@@ -26,7 +26,7 @@ pub(super) fn paragraphs(conditions: &Conditions) -> Vec<String> {
     let elsewhere = conditions.host_oom_kills.unwrap_or(0).saturating_sub(kills(conditions));
     if elsewhere > 0 {
         paragraphs.push(format!(
-            "The kernel killed {} outside of these cgroups for want of memory during the run; its log says which \
+            "The kernel killed {} outside of these cgroups because no memory was left during the run; its log says which \
              (dmesg, journalctl -k).",
             processes(elsewhere)
         ));
@@ -98,7 +98,7 @@ fn paragraph(limit: &MemoryLimitSummary) -> String {
     }
     if let Some(kills) = limit.oom_kills.filter(|kills| *kills > 0) {
         text += &format!(
-            " The kernel killed {} of it for want of memory (OOM); its log says which (dmesg, journalctl -k).",
+            " The kernel killed {} of it because no memory was left (OOM); its log says which (dmesg, journalctl -k).",
             processes(kills)
         );
         if advice.is_empty() {
@@ -138,7 +138,7 @@ mod tests {
             paragraph(&limit()),
             "Cgroup /foo may use 256 MiB of memory (memory.max). It used up to 256 MiB, page cache included. It \
              came to the limit 1,234 times: the thread that asked for memory then had to free some first (cause \
-             reclaim_memcg). The kernel killed 1 process of it for want of memory (OOM); its log says which \
+             reclaim_memcg). The kernel killed 1 process of it because no memory was left (OOM); its log says which \
              (dmesg, journalctl -k). Raise memory.max, or let the service use less memory."
         );
         let older =
