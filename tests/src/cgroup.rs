@@ -63,6 +63,35 @@ impl MemoryCgroup {
         if self.unified { 2 } else { 1 }
     }
 
+    /// From now on, the kernel kills a process when the limit is reached, and moves nothing to swap before.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn allow_kills(&self) -> Result<()> {
+        if !self.unified {
+            self.group.write("memory.swappiness", "0")?;
+            return self.group.write("memory.oom_control", "0");
+        }
+        // A kernel without swap has no such file.
+        match self.group.directory.join("memory.swap.max").exists() {
+            true => self.group.write("memory.swap.max", "0"),
+            false => Ok(()),
+        }
+    }
+
+    /// Times that memory was asked for beyond its limit.
+    ///
+    /// # Errors
+    /// When the kernel's file is unreadable.
+    pub fn limit_hits(&self) -> Result<u64> {
+        if self.unified {
+            let events = self.group.flat("memory.events.local")?;
+            return events.get("max").ok_or_else(|| "memory.events.local counts no max".into());
+        }
+        let text = self.group.read("memory.failcnt")?;
+        text.trim().parse().map_err(|_| format!("memory.failcnt holds no number: {text:?}"))
+    }
+
     /// The file through which a process that writes `0` to it enters.
     ///
     /// # Errors

@@ -117,7 +117,7 @@ fn lanes<'a>(programs: &'a [TestProgram], turn: &Turn) -> Vec<Vec<Step<'a>>> {
 /// follows the tests without privileges.
 const MEASURE_NOTHING: [&[&str]; 5] = [
     &["choice", "edge_sockets", "cpu_limits", "network_conditions"],
-    &["faults", "run", "uprobe", "doctor"],
+    &["faults", "run", "uprobe", "doctor", "descriptors", "memory_limits"],
     // `edge_tables` raises pid_max, and with it what observer needs; `hardening` gives it no more than that.
     &["hardening", "edge_tables", "command", "examples"],
     &["live", "cli", "target", "logging"],

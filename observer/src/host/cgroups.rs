@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::read_small;
+use super::{process, read_small};
 use crate::model::Tgid;
 
 /// How the host mounts its cgroups.
@@ -78,6 +78,20 @@ impl Hierarchy {
         let text = read_small(format!("/proc/{}/cgroup", tgid.0)).ok()?;
         let controller = if self.unified { "" } else { controller };
         cgroup_with(&String::from_utf8_lossy(&text), controller)
+    }
+
+    /// The cgroup of a process (of its first thread, or of another one if that has exited). `None` for one
+    /// that is gone, or whose cgroup lies outside of what is mounted here.
+    #[must_use]
+    pub fn live_cgroup_of(&self, tgid: Tgid, controller: &str) -> Option<String> {
+        let cgroup = self.cgroup_of(tgid, controller)?;
+        // Version 1 shows a thread that has exited in the root.
+        let heir = if cgroup == "/" { process::heir(tgid) } else { None };
+        let cgroup = match heir {
+            Some(heir) => self.cgroup_of(heir, controller)?,
+            None => cgroup,
+        };
+        self.directory(&cgroup).is_some().then_some(cgroup)
     }
 
     /// The root of the hierarchy, and so all of it, is mounted.

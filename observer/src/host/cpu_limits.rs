@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::cgroups::{Cgroups, Hierarchy, with_those_above};
-use super::{process, read_start};
+use super::read_start;
 use crate::model::{CpuLimit, Tgid};
 
 /// Most bytes that are read of a file. The kernel's have a few hundred.
@@ -51,14 +51,7 @@ impl CpuCgroups {
     /// that is gone, or whose cgroup lies outside of what is mounted here.
     #[must_use]
     pub fn cgroup_of(&self, tgid: Tgid) -> Option<String> {
-        let cgroup = self.cpu.cgroup_of(tgid, "cpu")?;
-        // Version 1 shows a thread that has exited in the root.
-        let heir = if cgroup == "/" { process::heir(tgid) } else { None };
-        let cgroup = match heir {
-            Some(heir) => self.cpu.cgroup_of(heir, "cpu")?,
-            None => cgroup,
-        };
-        self.cpu.directory(&cgroup).is_some().then_some(cgroup)
+        self.cpu.live_cgroup_of(tgid, "cpu")
     }
 
     /// The limit of a cgroup itself; `None` where it has none, or is gone.

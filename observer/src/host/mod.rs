@@ -9,12 +9,16 @@ use std::path::Path;
 
 pub mod cgroups;
 pub mod cpu_limits;
+pub mod cpu_time;
 pub mod descendants;
+pub mod descriptors;
 pub mod hotplug;
+pub mod memory_limits;
 pub mod memory_room;
 pub mod network;
 pub mod network_counters;
 pub mod owner;
+pub mod pressure;
 pub mod process;
 mod sock_diag;
 pub mod sockets;

@@ -373,6 +373,69 @@ fn conditions() -> Conditions {
         networks: networks(),
         connections: connections(),
         networks_beyond: 0,
+        descriptors: vec![DescriptorSummary {
+            tgid: 100,
+            name: HOSTILE.into(),
+            limit: Some(1_024),
+            first: 919,
+            last: 1_012,
+            highest: 1_012,
+            limit_reached: false,
+            ended: false,
+            observed_ns: 30_000 * MS,
+            growth: Some(DescriptorGrowth {
+                per_s: 3.1,
+                ci95_per_s: [2.9, 3.3],
+                highest_at_end: true,
+            }),
+            sample: Some(DescriptorSample { looked_at: 128, sockets: 124 }),
+        }],
+        descriptors_beyond: 0,
+        host_files: Some(HostFilesSummary {
+            limit: 2_466_177,
+            first: 2_016,
+            last: 2_109,
+            highest: 2_110,
+        }),
+        memory_limits: vec![MemoryLimitSummary {
+            cgroup: format!("/demo/{HOSTILE}"),
+            version: 2,
+            max_bytes: Some(256 << 20),
+            high_bytes: None,
+            usage_bytes: Some(255 << 20),
+            highest_bytes: Some(256 << 20),
+            limit_hits: Some(1_234),
+            high_hits: Some(0),
+            oom_kills: Some(1),
+            observed_ns: 30_000 * MS,
+            changed: false,
+        }],
+        memory_limits_beyond: 0,
+        host_oom_kills: Some(1),
+        pressure: vec![
+            pressure(Some(&format!("/demo/{HOSTILE}")), "memory", 3_600_000),
+            pressure(None, "memory", 4_200_000),
+        ],
+        cpu_times: vec![CpuTimeSummary {
+            cpu: 1,
+            total_ns: 30_000 * MS,
+            busy_ns: 20_000 * MS,
+            stolen_ns: 3_600 * MS,
+            lowest_khz: Some(1_200_000),
+            highest_khz: Some(3_400_000),
+            max_khz: Some(3_600_000),
+        }],
+        host_cpu_time: Some(HostCpuTimeSummary { total_ns: 60_000 * MS, stolen_ns: 3_700 * MS }),
+    }
+}
+
+fn pressure(cgroup: Option<&str>, resource: &str, some_us: u64) -> PressureSummary {
+    PressureSummary {
+        cgroup: cgroup.map(str::to_owned),
+        resource: resource.into(),
+        some_us,
+        full_us: Some(some_us / 2),
+        observed_ns: 30_000 * MS,
     }
 }
 

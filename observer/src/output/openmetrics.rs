@@ -1,6 +1,7 @@
 //! OpenMetrics text from a [`Snapshot`], by the table [`METRICS`].
 
 mod conditions;
+mod network;
 mod table;
 
 use std::fmt::{self, Debug, Write};

@@ -8,8 +8,8 @@ use observer_ebpf::wire::{
 use super::*;
 use crate::aggregate::{CgroupCounts, CgroupDistributions, Distribution, TraceState};
 use crate::model::{
-    AddedShare, Conditions, Coverage, CpuLimit, CpuLimitSummary, NetworkSummary, ProbeState,
-    SelfSummary,
+    AddedShare, Conditions, Coverage, CpuLimit, CpuLimitSummary, CpuTimeSummary, DescriptorSummary,
+    MemoryLimitSummary, NetworkSummary, PressureSummary, ProbeState, SelfSummary,
 };
 use crate::output::example;
 
@@ -42,6 +42,42 @@ pub(crate) fn snapshot() -> Snapshot {
             }],
             networks: networks(),
             connections: example::connections(),
+            descriptors: vec![
+                DescriptorSummary {
+                    tgid: 7,
+                    last: 3,
+                    limit: Some(64),
+                    ..DescriptorSummary::default()
+                },
+                DescriptorSummary { tgid: 8, last: 4, ..DescriptorSummary::default() },
+                DescriptorSummary { tgid: 9, ended: true, ..DescriptorSummary::default() },
+            ],
+            memory_limits: vec![MemoryLimitSummary {
+                cgroup: "/a".into(),
+                max_bytes: Some(4_096),
+                limit_hits: Some(6),
+                oom_kills: Some(1),
+                ..MemoryLimitSummary::default()
+            }],
+            pressure: vec![
+                PressureSummary {
+                    cgroup: Some("/a".into()),
+                    resource: "io".into(),
+                    some_us: 1_500_000,
+                    full_us: Some(500_000),
+                    ..PressureSummary::default()
+                },
+                PressureSummary {
+                    resource: "cpu".into(),
+                    some_us: 2_000_000,
+                    ..PressureSummary::default()
+                },
+            ],
+            cpu_times: vec![CpuTimeSummary {
+                cpu: 3,
+                stolen_ns: 250_000_000,
+                ..CpuTimeSummary::default()
+            }],
             ..Conditions::default()
         },
         floors_ns: [5_000; KIND_SLOTS],
@@ -109,6 +145,22 @@ fn every_number_is_under_its_name() {
         ("observer_target_listen_queue_connections{network=\"host\",port=\"8080\"}", "7"),
         ("observer_target_listen_queue_limit_connections{network=\"host\",port=\"8080\"}", "128"),
         ("observer_target_connections{network=\"host\",port=\"8080\",state=\"close_wait\"}", "412"),
+        ("observer_target_descriptors{pid=\"7\",comm=\"\"}", "3"),
+        ("observer_target_descriptors{pid=\"8\",comm=\"\"}", "4"),
+        ("observer_target_descriptors_limit{pid=\"7\",comm=\"\"}", "64"),
+        ("observer_target_memory_limit_bytes{cgroup=\"/a\"}", "4096"),
+        ("observer_target_memory_limit_hits_total{cgroup=\"/a\"}", "6"),
+        ("observer_target_oom_kills_total{cgroup=\"/a\"}", "1"),
+        (
+            "observer_target_pressure_seconds_total{cgroup=\"/a\",resource=\"io\",stalled=\"some\"}",
+            "1.5",
+        ),
+        (
+            "observer_target_pressure_seconds_total{cgroup=\"/a\",resource=\"io\",stalled=\"full\"}",
+            "0.5",
+        ),
+        ("observer_host_pressure_seconds_total{resource=\"cpu\",stalled=\"some\"}", "2.0"),
+        ("observer_target_cpu_stolen_seconds_total{cpu=\"3\"}", "0.25"),
         ("observer_cgroups{histograms=\"own\"}", "2"),
         ("observer_cgroups{histograms=\"other\"}", "5"),
         ("observer_cgroups_removed_total", "9"),

@@ -76,8 +76,17 @@ const COUNTS: &[&str] = &[
 ];
 
 /// Test programs about targets, and about what is recorded of them.
-const TARGETS: &[&str] =
-    &["target", "cpu_limits", "network_conditions", "daemon", "doctor", "edge_tasks", "records"];
+const TARGETS: &[&str] = &[
+    "target",
+    "cpu_limits",
+    "descriptors",
+    "memory_limits",
+    "network_conditions",
+    "daemon",
+    "doctor",
+    "edge_tasks",
+    "records",
+];
 
 impl Turn {
     /// The turn of a commit (its hash in hexadecimal): the same one each time, and over many commits

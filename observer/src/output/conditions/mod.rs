@@ -2,20 +2,30 @@
 
 mod connections;
 mod cpu_limits;
+mod cpu_time;
+mod descriptors;
+mod memory_limits;
 mod network;
+mod pressure;
 
-use crate::model::{Conditions, Summary};
+use crate::model::Summary;
 
 /// What can be said about one kind of condition: a heading, and what gives its paragraphs.
-type Kind = (&'static str, fn(&Conditions) -> Vec<String>);
+type Kind = (&'static str, fn(&Summary) -> Vec<String>);
 
-const SECTIONS: &[Kind] =
-    &[("CPU limits", cpu_limits::paragraphs), ("Network", network::paragraphs)];
+const SECTIONS: &[Kind] = &[
+    ("CPU limits", |summary| cpu_limits::paragraphs(&summary.conditions)),
+    ("Network", |summary| network::paragraphs(&summary.conditions)),
+    ("CPU time and frequency", |summary| cpu_time::paragraphs(&summary.conditions)),
+    ("Open descriptors", descriptors::paragraphs),
+    ("Memory limits", |summary| memory_limits::paragraphs(&summary.conditions)),
+    ("Pressure", |summary| pressure::paragraphs(&summary.conditions)),
+];
 
 /// Headings with their paragraphs, of those kinds about which there is anything to say.
 pub(super) fn sections(summary: &Summary) -> impl Iterator<Item = (&'static str, Vec<String>)> {
     SECTIONS
         .iter()
-        .map(|(heading, paragraphs)| (*heading, paragraphs(&summary.conditions)))
+        .map(|(heading, paragraphs)| (*heading, paragraphs(summary)))
         .filter(|(_, paragraphs)| !paragraphs.is_empty())
 }

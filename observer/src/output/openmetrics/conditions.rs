@@ -2,28 +2,7 @@
 
 use super::{Fill, Kind, Metric};
 use crate::aggregate::Snapshot;
-use crate::model::ListenerSummary;
-
-/// A counter of the network namespaces of the target: its name, its meaning, and by what name nstat(8)
-/// knows it.
-macro_rules! network_counter {
-    ($name:literal, $counter:literal, $help:literal) => {
-        Metric {
-            name: $name,
-            kind: Kind::Counter,
-            unit: None,
-            labels: &["network"],
-            help: concat!($help, " (", $counter, ", of all programs of the network namespace)"),
-            fill: Fill::Own(|snapshot, family| {
-                snapshot.conditions.networks.iter().try_for_each(|network| {
-                    // What the kernel does not count has no sample.
-                    let count = network.counters.get($counter);
-                    count.map_or(Ok(()), |count| family.counter([&network.network], *count))
-                })
-            }),
-        }
-    };
-}
+use crate::model::{DescriptorSummary, PressureSummary};
 
 /// In the order of the document.
 pub(super) static METRICS: &[Metric] = &[
@@ -82,105 +61,130 @@ pub(super) static METRICS: &[Metric] = &[
             })
         }),
     },
-    network_counter!(
-        "observer_target_network_listen_overflows",
-        "TcpExtListenOverflows",
-        "Attempts to connect that were dropped because an accept queue was full"
-    ),
-    network_counter!(
-        "observer_target_network_syn_retransmits",
-        "TcpExtTCPSynRetrans",
-        "Packets that open a connection that were sent again"
-    ),
-    network_counter!(
-        "observer_target_network_segments_sent",
-        "TcpOutSegs",
-        "TCP segments that were sent"
-    ),
-    network_counter!(
-        "observer_target_network_segments_retransmitted",
-        "TcpRetransSegs",
-        "TCP segments that were sent again"
-    ),
-    network_counter!(
-        "observer_target_network_retransmission_timeouts",
-        "TcpExtTCPTimeouts",
-        "Times that a sender waited until a timeout before it sent again"
-    ),
-    network_counter!(
-        "observer_target_network_zero_windows",
-        "TcpExtTCPToZeroWindowAdv",
-        "Times that a full receive buffer stopped the sender"
-    ),
-    network_counter!(
-        "observer_target_network_connections_reset",
-        "TcpEstabResets",
-        "Open TCP connections that were reset"
-    ),
     Metric {
-        name: "observer_target_listen_dropped_packets",
+        name: "observer_target_descriptors",
+        kind: Kind::Gauge,
+        unit: None,
+        labels: &["pid", "comm"],
+        help: "Open descriptors of the process: of the 16 of the target that are nearest to their limit",
+        fill: Fill::Own(|snapshot, family| {
+            descriptors(snapshot).try_for_each(|(pid, process)| {
+                family.gauge([&pid, &process.name], signed(process.last))
+            })
+        }),
+    },
+    Metric {
+        name: "observer_target_descriptors_limit",
+        kind: Kind::Gauge,
+        unit: None,
+        labels: &["pid", "comm"],
+        help: "Descriptors that the process may have open (RLIMIT_NOFILE, the soft limit)",
+        fill: Fill::Own(|snapshot, family| {
+            let mut limited = descriptors(snapshot)
+                .filter_map(|(pid, process)| Some((pid, process, process.limit?)));
+            limited.try_for_each(|(pid, process, limit)| {
+                family.gauge([&pid, &process.name], signed(limit))
+            })
+        }),
+    },
+    Metric {
+        name: "observer_target_memory_limit",
+        kind: Kind::Gauge,
+        unit: Some("bytes"),
+        labels: &["cgroup"],
+        help: "Memory that all processes of the cgroup together may use (memory.max, memory.limit_in_bytes): each \
+               limit on a cgroup of the target or one above it",
+        fill: Fill::Own(|snapshot, family| {
+            snapshot.conditions.memory_limits.iter().try_for_each(|limit| match limit.max_bytes {
+                Some(bytes) => family.gauge([&limit.cgroup], signed(bytes)),
+                None => Ok(()),
+            })
+        }),
+    },
+    Metric {
+        name: "observer_target_memory_limit_hits",
         kind: Kind::Counter,
         unit: None,
-        labels: &["network", "port"],
-        help: "Packets that the kernel dropped at a port where the target listens: at least one for each attempt \
-               to connect that was dropped",
+        labels: &["cgroup"],
+        help: "Times that memory was asked for beyond the limit",
         fill: Fill::Own(|snapshot, family| {
-            listeners(snapshot).try_for_each(|(network, port)| {
-                let labels = [network, &port.port.to_string()];
-                port.dropped.map_or(Ok(()), |dropped| family.counter(labels, dropped))
+            snapshot.conditions.memory_limits.iter().try_for_each(|limit| match limit.limit_hits {
+                Some(hits) => family.counter([&limit.cgroup], hits),
+                None => Ok(()),
             })
         }),
     },
     Metric {
-        name: "observer_target_listen_queue_connections",
-        kind: Kind::Gauge,
+        name: "observer_target_oom_kills",
+        kind: Kind::Counter,
         unit: None,
-        labels: &["network", "port"],
-        help: "Connections that wait to be accepted at a port of the target",
+        labels: &["cgroup"],
+        help: "Processes of the cgroup that the out-of-memory killer ended",
         fill: Fill::Own(|snapshot, family| {
-            listeners(snapshot).try_for_each(|(network, port)| {
-                let queue = i64::try_from(port.queue).unwrap_or(i64::MAX);
-                family.gauge([network, &port.port.to_string()], queue)
+            snapshot.conditions.memory_limits.iter().try_for_each(|limit| match limit.oom_kills {
+                Some(kills) => family.counter([&limit.cgroup], kills),
+                None => Ok(()),
             })
         }),
     },
     Metric {
-        name: "observer_target_listen_queue_limit_connections",
-        kind: Kind::Gauge,
-        unit: None,
-        labels: &["network", "port"],
-        help: "Connections that may wait to be accepted at each socket of a port of the target",
+        name: "observer_target_pressure",
+        kind: Kind::Counter,
+        unit: Some("seconds"),
+        labels: &["cgroup", "resource", "stalled"],
+        help: "Time in which threads of a cgroup of the target (version 2) waited for the resource: some (at least \
+               one of them), full (all that had work to do)",
         fill: Fill::Own(|snapshot, family| {
-            listeners(snapshot).try_for_each(|(network, port)| {
-                let limit = port.limit.and_then(|limit| i64::try_from(limit).ok());
-                let labels = [network, &port.port.to_string()];
-                limit.map_or(Ok(()), |limit| family.gauge(labels, limit))
-            })
-        }),
-    },
-    Metric {
-        name: "observer_target_connections",
-        kind: Kind::Gauge,
-        unit: None,
-        labels: &["network", "port", "state"],
-        help: "TCP connections at a port where the target listens, by state",
-        fill: Fill::Own(|snapshot, family| {
-            snapshot.conditions.connections.iter().try_for_each(|connections| {
-                connections.ports.iter().try_for_each(|port| {
-                    port.states.iter().try_for_each(|(state, count)| {
-                        let count = i64::try_from(*count).unwrap_or(i64::MAX);
-                        let number = port.port.to_string();
-                        family.gauge([&connections.network, &number, state], count)
-                    })
+            snapshot.conditions.pressure.iter().try_for_each(|pressure| {
+                let Some(cgroup) = &pressure.cgroup else { return Ok(()) };
+                stalled(pressure).try_for_each(|(stalled, seconds)| {
+                    family.counter_f64([cgroup, &pressure.resource, stalled], seconds)
                 })
+            })
+        }),
+    },
+    Metric {
+        name: "observer_host_pressure",
+        kind: Kind::Counter,
+        unit: Some("seconds"),
+        labels: &["resource", "stalled"],
+        help: "The same of all threads of the host; missing without a target",
+        fill: Fill::Own(|snapshot, family| {
+            let mut of_host =
+                snapshot.conditions.pressure.iter().filter(|pressure| pressure.cgroup.is_none());
+            of_host.try_for_each(|pressure| {
+                stalled(pressure).try_for_each(|(stalled, seconds)| {
+                    family.counter_f64([&*pressure.resource, stalled], seconds)
+                })
+            })
+        }),
+    },
+    Metric {
+        name: "observer_target_cpu_stolen",
+        kind: Kind::Counter,
+        unit: Some("seconds"),
+        labels: &["cpu"],
+        help: "Time that the hypervisor took of a CPU that the target may use (steal)",
+        fill: Fill::Own(|snapshot, family| {
+            snapshot.conditions.cpu_times.iter().try_for_each(|cpu| {
+                family.counter_f64([&cpu.cpu.to_string()], cpu.stolen_ns as f64 / 1e9)
             })
         }),
     },
 ];
 
-/// The ports at which the target listens, each with its network namespace.
-fn listeners(snapshot: &Snapshot) -> impl Iterator<Item = (&str, &ListenerSummary)> {
-    let networks = snapshot.conditions.networks.iter();
-    networks
-        .flat_map(|network| network.listeners.iter().map(|port| (network.network.as_str(), port)))
+/// The processes that are there, with their ids as text.
+fn descriptors(snapshot: &Snapshot) -> impl Iterator<Item = (String, &DescriptorSummary)> {
+    let there = snapshot.conditions.descriptors.iter().filter(|process| !process.ended);
+    there.map(|process| (process.tgid.to_string(), process))
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The times of a resource, seconds.
+fn stalled(pressure: &PressureSummary) -> impl Iterator<Item = (&'static str, f64)> {
+    let all = [("some", Some(pressure.some_us)), ("full", pressure.full_us)];
+    all.into_iter().filter_map(|(stalled, us)| Some((stalled, us? as f64 / 1e6)))
 }

@@ -22,6 +22,7 @@ pub static METRICS: LazyLock<Vec<Metric>> = LazyLock::new(|| {
     metrics.extend(PROBES.into_iter().flat_map(|probe| probe.histograms).flat_map(histograms));
     metrics.extend_from_slice(ABOUT_CGROUPS);
     metrics.extend_from_slice(super::conditions::METRICS);
+    metrics.extend_from_slice(super::network::METRICS);
     // The last probes first, as in all earlier versions.
     metrics.extend(PROBES.into_iter().rev().flat_map(|probe| probe.numbers).map(numbers));
     metrics.extend_from_slice(ABOUT_OBSERVER);

@@ -1,19 +1,17 @@
 //! The limits of CPU time on the cgroups of the target, watched through a run.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
 
 use super::Watch;
+use super::cgroup_search::CgroupSearch;
 use crate::clock::MonoNanos;
 use crate::host::Cgroups;
 use crate::host::cgroups::with_those_above;
 use crate::host::cpu_limits::{CpuCgroups, CpuCounts};
-use crate::model::{Conditions, CpuLimit, CpuLimitSummary, Tgid};
+use crate::model::{Conditions, CpuLimit, CpuLimitSummary};
 use crate::pace::rest;
 use crate::target::Membership;
 
-/// A process may be moved to another cgroup, which is looked for after this time.
-const SEARCH_INTERVAL: Duration = Duration::from_secs(10);
 /// Cgroups that are watched, with limits or not.
 const WATCHED_MAX: usize = 64;
 /// Limits that are kept.
@@ -25,9 +23,7 @@ pub(super) struct CpuLimitWatch {
     watched: BTreeMap<String, Watched>,
     /// Cgroups for which there was no room.
     beyond: usize,
-    /// The processes whose cgroups are known.
-    members: BTreeSet<Tgid>,
-    next_search: Instant,
+    search: CgroupSearch,
 }
 
 impl CpuLimitWatch {
@@ -36,13 +32,7 @@ impl CpuLimitWatch {
     }
 
     fn of(cgroups: Option<CpuCgroups>) -> Self {
-        Self {
-            cgroups,
-            watched: BTreeMap::new(),
-            beyond: 0,
-            members: BTreeSet::new(),
-            next_search: Instant::now(),
-        }
+        Self { cgroups, watched: BTreeMap::new(), beyond: 0, search: CgroupSearch::new() }
     }
 
     /// Watches these cgroups from now on, and those above them.
@@ -92,15 +82,9 @@ impl CpuLimitWatch {
 /// What a cgroup counts after the last reading before it is removed is not known.
 impl Watch for CpuLimitWatch {
     fn look(&mut self, membership: &Membership) {
-        let members = membership.tgids();
-        let now = Instant::now();
-        if members != self.members || now >= self.next_search {
-            let cgroups = members.iter().inspect(|_| rest());
-            let of = |tgid: &Tgid| self.cgroups.as_ref()?.cgroup_of(*tgid);
-            let found: BTreeSet<String> = cgroups.filter_map(of).collect();
+        let cgroups = self.cgroups.as_ref();
+        if let Some(found) = self.search.look(membership, |tgid| cgroups?.cgroup_of(tgid)) {
             self.add(&found);
-            self.members = members;
-            self.next_search = now + SEARCH_INTERVAL;
         }
         self.read();
     }

@@ -2,16 +2,26 @@
 //!
 //! Each watch reads its files when a run begins, when that is due, and at the end.
 
+mod cgroup_search;
 mod connections;
 mod cpu_limits;
+mod cpu_time;
+mod descriptors;
+mod memory_limits;
 mod namespaces;
 mod network;
+mod pressure;
+mod trend;
 
 use std::time::{Duration, Instant};
 
 use connections::ConnectionWatch;
 use cpu_limits::CpuLimitWatch;
+use cpu_time::CpuTimeWatch;
+use descriptors::DescriptorWatch;
+use memory_limits::MemoryLimitWatch;
 use network::NetworkWatch;
+use pressure::PressureWatch;
 
 use crate::host::usage;
 use crate::model::Conditions;
@@ -41,6 +51,10 @@ impl ConditionWatch {
             Box::new(CpuLimitWatch::start()),
             Box::new(NetworkWatch::start()),
             Box::new(ConnectionWatch::start()),
+            Box::new(DescriptorWatch::start()),
+            Box::new(MemoryLimitWatch::start()),
+            Box::new(PressureWatch::start()),
+            Box::new(CpuTimeWatch::start()),
         ];
         let now = Instant::now();
         let mut all = Self(watches.into_iter().map(|watch| (watch, now)).collect());

@@ -1,7 +1,7 @@
 //! Sockets and descriptors.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -130,4 +130,23 @@ pub(crate) fn many_sockets(count: usize) -> io::Result<()> {
         report(&json!({ "created": count }))?;
     }
     wait_for_end()
+}
+
+/// Says how many it has after each line: fewer where it has come to its limit. It ends with its input.
+pub(crate) fn hold_descriptors() -> io::Result<()> {
+    let mut held = Vec::new();
+    println!("ready");
+    for line in io::stdin().lock().lines() {
+        let wanted: usize = line?.trim().parse().map_err(io::Error::other)?;
+        held.truncate(wanted);
+        while held.len() < wanted {
+            match UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)) {
+                Ok(socket) => held.push(socket),
+                Err(error) if error.raw_os_error() == Some(libc::EMFILE) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        println!("{}", held.len());
+    }
+    Ok(())
 }

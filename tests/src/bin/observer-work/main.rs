@@ -110,6 +110,8 @@ enum Work {
         #[arg(long, default_value_t = 10)]
         rounds: usize,
     },
+    /// As many more descriptors than at the beginning as each line of its input says.
+    HoldDescriptors,
     /// socket, accept, connect, bind and open, each result counted, until so many have failed.
     Refused {
         /// What is used up then.
@@ -426,6 +428,7 @@ fn main() -> ExitCode {
         Work::Inside { pages, ms } => tasks::inside(pages, Duration::from_millis(ms)),
         Work::Storm { rounds } => cpu::storm(rounds),
         Work::Descriptors { rounds } => files::descriptors(rounds),
+        Work::HoldDescriptors => files::hold_descriptors(),
         Work::Refused { used_up, rounds } => refused::refused(used_up, rounds),
         Work::Churn { threads, processes, pages } => tasks::churn(threads, processes, pages),
         Work::CopyOnWrite { pages } => memory::copy_on_write(pages),
