@@ -94,7 +94,7 @@ impl Watched {
 
     /// Takes in the listening sockets of the namespace, each with whether it is one of the target's.
     fn take_listeners(&mut self, listeners: &[(TcpSocket, bool)]) {
-        // A port at which nobody listens any more keeps its sums.
+        // A port at which no process listens any more keeps its sums.
         for port in self.ports.values_mut() {
             (port.sockets, port.queue) = (0, 0);
         }
