@@ -30,6 +30,8 @@ globals! {
     MM_SYSCALLS_STORED: mm_syscalls_stored = 0;
     /// 1 when `ReclaimState` is in task-local storage.
     RECLAIMS_STORED: reclaims_stored = 0;
+    /// 1 when `KernelLockState` is in task-local storage.
+    KERNEL_LOCKS_STORED: kernel_locks_stored = 0;
     /// 1 when `SleepState` is in task-local storage.
     SLEEPS_STORED: sleeps_stored = 0;
     /// 1 when page faults are watched as well.
@@ -109,6 +111,12 @@ globals! {
     OFF_CFS_RQ_RQ: off_cfs_rq_rq = 0;
     /// `rq::clock`.
     OFF_RQ_CLOCK: off_rq_clock = 0;
+    /// `task_struct::mm`.
+    OFF_TASK_MM: off_task_mm = 0;
+    /// `mm_struct::mmap_lock`.
+    OFF_MM_LOCK: off_mm_lock = 0;
+    /// `rw_semaphore::owner`; 0 where there is none (`PREEMPT_RT`).
+    OFF_RWSEM_OWNER: off_rwsem_owner = 0;
     /// `task_struct::stack`.
     OFF_TASK_STACK: off_task_stack = 0;
     /// From the begin of a kernel stack to the registers at its end.

@@ -13,8 +13,10 @@ use aya_ebpf::{
 };
 use observer_ebpf::wire::COMM_LEN;
 
+mod lock;
 mod sock;
 
+pub(crate) use lock::write_owner;
 pub(crate) use sock::Sock;
 
 use crate::config;

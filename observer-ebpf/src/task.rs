@@ -8,8 +8,8 @@ use aya_ebpf::{
     bindings::BPF_LOCAL_STORAGE_GET_F_CREATE, helpers::bpf_task_storage_get, maps::Array,
 };
 use observer_ebpf::wire::{
-    Burst, FaultState, LossKind, MmSyscallState, Owner, ReclaimState, RecordKind, RunqueueState,
-    SleepState, Slot, Stored, ThreadCgroup,
+    Burst, FaultState, KernelLockState, LossKind, MmSyscallState, Owner, ReclaimState, RecordKind,
+    RunqueueState, SleepState, Slot, Stored, ThreadCgroup,
 };
 
 use crate::{
@@ -85,6 +85,8 @@ states! {
         |state| state.begin_ns != 0;
     ReclaimState, Reclaim in RECLAIMS, RECLAIMS_STORAGE if reclaims_stored:
         |state| state.reclaim_ns | state.compaction_ns != 0;
+    KernelLockState, KernelLock in KERNEL_LOCKS, KERNEL_LOCKS_STORAGE if kernel_locks_stored:
+        |state| state.begin_ns != 0;
     SleepState, Sleep in SLEEPS, SLEEPS_STORAGE if sleeps_stored: |state| state.begin_ns != 0;
 }
 

@@ -147,6 +147,12 @@ fn sleeps_are_the_voluntary_context_switches() {
 }
 
 #[test]
+fn waits_for_locks_of_the_kernel_are_those_that_perf_counts() {
+    let Some(_guard) = privileged::ready("kernel_locks") else { return };
+    repeated(|| exact::kernel_locks(&Trial::new("threads that map memory")));
+}
+
+#[test]
 fn waits_for_locks_are_the_switches_in_calls_for_locks() {
     let Some(_guard) = privileged::ready("locks") else { return };
     repeated(|| exact::locks(&Trial::new("threads that wait for locks")));

@@ -89,6 +89,12 @@ fn all_tiers_of_request_agree() {
 }
 
 #[test]
+fn all_tiers_of_kernel_lock_agree() {
+    let Some(_guard) = privileged::ready("tiers of kernel_lock") else { return };
+    repeated(|| exact::kernel_locks(&tiers("tiers: threads that map memory", "kernel_lock")));
+}
+
+#[test]
 fn all_tiers_of_sleep_agree() {
     let Some(_guard) = privileged::ready("tiers of sleep") else { return };
     repeated(|| exact::sleeps(&tiers("tiers: threads that sleep", "sleep")));

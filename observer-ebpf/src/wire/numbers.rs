@@ -247,6 +247,21 @@ probes! {
             OutgoingRequests,
         }
     }
+    kernel_lock {
+        records {
+            /// A wait for a lock of the kernel; body [`KernelLockRecord`](super::KernelLockRecord).
+            KernelLock "kernel_lock",
+        }
+        series {
+            /// For the address space, for reading.
+            KernelLockMmapRead,
+            /// For the address space, for writing.
+            KernelLockMmapWrite,
+            /// For any other lock.
+            KernelLockOther,
+        }
+        counters {}
+    }
     sleep {
         records {
             /// A thread that serves requests slept; body [`SleepRecord`](super::SleepRecord).

@@ -88,8 +88,8 @@ impl Default for Snapshot {
     fn default() -> Self {
         Self {
             taken: MonoNanos::default(),
-            rest: Box::default(),
-            target: Box::default(),
+            rest: empty(),
+            target: empty(),
             target_name: None,
             cgroups: Vec::new(),
             cgroup_counts: CgroupCounts::default(),
@@ -106,6 +106,11 @@ impl Default for Snapshot {
             self_usage: SelfSummary::default(),
         }
     }
+}
+
+/// Distributions in which nothing was counted.
+fn empty() -> Box<[Distribution; SERIES]> {
+    Box::new(std::array::from_fn(|_| Distribution::default()))
 }
 
 fn subtract<const N: usize>(later: &[u64; N], earlier: &[u64; N]) -> [u64; N] {
@@ -253,7 +258,7 @@ mod tests {
     use crate::model::ProbeState;
 
     fn of(series: Series, durations: &[u64]) -> Box<[Distribution; SERIES]> {
-        let mut scope: Box<[Distribution; SERIES]> = Box::default();
+        let mut scope = empty();
         durations.iter().for_each(|ns| scope[series as usize].record(*ns));
         scope
     }

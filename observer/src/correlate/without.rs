@@ -87,6 +87,8 @@ fn is_delay(cause: Cause) -> bool {
         Cause::RUNQUEUE_IDLE,
         Cause::RUNQUEUE,
         Cause::FAULT_MAJOR,
+        Cause::MMAP_LOCK,
+        Cause::KERNEL_LOCK,
         Cause::BLOCK_IO,
         Cause::STOPPED,
         Cause::LOCK_WAIT,

@@ -67,6 +67,8 @@ pub enum Harm {
     Background,
     /// Nothing, but every request needs a lock that a thread without requests has now and then.
     Lock,
+    /// Nothing, but every request maps a page, and a thread without requests maps much memory now and then.
+    MapLock,
 }
 
 /// What is done from outside, in episodes.
@@ -288,6 +290,14 @@ pub static INJECTIONS: &[Injection] = &[
         harm: Harm::Lock,
         truth: Truth::Locked,
         expected: Expected::OneOf(&["lock_wait"]),
+        ..PLAIN
+    },
+    Injection {
+        name: "mmap-lock",
+        text: "every request maps a page, and another thread maps much memory for 25 ms now and then",
+        harm: Harm::MapLock,
+        truth: Truth::Mapped,
+        expected: Expected::OneOf(&["mmap_lock"]),
         ..PLAIN
     },
     Injection {

@@ -268,6 +268,7 @@ const fn word(harm: Harm) -> &'static str {
         Harm::Map => "map",
         Harm::Sync => "sync",
         Harm::Lock => "lock",
+        Harm::MapLock => "map-lock",
         Harm::Background => "background",
     }
 }

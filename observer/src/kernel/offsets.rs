@@ -46,6 +46,8 @@ const MEMBERS: &[(Members, &str, &str, &str)] = &[
     (Members::SavedRegisters, "OFF_TASK_STACK", "task_struct", "stack"),
     (Members::SavedRegisters, "OFF_REGS_SEGMENT", "pt_regs", "cs"),
     (Members::SavedRegisters, "OFF_SOCKET_FILE", "socket", "file"),
+    (Members::MmapLock, "OFF_TASK_MM", "task_struct", "mm"),
+    (Members::MmapLock, "OFF_MM_LOCK", "mm_struct", "mmap_lock"),
     (Members::CallAbi, "OFF_TASK_STATUS", "task_struct", "thread_info.status"),
     (Members::Registers, "OFF_REGS_NUMBER", "pt_regs", "orig_ax"),
     (Members::Registers, "OFF_REGS_ARG0", "pt_regs", "di"),
@@ -60,6 +62,7 @@ const STACK_BYTES: u32 = 16 << 10;
 const OPTIONAL: &[(&str, &str, &str)] = &[
     ("OFF_TASK_SCHED_DELAYED", "task_struct", "se.sched_delayed"),
     ("OFF_TASK_PRIORITY", "task_struct", "prio"),
+    ("OFF_RWSEM_OWNER", "rw_semaphore", "owner"),
     ("OFF_SOCK_ADDRESS6", "sock", "__sk_common.skc_v6_daddr"),
     ("OFF_SOCK_QUEUE_LENGTH", "sock", "sk_receive_queue.qlen"),
     ("OFF_SOCK_PEER_PID", "sock", "sk_peer_pid"),

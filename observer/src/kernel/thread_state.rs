@@ -177,7 +177,7 @@ mod tests {
     use super::super::plan;
     use super::*;
 
-    const ALL: [&str; 5] = ["runqueue", "fault", "reclaim", "mm_syscall", "sleep"];
+    const ALL: [&str; 6] = ["runqueue", "fault", "reclaim", "mm_syscall", "kernel_lock", "sleep"];
 
     fn places(stored: &[&'static str]) -> ThreadPlaces {
         ThreadPlaces { stored: stored.iter().copied().collect(), why: None }
@@ -187,9 +187,10 @@ mod tests {
     fn a_place_is_told_in_words() {
         assert_eq!(ThreadPlaces::tables("no").text(), "tables");
         let some = places(&["mm_syscall", "reclaim"]);
-        let text = "task-local storage: reclaim, mm_syscall; tables: runqueue, fault, sleep";
+        let text = "task-local storage: reclaim, mm_syscall; tables: runqueue, fault, kernel_lock, \
+                    sleep";
         assert_eq!(some.text(), text);
-        let all = "task-local storage: runqueue, fault, reclaim, mm_syscall, sleep";
+        let all = "task-local storage: runqueue, fault, reclaim, mm_syscall, kernel_lock, sleep";
         assert_eq!(places(&ALL).text(), all);
     }
 

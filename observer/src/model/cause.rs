@@ -166,6 +166,34 @@ causes! {
         kind: CauseKind::Stall,
         object: "",
     }
+    MMAP_LOCK {
+        id: "mmap_lock",
+        title: "Waiting for the address space",
+        sentence: "threads waited for the lock of their address space (mmap_lock), which other threads of the service had",
+        advice: "See in the slowest requests in which call the thread was that had it. Threads of a process share one \
+                 lock for mmap, munmap, mprotect, brk and madvise: map less often and smaller pieces at a time, let the \
+                 allocator keep memory (M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in glibc, decay times in jemalloc), or \
+                 divide the work among processes. Programs that read /proc/PID/maps or smaps of the service take \
+                 the lock as well.",
+        probe: Some("kernel_lock"),
+        record: Some("kernel_lock"),
+        color: "#6e2c00",
+        kind: CauseKind::Stall,
+        object: "the thread that had it was in",
+    }
+    KERNEL_LOCK {
+        id: "kernel_lock",
+        title: "Waiting for a lock in the kernel",
+        sentence: "threads waited for locks in the kernel that other threads had",
+        advice: "See in the slowest requests in which system call: threads that work on the same file, directory, pipe \
+                 or device wait for each other there. Let fewer threads do that at a time, or give each its own. \
+                 `perf lock contention -ab` tells which locks they are.",
+        probe: Some("kernel_lock"),
+        record: Some("kernel_lock"),
+        color: "#4a235a",
+        kind: CauseKind::Stall,
+        object: "threads waited for",
+    }
     FAULT_MINOR {
         id: "fault_minor",
         title: "Minor page faults",
@@ -469,9 +497,9 @@ mod tests {
     fn an_id_of_another_version_keeps_its_name() {
         let text = serde_json::to_string(&Cause::MM_SYSCALL).expect("text");
         assert_eq!(text, "\"mm_syscall\"");
-        let later: Cause = serde_json::from_str("\"mmap_lock\"").expect("any id");
-        assert_eq!(later.name(), "mmap_lock");
-        assert_eq!(later, Cause::from_id("mmap_lock"));
+        let later: Cause = serde_json::from_str("\"steal\"").expect("any id");
+        assert_eq!(later.name(), "steal");
+        assert_eq!(later, Cause::from_id("steal"));
         assert_ne!(later, Cause::from_id("block_io"));
         assert!(!later.is_stall() && !later.is_rest());
         assert_eq!(Cause::from_id("<b>\u{1b}[2J").name(), "?b???2J");

@@ -201,6 +201,8 @@ pub enum Members {
     /// From a thread that does not run to the registers with which it entered the kernel, and from a
     /// socket to its file.
     SavedRegisters,
+    /// The lock of a thread's address space.
+    MmapLock,
     /// Numbers of the events by which memory cgroups count faults.
     FaultEvents,
 }

@@ -2,9 +2,11 @@
 //! how a record becomes an event. Each probe has one file, and one row here.
 
 mod burst;
+mod calls;
 pub mod docs;
 mod fault;
 mod hooks;
+mod kernel_lock;
 mod mm_syscall;
 mod numbers;
 mod reclaim;
@@ -153,13 +155,14 @@ impl Probe {
 }
 
 /// All probes, in the order they are attached: first what follows the target.
-pub const PROBES: [&Probe; 9] = [
+pub const PROBES: [&Probe; 10] = [
     &task::PROBE,
     &runqueue::PROBE,
     &fault::PROBE,
     &reclaim::PROBE,
     &mm_syscall::PROBE,
     &socket::PROBE,
+    &kernel_lock::PROBE,
     &softirq::PROBE,
     &request::PROBE,
     &sleep::PROBE,

@@ -4,6 +4,7 @@
 mod calls;
 mod clocks;
 mod faults;
+mod kernel_locks;
 mod reclaim;
 mod requests;
 mod runqueue;
@@ -15,6 +16,7 @@ mod who_ran;
 
 pub use calls::{memory_call_time, memory_calls};
 pub use faults::{copied_pages, families, fault_time, major_faults, minor_faults};
+pub use kernel_locks::kernel_locks;
 pub use reclaim::{freed_pages, memcg_reclaim};
 pub use requests::requests;
 pub use runqueue::{no_more_waits, processor_time, run_delay};

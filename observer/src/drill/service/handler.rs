@@ -34,6 +34,9 @@ const HARM: Duration = Duration::from_millis(25);
 /// more than ten times between hosts.
 const STORM_BYTES: usize = 2 << 20;
 const MAP_BYTES: usize = 8 << 20;
+/// What one thread maps while the others map a page each.
+const MUCH_BYTES: usize = 64 << 20;
+const PAGE_BYTES: usize = 4096;
 /// What they write before they sync it.
 const SYNC_BYTES: usize = 1 << 20;
 /// Background threads, and the CPU time of each when it is woken.
@@ -78,6 +81,9 @@ impl Handler {
         let threads = if harm == Harm::Background { BACKGROUND_THREADS } else { 0 };
         let background = (0..threads).map(start_background).collect::<io::Result<_>>()?;
         let lock = (harm == Harm::Lock).then(|| start_keeper(seed)).transpose()?;
+        if harm == Harm::MapLock {
+            start_mapper(seed)?;
+        }
         Ok(Self {
             work,
             harm,
@@ -149,6 +155,22 @@ fn start_keeper(seed: u64) -> io::Result<Arc<Mutex<()>>> {
         }
     })?;
     Ok(lock)
+}
+
+/// A thread that maps and unmaps much memory again and again, now and then.
+fn start_mapper(seed: u64) -> io::Result<()> {
+    let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+    std::thread::Builder::new().name("drill-mapper".into()).spawn(move || {
+        loop {
+            std::thread::sleep(rng.random_range(PAUSES));
+            let begin = MonoNanos::now();
+            // A host without so much memory maps nothing, and then nobody waits.
+            while MonoNanos::now().since(begin) < HARM.as_nanos() as u64
+                && Mapping::anonymous(MUCH_BYTES, true).is_ok()
+            {}
+        }
+    })?;
+    Ok(())
 }
 
 /// CPU time of this thread, nanoseconds.
@@ -288,13 +310,18 @@ impl Thread {
         if let Some(lock) = &self.handler.lock {
             entry.locked_ns = self.timed(|| drop(lock.lock())).0;
         }
+        if self.handler.harm == Harm::MapLock {
+            let mapped = self.timed(|| Mapping::anonymous(PAGE_BYTES, true).map(drop));
+            entry.mapped_ns = mapped.0;
+            mapped.1?;
+        }
         if self.handler.harm == Harm::None || !self.handler.is_harmed() {
             return Ok(());
         }
         let (begin, begin_cpu_ns) = (MonoNanos::now(), cpu_ns());
         let length_ns = || MonoNanos::now().since(begin);
         match self.handler.harm {
-            Harm::None | Harm::Lock => {}
+            Harm::None | Harm::Lock | Harm::MapLock => {}
             Harm::Sleep => {
                 std::thread::sleep(HARM);
                 entry.slept_ns = length_ns();

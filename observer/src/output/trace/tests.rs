@@ -7,9 +7,9 @@ use arrow_schema::{DataType, Field as ArrowField};
 use bytemuck::{Pod, Zeroable};
 use observer_ebpf::wire::{
     Address, CompactionRecord, FD_ERRNOS, FaultBurstRecord, FaultRecord, FdFailureRecord,
-    FdSyscall, Header, MmSyscallBurstRecord, MmSyscallRecord, NO_SYSCALL, OWN_KINDS,
-    OutgoingRecord, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED, ReclaimRecord, Record, RecordKind,
-    RequestRecord, RunqueueRecord, SOCKET_ACCEPTED, Series, SleepRecord, SocketRecord,
+    FdSyscall, Header, KernelLockRecord, MmSyscallBurstRecord, MmSyscallRecord, NO_SYSCALL,
+    OWN_KINDS, OutgoingRecord, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED, ReclaimRecord, Record,
+    RecordKind, RequestRecord, RunqueueRecord, SOCKET_ACCEPTED, Series, SleepRecord, SocketRecord,
     SoftirqRecord, TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord,
 };
 
@@ -89,6 +89,13 @@ fn events(index: u64) -> Vec<Event> {
             header: header(RecordKind::Softirq, 0),
             vector: index as u32 % 10,
             reserved: 0,
+        }),
+        example::event(&KernelLockRecord {
+            header: header(RecordKind::KernelLock, (index % 16) as u16),
+            holder_tid: u32::MAX,
+            holder_tgid: 5,
+            holder_syscall: 11,
+            syscall: u32::MAX,
         }),
         example::event(&RequestRecord {
             header: header(RecordKind::Request, (index % 8) as u16),

@@ -9,6 +9,7 @@ mod cpu;
 mod faults;
 mod files;
 mod locks;
+mod mappers;
 mod memory;
 mod network;
 mod refused;
@@ -80,6 +81,11 @@ enum Work {
     /// A thread that waits for locks and otherwise; what the kernel counted of it is reported.
     Locks {
         #[arg(long, default_value_t = 300)]
+        rounds: usize,
+    },
+    /// Threads that map memory at the same time; how long that took is reported.
+    Mappers {
+        #[arg(long, default_value_t = 1000)]
         rounds: usize,
     },
     /// Two threads that wake each other through pipes.
@@ -407,6 +413,7 @@ fn main() -> ExitCode {
         Work::Requests { rounds } => requests::requests(rounds),
         Work::Sleeps { threads, rounds } => sleeps::sleeps(threads, rounds),
         Work::Locks { rounds } => locks::locks(rounds),
+        Work::Mappers { rounds } => mappers::mappers(rounds),
         Work::Datagrams { count } => files::datagrams(count),
         Work::PingPong { rounds } => cpu::ping_pong(rounds),
         Work::Contend { threads, ms, cpu, anywhere } => {
