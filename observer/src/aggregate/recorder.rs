@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
 
-use crate::model::{Cause, DistributionSummary, Event};
+use crate::model::{Cause, DistributionSummary, EndedBy, Event};
 
 /// Longest stall that is counted as it is; longer ones count as this, and as clamped.
 const HIGHEST_NS: u64 = 3_600_000_000_000;
@@ -35,6 +35,10 @@ impl CauseRecorder {
             self.record_several(cause, ns, count);
             self.name_object(event, cause);
         });
+        // What other threads did meanwhile says whether it was a lock.
+        if matches!(event.ended_by(), EndedBy::Thread(_)) {
+            self.name_object(event, Cause::LOCK_WAIT);
+        }
     }
 
     fn name_object(&mut self, event: &Event, cause: Cause) {

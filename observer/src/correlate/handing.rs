@@ -74,16 +74,20 @@ impl<'a> Handing<'a> {
         part.unwrap_or(Span { start: from, end: from })
     }
 
-    /// When threads had requests, or were to read some that had arrived, in order and disjoint.
+    /// When threads had requests, and when they had some or were to read some that had arrived; each in order and
+    /// disjoint.
     pub(super) fn busy(
         &self,
         requests: &[ServerRequest],
         is_wanted: impl Fn(u32) -> bool,
-    ) -> HashMap<u32, Vec<Span>> {
-        let mut busy: HashMap<u32, Vec<Span>> = HashMap::new();
-        let mut add = |tid: u32, start: u64, end: u64| {
-            if start < end && is_wanted(tid) {
-                busy.entry(tid).or_default().push(Span { start, end });
+    ) -> [HashMap<u32, Vec<Span>>; 2] {
+        let mut busy = [HashMap::new(), HashMap::new()];
+        let mut add = |[had, all]: [bool; 2], tid: u32, start: u64, end: u64| {
+            let [having, any] = &mut busy;
+            for (spans, _) in [(having, had), (any, all)].into_iter().filter(|(_, is)| *is) {
+                if start < end && is_wanted(tid) {
+                    spans.entry(tid).or_insert_with(Vec::new).push(Span { start, end });
+                }
             }
         };
         let since = |time: MonoNanos| time.since(self.start);
@@ -93,14 +97,16 @@ impl<'a> Handing<'a> {
             let (begin, read) = (since(request.begin()), since(request.read));
             // What siblings did meanwhile is known.
             let of_siblings = self.siblings.wait(place).unwrap_or(Span { start: read, end: read });
-            add(request.reader.0, begin, of_siblings.start.min(read));
-            add(request.reader.0, of_siblings.end.min(read), route.left().unwrap_or(end).min(end));
+            let (either, both) = ([false, true], [true, true]);
+            add(either, request.reader.0, begin, of_siblings.start.min(read));
+            add(either, request.reader.0, of_siblings.end.min(read), read);
+            add(both, request.reader.0, read, route.left().unwrap_or(end).min(end));
             for (tid, span) in route.times_between() {
-                add(tid, span.start, span.end);
+                add(both, tid, span.start, span.end);
             }
-            add(request.sender.0, route.handed().unwrap_or(end), end);
+            add(both, request.sender.0, route.handed().unwrap_or(end), end);
         }
-        for spans in busy.values_mut() {
+        for spans in busy.iter_mut().flat_map(HashMap::values_mut) {
             spans.sort_unstable();
             spans.dedup_by(|next, last| {
                 let is_joined = next.start <= last.end;

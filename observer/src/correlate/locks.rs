@@ -5,13 +5,16 @@
 //! `lock_wait`. Where several threads have the lock one after the other, each of them waited for the one before, which is
 //! followed through in the same way.
 //!
-//! A wait that is not known to be for a lock (a condition, a semaphore) may have been for anything that happened until
+//! A wait at a place where several threads with requests wait is taken for a lock as well, unless a thread ends it that
+//! waits for anything itself (an event loop): locks that are made of semaphores or conditions look like that.
+//!
+//! Any other wait (for a condition, a semaphore) may have been for anything that happened until
 //! the waker was woken itself. Since then, the waker was on its way to end the wait: what stalled it in that time is
 //! what the other thread waited for, and the rest stays `service_wait`. What the waker was woken by before is followed in
 //! the same way (C.-Q. Yang and B. Miller, Critical path analysis for the execution of parallel and distributed
 //! programs, ICDCS 1988).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Evidence;
 use super::aside::without;
@@ -36,7 +39,12 @@ struct Wait {
     woken: u64,
     /// The thread that woke it; 0 where none did.
     by: u32,
+    /// Where in memory it waited.
+    place: u32,
+    /// It is taken for a wait for a lock.
     is_lock: bool,
+    /// Its call said so.
+    is_recorded_lock: bool,
 }
 
 impl Wait {
@@ -44,15 +52,14 @@ impl Wait {
         Span { start: self.start, end: self.end }
     }
 
+    /// The cause of its record.
     const fn cause(&self) -> Cause {
-        if self.is_lock { Cause::LOCK_WAIT } else { Cause::SERVICE_WAIT }
+        if self.is_recorded_lock { Cause::LOCK_WAIT } else { Cause::SERVICE_WAIT }
     }
 
     /// Whether the thread still waited for the same in the next one.
     const fn goes_on(&self, next: &Self) -> bool {
-        self.by == 0
-            && self.is_lock == next.is_lock
-            && next.start.saturating_sub(self.end) <= AGAIN_NS
+        self.by == 0 && self.place == next.place && next.start.saturating_sub(self.end) <= AGAIN_NS
     }
 }
 
@@ -64,15 +71,17 @@ impl Waits {
     fn new(evidence: &Evidence<'_>) -> Self {
         let (start, end) = evidence.window;
         let mut waits: HashMap<u32, Vec<Wait>> = HashMap::new();
-        let of_futex = |stall: &&Stall| matches!(stall.extra, Extra::OfThread(_));
-        for stall in evidence.stalls.iter().filter(of_futex) {
+        for stall in evidence.stalls {
+            let Extra::OfThread(place) = stall.extra else { continue };
             let times = [stall.start, stall.end].map(|time| time.min(end).since(start));
             let wait = Wait {
                 start: times[0],
                 end: times[1],
                 woken: times[1],
                 by: stall.holder.map_or(0, |waker| waker.tid.0),
+                place,
                 is_lock: stall.cause == Cause::LOCK_WAIT,
+                is_recorded_lock: stall.cause == Cause::LOCK_WAIT,
             };
             if wait.start < wait.end {
                 waits.entry(stall.tid.0).or_default().push(wait);
@@ -91,6 +100,33 @@ impl Waits {
         }
         waits.retain(|_, of_thread| !of_thread.is_empty());
         Self(waits)
+    }
+
+    /// Takes those for locks that threads with requests wait for at the same place, but for those that event loops
+    /// end.
+    fn find_locks(&mut self, evidence: &Evidence<'_>, had: &HashMap<u32, Vec<Span>>) {
+        let is_any = |stall: &&Stall| matches!(stall.extra, Extra::AnyOf(_));
+        let loops: HashSet<u32> =
+            evidence.stalls.iter().filter(is_any).map(|stall| stall.tid.0).collect();
+        let has_request = |tid: &u32, wait: &Wait| {
+            had.get(tid).is_some_and(|had| within(had, wait.span()).next().is_some())
+        };
+        let can_be = |tid: &u32, wait: &Wait| {
+            !wait.is_lock && !loops.contains(&wait.by) && has_request(tid, wait)
+        };
+        // The one thread that waits at a place; `None` for several.
+        let mut threads: HashMap<u32, Option<u32>> = HashMap::new();
+        for (tid, waits) in &self.0 {
+            for wait in waits.iter().filter(|wait| can_be(tid, wait)) {
+                let only = threads.entry(wait.place).or_insert(Some(*tid));
+                *only = only.filter(|only| only == tid);
+            }
+        }
+        for (tid, waits) in &mut self.0 {
+            for wait in waits {
+                wait.is_lock |= can_be(tid, wait) && threads.get(&wait.place) == Some(&None);
+            }
+        }
     }
 
     fn of_thread(&self, tid: u32) -> &[Wait] {
@@ -115,8 +151,10 @@ impl Waits {
 /// Makes what a thread slept for another one, while it had a request, what that one did.
 pub(super) fn follow(evidence: &Evidence<'_>, timelines: &mut Timelines, handing: &Handing<'_>) {
     let Some(sleeps) = timelines.sleeps().filter(|_| evidence.quality.has_sleeps()) else { return };
-    let waits = Waits::new(evidence);
-    let busy = handing.busy(evidence.requests, |tid| waits.0.contains_key(&tid));
+    let mut waits = Waits::new(evidence);
+    let [had, busy] = handing.busy(evidence.requests, |tid| waits.0.contains_key(&tid));
+    waits.find_locks(evidence, &had);
+    drop(had);
     let mut search = Search {
         timelines,
         sleeps: &sleeps,
@@ -143,7 +181,8 @@ pub(super) fn follow(evidence: &Evidence<'_>, timelines: &mut Timelines, handing
                 }
             }
             let is_of_lock = |part: &(Cause, u32, Span)| part.0 == Cause::LOCK_WAIT;
-            more_locks += u64::from(!wait.is_lock && search.parts[before..].iter().any(is_of_lock));
+            more_locks +=
+                u64::from(!wait.is_recorded_lock && search.parts[before..].iter().any(is_of_lock));
         }
     }
     let parts = search.parts;

@@ -16,9 +16,13 @@ const HOLDER: u32 = 50;
 enum Kind {
     /// A lock.
     Lock,
-    /// A condition.
+    /// A semaphore, which is the same one for all threads.
+    Semaphore,
+    /// The same, and the threads that end the waits sleep until anything happens themselves.
+    SemaphoreOfLoop,
+    /// A condition that each thread has for itself.
     Condition,
-    /// A condition, and every wait is one of several that took as long as they were to take at most.
+    /// The same, and every wait is one of several that took as long as they were to take at most.
     Again,
 }
 
@@ -34,9 +38,12 @@ enum Holds {
     WaitsForStalled,
 }
 
-fn sleep(tid: u32, cause: Cause, start: u64, end: u64, by: Option<u32>) -> Stall {
+/// A thread waits at a place in memory.
+fn sleep(kind: Kind, tid: u32, (start, end): (u64, u64), by: Option<u32>) -> Stall {
+    let cause = if kind == Kind::Lock { Cause::LOCK_WAIT } else { Cause::SERVICE_WAIT };
+    let is_shared = matches!(kind, Kind::Lock | Kind::Semaphore | Kind::SemaphoreOfLoop);
+    let extra = Extra::OfThread(if is_shared { 7 } else { 1_000 + tid });
     let holder = by.map(|by| Holder { tid: Tid(by), tgid: Tgid(1), cgroup: None });
-    let extra = Extra::OfThread(7);
     Stall { holder, extra, ..Stall::of_thread(tid, cause, ORIGIN + start, ORIGIN + end) }
 }
 
@@ -45,7 +52,6 @@ fn sleep(tid: u32, cause: Cause, start: u64, end: u64, by: Option<u32>) -> Stall
 fn serve(seed: u64, kind: Kind, holds: Holds) -> Drill {
     let mut drill = Drill::new(seed, 30);
     drill.quality.sleeps_watched = true;
-    let cause = if kind == Kind::Lock { Cause::LOCK_WAIT } else { Cause::SERVICE_WAIT };
     for tid in 1..=4 {
         let mut free = u64::from(tid) * MS;
         while free < drill.window_ns - 200 * MS {
@@ -57,12 +63,12 @@ fn serve(seed: u64, kind: Kind, holds: Holds) -> Drill {
                 let long = drill.rng.random_range(20 * MS..30 * MS);
                 // Each wait has a holder of its own, so that none does two things at once.
                 let holder = HOLDER + drill.stalls.len() as u32 * 2;
-                hold(&mut drill, holder, (end, end + long), holds);
+                hold(&mut drill, kind, holder, (end, end + long), holds);
                 let last = if kind == Kind::Again { end + long - 2 * MS } else { end };
                 if kind == Kind::Again {
-                    drill.stalls.push(sleep(tid, cause, end, last - 15 * US, None));
+                    drill.stalls.push(sleep(kind, tid, (end, last - 15 * US), None));
                 }
-                drill.stalls.push(sleep(tid, cause, last, end + long, Some(holder)));
+                drill.stalls.push(sleep(kind, tid, (last, end + long), Some(holder)));
                 end += long + 100 * US;
             }
             drill.served((tid, tid), [arrival, arrival + 5 * US, end]);
@@ -73,10 +79,13 @@ fn serve(seed: u64, kind: Kind, holds: Holds) -> Drill {
 }
 
 /// What a thread does from an instant on until it ends the wait of another one.
-fn hold(drill: &mut Drill, tid: u32, (from, until): (u64, u64), holds: Holds) {
+fn hold(drill: &mut Drill, kind: Kind, tid: u32, (from, until): (u64, u64), holds: Holds) {
     let half = from.midpoint(until);
     // It is known when it slept.
     drill.innocent(Cause::SERVICE_WAIT, tid, from - 2 * MS, from - MS);
+    if kind == Kind::SemaphoreOfLoop {
+        drill.stalls.last_mut().expect("a sleep").extra = Extra::AnyOf(9);
+    }
     match holds {
         Holds::Computes => {}
         Holds::Sleeps => drill.innocent(Cause::SERVICE_WAIT, tid, from, until - 10 * US),
@@ -88,9 +97,8 @@ fn hold(drill: &mut Drill, tid: u32, (from, until): (u64, u64), holds: Holds) {
         Holds::WaitsForStalled => {
             drill.innocent(Cause::SERVICE_WAIT, tid + 1, from - 2 * MS, from - MS);
             drill.innocent(Cause::RECLAIM_MEMCG, tid + 1, from, until - 60 * US);
-            let wait =
-                sleep(tid, Cause::LOCK_WAIT, from - 500 * US, until - 50 * US, Some(tid + 1));
-            drill.stalls.push(wait);
+            let wait = (from - 500 * US, until - 50 * US);
+            drill.stalls.push(sleep(Kind::Lock, tid, wait, Some(tid + 1)));
         }
     }
 }
@@ -121,7 +129,11 @@ fn parts(kind: Kind, holds: Holds) -> Vec<(Cause, u64)> {
 
 #[test]
 fn the_stalls_of_who_has_a_lock_are_those_of_who_waits_for_it() {
-    let lock = |holds| parts(Kind::Lock, holds);
+    check_lock(|holds| parts(Kind::Lock, holds));
+    check_lock(|holds| parts(Kind::Semaphore, holds));
+}
+
+fn check_lock(lock: impl Fn(Holds) -> Vec<(Cause, u64)>) {
     assert_eq!(lock(Holds::Computes), [(Cause::LOCK_WAIT, 10)]);
     assert_eq!(lock(Holds::Sleeps), [(Cause::LOCK_WAIT, 10)]);
     assert_eq!(lock(Holds::Stalled), [(Cause::RECLAIM_MEMCG, 10)]);
@@ -131,7 +143,7 @@ fn the_stalls_of_who_has_a_lock_are_those_of_who_waits_for_it() {
 
 #[test]
 fn only_what_a_waker_did_since_it_was_woken_itself_is_what_others_waited_for() {
-    for kind in [Kind::Condition, Kind::Again] {
+    for kind in [Kind::Condition, Kind::Again, Kind::SemaphoreOfLoop] {
         let condition = |holds| parts(kind, holds);
         assert_eq!(condition(Holds::Computes), [(Cause::SERVICE_WAIT, 10)]);
         assert_eq!(condition(Holds::Sleeps), [(Cause::SERVICE_WAIT, 10)]);
@@ -152,6 +164,14 @@ fn a_lock_is_named_with_its_share_and_the_latency_without_it() {
     assert!(without.p99_without_ns < 3 * MS, "{without:?}");
     let waits = drill.stalls.iter().filter(|stall| stall.cause == Cause::LOCK_WAIT).count();
     assert_eq!(row.stalls, waits as u64);
+    let [object] = &analysis.objects[&Cause::LOCK_WAIT][..] else { panic!("{analysis:#?}") };
+    assert_eq!((object.object, object.had_by.is_some()), (7, true));
+
+    // One that only the threads tell.
+    let analysis = serve(SEEDS.start, Kind::Semaphore, Holds::Sleeps).analyse();
+    assert_eq!(analysis.verdict.top_cause, Some(Cause::LOCK_WAIT), "{analysis:#?}");
+    assert_eq!(analysis.of(Cause::LOCK_WAIT).stalls, waits as u64);
+    assert_eq!(analysis.objects[&Cause::LOCK_WAIT][0].object, 7);
 }
 
 #[test]

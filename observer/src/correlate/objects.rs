@@ -69,17 +69,29 @@ pub(super) fn find(
         .filter_map(Stall::object)
         .collect();
 
+    // What a thread did while it waited at a futex may turn out to be a wait for a lock at that place.
+    let waits = || {
+        stalls().flat_map(|stall| {
+            let own = stall.object().map(|object| (stall, stall.cause, object));
+            let of_lock = match stall.extra {
+                Extra::OfThread(place) if stall.cause != Cause::LOCK_WAIT => {
+                    Some((stall, Cause::LOCK_WAIT, place))
+                }
+                _ => None,
+            };
+            own.into_iter().chain(of_lock)
+        })
+    };
     let mut sums: HashMap<(Cause, u32), u64> = HashMap::new();
     let mut had: HashMap<(u32, Tid), u64> = HashMap::new();
-    for stall in stalls() {
-        let Some(object) = stall.object() else { continue };
-        if let Some(holder) = stall.holder.filter(|_| stall.cause == Cause::LOCK_WAIT)
+    for (stall, cause, object) in waits() {
+        if let Some(holder) = stall.holder.filter(|_| cause == Cause::LOCK_WAIT)
             && (had.len() < SUMMED || had.contains_key(&(object, holder.tid)))
         {
             *had.entry((object, holder.tid)).or_default() += stall.duration_ns();
         }
-        if sums.len() < SUMMED || sums.contains_key(&(stall.cause, object)) {
-            *sums.entry((stall.cause, object)).or_default() += stall.duration_ns();
+        if sums.len() < SUMMED || sums.contains_key(&(cause, object)) {
+            *sums.entry((cause, object)).or_default() += stall.duration_ns();
         }
     }
     let mut by_cause: BTreeMap<Cause, Vec<(Reverse<u64>, u32)>> = BTreeMap::new();
@@ -99,8 +111,8 @@ pub(super) fn find(
             objects.iter().enumerate().map(|(rank, (_, object))| (*object, rank)).collect();
         // With the rank in front, the intervals of an object lie beside each other.
         let mut spans: Vec<(usize, u32, Span)> = Vec::new();
-        for stall in stalls().filter(|stall| stall.cause == cause) {
-            let Some(rank) = stall.object().and_then(|object| ranks.get(&object)) else { continue };
+        for (stall, _, object) in waits().filter(|(_, of, _)| *of == cause) {
+            let Some(rank) = ranks.get(&object) else { continue };
             let span = inside(stall, window);
             let tid = stall.tid.0;
             match timelines.pieces(cause) {

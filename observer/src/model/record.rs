@@ -61,9 +61,13 @@ pub enum EndedBy {
     Object,
     /// Any of several descriptors that became ready.
     AnyDescriptor,
-    /// Another thread of the service.
-    Thread,
+    /// Another thread of the service, which knows the place in memory with this number: a futex. It tells one
+    /// place from another like the number of an object, and may be the same.
+    Thread(u32),
 }
+
+/// The number of the object of a wait at any futex that is not known to be a lock.
+pub const FUTEX_OBJECT: u32 = 0x66_7574;
 
 /// One kind of record.
 pub struct RecordRow {

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use super::{Cause, EndedBy, Event, Holder, Tgid, Tid};
+use super::{Cause, EndedBy, Event, FUTEX_OBJECT, Holder, Tgid, Tid};
 use crate::clock::MonoNanos;
 
 /// What only some stalls have.
@@ -16,7 +16,8 @@ pub enum Extra {
     Object(u32),
     /// The same, where it waited until any of several descriptors was ready.
     AnyOf(u32),
-    /// The same, where only another thread could end it, or the time that it was to take at most: a futex.
+    /// At which place in memory it waited for another thread, or for the time that it was to take at most
+    /// ([`EndedBy::Thread`]).
     OfThread(u32),
     /// It stands for several short stalls, somewhere in the last so many nanoseconds before its end. Its
     /// length is the time in all of them together.
@@ -82,7 +83,7 @@ impl Stall {
             Some(object) => match event.ended_by() {
                 EndedBy::Object => Extra::Object(object),
                 EndedBy::AnyDescriptor => Extra::AnyOf(object),
-                EndedBy::Thread => Extra::OfThread(object),
+                EndedBy::Thread(place) => Extra::OfThread(place),
             },
             None => extra,
         };
@@ -126,9 +127,12 @@ impl Stall {
 
     /// In what it waited, or for whom, where its record says so.
     #[must_use]
-    pub const fn object(&self) -> Option<u32> {
+    pub fn object(&self) -> Option<u32> {
         match self.extra {
-            Extra::Object(object) | Extra::AnyOf(object) | Extra::OfThread(object) => Some(object),
+            Extra::Object(object) | Extra::AnyOf(object) => Some(object),
+            // There are many places at which threads wait for work.
+            Extra::OfThread(_) if self.cause == Cause::SERVICE_WAIT => Some(FUTEX_OBJECT),
+            Extra::OfThread(place) => Some(place),
             Extra::None | Extra::Spread(_) | Extra::Stack(_) => None,
         }
     }

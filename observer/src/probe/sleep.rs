@@ -12,7 +12,8 @@ use super::{
     Attach, HistogramFamily, Members, Need, PerThread, Probe, Program, RunsAt, Tier, object_id,
 };
 use crate::model::{
-    Cause, EndedBy, Event, Field, Holder, ObjectRow, RecordRow, Tgid, Tid, field, socket_address,
+    Cause, EndedBy, Event, FUTEX_OBJECT, Field, Holder, ObjectRow, RecordRow, Tgid, Tid, field,
+    socket_address,
 };
 
 const SWITCH: &str = "sleeps";
@@ -52,8 +53,10 @@ pub(super) const PROBE: Probe = Probe {
             journal waits for a thread of its own. A sleep within another stall, as in a major fault, is part \
             of that stall. A wait for a lock (cause `lock_wait`) is recognised by its futex call: by its operation \
             (locks with priority inheritance), or by the value that glibc, musl, Rust and Go before 1.24 expect \
-            at the address of a lock that is waited for. Locks made of conditions or semaphores (Java's monitors, \
-            Python's interpreter lock, newer Go) look like any other wait for a thread: `service_wait`. \
+            at the address of a lock that is waited for. Locks that are made of conditions or semaphores look like any other wait for a thread; an answer \
+            takes a wait for one of them where several threads with requests wait at the same place in memory, and \
+            no event loop ends it (Python's interpreter lock). Java's monitors and Go's locks, for which each thread \
+            waits at a place of its own, stay `service_wait`. \
             The system call and its arguments are read from the registers with which the thread entered the kernel; a sleep outside a system call (in a page fault, for \
             instance), and one in a call of the 32-bit ABI, has none. Since Linux 6.12 a thread may be moved to another run \
             queue while it sleeps; the wait for a CPU that follows is then part of the sleep. Where the \
@@ -189,30 +192,39 @@ fn is_sync(event: &Event) -> bool {
 }
 
 /// The system call, and the other end of the connection at which it waited; of a lock, its address.
-fn object(event: &Event, _: Cause) -> Option<u32> {
-    let SleepRecord { syscall, argument_1, remote_port, remote_address, .. } = event.record()?;
+fn object(event: &Event, cause: Cause) -> Option<u32> {
+    let SleepRecord { syscall, remote_port, remote_address, .. } = event.record()?;
     if event.flags & HELD != 0 {
         return Some(object_id(&(event.flags & HELD)));
     }
-    if event.flags & SLEEP_LOCK != 0 {
-        return Some(object_id(&(event.tgid.0, argument_1)));
+    match (ended_by(event), cause) {
+        (EndedBy::Thread(_), Cause::SERVICE_WAIT) => return Some(FUTEX_OBJECT),
+        (EndedBy::Thread(place), _) => return Some(place),
+        _ => {}
     }
     Some(object_id(&(event.flags & SLEEP_REMOTE, syscall, remote_port, remote_address.0)))
 }
 
 fn ended_by(event: &Event) -> EndedBy {
-    let call = event.record().map(|record: SleepRecord| i64::from(record.syscall));
-    match call.filter(|_| event.flags & HELD == 0) {
-        Some(libc::SYS_futex) => EndedBy::Thread,
-        Some(call) if WAITS_FOR_ANY.contains(&call) => EndedBy::AnyDescriptor,
+    let Some(record) = event.record::<SleepRecord>().filter(|_| event.flags & HELD == 0) else {
+        return EndedBy::Object;
+    };
+    match i64::from(record.syscall) {
+        libc::SYS_futex => EndedBy::Thread(place(event, record.argument_1)),
+        call if WAITS_FOR_ANY.contains(&call) => EndedBy::AnyDescriptor,
         _ => EndedBy::Object,
     }
 }
 
-fn object_name(event: &Event, _: Cause) -> String {
+/// A place in the memory of the thread's process. The two words of a condition (glibc) lie in the same eight bytes.
+fn place(event: &Event, address: u64) -> u32 {
+    object_id(&(event.tgid.0, address & !7))
+}
+
+fn object_name(event: &Event, cause: Cause) -> String {
     let Some(record) = event.record::<SleepRecord>() else { return String::new() };
     let SleepRecord { syscall, argument_1, remote_port, remote_address, .. } = record;
-    if event.flags & SLEEP_LOCK != 0 {
+    if cause == Cause::LOCK_WAIT {
         return format!("the lock at {argument_1:#x}");
     }
     if event.flags & SLEEP_FROZEN != 0 {
@@ -381,7 +393,7 @@ mod tests {
             decode(bytemuck::bytes_of(&record)).expect("decodes").object(Cause::LOCK_WAIT)
         };
         assert_eq!(of(record), of(SleepRecord { argument_3: 9, ..record }));
-        assert_ne!(of(record), of(SleepRecord { argument_1: 0xc0da, ..record }));
+        assert_ne!(of(record), of(SleepRecord { argument_1: 0xc0d0, ..record }));
     }
 
     #[test]

@@ -25,7 +25,7 @@ const NAME_BYTES: usize = 96;
 /// one and of two threads (32 each) or, instead of the latter, of siblings, which are at most half as many
 /// and are kept once more (24), what lies between the stalls, while it is put together (64), sleeps by
 /// who ended them (20), and sleeps as they were recorded, before what threads waited for each other for was followed (16).
-/// While that is followed, there are no lines, and it takes as much: the waits (32), or the pieces twice more (32) and
+/// While that is followed, there are no lines, and it takes as much: the waits (40), or the pieces twice more (32) and
 /// what they are made of (48), besides the parts that change (48), the pieces, and the timelines (64).
 const ANALYSIS_BYTES: usize = 208;
 /// What of this is gone when the requests are replayed: the lines, and what lies between the stalls.
