@@ -23,8 +23,9 @@ use super::siblings::within;
 use super::timeline::{Pieces, Span, Timelines};
 use crate::model::{Cause, Extra, Stall};
 
-/// A thread whose wait took as long as it was to take at most, and that waits again so soon, still waits for the same.
-const AGAIN_NS: u64 = 100_000;
+/// A thread whose wait took as long as it was to take at most, and that waits again so soon at the same place, still waits for
+/// the same. It may have waited for a CPU in between.
+const AGAIN_NS: u64 = 1_000_000;
 /// Threads that one wait is followed through.
 const DEEPEST: usize = 8;
 /// There is always room for so many parts, and for as many as there are stalls. Further waits are not followed.
