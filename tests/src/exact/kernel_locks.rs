@@ -16,6 +16,9 @@ const SLEEPING: &std::ffi::CStr =
     c"flags == 2 || flags == 4 || flags == 33 || flags == 8 || flags == 10 \
     || flags == 12 || flags == 18 || flags == 20";
 
+/// Threads may wait for locks at their end, when perf has stopped counting for them.
+const AT_THE_END: u64 = 4;
+
 /// perf's own count of the waits of a process that has no other threads yet; `None` without tracefs.
 fn counter(pid: u32) -> Option<Counter> {
     let id = fs::read_to_string("/sys/kernel/tracing/events/lock/contention_begin/id").ok()?;
@@ -46,7 +49,8 @@ pub fn kernel_locks(trial: &Trial) {
     let of_mmap = |run: &Run| {
         ["mmap_read", "mmap_write"].map(|part| run.sum_ns("kernel_lock", part)).iter().sum::<u64>()
     };
-    let metrics: [Metric<'_>; 1] = [("count", 0.0, 0, &count)];
+    // Each of two programs may be preempted and miss what the other one counts.
+    let metrics: [Metric<'_>; 1] = [("count", 0.01, 2, &count)];
     trial.hold(
         &observed,
         "kernel_lock",
@@ -55,13 +59,13 @@ pub fn kernel_locks(trial: &Trial) {
                 Some(counter) => {
                     let waits = counter.stat().expect("perf counts").count;
                     // A program that is preempted is not run again on that CPU, which the kernel counts.
-                    let allowed = (0.0, run.target_lost("program_missed"));
+                    let allowed = (0.0, run.target_lost("program_missed") + AT_THE_END);
                     let against = "perf count of the tracepoint";
                     let values = (count(run), waits);
                     held.compare(Relation::Equal, "count", against, values, allowed);
                 }
                 None => {
-                    not_applicable(trial.test, "kernel_lock", "count", "perf has no tracepoint")
+                    not_applicable(trial.test, "kernel_lock", "count", "perf has no tracepoint");
                 }
             }
             let tolerance = trial::between_clocks(0.02);
