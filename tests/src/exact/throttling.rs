@@ -131,12 +131,20 @@ pub fn throttled(trial: &Trial, case: Throttled) {
     if let Some(another) = &mut another {
         another.begin().expect("it begins");
     }
-    let stops = is_stopped.then(|| Stops::begin(pid));
+    // Between the readings only: what it waits before the first one and behind the last one is in the numbers of
+    // observer alone.
+    let (mut stops, mut has_begun) = (None, false);
     let observed = trial.observe(&mut work, directory.path(), |pid| {
+        if stops.take().is_some() {
+            trial::settle(pid);
+        }
         let throttled_ns = limited.throttled_ns().expect("cpu.stat");
-        (throttled_ns, kernel_counters::schedstat(pid).expect("the workload is there"))
+        let schedstat = kernel_counters::schedstat(pid).expect("the workload is there");
+        if is_stopped && !std::mem::replace(&mut has_begun, true) {
+            stops = Some(Stops::begin(pid));
+        }
+        (throttled_ns, schedstat)
     });
-    drop(stops);
     let held_ns = threads * (observed.after.0 - observed.before.0);
     let schedstat = kernel_counters::schedstat_since(&observed.after.1, &observed.before.1);
     assert!(held_ns > schedstat.ran_ns, "the limit works: {held_ns} ns, {schedstat:?}");
