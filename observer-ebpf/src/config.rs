@@ -121,6 +121,8 @@ globals! {
     OFF_TASK_STACK: off_task_stack = 0;
     /// From the begin of a kernel stack to the registers at its end.
     STACK_REGISTERS: stack_registers = 0;
+    /// 1 when the kernel has the helper `bpf_task_pt_regs` (Linux 5.15).
+    HAS_TASK_REGISTERS: has_task_registers = 0;
     /// `pt_regs::cs`.
     OFF_REGS_SEGMENT: off_regs_segment = 0;
     /// `socket::file`.

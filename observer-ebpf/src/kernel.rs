@@ -8,7 +8,8 @@ use aya_ebpf::{
     bindings::task_struct,
     helpers::{
         bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel,
-        bpf_probe_read_kernel_buf, generated::bpf_probe_read_kernel_str,
+        bpf_probe_read_kernel_buf,
+        generated::{bpf_probe_read_kernel_str, bpf_task_pt_regs},
     },
 };
 use observer_ebpf::wire::COMM_LEN;
@@ -323,11 +324,18 @@ impl Task {
     #[inline(always)]
     pub(crate) fn saved_registers(self) -> Option<Registers> {
         const USER_SEGMENT: u16 = 0x33;
-        let end =
-            self.field::<u64>(config::off_task_stack()) + u64::from(config::stack_registers());
         let is_there = |registers: &Registers| {
             registers.0.load::<u16>(config::off_regs_segment()) == USER_SEGMENT
         };
+        if self.0.typed && config::has_task_registers() != 0 {
+            // The kernel tells, and the verifier knows what is there, so that no helper has to read it.
+            // SAFETY: the verifier checks that it is a task.
+            let registers = unsafe { bpf_task_pt_regs(self.as_ptr()) };
+            return Some(Registers(Pointer { address: registers as *const u8, typed: true }))
+                .filter(is_there);
+        }
+        let end =
+            self.field::<u64>(config::off_task_stack()) + u64::from(config::stack_registers());
         Some(Registers::at(end))
             .filter(is_there)
             .or_else(|| Some(Registers::at(end - 16)).filter(is_there))

@@ -185,6 +185,8 @@ impl Offsets {
         offsets.globals.extend(throttling(btf));
         let (byte, bit) = btf.bit_of("task_struct", "in_iowait").unwrap_or_default();
         offsets.globals.extend([("OFF_TASK_IN_IOWAIT", byte), ("TASK_IN_IOWAIT", bit)]);
+        let has_task_registers = btf.enum_value("bpf_func_id", "BPF_FUNC_task_pt_regs").is_ok();
+        offsets.globals.push(("HAS_TASK_REGISTERS", u32::from(has_task_registers)));
         offsets.add_cgroup(btf, cgroup_v1);
         Ok(offsets)
     }
