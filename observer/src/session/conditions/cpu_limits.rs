@@ -1,28 +1,19 @@
 //! The limits of CPU time on the cgroups of the target, watched through a run.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::Watch;
-use super::cgroup_search::CgroupSearch;
+use super::cgroup_search::{CgroupSearch, LimitedCgroups};
 use crate::clock::MonoNanos;
 use crate::host::Cgroups;
-use crate::host::cgroups::with_those_above;
 use crate::host::cpu_limits::{CpuCgroups, CpuCounts};
 use crate::model::{Conditions, CpuLimit, CpuLimitSummary};
-use crate::pace::rest;
 use crate::target::Membership;
-
-/// Cgroups that are watched, with limits or not.
-const WATCHED_MAX: usize = 64;
-/// Limits that are kept.
-const LIMITS_MAX: usize = 16;
 
 /// Every cgroup on the paths from those of the target up to the root.
 pub(super) struct CpuLimitWatch {
     cgroups: Option<CpuCgroups>,
-    watched: BTreeMap<String, Watched>,
-    /// Cgroups for which there was no room.
-    beyond: usize,
+    watched: LimitedCgroups<Watched>,
     search: CgroupSearch,
 }
 
@@ -32,50 +23,27 @@ impl CpuLimitWatch {
     }
 
     fn of(cgroups: Option<CpuCgroups>) -> Self {
-        Self { cgroups, watched: BTreeMap::new(), beyond: 0, search: CgroupSearch::new() }
+        Self { cgroups, watched: LimitedCgroups::new(), search: CgroupSearch::new() }
     }
 
     /// Watches these cgroups from now on, and those above them.
     fn add(&mut self, found: &BTreeSet<String>) {
         let Some(cgroups) = &self.cgroups else { return };
-        let all: BTreeSet<&str> =
-            found.iter().flat_map(|cgroup| with_those_above(cgroup)).collect();
-        let mut beyond = 0;
-        for cgroup in all {
-            if self.watched.contains_key(cgroup) {
-                continue;
-            }
-            rest();
-            let Some(watched) = Watched::new(cgroups, cgroup) else { continue };
-            if self.watched.len() < WATCHED_MAX {
-                self.watched.insert(cgroup.to_owned(), watched);
-            } else {
-                beyond += 1;
-            }
-        }
-        self.beyond = self.beyond.max(beyond);
+        self.watched.add(found, |cgroup| Watched::new(cgroups, cgroup));
     }
 
     fn read(&mut self) {
         let Some(cgroups) = &self.cgroups else { return };
-        for (cgroup, watched) in &mut self.watched {
-            rest();
-            watched.read(cgroups, cgroup);
-        }
+        self.watched.each(|cgroup, watched| watched.read(cgroups, cgroup));
     }
 
     /// The limits so far, and how many cgroups there are besides that have one or may have one.
     fn limits(&self) -> (Vec<CpuLimitSummary>, u64) {
-        let summaries = self.watched.values().map(|watched| &watched.summary);
-        let mut limits: Vec<_> =
-            summaries.filter(|summary| summary.limit.quota_us > 0).cloned().collect();
-        let beyond = self.beyond + limits.len().saturating_sub(LIMITS_MAX);
-        if limits.len() > LIMITS_MAX {
+        self.watched.limits(
+            |watched| Some(&watched.summary).filter(|summary| summary.limit.quota_us > 0),
             // Those that held threads for longest are kept.
-            limits.sort_by_key(|summary| std::cmp::Reverse(summary.throttled_ns));
-            limits.truncate(LIMITS_MAX);
-        }
-        (limits, beyond as u64)
+            |summary| summary.throttled_ns,
+        )
     }
 }
 

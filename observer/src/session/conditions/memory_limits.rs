@@ -1,28 +1,19 @@
 //! The limits of memory on the cgroups of the target, watched through a run.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::Watch;
-use super::cgroup_search::CgroupSearch;
+use super::cgroup_search::{CgroupSearch, LimitedCgroups};
 use crate::clock::MonoNanos;
 use crate::host::Cgroups;
-use crate::host::cgroups::with_those_above;
 use crate::host::memory_limits::{MemoryCgroups, MemoryCounts, MemoryLimits, host_oom_kills};
 use crate::model::{Conditions, MemoryLimitSummary};
-use crate::pace::rest;
 use crate::target::Membership;
-
-/// Cgroups that are watched, with limits or not.
-const WATCHED_MAX: usize = 64;
-/// Limits that are kept.
-const LIMITS_MAX: usize = 16;
 
 /// Every cgroup on the paths from those of the target up to the root.
 pub(super) struct MemoryLimitWatch {
     cgroups: Option<MemoryCgroups>,
-    watched: BTreeMap<String, Watched>,
-    /// Cgroups for which there was no room.
-    beyond: usize,
+    watched: LimitedCgroups<Watched>,
     search: CgroupSearch,
     /// Kills on the whole host at the begin, and now.
     host_oom_kills: Option<(u64, u64)>,
@@ -36,8 +27,7 @@ impl MemoryLimitWatch {
     fn of(cgroups: Option<MemoryCgroups>) -> Self {
         Self {
             cgroups,
-            watched: BTreeMap::new(),
-            beyond: 0,
+            watched: LimitedCgroups::new(),
             search: CgroupSearch::new(),
             host_oom_kills: host_oom_kills().map(|kills| (kills, kills)),
         }
@@ -46,22 +36,7 @@ impl MemoryLimitWatch {
     /// Watches these cgroups from now on, and those above them.
     fn add(&mut self, found: &BTreeSet<String>) {
         let Some(cgroups) = &self.cgroups else { return };
-        let all: BTreeSet<&str> =
-            found.iter().flat_map(|cgroup| with_those_above(cgroup)).collect();
-        let mut beyond = 0;
-        for cgroup in all {
-            if self.watched.contains_key(cgroup) {
-                continue;
-            }
-            rest();
-            let Some(watched) = Watched::new(cgroups, cgroup) else { continue };
-            if self.watched.len() < WATCHED_MAX {
-                self.watched.insert(cgroup.to_owned(), watched);
-            } else {
-                beyond += 1;
-            }
-        }
-        self.beyond = self.beyond.max(beyond);
+        self.watched.add(found, |cgroup| Watched::new(cgroups, cgroup));
     }
 
     fn read(&mut self) {
@@ -69,28 +44,19 @@ impl MemoryLimitWatch {
             *last = now;
         }
         let Some(cgroups) = &self.cgroups else { return };
-        for (cgroup, watched) in &mut self.watched {
-            rest();
-            watched.read(cgroups, cgroup);
-        }
+        self.watched.each(|cgroup, watched| watched.read(cgroups, cgroup));
     }
 
     /// The limits so far, and how many cgroups there are besides that have one or may have one. A cgroup
     /// without a limit in which a process was killed is among them.
     fn limits(&self) -> (Vec<MemoryLimitSummary>, u64) {
-        let summaries = self.watched.values().map(|watched| &watched.summary);
         let killed =
             |summary: &MemoryLimitSummary| summary.oom_kills.is_some_and(|kills| kills > 0);
-        let mut limits: Vec<_> =
-            summaries.filter(|summary| summary.is_limited() || killed(summary)).cloned().collect();
-        let beyond = self.beyond + limits.len().saturating_sub(LIMITS_MAX);
-        if limits.len() > LIMITS_MAX {
-            limits.sort_by_key(|limit| {
-                std::cmp::Reverse((limit.oom_kills, limit.limit_hits, limit.high_hits))
-            });
-            limits.truncate(LIMITS_MAX);
-        }
-        (limits, beyond as u64)
+        let is_told = |summary: &&MemoryLimitSummary| summary.is_limited() || killed(summary);
+        self.watched.limits(
+            |watched| Some(&watched.summary).filter(is_told),
+            |limit| (limit.oom_kills, limit.limit_hits, limit.high_hits),
+        )
     }
 }
 

@@ -1,3 +1,4 @@
+use super::super::cgroup_search::{LIMITS_MAX, WATCHED_MAX};
 use super::*;
 use crate::host::memory_limits::tests::Tree;
 
