@@ -34,6 +34,8 @@ globals! {
     KERNEL_LOCKS_STORED: kernel_locks_stored = 0;
     /// 1 when `SleepState` is in task-local storage.
     SLEEPS_STORED: sleeps_stored = 0;
+    /// 1 when `IrqState` is in task-local storage.
+    IRQ_BURSTS_STORED: irq_bursts_stored = 0;
     /// 1 when page faults are watched as well.
     WATCHES_FAULTS: watches_faults = 0;
     /// Rows of the cgroup histograms; 0 when nothing is counted by cgroup.
@@ -117,6 +119,8 @@ globals! {
     OFF_MM_LOCK: off_mm_lock = 0;
     /// `rw_semaphore::owner`; 0 where there is none (`PREEMPT_RT`).
     OFF_RWSEM_OWNER: off_rwsem_owner = 0;
+    /// `irqaction::name`; 0 where it is not known.
+    OFF_IRQACTION_NAME: off_irqaction_name = 0;
     /// `task_struct::stack`.
     OFF_TASK_STACK: off_task_stack = 0;
     /// From the begin of a kernel stack to the registers at its end.

@@ -14,9 +14,11 @@ use aya_ebpf::{
 };
 use observer_ebpf::wire::COMM_LEN;
 
+mod irq;
 mod lock;
 mod sock;
 
+pub(crate) use irq::interrupt_name;
 pub(crate) use lock::write_owner;
 pub(crate) use sock::Sock;
 

@@ -10,9 +10,9 @@ use aya_ebpf::{
 };
 use observer_ebpf::wire::{
     CgroupHistogram, CgroupTable, Config, Counts, FaultState, GENERATOR_EVENTS,
-    GENERATOR_PROCESSES, GeneratorEvent, Histogram, KernelLockState, MmSyscallState, PID_MAX_LIMIT,
-    ReclaimState, RunqueueState, SCOPES, SERIES, SOCKET_SLOTS, SleepState, Slot, SocketEntry,
-    Stored, TASK_SLOTS_MAX, UPROBE_COUNTERS,
+    GENERATOR_PROCESSES, GeneratorEvent, Histogram, IrqState, KernelLockState, MmSyscallState,
+    PID_MAX_LIMIT, ReclaimState, RunqueueState, SCOPES, SERIES, SOCKET_SLOTS, SleepState, Slot,
+    SocketEntry, Stored, TASK_SLOTS_MAX, UPROBE_COUNTERS,
 };
 
 /// Records on their way to user space (loader).
@@ -70,6 +70,7 @@ thread_states! {
     RECLAIMS, RECLAIMS_STORAGE: ReclaimState;
     KERNEL_LOCKS, KERNEL_LOCKS_STORAGE: KernelLockState;
     SLEEPS, SLEEPS_STORAGE: SleepState;
+    IRQ_BURSTS, IRQ_BURSTS_STORAGE: IrqState;
 }
 
 /// Histograms of the target and of everything else: by CPU, then scope, then series (loader). A

@@ -8,8 +8,8 @@ use aya_ebpf::{
     bindings::BPF_LOCAL_STORAGE_GET_F_CREATE, helpers::bpf_task_storage_get, maps::Array,
 };
 use observer_ebpf::wire::{
-    Burst, FaultState, KernelLockState, LossKind, MmSyscallState, Owner, ReclaimState, RecordKind,
-    RunqueueState, SleepState, Slot, Stored, ThreadCgroup,
+    Burst, FaultState, IrqState, KernelLockState, LossKind, MmSyscallState, Owner, ReclaimState,
+    RecordKind, RunqueueState, SleepState, Slot, Stored, ThreadCgroup,
 };
 
 use crate::{
@@ -88,6 +88,7 @@ states! {
     KernelLockState, KernelLock in KERNEL_LOCKS, KERNEL_LOCKS_STORAGE if kernel_locks_stored:
         |state| state.begin_ns != 0;
     SleepState, Sleep in SLEEPS, SLEEPS_STORAGE if sleeps_stored: |state| state.begin_ns != 0;
+    IrqState, Irq and IrqBurst in IRQ_BURSTS, IRQ_BURSTS_STORAGE if irq_bursts_stored: |_state| false;
 }
 
 /// The thread's state, and whether it replaced the state of another thread: then it is new, although

@@ -5,7 +5,9 @@ use std::fs::File;
 use std::io;
 use std::ptr;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap,
+};
 
 /// Size of a page on every machine the tests run on.
 pub const PAGE_BYTES: usize = 4096;
@@ -83,6 +85,17 @@ impl Mapping {
             Err(rustix::io::Errno::INVAL) | Ok(()) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Takes away the right to write its pages, or gives it back. Of an anonymous mapping only.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn allow_writes(&mut self, are_allowed: bool) -> io::Result<()> {
+        let writes = if are_allowed { MprotectFlags::WRITE } else { MprotectFlags::empty() };
+        // SAFETY: the mapping is this value's, and borrowed mutably: nobody writes meanwhile.
+        unsafe { mprotect(self.base, self.length_bytes, MprotectFlags::READ | writes) }?;
+        Ok(())
     }
 
     /// Where it begins.

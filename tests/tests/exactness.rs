@@ -123,6 +123,18 @@ fn softirqs_are_those_of_proc_softirqs() {
 }
 
 #[test]
+fn irqs_are_those_of_proc_interrupts() {
+    let Some(_guard) = privileged::ready("irqs") else { return };
+    exact::irqs(&Trial::new("hard interrupts"));
+}
+
+#[test]
+fn all_of_a_threads_time_is_known() {
+    let Some(_guard) = privileged::ready("all time") else { return };
+    repeated(|| exact::all_time(&Trial::new("all time of a thread")));
+}
+
+#[test]
 fn failures_due_to_descriptor_exhaustion_are_counted_by_call_and_errno() {
     let Some(_guard) = privileged::ready("descriptors") else { return };
     exact::descriptors(&Trial::new("no descriptor left"));

@@ -341,6 +341,47 @@ fn a_soft_interrupts_record_has_its_vector_and_is_in_the_threads_time() {
     }
 }
 
+/// Runs a workload whose interrupts are recorded from these lengths on; what was recorded of it, and of how
+/// many interrupts that is.
+fn interrupts(tier: Option<&String>, floors: &[&str]) -> (u64, u64, Run) {
+    let directory = trial::directory();
+    let mut options = vec!["--probes", "irq"];
+    options.extend(floors.iter().flat_map(|floor| ["--floor", floor]));
+    options.extend(tier.iter().flat_map(|tier| ["--tier", tier.as_str()]));
+    let arguments = ["shootdowns", "--count", &scaled_text(5_000)];
+    let (mut work, watch) = trial::watched(&arguments, &options, directory.path());
+    work.go().expect("it works");
+    trial::settle(work.id());
+    let place = watch.run.clone();
+    let (summary, info) = watch.finish().unwrap_or_else(|error| panic!("{error}"));
+    let run = Run { summary, info, directory: place };
+    let (mut count, mut sum_ns) = (0, 0);
+    for event in of_process(&run, work.id()) {
+        if event.cause() == Some(Cause::IRQ) {
+            count += event.summed().map_or(1, |summed| u64::from(summed.count));
+            sum_ns += event.duration_ns;
+        }
+    }
+    work.end().expect("the workload ends");
+    println!("{tier:?} {floors:?}: {count} interrupts, {sum_ns} ns");
+    (count, sum_ns, run)
+}
+
+/// The workload is at rest when observer comes and when it goes, so that all of its interrupts are in the
+/// histograms, and, without floors, each in a record or in a burst.
+#[test]
+fn a_hard_interrupt_is_in_a_record_or_in_a_burst() {
+    let Some(_guard) = privileged::ready("irq records") else { return };
+    for tier in tiers("irq") {
+        for floor in ["irq=0ns", "irq=1s", "irq=3us"] {
+            let (count, sum_ns, run) = interrupts(tier.as_ref(), &[floor, "irq_burst=0ns"]);
+            let counted = run.probe("irq");
+            assert_eq!((count, sum_ns), (counted.count, counted.sum_ns), "{floor}");
+            assert!(run.count("irq", "tlb_shootdown") > 0, "{counted:?}");
+        }
+    }
+}
+
 fn sockets_are_those_reported(told: &[Socket], events: &[Event]) {
     let released = |event: &&Event| event.is::<SocketRecord>();
     let released: Vec<&Event> = events.iter().filter(released).collect();

@@ -77,6 +77,12 @@ fn all_tiers_of_softirq_agree() {
 }
 
 #[test]
+fn all_tiers_of_irq_agree() {
+    let Some(_guard) = privileged::ready("tiers of irq") else { return };
+    exact::irqs(&tiers("tiers: hard interrupts", "irq"));
+}
+
+#[test]
 fn all_tiers_of_task_follow_families() {
     let Some(_guard) = privileged::ready("tiers of task") else { return };
     exact::families(&tiers("tiers: followed families", "task"));

@@ -23,6 +23,7 @@ macro_rules! tracepoint_programs {
 mod connections;
 mod fault;
 mod generator;
+mod irq;
 mod kernel_lock;
 mod reclaim;
 mod request;

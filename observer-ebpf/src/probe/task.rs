@@ -1,8 +1,8 @@
 //! Fork, exec, exit and change of name: following the target.
 
 use observer_ebpf::wire::{
-    COMM_LEN, FaultState, MmSyscallState, Owner, RecordKind, RunqueueState, TASK_EXEC, TASK_EXIT,
-    TASK_FORK, TASK_JOIN, TaskRecord,
+    COMM_LEN, FaultState, IrqState, MmSyscallState, Owner, RecordKind, RunqueueState, TASK_EXEC,
+    TASK_EXIT, TASK_FORK, TASK_JOIN, TaskRecord,
 };
 
 use crate::{
@@ -147,6 +147,7 @@ fn exiting(arguments: Arguments) {
     }
     send_burst::<FaultState>(task);
     send_burst::<MmSyscallState>(task);
+    send_burst::<IrqState>(task);
     report(TASK_EXIT, task, task.comm(), 0);
     if task.live_threads() == 0
         && let Some(word) = TARGETS.get_ptr_mut(tgid >> 6)

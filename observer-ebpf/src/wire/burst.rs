@@ -111,6 +111,8 @@ impl<const KIND: u16> Record for BurstRecord<KIND> {
 
 /// A burst of minor page faults.
 pub type FaultBurstRecord = BurstRecord<{ RecordKind::FaultBurst as u16 }>;
+/// A burst of hard interrupts.
+pub type IrqBurstRecord = BurstRecord<{ RecordKind::IrqBurst as u16 }>;
 /// A burst of memory-management calls.
 pub type MmSyscallBurstRecord = BurstRecord<{ RecordKind::MmSyscallBurst as u16 }>;
 

@@ -10,6 +10,7 @@ mod cgroup;
 mod fault;
 mod generator;
 mod histogram;
+mod irq;
 mod kernel_lock;
 mod mm_syscall;
 mod numbers;
@@ -28,6 +29,7 @@ pub use cgroup::*;
 pub use fault::*;
 pub use generator::*;
 pub use histogram::*;
+pub use irq::*;
 pub use kernel_lock::*;
 pub use mm_syscall::*;
 pub use numbers::*;
@@ -48,7 +50,7 @@ pub const COMM_LEN: usize = 16;
 
 /// Slots reserved for per-kind counters and floors (more than [`RecordKind::ALL`], so that adding
 /// a kind does not change map sizes).
-pub const KIND_SLOTS: usize = 16;
+pub const KIND_SLOTS: usize = 32;
 
 /// First 32 bytes of every record.
 #[repr(C)]
@@ -170,7 +172,7 @@ impl LossKind {
 }
 
 /// Slots reserved for the counters by [`LossKind`].
-pub const LOSS_KIND_SLOTS: usize = 16;
+pub const LOSS_KIND_SLOTS: usize = 32;
 
 /// Entries of [`Counts::lost`].
 pub const LOSS_SLOTS: usize = KIND_SLOTS + LOSS_KIND_SLOTS;

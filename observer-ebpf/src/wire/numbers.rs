@@ -281,6 +281,29 @@ probes! {
         }
         counters {}
     }
+    irq {
+        records {
+            /// A hard interrupt in a thread's time; body [`IrqRecord`](super::IrqRecord).
+            Irq "irq",
+            /// Hard interrupts below the floor; body [`IrqBurstRecord`](super::IrqBurstRecord).
+            IrqBurst "irq_burst",
+        }
+        series {
+            /// From a device.
+            IrqDevice,
+            /// From the timer of the CPU.
+            IrqTimer,
+            /// From another CPU, to call a function.
+            IrqCall,
+            /// The same, to flush the CPU's TLB.
+            IrqTlbShootdown,
+            /// From another CPU, which has put a thread into this one's queue.
+            IrqReschedule,
+            /// From the CPU itself, for delayed work.
+            IrqWork,
+        }
+        counters {}
+    }
 }
 
 /// Entries of [`Counts::counters`](super::Counts::counters): the counters of the blocks above, then

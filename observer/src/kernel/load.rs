@@ -34,11 +34,11 @@ pub(super) const HISTOGRAM_BYTES: usize = size_of::<observer_ebpf::wire::Histogr
 /// Histograms of cgroups take at most this much memory, and at most this part of the host's memory.
 /// If that is not enough for one stripe per CPU, neighbouring CPUs share a stripe; if not even one
 /// stripe fits, fewer cgroups get rows of their own.
-const CGROUP_BUDGET_BYTES: u64 = 72 << 20;
+const CGROUP_BUDGET_BYTES: u64 = 84 << 20;
 const CGROUP_MEMORY_SHARE: u64 = 32;
 
 /// The number of series with which each cgroup still has a row.
-const SERIES_MAX: usize = 36;
+const SERIES_MAX: usize = 42;
 const _: () = {
     let all_bytes = SERIES_MAX * CGROUP_ROWS_MAX * size_of::<CgroupHistogram>();
     assert!(SERIES <= SERIES_MAX && all_bytes as u64 <= CGROUP_BUDGET_BYTES);

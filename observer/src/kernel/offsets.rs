@@ -63,6 +63,7 @@ const OPTIONAL: &[(&str, &str, &str)] = &[
     ("OFF_TASK_SCHED_DELAYED", "task_struct", "se.sched_delayed"),
     ("OFF_TASK_PRIORITY", "task_struct", "prio"),
     ("OFF_RWSEM_OWNER", "rw_semaphore", "owner"),
+    ("OFF_IRQACTION_NAME", "irqaction", "name"),
     ("OFF_SOCK_ADDRESS6", "sock", "__sk_common.skc_v6_daddr"),
     ("OFF_SOCK_QUEUE_LENGTH", "sock", "sk_receive_queue.qlen"),
     ("OFF_SOCK_PEER_PID", "sock", "sk_peer_pid"),

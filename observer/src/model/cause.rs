@@ -245,6 +245,21 @@ causes! {
         kind: CauseKind::Stall,
         object: "",
     }
+    IRQ {
+        id: "irq",
+        title: "Hard interrupts",
+        sentence: "the CPUs handled interrupts of devices, timers and other CPUs in the threads' time",
+        advice: "See in the slowest requests of which kind. For a device, let CPUs that the service does not use handle \
+                 its interrupts (/proc/irq/NUMBER/smp_affinity, irqbalance). For timer, look for profilers and for programs \
+                 with many timers, and isolate the service's CPUs (nohz_full). TLB shootdowns come from threads of the \
+                 service itself that unmap or protect memory: let them do so less often, or at a larger piece at once. \
+                 For call and reschedule, keep other programs off the service's CPUs.",
+        probe: Some("irq"),
+        record: Some("irq"),
+        color: "#78281f",
+        kind: CauseKind::Stall,
+        object: "the interrupts were for",
+    }
     BLOCK_IO {
         id: "block_io",
         title: "Waiting for a disk",

@@ -6,6 +6,7 @@ mod calls;
 pub mod docs;
 mod fault;
 mod hooks;
+mod irq;
 mod kernel_lock;
 mod mm_syscall;
 mod numbers;
@@ -155,7 +156,7 @@ impl Probe {
 }
 
 /// All probes, in the order they are attached: first what follows the target.
-pub const PROBES: [&Probe; 10] = [
+pub const PROBES: [&Probe; 11] = [
     &task::PROBE,
     &runqueue::PROBE,
     &fault::PROBE,
@@ -164,6 +165,7 @@ pub const PROBES: [&Probe; 10] = [
     &socket::PROBE,
     &kernel_lock::PROBE,
     &softirq::PROBE,
+    &irq::PROBE,
     &request::PROBE,
     &sleep::PROBE,
 ];

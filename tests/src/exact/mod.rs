@@ -1,28 +1,30 @@
 //! Compares each probe, on a workload of its own, with every kernel counter that covers it. The
 //! same comparison serves observer's own choice of tier and every tier that can be forced.
 
+mod all_time;
 mod calls;
 mod clocks;
 mod faults;
+mod interrupts;
 mod kernel_locks;
 mod reclaim;
 mod requests;
 mod runqueue;
 mod sleeps;
 mod sockets;
-mod softirqs;
 mod throttling;
 mod who_ran;
 
+pub use all_time::all_time;
 pub use calls::{memory_call_time, memory_calls};
 pub use faults::{copied_pages, families, fault_time, major_faults, minor_faults};
+pub use interrupts::{irqs, softirqs};
 pub use kernel_locks::kernel_locks;
 pub use reclaim::{freed_pages, memcg_reclaim};
 pub use requests::requests;
 pub use runqueue::{no_more_waits, processor_time, run_delay};
 pub use sleeps::{block_io, holds, locks, sleeps};
 pub use sockets::{descriptors, sockets};
-pub use softirqs::softirqs;
 pub use throttling::{Limit, Throttled, throttled};
 pub use who_ran::{another_process, own_threads};
 

@@ -7,10 +7,10 @@ use arrow_schema::{DataType, Field as ArrowField};
 use bytemuck::{Pod, Zeroable};
 use observer_ebpf::wire::{
     Address, CompactionRecord, FD_ERRNOS, FaultBurstRecord, FaultRecord, FdFailureRecord,
-    FdSyscall, Header, KernelLockRecord, MmSyscallBurstRecord, MmSyscallRecord, NO_SYSCALL,
-    OWN_KINDS, OutgoingRecord, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED, ReclaimRecord, Record,
-    RecordKind, RequestRecord, RunqueueRecord, SOCKET_ACCEPTED, Series, SleepRecord, SocketRecord,
-    SoftirqRecord, TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord,
+    FdSyscall, Header, IrqBurstRecord, IrqRecord, KernelLockRecord, MmSyscallBurstRecord,
+    MmSyscallRecord, NO_SYSCALL, OWN_KINDS, OutgoingRecord, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED,
+    ReclaimRecord, Record, RecordKind, RequestRecord, RunqueueRecord, SOCKET_ACCEPTED, Series,
+    SleepRecord, SocketRecord, SoftirqRecord, TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord,
 };
 
 use super::*;
@@ -88,6 +88,18 @@ fn events(index: u64) -> Vec<Event> {
         example::event(&SoftirqRecord {
             header: header(RecordKind::Softirq, 0),
             vector: index as u32 % 10,
+            reserved: 0,
+        }),
+        example::event(&IrqRecord {
+            header: header(RecordKind::Irq, 0),
+            kind: index as u32 % 6,
+            number: 36,
+            name: *b"virtio1-req.0\0\0\0",
+        }),
+        example::event(&IrqBurstRecord {
+            header: header(RecordKind::IrqBurst, 0),
+            first_ns: index,
+            count: 2,
             reserved: 0,
         }),
         example::event(&KernelLockRecord {

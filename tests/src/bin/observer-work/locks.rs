@@ -18,7 +18,7 @@ const KEPT: Duration = Duration::from_millis(4);
 const PATIENCE: Duration = Duration::from_millis(2);
 
 /// A mutex of the C library.
-struct CMutex(UnsafeCell<libc::pthread_mutex_t>);
+pub(crate) struct CMutex(UnsafeCell<libc::pthread_mutex_t>);
 
 // SAFETY: a mutex is made to be used by several threads at a time.
 unsafe impl Send for CMutex {}
@@ -26,7 +26,7 @@ unsafe impl Send for CMutex {}
 unsafe impl Sync for CMutex {}
 
 impl CMutex {
-    fn new(protocol: libc::c_int) -> Arc<Self> {
+    pub(crate) fn new(protocol: libc::c_int) -> Arc<Self> {
         let mutex = Arc::new(Self(UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER)));
         // SAFETY: zeros are room for attributes, which are initialised first; the mutex stays where it is.
         unsafe {
@@ -39,7 +39,7 @@ impl CMutex {
         mutex
     }
 
-    fn lock(&self) {
+    pub(crate) fn lock(&self) {
         // SAFETY: it was initialised, and lives as long as this.
         unsafe { libc::pthread_mutex_lock(self.0.get()) };
     }
@@ -50,7 +50,7 @@ impl CMutex {
     }
 
     /// Waits for the lock, at most for a while; whether it has it.
-    fn lock_for(&self, patience: Duration) -> bool {
+    pub(crate) fn lock_for(&self, patience: Duration) -> bool {
         let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + patience;
         let until = libc::timespec {
             tv_sec: until.as_secs() as libc::time_t,

@@ -78,6 +78,14 @@ enum Work {
         #[arg(long, default_value_t = 300)]
         rounds: usize,
     },
+    /// A thread that spends its time in all the ways there are; how much passed, and how much of it on a CPU, is
+    /// reported.
+    AllTime {
+        #[arg(long, default_value_t = 240)]
+        rounds: usize,
+        #[arg(long)]
+        file: PathBuf,
+    },
     /// A thread that waits for locks and otherwise; what the kernel counted of it is reported.
     Locks {
         #[arg(long, default_value_t = 300)]
@@ -87,6 +95,11 @@ enum Work {
     Mappers {
         #[arg(long, default_value_t = 1000)]
         rounds: usize,
+    },
+    /// A thread takes rights from memory again and again, while another one runs on another CPU.
+    Shootdowns {
+        #[arg(long, default_value_t = 20_000)]
+        count: usize,
     },
     /// Two threads that wake each other through pipes.
     PingPong {
@@ -412,8 +425,10 @@ fn main() -> ExitCode {
         Work::Sockets { pairs } => files::sockets(pairs),
         Work::Requests { rounds } => requests::requests(rounds),
         Work::Sleeps { threads, rounds } => sleeps::sleeps(threads, rounds),
+        Work::AllTime { rounds, file } => sleeps::all_time(rounds, &file),
         Work::Locks { rounds } => locks::locks(rounds),
         Work::Mappers { rounds } => mappers::mappers(rounds),
+        Work::Shootdowns { count } => mappers::shootdowns(count),
         Work::Datagrams { count } => files::datagrams(count),
         Work::PingPong { rounds } => cpu::ping_pong(rounds),
         Work::Contend { threads, ms, cpu, anywhere } => {

@@ -1,4 +1,4 @@
-//! Threads that wait for the lock of their address space, and how long that took.
+//! Threads that are in the way of each other in their address space.
 
 use std::io;
 use std::sync::Arc;
@@ -65,6 +65,33 @@ pub(crate) fn mappers(rounds: usize) -> io::Result<()> {
         let calls_ns: u64 = both.iter().map(|spent| spent.calls_ns).sum();
         let slept_ns: u64 = both.iter().map(|spent| spent.slept.sum_ns).sum();
         report(&json!({ "calls_ns": calls_ns, "slept_ns": slept_ns }))?;
+    }
+    wait_for_end()
+}
+
+/// One thread takes the right to write from a page again and again, while another one runs on another CPU, whose TLB
+/// has to forget the page each time.
+pub(crate) fn shootdowns(count: usize) -> io::Result<()> {
+    if wait_for_go()? {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let other = thread::Builder::new().spawn(move || {
+            pin(1);
+            while !stopped.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        })?;
+        pin(0);
+        let mut page = Mapping::anonymous(PAGE_BYTES)?;
+        let result = (0..count).try_for_each(|_| {
+            page.write_page(0);
+            page.allow_writes(false)?;
+            page.allow_writes(true)
+        });
+        stop.store(true, Ordering::Relaxed);
+        let _ = other.join();
+        result?;
+        report(&json!({ "shootdowns": count }))?;
     }
     wait_for_end()
 }

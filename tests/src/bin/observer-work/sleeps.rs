@@ -1,16 +1,22 @@
 //! Threads that sleep in several ways, and what the kernel counted of it.
 
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use observer_tests::kernel_counters::own_schedstat;
 use rustix::event::poll;
+use rustix::fs::Advice;
+use rustix::process::{Signal, getpid, kill_process};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 use serde_json::json;
 
 use crate::cpu::spin_until;
+use crate::locks::CMutex;
 use crate::stage::{pin, report, wait_for_end, wait_for_go};
 
 /// When the last signal made this process run, nanoseconds of the monotonic clock; 0 before that.
@@ -25,6 +31,7 @@ pub(crate) fn clock_ns(clock: ClockId) -> u64 {
 #[derive(Clone, Copy)]
 pub(crate) struct Reading {
     now_ns: u64,
+    on_cpu_ns: u64,
     /// On a CPU, or waiting for one.
     awake_ns: u64,
     voluntary_switches: u64,
@@ -37,9 +44,11 @@ impl Reading {
         // SAFETY: writes the struct, which lives through the call.
         unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
         let delay_ns = own_schedstat().map_or(0, |stat| stat.delay_ns);
+        let on_cpu_ns = clock_ns(ClockId::ThreadCPUTime);
         Self {
             now_ns: clock_ns(ClockId::Monotonic),
-            awake_ns: clock_ns(ClockId::ThreadCPUTime) + delay_ns,
+            on_cpu_ns,
+            awake_ns: on_cpu_ns + delay_ns,
             voluntary_switches: usage.ru_nvcsw as u64,
         }
     }
@@ -106,6 +115,49 @@ pub(crate) fn sleeps(threads: usize, rounds: usize) -> io::Result<()> {
         }
         all.add(Slept::since(begin));
         report(&json!({ "sleeps": all.count, "slept_ns": all.sum_ns }))?;
+    }
+    wait_for_end()
+}
+
+/// Each way to spend time off the CPU takes about as long.
+const PIECE: Duration = Duration::from_millis(5);
+/// What is read from the file, and how much of it at a time.
+const FILE_BYTES: usize = 1 << 20;
+
+/// One thread that spends its time in all the ways there are, beside another process that has the same CPU.
+pub(crate) fn all_time(rounds: usize, file: &Path) -> io::Result<()> {
+    fs::write(file, vec![b'x'; FILE_BYTES])?;
+    let read = File::open(file)?;
+    read.sync_all()?;
+    if wait_for_go()? {
+        let begin = Reading::take();
+        // The sleep that has just ended began when the last signal had been handled.
+        let nudged_ns = NUDGED_NS.load(Ordering::Relaxed);
+        pin(0);
+        let lock = CMutex::new(libc::PTHREAD_PRIO_NONE);
+        lock.lock();
+        let mut buffer = vec![0; FILE_BYTES];
+        for round in 0..rounds {
+            match round % 5 {
+                0 => thread::sleep(PIECE),
+                1 => thread::park_timeout(PIECE),
+                2 => drop(lock.lock_for(PIECE)),
+                3 => {
+                    rustix::fs::fadvise(&read, 0, None, Advice::DontNeed)?;
+                    read.read_exact_at(&mut buffer, 0)?;
+                }
+                // Somebody else continues it.
+                _ => kill_process(getpid(), Signal::STOP)?,
+            }
+            spin_until(Instant::now() + PIECE);
+        }
+        // Where nobody is in its way when it says what it took.
+        pin(1);
+        let end = Reading::take();
+        report(&json!({
+            "all_ns": end.now_ns - nudged_ns,
+            "on_cpu_ns": end.on_cpu_ns - begin.on_cpu_ns,
+        }))?;
     }
     wait_for_end()
 }
