@@ -32,6 +32,8 @@ struct Interrupts {
     counters: fn(&str) -> Vec<Counter>,
     work: [&'static str; 2],
     least: fn(&Value) -> (&'static str, u64),
+    /// Which part of the events the kernel may leave out.
+    left_out: f64,
     not_compared: &'static str,
 }
 
@@ -144,17 +146,19 @@ impl Interrupts {
                     last.is_shared || found <= outer + under_way,
                     "{metric}: {found} of {outer}"
                 );
-                assert!(found + under_way + missed >= inner, "{metric}: {found} of {inner}");
+                let slack = under_way + missed + (inner as f64 * self.left_out) as u64;
+                assert!(found + slack >= inner, "{metric}: {found} of {inner}");
                 assert!(metric != least_of || inner >= least, "{inner} of {least}");
                 if !last.is_shown {
                     continue;
                 }
-                let compare = |relation, when, expected, slack| {
+                let compare = |relation, when, expected, allowed| {
                     let against = format!("{}, read {when}", self.file);
-                    held.compare(relation, metric, &against, (found, expected), (0.0, slack));
+                    held.compare(relation, metric, &against, (found, expected), allowed);
                 };
-                compare(Relation::AtMost, "before and after", outer, under_way);
-                compare(Relation::AtLeast, "in between", inner, under_way + missed);
+                compare(Relation::AtMost, "before and after", outer, (0.0, under_way));
+                let allowed = (self.left_out, under_way + missed);
+                compare(Relation::AtLeast, "in between", inner, allowed);
                 if metric == least_of {
                     let of_target = |series: &Series| delta.target_distribution(*series).count();
                     let of_target: u64 = last.series.iter().map(of_target).sum();
@@ -179,6 +183,7 @@ pub fn softirqs(trial: &Trial) {
         work: ["datagrams", "--count"],
         // A run handles 64 packets at most.
         least: |told| ("net_rx", number(told, "datagrams") / 64),
+        left_out: 0.0,
         not_compared: "/proc/stat has the time of soft interrupts in whole ticks, unless the kernel is \
                        built with CONFIG_IRQ_TIME_ACCOUNTING",
     };
@@ -197,8 +202,11 @@ pub fn irqs(trial: &Trial) {
         file: "/proc/interrupts",
         counters: of_interrupts,
         work: ["shootdowns", "--count"],
-        // The other CPU may have something else to do, and then flushes its TLB when it goes back.
-        least: |told| ("call", number(told, "shootdowns") / 10),
+        // The other thread may lose its CPU just then, which flushes its TLB when it goes back.
+        least: |told| ("call", number(told, "shootdowns") / 2),
+        // On some virtual machines, one or two in a thousand run no program at all, at their begin and at their
+        // end: those of the timer, and reschedules.
+        left_out: 0.01,
         not_compared: "/proc/stat has the time of interrupts in whole ticks, unless the kernel is built \
                        with CONFIG_IRQ_TIME_ACCOUNTING",
     };

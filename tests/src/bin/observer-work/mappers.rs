@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -74,17 +74,23 @@ pub(crate) fn mappers(rounds: usize) -> io::Result<()> {
 pub(crate) fn shootdowns(count: usize) -> io::Result<()> {
     if wait_for_go()? {
         let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let rounds = Arc::new(AtomicU64::new(0));
+        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&rounds));
         let other = thread::Builder::new().spawn(move || {
             pin(1);
             while !stopped.load(Ordering::Relaxed) {
-                std::hint::spin_loop();
+                counted.fetch_add(1, Ordering::Relaxed);
             }
         })?;
         pin(0);
         let mut page = Mapping::anonymous(PAGE_BYTES)?;
         let result = (0..count).try_for_each(|_| {
             page.write_page(0);
+            // The other one has the CPU.
+            let before = rounds.load(Ordering::Relaxed);
+            while rounds.load(Ordering::Relaxed) == before {
+                std::hint::spin_loop();
+            }
             page.allow_writes(false)?;
             page.allow_writes(true)
         });
