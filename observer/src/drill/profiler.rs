@@ -1,16 +1,16 @@
 //! Interrupts of a CPU's timer that take a part of its time from whatever runs there, as those of a profiler that takes
 //! far too many samples.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::fs::File;
 use std::thread;
-use std::time::Duration;
 
 use perf_event_open::config::{Cpu, Opts, Proc, SampleOn};
 use perf_event_open::count::Counter;
 use perf_event_open::event::sw::Software;
 
 use super::injector::pin;
+use super::waits::waited_ns;
+use crate::clock::MonoNanos;
 
 /// How often each counter interrupts the CPU.
 const PERIOD_NS: u64 = 1_000_000;
@@ -20,8 +20,8 @@ const PART: f64 = 0.6;
 /// Counters at the first step, and at most: each is a file.
 const FIRST: usize = 8;
 const MOST: usize = 768;
-/// How long the CPU is watched at each step.
-const WATCH: Duration = Duration::from_millis(30);
+/// For how long the CPU is watched at each step, nanoseconds.
+const WATCH_NS: u64 = 30_000_000;
 
 /// How many counters take [`PART`] of the time of a CPU.
 #[derive(Clone, Copy, Debug)]
@@ -36,15 +36,14 @@ impl Profiler {
     /// # Errors
     /// When the kernel refuses counters, or the most that there may be take less.
     pub(super) fn new(cpu: u32) -> Result<Self, String> {
-        let speed = Speed::watch(cpu)?;
-        let usual = speed.rounds();
+        let usual = speed(cpu)?;
         let mut counters = FIRST;
         while counters <= MOST {
             let this = Self { cpu, counters };
             let interrupting = this.begin()?;
-            let left = speed.rounds();
+            let left = speed(cpu);
             interrupting.end()?;
-            if left <= usual * (1.0 - PART) {
+            if left? <= usual * (1.0 - PART) {
                 return Ok(this);
             }
             counters += counters.div_ceil(4);
@@ -85,45 +84,25 @@ fn counter(cpu: u32) -> Result<Counter, String> {
         .map_err(|error| format!("the kernel refuses a counter of CPU {cpu}: {error}"))
 }
 
-/// A thread that counts how often it gets around on a CPU.
-struct Speed {
-    rounds: Arc<AtomicU64>,
-    ended: Arc<AtomicBool>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Speed {
-    fn watch(cpu: u32) -> Result<Self, String> {
-        let (rounds, ended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (count, told) = (Arc::clone(&rounds), Arc::clone(&ended));
-        let run = move || {
-            // Where it is not allowed, the counters look cheap, and are refused as too few.
-            let _ = pin(&[cpu]);
-            while !told.load(Ordering::Relaxed) {
-                for _ in 0..100 {
-                    std::hint::spin_loop();
-                }
-                count.fetch_add(1, Ordering::Relaxed);
+/// How often a thread on this CPU gets around in a nanosecond, without what it waits for the CPU.
+fn speed(cpu: u32) -> Result<f64, String> {
+    let watched = thread::spawn(move || {
+        pin(&[cpu])?;
+        let schedstat = File::open("/proc/thread-self/schedstat")
+            .map_err(|error| format!("/proc/thread-self/schedstat: {error}"))?;
+        let waited = || waited_ns(&schedstat).unwrap_or(0);
+        let (begin, waited_before_ns, mut rounds) = (MonoNanos::now(), waited(), 0u64);
+        loop {
+            let length_ns =
+                MonoNanos::now().since(begin).saturating_sub(waited() - waited_before_ns);
+            if length_ns >= WATCH_NS {
+                return Ok(rounds as f64 / length_ns as f64);
             }
-        };
-        let thread = thread::Builder::new().name("drill-speed".into()).spawn(run);
-        let thread = thread.map_err(|error| format!("cannot start a thread: {error}"))?;
-        Ok(Self { rounds, ended, thread: Some(thread) })
-    }
-
-    /// How often it gets around in a while.
-    fn rounds(&self) -> f64 {
-        let before = self.rounds.load(Ordering::Relaxed);
-        thread::sleep(WATCH);
-        (self.rounds.load(Ordering::Relaxed) - before) as f64
-    }
-}
-
-impl Drop for Speed {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+            for _ in 0..10_000 {
+                std::hint::spin_loop();
+            }
+            rounds += 1;
         }
-    }
+    });
+    watched.join().map_err(|_| "a thread panicked".to_owned())?
 }
