@@ -171,6 +171,33 @@ pub(super) static METRICS: &[Metric] = &[
             })
         }),
     },
+    Metric {
+        name: "observer_target_counter",
+        kind: Kind::Counter,
+        unit: None,
+        labels: &["counter"],
+        help: "What a counter of the target's threads counted (context_switches, cpu_migrations, minor_faults, \
+               cache_misses and so on), with --counters",
+        fill: Fill::Own(|snapshot, family| {
+            let Some(counters) = &snapshot.conditions.counters else { return Ok(()) };
+            let mut counts = counters.by.iter().filter(|counter| counter.unit == "count");
+            counts.try_for_each(|counter| family.counter([&counter.name], counter.count))
+        }),
+    },
+    Metric {
+        name: "observer_target_counted_cpu",
+        kind: Kind::Counter,
+        unit: Some("seconds"),
+        labels: &[],
+        help: "CPU time of the threads that these counters count",
+        fill: Fill::Own(|snapshot, family| {
+            let counters = snapshot.conditions.counters.as_ref();
+            match counters.and_then(|counters| counters.get("task_clock")) {
+                Some(clock) => family.counter_f64([""; 0], clock.count as f64 / 1e9),
+                None => Ok(()),
+            }
+        }),
+    },
 ];
 
 /// The processes that are there, with their ids as text.

@@ -4,6 +4,7 @@
 
 mod cgroup_search;
 mod connections;
+mod counters;
 mod cpu_limits;
 mod cpu_time;
 mod descriptors;
@@ -16,6 +17,7 @@ mod trend;
 use std::time::{Duration, Instant};
 
 use connections::ConnectionWatch;
+use counters::CounterWatch;
 use cpu_limits::CpuLimitWatch;
 use cpu_time::CpuTimeWatch;
 use descriptors::DescriptorWatch;
@@ -45,9 +47,10 @@ trait Watch {
 pub(super) struct ConditionWatch(Vec<(Box<dyn Watch + Send>, Instant)>);
 
 impl ConditionWatch {
-    /// What the kernel counted before does not count.
-    pub(super) fn start(membership: &Membership) -> Self {
-        let watches: [Box<dyn Watch + Send>; _] = [
+    /// What the kernel counted before does not count. With `counters`, the target's threads get some, which makes each
+    /// of their switches take longer.
+    pub(super) fn start(membership: &Membership, counters: bool) -> Self {
+        let mut watches: Vec<Box<dyn Watch + Send>> = vec![
             Box::new(CpuLimitWatch::start()),
             Box::new(NetworkWatch::start()),
             Box::new(ConnectionWatch::start()),
@@ -56,6 +59,9 @@ impl ConditionWatch {
             Box::new(PressureWatch::start()),
             Box::new(CpuTimeWatch::start()),
         ];
+        if counters {
+            watches.push(Box::new(CounterWatch::start()));
+        }
         let now = Instant::now();
         let mut all = Self(watches.into_iter().map(|watch| (watch, now)).collect());
         all.look(membership);
