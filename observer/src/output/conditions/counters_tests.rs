@@ -24,7 +24,7 @@ fn told(
         ..CountersSummary::default()
     };
     change(&mut counters);
-    let mut summary = example::summary();
+    let mut summary = example::attributed();
     summary.conditions = Conditions { counters: Some(counters), ..Conditions::default() };
     summary.samples.count = requests;
     paragraphs(&summary)
@@ -40,7 +40,7 @@ const QUIET: [(&str, u64); 5] = [
 
 #[test]
 fn nobody_who_did_not_ask_is_told_about_counters() {
-    let mut summary = example::summary();
+    let mut summary = example::attributed();
     summary.conditions = Conditions::default();
     assert_eq!(paragraphs(&summary), [""; 0]);
 }
