@@ -22,7 +22,7 @@ const THREADS: usize = 12;
 const FILES: u64 = 256;
 /// Handles on processes of the target, and what else is open for a while.
 const SPARE_FILES: u64 = 640;
-/// Open files of the counters: each thread that is there at the begin takes up to 15 (5 where the processor has
+/// Open files of the counters: each thread that is there at the begin takes up to 14 (4 where the processor has
 /// none), of the size of a few pages in the kernel.
 const COUNTER_FILES: u64 = 8_192;
 /// With fewer, not even the processes can be looked at. In between, programs that there is no descriptor

@@ -63,9 +63,9 @@ pub struct Args {
     /// The probes.
     #[command(flatten)]
     pub probes: ProbeArgs,
-    /// Count context switches, migrations and page faults of the target, and, where the machine can, its
-    /// cycles, instructions, and cache and TLB misses. Each switch of its threads then takes one or two
-    /// microseconds more
+    /// Count context switches, migrations and page faults of the target, and, where the machine has such
+    /// counters, its cycles, instructions, and cache and TLB misses. Each context switch of its threads
+    /// then takes about 2 µs longer
     #[arg(long, requires = "target")]
     pub counters: bool,
     /// What observer may add to the host, as a share of all CPU time, or `none`. Above it, probes are

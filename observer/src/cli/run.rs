@@ -90,9 +90,9 @@ pub struct Args {
     /// limit. Above it, observer detaches probes for a while and reports which
     #[arg(long, value_name = "SHARE", default_value_t)]
     pub budget: Budget,
-    /// Count context switches, migrations and page faults of the target, and, where the machine can, its
-    /// cycles, instructions, and cache and TLB misses. Each switch of its threads then takes one or two
-    /// microseconds more, and an answer about short requests suffers
+    /// Count context switches, migrations and page faults of the target, and, where the machine has such
+    /// counters, its cycles, instructions, and cache and TLB misses. Each context switch of its threads
+    /// then takes about 2 µs longer
     #[arg(long)]
     pub counters: bool,
     /// Output directory; must not exist [default: a new one in the current directory]

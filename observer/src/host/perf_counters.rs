@@ -14,8 +14,6 @@ use crate::model::{Tid, WhyNot};
 pub struct CounterKind {
     /// Its name.
     pub name: &'static str,
-    /// What one of it is: `count` or `ns`.
-    pub unit: &'static str,
     event: Event,
 }
 
@@ -34,11 +32,11 @@ impl CounterKind {
 }
 
 const fn kernel(name: &'static str, event: Software) -> CounterKind {
-    CounterKind { name, unit: "count", event: Event::Kernel(event) }
+    CounterKind { name, event: Event::Kernel(event) }
 }
 
 const fn processor(name: &'static str, event: Hardware) -> CounterKind {
-    CounterKind { name, unit: "count", event: Event::Processor(event) }
+    CounterKind { name, event: Event::Processor(event) }
 }
 
 const fn cache(name: &'static str, cache: Type, op: Op, result: OpResult) -> CounterKind {
@@ -46,9 +44,9 @@ const fn cache(name: &'static str, cache: Type, op: Op, result: OpResult) -> Cou
 }
 
 /// All of them. The kernel counts a TLB miss where the processor has to walk the page tables (Intel since Sandy
-/// Bridge, AMD since Zen), so there are no counters of page walks beside those of TLB misses.
+/// Bridge, AMD since Zen), so there are no counters of page walks beside those of TLB misses. Nor is there one of CPU time, which would make a
+/// switch take a fifth longer again: each other one says for how long its threads ran.
 pub static COUNTERS: &[CounterKind] = &[
-    CounterKind { name: "task_clock", unit: "ns", event: Event::Kernel(Software::TaskClock) },
     kernel("context_switches", Software::CtxSwitch),
     kernel("cpu_migrations", Software::CpuMigration),
     kernel("minor_faults", Software::MinorPageFault),

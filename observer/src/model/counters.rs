@@ -35,12 +35,10 @@ pub struct CountersSummary {
 pub struct CounterSummary {
     /// Its name: `context_switches`.
     pub name: String,
-    /// `count` or `ns`.
-    pub unit: String,
     /// What it counted. If it had to share the processor's registers with others (`running_ns` is less than
     /// `enabled_ns`), this is what it would have counted all the time, as far as its part of the time tells.
     pub count: u64,
-    /// Time for which the threads ran, nanoseconds.
+    /// Time for which the threads ran: their CPU time, nanoseconds.
     pub enabled_ns: u64,
     /// Of it, time in which it counted.
     pub running_ns: u64,
@@ -70,6 +68,12 @@ pub enum WhyNot {
 }
 
 impl CountersSummary {
+    /// CPU time of the threads that are counted, nanoseconds.
+    #[must_use]
+    pub fn cpu_ns(&self) -> u64 {
+        self.by.iter().map(|counter| counter.enabled_ns).max().unwrap_or(0)
+    }
+
     /// A counter by name; `None` where it did not count.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&CounterSummary> {

@@ -430,21 +430,16 @@ fn conditions() -> Conditions {
     }
 }
 
-fn counters() -> CountersSummary {
-    let counter = |name: &str, unit: &str, count| CounterSummary {
+pub(crate) fn counters() -> CountersSummary {
+    let counter = |name: &str, count| CounterSummary {
         name: name.into(),
-        unit: unit.into(),
         count,
         enabled_ns: 9_000 * MS,
         running_ns: 9_000 * MS,
     };
     CountersSummary {
         observed_ns: 30_000 * MS,
-        by: vec![
-            counter("task_clock", "ns", 9_000 * MS),
-            counter("context_switches", "count", 61_234),
-            counter("cpu_migrations", "count", 812),
-        ],
+        by: vec![counter("context_switches", 61_234), counter("cpu_migrations", 812)],
         unsupported: vec![CounterGap { name: "cycles".into(), why: WhyNot::Unsupported }],
         threads: 9,
         threads_not_counted: [(WhyNot::NoDescriptors, 2)].into(),

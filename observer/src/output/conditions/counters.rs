@@ -59,7 +59,7 @@ fn of_kernel(counters: &CountersSummary, requests: u64) -> Option<String> {
                 " Their memory does not stay in RAM: give them more of it, or lock it (mlockall).";
         }
     }
-    let cpu_seconds = get("task_clock")? / 1e9;
+    let cpu_seconds = counters.cpu_ns() as f64 / 1e9;
     if migrations > MIGRATIONS * cpu_seconds && cpu_seconds > 0.0 {
         text += &format!(
             " That is a move in each {} of CPU time, after which the caches are cold: use as many threads as CPUs, and \

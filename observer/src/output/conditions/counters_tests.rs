@@ -6,16 +6,15 @@ const SECONDS: u64 = 10;
 
 /// So much of CPU time, and of each counter.
 fn told(
-    requests: u64,
+    (requests, cpu_ms): (u64, u64),
     counted: &[(&str, u64)],
     change: impl FnOnce(&mut CountersSummary),
 ) -> Vec<String> {
     let by = counted.iter().map(|(name, count)| CounterSummary {
         name: (*name).to_owned(),
-        unit: "count".into(),
         count: *count,
-        enabled_ns: 1_000_000_000,
-        running_ns: 1_000_000_000,
+        enabled_ns: cpu_ms * 1_000_000,
+        running_ns: cpu_ms * 1_000_000,
     });
     let mut counters = CountersSummary {
         observed_ns: SECONDS * 1_000_000_000,
@@ -30,8 +29,7 @@ fn told(
     paragraphs(&summary)
 }
 
-const QUIET: [(&str, u64); 5] = [
-    ("task_clock", 5_000_000_000),
+const QUIET: [(&str, u64); 4] = [
     ("context_switches", 12_340),
     ("cpu_migrations", 30),
     ("minor_faults", 500),
@@ -48,27 +46,26 @@ fn nobody_who_did_not_ask_is_told_about_counters() {
 #[test]
 fn what_the_kernel_counted_is_told_by_second_and_by_request() {
     assert_eq!(
-        told(1_000, &QUIET, |_| ()),
+        told((1_000, 5_000), &QUIET, |_| ()),
         [
             "The target's threads were switched 1,234 times a second (12 for each request of the load generator), and \
              began to run on another CPU 3.0 times a second. They had 50 minor page faults a second, and 0 that read \
              from a disk."
         ]
     );
-    let [alone] = &told(0, &QUIET, |_| ())[..] else { panic!("one paragraph") };
+    let [alone] = &told((0, 1_000), &QUIET, |_| ())[..] else { panic!("one paragraph") };
     assert!(alone.contains("switched 1,234 times a second, and began"), "{alone}");
 }
 
 #[test]
 fn what_is_unusual_has_a_remedy() {
     let busy = [
-        ("task_clock", 500_000_000),
         ("context_switches", 100_000),
         ("cpu_migrations", 5_000),
         ("minor_faults", 0),
         ("major_faults", 50),
     ];
-    let [text] = &told(0, &busy, |_| ())[..] else { panic!("one paragraph") };
+    let [text] = &told((0, 500), &busy, |_| ())[..] else { panic!("one paragraph") };
     assert!(
         text.contains("a move in each 100 µs of CPU time, after which the caches are cold"),
         "{text}"
@@ -91,7 +88,7 @@ fn what_the_processor_did_is_told_by_instruction() {
         ("dtlb_load_misses", 20_000_000),
         ("itlb_misses", 10_000_000),
     ]);
-    let [_, text] = &told(0, &counted, |_| ())[..] else { panic!("two paragraphs") };
+    let [_, text] = &told((0, 1_000), &counted, |_| ())[..] else { panic!("two paragraphs") };
     assert_eq!(
         text,
         "The processor executed 0.50 instructions in each cycle. Of 1,000 instructions there were 10 cache misses, 1.0 \
@@ -100,19 +97,23 @@ fn what_the_processor_did_is_told_by_instruction() {
          -XX:+UseTransparentHugePages), or touch less memory. The processor mostly waited for memory: keep what is used \
          together close together, or look whether neighbours on the host use up the cache and its bandwidth."
     );
-    let [_, text] = &told(0, &counted, |counters| counters.by[7].running_ns = 250_000_000)[..]
+    let [_, text] =
+        &told((0, 1_000), &counted, |counters| counters.by[7].running_ns = 250_000_000)[..]
     else {
         panic!("two paragraphs")
     };
     assert!(text.ends_with("each number is from 25 % of the time or more, and scaled."), "{text}");
     let few = [("cycles", 1_000_000), ("instructions", 2_000_000)];
-    assert_eq!(told(0, &few, |_| ()), ["The processor executed 2.00 instructions in each cycle."]);
+    assert_eq!(
+        told((0, 1_000), &few, |_| ()),
+        ["The processor executed 2.00 instructions in each cycle."]
+    );
 }
 
 #[test]
 fn what_was_not_counted_is_told_with_the_reason() {
     let gap = |name: &str, why| CounterGap { name: name.into(), why };
-    let texts = told(0, &QUIET, |counters| {
+    let texts = told((0, 1_000), &QUIET, |counters| {
         counters.unsupported = vec![
             gap("cycles", WhyNot::Unsupported),
             gap("dtlb_loads", WhyNot::Unsupported),

@@ -180,8 +180,10 @@ pub(super) static METRICS: &[Metric] = &[
                cache_misses and so on), with --counters",
         fill: Fill::Own(|snapshot, family| {
             let Some(counters) = &snapshot.conditions.counters else { return Ok(()) };
-            let mut counts = counters.by.iter().filter(|counter| counter.unit == "count");
-            counts.try_for_each(|counter| family.counter([&counter.name], counter.count))
+            counters
+                .by
+                .iter()
+                .try_for_each(|counter| family.counter([&counter.name], counter.count))
         }),
     },
     Metric {
@@ -190,12 +192,9 @@ pub(super) static METRICS: &[Metric] = &[
         unit: Some("seconds"),
         labels: &[],
         help: "CPU time of the threads that these counters count",
-        fill: Fill::Own(|snapshot, family| {
-            let counters = snapshot.conditions.counters.as_ref();
-            match counters.and_then(|counters| counters.get("task_clock")) {
-                Some(clock) => family.counter_f64([""; 0], clock.count as f64 / 1e9),
-                None => Ok(()),
-            }
+        fill: Fill::Own(|snapshot, family| match &snapshot.conditions.counters {
+            Some(counters) => family.counter_f64([""; 0], counters.cpu_ns() as f64 / 1e9),
+            None => Ok(()),
         }),
     },
 ];

@@ -174,7 +174,6 @@ impl CounterWatch {
     fn so_far(&self) -> CountersSummary {
         let by = self.kinds.iter().zip(&self.sums).map(|(kind, sum)| CounterSummary {
             name: kind.name.to_owned(),
-            unit: kind.unit.to_owned(),
             count: sum.count,
             enabled_ns: sum.enabled_ns,
             running_ns: sum.running_ns,
