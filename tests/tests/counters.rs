@@ -246,7 +246,7 @@ fn the_daemon_counts_without_the_rights_that_it_gave_up() {
     let did = work.go().expect("it works");
     let read = |name: &str| {
         let label = format!("counter=\"{name}\"");
-        daemon.scrape().count("observer_target_counter_total", &[&label])
+        daemon.scrape().count("observer_target_perf_events_total", &[&label])
     };
     // The daemon reads them once a second.
     let deadline = Instant::now() + TIMEOUT;

@@ -172,7 +172,7 @@ pub(super) static METRICS: &[Metric] = &[
         }),
     },
     Metric {
-        name: "observer_target_counter",
+        name: "observer_target_perf_events",
         kind: Kind::Counter,
         unit: None,
         labels: &["counter"],

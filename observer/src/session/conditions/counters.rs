@@ -96,7 +96,7 @@ impl CounterWatch {
             new.partition(|process| self.has_begun && membership.was_forked(process.tgid));
         if !roots.is_empty() {
             self.summary.processes_late += if self.has_begun { roots.len() as u64 } else { 0 };
-            self.count(roots.iter().map(|process| process.tgid).collect());
+            self.count(&roots.iter().map(|process| process.tgid).collect());
         }
         for process in forked {
             // It may have been a child of one that has just got counters, and have got some itself.
@@ -109,11 +109,11 @@ impl CounterWatch {
     }
 
     /// Gives counters to the threads of these processes and of all that descend from them.
-    fn count(&mut self, processes: BTreeSet<Tgid>) {
+    fn count(&mut self, processes: &BTreeSet<Tgid>) {
         let mut families = BTreeMap::new();
         let (opened, unsure) = settle(
             || {
-                families = family(&processes);
+                families = family(processes);
                 families
                     .keys()
                     .flat_map(|tgid| process::threads(*tgid).into_iter().map(|tid| (*tgid, tid)))
@@ -266,7 +266,8 @@ fn open(kinds: &[&'static CounterKind], tasks: &BTreeSet<Task>, descriptors: u64
 
 /// These processes and all that descend from them, with their start times.
 fn family(processes: &BTreeSet<Tgid>) -> BTreeMap<Tgid, u64> {
-    let mut all = process::all();
+    let ids = process::all_ids().into_iter().inspect(|_| rest());
+    let mut all: Vec<Process> = ids.filter_map(Process::read).collect();
     // Parents before their children.
     all.sort_by_key(|process| (process.start_ticks, process.tgid));
     let mut family = BTreeMap::new();
