@@ -65,7 +65,7 @@ pub struct Args {
     pub probes: ProbeArgs,
     /// Count context switches, migrations and page faults of the target, and, where the machine has such
     /// counters, its cycles, instructions, and cache and TLB misses. Each context switch of its threads
-    /// then takes about 2 µs longer
+    /// then takes 1 to 2 µs longer
     #[arg(long, requires = "target")]
     pub counters: bool,
     /// What observer may add to the host, as a share of all CPU time, or `none`. Above it, probes are

@@ -92,7 +92,7 @@ pub struct Args {
     pub budget: Budget,
     /// Count context switches, migrations and page faults of the target, and, where the machine has such
     /// counters, its cycles, instructions, and cache and TLB misses. Each context switch of its threads
-    /// then takes about 2 µs longer
+    /// then takes 1 to 2 µs longer
     #[arg(long)]
     pub counters: bool,
     /// Output directory; must not exist [default: a new one in the current directory]
