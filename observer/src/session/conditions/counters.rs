@@ -86,7 +86,7 @@ impl CounterWatch {
     }
 
     /// Gives counters to the processes that joined without being forked by the target.
-    fn welcome(&mut self, membership: &Membership) {
+    fn join(&mut self, membership: &Membership) {
         let is_new = |known: &BTreeMap<Tgid, Known>, process: &Process| {
             known.get(&process.tgid).is_none_or(|known| known.start_ticks != process.start_ticks)
         };
@@ -183,11 +183,14 @@ impl CounterWatch {
 }
 
 impl Watch for CounterWatch {
-    fn look(&mut self, membership: &Membership) {
-        self.welcome(membership);
+    fn welcome(&mut self, membership: &Membership) {
+        self.join(membership);
         if !self.has_begun {
             (self.has_begun, self.begun) = (true, MonoNanos::now());
         }
+    }
+
+    fn look(&mut self, membership: &Membership) {
         self.read();
         self.give_up(membership);
     }

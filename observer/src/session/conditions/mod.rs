@@ -34,8 +34,14 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// The readings of one watch take at most one part in this many of a CPU's time.
 const SHARE: u32 = 300;
 
+/// What has to be done once for processes that join takes at most one part in this many: they should not wait for long.
+const JOIN_SHARE: u32 = 30;
+
 /// One kind of condition.
 trait Watch {
+    /// Does what has to be done once for the processes that have joined.
+    fn welcome(&mut self, _membership: &Membership) {}
+
     /// Reads the files now.
     fn look(&mut self, membership: &Membership);
 
@@ -82,9 +88,12 @@ impl ConditionWatch {
     fn look_at(&mut self, membership: &Membership, is_due: impl Fn(Instant) -> bool) {
         for (watch, next) in self.0.iter_mut().filter(|(_, next)| is_due(*next)) {
             let begun = usage::of_thread();
+            watch.welcome(membership);
+            let welcomed = usage::of_thread();
             watch.look(membership);
-            let took = usage::of_thread().saturating_sub(begun);
-            *next = Instant::now() + took.saturating_mul(SHARE).max(INTERVAL);
+            let took = usage::of_thread().saturating_sub(welcomed).saturating_mul(SHARE);
+            let once = welcomed.saturating_sub(begun).saturating_mul(JOIN_SHARE);
+            *next = Instant::now() + took.max(once).max(INTERVAL);
         }
     }
 
