@@ -20,6 +20,11 @@ const THREADS: usize = 12;
 
 /// Open files of observer: programs, maps, links, and events on each CPU.
 const FILES: u64 = 256;
+/// Handles on processes of the target, and what else is open for a while.
+const SPARE_FILES: u64 = 640;
+/// Open files of the counters: each thread that is there at the begin takes up to 14 (4 where the processor has
+/// none), of the size of a few pages in the kernel.
+const COUNTER_FILES: u64 = 8_192;
 /// With fewer, not even the processes can be looked at. In between, programs that there is no descriptor
 /// for are reported in the coverage.
 const FEWEST_FILES: u64 = 24;
@@ -53,6 +58,14 @@ impl Needs {
         Self { files: FILES, address_space: ADDRESS_SPACE, memory }
     }
 
+    /// The same with counters of the target's threads, for which as many files are allowed as the hard limit
+    /// permits.
+    #[must_use]
+    pub const fn with_counters(self, counters: bool) -> Self {
+        let files = if counters { FILES + SPARE_FILES + COUNTER_FILES } else { self.files };
+        Self { files, ..self }
+    }
+
     /// What the doctor takes: it refuses where a run would.
     #[must_use]
     pub fn of_doctor() -> Self {
@@ -66,6 +79,14 @@ impl Needs {
         let address_space = memory::Memory::of_run(ring_bytes).resident_bound_bytes;
         Self { files: FILES, address_space, memory: memory::run_needs_bytes(ring_bytes) }
     }
+}
+
+/// How many open files of this limit are for counters.
+#[must_use]
+pub fn for_counters(limit: Option<u64>) -> u64 {
+    limit
+        .map_or(COUNTER_FILES, |limit| limit.saturating_sub(FILES + SPARE_FILES))
+        .min(COUNTER_FILES)
 }
 
 fn too_low(
@@ -217,6 +238,17 @@ mod tests {
         };
         let room = room_below(needed, read, |_| pauses.set(pauses.get() + 1));
         (room.map(|room| room.bytes), pauses.get())
+    }
+
+    #[test]
+    fn counters_leave_the_files_that_everything_else_needs() {
+        assert_eq!(for_counters(Some(64)), 0);
+        assert_eq!(for_counters(Some(1_024)), 1_024 - FILES - SPARE_FILES);
+        assert_eq!(for_counters(Some(1 << 20)), COUNTER_FILES);
+        assert_eq!(for_counters(None), COUNTER_FILES);
+        let needs = Needs::LOAD.with_counters(true);
+        assert_eq!(for_counters(Some(needs.files)), COUNTER_FILES);
+        assert_eq!(Needs::LOAD.with_counters(false).files, Needs::LOAD.files);
     }
 
     #[test]

@@ -21,6 +21,8 @@ Examples:
       Also watch nginx separately, from the moment it starts.
   observer daemon --listen [::1]:9900 --cgroup /system.slice/nginx.service
       Listen on another address, and watch a cgroup separately.
+  observer daemon --comm nginx --counters
+      Also count context switches, migrations, and cache and TLB misses of nginx.
 
 SIGTERM stops the daemon cleanly. docs/METRICS.md describes the metrics.
 
@@ -61,6 +63,11 @@ pub struct Args {
     /// The probes.
     #[command(flatten)]
     pub probes: ProbeArgs,
+    /// Count context switches, migrations and page faults of the target, and, where the machine has such
+    /// counters, its cycles, instructions, and cache and TLB misses. Each context switch of its threads
+    /// then takes 1 to 2 µs longer
+    #[arg(long, requires = "target")]
+    pub counters: bool,
     /// What observer may add to the host, as a share of all CPU time, or `none`. Above it, probes are
     /// detached until they cost less; the results tell which, and when
     #[arg(long, value_name = "SHARE", default_value_t)]
@@ -73,7 +80,7 @@ pub struct Args {
 /// When the kernel, the target or the address will not do.
 pub fn run(args: &Args) -> Result<()> {
     args.probes.check()?;
-    limits::check(Needs::of_daemon())?;
+    limits::check(Needs::of_daemon().with_counters(args.counters))?;
     let stop = Arc::new(AtomicBool::new(false));
     signals::raise_on_interrupt(&stop)?;
     let options = DaemonOptions {
@@ -82,6 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
         wait: args.target.wait,
         probes: args.probes.options(),
         budget: args.budget,
+        counters: args.counters,
         trace: args.trace.clone(),
         trace_bytes: args.trace_bytes,
     };

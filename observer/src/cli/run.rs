@@ -33,6 +33,8 @@ Examples:
       Run the generator as another user than observer.
   observer run --exe /usr/sbin/nginx --wait --duration 30s
       Without a load generator: histograms of all stalls, from the moment nginx starts.
+  observer run --port 6379 --counters --duration 30s
+      Also count what the target's threads do: migrations, cache misses, instructions in each cycle.
 
 The run ends when COMMAND exits, when the duration is over, when the target has exited, or at ^C; without
 COMMAND also when the samples end (with their summary line, or with the stream). If COMMAND still runs
@@ -88,6 +90,11 @@ pub struct Args {
     /// limit. Above it, observer detaches probes for a while and reports which
     #[arg(long, value_name = "SHARE", default_value_t)]
     pub budget: Budget,
+    /// Count context switches, migrations and page faults of the target, and, where the machine has such
+    /// counters, its cycles, instructions, and cache and TLB misses. Each context switch of its threads
+    /// then takes 1 to 2 µs longer
+    #[arg(long)]
+    pub counters: bool,
     /// Output directory; must not exist [default: a new one in the current directory]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -163,6 +170,7 @@ impl Args {
             wait: self.target.wait,
             probes,
             budget: self.budget,
+            counters: self.counters,
             samples: self.samples.clone(),
             duration: self.duration,
             clock_error_ns: self.clock_error,
@@ -183,7 +191,7 @@ impl Args {
 pub fn run(args: &Args) -> Result<()> {
     args.check()?;
     let options = args.options()?;
-    limits::check(Needs::of_run(args.ring_bytes))?;
+    limits::check(Needs::of_run(args.ring_bytes).with_counters(args.counters))?;
     let stop = Arc::new(AtomicBool::new(false));
     signals::raise_on_interrupt(&stop)?;
     if options.wait {

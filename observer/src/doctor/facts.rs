@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use crate::host::cgroups::{Cgroups, Layout};
+use crate::host::perf_counters::CounterKind;
 use crate::host::system::{self, Lockdown};
 use crate::host::{CpuCgroups, process};
 use crate::kernel::support::KernelSupport;
 use crate::kernel::{KERNEL_BTF, MapPlan, RING_BYTES, ThreadPlaces};
-use crate::model::{CpuLimit, Tgid};
+use crate::model::{CpuLimit, Tgid, WhyNot};
 use crate::probe::ProbeOptions;
 use crate::session::memory::Memory;
 
@@ -81,6 +82,8 @@ pub struct Facts {
     pub transparent_hugepages: Option<String>,
     /// Pressure stall information.
     pub pressure_stall_information: bool,
+    /// Counters of threads, each with why it cannot count; empty where they were not tried.
+    pub counters: Vec<(&'static CounterKind, Result<(), WhyNot>)>,
 }
 
 impl Facts {
@@ -129,6 +132,7 @@ impl Facts {
             swap_bytes: system::swap_total_bytes(),
             transparent_hugepages: system::transparent_hugepages(),
             pressure_stall_information: system::has_pressure_stall_information(),
+            counters: Vec::new(),
         }
     }
 

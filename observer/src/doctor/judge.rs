@@ -78,6 +78,7 @@ pub fn judge(facts: &Facts) -> Vec<Check> {
         transparent_hugepages(facts),
         pressure(facts),
     ]);
+    checks.extend(counters(facts));
     checks
 }
 
@@ -324,6 +325,39 @@ fn perf_events(facts: &Facts) -> Check {
         .missing()
         .todo("boot a kernel built with CONFIG_PERF_EVENTS=y"),
     }
+}
+
+/// One line about all of them. Without those of the processor, as in most virtual machines, nothing is wrong.
+fn counters(facts: &Facts) -> Option<Check> {
+    let of = |is_of_kernel| {
+        facts.counters.iter().filter(move |(kind, _)| kind.is_of_kernel() == is_of_kernel)
+    };
+    let (kernel, processor) = (of(true).count(), of(false).count());
+    if kernel + processor == 0 {
+        return None;
+    }
+    let counted = |is_of_kernel| of(is_of_kernel).filter(|(_, tried)| tried.is_ok()).count();
+    let value = format!(
+        "{} of {kernel} of the kernel, {} of {processor} of the processor",
+        counted(true),
+        counted(false)
+    );
+    let names = |is_of_kernel: bool, works: bool| {
+        let named = of(is_of_kernel).filter(|(_, tried)| tried.is_ok() == works);
+        named.map(|(kind, _)| kind.name).collect::<Vec<_>>().join(", ")
+    };
+    let means = if counted(false) == processor {
+        "`--counters` counts everything that it can".to_owned()
+    } else {
+        format!("`--counters` does not count {}", names(false, false))
+    };
+    let check = ok("counters", value, means);
+    Some(if counted(true) == kernel {
+        check
+    } else {
+        let means = format!("`--counters` does not count {}", names(true, false));
+        Check { means, ..check }.limited()
+    })
 }
 
 fn cgroup_layout(facts: &Facts) -> Check {

@@ -53,6 +53,7 @@ fn healthy() -> Facts {
         swap_bytes: Some(0),
         transparent_hugepages: Some("madvise".into()),
         pressure_stall_information: true,
+        counters: Vec::new(),
     }
 }
 
@@ -128,6 +129,35 @@ fn costs_and_gaps_are_limits_with_a_remedy() {
     let limited = checks.iter().find(|check| check.id == "cpu_throttling").unwrap();
     assert_eq!(limited.value, "0.20 CPUs by /sys/fs/cgroup/a/cpu.max");
     assert_eq!(exit(&facts), 0);
+}
+
+#[test]
+fn one_line_says_what_can_be_counted() {
+    use crate::host::perf_counters::COUNTERS;
+    use crate::model::WhyNot;
+    let with = |works: fn(&str, bool) -> bool| {
+        let tried = |name, is_of_kernel| {
+            if works(name, is_of_kernel) { Ok(()) } else { Err(WhyNot::Unsupported) }
+        };
+        let counters =
+            COUNTERS.iter().map(|kind| (kind, tried(kind.name, kind.is_of_kernel()))).collect();
+        let checks = judge(&Facts { counters, ..healthy() });
+        checks.into_iter().find(|check| check.id == "counters").expect("a line")
+    };
+    let all = with(|_, _| true);
+    assert_eq!(all.value, "4 of 4 of the kernel, 10 of 10 of the processor");
+    let virtual_machine = with(|_, is_of_kernel| is_of_kernel);
+    assert_eq!(virtual_machine.value, "4 of 4 of the kernel, 0 of 10 of the processor");
+    assert_eq!(virtual_machine.state, State::Ok);
+    assert!(virtual_machine.means.ends_with("does not count cycles, instructions, branch_misses, \
+        cache_references, cache_misses, llc_load_misses, dtlb_loads, dtlb_load_misses, dtlb_store_misses, \
+        itlb_misses"), "{}", virtual_machine.means);
+    let odd = with(|name, _| name != "cpu_migrations");
+    assert_eq!(
+        (odd.state, odd.means.as_str()),
+        (State::Limited, "`--counters` does not count cpu_migrations")
+    );
+    assert!(judge(&healthy()).iter().all(|check| check.id != "counters"), "not tried");
 }
 
 #[test]

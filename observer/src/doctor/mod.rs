@@ -22,6 +22,7 @@ use crate::probe::ProbeOptions;
 pub fn examine(probes: &ProbeOptions) -> Report {
     let places = ThreadPlaces::of_host(probes);
     let mut facts = Facts::gather(probes, KernelSupport::probe(), places);
+    facts.counters = crate::host::perf_counters::try_all();
     let mut checks = judge(&facts);
     if checks.iter().any(|check| check.blocks.is_some()) {
         return Report::new(checks, Vec::new());

@@ -18,6 +18,7 @@ pub mod memory_room;
 pub mod network;
 pub mod network_counters;
 pub mod owner;
+pub mod perf_counters;
 pub mod pressure;
 pub mod process;
 mod sock_diag;

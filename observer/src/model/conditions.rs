@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConnectionsSummary, CpuLimitSummary, CpuTimeSummary, DescriptorSummary, HostCpuTimeSummary,
-    HostFilesSummary, MemoryLimitSummary, NetworkSummary, PressureSummary,
+    ConnectionsSummary, CountersSummary, CpuLimitSummary, CpuTimeSummary, DescriptorSummary,
+    HostCpuTimeSummary, HostFilesSummary, MemoryLimitSummary, NetworkSummary, PressureSummary,
 };
 
 /// What was read beside the records, when a run began, through it and at its end. Its members stand in
@@ -54,4 +54,8 @@ pub struct Conditions {
     /// The time of all CPUs of the host; `None` where it could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_cpu_time: Option<HostCpuTimeSummary>,
+    /// What the kernel's and the processor's counters say of the target's threads; `None` where they were not asked
+    /// for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counters: Option<CountersSummary>,
 }

@@ -3,6 +3,7 @@
 mod cause;
 mod clock_drift;
 mod conditions;
+mod counters;
 mod cpu_limit;
 mod cpu_time;
 mod descriptors;
@@ -28,6 +29,7 @@ mod summary;
 pub use cause::*;
 pub use clock_drift::*;
 pub use conditions::*;
+pub use counters::*;
 pub use cpu_limit::*;
 pub use cpu_time::*;
 pub use descriptors::*;

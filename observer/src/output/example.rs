@@ -426,6 +426,25 @@ fn conditions() -> Conditions {
             max_khz: Some(3_600_000),
         }],
         host_cpu_time: Some(HostCpuTimeSummary { total_ns: 60_000 * MS, stolen_ns: 3_700 * MS }),
+        counters: Some(counters()),
+    }
+}
+
+pub(crate) fn counters() -> CountersSummary {
+    let counter = |name: &str, count| CounterSummary {
+        name: name.into(),
+        count,
+        enabled_ns: 9_000 * MS,
+        running_ns: 9_000 * MS,
+    };
+    CountersSummary {
+        observed_ns: 30_000 * MS,
+        by: vec![counter("context_switches", 61_234), counter("cpu_migrations", 812)],
+        unsupported: vec![CounterGap { name: "cycles".into(), why: WhyNot::Unsupported }],
+        threads: 9,
+        threads_not_counted: [(WhyNot::NoDescriptors, 2)].into(),
+        threads_unsure: 1,
+        processes_late: 3,
     }
 }
 

@@ -78,6 +78,7 @@ pub(crate) fn snapshot() -> Snapshot {
                 stolen_ns: 250_000_000,
                 ..CpuTimeSummary::default()
             }],
+            counters: Some(crate::output::example::counters()),
             ..Conditions::default()
         },
         floors_ns: [5_000; KIND_SLOTS],
@@ -161,6 +162,8 @@ fn every_number_is_under_its_name() {
         ),
         ("observer_host_pressure_seconds_total{resource=\"cpu\",stalled=\"some\"}", "2.0"),
         ("observer_target_cpu_stolen_seconds_total{cpu=\"3\"}", "0.25"),
+        ("observer_target_perf_events_total{counter=\"context_switches\"}", "61234"),
+        ("observer_target_counted_cpu_seconds_total", "9.0"),
         ("observer_cgroups{histograms=\"own\"}", "2"),
         ("observer_cgroups{histograms=\"other\"}", "5"),
         ("observer_cgroups_removed_total", "9"),

@@ -51,6 +51,8 @@ pub struct DaemonOptions {
     pub wait: bool,
     /// The probes to attach, and how.
     pub probes: ProbeOptions,
+    /// Count what the target's threads do (perf events).
+    pub counters: bool,
     /// What observer may add to the host.
     pub budget: Budget,
     /// A directory to create, for the records of the target's stalls.
@@ -81,9 +83,9 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 
 impl Watching {
     /// Marks the target in the kernel.
-    fn begin(mut membership: Membership, kernel: &Kernel) -> Self {
+    fn begin(mut membership: Membership, kernel: &Kernel, counters: bool) -> Self {
         mark_first(&mut membership, kernel);
-        let conditions = ConditionWatch::start(&membership);
+        let conditions = ConditionWatch::start(&membership, counters);
         let mut watching = Self { name: None, membership, conditions };
         watching.find_name(kernel);
         watching
@@ -178,7 +180,7 @@ pub fn serve(
         Error::new(Exit::Failure, format!("cannot give up capabilities: {errno}"))
     };
     let bounded = options.budget != Budget::NONE;
-    let following = following(kernel.has_perf_events());
+    let following = following(kernel.has_perf_events() || options.counters);
     keep_only(if bounded { MEASURING } else { following }).map_err(unneeded)?;
     // Only the thread that measures keeps what turns the kernel's statistics on.
     let budget =
@@ -193,7 +195,8 @@ pub fn serve(
     if let (Some(out), Some(membership)) = (&options.trace, &membership) {
         recording = Some(Recording::start(options, out, membership, &mut kernel)?);
     }
-    let watching = membership.map(|membership| Watching::begin(membership, &kernel));
+    let watching =
+        membership.map(|membership| Watching::begin(membership, &kernel, options.counters));
     // Without a target no record comes through the ring, and no process has to be followed.
     let followed = options.target.clone();
     let ring = kernel.take_ring().filter(|ring| followed.is_some() || ring.has_messages());
@@ -208,8 +211,10 @@ pub fn serve(
         let _ = measured.send(Arc::clone(&shared));
         threads.push(thread);
     }
-    let others =
-        [ring.map(|ring| drain(ring, stop)), followed.map(|spec| follow(spec, &shared, stop))];
+    let others = [
+        ring.map(|ring| drain(ring, stop)),
+        followed.map(|spec| follow(spec, options.counters, &shared, stop)),
+    ];
     let mut result = Ok(());
     for started in others.into_iter().flatten() {
         match started {
@@ -356,6 +361,7 @@ fn keep_budget(stop: &Arc<AtomicBool>) -> std::io::Result<BudgetThread> {
 /// Updates the processes of the target, once there is one.
 fn follow(
     spec: TargetSpec,
+    counters: bool,
     shared: &Arc<Mutex<Shared>>,
     stop: &Arc<AtomicBool>,
 ) -> std::io::Result<JoinHandle<()>> {
@@ -369,7 +375,7 @@ fn follow(
             let mut shared = lock(&shared);
             let Shared { kernel, watching, recording, .. } = &mut *shared;
             if let Some(membership) = found {
-                *watching = Some(Watching::begin(membership, kernel));
+                *watching = Some(Watching::begin(membership, kernel, counters));
             }
             if let Some(watching) = watching {
                 watching.conditions.tick(&watching.membership);

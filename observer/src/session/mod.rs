@@ -89,6 +89,8 @@ pub struct RunOptions {
     pub probes: ProbeOptions,
     /// What observer may add to the host.
     pub budget: Budget,
+    /// Count what the target's threads do (perf events).
+    pub counters: bool,
     /// The generator's samples.
     pub samples: Option<SamplesSpec>,
     /// How far the generator's wall clock may be from this host's, nanoseconds, if the user knows.
@@ -219,7 +221,7 @@ impl Session {
             slow_rule: options.slow.to_string(),
             ..describe(options.target.to_string(), &membership, &kernel)
         };
-        let conditions = ConditionWatch::start(&membership);
+        let conditions = ConditionWatch::start(&membership, options.counters);
         // Before the first record is written: a directory that is discarded must not grow.
         let journal = Journal::start(directory, info, &kernel)?;
         let floors = Floors {
@@ -286,7 +288,7 @@ impl Session {
         }
         info.target_cgroup = now.target_cgroup;
         info.thread_names = now.thread_names;
-        self.conditions = ConditionWatch::start(&self.membership);
+        self.conditions = ConditionWatch::start(&self.membership, self.options.counters);
         self.log_target();
         self.start_generator()
     }
@@ -335,7 +337,7 @@ impl Session {
             let _pieces = (!self.waits).then(Pieces::begin);
             let mut first = None;
             for birth in self.births.try_iter() {
-                self.membership.on_birth(birth.tgid);
+                self.membership.on_birth(birth.tgid, birth.forked);
                 first.get_or_insert(birth);
                 gone_since = None;
             }

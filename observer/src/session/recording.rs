@@ -66,7 +66,7 @@ impl Recording {
         kernel: &Kernel,
     ) {
         for birth in self.births.try_iter() {
-            membership.on_birth(birth.tgid);
+            membership.on_birth(birth.tgid, birth.forked);
         }
         if let Some(requests) = &mut self.requests {
             requests.tick(kernel);

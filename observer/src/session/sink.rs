@@ -81,6 +81,8 @@ pub(super) struct Birth {
     pub(super) comm: String,
     /// When it was forked, or joined.
     pub(super) at: MonoNanos,
+    /// A process of the target forked it.
+    pub(super) forked: bool,
 }
 
 /// Passes the target's new processes to the code that follows the target.
@@ -101,7 +103,8 @@ impl Sink for Births {
             // There is no receiver once the run is over. A process that does not fit is found by
             // the next scan of /proc.
             let comm = until_nul(&task.comm).into_owned();
-            let birth = Birth { tgid: event.tgid, comm, at: event.end };
+            let forked = event.flags & TASK_FORK != 0;
+            let birth = Birth { tgid: event.tgid, comm, at: event.end, forked };
             let _ = self.0.try_send(birth);
         }
     }
@@ -146,7 +149,9 @@ mod tests {
         births.event(&task(100, TASK_EXIT, b"process"));
         births.event(&task(100, TASK_JOIN, b"worker"));
         births.event(&example::fault(1, 1, 1));
-        let told: Vec<_> = told.try_iter().map(|birth| (birth.tgid, birth.comm)).collect();
-        assert_eq!(told, [(Tgid(100), "process".into()), (Tgid(100), "worker".into())]);
+        let told: Vec<_> =
+            told.try_iter().map(|birth| (birth.tgid, birth.comm, birth.forked)).collect();
+        let wanted = [(Tgid(100), "process".into(), true), (Tgid(100), "worker".into(), false)];
+        assert_eq!(told, wanted);
     }
 }

@@ -13,6 +13,8 @@ pub(super) struct Watched {
     pub(super) process: Process,
     /// The process itself matches the target, rather than being a child of one that does.
     pub(super) seed: bool,
+    /// A process of the target forked it, as far as that was seen.
+    pub(super) forked: bool,
     /// `None` on kernels before 5.3, or with too many of them: the start time decides then.
     pidfd: Option<OwnedFd>,
 }
@@ -26,7 +28,7 @@ impl Watched {
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         // After the handle is taken: if the start time is still the expected one, the handle refers
         // to the right process.
-        process.is_alive().then_some(Self { process, seed, pidfd })
+        process.is_alive().then_some(Self { process, seed, forked: false, pidfd })
     }
 }
 

@@ -120,7 +120,7 @@ impl Membership {
         let mut membership = Self::nobody(spec);
         let first = seeds.first().map(|process| process.tgid);
         for process in seeds {
-            membership.admit(process, true);
+            membership.admit(process, true, false);
         }
         if membership.members.is_empty() {
             // They matched and exited before a handle on them could be taken.
@@ -199,6 +199,13 @@ impl Membership {
         self.members.values().map(|watched| &watched.process)
     }
 
+    /// Whether a process of the target forked this one, as far as that was seen: of a process whose parent exited
+    /// before it was looked at, only the kernel side knows it.
+    #[must_use]
+    pub fn was_forked(&self, tgid: Tgid) -> bool {
+        self.members.get(&tgid).is_some_and(|watched| watched.forked)
+    }
+
     /// Whether a process belongs to the target.
     #[must_use]
     pub fn contains(&self, tgid: Tgid) -> bool {
@@ -256,14 +263,19 @@ impl Membership {
     }
 
     /// The kernel side follows this process (not a thread) already: the target forked it, or it got
-    /// the target's name or program. `None` when it is known, or gone again.
-    pub fn on_birth(&mut self, tgid: Tgid) -> Option<&Process> {
-        if self.members.contains_key(&tgid) || self.excluded.contains_key(&tgid) {
+    /// the target's name or program: `forked` says which. `None` when it is known, or gone again.
+    pub fn on_birth(&mut self, tgid: Tgid, forked: bool) -> Option<&Process> {
+        if self.excluded.contains_key(&tgid) {
+            return None;
+        }
+        if let Some(known) = self.members.get_mut(&tgid) {
+            // Its parent may have been gone when a scan found it.
+            known.forked |= forked;
             return None;
         }
         let process = Process::read(tgid)?;
         let seed = self.matcher.as_ref().is_some_and(|matcher| matcher.matches(&process));
-        self.admit(process, seed);
+        self.admit(process, seed, forked);
         self.members.get(&tgid).map(|watched| &watched.process)
     }
 
@@ -323,7 +335,7 @@ impl Membership {
         if matches!(self.spec, TargetSpec::Cgroup(_) | TargetSpec::Port(_)) {
             for process in self.spec.resolve_with(&mut self.listeners).unwrap_or_default() {
                 if !self.is_excluded(&process) {
-                    self.admit(process, true);
+                    self.admit(process, true, false);
                 }
             }
         }
@@ -374,12 +386,8 @@ impl Membership {
                 continue;
             }
             let matches = self.matcher.as_ref().is_some_and(|matcher| matcher.matches(&process));
-            let child = self
-                .members
-                .get(&process.parent)
-                .is_some_and(|parent| parent.process.start_ticks <= process.start_ticks);
-            if matches || child {
-                self.admit(process, matches);
+            if matches || self.is_child(&process) {
+                self.admit(process, matches, false);
             } else {
                 let known = self.strangers.get(&process.tgid);
                 if known.is_none_or(|known| known.start_ticks != process.start_ticks) {
@@ -409,7 +417,14 @@ impl Membership {
             || excluded(&process.parent).is_some_and(|parent| parent <= process.start_ticks)
     }
 
-    fn admit(&mut self, process: Process, seed: bool) {
+    /// Whether a process of the target is its parent.
+    fn is_child(&self, process: &Process) -> bool {
+        self.members
+            .get(&process.parent)
+            .is_some_and(|parent| parent.process.start_ticks <= process.start_ticks)
+    }
+
+    fn admit(&mut self, process: Process, seed: bool, forked: bool) {
         let tgid = process.tgid;
         if tgid.0 == std::process::id() || process.kernel_thread {
             return;
@@ -418,11 +433,14 @@ impl Membership {
             && known.process.start_ticks == process.start_ticks
         {
             known.seed |= seed;
+            known.forked |= forked;
             known.process.comm = process.comm;
             return;
         }
+        let forked = forked || self.is_child(&process);
         let with_pidfd = self.members.len() < PIDFDS_MAX;
-        if let Some(watched) = Watched::new(process, seed, with_pidfd) {
+        if let Some(mut watched) = Watched::new(process, seed, with_pidfd) {
+            watched.forked = forked;
             self.strangers.remove(&tgid);
             self.members.insert(tgid, watched);
         }

@@ -250,13 +250,17 @@ fn fork_and_exec_events_are_taken_at_once() {
     let (_directory, path) = program("obs-forked");
     let child = shell.start(&format!("{path} 60"));
     eventually("child runs", || has_comm(child, "obs-forked"));
-    assert_eq!(target.on_birth(child).map(|process| process.tgid), Some(child));
-    assert_eq!(target.on_birth(child), None);
+    assert_eq!(target.on_birth(child, false).map(|process| process.tgid), Some(child));
+    assert_eq!(target.on_birth(child, false), None);
+    // Its parent is part of the target, and nobody in the target forked the shell.
+    assert!(target.was_forked(child) && !target.was_forked(shell.tgid()));
+    assert_eq!(target.on_birth(shell.tgid(), true), None);
+    assert!(target.was_forked(shell.tgid()));
     assert!(target.contains(child));
     // One that was born and died between two drains of the ring.
     let mut short = Command::new("true").spawn().unwrap();
     short.wait().unwrap();
-    assert_eq!(target.on_birth(Tgid(short.id())), None);
+    assert_eq!(target.on_birth(Tgid(short.id()), true), None);
     assert!(!target.contains(Tgid(short.id())));
 
     shell.tell(&format!("exec {path} 60"));

@@ -80,6 +80,7 @@ const TARGETS: &[&str] = &[
     "target",
     "cpu_limits",
     "descriptors",
+    "counters",
     "memory_limits",
     "network_conditions",
     "daemon",

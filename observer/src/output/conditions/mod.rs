@@ -1,6 +1,7 @@
 //! The conditions under which the target ran, in words: the same for the terminal and the page.
 
 mod connections;
+mod counters;
 mod cpu_limits;
 mod cpu_time;
 mod descriptors;
@@ -19,6 +20,7 @@ const SECTIONS: &[Kind] = &[
     ("CPU time and frequency", |summary| cpu_time::paragraphs(&summary.conditions)),
     ("Open descriptors", descriptors::paragraphs),
     ("Memory limits", |summary| memory_limits::paragraphs(&summary.conditions)),
+    ("Counters", counters::paragraphs),
     ("Pressure", |summary| pressure::paragraphs(&summary.conditions)),
 ];
 

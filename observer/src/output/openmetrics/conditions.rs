@@ -171,6 +171,32 @@ pub(super) static METRICS: &[Metric] = &[
             })
         }),
     },
+    Metric {
+        name: "observer_target_perf_events",
+        kind: Kind::Counter,
+        unit: None,
+        labels: &["counter"],
+        help: "What a counter of the target's threads counted (context_switches, cpu_migrations, minor_faults, \
+               cache_misses and so on), with --counters",
+        fill: Fill::Own(|snapshot, family| {
+            let Some(counters) = &snapshot.conditions.counters else { return Ok(()) };
+            counters
+                .by
+                .iter()
+                .try_for_each(|counter| family.counter([&counter.name], counter.count))
+        }),
+    },
+    Metric {
+        name: "observer_target_counted_cpu",
+        kind: Kind::Counter,
+        unit: Some("seconds"),
+        labels: &[],
+        help: "CPU time of the threads that these counters count",
+        fill: Fill::Own(|snapshot, family| match &snapshot.conditions.counters {
+            Some(counters) => family.counter_f64([""; 0], counters.cpu_ns() as f64 / 1e9),
+            None => Ok(()),
+        }),
+    },
 ];
 
 /// The processes that are there, with their ids as text.

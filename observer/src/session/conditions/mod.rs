@@ -4,6 +4,7 @@
 
 mod cgroup_search;
 mod connections;
+mod counters;
 mod cpu_limits;
 mod cpu_time;
 mod descriptors;
@@ -16,6 +17,7 @@ mod trend;
 use std::time::{Duration, Instant};
 
 use connections::ConnectionWatch;
+use counters::CounterWatch;
 use cpu_limits::CpuLimitWatch;
 use cpu_time::CpuTimeWatch;
 use descriptors::DescriptorWatch;
@@ -32,8 +34,14 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// The readings of one watch take at most one part in this many of a CPU's time.
 const SHARE: u32 = 300;
 
+/// What has to be done once for processes that join takes at most one part in this many: they should not wait for long.
+const JOIN_SHARE: u32 = 30;
+
 /// One kind of condition.
 trait Watch {
+    /// Does what has to be done once for the processes that have joined.
+    fn welcome(&mut self, _membership: &Membership) {}
+
     /// Reads the files now.
     fn look(&mut self, membership: &Membership);
 
@@ -45,9 +53,10 @@ trait Watch {
 pub(super) struct ConditionWatch(Vec<(Box<dyn Watch + Send>, Instant)>);
 
 impl ConditionWatch {
-    /// What the kernel counted before does not count.
-    pub(super) fn start(membership: &Membership) -> Self {
-        let watches: [Box<dyn Watch + Send>; _] = [
+    /// What the kernel counted before does not count. With `counters`, the target's threads get some, which makes each
+    /// of their switches take longer.
+    pub(super) fn start(membership: &Membership, counters: bool) -> Self {
+        let mut watches: Vec<Box<dyn Watch + Send>> = vec![
             Box::new(CpuLimitWatch::start()),
             Box::new(NetworkWatch::start()),
             Box::new(ConnectionWatch::start()),
@@ -56,6 +65,9 @@ impl ConditionWatch {
             Box::new(PressureWatch::start()),
             Box::new(CpuTimeWatch::start()),
         ];
+        if counters {
+            watches.push(Box::new(CounterWatch::start()));
+        }
         let now = Instant::now();
         let mut all = Self(watches.into_iter().map(|watch| (watch, now)).collect());
         all.look(membership);
@@ -76,9 +88,12 @@ impl ConditionWatch {
     fn look_at(&mut self, membership: &Membership, is_due: impl Fn(Instant) -> bool) {
         for (watch, next) in self.0.iter_mut().filter(|(_, next)| is_due(*next)) {
             let begun = usage::of_thread();
+            watch.welcome(membership);
+            let welcomed = usage::of_thread();
             watch.look(membership);
-            let took = usage::of_thread().saturating_sub(begun);
-            *next = Instant::now() + took.saturating_mul(SHARE).max(INTERVAL);
+            let took = usage::of_thread().saturating_sub(welcomed).saturating_mul(SHARE);
+            let once = welcomed.saturating_sub(begun).saturating_mul(JOIN_SHARE);
+            *next = Instant::now() + took.max(once).max(INTERVAL);
         }
     }
 

@@ -5,6 +5,7 @@
 //! `/proc` can still be read). Nothing is going on while it waits.
 
 mod calls;
+mod counted;
 mod cpu;
 mod faults;
 mod files;
@@ -128,6 +129,23 @@ enum Work {
     Descriptors {
         #[arg(long, default_value_t = 10)]
         rounds: usize,
+    },
+    /// Threads and processes that switch, move and fault.
+    Counted {
+        /// That are there before it is ready; as many come later.
+        #[arg(long, default_value_t = 3)]
+        threads: usize,
+        #[arg(long, default_value_t = 200)]
+        rounds: usize,
+        #[arg(long, default_value_t = 500)]
+        pages: usize,
+    },
+    /// A process of it.
+    CountedChild {
+        #[arg(long)]
+        rounds: usize,
+        #[arg(long)]
+        pages: usize,
     },
     /// As many more descriptors than at the beginning as each line of its input says.
     HoldDescriptors,
@@ -450,6 +468,8 @@ fn main() -> ExitCode {
         Work::Inside { pages, ms } => tasks::inside(pages, Duration::from_millis(ms)),
         Work::Storm { rounds } => cpu::storm(rounds),
         Work::Descriptors { rounds } => files::descriptors(rounds),
+        Work::Counted { threads, rounds, pages } => counted::counted(threads, rounds, pages),
+        Work::CountedChild { rounds, pages } => counted::counted_child(rounds, pages),
         Work::HoldDescriptors => files::hold_descriptors(),
         Work::Refused { used_up, rounds } => refused::refused(used_up, rounds),
         Work::Churn { threads, processes, pages } => tasks::churn(threads, processes, pages),
