@@ -24,6 +24,7 @@ mod connections;
 mod fault;
 mod generator;
 mod kernel_lock;
+mod ran_instead;
 mod reclaim;
 mod request;
 mod runqueue;

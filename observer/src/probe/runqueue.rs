@@ -4,8 +4,8 @@ use std::mem::offset_of;
 use std::num::NonZeroU64;
 
 use observer_ebpf::wire::{
-    Counter, CpuThrottled, CpuTurns, RUNQUEUE_PREEMPTED, RunqueueRecord, RunqueueState, Series,
-    Slot, THROTTLED_KEPT, Throttled,
+    Counter, CpuThrottled, CpuTurns, RAN_BUCKETS, RUNQUEUE_PREEMPTED, RanBucket, RunqueueRecord,
+    RunqueueState, Series, Slot, THROTTLED_KEPT, Throttled,
 };
 
 use super::{
@@ -195,6 +195,13 @@ pub(super) const PROBE: Probe = Probe {
             value_bytes: size_of::<CpuThrottled>(),
             // Which cgroup each place has: what was throttled meanwhile is not known.
             begins: &QUEUES,
+        },
+        ProbeMap {
+            name: "RAN_INSTEAD",
+            entries: Entries::Fixed(RAN_BUCKETS + 1),
+            value_bytes: size_of::<RanBucket>(),
+            // Sums, which stay.
+            begins: &[],
         },
     ],
     ..Probe::BASE
