@@ -32,6 +32,7 @@ fn all_tiers_of_runqueue_agree() {
     if !trial::in_guest() {
         repeated(|| exact::own_threads(&tiers("tiers: own threads", "runqueue")));
         repeated(|| exact::another_process(&tiers("tiers: another process", "runqueue")));
+        repeated(|| exact::other_processes(&tiers("tiers: other processes", "runqueue")));
         let trial = || tiers("tiers: throttled cgroup", "runqueue");
         let case = Throttled { threads: 2, beside_another: true, ..Throttled::ONE };
         repeated(|| exact::throttled(&trial(), case));

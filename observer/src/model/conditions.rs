@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ConnectionsSummary, CpuLimitSummary, CpuTimeSummary, DescriptorSummary, HostCpuTimeSummary,
-    HostFilesSummary, MemoryLimitSummary, NetworkSummary, PressureSummary,
+    HostFilesSummary, MemoryLimitSummary, NetworkSummary, PressureSummary, RanInsteadSummary,
 };
 
 /// What was read beside the records, when a run began, through it and at its end. Its members stand in
@@ -54,4 +54,7 @@ pub struct Conditions {
     /// The time of all CPUs of the host; `None` where it could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_cpu_time: Option<HostCpuTimeSummary>,
+    /// Who had the CPUs while threads of the target waited for them; `None` where waits were not watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ran_instead: Option<RanInsteadSummary>,
 }

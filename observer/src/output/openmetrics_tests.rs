@@ -41,6 +41,7 @@ pub(crate) fn snapshot() -> Snapshot {
                 ..CpuLimitSummary::default()
             }],
             networks: networks(),
+            ran_instead: Some(example::ran_instead()),
             connections: example::connections(),
             descriptors: vec![
                 DescriptorSummary {

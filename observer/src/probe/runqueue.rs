@@ -13,7 +13,7 @@ use super::{
     Probe, ProbeMap, Program, RunsAt, SummaryNumbers, Tier,
 };
 use crate::model::{Cause, EndedBy, Event, Field, Holder, ObjectRow, RecordRow, Tgid, Tid, field};
-use crate::text::duration;
+use crate::text::{duration, without_number};
 
 const SWITCH: &str = "waits for a CPU";
 const WAKEUP: &str = "waits after a wake-up";
@@ -317,12 +317,6 @@ fn object_name(event: &Event, _: Cause) -> String {
     event.record().map_or_else(String::new, |record: RunqueueRecord| {
         without_number(&super::comm(&record.ran_comm))
     })
-}
-
-/// `worker-*` of `worker-17`.
-fn without_number(name: &str) -> String {
-    let kept = name.trim_end_matches(|letter: char| letter.is_ascii_digit());
-    if kept.len() == name.len() { name.to_owned() } else { format!("{kept}*") }
 }
 
 fn detail(event: &Event) -> String {

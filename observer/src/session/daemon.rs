@@ -83,7 +83,7 @@ impl Watching {
     /// Marks the target in the kernel.
     fn begin(mut membership: Membership, kernel: &Kernel) -> Self {
         mark_first(&mut membership, kernel);
-        let conditions = ConditionWatch::start(&membership);
+        let conditions = ConditionWatch::start(&membership, kernel);
         let mut watching = Self { name: None, membership, conditions };
         watching.find_name(kernel);
         watching

@@ -219,7 +219,7 @@ impl Session {
             slow_rule: options.slow.to_string(),
             ..describe(options.target.to_string(), &membership, &kernel)
         };
-        let conditions = ConditionWatch::start(&membership);
+        let conditions = ConditionWatch::start(&membership, &kernel);
         // Before the first record is written: a directory that is discarded must not grow.
         let journal = Journal::start(directory, info, &kernel)?;
         let floors = Floors {
@@ -286,7 +286,7 @@ impl Session {
         }
         info.target_cgroup = now.target_cgroup;
         info.thread_names = now.thread_names;
-        self.conditions = ConditionWatch::start(&self.membership);
+        self.conditions = ConditionWatch::start(&self.membership, &self.kernel);
         self.log_target();
         self.start_generator()
     }

@@ -1,6 +1,7 @@
-//! The conditions under which the target runs: what the kernel's files tell about it beside the records.
+//! The conditions under which the target runs: what the kernel's files, and sums of the kernel side, tell about it
+//! beside the records.
 //!
-//! Each watch reads its files when a run begins, when that is due, and at the end.
+//! Each watch reads them when a run begins, when that is due, and at the end.
 
 mod cgroup_search;
 mod connections;
@@ -11,6 +12,7 @@ mod memory_limits;
 mod namespaces;
 mod network;
 mod pressure;
+mod ran_instead;
 mod trend;
 
 use std::time::{Duration, Instant};
@@ -22,8 +24,10 @@ use descriptors::DescriptorWatch;
 use memory_limits::MemoryLimitWatch;
 use network::NetworkWatch;
 use pressure::PressureWatch;
+use ran_instead::RanInsteadWatch;
 
 use crate::host::usage;
+use crate::kernel::Kernel;
 use crate::model::Conditions;
 use crate::target::Membership;
 
@@ -46,7 +50,7 @@ pub(super) struct ConditionWatch(Vec<(Box<dyn Watch + Send>, Instant)>);
 
 impl ConditionWatch {
     /// What the kernel counted before does not count.
-    pub(super) fn start(membership: &Membership) -> Self {
+    pub(super) fn start(membership: &Membership, kernel: &Kernel) -> Self {
         let watches: [Box<dyn Watch + Send>; _] = [
             Box::new(CpuLimitWatch::start()),
             Box::new(NetworkWatch::start()),
@@ -55,6 +59,7 @@ impl ConditionWatch {
             Box::new(MemoryLimitWatch::start()),
             Box::new(PressureWatch::start()),
             Box::new(CpuTimeWatch::start()),
+            Box::new(RanInsteadWatch::start(kernel.ran_instead())),
         ];
         let now = Instant::now();
         let mut all = Self(watches.into_iter().map(|watch| (watch, now)).collect());
