@@ -198,7 +198,7 @@ pub(super) static METRICS: &[Metric] = &[
             snapshot.conditions.ran_instead.iter().try_for_each(|ran| {
                 let times = [
                     ("process", ran.ran_ns),
-                    ("idle", ran.idle_ns),
+                    ("nobody", ran.idle_ns),
                     ("cpu_limit", ran.throttled_ns),
                 ];
                 times

@@ -49,7 +49,7 @@ fn times_are_kept_by_name_and_cgroup_and_over_time() {
     let first = vec![
         (0, entry(10, "cc1", 300 * MS, 3)),
         (5, entry(11, "old name", 100 * MS, 1)),
-        (9, entry(12, "kworker/0:1-events", 50 * MS, 2)),
+        (9, entry(12, "kworker/0:1-ev", 50 * MS, 2)),
     ];
     let there = |tgid: Tgid, _: Option<u64>| (tgid.0 == 11).then(|| process(11, "hog-3"));
     assert_eq!(sums.take(&reading(first, 500 * MS), MonoNanos(S), there), [0; 0]);
@@ -57,7 +57,7 @@ fn times_are_kept_by_name_and_cgroup_and_over_time() {
     let second = vec![
         (0, entry(20, "cc1", 200 * MS, 2)),
         (5, entry(11, "old name", 180 * MS, 4)),
-        (9, entry(12, "kworker/0:1-events", 50 * MS, 2)),
+        (9, entry(12, "kworker/0:1-ev", 50 * MS, 2)),
     ];
     assert_eq!(sums.take(&reading(second, 800 * MS), MonoNanos(2 * S), there), [9]);
     let summary = sums.summary(&names());
