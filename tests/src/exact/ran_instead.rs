@@ -23,6 +23,9 @@ const THREADS: u64 = 2;
 /// The name and the nice value of each of the others.
 const OTHERS: [(&str, i32); 3] = [("first-hog", -12), ("second-hog", -10), ("third-hog", -7)];
 
+/// Of each process, at least this part is known.
+const HALF: f64 = 0.5;
+
 const fn at(nice: i32) -> Placement<'static> {
     Placement { cgroup: None, unified: None, throttled: None, cpu: None, nice: Some(nice) }
 }
@@ -112,20 +115,28 @@ pub fn other_processes(trial: &Trial) {
         let held = held_of(run);
         let not_known_ns = ran(run).not_known_ns;
         let tolerance = tolerance(run).max(0.05);
+        let against = "schedstat time on the CPU, by process, for each waiting thread";
+        let (mut all_ns, mut all_expected_ns) = (0, 0);
         for ((name, before), after) in hogs.iter().zip(&before).zip(&after) {
             let scheduler = schedstat_since(after, before);
             let expected_ns = THREADS * scheduler.ran_ns;
             let found = row(run, name);
             assert_eq!(found.kind, RanKind::Other, "{found:?}");
             assert!(found.waits >= 2 && found.waits <= ran(run).wait_ns / 5_000, "{found:?}");
-            let against = "schedstat time on the CPU, by process, for each waiting thread";
             let slack = THREADS * (stolen_ns + apart_ns(scheduler, switch_ns));
             let numbers = (found.time_ns, expected_ns);
             held.compare(Relation::AtMost, "ran_instead", against, numbers, (tolerance, slack));
-            let numbers = (found.time_ns + not_known_ns, expected_ns);
-            let metric = "ran_instead, and unknown";
-            held.compare(Relation::AtLeast, metric, against, numbers, (tolerance, slack));
+            // Of a long wait on a busy host, only the last switches are known.
+            held.compare(Relation::AtLeast, "ran_instead", against, numbers, (HALF, slack));
+            (all_ns, all_expected_ns) = (all_ns + found.time_ns, all_expected_ns + expected_ns);
         }
+        held.at_least(
+            "ran_instead, all and unknown",
+            against,
+            all_ns + not_known_ns,
+            all_expected_ns,
+            tolerance,
+        );
         let own_row = row(run, "observer-work");
         assert_eq!(own_row.kind, RanKind::Own, "{own_row:?}");
         let against = "schedstat time on the CPU, of the target";
