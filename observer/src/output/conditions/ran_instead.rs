@@ -77,7 +77,10 @@ fn who(ran: &RanInsteadSummary) -> String {
     for (time_ns, what) in [
         (ran.throttled_ns, "a CPU limit held the thread"),
         (ran.idle_ns, "the CPU was idle"),
-        (ran.not_known_ns, "it is not known who had it"),
+        (
+            ran.not_known_ns,
+            "it is not known who had it (of a wait, the last 64 context switches of the CPU are known)",
+        ),
     ] {
         if share(ran, time_ns) >= NAMED {
             text += &format!(" For {} {what}.", duration(time_ns as f64));
@@ -161,7 +164,7 @@ mod tests {
                 "Threads of the target waited for a CPU for 1.83 s in all. Meanwhile it had: stress-ng in \
                  cgroup /sidecar 1.21 s (66 %), most of it from 4 s to 9 s; worker-* (the target itself) \
                  300 ms (16 %); [ksoftirqd/*] (kernel thread) 200 ms (11 %). For 120 ms it is not known who \
-                 had it.",
+                 had it (of a wait, the last 64 context switches of the CPU are known).",
                 "Move stress-ng to other CPUs (cpuset.cpus, taskset), limit it (cpu.max of its cgroup), or \
                  give the target a larger share (cpu.weight, nice).",
             ]
