@@ -45,12 +45,10 @@ fn find(tgid: u32) -> Option<*mut RanInstead> {
     if way == NONE && free != NONE {
         // SAFETY: a map value; only the address is formed here.
         let owner = unsafe { &raw mut (*entry(bucket, free)).tgid };
-        way = if atomic::compare_exchange(owner, 0, u64::from(tgid)) {
-            free
-        } else {
-            // Another CPU took it, perhaps for the same process.
-            ways(bucket, tgid).0
-        };
+        // Otherwise another CPU took it at the same instant.
+        if atomic::compare_exchange(owner, 0, u64::from(tgid)) {
+            way = free;
+        }
     }
     if way == NONE {
         bucket = RAN_INSTEAD.get_ptr_mut(RAN_OTHERS)?;
@@ -61,13 +59,19 @@ fn find(tgid: u32) -> Option<*mut RanInstead> {
 /// Adds the time of a thread, with the ids of its process and its own in one number, in a wait that has this
 /// number.
 ///
-/// A function of its own, because the kernel limits the stack of a program together with the functions
-/// that it calls.
+/// A global function, which the verifier checks once and not for each round of the loops that call it. So
+/// it returns a number, which is always 0: the kernel wants one.
 #[inline(never)]
-pub(super) fn add(task: u64, ids: u64, time_ns: u64, wait: u64) {
-    if time_ns == 0 {
-        return;
+#[unsafe(no_mangle)]
+pub extern "C" fn ran_instead_add(task: u64, ids: u64, time_ns: u64, wait: u64) -> u64 {
+    if time_ns != 0 {
+        add(task, ids, time_ns, wait);
     }
+    0
+}
+
+#[inline(always)]
+fn add(task: u64, ids: u64, time_ns: u64, wait: u64) {
     let (tgid, tid) = ((ids >> 32) as u32, ids as u32);
     let Some(entry) = find(tgid) else { return };
     // SAFETY: a map value; only addresses are formed here.

@@ -210,7 +210,7 @@ fn sum_up_with(queued_ns: u64, throttled: Option<throttle::Wait>) {
         let is_idle = if_zero(part.turn.tid);
         idle_ns = idle_ns.wrapping_add(part.time_ns & is_idle);
         let ran = Ran::of(part.turn);
-        ran_instead::add(ran.task, ran.ids, part.time_ns & !is_idle, wait);
+        ran_instead::ran_instead_add(ran.task, ran.ids, part.time_ns & !is_idle, wait);
         if part.began_ns <= queued_ns {
             break;
         }

@@ -5,10 +5,10 @@ use bytemuck::{Pod, Zeroable};
 use super::COMM_LEN;
 
 /// Buckets of the table: a process is in the one of [`ran_bucket`].
-pub const RAN_BUCKETS: u32 = 512;
+pub const RAN_BUCKETS: u32 = 1_024;
 
 /// Processes in a bucket.
-pub const RAN_WAYS: usize = 8;
+pub const RAN_WAYS: usize = 4;
 
 /// The bucket behind the others, which has no processes: its entry [`RAN_NO_PLACE`] sums up those whose bucket
 /// was full, and of its entry [`RAN_IDLE`] only the time counts, in which nobody had the CPU.
@@ -74,8 +74,7 @@ mod tests {
             // A child that is waited for, or two, between each of them.
             for step in [1, 2, 3, 7, 64] {
                 let mut held = [0usize; RAN_BUCKETS as usize];
-                let processes =
-                    (0..RAN_BUCKETS * RAN_WAYS as u32 / 2).map(|nth| first + nth * step);
+                let processes = (0..RAN_BUCKETS).map(|nth| first + nth * step);
                 processes.for_each(|tgid| held[ran_bucket(tgid) as usize] += 1);
                 let beyond: usize = held.iter().map(|held| held.saturating_sub(RAN_WAYS)).sum();
                 assert_eq!(beyond, 0, "{first} {step}");
