@@ -63,7 +63,7 @@ fn find(tgid: u32) -> Option<*mut RanInstead> {
 /// it returns a number, which is always 0: the kernel wants one.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn ran_instead_add(task: u64, ids: u64, time_ns: u64, wait: u64) -> u64 {
+pub(super) extern "C" fn ran_instead_add(task: u64, ids: u64, time_ns: u64, wait: u64) -> u64 {
     if time_ns != 0 {
         add(task, ids, time_ns, wait);
     }
