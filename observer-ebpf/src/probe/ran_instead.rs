@@ -98,7 +98,7 @@ fn add(task: u64, ids: u64, time_ns: u64, wait: u64) {
         if config::off_task_flags() != 0 && task.is_kernel_thread() {
             flags |= RAN_KERNEL_THREAD;
         }
-        entry.comm = task.comm();
+        entry.comm = task.leader().comm();
         entry.cgroup = task.cgroup_id();
     }
     entry.flags |= flags;

@@ -11,7 +11,7 @@ pub const RAN_BUCKETS: u32 = 1_024;
 pub const RAN_WAYS: usize = 4;
 
 /// The bucket behind the others, which has no processes: its entry [`RAN_NO_PLACE`] sums up those whose bucket
-/// was full, and of its entry [`RAN_IDLE`] only the time counts, in which nobody had the CPU.
+/// was full or was entered by another CPU at the same instant, and of its entry [`RAN_IDLE`] only the time counts, in which nobody had the CPU.
 pub const RAN_OTHERS: u32 = RAN_BUCKETS;
 /// As above.
 pub const RAN_NO_PLACE: usize = 0;
@@ -43,8 +43,8 @@ pub struct RanInstead {
     pub cgroup: u64,
     /// [`RAN_KERNEL_THREAD`] and [`RAN_TARGET`].
     pub flags: u64,
-    /// Command name of a thread of it, NUL padded. This and the two above are noted at its first wait, the
-    /// second, the fourth and so on; it is empty when the thread had ended by then.
+    /// Command name of its first thread, NUL padded. This and the two above are noted at its first wait, the
+    /// second, the fourth and so on; it is empty when the thread that ran had ended by then.
     pub comm: [u8; COMM_LEN],
 }
 
