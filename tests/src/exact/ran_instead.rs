@@ -72,7 +72,8 @@ fn check_sums(run: &Run) {
 /// When it is not so.
 pub fn other_processes(trial: &Trial) {
     let directory = trial::directory();
-    let length = scaled_text(3_500);
+    // An emulated CPU takes seconds until the others have begun.
+    let length = (scaled(3_500) * if trial::in_guest() { 8 } else { 1 }).to_string();
     let threads = THREADS.to_string();
     let arguments = ["contend", "--threads", &threads, "--ms", &length];
     let mut work = trial::start(&arguments, at(-10));
