@@ -219,7 +219,7 @@ impl Sums {
             }
             seen.still += 1;
             // A wait that began while it was there may have ended since: it keeps its place for one reading.
-            let looks = seen.still == 1 || seen.still % LOOKED_FOR_IN == 0;
+            let looks = seen.still == 1 || seen.still.is_multiple_of(LOOKED_FOR_IN);
             if looks && process(tgid, None).is_none() {
                 self.seen.remove(place);
                 ended.push(*place);
