@@ -163,9 +163,10 @@ pub fn short_processes(trial: &Trial) {
     let target = ["--pid".to_owned(), work.id().to_string()];
     let watches = trial.watch(&target, directory.path());
     nudge(work.id());
+    // A few milliseconds each, so that a wait of the target has fewer switches than are known.
     let mut command = Command::new("sh");
     command
-        .args(["-c", "while :; do sh -c 'n=0; while [ $n -lt 2000 ]; do n=$((n+1)); done'; done"]);
+        .args(["-c", "while :; do sh -c 'n=0; while [ $n -lt 10000 ]; do n=$((n+1)); done'; done"]);
     let place = Placement { cpu: Some(0), nice: Some(-10), ..Placement::default() };
     let side_car = Running::start(&mut command, place).expect("it starts");
     work.go().expect("the target works");

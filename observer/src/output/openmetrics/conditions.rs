@@ -192,7 +192,7 @@ pub(super) static METRICS: &[Metric] = &[
         kind: Kind::Counter,
         unit: Some("seconds"),
         labels: &["who"],
-        help: "Time of the waits of the target for a CPU by who had it meanwhile: process (all of them), idle (nobody), \
+        help: "Time of the waits of the target for a CPU by who had it meanwhile: process (all of them), nobody, \
                cpu_limit (a CPU limit held the thread); of the rest of observer_runqueue_latency_seconds it is not known",
         fill: Fill::Own(|snapshot, family| {
             snapshot.conditions.ran_instead.iter().try_for_each(|ran| {

@@ -69,7 +69,7 @@ fn times_are_kept_by_name_and_cgroup_and_over_time() {
     assert_eq!(
         rows,
         [
-            ("cc1", "other", 500 * MS, 5),
+            ("cc*", "other", 500 * MS, 5),
             ("hog-*", "other", 180 * MS, 4),
             ("[kworker/*]", "kernel_thread", 50 * MS, 2)
         ]
