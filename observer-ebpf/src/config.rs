@@ -70,6 +70,8 @@ globals! {
     OFF_TASK_TGID: off_task_tgid = 0;
     /// `task_struct::flags`.
     OFF_TASK_FLAGS: off_task_flags = 0;
+    /// `task_struct::group_leader`.
+    OFF_TASK_LEADER: off_task_leader = 0;
     /// `task_struct::comm`.
     OFF_TASK_COMM: off_task_comm = 0;
     /// `task_struct::real_parent`.

@@ -245,6 +245,12 @@ impl Task {
         Self(self.0.follow(config::off_task_parent()))
     }
 
+    /// The first thread of its process.
+    #[inline(always)]
+    pub(crate) fn leader(self) -> Self {
+        Self(self.0.follow(config::off_task_leader()))
+    }
+
     /// Nanoseconds the thread has waited for a CPU so far, without the current wait.
     #[inline(always)]
     pub(crate) fn run_delay_ns(self) -> u64 {

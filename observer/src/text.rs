@@ -140,6 +140,13 @@ pub fn printable_json(json: &str) -> String {
     escaped
 }
 
+/// `worker-*` of `worker-17`.
+#[must_use]
+pub fn without_number(name: &str) -> String {
+    let kept = name.trim_end_matches(|letter: char| letter.is_ascii_digit());
+    if kept.len() == name.len() { name.to_owned() } else { format!("{kept}*") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

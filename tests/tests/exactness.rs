@@ -69,6 +69,18 @@ fn while_a_thread_waits_another_process_has_the_cpu() {
 }
 
 #[test]
+fn while_threads_wait_each_process_has_the_cpu_as_long_as_the_scheduler_says() {
+    let Some(_guard) = privileged::ready("other processes") else { return };
+    repeated(|| exact::other_processes(&Trial::new("other processes")));
+}
+
+#[test]
+fn processes_that_live_for_a_moment_are_known_by_their_name() {
+    let Some(_guard) = privileged::ready("short processes") else { return };
+    repeated(|| exact::short_processes(&Trial::new("short processes")));
+}
+
+#[test]
 fn minor_faults_are_the_kernels() {
     let Some(_guard) = privileged::ready("minor faults") else { return };
     exact::minor_faults(&Trial::new("minor faults"));

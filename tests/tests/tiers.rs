@@ -39,6 +39,15 @@ fn all_tiers_of_runqueue_agree() {
 }
 
 #[test]
+fn all_tiers_of_runqueue_know_who_ran_instead() {
+    let Some(_guard) = privileged::ready("tiers: who ran instead") else { return };
+    // Attaching takes an emulated CPU seconds.
+    if !trial::in_guest() {
+        repeated(|| exact::other_processes(&tiers("tiers: other processes", "runqueue")));
+    }
+}
+
+#[test]
 fn all_tiers_of_fault_agree() {
     let Some(_guard) = privileged::ready("tiers of fault") else { return };
     exact::minor_faults(&tiers("tiers: minor faults", "fault"));

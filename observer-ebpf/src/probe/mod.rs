@@ -25,6 +25,7 @@ mod fault;
 mod generator;
 mod irq;
 mod kernel_lock;
+mod ran_instead;
 mod reclaim;
 mod request;
 mod runqueue;

@@ -1,7 +1,8 @@
 //! Scheduler delay: from wake-up (or preemption) to running.
 
 use observer_ebpf::wire::{
-    Counter, LossKind, RUNQUEUE_PREEMPTED, RecordKind, RunqueueState, Series, wait_seal,
+    Counter, LossKind, RAN_ALWAYS_NS, RUNQUEUE_PREEMPTED, RecordKind, RunqueueState, Series,
+    wait_seal,
 };
 
 use super::{sleep, throttle, turns};
@@ -165,7 +166,16 @@ fn arrived(
         return;
     }
     let throttled_ns = throttle::arrived(next, queued_ns, now_ns);
-    if emit::past_floor(RecordKind::Runqueue, duration_ns) {
+    let is_recorded = emit::past_floor(RecordKind::Runqueue, duration_ns);
+    if !is_recorded && duration_ns < RAN_ALWAYS_NS {
+        return;
+    }
+    if throttled_ns == 0 {
+        turns::sum_up(queued_ns);
+    } else {
+        turns::sum_up_throttled(queued_ns);
+    }
+    if is_recorded {
         let flags = if preempted { u64::from(RUNQUEUE_PREEMPTED) } else { 0 };
         if throttled_ns == 0 {
             turns::send(next.address(), flags, duration_ns, queued_ns);

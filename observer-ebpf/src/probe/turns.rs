@@ -5,7 +5,7 @@ use core::arch::asm;
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
 use observer_ebpf::wire::{COMM_LEN, CpuTurns, RecordKind, RunqueueRecord, SWITCHES_KEPT, Turn};
 
-use super::throttle;
+use super::{ran_instead, throttle};
 use crate::{
     config, emit,
     kernel::{Task, now_ns},
@@ -49,7 +49,7 @@ fn if_negative(number: i64) -> u64 {
 
 /// All bits set if the number, of 32 bits, is 0, or none.
 #[inline(always)]
-fn if_zero(number: u32) -> u64 {
+pub(super) fn if_zero(number: u32) -> u64 {
     if_negative(i64::from(number) - 1)
 }
 
@@ -73,7 +73,7 @@ pub(super) fn earlier(one_ns: u64, other_ns: u64) -> u64 {
 
 /// The first where the mask has bits, and the second elsewhere.
 #[inline(always)]
-const fn select(mask: u64, first: u64, second: u64) -> u64 {
+pub(super) const fn select(mask: u64, first: u64, second: u64) -> u64 {
     first & mask | second & !mask
 }
 
@@ -104,6 +104,33 @@ impl Ran {
     }
 }
 
+/// A part of a wait in which one thread had the CPU.
+struct Part<'a> {
+    turn: &'a Turn,
+    began_ns: u64,
+    /// Without the time in which the waiting thread was throttled; 0 if it is not known who had the CPU.
+    time_ns: u64,
+}
+
+impl<'a> Part<'a> {
+    /// What the turn of this number has of a wait that began at `queued_ns`.
+    #[inline(always)]
+    fn of(
+        cpu: &'a CpuTurns,
+        number: u64,
+        queued_ns: u64,
+        throttled: Option<throttle::Wait>,
+    ) -> Self {
+        let kept = |number: u64| &cpu.kept[number as usize % SWITCHES_KEPT];
+        let (turn, began_ns) = (kept(number), kept(number.wrapping_sub(1)).until_ns);
+        let from_ns = later(began_ns, queued_ns);
+        let part_ns = above_zero(turn.until_ns.wrapping_sub(from_ns));
+        let held_ns = throttled.map_or(0, |wait| wait.throttled_between(from_ns, turn.until_ns));
+        let time_ns = above_zero(part_ns.wrapping_sub(held_ns)) & turn.known.wrapping_neg();
+        Self { turn, began_ns, time_ns }
+    }
+}
+
 /// Who had the CPU, as in [`RunqueueRecord`].
 struct During {
     ran: Ran,
@@ -117,24 +144,19 @@ struct During {
 #[inline(always)]
 fn during(cpu: &CpuTurns, tgid: u32, queued_ns: u64, throttled: Option<throttle::Wait>) -> During {
     let last = cpu.switches.wrapping_sub(1);
-    let turn = |number: u64| &cpu.kept[number as usize % SWITCHES_KEPT];
     let (mut other_ns, mut own_ns, mut idle_ns) = (0u64, 0u64, 0u64);
     // A majority vote, weighted by time (Boyer and Moore, "MJRTY", 1991): a process that had the CPU
     // for more than half of the others' time is the leader at the end.
-    let (mut leader, mut lead_ns) = (Ran::of(turn(last)), 0u64);
+    let (mut leader, mut lead_ns) = (Ran::of(&cpu.kept[last as usize % SWITCHES_KEPT]), 0u64);
     let (mut own, mut longest_own_ns) = (leader, 0u64);
     for back in 0..SWITCHES_KEPT as u64 - 1 {
         // When the first turn began is not known, and neither is the begin of the wait.
         if queued_ns == 0 || back >= last {
             break;
         }
-        let number = last.wrapping_sub(back);
-        let (one, began_ns) = (turn(number), turn(number.wrapping_sub(1)).until_ns);
+        let Part { turn: one, began_ns, time_ns: part_ns } =
+            Part::of(cpu, last.wrapping_sub(back), queued_ns, throttled);
         let ran = Ran::of(one);
-        let from_ns = later(began_ns, queued_ns);
-        let part_ns = above_zero(one.until_ns.wrapping_sub(from_ns));
-        let held_ns = throttled.map_or(0, |wait| wait.throttled_between(from_ns, one.until_ns));
-        let part_ns = above_zero(part_ns.wrapping_sub(held_ns)) & one.known.wrapping_neg();
         let (is_idle, is_own) = (if_zero(one.tid), if_zero(one.tgid ^ tgid));
         let of_own_ns = part_ns & is_own & !is_idle;
         let of_other_ns = part_ns & !is_own & !is_idle;
@@ -156,6 +178,46 @@ fn during(cpu: &CpuTurns, tgid: u32, queued_ns: u64, throttled: Option<throttle:
     }
     let ran = leader.or(if_negative(other_ns.wrapping_sub(own_ns) as i64), own);
     During { ran, other_ns, own_ns, idle_ns }
+}
+
+/// Adds each part of the wait that has just ended on this CPU to the process that had the CPU. The wait began
+/// at `queued_ns`; 0 if that is not known.
+#[inline(never)]
+pub(super) fn sum_up(queued_ns: u64) {
+    sum_up_with(queued_ns, None);
+}
+
+/// As [`sum_up`], where a CPU limit held the thread for a part of the wait.
+#[inline(never)]
+pub(super) fn sum_up_throttled(queued_ns: u64) {
+    let Some(wait) = throttle::Wait::of_cpu() else { return };
+    sum_up_with(queued_ns, Some(wait));
+}
+
+#[inline(always)]
+fn sum_up_with(queued_ns: u64, throttled: Option<throttle::Wait>) {
+    let number = emit::cpu();
+    let Some(cpu) = TURNS.get(number) else { return };
+    let last = cpu.switches.wrapping_sub(1);
+    let wait = cpu.switches << 16 | u64::from(number);
+    let mut idle_ns = 0u64;
+    // As in `during`.
+    for back in 0..SWITCHES_KEPT as u64 - 1 {
+        if queued_ns == 0 || back >= last {
+            break;
+        }
+        let part = Part::of(cpu, last.wrapping_sub(back), queued_ns, throttled);
+        let is_idle = if_zero(part.turn.tid);
+        idle_ns = idle_ns.wrapping_add(part.time_ns & is_idle);
+        let ran = Ran::of(part.turn);
+        ran_instead::ran_instead_add(ran.task, ran.ids, part.time_ns & !is_idle, wait);
+        if part.began_ns <= queued_ns {
+            break;
+        }
+    }
+    if idle_ns != 0 {
+        ran_instead::add_idle(idle_ns);
+    }
 }
 
 /// Sends the wait of the thread that the CPU has just gone to, with who had the CPU since `queued_ns`,

@@ -18,6 +18,7 @@ mod offsets;
 mod overlay;
 mod plan;
 mod profile;
+mod ran_instead;
 mod requests;
 mod ring;
 mod series;
@@ -47,6 +48,7 @@ pub(crate) use live::wait_for_running_programs;
 pub use load::{LoadError, LoadOptions, RING_BYTES};
 pub use plan::{MapPlan, plan};
 pub use profile::ProgramProfile;
+pub use ran_instead::{RanInsteadReading, RanInsteadTable, WaitSums};
 pub use ring::Ring;
 pub use statistics::RunTimeStatistics;
 pub use thread_state::ThreadPlaces;
@@ -92,7 +94,7 @@ pub struct Kernel {
     cpus_looked_at: MonoNanos,
     choices: Choices,
     states: ProgramStates,
-    histograms: MappedWords,
+    histograms: Arc<MappedWords>,
     cgroups: CgroupRows,
     cgroup_member_missing: Option<String>,
     targets: Arc<MappedWords>,
@@ -237,7 +239,7 @@ impl Kernel {
             cpus_looked_at,
             choices,
             states,
-            histograms,
+            histograms: Arc::new(histograms),
             cgroups: cgroup_rows,
             cgroup_member_missing: offsets.have(&[Members::Cgroup]).err(),
             targets: Arc::new(targets),

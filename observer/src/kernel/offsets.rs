@@ -10,6 +10,7 @@ const MEMBERS: &[(Members, &str, &str, &str)] = &[
     (Members::Ids, "OFF_TASK_PID", "task_struct", "pid"),
     (Members::Ids, "OFF_TASK_TGID", "task_struct", "tgid"),
     (Members::Comm, "OFF_TASK_COMM", "task_struct", "comm"),
+    (Members::Comm, "OFF_TASK_LEADER", "task_struct", "group_leader"),
     (Members::LiveThreads, "OFF_TASK_SIGNAL", "task_struct", "signal"),
     (Members::LiveThreads, "OFF_SIGNAL_LIVE", "signal_struct", "live"),
     (Members::Ancestry, "OFF_TASK_PARENT", "task_struct", "real_parent"),

@@ -74,7 +74,8 @@ impl Kernel {
         .collect()
     }
 
-    fn map_words(
+    /// The values of an array map, mapped into memory.
+    pub(super) fn map_words(
         &self,
         name: &'static str,
         entries: usize,

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     ConnectionsSummary, CountersSummary, CpuLimitSummary, CpuTimeSummary, DescriptorSummary,
     HostCpuTimeSummary, HostFilesSummary, MemoryLimitSummary, NetworkSummary, PressureSummary,
+    RanInsteadSummary,
 };
 
 /// What was read beside the records, when a run began, through it and at its end. Its members stand in
@@ -58,4 +59,7 @@ pub struct Conditions {
     /// for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counters: Option<CountersSummary>,
+    /// Who had the CPUs while threads of the target waited for them; `None` where waits were not watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ran_instead: Option<RanInsteadSummary>,
 }

@@ -427,6 +427,7 @@ fn conditions() -> Conditions {
         }],
         host_cpu_time: Some(HostCpuTimeSummary { total_ns: 60_000 * MS, stolen_ns: 3_700 * MS }),
         counters: Some(counters()),
+        ran_instead: Some(ran_instead()),
     }
 }
 
@@ -511,4 +512,33 @@ pub(crate) fn connections() -> Vec<ConnectionsSummary> {
         ephemeral_ports: Some(28_232),
         unread: 0,
     }]
+}
+
+/// A side-car that ran most of all, from 4 s to 9 s.
+pub(crate) fn ran_instead() -> RanInsteadSummary {
+    let mut by_part_ns = vec![0; 21];
+    by_part_ns[4..9].fill(200 * MS);
+    by_part_ns[20] = 210 * MS;
+    let row = |name: &str, kind, by_part_ns: Vec<u64>| RanInsteadRow {
+        name: name.into(),
+        cgroup: Some(format!("/demo/{HOSTILE}")),
+        kind,
+        time_ns: by_part_ns.iter().sum(),
+        waits: 120,
+        by_part_ns,
+    };
+    RanInsteadSummary {
+        began_ns: START,
+        observed_ns: 30_000 * MS,
+        wait_ns: 1_830 * MS,
+        ran_ns: 1_710 * MS,
+        not_known_ns: 120 * MS,
+        part_ns: 1_000 * MS,
+        by: vec![
+            row(HOSTILE, RanKind::Other, by_part_ns),
+            row("worker-*", RanKind::Own, vec![10 * MS; 30]),
+            row("[ksoftirqd/*]", RanKind::KernelThread, vec![10 * MS; 20]),
+        ],
+        ..RanInsteadSummary::default()
+    }
 }

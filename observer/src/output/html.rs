@@ -6,10 +6,10 @@ use std::fmt::Write as _;
 
 use super::answer::{Answer, WorstRequest, objects};
 use super::chart;
-use super::conditions;
 use super::terminal::{asked, counters, more, request_line, served};
 use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
 use super::track;
+use super::{conditions, over_time};
 use crate::model::{Cause, CauseSummary, Outcome, ProbeState, Summary, by_owner};
 
 /// Parts of an account named beside its bar.
@@ -18,7 +18,7 @@ const PARTS_SHOWN: usize = 3;
 const STALLS_SHOWN: usize = 12;
 
 /// Text as HTML: markup characters escaped, control characters replaced.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in clean(text, 4_096).chars() {
         match c {
@@ -293,6 +293,11 @@ fn conditions(page: &mut String, summary: &Summary) {
     for (heading, paragraphs) in conditions::sections(summary) {
         let _ = writeln!(page, "<section><h2>{}</h2>", escape(heading));
         list(page, "counters", paragraphs.into_iter());
+        if let Some(ran) = &summary.conditions.ran_instead
+            && heading == conditions::RAN_INSTEAD
+        {
+            table(page, over_time::HEADER, over_time::NUMBERS, &over_time::rows(ran));
+        }
         page.push_str("</section>\n");
     }
 }

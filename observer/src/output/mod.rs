@@ -12,6 +12,7 @@ pub mod http;
 mod json_seal;
 mod kept_files;
 pub mod openmetrics;
+mod over_time;
 pub mod request_text;
 pub mod rundir;
 pub mod terminal;

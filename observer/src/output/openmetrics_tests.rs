@@ -41,6 +41,7 @@ pub(crate) fn snapshot() -> Snapshot {
                 ..CpuLimitSummary::default()
             }],
             networks: networks(),
+            ran_instead: Some(example::ran_instead()),
             connections: example::connections(),
             descriptors: vec![
                 DescriptorSummary {
@@ -164,6 +165,12 @@ fn every_number_is_under_its_name() {
         ("observer_target_cpu_stolen_seconds_total{cpu=\"3\"}", "0.25"),
         ("observer_target_perf_events_total{counter=\"context_switches\"}", "61234"),
         ("observer_target_counted_cpu_seconds_total", "9.0"),
+        (
+            "observer_target_ran_instead_seconds_total{process=\"[ksoftirqd/*]\",\
+             cgroup=\"/demo/</b><i>\u{1b}[31m\",kind=\"kernel_thread\"}",
+            "0.2",
+        ),
+        ("observer_target_ran_instead_known_seconds_total{who=\"process\"}", "1.71"),
         ("observer_cgroups{histograms=\"own\"}", "2"),
         ("observer_cgroups{histograms=\"other\"}", "5"),
         ("observer_cgroups_removed_total", "9"),

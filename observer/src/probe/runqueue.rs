@@ -4,8 +4,8 @@ use std::mem::offset_of;
 use std::num::NonZeroU64;
 
 use observer_ebpf::wire::{
-    Counter, CpuThrottled, CpuTurns, RUNQUEUE_PREEMPTED, RunqueueRecord, RunqueueState, Series,
-    Slot, THROTTLED_KEPT, Throttled,
+    Counter, CpuThrottled, CpuTurns, RAN_BUCKETS, RUNQUEUE_PREEMPTED, RanBucket, RunqueueRecord,
+    RunqueueState, Series, Slot, THROTTLED_KEPT, Throttled,
 };
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
     Probe, ProbeMap, Program, RunsAt, SummaryNumbers, Tier,
 };
 use crate::model::{Cause, EndedBy, Event, Field, Holder, ObjectRow, RecordRow, Tgid, Tid, field};
-use crate::text::duration;
+use crate::text::{duration, without_number};
 
 const SWITCH: &str = "waits for a CPU";
 const WAKEUP: &str = "waits after a wake-up";
@@ -196,6 +196,13 @@ pub(super) const PROBE: Probe = Probe {
             // Which cgroup each place has: what was throttled meanwhile is not known.
             begins: &QUEUES,
         },
+        ProbeMap {
+            name: "RAN_INSTEAD",
+            entries: Entries::Fixed(RAN_BUCKETS + 1),
+            value_bytes: size_of::<RanBucket>(),
+            // Sums, which stay.
+            begins: &[],
+        },
     ],
     ..Probe::BASE
 };
@@ -310,12 +317,6 @@ fn object_name(event: &Event, _: Cause) -> String {
     event.record().map_or_else(String::new, |record: RunqueueRecord| {
         without_number(&super::comm(&record.ran_comm))
     })
-}
-
-/// `worker-*` of `worker-17`.
-fn without_number(name: &str) -> String {
-    let kept = name.trim_end_matches(|letter: char| letter.is_ascii_digit());
-    if kept.len() == name.len() { name.to_owned() } else { format!("{kept}*") }
 }
 
 fn detail(event: &Event) -> String {

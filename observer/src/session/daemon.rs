@@ -85,7 +85,7 @@ impl Watching {
     /// Marks the target in the kernel.
     fn begin(mut membership: Membership, kernel: &Kernel, counters: bool) -> Self {
         mark_first(&mut membership, kernel);
-        let conditions = ConditionWatch::start(&membership, counters);
+        let conditions = ConditionWatch::start(&membership, kernel, counters);
         let mut watching = Self { name: None, membership, conditions };
         watching.find_name(kernel);
         watching

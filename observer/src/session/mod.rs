@@ -221,7 +221,7 @@ impl Session {
             slow_rule: options.slow.to_string(),
             ..describe(options.target.to_string(), &membership, &kernel)
         };
-        let conditions = ConditionWatch::start(&membership, options.counters);
+        let conditions = ConditionWatch::start(&membership, &kernel, options.counters);
         // Before the first record is written: a directory that is discarded must not grow.
         let journal = Journal::start(directory, info, &kernel)?;
         let floors = Floors {
@@ -288,7 +288,8 @@ impl Session {
         }
         info.target_cgroup = now.target_cgroup;
         info.thread_names = now.thread_names;
-        self.conditions = ConditionWatch::start(&self.membership, self.options.counters);
+        self.conditions =
+            ConditionWatch::start(&self.membership, &self.kernel, self.options.counters);
         self.log_target();
         self.start_generator()
     }

@@ -13,7 +13,7 @@ const TOLERANCE: f64 = 0.02;
 /// On an emulated CPU, which may stand still between the readings of two clocks.
 const TOLERANCE_EMULATED: f64 = 0.5;
 
-fn tolerance(run: &Run) -> f64 {
+pub(super) fn tolerance(run: &Run) -> f64 {
     match (own_clock(run), trial::in_guest()) {
         (true, true) => TOLERANCE_EMULATED,
         // A guest's CPU may stand still for 100 ms between a reading of the kernel counters and the

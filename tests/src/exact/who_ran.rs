@@ -15,11 +15,11 @@ const TOLERANCE: f64 = 0.05;
 
 /// How much less it may be: the first thread of the process works, too, and others of the host come in
 /// between.
-const LESS: f64 = 0.25;
+pub(super) const LESS: f64 = 0.25;
 
 /// The kernel does not show all switches on all hosts; of a wait in which one is missing, the time
 /// between its neighbours is not known. Three in a thousand were seen to be missing.
-const UNKNOWN_AT_MOST: f64 = 0.25;
+pub(super) const UNKNOWN_AT_MOST: f64 = 0.25;
 
 /// How long others, the process itself, and nobody had the CPU, over all waits of the process.
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,7 +65,7 @@ const FIRST: Placement<'_> =
     Placement { cgroup: None, unified: None, throttled: None, cpu: None, nice: Some(-10) };
 
 /// One more tick than was counted of the time that the hypervisor took from a CPU.
-fn stolen_ns(before: Duration, after: Duration) -> u64 {
+pub(super) fn stolen_ns(before: Duration, after: Duration) -> u64 {
     let stolen = after.saturating_sub(before) + Duration::from_millis(10);
     u64::try_from(stolen.as_nanos()).expect("a short run")
 }

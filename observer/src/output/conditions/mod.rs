@@ -8,13 +8,18 @@ mod descriptors;
 mod memory_limits;
 mod network;
 mod pressure;
+mod ran_instead;
 
 use crate::model::Summary;
 
 /// What can be said about one kind of condition: a heading, and what gives its paragraphs.
 type Kind = (&'static str, fn(&Summary) -> Vec<String>);
 
+/// The heading under which the page also shows a table.
+pub(super) const RAN_INSTEAD: &str = "Who ran instead of the target";
+
 const SECTIONS: &[Kind] = &[
+    (RAN_INSTEAD, |summary| ran_instead::paragraphs(&summary.conditions)),
     ("CPU limits", |summary| cpu_limits::paragraphs(&summary.conditions)),
     ("Network", |summary| network::paragraphs(&summary.conditions)),
     ("CPU time and frequency", |summary| cpu_time::paragraphs(&summary.conditions)),

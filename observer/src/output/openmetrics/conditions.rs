@@ -197,6 +197,42 @@ pub(super) static METRICS: &[Metric] = &[
             None => Ok(()),
         }),
     },
+    Metric {
+        name: "observer_target_ran_instead",
+        kind: Kind::Counter,
+        unit: Some("seconds"),
+        labels: &["process", "cgroup", "kind"],
+        help: "Time for which processes of this name and cgroup had a CPU while threads of the target waited for \
+               it, added up over the waits: of the 32 of which it is longest (kind: own, other, kernel_thread)",
+        fill: Fill::Own(|snapshot, family| {
+            let ran = snapshot.conditions.ran_instead.iter().flat_map(|ran| &ran.by);
+            ran.into_iter().try_for_each(|row| {
+                let cgroup = row.cgroup.as_deref().unwrap_or_default();
+                let labels = [&*row.name, cgroup, row.kind.name()];
+                family.counter_f64(labels, row.time_ns as f64 / 1e9)
+            })
+        }),
+    },
+    Metric {
+        name: "observer_target_ran_instead_known",
+        kind: Kind::Counter,
+        unit: Some("seconds"),
+        labels: &["who"],
+        help: "Time of the waits of the target for a CPU by who had it meanwhile: process (all of them), nobody, \
+               cpu_limit (a CPU limit held the thread); of the rest of observer_runqueue_latency_seconds it is not known",
+        fill: Fill::Own(|snapshot, family| {
+            snapshot.conditions.ran_instead.iter().try_for_each(|ran| {
+                let times = [
+                    ("process", ran.ran_ns),
+                    ("nobody", ran.idle_ns),
+                    ("cpu_limit", ran.throttled_ns),
+                ];
+                times
+                    .into_iter()
+                    .try_for_each(|(who, time_ns)| family.counter_f64([who], time_ns as f64 / 1e9))
+            })
+        }),
+    },
 ];
 
 /// The processes that are there, with their ids as text.

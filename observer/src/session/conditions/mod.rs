@@ -1,6 +1,7 @@
-//! The conditions under which the target runs: what the kernel's files tell about it beside the records.
+//! The conditions under which the target runs: what the kernel's files, and sums of the kernel side, tell about it
+//! beside the records.
 //!
-//! Each watch reads its files when a run begins, when that is due, and at the end.
+//! Each watch reads them when a run begins, when that is due, and at the end.
 
 mod cgroup_search;
 mod connections;
@@ -12,6 +13,7 @@ mod memory_limits;
 mod namespaces;
 mod network;
 mod pressure;
+mod ran_instead;
 mod trend;
 
 use std::time::{Duration, Instant};
@@ -24,8 +26,10 @@ use descriptors::DescriptorWatch;
 use memory_limits::MemoryLimitWatch;
 use network::NetworkWatch;
 use pressure::PressureWatch;
+use ran_instead::RanInsteadWatch;
 
 use crate::host::usage;
+use crate::kernel::Kernel;
 use crate::model::Conditions;
 use crate::target::Membership;
 
@@ -55,7 +59,7 @@ pub(super) struct ConditionWatch(Vec<(Box<dyn Watch + Send>, Instant)>);
 impl ConditionWatch {
     /// What the kernel counted before does not count. With `counters`, the target's threads get some, which makes each
     /// of their switches take longer.
-    pub(super) fn start(membership: &Membership, counters: bool) -> Self {
+    pub(super) fn start(membership: &Membership, kernel: &Kernel, counters: bool) -> Self {
         let mut watches: Vec<Box<dyn Watch + Send>> = vec![
             Box::new(CpuLimitWatch::start()),
             Box::new(NetworkWatch::start()),
@@ -64,6 +68,7 @@ impl ConditionWatch {
             Box::new(MemoryLimitWatch::start()),
             Box::new(PressureWatch::start()),
             Box::new(CpuTimeWatch::start()),
+            Box::new(RanInsteadWatch::start(kernel.ran_instead())),
         ];
         if counters {
             watches.push(Box::new(CounterWatch::start()));
