@@ -61,7 +61,8 @@ fn probes_help() -> String {
     let off = names(&mut PROBES.into_iter().filter(|probe| probe.off_by_default.is_some()));
     let usual = if off.is_empty() { "all".to_owned() } else { format!("all but {off}") };
     format!(
-        "Attach only these probes ({}); `all` stands for all of them, `default` for the usual ones. \
+        "Attach only these probes ({}); `all` stands for all of them, `default` for the usual ones, with \
+         request and sleep in a run that reads samples. \
          The probe that follows the target is always attached [default: {usual}]",
         names(&mut PROBES.into_iter())
     )

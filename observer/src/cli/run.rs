@@ -162,8 +162,8 @@ impl Args {
             ));
         };
         let mut probes = self.probes.options();
-        if self.samples.is_some() && self.probes.probes.is_none() {
-            probes.selection = probes.selection.with("request").with("sleep");
+        if self.samples.is_some() {
+            probes.selection = probes.selection.beside_samples();
         }
         Ok(RunOptions {
             target,
@@ -316,6 +316,14 @@ mod tests {
         assert!(all.contains("runqueue") && all.contains("socket"));
         let some = parse("--pid 1 --probes runqueue,fault").unwrap().probes.options().selection;
         assert!(some.contains("fault") && !some.contains("socket"));
+        let beside_samples = |probes: &str| {
+            let run = parse(&format!("--pid 1 --samples hey:a.csv {probes}")).unwrap();
+            let chosen = run.options().unwrap().probes.selection;
+            ["runqueue", "irq", "request", "sleep"].map(|name| chosen.contains(name))
+        };
+        assert_eq!(beside_samples(""), [true, false, true, true]);
+        assert_eq!(beside_samples("--probes default,irq"), [true; 4]);
+        assert_eq!(beside_samples("--probes runqueue,request"), [true, false, true, false]);
         let tier = parse("--pid 1 --probes runqueue --tier fault=tp_btf").unwrap();
         assert_eq!(tier.check().unwrap_err().exit, Exit::Usage);
         assert!(parse("--pid 1 --probes fault --tier fault=tp_btf").unwrap().check().is_ok());

@@ -13,13 +13,15 @@ pub const NOT_ASKED_FOR: &str = "not asked for";
 pub struct Selection {
     /// Bit n stands for `PROBES[n]`.
     bits: u32,
+    /// The usual probes are among them.
+    is_usual: bool,
 }
 
 impl Selection {
     /// Every probe.
-    pub const ALL: Self = Self { bits: u32::MAX };
+    pub const ALL: Self = Self { bits: u32::MAX, is_usual: false };
 
-    const NONE: Self = Self { bits: 0 };
+    const NONE: Self = Self { bits: 0, is_usual: false };
 
     /// Whether the probe of this name is selected.
     #[must_use]
@@ -41,7 +43,14 @@ impl Selection {
     /// This selection with one more probe.
     #[must_use]
     pub fn with(self, name: &str) -> Self {
-        Self { bits: self.bits | position(name).map_or(0, |bit| 1 << bit) }
+        Self { bits: self.bits | position(name).map_or(0, |bit| 1 << bit), ..self }
+    }
+
+    /// What a run that reads samples needs besides, if the usual probes are among the selected ones: requests
+    /// of the target, and what its threads do in them.
+    #[must_use]
+    pub fn beside_samples(self) -> Self {
+        if self.is_usual { self.with("request").with("sleep") } else { self }
     }
 }
 
@@ -49,7 +58,8 @@ impl Default for Selection {
     /// Every probe but those that have to be asked for.
     fn default() -> Self {
         let usual = PROBES.into_iter().filter(|probe| probe.off_by_default.is_none());
-        usual.fold(Self::NONE, |chosen, probe| chosen.with(probe.name))
+        let none = Self { is_usual: true, ..Self::NONE };
+        usual.fold(none, |chosen, probe| chosen.with(probe.name))
     }
 }
 
@@ -69,8 +79,9 @@ impl FromStr for Selection {
                 "default" => Some(Self::default()),
                 _ => None,
             };
-            if let Some(Self { bits }) = several {
+            if let Some(Self { bits, is_usual }) = several {
                 chosen.bits |= bits;
+                chosen.is_usual |= is_usual;
                 continue;
             }
             if position(name).is_none() {

@@ -68,7 +68,7 @@ pub fn all_time(trial: &Trial) {
             let sum_ns = on_cpu_ns + off_cpu_ns(run);
             // The scheduler reads its clock before the switch that the program sees.
             let intervals = run.probe("runqueue").count + run.probe("sleep").count;
-            let allowed = (TOLERANCE, intervals * observed.switch_ns);
+            let allowed = (trial::between_clocks(TOLERANCE), intervals * observed.switch_ns);
             held.compare(Relation::Equal, metric, against, (sum_ns, all_ns), allowed);
         },
         &[("all time off the CPU", TOLERANCE, 0, &off_cpu_ns)],

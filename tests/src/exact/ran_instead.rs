@@ -136,7 +136,7 @@ pub fn other_processes(trial: &Trial) {
             against,
             all_ns + not_known_ns,
             all_expected_ns,
-            tolerance,
+            if trial::in_guest() { LESS } else { tolerance },
         );
         let own_row = row(run, "observer-work");
         assert_eq!(own_row.kind, RanKind::Own, "{own_row:?}");
