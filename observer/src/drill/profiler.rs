@@ -4,8 +4,9 @@
 use std::fs::File;
 use std::thread;
 
-use perf_event_open::config::{Cpu, Opts, Proc, SampleOn};
+use perf_event_open::config::{Cpu, Opts, Proc, SampleOn, sibling};
 use perf_event_open::count::Counter;
+use perf_event_open::count::group::CounterGroup;
 use perf_event_open::event::sw::Software;
 
 use super::injector::pin;
@@ -56,32 +57,34 @@ impl Profiler {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn begin(self) -> Result<Interrupting, String> {
-        let counters = (0..self.counters).map(|_| counter(self.cpu)).collect::<Result<_, String>>();
-        let interrupting = Interrupting(counters?);
-        let enabled = interrupting.0.iter().try_for_each(Counter::enable);
-        enabled.map_err(|error| format!("a counter cannot be switched on: {error}"))?;
-        Ok(interrupting)
+        let refused = |error| format!("the kernel refuses a counter of CPU {}: {error}", self.cpu);
+        let sample_on = SampleOn::Count(PERIOD_NS);
+        let options = Opts { sample_on: sample_on.clone(), ..Opts::default() };
+        let target = (Proc::ALL, Cpu(self.cpu));
+        let leader = Counter::new(Software::CpuClock, target, options).map_err(refused)?;
+        let mut group = CounterGroup::from(leader);
+        for _ in 1..self.counters {
+            let options =
+                sibling::Opts { sample_on: sample_on.clone(), ..sibling::Opts::default() };
+            group.add(Software::CpuClock, options).map_err(refused)?;
+        }
+        group.enable().map_err(|error| format!("the counters cannot be switched on: {error}"))?;
+        Ok(Interrupting(group))
     }
 }
 
-/// Counters that interrupt a CPU, until they are dropped at the latest.
-pub(super) struct Interrupting(Vec<Counter>);
+/// Counters that interrupt a CPU together, until they are dropped at the latest.
+pub(super) struct Interrupting(CounterGroup);
 
 impl Interrupting {
-    /// Ends all of them at once; to close one takes longer.
+    /// Ends all of them at once; to close them takes longer.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn end(&self) -> Result<(), String> {
-        let disabled = self.0.iter().try_for_each(Counter::disable);
-        disabled.map_err(|error| format!("a counter cannot be switched off: {error}"))
+        let disabled = self.0.disable();
+        disabled.map_err(|error| format!("the counters cannot be switched off: {error}"))
     }
-}
-
-fn counter(cpu: u32) -> Result<Counter, String> {
-    let options = Opts { sample_on: SampleOn::Count(PERIOD_NS), ..Opts::default() };
-    Counter::new(Software::CpuClock, (Proc::ALL, Cpu(cpu)), options)
-        .map_err(|error| format!("the kernel refuses a counter of CPU {cpu}: {error}"))
 }
 
 /// How often a thread on this CPU gets around in a nanosecond, without what it waits for the CPU.

@@ -51,6 +51,26 @@ struct Closed {
     measured: Measured,
 }
 
+/// Runs of all programs together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct ProgramRuns {
+    pub(super) runs: u64,
+    pub(super) time_ns: u64,
+}
+
+impl ProgramRuns {
+    /// Adds those between two readings.
+    fn add(&mut self, before: &[ProgramCost], after: &[ProgramCost]) {
+        for cost in after {
+            let is_same = |then: &&ProgramCost| then.program.name == cost.program.name;
+            if let Some(then) = before.iter().find(is_same) {
+                self.runs += cost.runs.saturating_sub(then.runs);
+                self.time_ns += cost.run_time_ns.saturating_sub(then.run_time_ns);
+            }
+        }
+    }
+}
+
 /// One measurement, and the time it represents.
 struct Sample {
     share: f64,
@@ -109,6 +129,8 @@ pub(super) struct CostWatch {
     own: OwnShare,
     started: Instant,
     on: Duration,
+    /// Runs of all programs in the windows, and the time in them.
+    ran: ProgramRuns,
     samples: Vec<Sample>,
 }
 
@@ -161,6 +183,7 @@ impl CostWatch {
             own: OwnShare::new(own_cpu_seconds),
             started: Instant::now(),
             on: Duration::ZERO,
+            ran: ProgramRuns::default(),
             samples: Vec::new(),
         };
         watch.forecast = budget.share().map(|budget| {
@@ -292,11 +315,14 @@ impl CostWatch {
         self.window.as_ref().map(left)
     }
 
-    /// Ends the measurement; returns the factor for the sampled figures.
-    pub(super) fn scale(&mut self, kernel: &Kernel) -> f64 {
+    /// Ends the measurement; returns what all programs ran, from what they did in the windows. The kernel may
+    /// count outside of them as well, because another program wants it (`kernel.bpf_stats_enabled`).
+    pub(super) fn programs(&mut self, kernel: &Kernel) -> ProgramRuns {
         self.close(kernel);
         let on = self.on.as_secs_f64();
-        if on > 0.0 { self.started.elapsed().as_secs_f64() / on } else { 0.0 }
+        let factor = if on > 0.0 { self.started.elapsed().as_secs_f64() / on } else { 0.0 };
+        let whole = |number: u64| (number as f64 * factor).round() as u64;
+        ProgramRuns { runs: whole(self.ran.runs), time_ns: whole(self.ran.time_ns) }
     }
 
     /// The mean over the time so far, with its interval; `None` where the kernel has no statistics.
@@ -332,6 +358,7 @@ impl CostWatch {
         self.closed = Instant::now();
         self.looked = self.closed;
         self.on += elapsed;
+        self.ran.add(&window.begin.programs, &end.programs);
         let all_ns = elapsed.as_nanos() as f64 * self.cpus;
         if all_ns <= 0.0 {
             return None;
@@ -431,6 +458,23 @@ mod tests {
 
     const SHORT: Duration = CostWatch::WINDOW;
     const LONG: Duration = CostWatch::LONG_WINDOW;
+
+    #[test]
+    fn what_programs_did_outside_of_a_window_does_not_count() {
+        let of = |runs| {
+            let program = &crate::probe::PROBES[0].tiers[0].programs[0];
+            vec![ProgramCost { program, runs, run_time_ns: runs * 50 }]
+        };
+        let mut ran = ProgramRuns::default();
+        // Another program has the statistics on: they go on between the two windows.
+        for (begin, end) in [(1_000, 1_010), (90_000, 90_005)] {
+            ran.add(&of(begin), &of(end));
+        }
+        // Attached during a window, and attached again with a count from the beginning.
+        ran.add(&[], &of(70));
+        ran.add(&of(90_005), &of(3));
+        assert_eq!(ran, ProgramRuns { runs: 15, time_ns: 750 });
+    }
 
     #[test]
     fn windows_in_a_row_are_short_where_a_step_is_near() {

@@ -75,7 +75,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     let end = MonoNanos::now();
     conditions.look(&membership);
     journal.info.conditions = conditions.so_far();
-    let scale = cost.scale(&kernel);
+    let programs = cost.programs(&kernel);
     let late = super::description::thread_names(&membership);
     let mut last = kernel.snapshot(Some(super::TARGET_ROW));
     if kernel.choice("socket").is_some() {
@@ -106,9 +106,8 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     journal.info.anchors.0.push(Anchor::take());
 
     let mut delta = last.delta(&baseline);
-    delta.self_usage.bpf_run_time_ns =
-        (delta.self_usage.bpf_run_time_ns as f64 * scale).round() as u64;
-    delta.self_usage.bpf_run_count = (delta.self_usage.bpf_run_count as f64 * scale).round() as u64;
+    delta.self_usage.bpf_run_time_ns = programs.time_ns;
+    delta.self_usage.bpf_run_count = programs.runs;
     let window = Window { start: journal.info.start_ns, end, went_on: false };
     journal.info.coverage.clone_from(&last.coverage);
     drop(kernel);
