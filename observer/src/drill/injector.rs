@@ -15,7 +15,6 @@ use rustix::thread::{CpuSet, gettid, sched_setaffinity};
 
 use super::cgroup::Cgroup;
 use super::child::NICE;
-use super::profiler::{Interrupting, Profiler};
 use super::rows::Outside;
 use crate::clock::MonoNanos;
 
@@ -75,8 +74,6 @@ pub(super) struct Victims {
     pub(super) generator: Option<u32>,
     /// The service's cgroup.
     pub(super) cgroup: Arc<Cgroup>,
-    /// What interrupts that CPU, where it is to be interrupted.
-    pub(super) profiler: Option<Profiler>,
 }
 
 /// A thread that does the harm, until it is ended.
@@ -164,7 +161,6 @@ enum Harm {
     Squeezed(Arc<Cgroup>),
     Throttled(Arc<Cgroup>),
     Frozen(Arc<Cgroup>),
-    Interrupted(Interrupting),
 }
 
 impl Harm {
@@ -186,10 +182,6 @@ impl Harm {
             Outside::Freeze => {
                 victims.cgroup.freeze(true)?;
                 Ok(Self::Frozen(Arc::clone(&victims.cgroup)))
-            }
-            Outside::Interrupt => {
-                let profiler = victims.profiler.ok_or("there are no counters")?;
-                Ok(Self::Interrupted(profiler.begin()?))
             }
         }
     }
@@ -213,7 +205,6 @@ impl Drop for Harm {
             Self::Squeezed(cgroup) => cgroup.release(),
             Self::Throttled(cgroup) => cgroup.set_quota(false),
             Self::Frozen(cgroup) => cgroup.freeze(false),
-            Self::Interrupted(counters) => counters.end(),
         };
         if let Err(error) = undone {
             tracing::warn!("drill: {error}");

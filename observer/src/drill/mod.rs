@@ -4,7 +4,7 @@
 //! - [`rows`]: the injections, one row each; [`services`]: what they are played on;
 //! - [`service`]: the own service, which writes its own log; `start`: starts it or a program of this host;
 //!   `redis`: what is special about that one;
-//! - `injector`: what is done from outside, `profiler`: one kind of it; `play`: one run;
+//! - `injector`: what is done from outside; `play`: one run;
 //! - `truth`: what happened, from the log and the schedule; [`judge`]: the comparison;
 //! - [`report`]: tables and JSON.
 
@@ -13,7 +13,6 @@ mod child;
 mod injector;
 pub mod judge;
 mod play;
-mod profiler;
 mod redis;
 pub mod report;
 pub mod rows;
@@ -281,7 +280,8 @@ impl Series<'_> {
         row: &Injection,
         seed: u64,
     ) -> std::result::Result<play::Played, Unplayed> {
-        let name = format!("{}-{}-{}-{seed}", service.name(), row.name, row.work.name());
+        let work = if row.work == Work::Read { "-read" } else { "" };
+        let name = format!("{}-{}{work}-{seed}", service.name(), row.name);
         let directory = self.directory.path.join(name);
         make_private(&directory).map_err(|error| Unplayed::Failed(error.to_string()))?;
         let (host, directory, stop) = (&self.host, directory.as_path(), self.stop);

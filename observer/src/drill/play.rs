@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use super::cgroup::{Cgroup, Controller, has_page_cache};
 use super::child::{Place, Running};
 use super::injector::{Episode, Injector, Victims, can_be_realtime};
-use super::profiler::Profiler;
 use super::rows::{Injection, Outside, Work};
 use super::service::entry::Entry;
 use super::services::Service;
@@ -71,7 +70,7 @@ impl From<String> for Unplayed {
 /// not the load, that makes requests wait.
 const fn rate_hz(work: Work) -> u32 {
     match work {
-        Work::Spin | Work::Compute => 150,
+        Work::Spin => 150,
         Work::Read => 100,
     }
 }
@@ -98,10 +97,6 @@ pub(super) fn play(run: &Run<'_>) -> Result<Played, Unplayed> {
     let Run { host, row, seed, directory, stop, .. } = *run;
     start::can_play(run.service).map_err(Unplayed::Skipped)?;
     let cgroup = prepare(row, directory).map_err(Unplayed::Skipped)?;
-    let profiler = match row.outside {
-        Outside::Interrupt => Some(Profiler::new(host.cpu).map_err(Unplayed::Skipped)?),
-        _ => None,
-    };
     let mut service = start::start(run, &cgroup)?;
     let serving = service.serving();
     let has_log = start::has_log_of_waits(run.service);
@@ -115,7 +110,6 @@ pub(super) fn play(run: &Run<'_>) -> Result<Played, Unplayed> {
         cpu: host.cpu,
         generator: generator(observer.id()),
         cgroup: Arc::clone(&cgroup),
-        profiler,
     };
     let injector = Injector::begin(row.outside, victims, seed, host.load)?;
     let ended = observer.wait(Instant::now() + host.load + REPORT_TIMEOUT, stop);
@@ -175,9 +169,6 @@ fn start_observer(run: &Run<'_>, service: u32, load: &[String]) -> Result<Runnin
     command.args(["run", "--pid", &service.to_string(), "--samples", "observer-load"]);
     // Whatever the probes cost on this host, the cause must be found.
     command.args(["--budget", "none", "--as", "0:0", "--out"]).arg(directory.join("run"));
-    if !row.probes.is_empty() {
-        command.args(["--probes", row.probes]);
-    }
     command.arg("--").arg(&host.program).arg("load").args(load);
     command.args(["--rate", &rate_hz(row.work).to_string()]);
     command.args(["--duration", &format!("{}ms", host.load.as_millis())]);

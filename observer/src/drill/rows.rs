@@ -44,22 +44,8 @@ impl Form {
 pub enum Work {
     /// Uses a millisecond of CPU.
     Spin,
-    /// Computes something that takes about a millisecond.
-    Compute,
     /// Reads a piece of a file into fresh memory, and looks at pages of an index.
     Read,
-}
-
-impl Work {
-    /// The name on the command line.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Spin => "spin",
-            Self::Compute => "compute",
-            Self::Read => "read",
-        }
-    }
 }
 
 /// What a share of the requests does besides, in the service itself.
@@ -104,8 +90,6 @@ pub enum Outside {
     Quota,
     /// Its cgroup is frozen.
     Freeze,
-    /// The timer of its CPU interrupts it very often.
-    Interrupt,
 }
 
 /// Which part of the service's log, or of the schedule, is the truth about the injection.
@@ -127,8 +111,8 @@ pub enum Truth {
     Locked,
     /// When threads could run and did not.
     Waited,
-    /// What the handler took longer than usual during an episode, without waits for a CPU.
-    Longer,
+    /// What the handler took longer than usual during a squeeze, without waits for a CPU.
+    Squeezed,
     /// The episodes themselves.
     Stopped,
     /// The episodes, as far as requests were not sent yet.
@@ -160,8 +144,6 @@ pub struct Injection {
     pub harm: Harm,
     /// What is done from outside.
     pub outside: Outside,
-    /// The probes that observer is asked for; its usual ones where this is empty.
-    pub probes: &'static str,
     /// Where the truth is found.
     pub truth: Truth,
     /// Which answers are right.
@@ -183,7 +165,6 @@ const PLAIN: Injection = Injection {
     work: Work::Spin,
     harm: Harm::None,
     outside: Outside::None,
-    probes: "",
     truth: Truth::None,
     expected: Expected::NoKernelCause,
     quick: &[],
@@ -275,7 +256,7 @@ pub static INJECTIONS: &[Injection] = &[
         text: "the service's memory limit is lowered to what it uses now and then",
         work: Work::Read,
         outside: Outside::Squeeze,
-        truth: Truth::Longer,
+        truth: Truth::Squeezed,
         expected: Expected::OneOf(&["reclaim_memcg"]),
         ..PLAIN
     },
@@ -327,16 +308,6 @@ pub static INJECTIONS: &[Injection] = &[
         expected: Expected::OneOf(&["cpu_throttle"]),
         // nginx needs too little CPU time.
         real: &[Real::Java, Real::Node, Real::Go, Real::Redis],
-        ..PLAIN
-    },
-    Injection {
-        name: "interrupts",
-        text: "hundreds of timers interrupt the service's CPU every millisecond now and then, as a profiler would",
-        work: Work::Compute,
-        outside: Outside::Interrupt,
-        probes: "default,irq",
-        truth: Truth::Longer,
-        expected: Expected::OneOf(&["irq"]),
         ..PLAIN
     },
     Injection {

@@ -290,7 +290,7 @@ fn own(run: &Run<'_>, form: Form, place: Place) -> Result<Started, String> {
     let row = run.row;
     let mut command = Command::new(&run.host.program);
     command.args(["drill-service", "--form", form.name(), "--harm", word(row.harm)]);
-    command.args(["--work", row.work.name()]);
+    command.args(["--work", if row.work == Work::Read { "read" } else { "spin" }]);
     command.args(["--seed", &run.seed.to_string(), "--lifetime", &lifetime(run)]);
     command.arg("--log").arg(log_path(run));
     if row.work == Work::Read || row.harm == Harm::Sync {

@@ -131,8 +131,8 @@ impl Facts<'_> {
                 Truth::Synced => entry.synced_ns,
                 Truth::Locked => entry.locked_ns,
                 Truth::Waited => entry.waited_ns,
-                Truth::Longer if self.is_in_episode(entry) => busy_ns.saturating_sub(usual_ns),
-                Truth::Longer | Truth::None | Truth::Stopped | Truth::SentLate => 0,
+                Truth::Squeezed if self.is_in_episode(entry) => busy_ns.saturating_sub(usual_ns),
+                Truth::Squeezed | Truth::None | Truth::Stopped | Truth::SentLate => 0,
             };
             let handler = Segment { begin: entry.begin_ns, end: entry.end_ns, part_ns };
             threads.entry(entry.worker).or_default().push(handler);

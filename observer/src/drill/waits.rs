@@ -124,7 +124,7 @@ fn united(mut waits: Vec<Episode>) -> Vec<Episode> {
 }
 
 /// How long it has waited in its life, nanoseconds.
-pub(super) fn waited_ns(schedstat: &File) -> Option<u64> {
+fn waited_ns(schedstat: &File) -> Option<u64> {
     let mut text = [0u8; 96];
     let length = schedstat.read_at(&mut text, 0).ok()?;
     std::str::from_utf8(text.get(..length)?).ok()?.split(' ').nth(1)?.parse().ok()

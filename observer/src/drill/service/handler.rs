@@ -59,8 +59,6 @@ pub(super) struct Handler {
     requests: AtomicU64,
     announced: AtomicBool,
     data: Option<Data>,
-    /// How often a request that computes goes around.
-    rounds: u64,
     /// What is written to and synced.
     synced: Option<File>,
     background: Vec<Sender<()>>,
@@ -71,7 +69,7 @@ pub(super) struct Handler {
 impl Handler {
     pub(super) fn new(work: Work, harm: Harm, seed: u64, file: Option<&Path>) -> io::Result<Self> {
         let data = match (work, file) {
-            (Work::Spin | Work::Compute, _) => None,
+            (Work::Spin, _) => None,
             (Work::Read, Some(file)) => Some(Data::make(file)?),
             (Work::Read, None) => return Err(io::Error::other("this work needs --file")),
         };
@@ -93,7 +91,6 @@ impl Handler {
             requests: AtomicU64::new(0),
             announced: AtomicBool::new(false),
             data,
-            rounds: if work == Work::Compute { rounds_of(SPIN) } else { 0 },
             synced,
             background,
             lock,
@@ -190,25 +187,6 @@ fn burn(length: Duration) {
             std::hint::spin_loop();
         }
     }
-}
-
-/// Computes for so many rounds.
-fn compute(rounds: u64) {
-    for _ in 0..rounds {
-        std::hint::spin_loop();
-    }
-}
-
-/// How many rounds take this long where nothing disturbs them.
-fn rounds_of(length: Duration) -> u64 {
-    const ROUNDS: u64 = 2_000;
-    let timed = |_| {
-        let begin = MonoNanos::now();
-        compute(ROUNDS);
-        MonoNanos::now().since(begin)
-    };
-    let least_ns = (0..50).map(timed).min().unwrap_or(0).max(1);
-    length.as_nanos() as u64 * ROUNDS / least_ns
 }
 
 /// A request that was read.
@@ -321,10 +299,6 @@ impl Thread {
     fn work(&mut self) -> io::Result<()> {
         match (&self.handler.data, &mut self.arena) {
             (Some(data), Some(arena)) => data.read(arena),
-            _ if self.handler.work == Work::Compute => {
-                compute(self.handler.rounds);
-                Ok(())
-            }
             _ => {
                 burn(SPIN);
                 Ok(())
