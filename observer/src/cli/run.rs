@@ -33,7 +33,7 @@ Examples:
       Run the generator as another user than observer.
   observer run --exe /usr/sbin/nginx --wait --duration 30s
       Without a load generator: histograms of all stalls, from the moment nginx starts.
-  observer run --port 6379 --counters --duration 30s
+  observer run --port 8080 --counters --duration 30s
       Also count what the target's threads do: migrations, cache misses, instructions in each cycle.
 
 The run ends when COMMAND exits, when the duration is over, when the target has exited, or at ^C; without
