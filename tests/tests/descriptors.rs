@@ -16,6 +16,9 @@ use observer_tests::watch::Watch;
 const TIMEOUT: Duration = Duration::from_secs(240);
 /// A limit that no test reaches.
 const FAR: u64 = 4_096;
+/// Tests that run beside these fill the table of sockets, in which some of the process then have no place. Nothing
+/// that is compared here comes from it.
+const CROWDED: [&str; 1] = ["socket_slot"];
 
 /// A process that opens and closes descriptors when it is told to.
 struct Holder {
@@ -105,7 +108,7 @@ fn a_leak_is_found_and_its_numbers_are_those_of_the_kernel() {
         |found| found.seconds_to_limit().is_some(),
     );
     let last = holder.open();
-    let (summary, info) = watch.finish().expect("a run");
+    let (summary, info) = watch.finish_losing(&CROWDED).expect("a run");
     let [found] = &summary.conditions.descriptors[..] else {
         panic!("{:?}", summary.conditions.descriptors)
     };
@@ -149,7 +152,7 @@ fn a_number_that_goes_up_and_down_is_no_leak_and_a_process_that_ended_keeps_what
     let run = watch.run.clone();
     drop(holder);
     watch.process.wait(TIMEOUT).expect("it ends with its target");
-    let (summary, info) = watch.finish().expect("a run");
+    let (summary, info) = watch.finish_losing(&CROWDED).expect("a run");
     assert_eq!(info.end_reason, EndReason::TargetExit);
     let [ended] = &summary.conditions.descriptors[..] else {
         panic!("{:?}", summary.conditions.descriptors)
@@ -172,7 +175,7 @@ fn a_limit_that_is_reached_is_told() {
     let open = holder.open();
     assert!(open >= 64 && held < 100 && open == first + held as u64, "{open}, {held}");
     let run = watch.run.clone();
-    let (summary, _) = watch.finish().expect("a run");
+    let (summary, _) = watch.finish_losing(&CROWDED).expect("a run");
     let [found] = &summary.conditions.descriptors[..] else {
         panic!("{:?}", summary.conditions.descriptors)
     };
