@@ -60,6 +60,22 @@ impl Pointer {
     }
 }
 
+/// The text at an address, cut and NUL padded; empty where it cannot be read.
+#[inline(always)]
+fn name_at(address: u64) -> [u8; COMM_LEN] {
+    let mut name = [0; COMM_LEN];
+    // SAFETY: the helper checks the address and writes at most the given length; it ends the name with
+    // a NUL.
+    let _ = unsafe {
+        bpf_probe_read_kernel_str(
+            name.as_mut_ptr().cast(),
+            COMM_LEN as u32,
+            address as *const c_void,
+        )
+    };
+    name
+}
+
 /// Arguments of a tracepoint or of a traced function, one word each, followed by the return value
 /// where the function has returned.
 #[derive(Clone, Copy)]
@@ -143,17 +159,7 @@ impl Arguments {
     /// The command name at position `N`, as long as the kernel keeps it, NUL padded.
     #[inline(always)]
     pub(crate) fn comm<const N: i32>(self) -> [u8; COMM_LEN] {
-        let mut comm = [0; COMM_LEN];
-        // SAFETY: the helper checks the address and writes at most the given length; it ends the
-        // name with a NUL.
-        let _ = unsafe {
-            bpf_probe_read_kernel_str(
-                comm.as_mut_ptr().cast(),
-                COMM_LEN as u32,
-                self.word::<N>() as *const c_void,
-            )
-        };
-        comm
+        name_at(self.word::<N>())
     }
 
     /// The registers of the system call at position `N`.

@@ -302,15 +302,29 @@ fn a_reclaims_record_has_its_order_its_flags_and_its_pages() {
     work.end().expect("the workload ends");
 }
 
-/// The workload is at rest when observer comes and when it goes, so that all of its soft interrupts
-/// are in the histograms and, without a floor, in the records.
-fn softirqs_are_those_counted(run: &Run, pid: u32) {
+/// Runs a workload that is at rest when observer comes and when it goes; returns the run, and the records of
+/// its process.
+fn at_rest(arguments: &[&str], options: &[&str], tier: Option<&String>) -> (Run, Vec<Event>, u32) {
+    let directory = trial::directory();
+    let mut options = options.to_vec();
+    options.extend(tier.iter().flat_map(|tier| ["--tier", tier.as_str()]));
+    let (mut work, watch) = trial::watched(arguments, &options, directory.path());
+    let pid = work.id();
+    work.go().expect("it works");
+    trial::settle(pid);
+    let place = watch.run.clone();
+    let (summary, info) = watch.finish().unwrap_or_else(|error| panic!("{error}"));
+    let run = Run { summary, info, directory: place };
+    let events = of_process(&run, pid);
+    work.end().expect("the workload ends");
+    (run, events, pid)
+}
+
+/// All soft interrupts of the workload are in the histograms and, without a floor, in the records.
+fn softirqs_are_those_counted(run: &Run, events: &[Event], pid: u32) {
     let mut by_vector: BTreeMap<String, u64> = BTreeMap::new();
     let (mut count, mut sum_ns) = (0, 0);
-    for event in of_process(run, pid) {
-        if !event.is::<SoftirqRecord>() {
-            continue;
-        }
+    for event in events.iter().filter(|event| event.is::<SoftirqRecord>()) {
         let Some(Value::Text(vector)) = event.value("vector") else { panic!("{event:?}") };
         *by_vector.entry(vector.into_owned()).or_default() += 1;
         assert_eq!(event.tid.0, pid, "it has one thread");
@@ -327,54 +341,29 @@ fn softirqs_are_those_counted(run: &Run, pid: u32) {
 fn a_soft_interrupts_record_has_its_vector_and_is_in_the_threads_time() {
     let Some(_guard) = privileged::ready("softirq records") else { return };
     for tier in tiers("softirq") {
-        let directory = trial::directory();
-        let mut options = vec!["--probes", "softirq", "--floor", "softirq=0ns"];
-        options.extend(tier.iter().flat_map(|tier| ["--tier", tier.as_str()]));
+        let options = ["--probes", "softirq", "--floor", "softirq=0ns"];
         let arguments = ["datagrams", "--count", &scaled_text(5_000)];
-        let (mut work, watch) = trial::watched(&arguments, &options, directory.path());
-        work.go().expect("it works");
-        trial::settle(work.id());
-        let place = watch.run.clone();
-        let (summary, info) = watch.finish().unwrap_or_else(|error| panic!("{error}"));
-        softirqs_are_those_counted(&Run { summary, info, directory: place }, work.id());
-        work.end().expect("the workload ends");
+        let (run, events, pid) = at_rest(&arguments, &options, tier.as_ref());
+        softirqs_are_those_counted(&run, &events, pid);
     }
 }
 
-/// Runs a workload whose interrupts are recorded from these lengths on; what was recorded of it, and of how
-/// many interrupts that is.
-fn interrupts(tier: Option<&String>, floors: &[&str]) -> (u64, u64, Run) {
-    let directory = trial::directory();
-    let mut options = vec!["--probes", "irq"];
-    options.extend(floors.iter().flat_map(|floor| ["--floor", floor]));
-    options.extend(tier.iter().flat_map(|tier| ["--tier", tier.as_str()]));
-    let arguments = ["shootdowns", "--count", &scaled_text(5_000)];
-    let (mut work, watch) = trial::watched(&arguments, &options, directory.path());
-    work.go().expect("it works");
-    trial::settle(work.id());
-    let place = watch.run.clone();
-    let (summary, info) = watch.finish().unwrap_or_else(|error| panic!("{error}"));
-    let run = Run { summary, info, directory: place };
-    let (mut count, mut sum_ns) = (0, 0);
-    for event in of_process(&run, work.id()) {
-        if event.cause() == Some(Cause::IRQ) {
-            count += event.summed().map_or(1, |summed| u64::from(summed.count));
-            sum_ns += event.duration_ns;
-        }
-    }
-    work.end().expect("the workload ends");
-    println!("{tier:?} {floors:?}: {count} interrupts, {sum_ns} ns");
-    (count, sum_ns, run)
-}
-
-/// The workload is at rest when observer comes and when it goes, so that all of its interrupts are in the
-/// histograms, and, without floors, each in a record or in a burst.
+/// All hard interrupts of the workload are in the histograms, and, without floors, each in a record or in a
+/// burst.
 #[test]
 fn a_hard_interrupt_is_in_a_record_or_in_a_burst() {
     let Some(_guard) = privileged::ready("irq records") else { return };
     for tier in tiers("irq") {
         for floor in ["irq=0ns", "irq=1s", "irq=3us"] {
-            let (count, sum_ns, run) = interrupts(tier.as_ref(), &[floor, "irq_burst=0ns"]);
+            let options = ["--probes", "irq", "--floor", floor, "--floor", "irq_burst=0ns"];
+            let arguments = ["shootdowns", "--count", &scaled_text(5_000)];
+            let (run, events, _) = at_rest(&arguments, &options, tier.as_ref());
+            let (mut count, mut sum_ns) = (0, 0);
+            for event in events.iter().filter(|event| event.cause() == Some(Cause::IRQ)) {
+                count += event.summed().map_or(1, |summed| u64::from(summed.count));
+                sum_ns += event.duration_ns;
+            }
+            println!("{tier:?} {floor}: {count} interrupts, {sum_ns} ns");
             let counted = run.probe("irq");
             assert_eq!((count, sum_ns), (counted.count, counted.sum_ns), "{floor}");
             assert!(run.count("irq", "tlb_shootdown") > 0, "{counted:?}");

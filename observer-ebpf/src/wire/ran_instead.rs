@@ -11,7 +11,8 @@ pub const RAN_BUCKETS: u32 = 1_024;
 pub const RAN_WAYS: usize = 4;
 
 /// The bucket behind the others, which has no processes: its entry [`RAN_NO_PLACE`] sums up those whose bucket
-/// was full or was entered by another CPU at the same instant, and of its entry [`RAN_IDLE`] only the time counts, in which nobody had the CPU.
+/// was full or was entered by another CPU at the same instant, and of its entry [`RAN_IDLE`] only the time
+/// counts, in which nobody had the CPU.
 pub const RAN_OTHERS: u32 = RAN_BUCKETS;
 /// As above.
 pub const RAN_NO_PLACE: usize = 0;

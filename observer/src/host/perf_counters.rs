@@ -44,8 +44,9 @@ const fn cache(name: &'static str, cache: Type, op: Op, result: OpResult) -> Cou
 }
 
 /// All of them. The kernel counts a TLB miss where the processor has to walk the page tables (Intel since Sandy
-/// Bridge, AMD since Zen), so there are no counters of page walks beside those of TLB misses. Nor is there one of CPU time, with which a
-/// switch would take longer still: each of the others says for how long its threads ran.
+/// Bridge, AMD since Zen), so there are no counters of page walks beside those of TLB misses. Nor is there one
+/// of CPU time, with which a switch would take longer still: each of the others says for how long its threads
+/// ran.
 pub static COUNTERS: &[CounterKind] = &[
     kernel("context_switches", Software::CtxSwitch),
     kernel("cpu_migrations", Software::CpuMigration),

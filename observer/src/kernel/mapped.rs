@@ -4,7 +4,11 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use aya::maps::Map;
+use bytemuck::Pod;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::Kernel;
 
 /// A `BPF_F_MMAPABLE` array map, seen as 64-bit words.
 ///
@@ -74,11 +78,38 @@ impl MappedWords {
         self.words().get(index).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
+    /// A value of the map, an array of `T`; zeros past the end.
+    #[must_use]
+    pub(super) fn value<T: Pod>(&self, place: usize) -> T {
+        let mut value = T::zeroed();
+        let first = place * size_of::<T>() / 8;
+        for (word, bytes) in bytemuck::bytes_of_mut(&mut value).chunks_exact_mut(8).enumerate() {
+            bytes.copy_from_slice(&self.get(first + word).to_ne_bytes());
+        }
+        value
+    }
+
     /// Writes one word; nothing past the end.
     pub(super) fn set(&self, index: usize, value: u64) {
         if let Some(word) = self.words().get(index) {
             word.store(value, Ordering::Relaxed);
         }
+    }
+}
+
+impl Kernel {
+    /// The values of an array map, mapped into memory; `None`, with a warning, when the kernel refuses.
+    pub(super) fn map_words(
+        &self,
+        name: &'static str,
+        entries: usize,
+        value_bytes: usize,
+    ) -> Option<MappedWords> {
+        let Some(Map::Array(map)) = self.ebpf.map(name) else { return None };
+        let words = MappedWords::new(map.fd(), entries, value_bytes);
+        words
+            .inspect_err(|error| tracing::warn!("cannot map BPF map {name} into memory: {error}"))
+            .ok()
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use bytemuck::Zeroable;
 use observer_ebpf::wire::{
     Counter, Counts, RAN_BUCKETS, RAN_IDLE, RAN_NO_PLACE, RAN_OTHERS, RAN_WAYS, RanBucket,
     RanInstead, SCOPE_TARGET, Series,
@@ -65,12 +64,7 @@ impl Kernel {
 
 impl RanInsteadTable {
     fn entry(&self, place: usize) -> RanInstead {
-        let mut entry = RanInstead::zeroed();
-        let copy: &mut [u64; WORDS] = bytemuck::cast_mut(&mut entry);
-        for (offset, word) in copy.iter_mut().enumerate() {
-            *word = self.table.get(place * WORDS + offset);
-        }
-        entry
+        self.table.value(place)
     }
 
     /// What it holds now.

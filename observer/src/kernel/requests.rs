@@ -4,8 +4,6 @@
 use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 
-use aya::maps::Map;
-use bytemuck::Zeroable;
 use observer_ebpf::wire::{
     CONNECTION_BUCKETS, CONNECTION_RECORDED, CONNECTION_WAYS, CONNECTIONS, Config,
     ConnectionBucket, ConnectionEntry, Counter, PORT_WORDS, REQUEST_OPEN, REQUEST_UNANSWERED,
@@ -13,7 +11,6 @@ use observer_ebpf::wire::{
 };
 
 use super::Kernel;
-use super::mapped::MappedWords;
 use crate::clock::MonoNanos;
 use crate::model::Event;
 use crate::probe::decode;
@@ -62,30 +59,7 @@ impl Kernel {
         let (Some(keys), Some(entries)) = (keys, entries) else { return Vec::new() };
         let now = MonoNanos::now();
         let open = (0..buckets * CONNECTION_WAYS).filter(|place| keys.get(*place) != 0);
-        open.filter_map(|place| {
-            const WORDS: usize = size_of::<ConnectionEntry>() / 8;
-            let mut entry = ConnectionEntry::zeroed();
-            let copy: &mut [u64; WORDS] = bytemuck::cast_mut(&mut entry);
-            for (offset, word) in copy.iter_mut().enumerate() {
-                *word = entries.get(place * WORDS + offset);
-            }
-            open_request(&entry, now)
-        })
-        .collect()
-    }
-
-    /// The values of an array map, mapped into memory.
-    pub(super) fn map_words(
-        &self,
-        name: &'static str,
-        entries: usize,
-        value_bytes: usize,
-    ) -> Option<MappedWords> {
-        let Some(Map::Array(map)) = self.ebpf.map(name) else { return None };
-        let words = MappedWords::new(map.fd(), entries, value_bytes);
-        words
-            .inspect_err(|error| tracing::warn!("cannot map BPF map {name} into memory: {error}"))
-            .ok()
+        open.filter_map(|place| open_request(&entries.value(place), now)).collect()
     }
 }
 
@@ -103,6 +77,7 @@ fn open_request(entry: &ConnectionEntry, now: MonoNanos) -> Option<Event> {
 
 #[cfg(test)]
 mod tests {
+    use bytemuck::Zeroable;
     use observer_ebpf::wire::RequestRecord;
 
     use super::*;

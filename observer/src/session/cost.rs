@@ -59,16 +59,23 @@ pub(super) struct ProgramRuns {
 }
 
 impl ProgramRuns {
-    /// Adds those between two readings.
-    fn add(&mut self, before: &[ProgramCost], after: &[ProgramCost]) {
-        for cost in after {
-            let is_same = |then: &&ProgramCost| then.program.name == cost.program.name;
-            if let Some(then) = before.iter().find(is_same) {
-                self.runs += cost.runs.saturating_sub(then.runs);
-                self.time_ns += cost.run_time_ns.saturating_sub(then.run_time_ns);
-            }
-        }
+    fn add(&mut self, window: &[ProgramCost]) {
+        self.runs += window.iter().map(|cost| cost.runs).sum::<u64>();
+        self.time_ns += window.iter().map(|cost| cost.run_time_ns).sum::<u64>();
     }
+}
+
+/// What the programs that are in both readings did between them.
+fn between(before: &[ProgramCost], after: &[ProgramCost]) -> Vec<ProgramCost> {
+    let difference = |now: &ProgramCost| {
+        let then = before.iter().find(|then| then.program.name == now.program.name)?;
+        Some(ProgramCost {
+            runs: now.runs.saturating_sub(then.runs),
+            run_time_ns: now.run_time_ns.saturating_sub(then.run_time_ns),
+            ..*now
+        })
+    };
+    after.iter().filter_map(difference).collect()
 }
 
 /// One measurement, and the time it represents.
@@ -358,7 +365,8 @@ impl CostWatch {
         self.closed = Instant::now();
         self.looked = self.closed;
         self.on += elapsed;
-        self.ran.add(&window.begin.programs, &end.programs);
+        let ran = between(&window.begin.programs, &end.programs);
+        self.ran.add(&ran);
         let all_ns = elapsed.as_nanos() as f64 * self.cpus;
         if all_ns <= 0.0 {
             return None;
@@ -371,7 +379,7 @@ impl CostWatch {
             now_ns: MonoNanos::now().0,
             window_seconds: elapsed.as_secs_f64(),
             own_share: self.budget.counted(self.own.share),
-            programs: self.shares(&window.begin.programs, &end.programs, all_ns),
+            programs: self.shares(&ran, all_ns),
         };
         // The end of the run cuts the last window off, and what observer does then is not what it did
         // meanwhile.
@@ -397,32 +405,24 @@ impl CostWatch {
         self.samples = self.samples.chunks(2).map(merge).collect();
     }
 
-    fn shares(
-        &self,
-        before: &[ProgramCost],
-        after: &[ProgramCost],
-        all_ns: f64,
-    ) -> BTreeMap<&'static str, f64> {
-        let mut costs: Vec<(&ProgramCost, f64, f64)> = Vec::new();
-        for cost in after {
-            let Some(then) = before.iter().find(|then| then.program.name == cost.program.name)
-            else {
-                continue;
-            };
-            let runs = cost.runs.saturating_sub(then.runs) as f64;
-            let time_ns = cost.run_time_ns.saturating_sub(then.run_time_ns) as f64;
-            costs.push((cost, runs, time_ns + runs * cost.program.attach.around_ns()));
-        }
+    /// The part of all CPU time that each program took in a window, with its hook.
+    fn shares(&self, window: &[ProgramCost], all_ns: f64) -> BTreeMap<&'static str, f64> {
+        let with_hook = |cost: &ProgramCost| {
+            let runs = cost.runs as f64;
+            let time_ns = cost.run_time_ns as f64 + runs * cost.program.attach.around_ns();
+            (cost.program, runs, time_ns)
+        };
+        let mut costs: Vec<(&Program, f64, f64)> = window.iter().map(with_hook).collect();
         // The program that runs at every call accounts for the slow path of all calls, including
         // its own run.
         let everywhere = costs
             .iter_mut()
-            .filter(|(cost, ..)| is_at_every_call(cost.program))
+            .filter(|(program, ..)| is_at_every_call(program))
             .max_by(|(_, one, _), (_, other, _)| one.total_cmp(other));
         if let Some((_, runs, cost_ns)) = everywhere {
             *cost_ns = cost_ns.max(*runs * self.call_tax_ns);
         }
-        costs.into_iter().map(|(cost, _, ns)| (cost.program.name, ns / all_ns)).collect()
+        costs.into_iter().map(|(program, _, ns)| (program.name, ns / all_ns)).collect()
     }
 
     fn act(&mut self, kernel: &mut Kernel, measured: &Measured) -> Vec<Event> {
@@ -468,11 +468,11 @@ mod tests {
         let mut ran = ProgramRuns::default();
         // Another program has the statistics on: they go on between the two windows.
         for (begin, end) in [(1_000, 1_010), (90_000, 90_005)] {
-            ran.add(&of(begin), &of(end));
+            ran.add(&between(&of(begin), &of(end)));
         }
         // Attached during a window, and attached again with a count from the beginning.
-        ran.add(&[], &of(70));
-        ran.add(&of(90_005), &of(3));
+        ran.add(&between(&[], &of(70)));
+        ran.add(&between(&of(90_005), &of(3)));
         assert_eq!(ran, ProgramRuns { runs: 15, time_ns: 750 });
     }
 
