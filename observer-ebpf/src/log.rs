@@ -34,9 +34,9 @@ messages! {
                         was lost; thread {} of process {}";
     compat_syscall: "compat_syscall: system calls of the 32-bit ABI are not watched; thread {} of \
                      process {}";
-    begin_without_end: "begin_without_end: the kernel skipped the program at the end of a call, the \
-                        call never returned, or another soft interrupt preempted one; noticed while \
-                        thread {} of process {} ran";
+    begin_without_end: "begin_without_end: the kernel skipped the program at the end of a call or of \
+                        a wait for a lock, the call never returned, or another interrupt came in the \
+                        middle of one; noticed while thread {} of process {} ran";
     sleep_booked_as_wait: "sleep_booked_as_wait: the kernel counted time asleep as time on the run \
                            queue (Linux 6.12 and later); thread {} of process {}";
     switch_missed: "switch_missed: the kernel switched to a thread without an event; thread {} of \

@@ -131,9 +131,9 @@ pub static LOSSES: &[LossInfo] = &[
     LossInfo {
         id: "begin_without_end",
         title: "begins without an end",
-        sentence: "The kernel skipped the program at the end of a call, the call never returned, or \
-                   another soft interrupt preempted one.",
-        hides: Hides::Probes(&["mm_syscall", "softirq"]),
+        sentence: "The kernel skipped the program at the end of a call or of a wait for a lock, the call \
+                   never returned, or another interrupt came in the middle of one.",
+        hides: Hides::Probes(&["mm_syscall", "softirq", "irq", "kernel_lock"]),
         ..RECORDS
     },
     LossInfo {
