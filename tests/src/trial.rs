@@ -334,7 +334,7 @@ impl Trial {
         Observed { runs: self.finish(watches), counts, before, after, switch_ns }
     }
 
-    /// Attaches every observer of the trial.
+    /// Attaches every observer of the trial, all at the same time: each takes a second.
     ///
     /// # Panics
     /// When one does not get that far.
@@ -347,13 +347,16 @@ impl Trial {
             for tier in tier.iter().flat_map(|tiers| tiers.split(' ')) {
                 arguments.extend(["--tier", tier]);
             }
-            Watch::start(&programs(), &arguments, &place)
-                .unwrap_or_else(|error| panic!("{}: {error}", self.test))
+            Watch::begin(&programs(), &arguments, &place)
         };
-        self.tiers.iter().enumerate().map(watch).collect()
+        let begun: Vec<_> = self.tiers.iter().enumerate().map(watch).collect();
+        let attached = begun.into_iter().map(|begun| begun.and_then(Watch::attached));
+        attached
+            .map(|watch| watch.unwrap_or_else(|error| panic!("{}: {error}", self.test)))
+            .collect()
     }
 
-    /// Ends them, the last one first.
+    /// Ends them, all at the same time.
     ///
     /// # Panics
     /// When observer fails, or the target lost what the test does not expect.
@@ -366,9 +369,10 @@ impl Trial {
                 .unwrap_or_else(|error| panic!("{}: {error}", self.test));
             Run { summary, info, directory }
         };
-        let mut runs: Vec<Run> = watches.into_iter().rev().map(finish).collect();
-        runs.reverse();
-        runs
+        watches.iter().for_each(|watch| {
+            watch.stop().unwrap_or_else(|error| panic!("{}: {error}", self.test));
+        });
+        watches.into_iter().map(finish).collect()
     }
 
     /// Compares each run with the kernel counters, then the others with the first.

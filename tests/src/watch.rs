@@ -112,6 +112,7 @@ pub struct Watch {
     pub run: PathBuf,
     /// What observer printed.
     pub log: PathBuf,
+    started: PathBuf,
     stop: PathBuf,
 }
 
@@ -122,6 +123,14 @@ impl Watch {
     /// # Errors
     /// When it does not get that far; the end of what observer printed is in the message.
     pub fn start(programs: &Programs, target: &[&str], directory: &Path) -> Result<Self> {
+        Self::begin(programs, target, directory)?.attached()
+    }
+
+    /// The first half of [`Self::start`]: it may not have attached yet.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn begin(programs: &Programs, target: &[&str], directory: &Path) -> Result<Self> {
         let [run, log, started, stop] =
             ["run", "log", "started", "stop"].map(|name| directory.join(name));
         let output = File::create_new(&log)
@@ -136,24 +145,40 @@ impl Watch {
         command.arg(&programs.work).arg("hold").arg(&started).arg(&stop);
         command.stdin(Stdio::null()).stdout(output.0).stderr(output.1);
         let process = Running::start(&mut command, Placement::default())?;
-        let mut watch = Self { process, run, log, stop };
+        Ok(Self { process, run, log, started, stop })
+    }
+
+    /// The second half of [`Self::start`]: waits until the probes are attached.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn attached(mut self) -> Result<Self> {
         let deadline = Instant::now() + ATTACH_TIMEOUT;
-        while !started.exists() {
-            if let Some(status) = watch.process.ended()? {
-                return Err(format!("observer ended with {status}: {}", watch.printed()));
+        while !self.started.exists() {
+            if let Some(status) = self.process.ended()? {
+                return Err(format!("observer ended with {status}: {}", self.printed()));
             }
             if Instant::now() > deadline {
-                return Err(format!("observer did not attach: {}", watch.printed()));
+                return Err(format!("observer did not attach: {}", self.printed()));
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        Ok(watch)
+        Ok(self)
     }
 
     /// What observer printed so far.
     #[must_use]
     pub fn printed(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_else(|error| error.to_string())
+    }
+
+    /// Lets the run end, and does not wait for it.
+    ///
+    /// # Errors
+    /// When it cannot be told to.
+    pub fn stop(&self) -> Result<()> {
+        let stop = File::options().create(true).append(true).open(&self.stop);
+        stop.map(drop).map_err(|error| format!("cannot stop the run: {error}"))
     }
 
     /// Ends the run; reads what it left.
@@ -181,7 +206,7 @@ impl Watch {
     /// # Errors
     /// When observer fails.
     pub fn finish_with_loss(mut self) -> Result<(Summary, RunInfo)> {
-        File::create_new(&self.stop).map_err(|error| format!("cannot stop the run: {error}"))?;
+        self.stop()?;
         let status = self.process.wait(END_TIMEOUT)?;
         if !status.success() {
             return Err(format!("observer ended with {status}: {}", self.printed()));

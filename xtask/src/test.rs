@@ -2,8 +2,8 @@
 //! two CPUs.
 //!
 //! First come the tests that measure this host, one at a time. Most of them wait for the kernel, so
-//! that the programs of the other tests are built beneath them, and the lints run, on what the
-//! processors have left. Then a guest runs, which is emulated by one thread of this host, and beside it
+//! that the programs of the other tests are built beneath them, on what the processors have left, and
+//! the tests without privileges and the lints run. Then a guest runs, which is emulated by one thread of this host, and beside it
 //! the tests that measure nothing, in lanes.
 
 use std::{env, process::Command, process::ExitCode, sync::mpsc, time::Instant};
@@ -72,12 +72,7 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
         let _ = built.send(programs);
         Ok(())
     });
-    let simulations = Step::new("simulations", |log| {
-        let programs = test_programs::read(&test_programs::programs_file())?;
-        let program = programs.iter().find(|one| one.name == SIMULATING);
-        log.run(program.ok_or("their program was not built")?.command().arg(SIMULATIONS))
-    });
-    let beneath = [build, simulations].into_iter().chain(lints()).collect();
+    let beneath = [build, unprivileged()].into_iter().chain(lints()).collect();
     steps.run_beneath(beneath, |steps| {
         for program in programs.iter().filter(|one| one.is_privileged() && measures(one)) {
             steps.run(privileged(program));
@@ -98,40 +93,39 @@ fn measures(program: &TestProgram) -> bool {
 
 /// The guest, and in lanes beside it the tests that measure nothing.
 fn lanes<'a>(programs: &'a [TestProgram], turn: &Turn) -> Vec<Vec<Step<'a>>> {
-    let (as_root, others): (Vec<_>, Vec<_>) =
-        programs.iter().partition(|program| program.is_privileged());
     let of_lane = |names: &[&str]| {
-        let is_in = |one: &&&TestProgram| names.contains(&one.name.as_str());
-        as_root.iter().filter(is_in).map(|one| privileged(one)).collect::<Vec<_>>()
+        let is_in = |one: &&TestProgram| one.is_privileged() && names.contains(&one.name.as_str());
+        programs.iter().filter(is_in).map(privileged).collect::<Vec<_>>()
     };
     let mut lanes = vec![vec![Step::command(format!("virtual machine, {turn}"), guest(turn))]];
     lanes.extend(MEASURE_NOTHING.map(of_lane));
-    if let Some(last) = lanes.last_mut() {
-        last.splice(..0, unprivileged(others));
-    }
     lanes
 }
 
 /// Privileged test programs that check exit codes, messages, states and counts, and no times. They run
-/// beside the guest, in lanes that take about as long as it does; all others measure, and run alone. So does `cgroups`, whose counts hold while nobody else removes a cgroup. The last lane
-/// follows the tests without privileges.
+/// beside the guest, in lanes that take about as long as it does; all others measure, and run alone. So does
+/// `cgroups`, whose counts hold while nobody else removes a cgroup.
 const MEASURE_NOTHING: [&[&str]; 5] = [
-    &["choice", "edge_sockets", "cpu_limits", "network_conditions"],
-    &["faults", "run", "uprobe", "doctor", "descriptors", "memory_limits"],
+    &["choice", "edge_sockets", "cpu_limits", "network_conditions", "descriptors"],
+    &["faults", "run", "uprobe", "doctor", "memory_limits"],
     // `edge_tables` raises pid_max, and with it what observer needs; `hardening` gives it no more than that.
-    &["hardening", "edge_tables", "command", "examples"],
+    &["hardening", "edge_tables", "examples"],
     &["live", "cli", "target", "logging"],
-    &["generators", "daemon", "edge_memory", "edge_tasks", "time_namespace", UNIT_TESTS, GUEST],
+    &[
+        "generators",
+        "command",
+        "daemon",
+        "edge_memory",
+        "edge_tasks",
+        "time_namespace",
+        UNIT_TESTS,
+        GUEST,
+    ],
 ];
 
 /// The test programs of the tests' own library and of the guests' first process.
 const UNIT_TESTS: &str = "observer_tests";
 const GUEST: &str = "observer-guest";
-
-/// Unit tests that take most of the time of all, need nothing but a processor, and do not look at a
-/// clock: the module of the unit tests of this package.
-const SIMULATIONS: &str = "correlate::";
-const SIMULATING: &str = "observer";
 
 /// Program of the guests.
 const VM: &str = "xtask-vm";
@@ -156,27 +150,20 @@ fn guest(turn: &Turn) -> Command {
     command
 }
 
-/// The tests that need no privileges, and the licences.
-fn unprivileged(others: Vec<&TestProgram>) -> Vec<Step<'_>> {
-    let tests = Step::new("tests without privileges", move |log| {
+/// The tests that need no privileges. They look at no clock but to give up.
+fn unprivileged() -> Step<'static> {
+    Step::new("tests without privileges", |log| {
+        let programs = test_programs::read(&test_programs::programs_file())?;
         let mut failed = Vec::new();
-        for program in others {
+        for program in programs.iter().filter(|program| !program.is_privileged()) {
             log.line(&format!("    {}", program.name));
-            let mut command = program.command();
-            if program.name == SIMULATING {
-                command.args(["--skip", SIMULATIONS]);
-            }
-            failed.extend(log.run(&mut command).err());
+            failed.extend(log.run(&mut program.command()).err());
         }
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
-    });
-    let mut deny = Command::new("cargo");
-    deny.args(["deny", "--color=never", "check", "licenses", "bans", "sources"])
-        .current_dir(root());
-    vec![tests, Step::command("licences and origins of the crates", deny)]
+    })
 }
 
-/// The lints and the pages of the documentation.
+/// The lints, the pages of the documentation, and the licences.
 fn lints() -> Vec<Step<'static>> {
     let mut clippy = test_cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
     // Lints of user space need no BPF programs. Clippy has build scripts of its own, so that they would
@@ -186,10 +173,14 @@ fn lints() -> Vec<Step<'static>> {
     bpf.args(["--", "-D", "warnings"]);
     let mut doc = test_cargo(["doc", "--workspace", "--no-deps"]);
     doc.env("RUSTDOCFLAGS", "-D warnings");
+    let mut deny = Command::new("cargo");
+    deny.args(["deny", "--color=never", "check", "licenses", "bans", "sources"])
+        .current_dir(root());
     vec![
         Step::command("lints, user space", clippy),
         Step::command("documentation", doc),
         Step::command("lints, BPF target", bpf),
+        Step::command("licences and origins of the crates", deny),
     ]
 }
 
