@@ -2,8 +2,8 @@
 //! two CPUs.
 //!
 //! First come the tests that measure this host, one at a time. Most of them wait for the kernel, so
-//! that the programs of the other tests are built beneath them, on what the processors have left, and
-//! the tests without privileges and the lints run. Then a guest runs, which is emulated by one thread of this host, and beside it
+//! that the programs of the other tests are built beneath them, and the lints run, on what the
+//! processors have left. Then a guest runs, which is emulated by one thread of this host, and beside it
 //! the tests that measure nothing, in lanes.
 
 use std::{env, process::Command, process::ExitCode, sync::mpsc, time::Instant};
@@ -72,7 +72,12 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
         let _ = built.send(programs);
         Ok(())
     });
-    let beneath = [build, unprivileged()].into_iter().chain(lints()).collect();
+    let simulations = Step::new("simulations", |log| {
+        let programs = test_programs::read(&test_programs::programs_file())?;
+        let program = programs.iter().find(|one| one.name == SIMULATING);
+        log.run(program.ok_or("their program was not built")?.command().arg(SIMULATIONS))
+    });
+    let beneath = [build, simulations].into_iter().chain(lints()).collect();
     steps.run_beneath(beneath, |steps| {
         for program in programs.iter().filter(|one| one.is_privileged() && measures(one)) {
             steps.run(privileged(program));
@@ -93,39 +98,42 @@ fn measures(program: &TestProgram) -> bool {
 
 /// The guest, and in lanes beside it the tests that measure nothing.
 fn lanes<'a>(programs: &'a [TestProgram], turn: &Turn) -> Vec<Vec<Step<'a>>> {
+    let (as_root, others): (Vec<_>, Vec<_>) =
+        programs.iter().partition(|program| program.is_privileged());
     let of_lane = |names: &[&str]| {
-        let is_in = |one: &&TestProgram| one.is_privileged() && names.contains(&one.name.as_str());
-        programs.iter().filter(is_in).map(privileged).collect::<Vec<_>>()
+        let is_in = |one: &&&TestProgram| names.contains(&one.name.as_str());
+        as_root.iter().filter(is_in).map(|one| privileged(one)).collect::<Vec<_>>()
     };
     let mut lanes = vec![vec![Step::command(format!("virtual machine, {turn}"), guest(turn))]];
     lanes.extend(MEASURE_NOTHING.map(of_lane));
+    if let Some(last) = lanes.last_mut() {
+        last.insert(0, unprivileged(others));
+    }
     lanes
 }
 
 /// Privileged test programs that check exit codes, messages, states and counts, and no times. They run
 /// beside the guest, in lanes that take about as long as it does; all others measure, and run alone. So does
-/// `cgroups`, whose counts hold while nobody else removes a cgroup.
-const MEASURE_NOTHING: [&[&str]; 5] = [
+/// `cgroups`, whose counts hold while nobody else removes a cgroup. The last lane follows the tests without
+/// privileges.
+const MEASURE_NOTHING: [&[&str]; 6] = [
     &["choice", "edge_sockets", "cpu_limits", "network_conditions", "descriptors"],
-    &["faults", "run", "uprobe", "doctor", "memory_limits"],
+    &["faults", "run", "uprobe", "doctor"],
     // `edge_tables` raises pid_max, and with it what observer needs; `hardening` gives it no more than that.
     &["hardening", "edge_tables", "examples"],
     &["live", "cli", "target", "logging"],
-    &[
-        "generators",
-        "command",
-        "daemon",
-        "edge_memory",
-        "edge_tasks",
-        "time_namespace",
-        UNIT_TESTS,
-        GUEST,
-    ],
+    &["generators", "daemon", "edge_memory", "edge_tasks", "time_namespace", UNIT_TESTS, GUEST],
+    &["command", "memory_limits"],
 ];
 
 /// The test programs of the tests' own library and of the guests' first process.
 const UNIT_TESTS: &str = "observer_tests";
 const GUEST: &str = "observer-guest";
+
+/// Unit tests that take most of the time of all, need nothing but a processor, and do not look at a
+/// clock: the module of the unit tests of this package.
+const SIMULATIONS: &str = "correlate::";
+const SIMULATING: &str = "observer";
 
 /// Program of the guests.
 const VM: &str = "xtask-vm";
@@ -150,14 +158,17 @@ fn guest(turn: &Turn) -> Command {
     command
 }
 
-/// The tests that need no privileges. They look at no clock but to give up.
-fn unprivileged() -> Step<'static> {
-    Step::new("tests without privileges", |log| {
-        let programs = test_programs::read(&test_programs::programs_file())?;
+/// The tests that need no privileges.
+fn unprivileged(others: Vec<&TestProgram>) -> Step<'_> {
+    Step::new("tests without privileges", move |log| {
         let mut failed = Vec::new();
-        for program in programs.iter().filter(|program| !program.is_privileged()) {
+        for program in others {
             log.line(&format!("    {}", program.name));
-            failed.extend(log.run(&mut program.command()).err());
+            let mut command = program.command();
+            if program.name == SIMULATING {
+                command.args(["--skip", SIMULATIONS]);
+            }
+            failed.extend(log.run(&mut command).err());
         }
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     })
