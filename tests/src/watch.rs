@@ -225,6 +225,12 @@ const BY_CHANCE: [&str; 2] = ["sleep_booked_as_wait", "switch_missed"];
 /// whether that was a thread of the target.
 const WITH_REAL_TIME: [&str; 3] = ["program_missed", "end_without_begin", "begin_without_end"];
 
+/// While any process on the host reads or writes a map by bpf(2), the kernel leaves out the programs at classic
+/// tracepoints on its CPU (`bpf_disable_instrumentation`, include/linux/bpf.h), for threads too that preempt it
+/// there. Another observer that starts beside the test does so. It is not known whose run was left out: a
+/// comparison that it concerns does not hold.
+const MISSED_BY_CHANCE: u64 = 3;
+
 fn is_real_time() -> bool {
     rustix::system::uname().version().to_string_lossy().contains("PREEMPT_RT")
 }
@@ -237,10 +243,15 @@ pub fn lost_by_target(loss: &LossSummary) -> BTreeMap<String, u64> {
 
 /// The losses of the target that can change what a test compares, unless it expects them.
 fn refused(loss: &LossSummary, expected: &[&str], real_time: bool) -> BTreeMap<String, u64> {
-    let by_chance =
-        |kind: &str| BY_CHANCE.contains(&kind) || real_time && WITH_REAL_TIME.contains(&kind);
+    let by_chance = |kind: &str, count: u64| {
+        BY_CHANCE.contains(&kind)
+            || kind == "program_missed" && count <= MISSED_BY_CHANCE
+            || real_time && WITH_REAL_TIME.contains(&kind)
+    };
     let mut lost = loss.of_target();
-    lost.retain(|kind, count| *count > 0 && !expected.contains(&&**kind) && !by_chance(kind));
+    lost.retain(|kind, count| {
+        *count > 0 && !expected.contains(&&**kind) && !by_chance(kind, *count)
+    });
     lost
 }
 
@@ -279,7 +290,12 @@ mod tests {
             ("task_slot", 0),
             ("unheard_of", 1),
         ]);
-        let loss = LossSummary { total: 3, by_kind: all.clone(), target_by_kind: Some(all) };
+        let loss = LossSummary {
+            total: 3,
+            by_kind: all.clone(),
+            target_by_kind: Some(all),
+            ..LossSummary::default()
+        };
         let refused = |expected: &[&str], real_time| -> Vec<String> {
             refused(&loss, expected, real_time).into_keys().collect()
         };

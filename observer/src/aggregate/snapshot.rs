@@ -246,6 +246,7 @@ impl Snapshot {
                 .fold(0, |total, kind| total.saturating_add(self.ring_lost(kind))),
             by_kind: by_kind(&self.lost),
             target_by_kind: Some(by_kind(&self.lost_target)),
+            ..LossSummary::default()
         }
     }
 }

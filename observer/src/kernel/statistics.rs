@@ -1,5 +1,6 @@
 //! The kernel's statistics about programs: runs, run time and skipped runs.
 
+use std::collections::BTreeMap;
 use std::mem::zeroed;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::ptr::from_mut;
@@ -7,6 +8,8 @@ use std::ptr::from_mut;
 use aya::programs::Program;
 use aya_obj::generated::{bpf_cmd, bpf_prog_info};
 use bytemuck::{NoUninit, bytes_of};
+
+use super::Kernel;
 
 /// What the kernel counts for one program, or for several together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +72,17 @@ impl std::ops::AddAssign for ProgramStatistics {
         self.run_time_ns += other.run_time_ns;
         self.runs += other.runs;
         self.missed += other.missed;
+    }
+}
+
+impl Kernel {
+    /// The programs of which the kernel skipped runs, and how many of each.
+    #[must_use]
+    pub fn skipped_runs(&self) -> BTreeMap<String, u64> {
+        let all = self.ebpf.programs();
+        let missed =
+            all.map(|(name, program)| (name.to_owned(), ProgramStatistics::of(program).missed));
+        missed.filter(|(_, missed)| *missed > 0).collect()
     }
 }
 

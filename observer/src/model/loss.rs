@@ -290,7 +290,7 @@ mod tests {
     fn the_hosts_losses_are_not_the_targets() {
         let by_kind = [("cgroup_slot", 9), ("program_missed", 4), ("unheard_of", 2)];
         let by_kind = by_kind.map(|(kind, count)| (kind.to_owned(), count)).into();
-        let mut loss = LossSummary { total: 0, by_kind, target_by_kind: None };
+        let mut loss = LossSummary { by_kind, ..LossSummary::default() };
         let of_target: Vec<String> = loss.of_target().into_keys().collect();
         assert_eq!(of_target, ["program_missed", "unheard_of"]);
         loss.target_by_kind = Some(BTreeMap::from([("task_slot".to_owned(), 1)]));

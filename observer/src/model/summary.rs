@@ -347,6 +347,9 @@ pub struct LossSummary {
     /// `program_missed`, since it is not known which task that concerns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_by_kind: Option<BTreeMap<String, u64>>,
+    /// What `program_missed` is made of: skipped runs by program, since it was loaded.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub skipped_runs: BTreeMap<String, u64>,
 }
 
 impl LossSummary {

@@ -110,6 +110,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     delta.self_usage.bpf_run_count = programs.runs;
     let window = Window { start: journal.info.start_ns, end, went_on: false };
     journal.info.coverage.clone_from(&last.coverage);
+    let skipped_runs = kernel.skipped_runs();
     drop(kernel);
     let mut ingested = reader.map(|reader| {
         let ingest = reader.finish()?;
@@ -127,6 +128,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     info.streams = std::mem::take(&mut captured.streams);
     let records = records(&counts, &captured);
     info.loss = loss(delta.loss_summary(), &records, &captured);
+    info.loss.skipped_runs = skipped_runs;
     let floors = captured.floors.take().map(|log| log.finish(end, &hidden.hidden_ns()));
     let mut floors = floors.unwrap_or_default();
     let probes = delta.probe_summaries();
