@@ -326,7 +326,7 @@ impl Trial {
         let window = Window::begin(watches.iter().map(|watch| watch.process.id()));
         let before = read(work.id());
         nudge(work.id());
-        let counts = work.go().unwrap_or_else(|error| panic!("{}: {error}", self.test));
+        let counts = self.must(work.go());
         settle(work.id());
         let after = read(work.id());
         window.end();
@@ -350,10 +350,13 @@ impl Trial {
             Watch::begin(&programs(), &arguments, &place)
         };
         let begun: Vec<_> = self.tiers.iter().enumerate().map(watch).collect();
-        let attached = begun.into_iter().map(|begun| begun.and_then(Watch::attached));
-        attached
-            .map(|watch| watch.unwrap_or_else(|error| panic!("{}: {error}", self.test)))
-            .collect()
+        begun.into_iter().map(|begun| self.must(begun.and_then(Watch::attached))).collect()
+    }
+
+    /// The value; an error ends the test, which is named.
+    #[track_caller]
+    fn must<T>(&self, result: crate::Result<T>) -> T {
+        result.unwrap_or_else(|error| panic!("{}: {error}", self.test))
     }
 
     /// Ends them, all at the same time.
@@ -364,14 +367,10 @@ impl Trial {
     pub fn finish(&self, watches: Vec<Watch>) -> Vec<Run> {
         let finish = |watch: Watch| {
             let directory = watch.run.clone();
-            let (summary, info) = watch
-                .finish_losing(self.losing)
-                .unwrap_or_else(|error| panic!("{}: {error}", self.test));
+            let (summary, info) = self.must(watch.finish_losing(self.losing));
             Run { summary, info, directory }
         };
-        watches.iter().for_each(|watch| {
-            watch.stop().unwrap_or_else(|error| panic!("{}: {error}", self.test));
-        });
+        watches.iter().for_each(|watch| self.must(watch.stop()));
         watches.into_iter().map(finish).collect()
     }
 

@@ -225,9 +225,9 @@ const BY_CHANCE: [&str; 2] = ["sleep_booked_as_wait", "switch_missed"];
 /// whether that was a thread of the target.
 const WITH_REAL_TIME: [&str; 3] = ["program_missed", "end_without_begin", "begin_without_end"];
 
-/// While any process on the host reads or writes a map by bpf(2), the kernel leaves out the programs at classic
-/// tracepoints on its CPU (`bpf_disable_instrumentation`, include/linux/bpf.h), for threads too that preempt it
-/// there. Another observer that starts beside the test does so. It is not known whose run was left out: a
+/// The kernel skips a run now and then, most likely where another process reads or writes a map by bpf(2) on that
+/// CPU: it leaves out the programs at classic tracepoints meanwhile (`bpf_disable_instrumentation`,
+/// include/linux/bpf.h), also for threads that preempt the other one. It does not say whose run that was; a
 /// comparison that it concerns does not hold.
 const MISSED_BY_CHANCE: u64 = 3;
 

@@ -58,7 +58,6 @@ use crate::aggregate::{Distribution, Snapshot};
 use crate::clock::MonoNanos;
 use crate::host::CpuEvents;
 use crate::model::{Conditions, Coverage, Joining, ProbeState, SelfSummary, Tgid};
-use crate::pace::rest;
 use crate::probe::{Members, NOT_ASKED_FOR, PROBES, Probe};
 use attach::Choices;
 use cgroup_rows::CgroupRows;
@@ -487,15 +486,5 @@ impl Kernel {
             drain_wakeups: 0,
             added_cpu_share: None,
         }
-    }
-
-    /// The kernel's statistics of all programs together.
-    fn program_statistics(&self) -> ProgramStatistics {
-        let mut total = ProgramStatistics::default();
-        for (_, program) in self.ebpf.programs() {
-            rest();
-            total += ProgramStatistics::of(program);
-        }
-        total
     }
 }

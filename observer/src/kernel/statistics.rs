@@ -10,6 +10,7 @@ use aya_obj::generated::{bpf_cmd, bpf_prog_info};
 use bytemuck::{NoUninit, bytes_of};
 
 use super::Kernel;
+use crate::pace::rest;
 
 /// What the kernel counts for one program, or for several together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,13 +77,26 @@ impl std::ops::AddAssign for ProgramStatistics {
 }
 
 impl Kernel {
+    /// The kernel's statistics by program.
+    fn statistics_by_program(&self) -> impl Iterator<Item = (&str, ProgramStatistics)> {
+        self.ebpf.programs().map(|(name, program)| {
+            rest();
+            (name, ProgramStatistics::of(program))
+        })
+    }
+
+    /// The kernel's statistics of all programs together.
+    pub(super) fn program_statistics(&self) -> ProgramStatistics {
+        let mut total = ProgramStatistics::default();
+        self.statistics_by_program().for_each(|(_, statistics)| total += statistics);
+        total
+    }
+
     /// The programs of which the kernel skipped runs, and how many of each.
     #[must_use]
     pub fn skipped_runs(&self) -> BTreeMap<String, u64> {
-        let all = self.ebpf.programs();
-        let missed =
-            all.map(|(name, program)| (name.to_owned(), ProgramStatistics::of(program).missed));
-        missed.filter(|(_, missed)| *missed > 0).collect()
+        let skipped = self.statistics_by_program().filter(|(_, statistics)| statistics.missed > 0);
+        skipped.map(|(name, statistics)| (name.to_owned(), statistics.missed)).collect()
     }
 }
 

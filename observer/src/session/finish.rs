@@ -127,8 +127,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     info.holder_cgroups = std::mem::take(&mut captured.holder_cgroups);
     info.streams = std::mem::take(&mut captured.streams);
     let records = records(&counts, &captured);
-    info.loss = loss(delta.loss_summary(), &records, &captured);
-    info.loss.skipped_runs = skipped_runs;
+    info.loss = loss(delta.loss_summary(), skipped_runs, &records, &captured);
     let floors = captured.floors.take().map(|log| log.finish(end, &hidden.hidden_ns()));
     let mut floors = floors.unwrap_or_default();
     let probes = delta.probe_summaries();
@@ -264,12 +263,14 @@ pub(super) fn records(counts: &Counts, captured: &Captured) -> BTreeMap<String, 
     RecordKind::ALL.into_iter().map(|kind| (kind.name().to_owned(), summary(kind))).collect()
 }
 
-/// The losses of the kernel side and those of user space.
+/// The losses of the kernel side, with the programs of which it skipped runs, and those of user space.
 pub(super) fn loss(
-    mut loss: LossSummary,
+    loss: LossSummary,
+    skipped_runs: BTreeMap<String, u64>,
     records: &BTreeMap<String, RecordSummary>,
     captured: &Captured,
 ) -> LossSummary {
+    let mut loss = LossSummary { skipped_runs, ..loss };
     // Records that were sent and never read: an error of the drain itself. (What could not be
     // decoded was delivered, and is counted below.)
     let undecoded: u64 = captured

@@ -110,7 +110,8 @@ impl Recording {
         self.journal.note_removed(self.capture.counts());
         let captured = self.capture.finish();
         let Journal { directory, mut info, .. } = self.journal;
-        info.loss = loss(lost, &records(&kernel.counts(), &captured), &captured);
+        let records = records(&kernel.counts(), &captured);
+        info.loss = loss(lost, kernel.skipped_runs(), &records, &captured);
         info.anchors.0.push(Anchor::take());
         info.end_ns = end;
         info.end_reason = EndReason::Interrupted;
