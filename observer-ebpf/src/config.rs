@@ -96,6 +96,8 @@ globals! {
     OFF_TASK_RUN_DELAY: off_task_run_delay = 0;
     /// `task_struct::sched_info.last_queued`.
     OFF_TASK_LAST_QUEUED: off_task_last_queued = 0;
+    /// `task_struct::sched_info.last_arrival`.
+    OFF_TASK_LAST_ARRIVAL: off_task_last_arrival = 0;
     /// `task_struct::nivcsw`.
     OFF_TASK_NIVCSW: off_task_nivcsw = 0;
     /// `task_struct::se.sched_delayed`; 0 where there is none (before Linux 6.12).

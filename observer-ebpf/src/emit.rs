@@ -5,8 +5,8 @@ use aya_ebpf::{
     helpers::bpf_get_smp_processor_id,
 };
 use observer_ebpf::wire::{
-    COUNTER_SLOTS, Config, Counter, Header, KIND_SLOTS, LOSS_KIND_SLOTS, LOSS_SLOTS, LossKind,
-    Record, RecordKind, needs_wakeup,
+    COUNTER_SLOTS, Config, Counter, Counts, Header, KIND_SLOTS, LOSS_KIND_SLOTS, LOSS_SLOTS,
+    LossKind, Record, RecordKind, needs_wakeup,
 };
 
 use crate::{
@@ -28,6 +28,19 @@ macro_rules! bump {
             atomic::add(unsafe { &raw mut (*counts).$array[$index] }, $number);
         }
     };
+}
+
+/// The counters of this CPU.
+#[inline(always)]
+pub(crate) fn counts() -> Option<*mut Counts> {
+    COUNTS.get_ptr_mut(cpu())
+}
+
+/// [`Counts::arrived_ago_ns`] of this CPU.
+#[inline(always)]
+pub(crate) fn arrived_ago_ns() -> u64 {
+    // SAFETY: a map value, whose word only the programs at a context switch write, on their own CPU.
+    counts().map_or(0, |counts| unsafe { (*counts).arrived_ago_ns })
 }
 
 /// Counts a loss other than a full ring, and counts it for the target as well if the target lost

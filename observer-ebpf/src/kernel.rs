@@ -270,6 +270,12 @@ impl Task {
         self.field(config::off_task_last_queued())
     }
 
+    /// When the thread got the CPU last, on the clock of the run queue it had then.
+    #[inline(always)]
+    pub(crate) fn last_arrival_ns(self) -> u64 {
+        self.field(config::off_task_last_arrival())
+    }
+
     /// [`run_delay_ns`](Self::run_delay_ns) with the current wait, of a thread that is about to run.
     #[inline(always)]
     pub(crate) fn waited_ns(self) -> u64 {

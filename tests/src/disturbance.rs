@@ -100,17 +100,21 @@ pub fn repeats() -> u64 {
 /// Ends this attempt if a comparison of times that failed says nothing: the host disturbed the
 /// measurement, and it can be repeated. Returns otherwise.
 pub(crate) fn repeat_if_disturbed(failed: &str) {
-    let disturbed = LAST.get().filter(|last| last.matters());
-    if let (Some(earlier), Some(last)) = (EARLIER.get(), disturbed)
-        && earlier + 1 < ATTEMPTS
-    {
-        panic_any(Disturbed(format!("{failed}; {last:?}")));
+    if let Some(last) = LAST.get().filter(|last| last.matters()) {
+        repeat(&format!("{failed}; {last:?}"));
     }
 }
 
-/// Makes a measurement of time; makes it again, three times at most, if a comparison of times fails
-/// while the host disturbs it. A failure that nothing disturbed fails at once, and so does every
-/// comparison of counts.
+/// Ends this attempt if the measurement can be repeated. Returns otherwise.
+pub(crate) fn repeat(because: &str) {
+    if EARLIER.get().is_some_and(|earlier| earlier + 1 < ATTEMPTS) {
+        panic_any(Disturbed(because.to_owned()));
+    }
+}
+
+/// Makes a measurement; makes it again, three times at most, if a comparison of times fails while the host disturbs
+/// it, or any comparison where the kernel left out what chance decides, and observer says so. Every other failure
+/// fails at once.
 ///
 /// # Panics
 /// When the measurement fails.

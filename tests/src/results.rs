@@ -13,6 +13,9 @@ use crate::{Result, disturbance, trial};
 /// Names the file that results are appended to, one JSON object a line.
 pub const RESULTS_FILE: &str = "OBSERVER_TEST_RESULTS";
 
+/// Losses of the target that say what the kernel left out.
+const LEFT_OUT: [&str; 2] = ["switch_missed", "program_missed"];
+
 /// The relation that must hold between observer's number and the kernel counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Relation {
@@ -70,6 +73,8 @@ pub struct Held {
     test: String,
     probe: String,
     tier: String,
+    /// What the kernel left out in this run and chance decides: switches without an event, and skipped programs.
+    left_out: u64,
 }
 
 impl Held {
@@ -83,13 +88,15 @@ impl Held {
         let found = found.unwrap_or_else(|| panic!("no probe {probe} in {:?}", summary.probes));
         let tier = found.tier.clone();
         let tier = tier.unwrap_or_else(|| panic!("{test}: {probe} is not attached: {found:?}"));
-        Self::of_tier(test, probe, &tier)
+        let lost = summary.loss.of_target();
+        let left_out = LEFT_OUT.iter().filter_map(|kind| lost.get(*kind)).sum();
+        Self { left_out, ..Self::of_tier(test, probe, &tier) }
     }
 
     /// For runs that leave no summary.
     #[must_use]
     pub fn of_tier(test: &str, probe: &str, tier: &str) -> Self {
-        Self { test: test.to_owned(), probe: probe.to_owned(), tier: tier.to_owned() }
+        Self { test: test.to_owned(), probe: probe.to_owned(), tier: tier.to_owned(), left_out: 0 }
     }
 
     /// Observer's number and the kernel counter have this relation within the tolerance, relative to
@@ -177,13 +184,19 @@ impl Held {
         let (passed, error) = comparison.judge();
         let Comparison { metric, against, relation, observed, expected, tolerance, slack } =
             comparison;
-        let Self { test, probe, tier } = self;
+        let Self { test, probe, tier, left_out } = self;
         // Counts are exact, whatever the host does.
-        let repeats = if is_time(metric) { disturbance::repeats() } else { 0 };
-        if !passed && is_time(metric) {
+        let is_repeated = is_time(metric) || *left_out > 0;
+        let repeats = if is_repeated { disturbance::repeats() } else { 0 };
+        if !passed {
             let failed =
                 format!("{test}: {probe} ({tier}), {metric}: {observed}, {against} {expected}");
-            disturbance::repeat_if_disturbed(&failed);
+            if is_time(metric) {
+                disturbance::repeat_if_disturbed(&failed);
+            }
+            if *left_out > 0 {
+                disturbance::repeat(&format!("{failed}; the kernel left out {left_out}"));
+            }
         }
         println!(
             "{probe} ({tier}) {metric}: observer {observed}, {against} {expected} ({:+.3} %, {}, \

@@ -1,8 +1,8 @@
 //! Scheduler delay: from wake-up (or preemption) to running.
 
 use observer_ebpf::wire::{
-    Counter, LossKind, RAN_ALWAYS_NS, RUNQUEUE_PREEMPTED, RecordKind, RunqueueState, Series,
-    wait_seal,
+    Counter, HAS_SWITCHED, LossKind, RAN_ALWAYS_NS, RUNQUEUE_PREEMPTED, RecordKind, RunqueueState,
+    Series, wait_seal,
 };
 
 use super::{sleep, throttle, turns};
@@ -39,8 +39,12 @@ fn switching(arguments: Arguments) -> (Task, Task) {
 #[inline(always)]
 fn switched(arguments: Arguments) {
     let (prev, next) = switching(arguments);
+    let (preempted, prev_state) = (was_preempted(arguments), state_of(prev, arguments));
+    if arrived_unseen(prev, next) {
+        complete(prev.address(), u64::from(preempted || prev_state == 0));
+    }
     if config::switch_sleep() != 0 {
-        sleep::switched(prev, next, was_preempted(arguments), state_of(prev, arguments));
+        sleep::switched(prev, next, preempted, prev_state);
     }
     if config::switch_runqueue() != 0 {
         waited(prev, next);
@@ -60,6 +64,70 @@ fn state_of(prev: Task, arguments: Arguments) -> u32 {
     if config::switch_has_state() != 0 { arguments.word::<3>() as u32 } else { prev.state() }
 }
 
+/// Whether `prev` is a thread of the target that got the CPU without an event.
+///
+/// The kernels of some virtual machines switch between threads without the tracepoint now and then, most of
+/// all from the idle task: this was seen in several switches of a thousand, by ftrace and perf as well.
+#[inline(always)]
+fn arrived_unseen(prev: Task, next: Task) -> bool {
+    if config::has_target() == 0 {
+        return false;
+    }
+    let Some(cpu) = emit::counts() else { return false };
+    // SAFETY: a map value whose word only this program writes, on its own CPU.
+    let switched_to = unsafe { &mut (*cpu).switched_to };
+    let before = *switched_to;
+    *switched_to = u64::from(next.tid()) | HAS_SWITCHED;
+    before != 0 && before as u32 != prev.tid() && emit::is_target(prev.tgid())
+}
+
+/// Completes the wait and the sleep before the last arrival of a thread that got the CPU without an event, from
+/// what the scheduler noted of it, when the thread leaves the CPU. `lost_cpu` is 1 if that is not of its own will.
+///
+/// A function of its own, because few switches need it.
+#[inline(never)]
+fn complete(prev: u64, lost_cpu: u64) {
+    let prev = Task::at(prev);
+    let arrival_ns = prev.last_arrival_ns();
+    let ago_ns = prev.run_queue_clock_ns().wrapping_sub(arrival_ns);
+    // It was never on a CPU, or has another clock.
+    if arrival_ns == 0 || (ago_ns as i64) < 0 {
+        return;
+    }
+    let Some(cpu) = emit::counts() else { return };
+    // SAFETY: a map value whose word only this program writes, on its own CPU.
+    let arrived_ago_ns = unsafe { &mut (*cpu).arrived_ago_ns };
+    *arrived_ago_ns = ago_ns;
+    emit::count(Counter::TargetUnseenArrivals);
+    if config::switch_sleep() != 0 {
+        sleep::ended_unseen(prev, ago_ns);
+    }
+    if config::switch_runqueue() != 0 {
+        arrive(
+            prev,
+            Arrival {
+                clock_ns: arrival_ns,
+                queued_ns: None,
+                run_delay_ns: prev.run_delay_ns(),
+                // It counted this switch before the tracepoint.
+                involuntary_switches: prev.involuntary_switches().wrapping_sub(lost_cpu),
+            },
+        );
+    }
+    *arrived_ago_ns = 0;
+}
+
+/// What the scheduler says of a thread that gets a CPU.
+#[derive(Clone, Copy)]
+struct Arrival {
+    clock_ns: u64,
+    /// When the last part of its wait began; 0 where there was none, and nothing where the run delay has all of
+    /// the wait.
+    queued_ns: Option<u64>,
+    run_delay_ns: u64,
+    involuntary_switches: u64,
+}
+
 /// The wait of `next`, with the kernel's own run delay.
 ///
 /// The scheduler adds the wait of `next` to its run delay (`sched_info_arrive`,
@@ -76,13 +144,27 @@ fn waited(prev: Task, next: Task) {
     if next.tid() == 0 {
         return;
     }
+    arrive(
+        next,
+        Arrival {
+            clock_ns,
+            queued_ns: Some(next.last_queued_ns()),
+            run_delay_ns: next.run_delay_ns(),
+            involuntary_switches: next.involuntary_switches(),
+        },
+    );
+}
+
+/// The wait of a thread that gets the CPU, or got it without an event.
+#[inline(always)]
+fn arrive(next: Task, arrival: Arrival) {
+    let Arrival { clock_ns, queued_ns, run_delay_ns: total_delay_ns, involuntary_switches } =
+        arrival;
     let Some((state, replaced)) = task::claim_entry::<RunqueueState>(next) else { return };
     let moved_asleep = config::off_task_sched_delayed() != 0 && state.moved_asleep != 0;
     if moved_asleep {
         state.moved_asleep = 0;
     }
-    let total_delay_ns = next.run_delay_ns();
-    let involuntary_switches = next.involuntary_switches();
     let has_stored = (state.run_delay_ns | state.involuntary_switches) != 0;
     // Another thread had the entry since this one's last arrival, or used it at the same instant. If
     // both counts are 0, there is nothing that could be lost.
@@ -99,8 +181,10 @@ fn waited(prev: Task, next: Task) {
         && involuntary_switches >= state.involuntary_switches;
     let earlier_parts_ns = if known { total_delay_ns.wrapping_sub(state.run_delay_ns) } else { 0 };
     let preempted = known && involuntary_switches != state.involuntary_switches;
-    let queued_ns = next.last_queued_ns();
-    let last_part_ns = if queued_ns == 0 { 0 } else { clock_ns.wrapping_sub(queued_ns) };
+    let last_part_ns = match queued_ns {
+        None | Some(0) => 0,
+        Some(queued_ns) => clock_ns.wrapping_sub(queued_ns),
+    };
     state.run_delay_ns = total_delay_ns.wrapping_add(last_part_ns);
     state.involuntary_switches = involuntary_switches;
     if config::tasks_share() != 0 {
@@ -110,7 +194,7 @@ fn waited(prev: Task, next: Task) {
     if is_lost && !moved_asleep {
         emit::lose_of(LossKind::TaskSlot, next);
     }
-    if queued_ns == 0 && earlier_parts_ns == 0 {
+    if queued_ns.unwrap_or_default() == 0 && earlier_parts_ns == 0 {
         return;
     }
     // The clocks of two CPUs may differ slightly, and the kernel then counts a wait of zero length.
@@ -125,6 +209,8 @@ fn waited(prev: Task, next: Task) {
         }
         return;
     }
+    // Its parts are not known any more: most waits have one.
+    let queued_ns = queued_ns.unwrap_or_else(|| clock_ns.wrapping_sub(duration_ns));
     arrived(next, state, preempted, duration_ns, (queued_ns, clock_ns));
 }
 
@@ -204,12 +290,16 @@ fn switched_timed(arguments: Arguments) {
     let (prev, next) = switching(arguments);
     let prev_state = state_of(prev, arguments);
     let now = now_ns();
-    turns::switched(prev, next, now);
+    let has_event = turns::switched(prev, next, now);
     throttle::left(prev, now);
 
     if prev.tid() != 0
         && let Some(state) = task::claim::<RunqueueState>(prev)
     {
+        // It waited until a switch that had no event.
+        if !has_event && state.runnable_ns != 0 {
+            emit::lose_of(LossKind::SwitchMissed, prev);
+        }
         state.runnable_ns = if preempted || prev_state == 0 { now } else { 0 };
         state.preempted = 1;
     }

@@ -26,8 +26,14 @@ pub(super) fn switched(prev: Task, next: Task, preempted: bool, prev_state: u32)
         begin(prev, prev_state);
     }
     if emit::is_target(next.tgid()) {
-        end(next);
+        end(next, now_ns, next.waited_ns(), true);
     }
+}
+
+/// A thread that leaves its CPU got it without an event, so long ago.
+#[inline(always)]
+pub(super) fn ended_unseen(prev: Task, ago_ns: u64) {
+    end(prev, || now_ns().wrapping_sub(ago_ns), prev.run_delay_ns(), false);
 }
 
 #[inline(always)]
@@ -76,9 +82,9 @@ fn waking(arguments: Arguments) {
 }
 
 /// The thread runs again. It was woken before that, by as much as it waited for a CPU since then, which
-/// the kernel counts.
+/// the kernel counts. If it is not in the call any more in which it slept, that call is not known.
 #[inline(always)]
-fn end(next: Task) {
+fn end(next: Task, now_ns: impl Fn() -> u64, run_delay_ns: u64, is_in_call: bool) {
     let Some(state) = task::find::<SleepState>(next) else { return };
     let since = state.begin_ns;
     if since == 0 {
@@ -87,7 +93,7 @@ fn end(next: Task) {
     state.begin_ns = 0;
     let now = now_ns();
     let away_ns = now.wrapping_sub(since);
-    let waited_ns = match next.waited_ns().wrapping_sub(state.run_delay_ns) {
+    let waited_ns = match run_delay_ns.wrapping_sub(state.run_delay_ns) {
         // Not known, and short.
         _ if state.moved_asleep != 0 => 0,
         // The kernel has two clocks, which differ a little.
@@ -103,7 +109,7 @@ fn end(next: Task) {
         (Series::SleepIo, SLEEP_UNINTERRUPTIBLE | SLEEP_IO)
     } else if state.state & TASK_UNINTERRUPTIBLE != 0 {
         (Series::SleepUninterruptible, SLEEP_UNINTERRUPTIBLE)
-    } else if waits_for_lock(next) {
+    } else if is_in_call && waits_for_lock(next) {
         (Series::SleepLock, SLEEP_LOCK)
     } else {
         (Series::SleepInterruptible, 0)
@@ -111,6 +117,7 @@ fn end(next: Task) {
     histogram::observe(next, None, true, series, slept_ns);
     if state.serves != 0 && emit::past_floor(RecordKind::Sleep, slept_ns) {
         let waker = u64::from(state.waker_tgid) << 32 | u64::from(state.waker_tid);
+        let flags = u32::from(flags) | if is_in_call { 0 } else { CALL_UNKNOWN };
         send(next.address(), flags, now.wrapping_sub(waited_ns), slept_ns, waker);
     }
 }
@@ -127,14 +134,19 @@ fn waits_for_lock(task: Task) -> bool {
     })
 }
 
+/// With the flags of a record: the thread is not in the call any more in which it slept.
+const CALL_UNKNOWN: u32 = 1 << 16;
+
 /// A function of its own, because the kernel limits the stack of a program together with the functions
 /// that it calls.
 #[inline(never)]
-fn send(task: u64, flags: u16, end_ns: u64, slept_ns: u64, waker: u64) {
+fn send(task: u64, flags: u32, end_ns: u64, slept_ns: u64, waker: u64) {
     let next = Task::at(task);
     let (mut syscall, mut arguments) = (NO_SYSCALL, [0; 3]);
     let mut remote = None;
-    if let Some(registers) = next.saved_registers() {
+    if flags & CALL_UNKNOWN == 0
+        && let Some(registers) = next.saved_registers()
+    {
         let number = registers.number();
         // -1 in an exception, and more than 32 bits are no system call.
         if number < 1 << 31 {
@@ -151,7 +163,7 @@ fn send(task: u64, flags: u16, end_ns: u64, slept_ns: u64, waker: u64) {
         None => (0, Address([0; 16])),
     };
     let ids = (next.tgid(), next.tid());
-    let header = emit::header(RecordKind::Sleep, flags | has_remote, ids, end_ns, slept_ns);
+    let header = emit::header(RecordKind::Sleep, flags as u16 | has_remote, ids, end_ns, slept_ns);
     emit::emit(
         RecordKind::Sleep,
         SleepRecord {

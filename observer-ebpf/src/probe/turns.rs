@@ -15,25 +15,28 @@ use crate::{
 #[map]
 static TURNS: Array<CpuTurns> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The CPU goes from one thread to another at this time of the clock that waits are measured with.
+/// The CPU goes from one thread to another at this time of the clock that waits are measured with. Whether it went to
+/// the first one with an event.
 #[inline(always)]
-pub(super) fn switched(prev: Task, next: Task, now_ns: u64) {
+pub(super) fn switched(prev: Task, next: Task, now_ns: u64) -> bool {
     if config::has_target() == 0 {
-        return;
+        return true;
     }
-    let Some(cpu) = TURNS.get_ptr_mut(emit::cpu()) else { return };
+    let Some(cpu) = TURNS.get_ptr_mut(emit::cpu()) else { return true };
     // SAFETY: a map value that only this program writes, on its own CPU.
     let cpu = unsafe { &mut *cpu };
     let tid = prev.tid();
+    let is_known = cpu.running == u64::from(tid);
     cpu.kept[cpu.switches as usize % SWITCHES_KEPT] = Turn {
         until_ns: now_ns,
         task: prev.address(),
         tid,
         tgid: prev.tgid(),
-        known: u64::from(cpu.running == u64::from(tid)),
+        known: u64::from(is_known),
     };
     cpu.running = u64::from(next.tid());
     cpu.switches = cpu.switches.wrapping_add(1);
+    is_known || cpu.switches == 1
 }
 
 /// All bits set if the number is negative, or none. The verifier follows both sides of every branch in
@@ -254,7 +257,8 @@ fn send_with(
     // The thread may have gone since, and its memory may be another one's.
     let is_there = task.tid() == ran.tid();
     let ids = (tgid, next.tid());
-    let header = emit::header(RecordKind::Runqueue, flags as u16, ids, now_ns(), duration_ns);
+    let end_ns = now_ns().wrapping_sub(emit::arrived_ago_ns());
+    let header = emit::header(RecordKind::Runqueue, flags as u16, ids, end_ns, duration_ns);
     emit::emit(
         RecordKind::Runqueue,
         RunqueueRecord {

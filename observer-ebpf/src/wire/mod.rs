@@ -196,7 +196,16 @@ pub struct Counts {
     pub lost_target: [u64; LOSS_KIND_SLOTS],
     /// By [`Counter`].
     pub counters: [u64; COUNTER_SLOTS],
+    /// The thread that this CPU went to at the last context switch that had an event, with
+    /// [`HAS_SWITCHED`]; 0 before the first one.
+    pub switched_to: u64,
+    /// How long ago the thread got the CPU whose arrival is being completed, nanoseconds; 0 where it gets
+    /// the CPU just now.
+    pub arrived_ago_ns: u64,
 }
+
+/// In [`Counts::switched_to`]: there was a context switch. The idle task has the id 0.
+pub const HAS_SWITCHED: u64 = 1 << 32;
 
 /// What user space may change while the programs run, the only value of the `CONFIG` map.
 #[repr(C)]

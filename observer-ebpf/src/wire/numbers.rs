@@ -84,6 +84,9 @@ probes! {
             TargetThrottledWaits,
             /// Nanoseconds for which it did.
             TargetThrottledNs,
+            /// Times a thread of the target got the CPU without an event; its wait and its sleep were completed
+            /// when it left the CPU.
+            TargetUnseenArrivals,
         }
     }
     fault {

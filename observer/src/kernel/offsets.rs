@@ -25,6 +25,7 @@ const MEMBERS: &[(Members, &str, &str, &str)] = &[
     (Members::Cgroup, "OFF_KN_ID", "kernfs_node", "id"),
     (Members::RunDelay, "OFF_TASK_RUN_DELAY", "task_struct", "sched_info.run_delay"),
     (Members::RunDelay, "OFF_TASK_LAST_QUEUED", "task_struct", "sched_info.last_queued"),
+    (Members::RunDelay, "OFF_TASK_LAST_ARRIVAL", "task_struct", "sched_info.last_arrival"),
     (Members::RunDelay, "OFF_TASK_NIVCSW", "task_struct", "nivcsw"),
     (Members::RunDelay, "OFF_TASK_CFS_RQ", "task_struct", "se.cfs_rq"),
     (Members::RunDelay, "OFF_CFS_RQ_RQ", "cfs_rq", "rq"),

@@ -138,9 +138,9 @@ pub static LOSSES: &[LossInfo] = &[
     },
     LossInfo {
         id: "switch_missed",
-        title: "sleeps without an end",
+        title: "sleeps and waits without an end",
         sentence: "The kernel switched to a thread without an event.",
-        hides: Hides::Probes(&["sleep"]),
+        hides: Hides::Probes(&["sleep", "runqueue"]),
         // Each moves its time from one cause to another: a share changes by as much, and a smaller one
         // than this is not named.
         limit: 0.05,

@@ -73,6 +73,9 @@ pub(super) const PROBE: Probe = Probe {
             run queue for a moment; when it is moved to another one in that moment, the kernel \
             counts the rest of its sleep as run delay. observer does not count such a wait, \
             because its begin is unknown: it is the loss `sleep_booked_as_wait`. \
+            Some kernels, as on some virtual machines, switch to a thread without the event now and then; its \
+            wait is then completed from the scheduler's own times when the thread leaves the CPU \
+            (`counters.arrivals_without_event`; not in the `_pair` tiers). \
             `counters.sleep_booked_as_wait_ns` is the excess of the kernel's counter over \
             observer's. The `_pair` tiers do not need this. When a wake-up preempts the thread that \
             runs, the kernel skips the update of its clock at the switch (`rq_clock_skip_update`), \
@@ -166,6 +169,11 @@ pub(super) const PROBE: Probe = Probe {
         },
         SummaryNumbers { name: "throttled_waits", numbers: THROTTLED_WAITS, zeros: false },
         SummaryNumbers { name: "throttled_ns", numbers: THROTTLED_TIME, zeros: false },
+        SummaryNumbers {
+            name: "arrivals_without_event",
+            numbers: Numbers::Counters(&[(Counter::TargetUnseenArrivals as usize, &[])]),
+            zeros: false,
+        },
     ],
     per_thread: Some(
         PerThread::of::<RunqueueState>(

@@ -60,8 +60,10 @@ pub(super) const PROBE: Probe = Probe {
             The system call and its arguments are read from the registers with which the thread entered the kernel; a sleep outside a system call (in a page fault, for \
             instance), and one in a call of the 32-bit ABI, has none. Since Linux 6.12 a thread may be moved to another run \
             queue while it sleeps; the wait for a CPU that follows is then part of the sleep. Where the \
-            kernel switches to a thread without an event, as on some virtual machines, the sleep has no end: \
-            it is the loss `switch_missed` of a thread that serves requests, and its time counts as work.",
+            kernel switches to a thread without an event, as on some virtual machines, the end of the sleep is what \
+            the scheduler noted, read when the thread leaves the CPU, and the call in which it slept is not known. \
+            If the kernel leaves out that event as well, the sleep has no end: it is the loss `switch_missed` of a \
+            thread that serves requests, and its time counts as work.",
     tiers: &[
         Tier {
             name: "tp_btf",

@@ -5,6 +5,8 @@ use std::time::Duration;
 use observer_ebpf::wire::RunqueueRecord;
 
 use super::runqueue::apart_ns;
+use observer::model::Event;
+
 use crate::kernel_counters::{self, SchedStat};
 use crate::process::Placement;
 use crate::results::{Held, Relation};
@@ -36,8 +38,14 @@ pub(super) struct WhoRan {
 impl WhoRan {
     /// From the records of a run in which all waits were recorded.
     pub(super) fn of(run: &Run, pid: u32) -> Self {
+        Self::of_threads(run, pid, |_| true)
+    }
+
+    /// As [`Self::of`], of some of its threads.
+    pub(super) fn of_threads(run: &Run, pid: u32, are_of: impl Fn(u32) -> bool) -> Self {
         let mut sum = Self::default();
-        for event in run.events().into_iter().filter(|event| event.tgid.0 == pid) {
+        let of_them = |event: &Event| event.tgid.0 == pid && are_of(event.tid.0);
+        for event in run.events().into_iter().filter(of_them) {
             let Some(record) = event.record::<RunqueueRecord>() else { continue };
             // Observer has not seen who had the CPU before it came. Sleeps that the kernel counts as waits
             // can be that long.

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use observer_tests::kernel_counters::own_schedstat;
+use observer_tests::scheduling::set_policy;
 use rustix::event::poll;
 use rustix::fs::Advice;
 use rustix::process::{Signal, getpid, kill_process};
@@ -129,12 +130,15 @@ pub(crate) fn all_time(rounds: usize, file: &Path) -> io::Result<()> {
     fs::write(file, vec![b'x'; FILE_BYTES])?;
     let read = File::open(file)?;
     read.sync_all()?;
-    // Away from the other process, so that no wait for the CPU comes before the first signal is handled.
+    // Away from the other process and ahead of everybody else, so that no wait for a CPU comes before the first signal
+    // is handled, or after the last reading.
     pin(1);
+    set_policy(libc::SCHED_FIFO, 1)?;
     if wait_for_go()? {
         let begin = Reading::take();
         // The sleep that has just ended began when the last signal had been handled.
         let nudged_ns = NUDGED_NS.load(Ordering::Relaxed);
+        set_policy(libc::SCHED_OTHER, 0)?;
         pin(0);
         let lock = CMutex::new(libc::PTHREAD_PRIO_NONE);
         lock.lock();
@@ -153,7 +157,7 @@ pub(crate) fn all_time(rounds: usize, file: &Path) -> io::Result<()> {
             }
             spin_until(Instant::now() + PIECE);
         }
-        // Where nobody is in its way when it says what it took.
+        set_policy(libc::SCHED_FIFO, 1)?;
         pin(1);
         let end = Reading::take();
         report(&json!({
