@@ -117,13 +117,13 @@ fn lanes<'a>(programs: &'a [TestProgram], turn: &Turn) -> Vec<Vec<Step<'a>>> {
 /// `cgroups`, whose counts hold while nobody else removes a cgroup. The last lane follows the tests without
 /// privileges.
 const MEASURE_NOTHING: [&[&str]; 6] = [
-    &["choice", "edge_sockets", "cpu_limits", "network_conditions", "descriptors"],
+    &["choice", "cpu_limits", "descriptors"],
     &["faults", "run", "uprobe", "doctor"],
     // `edge_tables` raises pid_max, and with it what observer needs; `hardening` gives it no more than that.
     &["hardening", "edge_tables", "examples"],
     &["live", "cli", "target", "logging"],
-    &["generators", "daemon", "edge_memory", "edge_tasks", "time_namespace", UNIT_TESTS, GUEST],
-    &["command", "memory_limits"],
+    &["command", "memory_limits", "generators", "edge_sockets", "network_conditions"],
+    &["daemon", "edge_memory", "edge_tasks", "time_namespace", UNIT_TESTS, GUEST],
 ];
 
 /// The test programs of the tests' own library and of the guests' first process.
