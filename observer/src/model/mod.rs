@@ -24,6 +24,7 @@ mod run;
 mod sample;
 mod server_request;
 mod slow_request;
+mod stacks;
 mod stall;
 mod summary;
 
@@ -52,5 +53,6 @@ pub use run::*;
 pub use sample::*;
 pub use server_request::*;
 pub use slow_request::*;
+pub use stacks::{Frame, STACKS_SCHEMA, Stacks, UserStack};
 pub use stall::*;
 pub use summary::*;
