@@ -29,6 +29,8 @@ pub mod files {
     pub const LOADGEN_SAMPLES: &str = "loadgen.samples";
     /// The generator's standard error.
     pub const LOADGEN_ERR: &str = "loadgen.err";
+    /// The frames of the stacks, with their symbols.
+    pub const STACKS: &str = "stacks.json";
 }
 
 /// Coverage of one probe.
