@@ -36,6 +36,8 @@ globals! {
     SLEEPS_STORED: sleeps_stored = 0;
     /// 1 when `IrqState` is in task-local storage.
     IRQ_BURSTS_STORED: irq_bursts_stored = 0;
+    /// 1 when `StackState` is in task-local storage.
+    STACK_STATES_STORED: stack_states_stored = 0;
     /// 1 when page faults are watched as well.
     WATCHES_FAULTS: watches_faults = 0;
     /// Rows of the cgroup histograms; 0 when nothing is counted by cgroup.

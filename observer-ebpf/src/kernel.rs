@@ -1,7 +1,7 @@
 //! Reading kernel structs at offsets from the running kernel's BTF, arguments of programs, and the
 //! current time.
 
-use core::{arch::asm, ffi::c_void};
+use core::{arch::asm, ffi::c_void, ptr};
 
 use aya_ebpf::{
     EbpfContext,
@@ -9,8 +9,9 @@ use aya_ebpf::{
     helpers::{
         bpf_get_current_task, bpf_get_current_task_btf, bpf_ktime_get_ns, bpf_probe_read_kernel,
         bpf_probe_read_kernel_buf,
-        generated::{bpf_probe_read_kernel_str, bpf_task_pt_regs},
+        generated::{bpf_get_stackid, bpf_probe_read_kernel_str, bpf_task_pt_regs},
     },
+    maps::StackTrace,
 };
 use observer_ebpf::wire::COMM_LEN;
 
@@ -121,6 +122,17 @@ impl Arguments {
             );
         }
         word
+    }
+
+    /// The id in this map of the current thread's stack, by `BPF_F_USER_STACK` of its part in user space; the
+    /// number of an error where there is none.
+    #[inline(always)]
+    pub(crate) fn stack_id(self, map: &'static StackTrace, flags: u64) -> i32 {
+        // SAFETY: the verifier checks context and map.
+        let id = unsafe {
+            bpf_get_stackid(self.context.cast_mut().cast(), ptr::from_ref(map).cast_mut().cast(), flags)
+        };
+        id as i32
     }
 
     /// The task at position `N`.

@@ -12,7 +12,7 @@ use observer_ebpf::wire::{
     CgroupHistogram, CgroupTable, Config, Counts, FaultState, GENERATOR_EVENTS,
     GENERATOR_PROCESSES, GeneratorEvent, Histogram, IrqState, KernelLockState, MmSyscallState,
     PID_MAX_LIMIT, ReclaimState, RunqueueState, SCOPES, SERIES, SOCKET_SLOTS, SleepState, Slot,
-    SocketEntry, Stored, TASK_SLOTS_MAX, UPROBE_COUNTERS,
+    SocketEntry, StackState, Stored, TASK_SLOTS_MAX, UPROBE_COUNTERS,
 };
 
 /// Records on their way to user space (loader).
@@ -71,6 +71,7 @@ thread_states! {
     KERNEL_LOCKS, KERNEL_LOCKS_STORAGE: KernelLockState;
     SLEEPS, SLEEPS_STORAGE: SleepState;
     IRQ_BURSTS, IRQ_BURSTS_STORAGE: IrqState;
+    STACK_STATES, STACK_STATES_STORAGE: StackState;
 }
 
 /// Histograms of the target and of everything else: by CPU, then scope, then series (loader). A

@@ -9,7 +9,7 @@ use aya_ebpf::{
 };
 use observer_ebpf::wire::{
     Burst, FaultState, IrqState, KernelLockState, LossKind, MmSyscallState, Owner, ReclaimState,
-    RecordKind, RunqueueState, SleepState, Slot, Stored, ThreadCgroup,
+    RecordKind, RunqueueState, SleepState, Slot, StackState, Stored, ThreadCgroup,
 };
 
 use crate::{
@@ -88,6 +88,8 @@ states! {
     KernelLockState, KernelLock in KERNEL_LOCKS, KERNEL_LOCKS_STORAGE if kernel_locks_stored:
         |state| state.begin_ns != 0;
     SleepState, Sleep in SLEEPS, SLEEPS_STORAGE if sleeps_stored: |state| state.begin_ns != 0;
+    StackState, Stack in STACK_STATES, STACK_STATES_STORAGE if stack_states_stored:
+        |state| state.begin_ns != 0;
     IrqState, Irq and IrqBurst in IRQ_BURSTS, IRQ_BURSTS_STORAGE if irq_bursts_stored: |_state| false;
 }
 

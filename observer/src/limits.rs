@@ -66,6 +66,13 @@ impl Needs {
         Self { files, ..self }
     }
 
+    /// The same with the table of stacks.
+    #[must_use]
+    pub fn with_stacks(self, stacks: bool) -> Self {
+        let memory = self.memory + if stacks { crate::kernel::stacks_bytes() } else { 0 };
+        Self { memory, ..self }
+    }
+
     /// What the doctor takes: it refuses where a run would.
     #[must_use]
     pub fn of_doctor() -> Self {

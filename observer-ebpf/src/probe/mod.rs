@@ -32,6 +32,7 @@ mod runqueue;
 mod sleep;
 mod socket;
 mod softirq;
+mod stack;
 mod syscall;
 mod task;
 mod throttle;

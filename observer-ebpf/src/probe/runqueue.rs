@@ -27,7 +27,7 @@ tracepoint_programs! {
 
 /// `prev` and `next` of `sched_switch`. Linux 5.18 had `prev_state` before them for a while.
 #[inline(always)]
-fn switching(arguments: Arguments) -> (Task, Task) {
+pub(super) fn switching(arguments: Arguments) -> (Task, Task) {
     if config::switch_prev() == 1 {
         (arguments.task::<1>(), arguments.task::<2>())
     } else {
@@ -53,14 +53,14 @@ fn switched(arguments: Arguments) {
 
 /// Whether `prev` was preempted, and did not give up the CPU by itself.
 #[inline(always)]
-fn was_preempted(arguments: Arguments) -> bool {
+pub(super) fn was_preempted(arguments: Arguments) -> bool {
     arguments.word::<0>() & 1 != 0
 }
 
 /// The state of `prev` when it was switched out. The argument if there is one: a waker may already have
 /// changed the state itself.
 #[inline(always)]
-fn state_of(prev: Task, arguments: Arguments) -> u32 {
+pub(super) fn state_of(prev: Task, arguments: Arguments) -> u32 {
     if config::switch_has_state() != 0 { arguments.word::<3>() as u32 } else { prev.state() }
 }
 

@@ -22,6 +22,7 @@ mod runqueue;
 mod sleep;
 mod socket;
 mod softirq;
+mod stack;
 mod task;
 mod uprobe;
 
@@ -42,6 +43,7 @@ pub use runqueue::*;
 pub use sleep::*;
 pub use socket::*;
 pub use softirq::*;
+pub use stack::*;
 pub use task::*;
 pub use uprobe::*;
 

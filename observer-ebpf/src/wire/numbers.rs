@@ -307,6 +307,14 @@ probes! {
         }
         counters {}
     }
+    stack {
+        records {
+            /// A thread was away from the CPU; body [`StackRecord`](super::StackRecord).
+            Stack "stack",
+        }
+        series {}
+        counters {}
+    }
 }
 
 /// Entries of [`Counts::counters`](super::Counts::counters): the counters of the blocks above, then

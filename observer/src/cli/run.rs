@@ -95,6 +95,11 @@ pub struct Args {
     /// then takes 1 to 2 µs longer
     #[arg(long)]
     pub counters: bool,
+    /// Record where threads of the target that were away from the CPU for at least this time (1ms) had been:
+    /// their stacks in the kernel and in user space, which `observer stacks` then shows. Each context switch
+    /// of the target's threads takes a microsecond or two longer
+    #[arg(long, value_name = "TIME", value_parser = parse_positive)]
+    pub stacks: Option<Duration>,
     /// Output directory; must not exist [default: a new one in the current directory]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -165,6 +170,12 @@ impl Args {
         if self.samples.is_some() {
             probes.selection = probes.selection.beside_samples();
         }
+        let mut floors_ns = self.floor.clone();
+        if let Some(shortest) = self.stacks {
+            probes.selection = probes.selection.with("stack");
+            let floor_ns = u64::try_from(shortest.as_nanos()).unwrap_or(u64::MAX);
+            floors_ns.push((RecordKind::Stack, floor_ns));
+        }
         Ok(RunOptions {
             target,
             wait: self.target.wait,
@@ -179,7 +190,7 @@ impl Args {
             command: self.command.clone(),
             user: self.user.clone(),
             ring_bytes: self.ring_bytes,
-            floors_ns: self.floor.clone(),
+            floors_ns,
         })
     }
 }
@@ -191,7 +202,9 @@ impl Args {
 pub fn run(args: &Args) -> Result<()> {
     args.check()?;
     let options = args.options()?;
-    limits::check(Needs::of_run(args.ring_bytes).with_counters(args.counters))?;
+    let has_stacks = options.probes.selection.contains("stack");
+    let needs = Needs::of_run(args.ring_bytes).with_counters(args.counters);
+    limits::check(needs.with_stacks(has_stacks))?;
     let stop = Arc::new(AtomicBool::new(false));
     signals::raise_on_interrupt(&stop)?;
     if options.wait {

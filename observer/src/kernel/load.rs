@@ -207,6 +207,8 @@ pub(super) struct Shape {
     pub(super) task_slots: u32,
     /// Two live threads can share an entry of a table of threads.
     pub(super) tasks_share: bool,
+    /// Stacks are watched.
+    pub(super) stacks: bool,
 }
 
 impl Shape {
@@ -225,6 +227,7 @@ impl Shape {
             cgroup_stripe_shift: 0,
             task_slots,
             tasks_share: pid_max > task_slots,
+            stacks: false,
         };
         if !by_cgroup {
             return shape;
@@ -269,7 +272,9 @@ pub(super) fn load(
     });
     let offsets = Offsets::of(&btf, cgroups.version_1("memory").is_some())
         .map_err(|error| LoadError::Members(error.to_string()))?;
-    let shape = Shape::of_host(options.by_cgroup && offsets.have(&[Members::Cgroup]).is_ok());
+    let by_cgroup = options.by_cgroup && offsets.have(&[Members::Cgroup]).is_ok();
+    let shape =
+        Shape { stacks: options.selection().contains("stack"), ..Shape::of_host(by_cgroup) };
     let mut globals = offsets.globals.clone();
     globals.extend(parts(options, &offsets));
     globals.push(("TASK_MASK", shape.task_slots - 1));

@@ -3,7 +3,7 @@
 
 use observer_ebpf::wire::{
     CgroupHistogram, CgroupTable, Config, Counts, GENERATOR_EVENTS, GENERATOR_PROCESSES,
-    GeneratorEvent, Histogram, PID_MAX_LIMIT, SCOPES, SERIES, UPROBE_COUNTERS,
+    GeneratorEvent, Histogram, PID_MAX_LIMIT, SCOPES, SERIES, STACK_FRAMES, STACKS_MAX, UPROBE_COUNTERS,
 };
 
 use super::load::Shape;
@@ -35,6 +35,9 @@ enum Layout {
     /// `ringbuf_map_mem_usage` (kernel/bpf/ringbuf.c): the data, mapped twice, and its pages'
     /// pointers.
     Ring,
+    /// `stack_map_mem_usage` (kernel/bpf/stackmap.c): `struct bpf_stack_map`, rounded up, and for each
+    /// stack a pointer, a header and its frames.
+    Stacks,
     /// `local_storage_map_mem_usage` (kernel/bpf/bpf_local_storage.c): `struct
     /// bpf_local_storage_map`, rounded up, and two buckets a CPU or more. Values are allocated one
     /// by one.
@@ -61,6 +64,7 @@ fn map(name: &'static str, layout: Layout, entries: u32, value_bytes: usize) -> 
             let pages = u64::from(entries).div_ceil(page);
             3 * page + whole_pages(u64::from(entries)) + (3 + 2 * pages) * 8
         }
+        Layout::Stacks => ARRAY_HEADER_BYTES + u64::from(entries) * 24 + values,
         Layout::TaskStorage => 1024,
     };
     let thread_bytes = match layout {
@@ -77,9 +81,20 @@ pub fn plan(ring_bytes: u32, by_cgroup: bool, places: &ThreadPlaces) -> Vec<MapP
     of_shape(Shape::of_host(by_cgroup), ring_bytes, places)
 }
 
+/// What the table of stacks takes when stacks are watched, in addition to the [`plan`].
+#[must_use]
+pub fn stacks_bytes() -> u64 {
+    stacks(STACKS_MAX).bytes
+}
+
+fn stacks(entries: u32) -> MapPlan {
+    let map = map("STACKS", Layout::Stacks, entries, STACK_FRAMES * 8);
+    MapPlan { sized_at_load: true, ..map }
+}
+
 pub(super) fn of_shape(shape: Shape, ring_bytes: u32, places: &ThreadPlaces) -> Vec<MapPlan> {
     use Layout::{Array, Ring, TaskStorage};
-    let Shape { cpus, cgroup_rows, task_slots, .. } = shape;
+    let Shape { cpus, cgroup_rows, task_slots, stacks: has_stacks, .. } = shape;
     let histograms = (cpus * SCOPES * SERIES) as u32;
     // A map has at least one entry.
     let cgroup_histograms = (shape.cgroup_stripes() * cgroup_rows * SERIES).max(1) as u32;
@@ -113,6 +128,7 @@ pub(super) fn of_shape(shape: Shape, ring_bytes: u32, places: &ThreadPlaces) -> 
         map("GENERATOR", Array, GENERATOR_EVENTS, size_of::<GeneratorEvent>()),
         map("GENERATOR_CONNECTIONS", Array, GENERATOR_PROCESSES, 8),
         map("CONFIG", Array, 1, size_of::<Config>()),
+        stacks(if has_stacks { STACKS_MAX } else { 1 }),
         sized(map("AYA_LOGS", Ring, messages::ring_bytes(), 1)),
     ];
     let mut maps: Vec<MapPlan> = others.into_iter().chain(states).collect();

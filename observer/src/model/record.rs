@@ -135,6 +135,12 @@ impl RecordRow {
         Self { floor_ns: Some(floor_ns), cause, ..self }
     }
 
+    /// Of what has a length and is no stall: below the floor it is not sent.
+    #[must_use]
+    pub const fn floor(self, floor_ns: u64) -> Self {
+        Self { floor_ns: Some(floor_ns), ..self }
+    }
+
     /// Parts of its stall that have another cause than the rest.
     #[must_use]
     pub const fn parts(self, parts: fn(&Event) -> [(Cause, u64); PARTS]) -> Self {

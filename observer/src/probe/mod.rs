@@ -17,6 +17,7 @@ mod selection;
 mod sleep;
 mod socket;
 mod softirq;
+mod stack;
 mod task;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -156,7 +157,7 @@ impl Probe {
 }
 
 /// All probes, in the order they are attached: first what follows the target.
-pub const PROBES: [&Probe; 11] = [
+pub const PROBES: [&Probe; 12] = [
     &task::PROBE,
     &runqueue::PROBE,
     &fault::PROBE,
@@ -168,6 +169,7 @@ pub const PROBES: [&Probe; 11] = [
     &irq::PROBE,
     &request::PROBE,
     &sleep::PROBE,
+    &stack::PROBE,
 ];
 
 /// The probe that sends this kind of record.
@@ -343,7 +345,9 @@ mod tests {
     fn what_has_a_floor_is_what_stalls() {
         for probe in PROBES {
             let floors = probe.records.iter().filter(|row| row.floor_ns.is_some()).count();
-            assert_eq!(floors > 0, probe.sees_stalls(), "{}", probe.name);
+            // Absences of a thread are no stalls: they contain its stalls.
+            let has_length = probe.sees_stalls() || probe.sends(RecordKind::Stack);
+            assert_eq!(floors > 0, has_length, "{}", probe.name);
         }
     }
 
