@@ -7,6 +7,7 @@
 mod calls;
 mod counted;
 mod cpu;
+mod deep;
 mod faults;
 mod files;
 mod locks;
@@ -86,6 +87,14 @@ enum Work {
         rounds: usize,
         #[arg(long)]
         file: PathBuf,
+    },
+    /// A thread that sleeps in a function that another one calls, both with frame pointers.
+    DeepSleeps {
+        #[arg(long, default_value_t = 100)]
+        rounds: usize,
+        /// How long, milliseconds.
+        #[arg(long, default_value_t = 2)]
+        ms: u64,
     },
     /// A thread that waits for locks and otherwise; what the kernel counted of it is reported.
     Locks {
@@ -444,6 +453,7 @@ fn main() -> ExitCode {
         Work::Requests { rounds } => requests::requests(rounds),
         Work::Sleeps { threads, rounds } => sleeps::sleeps(threads, rounds),
         Work::AllTime { rounds, file } => sleeps::all_time(rounds, &file),
+        Work::DeepSleeps { rounds, ms } => deep::deep_sleeps(rounds, Duration::from_millis(ms)),
         Work::Locks { rounds } => locks::locks(rounds),
         Work::Mappers { rounds } => mappers::mappers(rounds),
         Work::Shootdowns { count } => mappers::shootdowns(count),
