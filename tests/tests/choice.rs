@@ -350,12 +350,12 @@ fn the_state_of_threads_is_where_every_program_in_use_reaches_it() {
     }
     assert_eq!(
         best,
-        "task-local storage: runqueue, fault, reclaim, mm_syscall, kernel_lock, irq, sleep"
+        "task-local storage: runqueue, fault, reclaim, mm_syscall, kernel_lock, irq, sleep, stack"
     );
     // These programs do not know the type of the tasks that they switch between.
     assert_eq!(
         thread_state(&["--tier", "runqueue=raw_tracepoint"]),
-        "task-local storage: fault, reclaim, mm_syscall, kernel_lock, irq, sleep; tables: runqueue"
+        "task-local storage: fault, reclaim, mm_syscall, kernel_lock, irq, sleep, stack; tables: runqueue"
     );
 }
 

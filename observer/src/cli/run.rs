@@ -35,6 +35,9 @@ Examples:
       Without a load generator: histograms of all stalls, from the moment nginx starts.
   observer run --port 8080 --counters --duration 30s
       Also count what the target's threads do: migrations, cache misses, instructions in each cycle.
+  observer run --port 8080 --stacks 1ms --duration 30s
+      Also record where the target's threads are when they wait for a millisecond or more; `observer
+      stacks` shows it, by cause and with the names of functions.
 
 The run ends when COMMAND exits, when the duration is over, when the target has exited, or at ^C; without
 COMMAND also when the samples end (with their summary line, or with the stream). If COMMAND still runs

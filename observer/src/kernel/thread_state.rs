@@ -177,8 +177,8 @@ mod tests {
     use super::super::plan;
     use super::*;
 
-    const ALL: [&str; 7] =
-        ["runqueue", "fault", "reclaim", "mm_syscall", "kernel_lock", "irq", "sleep"];
+    const ALL: [&str; 8] =
+        ["runqueue", "fault", "reclaim", "mm_syscall", "kernel_lock", "irq", "sleep", "stack"];
 
     fn places(stored: &[&'static str]) -> ThreadPlaces {
         ThreadPlaces { stored: stored.iter().copied().collect(), why: None }
@@ -189,10 +189,10 @@ mod tests {
         assert_eq!(ThreadPlaces::tables("no").text(), "tables");
         let some = places(&["mm_syscall", "reclaim"]);
         let text = "task-local storage: reclaim, mm_syscall; tables: runqueue, fault, kernel_lock, \
-                    irq, sleep";
+                    irq, sleep, stack";
         assert_eq!(some.text(), text);
         let all = "task-local storage: runqueue, fault, reclaim, mm_syscall, kernel_lock, irq, \
-                   sleep";
+                   sleep, stack";
         assert_eq!(places(&ALL).text(), all);
     }
 

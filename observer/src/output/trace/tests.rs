@@ -10,7 +10,7 @@ use observer_ebpf::wire::{
     FdSyscall, Header, IrqBurstRecord, IrqRecord, KernelLockRecord, MmSyscallBurstRecord,
     MmSyscallRecord, NO_SYSCALL, OWN_KINDS, OutgoingRecord, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED,
     ReclaimRecord, Record, RecordKind, RequestRecord, RunqueueRecord, SOCKET_ACCEPTED, Series,
-    SleepRecord, SocketRecord, SoftirqRecord, TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord,
+    SleepRecord, SocketRecord, SoftirqRecord, StackRecord, TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord,
 };
 
 use super::*;
@@ -101,6 +101,11 @@ fn events(index: u64) -> Vec<Event> {
             first_ns: index,
             count: 2,
             reserved: 0,
+        }),
+        example::event(&StackRecord {
+            header: header(RecordKind::Stack, (index % 2) as u16),
+            kernel_stack: i32::MAX,
+            user_stack: -14,
         }),
         example::event(&KernelLockRecord {
             header: header(RecordKind::KernelLock, (index % 16) as u16),
