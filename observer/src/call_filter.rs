@@ -1,4 +1,5 @@
-//! The system calls that the daemon may still make once its programs are attached (seccomp).
+//! The system calls that the daemon may still make once its programs are attached, and those of a process
+//! that reads a file of others (seccomp).
 //!
 //! Any other call fails with EPERM, and nothing dies of it: should a library or a later kernel need one
 //! that is missing here, that is an error like others, which is reported. Programs cannot be executed,
@@ -185,6 +186,35 @@ const SYSTEM: &[c_long] = &[
 /// What the budget needs to attach probes again and to measure them.
 const PROBES: &[c_long] = &[SYS_bpf, SYS_perf_event_open];
 
+/// What a process needs that reads a file which is mapped already, and answers through a descriptor that
+/// is open. Memory is in [`without_code`].
+const READER: &[c_long] = &[
+    SYS_read,
+    SYS_write,
+    SYS_recvfrom,
+    SYS_sendto,
+    SYS_close,
+    SYS_fstat,
+    SYS_lseek,
+    SYS_munmap,
+    SYS_mremap,
+    SYS_madvise,
+    SYS_brk,
+    SYS_futex,
+    SYS_clock_gettime,
+    SYS_getrandom,
+    SYS_getpid,
+    SYS_gettid,
+    SYS_tgkill,
+    SYS_rt_sigaction,
+    SYS_rt_sigprocmask,
+    SYS_rt_sigreturn,
+    SYS_sigaltstack,
+    SYS_restart_syscall,
+    SYS_exit,
+    SYS_exit_group,
+];
+
 fn action(errno: c_int) -> SeccompAction {
     SeccompAction::Errno(errno.unsigned_abs())
 }
@@ -237,6 +267,32 @@ pub fn apply(threads: Threads) -> Result<(), Error> {
     filters()?.iter().try_for_each(|filter| apply(filter))
 }
 
+/// The calls that make memory, as long as nothing in it can be executed.
+fn without_code() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
+    let no_code = SeccompCondition::new(
+        2,
+        SeccompCmpArgLen::Qword,
+        SeccompCmpOp::MaskedEq(PROT_EXEC as u64),
+        0,
+    )?;
+    let rules =
+        || -> Result<_, BackendError> { Ok(vec![SeccompRule::new(vec![no_code.clone()])?]) };
+    Ok([(SYS_mmap, rules()?), (SYS_mprotect, rules()?)].into())
+}
+
+/// From now on, the calling thread may only compute, answer, and end.
+///
+/// # Errors
+/// When the kernel has no such filters.
+pub fn apply_to_reader() -> Result<(), Error> {
+    let architecture = std::env::consts::ARCH.try_into()?;
+    let mut allowed = without_code()?;
+    allowed.extend(READER.iter().map(|call| (*call, Vec::new())));
+    let filter = SeccompFilter::new(allowed, action(EPERM), SeccompAction::Allow, architecture)?;
+    let program: BpfProgram = filter.try_into()?;
+    apply_filter(&program)
+}
+
 /// Whether the kernel can make calls fail (`SECCOMP_GET_ACTION_AVAIL`).
 #[must_use]
 pub fn is_available() -> bool {
@@ -247,7 +303,7 @@ pub fn is_available() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Error, ErrorKind, Write};
+    use std::io::{Error, ErrorKind, Read, Write};
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
@@ -321,5 +377,39 @@ mod tests {
         thread.join().expect("no panic");
         // Other threads are as before.
         assert!(std::process::Command::new("/bin/true").status().is_ok());
+    }
+
+    #[test]
+    fn a_reader_can_compute_and_answer_and_nothing_else() {
+        let (connection, mut its_end) = UnixStream::pair().expect("a pair");
+        let thread = std::thread::spawn(move || {
+            apply_to_reader().expect("a filter");
+            for result in [
+                std::fs::File::open("/proc/self/comm").map(drop),
+                std::fs::metadata("/").map(drop),
+                UnixStream::connect("/run/nowhere").map(drop),
+                std::process::Command::new("/bin/true").spawn().map(drop),
+            ] {
+                assert_eq!(result.expect_err("refused").kind(), ErrorKind::PermissionDenied);
+            }
+            let memory = |rights| {
+                let flags = MAP_PRIVATE | MAP_ANONYMOUS;
+                // SAFETY: a fresh mapping at an address of the kernel's choice.
+                unsafe { mmap(std::ptr::null_mut(), 4096, rights, flags, -1, 0) }
+            };
+            let (data, code) = (memory(PROT_READ | PROT_WRITE), memory(PROT_READ | PROT_EXEC));
+            assert!(data != MAP_FAILED && code == MAP_FAILED);
+            // SAFETY: the mapping from above, which nothing uses.
+            let changed = unsafe { [PROT_READ, PROT_EXEC].map(|to| mprotect(data, 4096, to)) };
+            assert_eq!(changed, [0, -1]);
+            let large = vec![1_u8; 64 << 20];
+            assert!(large.iter().all(|one| *one == 1));
+            assert!(std::panic::catch_unwind(|| panic!("a test")).is_err());
+            its_end.write_all(b"an answer").expect("it is written");
+        });
+        thread.join().expect("no panic");
+        let mut answer = String::new();
+        (&connection).read_to_string(&mut answer).expect("an answer");
+        assert_eq!(answer, "an answer");
     }
 }

@@ -28,5 +28,6 @@ pub mod place;
 pub mod privileges;
 pub mod probe;
 pub mod session;
+pub mod stacks;
 pub mod target;
 pub mod text;

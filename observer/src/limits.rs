@@ -9,8 +9,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::error::{Error, Exit, Result};
 use crate::host::MemoryRoom;
-use crate::kernel::RING_BYTES;
+use crate::kernel::{RING_BYTES, stacks_bytes};
 use crate::session::memory;
+use crate::stacks::mappings::FILES_MAX;
 use crate::text;
 
 /// The command line is parsed on the first thread's stack; all others are as large as they must be.
@@ -66,11 +67,18 @@ impl Needs {
         Self { files, ..self }
     }
 
-    /// The same with the table of stacks.
+    /// The same with the table of stacks, and with the files that the target executes, which stay open for the
+    /// names of functions.
     #[must_use]
     pub fn with_stacks(self, stacks: bool) -> Self {
-        let memory = self.memory + if stacks { crate::kernel::stacks_bytes() } else { 0 };
-        Self { memory, ..self }
+        if !stacks {
+            return self;
+        }
+        Self {
+            files: self.files.max(FILES + SPARE_FILES) + FILES_MAX as u64,
+            address_space: self.address_space + memory::STACKS_BYTES,
+            memory: self.memory + stacks_bytes(),
+        }
     }
 
     /// What the doctor takes: it refuses where a run would.
@@ -83,7 +91,7 @@ impl Needs {
     /// What a run takes: address space at most, and memory at least.
     #[must_use]
     pub fn of_run(ring_bytes: u32) -> Self {
-        let address_space = memory::Memory::of_run(ring_bytes).resident_bound_bytes;
+        let address_space = memory::Memory::of_run(ring_bytes, false).resident_bound_bytes;
         Self { files: FILES, address_space, memory: memory::run_needs_bytes(ring_bytes) }
     }
 }
@@ -94,6 +102,13 @@ pub fn for_counters(limit: Option<u64>) -> u64 {
     limit
         .map_or(COUNTER_FILES, |limit| limit.saturating_sub(FILES + SPARE_FILES))
         .min(COUNTER_FILES)
+}
+
+/// How many open files of this limit are for those that the target executes.
+#[must_use]
+pub fn for_stacks(limit: Option<u64>) -> usize {
+    let left = limit.map_or(u64::MAX, |limit| limit.saturating_sub(FILES + SPARE_FILES));
+    usize::try_from(left).map_or(FILES_MAX, |left| left.min(FILES_MAX))
 }
 
 fn too_low(
@@ -256,6 +271,18 @@ mod tests {
         let needs = Needs::LOAD.with_counters(true);
         assert_eq!(for_counters(Some(needs.files)), COUNTER_FILES);
         assert_eq!(Needs::LOAD.with_counters(false).files, Needs::LOAD.files);
+    }
+
+    #[test]
+    fn files_of_stacks_leave_the_others() {
+        assert_eq!(for_stacks(Some(64)), 0);
+        assert_eq!(for_stacks(Some(1_024)), 1_024 - (FILES + SPARE_FILES) as usize);
+        assert_eq!((for_stacks(Some(1 << 20)), for_stacks(None)), (FILES_MAX, FILES_MAX));
+        let needs = Needs::LOAD.with_stacks(true);
+        assert_eq!(for_stacks(Some(needs.files)), FILES_MAX);
+        let needs = Needs::LOAD.with_counters(true).with_stacks(true);
+        assert_eq!(for_counters(Some(needs.files - FILES_MAX as u64)), COUNTER_FILES);
+        assert_eq!(Needs::LOAD.with_stacks(false).files, Needs::LOAD.files);
     }
 
     #[test]

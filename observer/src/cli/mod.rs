@@ -24,6 +24,7 @@ use clap::{Parser, Subcommand};
 use crate::error::{Error, Exit, Result};
 use crate::limits;
 use crate::session::supervisor;
+use crate::stacks::worker;
 use crate::text::{printable, printable_json};
 
 const EXAMPLES: &str = "\
@@ -73,6 +74,9 @@ enum Command {
     /// The throwaway service
     #[command(hide = true)]
     DrillService(crate::drill::service::Args),
+    /// Looks up functions in one file of the target
+    #[command(name = worker::NAME, hide = true)]
+    SymbolizeFile,
 }
 
 /// Parses the command line, runs it, and returns the exit code.
@@ -120,6 +124,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Report(args) => report::run(&args),
         Command::Drill(args) => drill::run(&args),
         Command::DrillService(args) => crate::drill::service::run(&args),
+        Command::SymbolizeFile => worker::run(),
         Command::Doctor(args) => doctor::run(&args, cli.log.verbosity().is_verbose()),
     }
 }

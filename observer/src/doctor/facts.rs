@@ -113,7 +113,7 @@ impl Facts {
             threads_max: system::threads_max(),
             thread_places: places,
             call_filter: crate::call_filter::is_available(),
-            memory: Memory::of_run(RING_BYTES),
+            memory: Memory::of_run(RING_BYTES, false),
             bpf_jit: system::read_trimmed("/proc/sys/net/core/bpf_jit_enable")
                 .and_then(|text| text.parse().ok()),
             support,

@@ -23,6 +23,7 @@ fn healthy() -> Facts {
         thread_places: ThreadPlaces::tables("a test"),
         call_filter: true,
         memory: Memory {
+            frames: 0,
             stalls: 4,
             samples: 4,
             requests: 4,

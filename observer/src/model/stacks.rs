@@ -42,9 +42,10 @@ pub struct Frame {
     /// The function; `None` where no symbol is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub function: Option<String>,
-    /// The file that it is in, as in /proc/PID/maps, `[kernel]`, or `[unknown]`.
+    /// The file that it is in, as in /proc/PID/maps, `[kernel]`, `[vdso]`, `[anonymous]` (memory without a
+    /// file, as for code that is made while the program runs), or `[unknown]`.
     pub module: String,
     /// Bytes behind the begin of the function; without one, behind the begin of the file; in
-    /// `[unknown]`, the address.
+    /// `[kernel]`, `[anonymous]` and `[unknown]` without one, the address.
     pub offset: u64,
 }

@@ -21,7 +21,9 @@ use super::is_disk_full;
 use super::json_seal::{is_json_whole, seal_json};
 use super::trace::{Loaded, SampleColumns, SampleReader, TraceError, TraceWriter, read};
 use crate::error::{Error, Exit, Result};
-use crate::model::{RUN_SCHEMA, RunInfo, SUMMARY_SCHEMA, Sample, Summary, files};
+use crate::model::{
+    RUN_SCHEMA, RunInfo, STACKS_SCHEMA, SUMMARY_SCHEMA, Sample, Stacks, Summary, files,
+};
 use crate::pace::rest;
 use crate::place;
 
@@ -30,6 +32,8 @@ pub type SampleWriter = TraceWriter<SampleColumns, File>;
 
 /// Largest JSON file that is read. A run's own take kilobytes.
 const MAX_JSON_BYTES: u64 = 1 << 26;
+/// Largest file of stacks that is read. One with as many stacks as may be takes tens of megabytes.
+const MAX_STACKS_BYTES: u64 = 1 << 28;
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -262,6 +266,14 @@ impl RunDir {
         self.write_json(files::SUMMARY, summary)
     }
 
+    /// Writes or replaces `stacks.json`.
+    ///
+    /// # Errors
+    /// [`Exit::Output`].
+    pub fn write_stacks(&self, stacks: &Stacks) -> Result<()> {
+        self.write_json(files::STACKS, stacks)
+    }
+
     /// Opens a run directory to read it.
     ///
     /// # Errors
@@ -321,17 +333,22 @@ impl RunDir {
         self.open_file(name)
     }
 
-    fn read_json<T: DeserializeOwned>(&self, name: &str, newest: u32) -> Result<Option<T>> {
+    fn read_json<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        newest: u32,
+        most_bytes: u64,
+    ) -> Result<Option<T>> {
         #[derive(serde::Deserialize)]
         struct Version {
             schema: u32,
         }
         let Some(file) = self.open_file(name)? else { return Ok(None) };
         let mut text = Vec::new();
-        file.take(MAX_JSON_BYTES + 1)
+        file.take(most_bytes + 1)
             .read_to_end(&mut text)
             .map_err(|error| self.read_error(name, error))?;
-        if text.len() as u64 > MAX_JSON_BYTES {
+        if text.len() as u64 > most_bytes {
             return Err(self.read_error(name, "it is too large to be a file of a run"));
         }
         if !is_json_whole(&text) {
@@ -356,7 +373,8 @@ impl RunDir {
     /// # Errors
     /// [`Exit::RunUnreadable`], also when there is none: then it is no run directory.
     pub fn read_run(&self) -> Result<RunInfo> {
-        let run: RunInfo = self.read_json(files::RUN, RUN_SCHEMA)?.ok_or_else(|| {
+        let run = self.read_json(files::RUN, RUN_SCHEMA, MAX_JSON_BYTES)?;
+        let run: RunInfo = run.ok_or_else(|| {
             Error::new(
                 Exit::RunUnreadable,
                 format!("{} is not a run directory: it has no run.json", self.path.display()),
@@ -375,9 +393,26 @@ impl RunDir {
     /// # Errors
     /// [`Exit::RunUnreadable`] when there is one and it is unreadable for another reason.
     pub fn read_summary(&self) -> Result<Option<Summary>> {
-        let read = self.read_json(files::SUMMARY, SUMMARY_SCHEMA);
-        let is_damaged =
-            || self.known().damage.iter().any(|damage| damage.starts_with(files::SUMMARY));
+        self.read_undamaged(files::SUMMARY, SUMMARY_SCHEMA, MAX_JSON_BYTES)
+    }
+
+    /// Reads `stacks.json`; `None` when the run kept no stacks or did not get that far, or when damage
+    /// makes it unreadable ([`RunDir::doubts`] says so then).
+    ///
+    /// # Errors
+    /// [`Exit::RunUnreadable`] when there is one and it is unreadable for another reason.
+    pub fn read_stacks(&self) -> Result<Option<Stacks>> {
+        self.read_undamaged(files::STACKS, STACKS_SCHEMA, MAX_STACKS_BYTES)
+    }
+
+    fn read_undamaged<T: DeserializeOwned>(
+        &self,
+        name: &str,
+        newest: u32,
+        most_bytes: u64,
+    ) -> Result<Option<T>> {
+        let read = self.read_json(name, newest, most_bytes);
+        let is_damaged = || self.known().damage.iter().any(|damage| damage.starts_with(name));
         if read.is_err() && is_damaged() { Ok(None) } else { read }
     }
 

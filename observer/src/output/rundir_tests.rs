@@ -1,10 +1,26 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use super::*;
+use crate::model::{Frame, Tgid, UserStack};
 use crate::output::example;
 
 fn mode(path: &Path) -> u32 {
     std::fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
+fn stacks() -> Stacks {
+    let frame = |function: &str| Frame {
+        function: Some(function.to_owned()),
+        module: "[kernel]".to_owned(),
+        offset: 16,
+    };
+    let user = UserStack { tgid: Tgid(7), id: 3, frames: vec![Frame::default()] };
+    Stacks {
+        schema: STACKS_SCHEMA,
+        kernel: [(9, vec![frame("schedule"), frame("do_syscall_64")])].into(),
+        user: vec![user],
+        not_known: [("place_taken".to_owned(), 2)].into(),
+    }
 }
 
 fn refusal<T: std::fmt::Debug>(result: Result<T>, exit: Exit) -> String {
@@ -23,6 +39,7 @@ fn a_run_comes_back_from_its_directory_which_only_its_owner_can_read() {
     directory.write_run(&example::crashed_run()).unwrap();
     directory.write_run(&run).unwrap();
     directory.write_summary(&summary).unwrap();
+    directory.write_stacks(&stacks()).unwrap();
     let mut events = directory.create_events().unwrap();
     example::events().iter().for_each(|event| {
         events.append(event).unwrap();
@@ -34,12 +51,13 @@ fn a_run_comes_back_from_its_directory_which_only_its_owner_can_read() {
 
     assert_eq!(mode(&path), 0o700);
     let names: Vec<_> = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap()).collect();
-    assert_eq!(names.len(), 6, "no temporary file is left");
+    assert_eq!(names.len(), 7, "no temporary file is left");
     assert!(names.iter().all(|entry| mode(&entry.path()) == 0o600));
 
     let directory = RunDir::open(&path).unwrap();
     assert_eq!(directory.read_run().unwrap(), run);
     assert_eq!(directory.read_summary().unwrap(), Some(summary));
+    assert_eq!(directory.read_stacks().unwrap(), Some(stacks()));
     assert_eq!(directory.read_events().unwrap().unwrap().rows.len(), example::events().len());
     assert_eq!(directory.read_samples().unwrap().unwrap().rows, example::samples());
 }
@@ -96,6 +114,7 @@ fn a_missing_run_is_distinguished_from_a_damaged_one() {
     let text = refusal(directory.read_run(), Exit::RunUnreadable);
     assert!(text.contains("not a run directory"), "{text}");
     assert_eq!(directory.read_summary().unwrap(), None);
+    assert_eq!(directory.read_stacks().unwrap(), None);
     assert!(directory.read_events().unwrap().is_none());
     std::fs::write(root.path().join(files::RUN), "{\"schema\": 1}").unwrap();
     refusal(directory.read_run(), Exit::RunUnreadable);
@@ -105,6 +124,29 @@ fn a_missing_run_is_distinguished_from_a_damaged_one() {
     rustix::fs::mknodat(CWD, root.path().join(files::SAMPLES), FileType::Fifo, Mode::RUSR, 0)
         .unwrap();
     refusal(directory.read_samples(), Exit::RunUnreadable);
+}
+
+#[test]
+fn damage_of_the_stacks_is_said() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = RunDir::create(Some(&root.path().join("run"))).unwrap();
+    directory.write_stacks(&stacks()).unwrap();
+    let file = directory.path().join(files::STACKS);
+    let good = std::fs::read_to_string(&file).unwrap();
+    let damage = |from: &str, to: &str| {
+        std::fs::write(&file, good.replacen(from, to, 1)).unwrap();
+        let directory = RunDir::open(directory.path()).unwrap();
+        (directory.read_stacks(), directory.doubts())
+    };
+    let (read, doubts) = damage("schedule", "schedole");
+    assert!(read.unwrap().is_some());
+    assert!(doubts.iter().any(|doubt| doubt.starts_with("stacks.json is damaged")), "{doubts:?}");
+    let (read, doubts) = damage("\"kernel\": {", "\"kernel\": [");
+    assert_eq!(read.unwrap(), None);
+    assert!(doubts.iter().any(|doubt| doubt.starts_with("stacks.json is damaged")), "{doubts:?}");
+    std::fs::write(&file, "{\"schema\": 99}").unwrap();
+    let text = refusal(directory.read_stacks(), Exit::RunUnreadable);
+    assert!(text.contains("newer"), "{text}");
 }
 
 #[test]

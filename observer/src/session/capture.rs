@@ -14,11 +14,12 @@ use super::drain::{CaptureCounts, Drain, Drained, Floors};
 use super::floor_log::FloorLog;
 use super::holders::Holders;
 use super::sink::{Birth, Births, Names, Sink, Stalls};
+use super::stacks::StackSink;
 use super::trace_sink::TraceSink;
 use crate::aggregate::CauseRecorder;
 use crate::clock::MonoNanos;
 use crate::kernel::Ring;
-use crate::model::{Event, Stall};
+use crate::model::{Event, Stacks, Stall};
 use crate::output::event_files::StreamRows;
 use crate::pace::{Pieces, rest};
 
@@ -73,6 +74,8 @@ pub struct Captured {
     pub wakeups: u64,
     /// Which floors applied when; `None` when the drain thread died.
     pub(super) floors: Option<FloorLog>,
+    /// The stacks that events name, with their functions; `None` where the kernel side keeps none.
+    pub(super) stacks: Option<Stacks>,
     /// Why the trace is incomplete, if it is.
     pub trace_error: Option<String>,
     /// Why stalls that were written cannot be read back, if so.
@@ -83,15 +86,21 @@ pub struct Captured {
 
 /// The sinks of a run or of a daemon that keeps a trace, and the list where the first of them
 /// enters the target's new processes.
-pub(super) fn sinks(trace: TraceSink) -> (Vec<Box<dyn Sink>>, Receiver<Birth>) {
+pub(super) fn sinks(
+    trace: TraceSink,
+    stacks: Option<StackSink>,
+) -> (Vec<Box<dyn Sink>>, Receiver<Birth>) {
     let (told, births) = Births::new();
-    let sinks: Vec<Box<dyn Sink>> = vec![
+    let mut sinks: Vec<Box<dyn Sink>> = vec![
         Box::new(told),
         Box::new(Stalls::default()),
         Box::new(Names::default()),
         Box::new(Holders::default()),
         Box::new(trace),
     ];
+    if let Some(stacks) = stacks {
+        sinks.push(Box::new(stacks));
+    }
     (sinks, births)
 }
 

@@ -203,7 +203,7 @@ pub fn serve(
     let counts_sockets = followed.is_some() && kernel.choice("socket").is_some();
     let sockets = counts_sockets.then(|| SocketWatch::new(kernel.targets()));
     listening(address, &kernel);
-    let resident_bound_bytes = Memory::of_run(RING_BYTES).resident_bound_bytes;
+    let resident_bound_bytes = Memory::of_run(RING_BYTES, false).resident_bound_bytes;
     let shared =
         Arc::new(Mutex::new(Shared { kernel, watching, recording, resident_bound_bytes, cost }));
     let mut threads: Vec<JoinHandle<()>> = Vec::new();

@@ -185,6 +185,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
         directory.write_summary(&summary),
         directory.write_run(&info),
         write_samples(&directory, samples),
+        captured.stacks.as_ref().map_or(Ok(()), |stacks| directory.write_stacks(stacks)),
     ];
     let full = captured.disk_full.then(|| disk_full(&directory));
     let complaint = full

@@ -13,6 +13,7 @@ use observer_ebpf::wire::RecordKind;
 use super::capture::{BEYOND_CAP, FIRST_TICK, FIRST_TIME, TICK_INTERVAL, sinks};
 use super::loss_watch::Losses;
 use super::sink::Birth;
+use super::stacks::StackSink;
 use super::trace_sink::TraceSink;
 use super::{Capture, CaptureCounts, Floors, unexpected};
 use crate::aggregate::Snapshot;
@@ -101,10 +102,11 @@ impl Journal {
         self,
         ring: Ring,
         trace: TraceSink,
+        stacks: Option<StackSink>,
         counts: Arc<CaptureCounts>,
         floors: Floors,
     ) -> Result<(Self, Capture, Receiver<Birth>)> {
-        let (sinks, births) = sinks(trace);
+        let (sinks, births) = sinks(trace, stacks);
         match Capture::start(ring, sinks, counts, floors) {
             Ok(capture) => Ok((self, capture, births)),
             Err(error) => {

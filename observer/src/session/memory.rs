@@ -7,11 +7,12 @@ use crate::model::{Event, OutgoingRequest, Sample, ServerRequest, Stall};
 use super::capture::BATCHES;
 use super::drain::BATCH_EVENTS;
 use super::journal::ANCHORS_MAX;
+use super::stacks::FRAMES_MAX;
 use super::trace_sink::OTHERS_MAX;
 use super::{EVENTS_MAX, NAMES_MAX};
 use crate::clock::Anchor;
 use crate::host::MemoryRoom;
-use crate::kernel::{RING_BYTES, ThreadPlaces, plan};
+use crate::kernel::{RING_BYTES, ThreadPlaces, plan, stacks_bytes};
 use crate::text;
 
 /// The program, the kernel's BTF, the BPF object while it is loaded, stacks, and what the allocator
@@ -57,6 +58,11 @@ const REPLAY_BYTES: usize = 264;
 const REQUEST_BYTES: u64 =
     (size_of::<ServerRequest>() + MATCHING_BYTES + HANDING_BYTES + REPLAY_BYTES) as u64;
 const _: () = assert!(size_of::<OutgoingRequest>() as u64 + 48 <= REQUEST_BYTES);
+/// A frame of a stack: its address, its function while it is looked up (56 and a name of up to 160
+/// characters), the frame with both names, and its text.
+const FRAME_BYTES: u64 = 1_024;
+/// All frames, at most.
+pub(crate) const STACKS_BYTES: u64 = FRAMES_MAX as u64 * FRAME_BYTES;
 /// Events between two threads.
 const BATCHES_BYTES: u64 = ((BATCHES + 2) * BATCH_EVENTS * size_of::<Event>()) as u64;
 
@@ -69,6 +75,8 @@ pub struct Memory {
     pub samples: usize,
     /// Most requests that the target served, and made of other services, which take part in the answer.
     pub requests: usize,
+    /// Most frames of stacks that are kept; 0 without stacks.
+    pub frames: usize,
     /// Upper bound of the resident set.
     pub resident_bound_bytes: u64,
     /// The limit, where there is one.
@@ -94,29 +102,34 @@ pub fn daemon_needs_bytes() -> u64 {
 }
 
 impl Memory {
-    /// For a run on this host.
+    /// For a run on this host, with or without stacks.
     #[must_use]
-    pub fn of_run(ring_bytes: u32) -> Self {
+    pub fn of_run(ring_bytes: u32, stacks: bool) -> Self {
         let room = MemoryRoom::read();
-        Self::within(room, run_needs_bytes(ring_bytes) - LEAST_DATA_BYTES)
+        let table = if stacks { stacks_bytes() } else { 0 };
+        Self::within(room, run_needs_bytes(ring_bytes) - LEAST_DATA_BYTES + table, stacks)
     }
 
     /// Without what `fixed_bytes` are for, an eighth of the room is there for the requests that the
-    /// target served, and the rest for stalls and for those of the load generator alike.
-    fn within(room: Option<MemoryRoom>, fixed_bytes: u64) -> Self {
+    /// target served, one for stacks, if there are any, and the rest for stalls and for those of the load
+    /// generator alike.
+    fn within(room: Option<MemoryRoom>, fixed_bytes: u64, stacks: bool) -> Self {
         let data = room.as_ref().map_or(u64::MAX, |room| room.bytes.saturating_sub(fixed_bytes));
         let requests = OTHERS_MAX.min(data / 8 / REQUEST_BYTES);
-        let half = data / 16 * 7;
+        let for_stacks = if stacks { data / 8 } else { 0 };
+        let frames = (FRAMES_MAX as u64).min(for_stacks / FRAME_BYTES);
+        let half = data / 16 * if stacks { 6 } else { 7 };
         let stalls = EVENTS_MAX.min(half / STALL_BYTES);
         let samples = MAX_SAMPLES.min((half / SAMPLE_BYTES) as usize);
         let small = (ANCHORS_MAX * size_of::<Anchor>() + NAMES_MAX * NAME_BYTES) as u64;
         // Stalls are put on lines before the requests are replayed.
         let on_lines = stalls * STALL_BYTES + requests * (REQUEST_BYTES - REPLAY_BYTES as u64);
         let replayed = stalls * (STALL_BYTES - LINES_BYTES) + requests * REQUEST_BYTES;
-        let grown = samples as u64 * SAMPLE_BYTES + on_lines.max(replayed);
+        let grown = samples as u64 * SAMPLE_BYTES + on_lines.max(replayed) + frames * FRAME_BYTES;
         let all = FIXED_BYTES + BATCHES_BYTES + grown + small;
         let resident_bound_bytes = room.as_ref().map_or(all, |room| all.min(room.limit_bytes));
-        Self { stalls, samples, requests: requests as usize, resident_bound_bytes, room }
+        let (requests, frames) = (requests as usize, frames as usize);
+        Self { stalls, samples, requests, frames, resident_bound_bytes, room }
     }
 
     /// What the limit means for a run, for users; `None` where it means nothing.
@@ -142,31 +155,39 @@ impl Memory {
 mod tests {
     use super::*;
 
-    fn within(bytes: Option<u64>) -> Memory {
+    fn within(bytes: Option<u64>, stacks: bool) -> Memory {
         let room = |bytes| MemoryRoom { bytes, limit_bytes: bytes, file: "memory.max".into() };
-        Memory::within(bytes.map(room), 80 << 20)
+        Memory::within(bytes.map(room), 80 << 20, stacks)
     }
 
     #[test]
     fn the_bound_is_affordable() {
-        let memory = within(None);
-        assert!((1 << 30..3 << 30).contains(&memory.resident_bound_bytes), "{memory:?}");
-        assert_eq!((memory.stalls, memory.samples, memory.cut()), (EVENTS_MAX, MAX_SAMPLES, None));
+        for stacks in [false, true] {
+            let memory = within(None, stacks);
+            let others = memory.resident_bound_bytes - memory.frames as u64 * FRAME_BYTES;
+            assert!((1 << 30..3 << 30).contains(&others), "{memory:?}");
+            let kept = (memory.stalls, memory.samples, memory.cut());
+            assert_eq!(kept, (EVENTS_MAX, MAX_SAMPLES, None));
+            assert_eq!(memory.frames, if stacks { FRAMES_MAX } else { 0 });
+        }
     }
 
     #[test]
     fn what_grows_fits_into_the_room() {
-        for mib in [80, 81, 100, 512, 2048, 8192] {
+        let rooms = [80, 81, 100, 512, 2048, 8192].map(|mib| [(mib, false), (mib, true)]);
+        for (mib, stacks) in rooms.into_iter().flatten() {
             let room = mib << 20;
-            let memory = within(Some(room));
+            let memory = within(Some(room), stacks);
             let data = memory.stalls * STALL_BYTES
                 + memory.samples as u64 * SAMPLE_BYTES
-                + memory.requests as u64 * REQUEST_BYTES;
+                + memory.requests as u64 * REQUEST_BYTES
+                + memory.frames as u64 * FRAME_BYTES;
             assert!(data + (80 << 20) <= room, "{memory:?}");
             assert!(memory.resident_bound_bytes <= room, "{memory:?}");
             assert_eq!(memory.cut().is_none(), mib == 8192, "{memory:?}");
         }
-        let memory = within(Some(100 << 20));
+        let memory = within(Some(100 << 20), true);
         assert!(memory.stalls > 10_000 && memory.samples > 10_000, "{memory:?}");
+        assert!(memory.frames > 1_000, "{memory:?}");
     }
 }

@@ -29,6 +29,7 @@ mod request_rate;
 mod samples;
 mod settling;
 mod sink;
+mod stacks;
 mod start;
 pub mod supervisor;
 mod trace_sink;
@@ -76,6 +77,7 @@ use mark::{mark_first, mark_joined};
 use memory::Memory;
 use request_rate::RequestRate;
 use samples::{OutputKeeper, SampleReader};
+use stacks::StackSink;
 use trace_sink::TraceSink;
 
 /// What to run.
@@ -190,7 +192,8 @@ impl Session {
         let Some(mut membership) = find_target(&options.target, options.wait, stop)? else {
             return Ok(None);
         };
-        let memory = Memory::of_run(options.ring_bytes);
+        let has_stacks = options.probes.selection.contains("stack");
+        let memory = Memory::of_run(options.ring_bytes, has_stacks);
         if let Some(cut) = memory.cut() {
             tracing::info!(target: NOTICE, "{cut}");
         }
@@ -232,7 +235,8 @@ impl Session {
         let hidden = HiddenWatch::new(&kernel);
         let counts = Arc::new(CaptureCounts::default());
         let trace = TraceSink::new(trace, &counts, memory.stalls);
-        let (journal, capture, births) = journal.capture(ring, trace, counts, floors)?;
+        let stacks = StackSink::of_kernel(&mut kernel, memory.frames);
+        let (journal, capture, births) = journal.capture(ring, trace, stacks, counts, floors)?;
         let losses = LossWatch::of_run(&kernel);
         let mut session = Self {
             journal,

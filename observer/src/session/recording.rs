@@ -53,7 +53,7 @@ impl Recording {
         let floors = Floors { set: kernel.floors(), fixed: Vec::new(), ring_bytes: RING_BYTES };
         let counts = Arc::new(CaptureCounts::default());
         let trace = TraceSink::of_ring(trace, &counts);
-        let (journal, capture, births) = journal.capture(ring, trace, counts, floors)?;
+        let (journal, capture, births) = journal.capture(ring, trace, None, counts, floors)?;
         let requests = kernel.watches_requests().then(|| RequestRate::start(kernel));
         Ok(Self { journal, capture, births, losses: LossWatch::new(kernel), requests })
     }
