@@ -10,7 +10,8 @@ use observer_ebpf::wire::{
     FdSyscall, Header, IrqBurstRecord, IrqRecord, KernelLockRecord, MmSyscallBurstRecord,
     MmSyscallRecord, NO_SYSCALL, OWN_KINDS, OutgoingRecord, RECLAIM_MEMCG, RUNQUEUE_PREEMPTED,
     ReclaimRecord, Record, RecordKind, RequestRecord, RunqueueRecord, SOCKET_ACCEPTED, Series,
-    SleepRecord, SocketRecord, SoftirqRecord, StackRecord, TASK_EXEC, TASK_EXIT, TASK_FORK, TaskRecord,
+    SleepRecord, SocketRecord, SoftirqRecord, StackRecord, TASK_EXEC, TASK_EXIT, TASK_FORK,
+    TaskRecord,
 };
 
 use super::*;
@@ -251,52 +252,52 @@ fn samples_come_back_as_they_were() {
 /// A record of the future: a list, and a field that older versions lack.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct StackRecord {
+struct ListRecord {
     header: Header,
     frames: [u64; 6],
     depth: u32,
     reserved: u32,
 }
 
-impl Record for StackRecord {
+impl Record for ListRecord {
     const KIND: u16 = OWN_KINDS + 100;
 }
 
-static STACK: RecordRow = RecordRow::new::<StackRecord>(
-    "stack",
-    "A stack.",
+static LIST: RecordRow = RecordRow::new::<ListRecord>(
+    "list",
+    "A list.",
     &[
-        field!(StackRecord.frames, "frames", "return addresses"),
-        field!(StackRecord.depth, "depth", "how many there are").optional(),
+        field!(ListRecord.frames, "frames", "return addresses"),
+        field!(ListRecord.depth, "depth", "how many there are").optional(),
     ],
 );
 
 #[test]
 fn lists_keep_their_lengths() {
     let record = |frames: &[u64]| {
-        let mut record = StackRecord::zeroed();
+        let mut record = ListRecord::zeroed();
         record.frames[..frames.len()].copy_from_slice(frames);
         record.depth = frames.len() as u32;
-        Event::decode(&STACK, bytemuck::bytes_of(&record)).unwrap()
+        Event::decode(&LIST, bytemuck::bytes_of(&record)).unwrap()
     };
     let events = [record(&[1, u64::MAX, 3]), record(&[]), record(&[9; 6])];
-    let mut columns = EventColumns::new(&STACK);
+    let mut columns = EventColumns::new(&LIST);
     events.iter().for_each(|event| columns.push(event));
     let schema = Arc::new(columns.schema());
     let batch = RecordBatch::try_new(schema, columns.finish()).unwrap();
     for (index, event) in events.iter().enumerate() {
-        assert_eq!(event::tests::event_of(&batch, &STACK, index).unwrap(), Some(*event));
+        assert_eq!(event::tests::event_of(&batch, &LIST, index).unwrap(), Some(*event));
     }
-    assert_eq!((STACK.detail)(&events[0]), "frames [1, 18446744073709551615, 3], depth 3");
+    assert_eq!((LIST.detail)(&events[0]), "frames [1, 18446744073709551615, 3], depth 3");
     // Without the column that may be missing.
     let batch = batch.project(&[0, 1, 2, 3]).unwrap();
-    let found = event::tests::event_of(&batch, &STACK, 2).unwrap().unwrap();
+    let found = event::tests::event_of(&batch, &LIST, 2).unwrap().unwrap();
     assert_eq!(
-        found.record::<StackRecord>().map(|stack| (stack.frames, stack.depth)),
+        found.record::<ListRecord>().map(|stack| (stack.frames, stack.depth)),
         Some(([9; 6], 0))
     );
     let batch = batch.project(&[0, 1, 2]).unwrap();
-    let error = event::tests::event_of(&batch, &STACK, 2).unwrap_err().to_string();
+    let error = event::tests::event_of(&batch, &LIST, 2).unwrap_err().to_string();
     assert!(error.contains("frames") && error.contains("missing"), "{error}");
 }
 
