@@ -15,6 +15,7 @@
 //! Known limit: where stalls of all threads count, requests that arrive after a stall ended and wait
 //! in the queue it left behind are not exposed to it; their excess stays unexplained.
 
+mod absences;
 mod account;
 #[cfg(test)]
 mod account_drills;
@@ -97,6 +98,7 @@ use std::collections::BTreeMap;
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 
+pub use absences::{Absences, Part, ThreadTimes};
 pub use drift::take_out_drift;
 pub use objects::ObjectTime;
 pub use short::Short;

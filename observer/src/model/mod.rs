@@ -1,5 +1,6 @@
 //! The data types of the product: events, stalls, causes, samples, and the files of a run.
 
+mod absence;
 mod cause;
 mod clock_drift;
 mod conditions;
@@ -28,6 +29,7 @@ mod stacks;
 mod stall;
 mod summary;
 
+pub use absence::*;
 pub use cause::*;
 pub use clock_drift::*;
 pub use conditions::*;
