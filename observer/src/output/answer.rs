@@ -5,23 +5,21 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::digest::Digest;
+use super::objects::mostly;
+use super::stacks::{RecordedStacks, Selection, WaitingStacks};
 use super::text;
 use crate::clock::MonoNanos;
 use crate::error::Result;
 use crate::model::{
-    AskedService, Cause, CauseObject, CauseSummary, DistributionSummary, EndReason, Event,
-    FloorReason, Outcome, RunInfo, Sample, ServedBy, Summary, Without, files,
+    AskedService, Cause, CauseSummary, DistributionSummary, EndReason, Event, FloorReason, Outcome,
+    RunInfo, Sample, ServedBy, Summary, Without, files,
 };
 use crate::output::event_files::{Wanted, damage_note};
 use crate::output::rundir::RunDir;
 use crate::output::trace::{Damage, Loaded};
 
 /// From this share on, a part of the extra latency is the larger part.
-const HALF: f64 = 0.5;
-/// A cause with a smaller share is not shown in parts.
-const LEAST_SHARE: f64 = 0.05;
-/// Characters of a system call with an address, or of a process.
-const OBJECT_CHARACTERS: usize = 80;
+pub(super) const HALF: f64 = 0.5;
 
 /// What [`Answer::loss`] says of a run without loss.
 pub const NOTHING_LOST: &str = "nothing";
@@ -62,6 +60,8 @@ pub struct Answer {
     pub recorded: BTreeMap<Cause, DistributionSummary>,
     /// The slowest requests.
     pub worst: Vec<WorstRequest>,
+    /// Where the threads waited; `None` where that was not watched.
+    pub waiting: Option<WaitingStacks>,
     /// What is wrong with the run directory itself.
     pub notes: Vec<String>,
     /// The page shows COMMAND's arguments, which may hold secrets.
@@ -123,6 +123,7 @@ impl Answer {
             axis_ns,
             recorded,
             worst,
+            waiting: None,
             notes,
             shows_arguments: false,
         }
@@ -171,6 +172,13 @@ impl Answer {
                 Err(error) => vec![error.to_string()],
             };
         });
+        let (run, summary) = (&answer.run, answer.summary.as_ref());
+        match RecordedStacks::read(directory, run, summary) {
+            Ok(stacks) => {
+                answer.waiting = stacks.map(|stacks| stacks.sum_up(&Selection::default()));
+            }
+            Err(error) => answer.notes.push(error.to_string()),
+        }
         answer.notes.extend(directory.doubts());
         let kept = directory.kept_damage(&answer.run).into_iter();
         answer.notes.extend(kept.map(|(_, damage)| damage));
@@ -505,41 +513,4 @@ fn attributed(summary: &Summary, slow: &str) -> String {
         );
     }
     sentence
-}
-
-/// `The service waited in clock_nanosleep for 96 % of that time.`, where one object has more than
-/// half of a cause's time in slow requests.
-fn mostly(summary: &Summary, row: &CauseSummary) -> Option<String> {
-    let most = row.objects.first()?;
-    let share = object_share(summary, row, most);
-    (share >= HALF).then(|| {
-        let (what, share) = (text::clean(&most.what, OBJECT_CHARACTERS), text::percent(share));
-        let mut object = row.cause.info().object.to_owned();
-        object.get_mut(..1).iter_mut().for_each(|first| first.make_ascii_uppercase());
-        format!("{object} {what} for {share} of that time.")
-    })
-}
-
-/// `service_wait: the service waited in clock_nanosleep 24.0 ms (96 %), futex 911 µs (3.6 %)` for each cause
-/// that has a part of the slow requests and says in what its stalls waited, or for whom.
-pub(super) fn objects(summary: &Summary) -> Vec<String> {
-    let rows = summary.causes.iter().filter(|row| row.share >= LEAST_SHARE);
-    rows.filter(|row| !row.objects.is_empty())
-        .map(|row| {
-            let objects = row.objects.iter().map(|object| {
-                let share = text::percent(object_share(summary, row, object));
-                let what = text::clean(&object.what, OBJECT_CHARACTERS);
-                format!("{what} {} ({share})", text::duration(object.slow_ns as f64))
-            });
-            let objects: Vec<String> = objects.collect();
-            format!("{}: {} {}", row.cause.name(), row.cause.info().object, objects.join(", "))
-        })
-        .collect()
-}
-
-/// The part that an object has of the time of a cause in slow requests.
-fn object_share(summary: &Summary, row: &CauseSummary, object: &CauseObject) -> f64 {
-    let all = summary.account_ns.as_ref().and_then(|account| account.slow.get(&row.cause));
-    let known: u64 = row.objects.iter().map(|object| object.slow_ns).sum();
-    object.slow_ns as f64 / all.copied().unwrap_or(0).max(known).max(1) as f64
 }

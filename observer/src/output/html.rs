@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::answer::{Answer, WorstRequest, objects};
+use super::answer::{Answer, WorstRequest};
 use super::chart;
+use super::objects::objects;
+use super::stacks;
 use super::terminal::{asked, counters, more, request_line, served};
 use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
 use super::track;
@@ -55,6 +57,9 @@ pub fn render(answer: &Answer) -> String {
     if let Some(summary) = &answer.summary {
         causes(&mut page, summary);
         account(&mut page, summary);
+    }
+    if let Some(waiting) = &answer.waiting {
+        stacks::html::section(&mut page, waiting, answer.summary.as_ref(), &answer.path);
     }
     if let Some(svg) = chart::timeline(answer) {
         let _ = writeln!(

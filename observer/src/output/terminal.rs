@@ -6,8 +6,10 @@ use std::io::IsTerminal;
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::answer::{Answer, NOTHING_LOST, WorstRequest, objects};
+use super::answer::{Answer, NOTHING_LOST, WorstRequest};
 use super::conditions;
+use super::objects::objects;
+use super::stacks;
 use super::text::{cause, clean, count, detail, duration, instant, percent, thread};
 use super::track;
 use crate::clock::MonoNanos;
@@ -67,6 +69,9 @@ pub fn render(answer: &Answer, colour: bool) -> String {
     if let Some(summary) = &answer.summary {
         causes(&mut text, summary, paint);
         account(&mut text, summary, paint);
+    }
+    waiting(&mut text, answer, paint);
+    if let Some(summary) = &answer.summary {
         requests(&mut text, answer, summary, paint);
         conditions(&mut text, summary, paint);
         probes(&mut text, summary, paint);
@@ -237,6 +242,15 @@ fn account(text: &mut String, summary: &Summary, paint: Paint) {
     }
     rows.push(row("together", slow_ns, typical_ns));
     table(text, &["part", "slow", "share", "typical"], rows, &[1, 2, 3]);
+}
+
+fn waiting(text: &mut String, answer: &Answer, paint: Paint) {
+    let Some(waiting) = &answer.waiting else { return };
+    line(text, &paint.heading("Where the threads waited"));
+    for paragraph in stacks::text::brief(waiting, &answer.path) {
+        wrapped(text, &paragraph, "  ");
+    }
+    text.push('\n');
 }
 
 fn requests(text: &mut String, answer: &Answer, summary: &Summary, paint: Paint) {
