@@ -14,6 +14,7 @@ pub mod report;
 mod request_args;
 pub mod run;
 mod signals;
+pub mod stacks;
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
@@ -65,6 +66,8 @@ enum Command {
     Load(load::Args),
     /// Print the report of a run again, from its directory
     Report(report::Args),
+    /// Show the stacks with which the target's threads waited, by cause
+    Stacks(stacks::Args),
     /// Serve histograms of all kernel stalls as OpenMetrics
     Daemon(daemon::Args),
     /// Show what this kernel supports, and whether `observer run` works on this host
@@ -122,6 +125,7 @@ fn dispatch(cli: Cli) -> Result<()> {
         Command::Daemon(args) => daemon::run(&args),
         Command::Load(args) => load::run(args),
         Command::Report(args) => report::run(&args),
+        Command::Stacks(args) => stacks::run(&args),
         Command::Drill(args) => drill::run(&args),
         Command::DrillService(args) => crate::drill::service::run(&args),
         Command::SymbolizeFile => worker::run(),

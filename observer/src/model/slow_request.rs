@@ -143,7 +143,8 @@ impl ServedBy {
 
     /// Which threads had the request, in order, and when: the reader until it was read, and then the sender,
     /// if nothing else is known.
-    fn threads(&self, sample: &Sample) -> Vec<(Tid, MonoNanos, MonoNanos)> {
+    #[must_use]
+    pub fn threads(&self, sample: &Sample) -> Vec<(Tid, MonoNanos, MonoNanos)> {
         let begin = self.arrival_ns.unwrap_or(self.read_ns);
         let end = self.last_send_ns.unwrap_or(sample.end);
         let handed = match self.handed.is_empty() && self.sender != self.reader {

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use super::Captured;
 use super::finish::{ReadBack, is_part, quality, raised, read_back};
 use super::recover::{gather, samples_source};
-use crate::correlate::{Chosen, Evidence, OwnCpu, Quality, Unwatched, choose, take_out_drift};
+use crate::correlate::{
+    Chosen, Evidence, OwnCpu, Quality, ThreadTimes, Unwatched, choose, take_out_drift,
+};
 use crate::error::Result;
 use crate::model::{
     Coverage, OutgoingRequest, ProbeState, REQUESTS_LISTED_MAX, RequestList, RequestSelection,
@@ -40,6 +42,16 @@ pub struct Listed {
     pub list: RequestList,
     /// The sample of each.
     pub samples: Vec<Sample>,
+}
+
+/// When which threads of the target had slow requests.
+pub struct SlowTimes {
+    /// The times.
+    pub times: ThreadTimes,
+    /// Slow requests.
+    pub requests: u64,
+    /// Of these, those of which it is known which threads served them: only their times are here.
+    pub matched: u64,
 }
 
 impl RecordedRun {
@@ -175,6 +187,24 @@ impl RecordedRun {
         };
         let samples = places.into_iter().map(|place| self.samples[place].clone()).collect();
         Listed { list, samples }
+    }
+
+    /// When which threads had the requests that took so long or longer.
+    #[must_use]
+    pub fn slow_times(&self, threshold_ns: u64) -> SlowTimes {
+        let Listed { list, samples } = self.list(RequestSelection {
+            requests: REQUESTS_LISTED_MAX,
+            slower_than_ns: Some(threshold_ns),
+            at_ns: None,
+        });
+        let (mut matched, mut intervals) = (0, Vec::new());
+        for (request, sample) in list.requests.iter().zip(&samples) {
+            if let Some(served) = &request.served {
+                matched += 1;
+                intervals.extend(served.threads(sample));
+            }
+        }
+        SlowTimes { times: ThreadTimes::new(intervals), requests: list.total, matched }
     }
 
     /// Why no request can be matched with one that the target served.

@@ -41,7 +41,7 @@ use capture::{FIRST_TICK, FIRST_TIME};
 pub use daemon::{DaemonOptions, serve};
 pub use drain::{CaptureCounts, Floors};
 pub use finish::{Finished, finish};
-pub use listing::{Listed, RecordedRun};
+pub use listing::{Listed, RecordedRun, SlowTimes};
 pub use recover::{Recovered, recover};
 use sink::{Birth, NAMES_MAX};
 pub use trace_sink::EVENTS_MAX;
