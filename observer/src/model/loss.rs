@@ -64,6 +64,7 @@ pub static LOSSES: &[LossInfo] = &[
     LossInfo { id: "fd_failure", title: "fd_failure records", hides: Hides::Nothing, ..RECORDS },
     LossInfo { id: "task", title: "task records", hides: Hides::Nothing, ..RECORDS },
     LossInfo { id: "request", title: "request records", hides: Hides::Nothing, ..RECORDS },
+    LossInfo { id: "stack", title: "stack records", hides: Hides::Nothing, ..RECORDS },
     LossInfo {
         id: "outgoing_request",
         title: "outgoing_request records",
