@@ -130,7 +130,11 @@ impl Arguments {
     pub(crate) fn stack_id(self, map: &'static StackTrace, flags: u64) -> i32 {
         // SAFETY: the verifier checks context and map.
         let id = unsafe {
-            bpf_get_stackid(self.context.cast_mut().cast(), ptr::from_ref(map).cast_mut().cast(), flags)
+            bpf_get_stackid(
+                self.context.cast_mut().cast(),
+                ptr::from_ref(map).cast_mut().cast(),
+                flags,
+            )
         };
         id as i32
     }

@@ -50,10 +50,8 @@ fn switches(pid: u32) -> (u64, u64) {
 fn counted(trial: &Trial) {
     let directory = trial::directory();
     let rounds = scaled_text(200);
-    let mut work = trial::start(
-        &["deep-sleeps", "--rounds", &rounds, "--ms", "2"],
-        Placement::default(),
-    );
+    let mut work =
+        trial::start(&["deep-sleeps", "--rounds", &rounds, "--ms", "2"], Placement::default());
     let mut busy = trial::start(
         &["contend", "--threads", "1", "--ms", "20000", "--cpu", "0"],
         Placement::default(),
@@ -65,10 +63,8 @@ fn counted(trial: &Trial) {
     let observed = trial.observe_target(&target, &mut work, directory.path(), switches);
     let [begin_ns, end_ns, on_cpu_ns] =
         ["begin_ns", "end_ns", "on_cpu_ns"].map(|key| number(&observed.counts, key));
-    let (voluntary, involuntary) = (
-        observed.after.0 - observed.before.0,
-        observed.after.1 - observed.before.1,
-    );
+    let (voluntary, involuntary) =
+        (observed.after.0 - observed.before.0, observed.after.1 - observed.before.1);
     let count = |run: &Run| absences(run, id).len() as u64;
     let preempted = |run: &Run| {
         let all = absences(run, id);
@@ -90,10 +86,15 @@ fn counted(trial: &Trial) {
             held.compare(Relation::Equal, "count", against, (count(run), switches), allowed);
             let against = "involuntary context switches";
             let allowed = (COUNT_TOLERANCE, MISSED);
-            held.compare(Relation::Equal, "preempted", against, (preempted(run), involuntary), allowed);
+            held.compare(
+                Relation::Equal,
+                "preempted",
+                against,
+                (preempted(run), involuntary),
+                allowed,
+            );
             let against = "elapsed time without CPU time";
-            let allowed =
-                (trial::between_clocks(TIME_TOLERANCE), switches * observed.switch_ns);
+            let allowed = (trial::between_clocks(TIME_TOLERANCE), switches * observed.switch_ns);
             let off_cpu_ns = end_ns - begin_ns - on_cpu_ns;
             held.compare(Relation::Equal, "sum_ns", against, (away_ns(run), off_cpu_ns), allowed);
         },

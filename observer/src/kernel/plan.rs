@@ -3,7 +3,8 @@
 
 use observer_ebpf::wire::{
     CgroupHistogram, CgroupTable, Config, Counts, GENERATOR_EVENTS, GENERATOR_PROCESSES,
-    GeneratorEvent, Histogram, PID_MAX_LIMIT, SCOPES, SERIES, STACK_FRAMES, STACKS_MAX, UPROBE_COUNTERS,
+    GeneratorEvent, Histogram, PID_MAX_LIMIT, SCOPES, SERIES, STACK_FRAMES, STACKS_MAX,
+    UPROBE_COUNTERS,
 };
 
 use super::load::Shape;

@@ -103,9 +103,6 @@ mod tests {
         };
         let event = decode(bytemuck::bytes_of(&record)).expect("decodes");
         assert_eq!(event.cause(), None);
-        assert_eq!(
-            (event.row().detail)(&event),
-            "preempted true, kernel_stack 7, user_stack -14"
-        );
+        assert_eq!((event.row().detail)(&event), "preempted true, kernel_stack 7, user_stack -14");
     }
 }

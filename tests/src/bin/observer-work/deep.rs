@@ -53,10 +53,8 @@ pub(crate) fn deep_sleeps(rounds: usize, pause: Duration) -> io::Result<()> {
         let on_cpu_ns = clock_ns(ClockId::ThreadCPUTime);
         // The sleep that has just ended began when the last signal had been handled.
         let nudged_ns = NUDGED_NS.load(Ordering::Relaxed);
-        let pause = timespec {
-            tv_sec: pause.as_secs() as i64,
-            tv_nsec: i64::from(pause.subsec_nanos()),
-        };
+        let pause =
+            timespec { tv_sec: pause.as_secs() as i64, tv_nsec: i64::from(pause.subsec_nanos()) };
         for _ in 0..rounds {
             // SAFETY: the call reads the time, which lives until it returns.
             unsafe { observer_work_calls(&raw const pause) };
