@@ -286,10 +286,14 @@ impl Task {
         self.field(config::off_task_last_queued())
     }
 
-    /// When the thread got the CPU last, on the clock of the run queue it had then.
+    /// When a thread that has the CPU got it, on the clock of its run queue, and how long ago that was, nanoseconds.
+    /// Nothing where the kernel does not note that.
     #[inline(always)]
-    pub(crate) fn last_arrival_ns(self) -> u64 {
-        self.field(config::off_task_last_arrival())
+    pub(crate) fn arrival(self) -> Option<(u64, u64)> {
+        let member = config::off_task_last_arrival();
+        let arrival_ns = if member == 0 { 0 } else { self.field(member) };
+        let ago_ns = self.run_queue_clock_ns().wrapping_sub(arrival_ns);
+        (arrival_ns != 0 && ago_ns as i64 >= 0).then_some((arrival_ns, ago_ns))
     }
 
     /// [`run_delay_ns`](Self::run_delay_ns) with the current wait, of a thread that is about to run.

@@ -50,8 +50,9 @@ fn switches(pid: u32) -> (u64, u64) {
 fn counted(trial: &Trial) {
     let directory = trial::directory();
     let rounds = scaled_text(200);
-    let mut work =
-        trial::start(&["deep-sleeps", "--rounds", &rounds, "--ms", "2"], Placement::default());
+    // Longer than a time slice, so that it is preempted as well.
+    let arguments = ["deep-sleeps", "--rounds", &rounds, "--ms", "2", "--work-us", "8000"];
+    let mut work = trial::start(&arguments, Placement::default());
     let mut busy = trial::start(
         &["contend", "--threads", "1", "--ms", "20000", "--cpu", "0"],
         Placement::default(),
@@ -84,6 +85,8 @@ fn counted(trial: &Trial) {
             let allowed = (COUNT_TOLERANCE, MISSED + 1);
             let switches = voluntary + involuntary;
             held.compare(Relation::Equal, "count", against, (count(run), switches), allowed);
+            let counted = run.probe("stack").counters["absences"].unsigned_abs();
+            held.compare(Relation::Equal, "absences", against, (counted, switches), allowed);
             let against = "involuntary context switches";
             let allowed = (COUNT_TOLERANCE, MISSED);
             held.compare(

@@ -88,12 +88,7 @@ fn arrived_unseen(prev: Task, next: Task) -> bool {
 #[inline(never)]
 fn complete(prev: u64, lost_cpu: u64) {
     let prev = Task::at(prev);
-    let arrival_ns = prev.last_arrival_ns();
-    let ago_ns = prev.run_queue_clock_ns().wrapping_sub(arrival_ns);
-    // It was never on a CPU, or has another clock.
-    if arrival_ns == 0 || (ago_ns as i64) < 0 {
-        return;
-    }
+    let Some((arrival_ns, ago_ns)) = prev.arrival() else { return };
     let Some(cpu) = emit::counts() else { return };
     // SAFETY: a map value whose word only this program writes, on its own CPU.
     let arrived_ago_ns = unsafe { &mut (*cpu).arrived_ago_ns };

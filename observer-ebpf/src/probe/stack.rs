@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::BPF_F_USER_STACK, macros::map, maps::StackTrace};
 use observer_ebpf::wire::{
-    RecordKind, STACK_PREEMPTED, STACKS_MAX, StackRecord, StackState, TASK_DEAD,
+    Counter, LossKind, RecordKind, STACK_PREEMPTED, STACKS_MAX, StackRecord, StackState, TASK_DEAD,
 };
 
 use super::runqueue::{state_of, switching, was_preempted};
@@ -26,8 +26,9 @@ tracepoint_programs! {
 #[inline(always)]
 fn switched(arguments: Arguments) {
     let (prev, next) = switching(arguments);
-    if emit::is_target(prev.tgid()) && state_of(prev, arguments) & TASK_DEAD == 0 {
-        left(prev, arguments);
+    let prev_state = state_of(prev, arguments);
+    if emit::is_target(prev.tgid()) && prev_state & TASK_DEAD == 0 {
+        left(prev, arguments, was_preempted(arguments) || prev_state == 0);
     }
     if emit::is_target(next.tgid()) {
         returned(next);
@@ -35,29 +36,40 @@ fn switched(arguments: Arguments) {
 }
 
 #[inline(always)]
-fn left(prev: Task, arguments: Arguments) {
+fn left(prev: Task, arguments: Arguments, lost_cpu: bool) {
     let Some(state) = task::claim::<StackState>(prev) else { return };
+    if state.begin_ns != 0 {
+        // It got the CPU without an event.
+        match prev.arrival() {
+            Some((_, ago_ns)) => ended(prev, state, now_ns().wrapping_sub(ago_ns)),
+            None => emit::lose_of(LossKind::SwitchMissed, prev),
+        }
+    }
     state.kernel_stack = arguments.stack_id(&STACKS, 0);
     state.user_stack = arguments.stack_id(&STACKS, BPF_F_USER_STACK.into());
-    state.preempted = u64::from(was_preempted(arguments));
+    state.preempted = u64::from(lost_cpu);
     state.begin_ns = now_ns();
 }
 
 #[inline(always)]
 fn returned(next: Task) {
     let Some(state) = task::find::<StackState>(next) else { return };
-    let since = state.begin_ns;
-    if since == 0 {
-        return;
+    if state.begin_ns != 0 {
+        ended(next, state, now_ns());
     }
+}
+
+/// An absence of the thread has ended.
+#[inline(always)]
+fn ended(task: Task, state: &mut StackState, end_ns: u64) {
+    let away_ns = end_ns.wrapping_sub(state.begin_ns);
     state.begin_ns = 0;
-    let now = now_ns();
-    let away_ns = now.wrapping_sub(since);
+    emit::count(Counter::TargetAbsences);
     if !emit::past_floor(RecordKind::Stack, away_ns) {
         return;
     }
     let flags = if state.preempted != 0 { STACK_PREEMPTED } else { 0 };
-    let header = emit::header(RecordKind::Stack, flags, (next.tgid(), next.tid()), now, away_ns);
+    let header = emit::header(RecordKind::Stack, flags, (task.tgid(), task.tid()), end_ns, away_ns);
     let StackState { kernel_stack, user_stack, .. } = *state;
     emit::emit(RecordKind::Stack, StackRecord { header, kernel_stack, user_stack });
 }

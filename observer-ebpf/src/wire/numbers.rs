@@ -313,7 +313,10 @@ probes! {
             Stack "stack",
         }
         series {}
-        counters {}
+        counters {
+            /// Times that a thread of the target was away from the CPU, however short.
+            TargetAbsences,
+        }
     }
 }
 

@@ -141,7 +141,7 @@ pub static LOSSES: &[LossInfo] = &[
         id: "switch_missed",
         title: "sleeps and waits without an end",
         sentence: "The kernel switched to a thread without an event.",
-        hides: Hides::Probes(&["sleep", "runqueue"]),
+        hides: Hides::Probes(&["sleep", "runqueue", "stack"]),
         // Each moves its time from one cause to another: a share changes by as much, and a smaller one
         // than this is not named.
         limit: 0.05,

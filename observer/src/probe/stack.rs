@@ -2,9 +2,11 @@
 
 use std::mem::offset_of;
 
-use observer_ebpf::wire::{STACK_PREEMPTED, Slot, StackRecord, StackState};
+use observer_ebpf::wire::{Counter, STACK_PREEMPTED, Slot, StackRecord, StackState};
 
-use super::{Attach, Members, Need, PerThread, Probe, Program, RunsAt, Tier};
+use super::{
+    Attach, Members, Need, Numbers, PerThread, Probe, Program, RunsAt, SummaryNumbers, Tier,
+};
 use crate::model::{Field, RecordRow, field};
 
 const SWITCH: &str = "stacks of threads that leave the CPU";
@@ -17,7 +19,8 @@ pub(super) const PROBE: Probe = Probe {
     notes: "A record exists each time a thread of the target runs again after it was away for at least the \
             floor of `stack` (`--stacks TIME` sets it): it slept, or waited for a CPU, or both. The stacks are kept \
             in the kernel, each once, and a record has their ids; `observer stacks` shows them with the names of \
-            functions, by cause. The part in user space is found by frame pointers: code without them (many \
+            functions, by cause. `counters.absences` has the shorter ones as well: together the context switches of the \
+            threads. The part in user space is found by frame pointers: code without them (many \
             distributions' libraries, C and C++ built without -fno-omit-frame-pointer) shows the innermost function, \
             and then what the frame pointer happens to hold. The kernel's part is complete. Where another stack has the place \
             of one in the table of 16,384, its id is -17; of a thread without memory of its own, -14.",
@@ -46,6 +49,11 @@ pub(super) const PROBE: Probe = Probe {
         },
     ],
     records: &[&STACK],
+    in_summary: &[SummaryNumbers {
+        name: "absences",
+        numbers: Numbers::Counters(&[(Counter::TargetAbsences as usize, &[])]),
+        zeros: true,
+    }],
     per_thread: Some(
         PerThread::of::<StackState>(
             ["STACK_STATES", "STACK_STATES_STORAGE", "STACK_STATES_STORED"],

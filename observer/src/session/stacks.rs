@@ -154,7 +154,10 @@ impl StackSink {
         Stacks {
             schema: STACKS_SCHEMA,
             kernel: kernel
-                .map(|(id, frames)| (id, frames.iter().enumerate().map(in_kernel).collect()))
+                .map(|(id, frames)| {
+                    let frames = frames.iter().enumerate().map(in_kernel).collect();
+                    (id, without_tracing(frames))
+                })
                 .collect(),
             user: user
                 .map(|((tgid, id), places)| {
@@ -241,6 +244,22 @@ impl StackSink {
         }
         functions
     }
+}
+
+/// The frames of the thread, without those by which its switch got to the program that notes the stack: how many there
+/// are, and their names, depends on the kernel and the tier.
+fn without_tracing(mut frames: Vec<Frame>) -> Vec<Frame> {
+    /// No way from a tracepoint to a program is longer.
+    const FRAMES_MAX: usize = 8;
+    /// `include/trace/bpf_probe.h` and kernel/trace/bpf_trace.c name the functions of a tracepoint, and `bpf_prog_ksym_set_name`
+    /// (kernel/bpf/core.c) the program.
+    const NAMES: [&str; 4] = ["__traceiter_", "__bpf_trace_", "bpf_trace_run", "bpf_prog_"];
+    let traces = |frame: &Frame| {
+        frame.function.as_deref().is_some_and(|name| NAMES.iter().any(|one| name.starts_with(one)))
+    };
+    let last = frames.iter().take(FRAMES_MAX).rposition(traces);
+    frames.drain(..last.map_or(0, |last| last + 1));
+    frames
 }
 
 /// Where the function of a frame is looked for. All frames but the innermost are where a call returns to,

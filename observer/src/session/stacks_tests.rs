@@ -180,3 +180,49 @@ fn another_program_has_other_mappings() {
         assert!(sink.mappings.knows(Tgid(own)));
     }
 }
+
+#[test]
+fn what_notes_a_stack_is_not_in_it() {
+    let frames = |names: &[&str]| -> Vec<Frame> {
+        let frame = |name: &&str| Frame {
+            function: (!name.is_empty()).then(|| (*name).to_owned()),
+            module: KERNEL.to_owned(),
+            offset: 1,
+        };
+        names.iter().map(frame).collect()
+    };
+    for (stack, kept) in [
+        (
+            &[
+                "bpf_prog_1f_sched_switch_stack",
+                "bpf_trace_run4",
+                "__traceiter_sched_switch",
+                "__schedule",
+                "do_nanosleep",
+            ][..],
+            2,
+        ),
+        // A name is missing, and the thread itself is in such a function further out.
+        (
+            &[
+                "",
+                "__bpf_trace_sched_switch",
+                "__schedule",
+                "a",
+                "b",
+                "c",
+                "d",
+                "e",
+                "f",
+                "bpf_trace_run2",
+            ],
+            8,
+        ),
+        (&["__schedule", "schedule"], 2),
+        (&["bpf_trace_run4"], 0),
+        (&[], 0),
+    ] {
+        let left = without_tracing(frames(stack));
+        assert_eq!(left, frames(&stack[stack.len() - kept..]), "{stack:?}");
+    }
+}

@@ -43,11 +43,8 @@ unsafe extern "C" {
     fn observer_work_calls(pause: *const timespec) -> i64;
 }
 
-/// Between two sleeps.
-const WORK: Duration = Duration::from_micros(200);
-
-/// One thread on one CPU.
-pub(crate) fn deep_sleeps(rounds: usize, pause: Duration) -> io::Result<()> {
+/// One thread on one CPU, which works between two sleeps.
+pub(crate) fn deep_sleeps(rounds: usize, pause: Duration, work: Duration) -> io::Result<()> {
     pin(0);
     if wait_for_go()? {
         let on_cpu_ns = clock_ns(ClockId::ThreadCPUTime);
@@ -58,7 +55,7 @@ pub(crate) fn deep_sleeps(rounds: usize, pause: Duration) -> io::Result<()> {
         for _ in 0..rounds {
             // SAFETY: the call reads the time, which lives until it returns.
             unsafe { observer_work_calls(&raw const pause) };
-            spin_until(Instant::now() + WORK);
+            spin_until(Instant::now() + work);
         }
         let end_ns = clock_ns(ClockId::Monotonic);
         report(&json!({

@@ -95,6 +95,9 @@ enum Work {
         /// How long, milliseconds.
         #[arg(long, default_value_t = 2)]
         ms: u64,
+        /// How long it works after each, microseconds.
+        #[arg(long, default_value_t = 200)]
+        work_us: u64,
     },
     /// A thread that waits for locks and otherwise; what the kernel counted of it is reported.
     Locks {
@@ -453,7 +456,9 @@ fn main() -> ExitCode {
         Work::Requests { rounds } => requests::requests(rounds),
         Work::Sleeps { threads, rounds } => sleeps::sleeps(threads, rounds),
         Work::AllTime { rounds, file } => sleeps::all_time(rounds, &file),
-        Work::DeepSleeps { rounds, ms } => deep::deep_sleeps(rounds, Duration::from_millis(ms)),
+        Work::DeepSleeps { rounds, ms, work_us } => {
+            deep::deep_sleeps(rounds, Duration::from_millis(ms), Duration::from_micros(work_us))
+        }
         Work::Locks { rounds } => locks::locks(rounds),
         Work::Mappers { rounds } => mappers::mappers(rounds),
         Work::Shootdowns { count } => mappers::shootdowns(count),
