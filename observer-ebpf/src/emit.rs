@@ -36,6 +36,23 @@ pub(crate) fn counts() -> Option<*mut Counts> {
     COUNTS.get_ptr_mut(cpu())
 }
 
+/// Leaves a thread for a function that the verifier examines apart: its arguments are numbers, and it takes the address of
+/// a thread for none.
+#[inline(always)]
+pub(crate) fn leave_waiting(task: Task) {
+    if let Some(counts) = counts() {
+        // SAFETY: a map value, whose word only the programs at a context switch use, on their own CPU.
+        unsafe { (*counts).waiting_task = task.address() };
+    }
+}
+
+/// The thread that was left by [`leave_waiting`].
+#[inline(always)]
+pub(crate) fn waiting() -> Task {
+    // SAFETY: as in `leave_waiting`.
+    Task::at(counts().map_or(0, |counts| unsafe { (*counts).waiting_task }))
+}
+
 /// [`Counts::arrived_ago_ns`] of this CPU.
 #[inline(always)]
 pub(crate) fn arrived_ago_ns() -> u64 {

@@ -54,7 +54,7 @@ fn counted(trial: &Trial) {
     let arguments = ["deep-sleeps", "--rounds", &rounds, "--ms", "2", "--work-us", "8000"];
     let mut work = trial::start(&arguments, Placement::default());
     let mut busy = trial::start(
-        &["contend", "--threads", "1", "--ms", "20000", "--cpu", "0"],
+        &["contend", "--threads", "1", "--ms", "120000", "--cpu", "0"],
         Placement::default(),
     );
     busy.begin().expect("it works");

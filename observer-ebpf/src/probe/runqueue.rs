@@ -41,7 +41,7 @@ fn switched(arguments: Arguments) {
     let (prev, next) = switching(arguments);
     let (preempted, prev_state) = (was_preempted(arguments), state_of(prev, arguments));
     if arrived_unseen(prev, next) {
-        complete(prev.address(), u64::from(preempted || prev_state == 0));
+        complete_arrival(u64::from(preempted || prev_state == 0));
     }
     if config::switch_sleep() != 0 {
         sleep::switched(prev, next, preempted, prev_state);
@@ -84,12 +84,15 @@ fn arrived_unseen(prev: Task, next: Task) -> bool {
 /// Completes the wait and the sleep before the last arrival of a thread that got the CPU without an event, from
 /// what the scheduler noted of it, when the thread leaves the CPU. `lost_cpu` is 1 if that is not of its own will.
 ///
-/// A function of its own, because few switches need it.
+/// A function of its own, because few switches need it; and with a name and a result, because the verifier examines such
+/// a function once, and not with all that can be around it, if its arguments are numbers. Otherwise Linux 6.1 refuses the program.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn complete(prev: u64, lost_cpu: u64) {
-    let prev = Task::at(prev);
-    let Some((arrival_ns, ago_ns)) = prev.arrival() else { return };
-    let Some(cpu) = emit::counts() else { return };
+extern "C" fn complete_arrival(lost_cpu: u64) -> u64 {
+    // The switch is still to come.
+    let prev = Task::current();
+    let Some((arrival_ns, ago_ns)) = prev.arrival() else { return 0 };
+    let Some(cpu) = emit::counts() else { return 0 };
     // SAFETY: a map value whose word only this program writes, on its own CPU.
     let arrived_ago_ns = unsafe { &mut (*cpu).arrived_ago_ns };
     *arrived_ago_ns = ago_ns;
@@ -110,6 +113,7 @@ fn complete(prev: u64, lost_cpu: u64) {
         );
     }
     *arrived_ago_ns = 0;
+    1
 }
 
 /// What the scheduler says of a thread that gets a CPU.
@@ -204,8 +208,6 @@ fn arrive(next: Task, arrival: Arrival) {
         }
         return;
     }
-    // Its parts are not known any more: most waits have one.
-    let queued_ns = queued_ns.unwrap_or_else(|| clock_ns.wrapping_sub(duration_ns));
     arrived(next, state, preempted, duration_ns, (queued_ns, clock_ns));
 }
 
@@ -231,14 +233,15 @@ fn moved(arguments: Arguments) {
     }
 }
 
-/// Counts and sends a wait that has just ended, at `now_ns`. Its last part began at `queued_ns`.
+/// Counts and sends a wait that ended at `now_ns`. Its last part began at `queued_ns`; nothing if its parts are not
+/// known.
 #[inline(always)]
 fn arrived(
     next: Task,
     state: &mut RunqueueState,
     preempted: bool,
     duration_ns: u64,
-    (queued_ns, now_ns): (u64, u64),
+    (queued_ns, now_ns): (Option<u64>, u64),
 ) {
     let is_target = emit::is_target(next.tgid());
     let series = if preempted { Series::RunqueuePreempt } else { Series::RunqueueWakeup };
@@ -246,22 +249,27 @@ fn arrived(
     if !is_target {
         return;
     }
-    let throttled_ns = throttle::arrived(next, queued_ns, now_ns);
+    // Most waits have one part.
+    let since_ns = queued_ns.unwrap_or_else(|| now_ns.wrapping_sub(duration_ns));
+    let throttled_ns = throttle::arrived(next, since_ns, now_ns);
+    // Nor is it known then who had the CPU.
+    let queued_ns = queued_ns.unwrap_or_default();
     let is_recorded = emit::past_floor(RecordKind::Runqueue, duration_ns);
     if !is_recorded && duration_ns < RAN_ALWAYS_NS {
         return;
     }
     if throttled_ns == 0 {
-        turns::sum_up(queued_ns);
+        turns::sum_up_wait(queued_ns);
     } else {
-        turns::sum_up_throttled(queued_ns);
+        turns::sum_up_throttled_wait(queued_ns);
     }
     if is_recorded {
         let flags = if preempted { u64::from(RUNQUEUE_PREEMPTED) } else { 0 };
+        emit::leave_waiting(next);
         if throttled_ns == 0 {
-            turns::send(next.address(), flags, duration_ns, queued_ns);
+            turns::send_wait(flags, duration_ns, queued_ns);
         } else {
-            turns::send_throttled(next.address(), flags, duration_ns, queued_ns);
+            turns::send_throttled_wait(flags, duration_ns, queued_ns);
         }
     }
 }
@@ -311,5 +319,5 @@ fn switched_timed(arguments: Arguments) {
     }
     state.runnable_ns = 0;
     let was_preempted = state.preempted != 0;
-    arrived(next, state, was_preempted, now.wrapping_sub(since), (since, now));
+    arrived(next, state, was_preempted, now.wrapping_sub(since), (Some(since), now));
 }

@@ -70,18 +70,21 @@ fn place(cpu: &mut CpuThrottled, queue: GroupQueue, total_ns: u64, of: Task) -> 
 #[inline(always)]
 pub(super) fn left(prev: Task, now_ns: u64) {
     if is_known() && prev.group_queue().throttle_begun() != 0 {
-        began(prev.address(), now_ns);
+        emit::leave_waiting(prev);
+        note_throttling(now_ns);
     }
 }
 
-/// A function of its own, because few switches need it.
+/// The throttling of the cgroup of the thread that is left for it ([`emit::leave_waiting`]). A function of its own,
+/// because few switches need it, and one that the verifier examines once (as [`super::turns::sum_up_wait`]).
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn began(prev: u64, now_ns: u64) {
-    let prev = Task::at(prev);
+extern "C" fn note_throttling(now_ns: u64) -> u64 {
+    let prev = emit::waiting();
     if !emit::is_target(prev.tgid()) {
-        return;
+        return 0;
     }
-    let Some(cpu) = THROTTLED.get_ptr_mut(emit::cpu()) else { return };
+    let Some(cpu) = THROTTLED.get_ptr_mut(emit::cpu()) else { return 0 };
     // SAFETY: a map value that only this program writes, on its own CPU.
     let cpu = unsafe { &mut *cpu };
     let queue = prev.group_queue();
@@ -92,6 +95,7 @@ fn began(prev: u64, now_ns: u64) {
     if entry.begun != begun {
         (entry.begun, entry.begun_ns) = (begun, now_ns);
     }
+    0
 }
 
 /// Notes the interval that has ended since the last look, if there is one. It ended at the latest now, and
@@ -122,7 +126,8 @@ pub(super) fn arrived(next: Task, queued_ns: u64, now_ns: u64) -> u64 {
     if !is_known() || queued_ns == 0 || next.group_queue().throttled_ns() == 0 {
         return 0;
     }
-    let throttled_ns = waited(next.address(), queued_ns, now_ns);
+    emit::leave_waiting(next);
+    let throttled_ns = throttled_in_wait(queued_ns, now_ns);
     if throttled_ns != 0 {
         emit::count(Counter::TargetThrottledWaits);
         emit::count_by(Counter::TargetThrottledNs, throttled_ns);
@@ -130,10 +135,11 @@ pub(super) fn arrived(next: Task, queued_ns: u64, now_ns: u64) -> u64 {
     throttled_ns
 }
 
-/// A function of its own, because few switches need it.
+/// For how long the thread was throttled that is left for it. A function of its own, as [`note_throttling`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn waited(next: u64, queued_ns: u64, now_ns: u64) -> u64 {
-    let next = Task::at(next);
+extern "C" fn throttled_in_wait(queued_ns: u64, now_ns: u64) -> u64 {
+    let next = emit::waiting();
     let Some(cpu) = THROTTLED.get_ptr_mut(emit::cpu()) else { return 0 };
     // SAFETY: a map value that only this program writes, on its own CPU.
     let cpu = unsafe { &mut *cpu };

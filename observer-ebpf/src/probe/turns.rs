@@ -185,16 +185,24 @@ fn during(cpu: &CpuTurns, tgid: u32, queued_ns: u64, throttled: Option<throttle:
 
 /// Adds each part of the wait that has just ended on this CPU to the process that had the CPU. The wait began
 /// at `queued_ns`; 0 if that is not known.
+///
+/// A function with a name, arguments that are numbers and a result, as those below: the verifier examines such a function
+/// once, and not with all that can be around it.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(super) fn sum_up(queued_ns: u64) {
+pub(super) extern "C" fn sum_up_wait(queued_ns: u64) -> u64 {
     sum_up_with(queued_ns, None);
+    0
 }
 
-/// As [`sum_up`], where a CPU limit held the thread for a part of the wait.
+/// As [`sum_up_wait`], where a CPU limit held the thread for a part of the wait.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(super) fn sum_up_throttled(queued_ns: u64) {
-    let Some(wait) = throttle::Wait::of_cpu() else { return };
-    sum_up_with(queued_ns, Some(wait));
+pub(super) extern "C" fn sum_up_throttled_wait(queued_ns: u64) -> u64 {
+    if let Some(wait) = throttle::Wait::of_cpu() {
+        sum_up_with(queued_ns, Some(wait));
+    }
+    0
 }
 
 #[inline(always)]
@@ -223,33 +231,29 @@ fn sum_up_with(queued_ns: u64, throttled: Option<throttle::Wait>) {
     }
 }
 
-/// Sends the wait of the thread that the CPU has just gone to, with who had the CPU since `queued_ns`,
+/// Sends the wait of the thread that is left for it ([`emit::leave_waiting`]), with who had the CPU since `queued_ns`,
 /// when it was queued there; 0 if that is not known.
-///
-/// A function of its own, because the kernel limits the stack of a program together with the functions
-/// that it calls.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(super) fn send(next: u64, flags: u64, duration_ns: u64, queued_ns: u64) {
-    send_with(next, flags, duration_ns, queued_ns, None);
+pub(super) extern "C" fn send_wait(flags: u64, duration_ns: u64, queued_ns: u64) -> u64 {
+    send_with(flags, duration_ns, queued_ns, None);
+    0
 }
 
-/// As [`send`], where a CPU limit held the thread for a part of the wait: apart, so that other waits do not
-/// look for it.
+/// As [`send_wait`], where a CPU limit held the thread for a part of the wait: apart, so that other waits do not look for
+/// it.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub(super) fn send_throttled(next: u64, flags: u64, duration_ns: u64, queued_ns: u64) {
-    let Some(wait) = throttle::Wait::of_cpu() else { return };
-    send_with(next, flags, duration_ns, queued_ns, Some(wait));
+pub(super) extern "C" fn send_throttled_wait(flags: u64, duration_ns: u64, queued_ns: u64) -> u64 {
+    if let Some(wait) = throttle::Wait::of_cpu() {
+        send_with(flags, duration_ns, queued_ns, Some(wait));
+    }
+    0
 }
 
 #[inline(always)]
-fn send_with(
-    next: u64,
-    flags: u64,
-    duration_ns: u64,
-    queued_ns: u64,
-    throttled: Option<throttle::Wait>,
-) {
-    let next = Task::at(next);
+fn send_with(flags: u64, duration_ns: u64, queued_ns: u64, throttled: Option<throttle::Wait>) {
+    let next = emit::waiting();
     let tgid = next.tgid();
     let Some(cpu) = TURNS.get(emit::cpu()) else { return };
     let During { ran, other_ns, own_ns, idle_ns } = during(cpu, tgid, queued_ns, throttled);

@@ -204,6 +204,8 @@ pub struct Counts {
     /// How long ago the thread got the CPU whose arrival is being completed, nanoseconds; 0 where it gets
     /// the CPU just now.
     pub arrived_ago_ns: u64,
+    /// The thread (`task_struct`) whose wait a function is to look at.
+    pub waiting_task: u64,
 }
 
 /// In [`Counts::switched_to`]: there was a context switch. The idle task has the id 0.

@@ -7,11 +7,15 @@ use std::sync::atomic::AtomicBool;
 
 use super::probe_args::ProbeArgs;
 use super::{records, signals};
-use crate::error::Result;
+use crate::error::{Error, Exit, Result};
 use crate::limits::{self, Needs};
 use crate::log::NOTICE;
+use crate::probe::{ProbeOptions, Selection};
 use crate::session::{Budget, DaemonOptions, log_coverage, serve};
 use crate::target::TargetArgs;
+
+/// The probe whose records are of use only with the stacks that they name.
+const STACK: &str = "stack";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -74,12 +78,30 @@ pub struct Args {
     pub budget: Budget,
 }
 
+/// The chosen probes, without stacks: nothing of the daemon reads them.
+///
+/// # Errors
+/// When stacks were asked for by name, or a tier is that of a probe that is not selected.
+fn probes(args: &ProbeArgs) -> Result<ProbeOptions> {
+    args.check()?;
+    let mut probes = args.options();
+    if probes.selection.contains(STACK) && probes.selection != Selection::ALL {
+        return Err(Error::new(
+            Exit::Usage,
+            "the daemon does not record stacks: leave the probe stack out of --probes, and use \
+             `observer run --stacks TIME`",
+        ));
+    }
+    probes.selection = probes.selection.without(STACK);
+    Ok(probes)
+}
+
 /// Runs it.
 ///
 /// # Errors
 /// When the kernel, the target or the address will not do.
 pub fn run(args: &Args) -> Result<()> {
-    args.probes.check()?;
+    let probes = probes(&args.probes)?;
     limits::check(Needs::of_daemon().with_counters(args.counters))?;
     let stop = Arc::new(AtomicBool::new(false));
     signals::raise_on_interrupt(&stop)?;
@@ -87,7 +109,7 @@ pub fn run(args: &Args) -> Result<()> {
         listen: args.listen,
         target: args.target.spec(),
         wait: args.target.wait,
-        probes: args.probes.options(),
+        probes,
         budget: args.budget,
         counters: args.counters,
         trace: args.trace.clone(),

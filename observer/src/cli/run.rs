@@ -170,7 +170,8 @@ impl Args {
             ));
         };
         let mut probes = self.probes.options();
-        if self.samples.is_some() {
+        // Why a thread is away is what the probes say that are of use beside samples.
+        if self.samples.is_some() || self.stacks.is_some() {
             probes.selection = probes.selection.beside_samples();
         }
         let mut floors_ns = self.floor.clone();

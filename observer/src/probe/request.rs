@@ -217,8 +217,8 @@ pub(super) const PROBE: Probe = Probe {
         },
     ],
     off_by_default: Some(
-        "requests are of use beside the samples of a load generator; `observer run` watches them when \
-         it reads samples",
+        "requests are of use beside the samples of a load generator, and beside stacks; `observer run` watches them \
+         when it reads samples or records stacks",
     ),
     ..Probe::BASE
 };

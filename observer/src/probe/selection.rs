@@ -46,7 +46,13 @@ impl Selection {
         Self { bits: self.bits | position(name).map_or(0, |bit| 1 << bit), ..self }
     }
 
-    /// What a run that reads samples needs besides, if the usual probes are among the selected ones: requests
+    /// This selection with one probe less.
+    #[must_use]
+    pub fn without(self, name: &str) -> Self {
+        Self { bits: self.bits & !position(name).map_or(0, |bit| 1 << bit), ..self }
+    }
+
+    /// What a run that reads samples, or records stacks, needs besides, if the usual probes are among the selected ones: requests
     /// of the target, and what its threads do in them.
     #[must_use]
     pub fn beside_samples(self) -> Self {

@@ -112,8 +112,8 @@ pub(super) const PROBE: Probe = Probe {
         .of_arguments(),
     ),
     off_by_default: Some(
-        "sleeps are of use beside the samples of a load generator; `observer run` watches them when it \
-         reads samples",
+        "sleeps are of use beside the samples of a load generator, and beside stacks; `observer run` watches them \
+         when it reads samples or records stacks",
     ),
     ..Probe::BASE
 };

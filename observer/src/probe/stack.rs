@@ -22,7 +22,7 @@ pub(super) const PROBE: Probe = Probe {
             functions, by cause. `counters.absences` has the shorter ones as well: together the context switches of the \
             threads. The part in user space is found by frame pointers: code without them (many \
             distributions' libraries, C and C++ built without -fno-omit-frame-pointer) shows the innermost function, \
-            and then what the frame pointer happens to hold. The kernel's part is complete. Where another stack has the place \
+            and maybe what the frame pointer happens to hold. The kernel's part is complete. Where another stack has the place \
             of one in the table of 16,384, its id is -17; of a thread without memory of its own, -14.",
     tiers: &[
         Tier {

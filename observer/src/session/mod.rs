@@ -235,7 +235,8 @@ impl Session {
         let hidden = HiddenWatch::new(&kernel);
         let counts = Arc::new(CaptureCounts::default());
         let trace = TraceSink::new(trace, &counts, memory.stalls);
-        let stacks = StackSink::of_kernel(&mut kernel, memory.frames);
+        let mut stacks = StackSink::of_kernel(&mut kernel, memory.frames);
+        stacks.iter_mut().for_each(|stacks| stacks.look_at(membership.tgids()));
         let (journal, capture, births) = journal.capture(ring, trace, stacks, counts, floors)?;
         let losses = LossWatch::of_run(&kernel);
         let mut session = Self {

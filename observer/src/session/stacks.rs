@@ -14,7 +14,7 @@ use crate::limits;
 use crate::log::NOTICE;
 use crate::model::{Event, Frame, STACKS_SCHEMA, Stacks, Tgid, UserStack};
 use crate::pace::rest;
-use crate::stacks::mappings::{Mappings, NotKnown, Place};
+use crate::stacks::mappings::{Mappings, NotKnown, PROCESSES_MAX, Place, UNKNOWN};
 use crate::stacks::symbolize::{self, Symbol};
 use crate::stacks::worker;
 use crate::text;
@@ -70,6 +70,11 @@ impl StackSink {
         }
     }
 
+    /// Looks at the processes that are there when the run begins.
+    pub(super) fn look_at(&mut self, processes: impl IntoIterator<Item = Tgid>) {
+        processes.into_iter().take(PROCESSES_MAX).for_each(|tgid| self.mappings.look_at(tgid));
+    }
+
     fn count(&mut self, kind: &'static str, times: usize) {
         if times > 0 {
             *self.not_known.entry(kind).or_default() += times as u64;
@@ -120,7 +125,7 @@ impl StackSink {
                 [] => Vec::new(),
                 addresses => self.mappings.places(tgid, addresses),
             };
-            self.user.insert((tgid, id), places);
+            self.user.insert((tgid, id), without_numbers(places));
             rest();
         }
     }
@@ -246,6 +251,14 @@ impl StackSink {
     }
 }
 
+/// The frames of a stack up to the last one that lies in code. What a frame pointer leads to in code without frame
+/// pointers is no address: it tells nothing, and is another number each time. All of them where none is known.
+fn without_numbers(mut places: Vec<Place>) -> Vec<Place> {
+    let known = places.iter().rposition(|place| place.module != UNKNOWN);
+    places.truncate(known.map_or(places.len(), |last| last + 1));
+    places
+}
+
 /// The frames of the thread, without those by which its switch got to the program that notes the stack: how many there
 /// are, and their names, depends on the kernel and the tier.
 fn without_tracing(mut frames: Vec<Frame>) -> Vec<Frame> {
@@ -281,10 +294,12 @@ impl Sink for StackSink {
     fn event(&mut self, event: &Event) {
         if let Some(record) = event.record::<StackRecord>() {
             self.stack(event.tgid, &record);
-        } else if event.record::<TaskRecord>().is_some() {
-            let is_new = event.flags & TASK_FORK != 0 && event.tid.0 == event.tgid.0;
-            if is_new || event.flags & TASK_EXEC != 0 {
+        } else if let Some(record) = event.record::<TaskRecord>() {
+            if event.flags & TASK_EXEC != 0 {
                 self.mappings.forget(event.tgid);
+            } else if event.flags & TASK_FORK != 0 && event.tid.0 == event.tgid.0 {
+                // Known by its first thread's id only.
+                self.mappings.inherit(event.tgid, Tgid(record.parent_tid));
             }
         }
     }

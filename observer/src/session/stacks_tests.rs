@@ -87,8 +87,8 @@ fn each_stack_is_read_once_and_gets_its_functions() {
     let unknown = |offset| Frame { function: None, module: "[unknown]".to_owned(), offset };
     assert_eq!((known.tgid, known.id, gone.tgid, gone.id), (Tgid(own), 1, Tgid(u32::MAX), 1));
     assert_eq!(gone.frames, [here + 2, here + 9, 1].map(unknown));
-    assert_eq!(known.frames.len(), 3);
-    assert_eq!(known.frames[2], unknown(1));
+    // The last one is no address of code.
+    assert_eq!(known.frames.len(), 2);
     // Only root may follow the links of map_files.
     if rustix::process::geteuid().is_root() {
         let program = std::fs::metadata("/proc/self/exe").expect("it is there");
@@ -182,6 +182,25 @@ fn another_program_has_other_mappings() {
 }
 
 #[test]
+fn a_child_that_is_gone_has_the_mappings_of_its_parent() {
+    let here = a_function_of_this_test();
+    let (mut sink, _) = sink(move |_| Some(vec![here]));
+    let (own, child) = (std::process::id(), u32::MAX);
+    sink.look_at([Tgid(own)]);
+    let header = example::header(RecordKind::Task, TASK_FORK, child, 9_000, 0);
+    let header = observer_ebpf::wire::Header { tgid: child, tid: child, ..header };
+    let parent_tid = own;
+    let record = TaskRecord { header, parent_tid, reserved: 0, comm: [0; COMM_LEN] };
+    sink.event(&example::event(&record));
+    sink.event(&stack(child, -libc::EFAULT, 1));
+    let stacks = sink.with_functions(nothing_found, |_, addresses| nothing_found(addresses));
+    let program = std::env::current_exe().expect("a program").display().to_string();
+    assert_eq!(stacks.user[0].tgid, Tgid(child));
+    assert!(program.ends_with(&stacks.user[0].frames[0].module), "{stacks:?}");
+    assert!(!stacks.not_known.contains_key("process_gone"), "{stacks:?}");
+}
+
+#[test]
 fn what_notes_a_stack_is_not_in_it() {
     let frames = |names: &[&str]| -> Vec<Frame> {
         let frame = |name: &&str| Frame {
@@ -224,5 +243,21 @@ fn what_notes_a_stack_is_not_in_it() {
     ] {
         let left = without_tracing(frames(stack));
         assert_eq!(left, frames(&stack[stack.len() - kept..]), "{stack:?}");
+    }
+}
+
+#[test]
+fn numbers_that_are_no_addresses_end_a_stack() {
+    let places = |modules: &[u32]| -> Vec<Place> {
+        modules.iter().map(|module| Place { module: *module, offset: 7 }).collect()
+    };
+    for (stack, kept) in [
+        (&[9, UNKNOWN, UNKNOWN][..], 1),
+        (&[9, UNKNOWN, 9, UNKNOWN], 3),
+        (&[UNKNOWN, UNKNOWN], 2),
+        (&[UNKNOWN, 9], 2),
+        (&[], 0),
+    ] {
+        assert_eq!(without_numbers(places(stack)), places(&stack[..kept]), "{stack:?}");
     }
 }

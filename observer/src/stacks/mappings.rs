@@ -83,6 +83,7 @@ struct Mapping {
 }
 
 /// The mappings of a process, as they were at one moment.
+#[derive(Clone)]
 struct Snapshot {
     mappings: Vec<Mapping>,
     taken: Instant,
@@ -182,6 +183,24 @@ impl Mappings {
         self.places_at(tgid, addresses, Instant::now(), List::read)
     }
 
+    /// Reads the mappings of a process that is there now, and may be gone when its first stack comes.
+    pub fn look_at(&mut self, tgid: Tgid) {
+        self.refresh(tgid, &[], Instant::now(), List::read);
+    }
+
+    /// Gives a new process the mappings of the one that forked it, which are its own until it executes a program: it
+    /// may be gone when its first stack comes.
+    pub fn inherit(&mut self, child: Tgid, parent: Tgid) {
+        self.forget(child);
+        let Some(parent) = self.processes.get(&parent) else { return };
+        let snapshot = parent.clone();
+        if self.kept + snapshot.mappings.len() <= MAPPINGS_MAX {
+            self.make_room(child);
+            self.kept += snapshot.mappings.len();
+            self.processes.insert(child, snapshot);
+        }
+    }
+
     fn places_at(
         &mut self,
         tgid: Tgid,
@@ -189,6 +208,18 @@ impl Mappings {
         now: Instant,
         read: impl FnOnce(Tgid) -> Option<List>,
     ) -> Vec<Place> {
+        self.refresh(tgid, addresses, now, read);
+        self.found(tgid, addresses)
+    }
+
+    /// Reads the mappings of a process if it is new, or if addresses are in none of those that are known.
+    fn refresh(
+        &mut self,
+        tgid: Tgid,
+        addresses: &[u64],
+        now: Instant,
+        read: impl FnOnce(Tgid) -> Option<List>,
+    ) {
         let missing = |snapshot: &Snapshot| {
             let unmapped = |address: &&u64| {
                 USER_SPACE.contains(*address) && snapshot.place(**address).is_none()
@@ -219,7 +250,6 @@ impl Mappings {
             let is_of_use = missing(snapshot) < missed;
             snapshot.pause = if is_of_use { PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
         }
-        self.found(tgid, addresses)
     }
 
     /// Lets go of the process that was looked at longest ago, where there are as many as may be. Should

@@ -28,7 +28,7 @@ pub fn all_time(trial: &Trial) {
     let mut work =
         trial::start(&["all-time", "--rounds", &rounds, "--file", file], Placement::default());
     let mut busy = trial::start(
-        &["contend", "--threads", "1", "--ms", "20000", "--cpu", "0"],
+        &["contend", "--threads", "1", "--ms", "120000", "--cpu", "0"],
         Placement::default(),
     );
     let id = work.id();

@@ -44,6 +44,9 @@ const PEER_SETTLE: Duration = Duration::from_millis(1800);
 /// The session of a peer for one operation, if it measures that operation.
 type PeerSession = fn(Operation) -> Option<Session>;
 
+/// The name of the threads of the workload.
+const WORKLOAD: &str = "bench-work";
+
 /// The peers there are.
 pub(crate) const PEERS: [&str; 3] = ["runqlat", "bpftrace", "perf"];
 
@@ -149,6 +152,41 @@ pub(crate) fn run_with_load(observer: &Path, target: u32, url: &str, rate_hz: u3
     session.command.extend(words(&["--samples", "observer", "--", &program, "load", url]));
     session.command.extend(words(&["--rate", &rate, "--duration", "600s"]));
     session
+}
+
+/// `observer run` with the stacks of the workload: of every absence, since none of it is long.
+pub(crate) fn stacks(observer: &Path, operations: &[Operation]) -> Option<Session> {
+    let program = observer.to_string_lossy();
+    let command =
+        ["-v", "run", "--comm", WORKLOAD, "--probes", "stack", "--budget", "none", "--out", "run"];
+    operations.contains(&Operation::Switch).then(|| Session {
+        observer: "stack, of the workload".to_owned(),
+        operations: vec![Operation::Switch],
+        command: [&words(&[&program]), &words(&command)[..]].concat(),
+        ready: "observer: target",
+        seen: "Kernel events of the target",
+        settle: OWN_SETTLE,
+    })
+}
+
+/// The same question, as a user of bpftrace would ask it.
+pub(crate) fn bpftrace_stacks(operations: &[Operation]) -> Option<Session> {
+    let script = format!(
+        "tracepoint:sched:sched_switch /comm == \"{WORKLOAD}\"/ {{ \
+           @start[args->prev_pid] = nsecs; @k[args->prev_pid] = kstack; @u[args->prev_pid] = ustack; }} \
+         tracepoint:sched:sched_switch /@start[args->next_pid]/ {{ \
+           @ns[@k[args->next_pid], @u[args->next_pid]] = sum(nsecs - @start[args->next_pid]); \
+           delete(@start[args->next_pid]); }} \
+         END {{ clear(@start); clear(@k); clear(@u); }}"
+    );
+    operations.contains(&Operation::Switch).then(|| Session {
+        observer: "bpftrace, stacks of the workload".to_owned(),
+        operations: vec![Operation::Switch],
+        settle: PEER_SETTLE,
+        command: words(&["bpftrace", "-B", "line", "-e", &script]),
+        ready: "Attaching",
+        seen: "@ns[",
+    })
 }
 
 /// An empty program on a raw tracepoint: what the hook costs before anything is done there.

@@ -20,6 +20,8 @@ use super::{
 const ALL: &str = "all probes";
 /// Everything attached, no target.
 const HOST_WIDE: &str = "all, no target";
+/// The probe that costs something where the target is the workload, and in a run only.
+const STACK: &str = "stack";
 /// Hooks whose own cost is measured with an empty program.
 const EMPTY_HOOKS: [&str; 2] = ["sched_switch", "sys_exit"];
 
@@ -39,8 +41,15 @@ pub(crate) fn sessions(
         observers::daemon(observer, HOST_WIDE, &whole[..2], operations),
     ];
     for probe in observers::probe_names(observer)? {
+        if probe == STACK {
+            continue;
+        }
         let arguments = [&whole[..], &["--probes", &probe]].concat();
         sessions.push(observers::daemon(observer, &probe, &arguments, operations));
+    }
+    sessions.extend(observers::stacks(observer, operations));
+    if peers.contains(&"bpftrace") {
+        sessions.extend(observers::bpftrace_stacks(operations));
     }
     sessions.extend(EMPTY_HOOKS.map(|hook| observers::empty(programs, hook, operations)));
     sessions.extend(observers::peer_sessions(peers, operations));

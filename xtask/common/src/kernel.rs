@@ -87,6 +87,7 @@ const TARGETS: &[&str] = &[
     "doctor",
     "edge_tasks",
     "records",
+    "stacks",
 ];
 
 impl Turn {
