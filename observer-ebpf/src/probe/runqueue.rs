@@ -252,24 +252,30 @@ fn arrived(
     // Most waits have one part.
     let since_ns = queued_ns.unwrap_or_else(|| now_ns.wrapping_sub(duration_ns));
     let throttled_ns = throttle::arrived(next, since_ns, now_ns);
-    // Nor is it known then who had the CPU.
-    let queued_ns = queued_ns.unwrap_or_default();
     let is_recorded = emit::past_floor(RecordKind::Runqueue, duration_ns);
     if !is_recorded && duration_ns < RAN_ALWAYS_NS {
         return;
     }
-    if throttled_ns == 0 {
-        turns::sum_up_wait(queued_ns);
-    } else {
-        turns::sum_up_throttled_wait(queued_ns);
+    match queued_ns {
+        // Nor is it known then who had the CPU.
+        None => {}
+        Some(queued_ns) if throttled_ns == 0 => {
+            turns::sum_up_wait(queued_ns);
+        }
+        Some(queued_ns) => {
+            turns::sum_up_throttled_wait(queued_ns);
+        }
     }
     if is_recorded {
         let flags = if preempted { u64::from(RUNQUEUE_PREEMPTED) } else { 0 };
         emit::leave_waiting(next);
-        if throttled_ns == 0 {
-            turns::send_wait(flags, duration_ns, queued_ns);
-        } else {
-            turns::send_throttled_wait(flags, duration_ns, queued_ns);
+        match queued_ns {
+            Some(queued_ns) if throttled_ns != 0 => {
+                turns::send_throttled_wait(flags, duration_ns, queued_ns);
+            }
+            _ => {
+                turns::send_wait(flags, duration_ns, queued_ns.unwrap_or_default(), throttled_ns);
+            }
         }
     }
 }

@@ -232,11 +232,16 @@ fn sum_up_with(queued_ns: u64, throttled: Option<throttle::Wait>) {
 }
 
 /// Sends the wait of the thread that is left for it ([`emit::leave_waiting`]), with who had the CPU since `queued_ns`,
-/// when it was queued there; 0 if that is not known.
+/// when it was queued there; 0 if that is not known, with for how long it was throttled.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(super) extern "C" fn send_wait(flags: u64, duration_ns: u64, queued_ns: u64) -> u64 {
-    send_with(flags, duration_ns, queued_ns, None);
+pub(super) extern "C" fn send_wait(
+    flags: u64,
+    duration_ns: u64,
+    queued_ns: u64,
+    throttled_ns: u64,
+) -> u64 {
+    send_with(flags, duration_ns, queued_ns, None, throttled_ns);
     0
 }
 
@@ -246,13 +251,19 @@ pub(super) extern "C" fn send_wait(flags: u64, duration_ns: u64, queued_ns: u64)
 #[inline(never)]
 pub(super) extern "C" fn send_throttled_wait(flags: u64, duration_ns: u64, queued_ns: u64) -> u64 {
     if let Some(wait) = throttle::Wait::of_cpu() {
-        send_with(flags, duration_ns, queued_ns, Some(wait));
+        send_with(flags, duration_ns, queued_ns, Some(wait), wait.throttled_ns);
     }
     0
 }
 
 #[inline(always)]
-fn send_with(flags: u64, duration_ns: u64, queued_ns: u64, throttled: Option<throttle::Wait>) {
+fn send_with(
+    flags: u64,
+    duration_ns: u64,
+    queued_ns: u64,
+    throttled: Option<throttle::Wait>,
+    throttled_ns: u64,
+) {
     let next = emit::waiting();
     let tgid = next.tgid();
     let Some(cpu) = TURNS.get(emit::cpu()) else { return };
@@ -274,7 +285,7 @@ fn send_with(flags: u64, duration_ns: u64, queued_ns: u64, throttled: Option<thr
             other_ns,
             own_ns,
             idle_ns,
-            throttled_ns: throttled.map_or(0, |wait| wait.throttled_ns),
+            throttled_ns,
         },
     );
 }
