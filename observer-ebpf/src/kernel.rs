@@ -94,6 +94,12 @@ impl Arguments {
         Self { context: context.as_ptr().cast_const().cast(), typed: true }
     }
 
+    /// Whether the verifier types them.
+    #[inline(always)]
+    pub(crate) const fn are_typed(self) -> bool {
+        self.typed
+    }
+
     /// Of a raw tracepoint, where they are untyped numbers.
     #[inline(always)]
     pub(crate) fn raw(context: &impl EbpfContext) -> Self {

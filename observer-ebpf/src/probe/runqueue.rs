@@ -40,7 +40,8 @@ pub(super) fn switching(arguments: Arguments) -> (Task, Task) {
 fn switched(arguments: Arguments) {
     let (prev, next) = switching(arguments);
     let (preempted, prev_state) = (was_preempted(arguments), state_of(prev, arguments));
-    if arrived_unseen(prev, next) {
+    if arrived_unseen(prev, next, usize::from(arguments.are_typed())) {
+        emit::leave_waiting(prev);
         complete_arrival(u64::from(preempted || prev_state == 0));
     }
     if config::switch_sleep() != 0 {
@@ -69,13 +70,13 @@ pub(super) fn state_of(prev: Task, arguments: Arguments) -> u32 {
 /// The kernels of some virtual machines switch between threads without the tracepoint now and then, most of
 /// all from the idle task: this was seen in several switches of a thousand, by ftrace and perf as well.
 #[inline(always)]
-fn arrived_unseen(prev: Task, next: Task) -> bool {
+fn arrived_unseen(prev: Task, next: Task, program: usize) -> bool {
     if config::has_target() == 0 {
         return false;
     }
     let Some(cpu) = emit::counts() else { return false };
     // SAFETY: a map value whose word only this program writes, on its own CPU.
-    let switched_to = unsafe { &mut (*cpu).switched_to };
+    let switched_to = unsafe { &mut (*cpu).switched_to[program & 1] };
     let before = *switched_to;
     *switched_to = u64::from(next.tid()) | HAS_SWITCHED;
     before != 0 && before as u32 != prev.tid() && emit::is_target(prev.tgid())
@@ -89,8 +90,7 @@ fn arrived_unseen(prev: Task, next: Task) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn complete_arrival(lost_cpu: u64) -> u64 {
-    // The switch is still to come.
-    let prev = Task::current();
+    let prev = emit::waiting();
     let Some((arrival_ns, ago_ns)) = prev.arrival() else { return 0 };
     let Some(cpu) = emit::counts() else { return 0 };
     // SAFETY: a map value whose word only this program writes, on its own CPU.

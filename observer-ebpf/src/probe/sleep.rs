@@ -7,6 +7,7 @@ use observer_ebpf::wire::{
     TASK_UNINTERRUPTIBLE, is_lock,
 };
 
+use super::turns::above_zero;
 use crate::{
     config, emit, histogram,
     kernel::{Arguments, Task, now_ns},
@@ -92,7 +93,8 @@ fn end(next: Task, now_ns: impl Fn() -> u64, run_delay_ns: u64, is_in_call: bool
     }
     state.begin_ns = 0;
     let now = now_ns();
-    let away_ns = now.wrapping_sub(since);
+    // What the scheduler noted may be earlier by the difference of two clocks.
+    let away_ns = above_zero(now.wrapping_sub(since));
     let waited_ns = match run_delay_ns.wrapping_sub(state.run_delay_ns) {
         // Not known, and short.
         _ if state.moved_asleep != 0 => 0,

@@ -6,6 +6,7 @@ use observer_ebpf::wire::{
 };
 
 use super::runqueue::{state_of, switching, was_preempted};
+use super::turns::above_zero;
 use crate::{
     emit,
     kernel::{Arguments, Task, now_ns},
@@ -62,7 +63,8 @@ fn returned(next: Task) {
 /// An absence of the thread has ended.
 #[inline(always)]
 fn ended(task: Task, state: &mut StackState, end_ns: u64) {
-    let away_ns = end_ns.wrapping_sub(state.begin_ns);
+    // What the scheduler noted may be earlier by the difference of two clocks.
+    let away_ns = above_zero(end_ns.wrapping_sub(state.begin_ns));
     state.begin_ns = 0;
     emit::count(Counter::TargetAbsences);
     if !emit::past_floor(RecordKind::Stack, away_ns) {

@@ -199,8 +199,8 @@ pub struct Counts {
     /// By [`Counter`].
     pub counters: [u64; COUNTER_SLOTS],
     /// The thread that this CPU went to at the last context switch that had an event, with
-    /// [`HAS_SWITCHED`]; 0 before the first one.
-    pub switched_to: u64,
+    /// [`HAS_SWITCHED`]; 0 before the first one. As each of the two programs saw it that can be there.
+    pub switched_to: [u64; 2],
     /// How long ago the thread got the CPU whose arrival is being completed, nanoseconds; 0 where it gets
     /// the CPU just now.
     pub arrived_ago_ns: u64,
