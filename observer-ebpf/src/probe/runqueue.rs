@@ -41,8 +41,13 @@ fn switched(arguments: Arguments) {
     let (prev, next) = switching(arguments);
     let (preempted, prev_state) = (was_preempted(arguments), state_of(prev, arguments));
     if arrived_unseen(prev, next, usize::from(arguments.are_typed())) {
-        emit::leave_waiting(prev);
-        complete_arrival(u64::from(preempted || prev_state == 0));
+        let lost_cpu = u64::from(preempted || prev_state == 0);
+        if arguments.are_typed() {
+            complete_arrival(lost_cpu);
+        } else {
+            emit::leave_waiting(prev);
+            complete_arrival_raw(lost_cpu);
+        }
     }
     if config::switch_sleep() != 0 {
         sleep::switched(prev, next, preempted, prev_state);
@@ -86,13 +91,28 @@ fn arrived_unseen(prev: Task, next: Task, program: usize) -> bool {
 /// what the scheduler noted of it, when the thread leaves the CPU. `lost_cpu` is 1 if that is not of its own will.
 ///
 /// A function of its own, because few switches need it; and with a name and a result, because the verifier examines such
-/// a function once, and not with all that can be around it, if its arguments are numbers. Otherwise Linux 6.1 refuses the program.
+/// a function once, and not with all that can be around it, if its arguments are numbers. Otherwise Linux 6.1 refuses the
+/// program.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn complete_arrival(lost_cpu: u64) -> u64 {
-    let prev = emit::waiting();
-    let Some((arrival_ns, ago_ns)) = prev.arrival() else { return 0 };
-    let Some(cpu) = emit::counts() else { return 0 };
+    // The switch is still to come. What is known of a thread may be in its own storage, to which leads a typed task only.
+    complete(Task::current(), lost_cpu);
+    0
+}
+
+/// As [`complete_arrival`], for the program that does not know the type of tasks, of the thread that is left for it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn complete_arrival_raw(lost_cpu: u64) -> u64 {
+    complete(emit::waiting(), lost_cpu);
+    0
+}
+
+#[inline(always)]
+fn complete(prev: Task, lost_cpu: u64) {
+    let Some((arrival_ns, ago_ns)) = prev.arrival() else { return };
+    let Some(cpu) = emit::counts() else { return };
     // SAFETY: a map value whose word only this program writes, on its own CPU.
     let arrived_ago_ns = unsafe { &mut (*cpu).arrived_ago_ns };
     *arrived_ago_ns = ago_ns;
@@ -113,7 +133,6 @@ extern "C" fn complete_arrival(lost_cpu: u64) -> u64 {
         );
     }
     *arrived_ago_ns = 0;
-    1
 }
 
 /// What the scheduler says of a thread that gets a CPU.
