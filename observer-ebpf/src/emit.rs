@@ -23,7 +23,7 @@ macro_rules! bump {
         bump!($array[$index] += 1)
     };
     ($array:ident[$index:expr] += $number:expr) => {
-        if let Some(counts) = COUNTS.get_ptr_mut(cpu()) {
+        if let Some(counts) = counts() {
             // SAFETY: a map value; only its address is formed here.
             atomic::add(unsafe { &raw mut (*counts).$array[$index] }, $number);
         }
@@ -92,7 +92,7 @@ fn logs_losses() -> bool {
 /// A function of its own, since it would be in every program several times.
 #[inline(never)]
 fn count_loss(place: usize, is_target: bool) {
-    let Some(counts) = COUNTS.get_ptr_mut(cpu()) else { return };
+    let Some(counts) = counts() else { return };
     // SAFETY: a map value; only addresses are formed here. The masks show the verifier the bounds.
     let (lost, of_target) = unsafe {
         (

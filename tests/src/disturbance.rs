@@ -1,4 +1,5 @@
-//! Measurements of time that the host disturbed are repeated, and counted; no tolerance is widened.
+//! Measurements of time that the host disturbed are repeated, and counted; no tolerance is widened. So are those in which
+//! the kernel left something out by chance that observer reports as lost.
 //!
 //! A host disturbs a measurement by taking the CPU away: its hypervisor runs another guest (steal),
 //! or its scheduler runs somebody else while an observer or the test itself wants to run.

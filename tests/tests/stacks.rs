@@ -14,8 +14,8 @@ use observer_tests::results::Relation;
 use observer_tests::trial::{self, Run, Trial, number, scaled_text};
 use observer_tests::{privileged, watch::read_run};
 
-/// On some virtual machines the kernel switches to a thread without an event, up to three times in a
-/// thousand.
+/// On some virtual machines the kernel leaves out the events of several switches in a thousand. An absence whose end has
+/// none is completed at the next switch; if that has none either, it is missing.
 const COUNT_TOLERANCE: f64 = 0.01;
 /// Of a few hundred, so many may be missed for that reason.
 const MISSED: u64 = 2;

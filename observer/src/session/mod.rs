@@ -208,6 +208,9 @@ impl Session {
             kernel.set_floor_ns(*kind, *floor_ns);
         }
         kernel.set_listened_ports(start::ports(&options.target, &membership));
+        // Before the target is marked: nobody reads the ring yet.
+        let mut stacks = StackSink::of_kernel(&mut kernel, memory.frames);
+        stacks.iter_mut().for_each(|stacks| stacks.look_at(membership.tgids()));
         // What the target does is counted from the moment at which it is marked.
         let baseline = kernel.snapshot(Some(TARGET_ROW));
         mark_first(&mut membership, &kernel);
@@ -235,8 +238,6 @@ impl Session {
         let hidden = HiddenWatch::new(&kernel);
         let counts = Arc::new(CaptureCounts::default());
         let trace = TraceSink::new(trace, &counts, memory.stalls);
-        let mut stacks = StackSink::of_kernel(&mut kernel, memory.frames);
-        stacks.iter_mut().for_each(|stacks| stacks.look_at(membership.tgids()));
         let (journal, capture, births) = journal.capture(ring, trace, stacks, counts, floors)?;
         let losses = LossWatch::of_run(&kernel);
         let mut session = Self {

@@ -263,14 +263,14 @@ fn without_numbers(mut places: Vec<Place>) -> Vec<Place> {
 /// are, and their names, depends on the kernel and the tier.
 fn without_tracing(mut frames: Vec<Frame>) -> Vec<Frame> {
     /// No way from a tracepoint to a program is longer.
-    const FRAMES_MAX: usize = 8;
+    const WAY_FRAMES: usize = 8;
     /// `include/trace/bpf_probe.h` and kernel/trace/bpf_trace.c name the functions of a tracepoint, and `bpf_prog_ksym_set_name`
     /// (kernel/bpf/core.c) the program.
     const NAMES: [&str; 4] = ["__traceiter_", "__bpf_trace_", "bpf_trace_run", "bpf_prog_"];
     let traces = |frame: &Frame| {
         frame.function.as_deref().is_some_and(|name| NAMES.iter().any(|one| name.starts_with(one)))
     };
-    let last = frames.iter().take(FRAMES_MAX).rposition(traces);
+    let last = frames.iter().take(WAY_FRAMES).rposition(traces);
     frames.drain(..last.map_or(0, |last| last + 1));
     frames
 }

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
+use observer::model::Event;
 use observer_ebpf::wire::RunqueueRecord;
 
 use super::runqueue::apart_ns;
-use observer::model::Event;
-
 use crate::kernel_counters::{self, SchedStat};
 use crate::process::Placement;
 use crate::results::{Held, Relation};
