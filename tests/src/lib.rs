@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod disturbance;
 pub mod episodes;
 pub mod exact;
+pub mod go;
 pub mod hotplug;
 pub mod http;
 pub mod http2;

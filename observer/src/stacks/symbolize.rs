@@ -1,12 +1,16 @@
-//! Functions by address: in the kernel's list of its symbols, and in the symbol tables of an ELF file.
+//! Functions by address: in the kernel's list of its symbols, and in the symbol tables of an ELF file or, where it has
+//! none, in the table of the Go runtime.
 
+use std::fs::File;
 use std::path::Path;
 
 use blazesym::MaybeDefault;
 use blazesym::symbolize::source::{Elf, Kernel, Source};
 use blazesym::symbolize::{Input, Reason, Symbolized, Symbolizer};
+use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
+use super::go::GoFunctions;
 use crate::text;
 
 /// Characters of a function's name. With all its types, a name of C++ or Rust can be far longer.
@@ -32,10 +36,15 @@ impl Symbol {
         Self { name: text::clean(&self.name, NAME_CHARACTERS), ..self }
     }
 
+    /// `None` without a name.
+    pub(super) fn named(name: &str, offset: u64) -> Option<Self> {
+        let name = text::clean(name, NAME_CHARACTERS);
+        (!name.is_empty()).then_some(Self { name, offset })
+    }
+
     fn of(found: &Symbolized<'_>) -> Option<Self> {
         let found = found.as_sym()?;
-        let name = text::clean(&found.name, NAME_CHARACTERS);
-        (!name.is_empty()).then_some(Self { name, offset: found.offset as u64 })
+        Self::named(&found.name, found.offset as u64)
     }
 }
 
@@ -71,6 +80,7 @@ pub fn in_kernel(addresses: &[u64]) -> Result<Vec<Option<Symbol>>, String> {
 pub struct ElfFile {
     symbolizer: Symbolizer,
     source: Source<'static>,
+    bytes: Mmap,
 }
 
 impl ElfFile {
@@ -85,7 +95,11 @@ impl ElfFile {
         let (symbolizer, source) = (symbolizer(), Source::Elf(elf));
         let opened = symbolizer.symbolize(&source, Input::FileOffset(&[])).map(drop);
         opened.map_err(|error| error.to_string())?;
-        Ok(Self { symbolizer, source })
+        let file = File::open(path).map_err(|error| error.to_string())?;
+        // SAFETY: bytes of it may change at any time, and are read as such: nothing in here relies on reading the
+        // same ones twice. The file may also become shorter, of which the callers of `symbols` know.
+        let bytes = unsafe { Mmap::map(&file) }.map_err(|error| error.to_string())?;
+        Ok(Self { symbolizer, source, bytes })
     }
 
     /// The functions at these offsets of the file, `None` where there is no function.
@@ -97,6 +111,18 @@ impl ElfFile {
     /// # Errors
     /// When the file is no ELF file or is damaged, in one line.
     pub fn symbols(&self, offsets: &[u64]) -> Result<Vec<Option<Symbol>>, String> {
+        let found = self.in_symbol_tables(offsets);
+        let is_complete = |found: &Vec<_>| found.iter().all(Option::is_some);
+        if found.as_ref().is_ok_and(is_complete) {
+            return found;
+        }
+        let Some(go) = GoFunctions::find(&self.bytes) else { return found };
+        let found = found.unwrap_or_else(|_| vec![None; offsets.len()]);
+        let with_go = found.into_iter().zip(offsets);
+        Ok(with_go.map(|(found, offset)| found.or_else(|| go.at(*offset))).collect())
+    }
+
+    fn in_symbol_tables(&self, offsets: &[u64]) -> Result<Vec<Option<Symbol>>, String> {
         let found = self.symbolizer.symbolize(&self.source, Input::FileOffset(offsets));
         let found = found.map_err(|error| error.to_string())?;
         let failed =

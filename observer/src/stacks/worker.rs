@@ -35,7 +35,7 @@ pub const NAME: &str = "symbolize-file";
 
 /// Time for one file, also of the CPU.
 pub const FILE_TIME: Duration = Duration::from_secs(10);
-/// Memory of the process, besides the mapped file.
+/// Memory of the process, besides the file, which is mapped twice.
 const MEMORY_BYTES: u64 = 1 << 30;
 /// Offsets of one request, as JSON.
 const REQUEST_BYTES: u64 = 16 << 20;
@@ -78,7 +78,7 @@ fn confined(path: &Path) -> io::Result<std::result::Result<ElfFile, String>> {
     let file_bytes = path.metadata()?.len();
     let seconds = FILE_TIME.as_secs();
     for (resource, most) in [
-        (Resource::As, MEMORY_BYTES.saturating_add(file_bytes)),
+        (Resource::As, MEMORY_BYTES.saturating_add(file_bytes.saturating_mul(2))),
         (Resource::Data, MEMORY_BYTES),
         (Resource::Cpu, seconds),
         (Resource::Core, 0),
