@@ -131,6 +131,12 @@ pub(crate) fn claim<S: State>(task: Task) -> Option<&'static mut S> {
     claim_entry(task).map(|(state, _)| state)
 }
 
+/// Whether another live thread may have the entry of this one for its memory-management calls.
+#[inline(always)]
+pub(crate) fn shares_calls(task: Task) -> bool {
+    config::tasks_share() != 0 && !is_stored::<MmSyscallState>(task)
+}
+
 /// Begins a memory-management call of the thread, now. Returns its state, and whether an earlier call
 /// of its own has not ended; nothing if another thread took over the entry meanwhile.
 ///
@@ -139,7 +145,7 @@ pub(crate) fn claim<S: State>(task: Task) -> Option<&'static mut S> {
 /// comes second finds the begin of the other, and counts what is lost.
 #[inline(always)]
 pub(crate) fn begin_call(task: Task) -> Option<(&'static mut MmSyscallState, bool)> {
-    if config::tasks_share() == 0 || is_stored::<MmSyscallState>(task) {
+    if !shares_calls(task) {
         let state = claim::<MmSyscallState>(task)?;
         let is_open = state.begin_ns != 0;
         state.begin_ns = now_ns();
@@ -153,17 +159,57 @@ pub(crate) fn begin_call(task: Task) -> Option<(&'static mut MmSyscallState, boo
         slot.owner = Owner { tid, tgid: task.tgid() };
         slot.state.cgroup = ThreadCgroup::default();
     }
-    if atomic::exchange(&raw mut slot.state.begin_ns, now_ns()) == 0 {
-        return Some((&mut slot.state, false));
-    }
+    let now = now_ns();
+    let found = atomic::exchange(&raw mut slot.state.begin_ns, now);
     // SAFETY: a map value, read once more because another CPU may have written it.
     let is_own = unsafe { ptr::read_volatile(&raw const slot.owner.tid) } == tid;
+    if found == 0 {
+        if is_own {
+            return Some((&mut slot.state, false));
+        }
+        // The other one took it over before this begin, and finds it at its own next begin: it counts what it
+        // finds, unless it is gone by then.
+        if atomic::compare_exchange(&raw mut slot.state.begin_ns, now, 0) {
+            emit::lose(LossKind::TaskSlot, emit::is_target(task.tgid()));
+        }
+        return None;
+    }
     if is_own && former.tid == tid {
         return Some((&mut slot.state, true));
     }
     let loser = if is_own { former.tgid } else { task.tgid() };
     emit::lose(LossKind::TaskSlot, emit::is_target(loser));
     is_own.then_some((&mut slot.state, false))
+}
+
+/// Ends a memory-management call of the thread. Returns its state and when the call began; nothing if it began
+/// unseen, or if another thread took over the entry meanwhile.
+///
+/// The other one writes first whose the entry is, and then exchanges the begin. So the begin that is taken here
+/// may be that of the other one, if the entry is not the thread's own any more. Which of the two it is, is not known:
+/// one call is lost, and counted.
+#[inline(always)]
+pub(crate) fn end_call(task: Task) -> Option<(&'static mut MmSyscallState, u64)> {
+    let state = find::<MmSyscallState>(task)?;
+    if !shares_calls(task) {
+        let since = state.begin_ns;
+        state.begin_ns = 0;
+        return (since != 0).then_some((state, since));
+    }
+    let since = atomic::exchange(&raw mut state.begin_ns, 0);
+    if since == 0 {
+        return None;
+    }
+    let tid = task.tid();
+    let slot = slot::<MmSyscallState>(tid)?;
+    // SAFETY: a map value, read once more because another CPU may have written it.
+    let owner = unsafe { ptr::read_volatile(&raw const slot.owner) };
+    if owner.tid == tid {
+        return Some((state, since));
+    }
+    let is_target = emit::is_target(task.tgid()) || emit::is_target(owner.tgid);
+    emit::lose(LossKind::TaskSlot, is_target);
+    None
 }
 
 /// The thread's state, if there is one.

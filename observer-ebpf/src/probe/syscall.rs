@@ -165,7 +165,12 @@ const GO_ON: u32 = 1;
 #[inline(always)]
 fn mm_call_begun() {
     let current = Task::current();
-    let _ = task::begin_call(current);
+    // Where threads share entries, a begin without an end is most likely that of another thread.
+    if let Some((_, true)) = task::begin_call(current)
+        && task::shares_calls(current)
+    {
+        emit::lose_of(LossKind::TaskSlot, current);
+    }
     // A thread that makes a call is not in a fault. A fault in the kernel that ended in EFAULT would
     // leave its begin time behind, and the next page that the kernel brings in by itself
     // (MAP_POPULATE) would end it.
@@ -233,13 +238,8 @@ fn descriptor_call_done(call: FdSyscall, result: i64) {
 #[inline(always)]
 fn mm_call_done(registers: Registers, number: u64, result: i64) {
     let current = Task::current();
-    let Some(state) = task::find::<MmSyscallState>(current) else { return };
-    let since = state.begin_ns;
-    // Zero for a call of the 32-bit ABI, and for one that began before the probe was attached.
-    if since == 0 {
-        return;
-    }
-    state.begin_ns = 0;
+    // None for a call of the 32-bit ABI, and for one that began before the probe was attached.
+    let Some((state, since)) = task::end_call(current) else { return };
     let now = now_ns();
     let duration_ns = now.wrapping_sub(since);
     let series = match number {
