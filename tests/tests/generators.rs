@@ -144,6 +144,42 @@ fn hey_against_nginx() {
     drop(nginx);
 }
 
+/// hey is started by somebody else, as in a container, and COMMAND only prints what it wrote. So its start is known
+/// within seconds, and the requests say the rest.
+#[test]
+fn a_generator_that_command_did_not_start() {
+    const STARTS: &str = r#"read -r _ < "$0"; hey -n 300 -c 2 -q 50 -o csv "$1" > "$2.part"
+        mv "$2.part" "$2""#;
+    const PRINTS: &str = r#"sleep 1; echo go > "$0"; while ! test -e "$1"; do sleep 0.1; done
+        sleep 1; cat "$1""#;
+    let Some(_guard) = privileged::ready("hey that somebody else started") else { return };
+    let directory = trial::directory();
+    let reserved = ReservedPort::new().expect("a port");
+    let port = reserved.number();
+    let _nginx = nginx(directory.path(), port, "");
+    let [go, result, out] = ["go", "result", "run"].map(|name| directory.path().join(name));
+    let made = Command::new("mkfifo").arg(&go).status().expect("coreutils");
+    assert!(made.success());
+    let mut hey = Command::new("sh");
+    hey.args(["-c", STARTS]).arg(&go).arg(format!("http://127.0.0.1:{port}/")).arg(&result);
+    let _hey = Running::start(&mut hey, Placement::default()).expect("it starts");
+    let mut command = Command::new(trial::programs().observer);
+    command.args(["run", "--budget", "none", "--port", &port.to_string(), "--samples", "hey"]);
+    command.arg("--out").arg(&out).args(["--", "sh", "-c", PRINTS]).arg(&go).arg(&result);
+    let finished = observer_tests::command::run(&mut command, Duration::from_secs(120))
+        .unwrap_or_else(|error| panic!("{error}"));
+    finished.assert_code(0);
+    let (summary, info) = read_run(&out).unwrap_or_else(|error| panic!("{error}"));
+    let samples = &summary.samples;
+    let seconds = (info.end_ns.0 - info.start_ns.0) as f64 / 1e9;
+    assert_eq!(samples.count, 300, "{samples:?}");
+    println!("{seconds:.1} s, clock error {} ns, {:?}", samples.clock_error_ns, summary.requests);
+    // COMMAND does nothing for two seconds of its time.
+    assert!(samples.clock_error_ns < 20_000_000, "{samples:?}");
+    assert_eq!(summary.requests.unmatched, 0, "{:?}", summary.requests);
+    assert!(finished.stdout.contains("say more exactly"), "{finished:#?}");
+}
+
 /// A service whose answers wait until the test says so: one for each message.
 fn held_answers() -> (u16, mpsc::Sender<()>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");

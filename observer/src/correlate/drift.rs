@@ -4,7 +4,6 @@
 use super::matching::asked;
 use super::tracking::{Course, Tracker};
 use super::trips::{Requests, middle};
-use crate::clock::MonoNanos;
 use crate::model::{ClockDrift, Sample, ServerRequest};
 
 /// Clocks that differ by less are the same clock.
@@ -23,12 +22,8 @@ pub fn take_out_drift(
         return None;
     }
     let course = course(samples, requests, uncertainty_ns)?;
-    let moved = |time: MonoNanos, by_ns: i64| MonoNanos(time.0.saturating_add_signed(by_ns));
     for sample in samples.iter_mut() {
-        let by_ns = course.at(middle(sample)).round() as i64;
-        sample.intended_start = sample.intended_start.map(|time| moved(time, by_ns));
-        sample.start = moved(sample.start, by_ns);
-        sample.end = moved(sample.end, by_ns);
+        sample.move_by(course.at(middle(sample)).round() as i64);
     }
     samples.sort_by_key(Sample::begin);
     let (first, last) = course.seen;

@@ -5,6 +5,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::super::matching::{PairQuality, find};
 use super::*;
+use crate::clock::MonoNanos;
 
 const US: u64 = 1_000;
 const MS: u64 = 1_000_000;

@@ -94,7 +94,7 @@ pub(super) struct Sides<'a> {
 }
 
 /// Times beyond this (36 years) are none.
-const MOST_NS: u64 = 1 << 60;
+pub(super) const MOST_NS: u64 = 1 << 60;
 
 pub(super) fn ns(time: MonoNanos) -> i64 {
     time.0.min(MOST_NS) as i64

@@ -20,6 +20,7 @@ mod account;
 #[cfg(test)]
 mod account_drills;
 mod agreement;
+mod arrivals;
 mod aside;
 #[cfg(test)]
 mod aside_drills;
@@ -99,6 +100,7 @@ use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 
 pub use absences::{Absences, Part, ThreadTimes};
+pub use arrivals::place_by_arrivals;
 pub use drift::take_out_drift;
 pub use objects::ObjectTime;
 pub use short::Short;

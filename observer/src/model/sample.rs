@@ -56,6 +56,12 @@ impl Sample {
         self.ok || self.status.is_some()
     }
 
+    /// Adds this to all times, nanoseconds.
+    pub(crate) fn move_by(&mut self, by_ns: i64) {
+        let times = [&mut self.start, &mut self.end].into_iter().chain(&mut self.intended_start);
+        times.for_each(|time| *time = MonoNanos(time.0.saturating_add_signed(by_ns)));
+    }
+
     /// Latency as a user of the service sees it: end minus intended start (or start).
     #[must_use]
     pub fn response_ns(&self) -> u64 {

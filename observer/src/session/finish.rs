@@ -9,7 +9,7 @@ use observer_ebpf::wire::{Counter, Counts, RecordKind, Series};
 use crate::aggregate::Snapshot;
 use crate::clock::{Anchor, MonoNanos};
 use crate::correlate::{
-    Analysis, Evidence, Hidden, ObjectTime, OwnCpu, Quality, Unwatched, analyse, take_out_drift,
+    Analysis, Evidence, Hidden, ObjectTime, OwnCpu, Quality, Unwatched, analyse,
 };
 use crate::error::{Error, Exit, Result};
 use crate::loadgen::{
@@ -29,6 +29,7 @@ use crate::probe::{PROBES, kind_name};
 use super::complaint::{complaint, disk_full, failed_requests};
 use super::floor_log::{bound_hidden, short, unrecorded_ns};
 use super::journal::Journal;
+use super::placing::place;
 use super::start::ports;
 use serde_json::json;
 
@@ -139,7 +140,7 @@ pub fn finish(session: Session, reason: EndReason, hurry: &AtomicBool) -> Result
     let ReadBack { stalls, loss_spans, requests, outgoing, .. } =
         read_back(&directory, &mut captured, memory.requests);
     let clock_drift = match &mut ingested {
-        Some(Ok(found)) => take_out_drift(&mut found.samples, &requests, found.uncertainty_ns),
+        Some(Ok(found)) => place(found, &requests),
         _ => None,
     };
     let (samples, problem) = match &ingested {

@@ -22,6 +22,7 @@ mod listing;
 mod loss_watch;
 mod mark;
 pub mod memory;
+mod placing;
 mod quota;
 mod recording;
 mod recover;

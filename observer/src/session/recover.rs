@@ -14,9 +14,10 @@ use super::Captured;
 use super::finish::{judge_input, quality, summarise};
 use super::floor_log::kinds_with_floor;
 use super::journal::LONGEST_PAUSE;
+use super::placing::place;
 use crate::aggregate::{CauseRecorder, Snapshot};
 use crate::clock::MonoNanos;
-use crate::correlate::{Evidence, OwnCpu, Quality, analyse, take_out_drift};
+use crate::correlate::{Evidence, OwnCpu, Quality, analyse};
 use crate::error::Result;
 use crate::loadgen::{
     ClockError, Ingest, IngestError, Ingested, RelAnchor, SamplesSource, SamplesSpec, Window,
@@ -148,9 +149,7 @@ pub(super) fn gather(directory: &RunDir, info: &RunInfo) -> Result<Gathered> {
         Some(Ok(ingested)) => (Some(ingested), None),
         Some(Err(error)) => (None, Some(error)),
     };
-    let clock_drift = ingested.as_mut().and_then(|Ingested { samples, uncertainty_ns, .. }| {
-        take_out_drift(samples, &requests, *uncertainty_ns)
-    });
+    let clock_drift = ingested.as_mut().and_then(|ingested| place(ingested, &requests));
     Ok(Gathered {
         info,
         end_ns,
