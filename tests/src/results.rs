@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use observer::model::Summary;
 use serde_json::{Map, Value, json};
 
-use crate::{Result, disturbance, trial};
+use crate::{Result, disturbance, trial, watch};
 
 /// Names the file that results are appended to, one JSON object a line.
 pub const RESULTS_FILE: &str = "OBSERVER_TEST_RESULTS";
@@ -49,7 +49,7 @@ impl Relation {
 }
 
 /// One number of observer and the kernel counter it is compared with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Comparison<'a> {
     /// What is compared: `minor`, `sum_ns`, ...
     pub metric: &'a str,
@@ -75,7 +75,12 @@ pub struct Held {
     tier: String,
     /// What the kernel left out in this run and chance decides: switches without an event, and skipped programs.
     left_out: u64,
+    /// With PREEMPT_RT, how many events may be missing because a program was preempted, as observer says.
+    skipped: u64,
 }
+
+/// With PREEMPT_RT, no more than this part of the events may be missing.
+const SKIPPED_MAX: f64 = 0.02;
 
 impl Held {
     /// The tier is what the run's coverage says.
@@ -90,13 +95,22 @@ impl Held {
         let tier = tier.unwrap_or_else(|| panic!("{test}: {probe} is not attached: {found:?}"));
         let lost = summary.loss.of_target();
         let left_out = LEFT_OUT.iter().filter_map(|kind| lost.get(*kind)).sum();
-        Self { left_out, ..Self::of_tier(test, probe, &tier) }
+        let skipped = watch::left_out_by_real_time(&lost);
+        Self { left_out, skipped, ..Self::of_tier(test, probe, &tier) }
+    }
+
+    /// Of numbers that are compared with those of another run, in which something may be missing as well.
+    #[must_use]
+    pub(crate) fn beside(self, other: &Self) -> Self {
+        let left_out = self.left_out + other.left_out;
+        Self { left_out, skipped: self.skipped + other.skipped, ..self }
     }
 
     /// For runs that leave no summary.
     #[must_use]
     pub fn of_tier(test: &str, probe: &str, tier: &str) -> Self {
-        Self { test: test.to_owned(), probe: probe.to_owned(), tier: tier.to_owned(), left_out: 0 }
+        let [test, probe, tier] = [test, probe, tier].map(str::to_owned);
+        Self { test, probe, tier, left_out: 0, skipped: 0 }
     }
 
     /// Observer's number and the kernel counter have this relation within the tolerance, relative to
@@ -181,10 +195,15 @@ impl Held {
     /// When it does not hold, or the kernel counter is 0: then nothing was tested.
     #[track_caller]
     pub fn check(&self, comparison: &Comparison<'_>) {
+        let mut comparison = *comparison;
+        if !is_time(comparison.metric) {
+            let most = (comparison.expected as f64 * SKIPPED_MAX) as u64;
+            comparison.slack += self.skipped.min(most);
+        }
         let (passed, error) = comparison.judge();
         let Comparison { metric, against, relation, observed, expected, tolerance, slack } =
             comparison;
-        let Self { test, probe, tier, left_out } = self;
+        let Self { test, probe, tier, left_out, .. } = self;
         // Counts are exact, whatever the host does.
         let is_repeated = is_time(metric) || *left_out > 0;
         let repeats = if is_repeated { disturbance::repeats() } else { 0 };

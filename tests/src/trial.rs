@@ -393,6 +393,7 @@ impl Trial {
         let best = first.summary.probes[probe].tier.clone().unwrap_or_default();
         for other in others {
             let held = Held::new(self.test, probe, &other.summary);
+            let held = held.beside(&Held::new(self.test, probe, &first.summary));
             for (metric, tolerance, slack, number) in side_by_side {
                 let against = format!("{best}, side by side");
                 let numbers = (number(other), number(first));

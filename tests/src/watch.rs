@@ -231,6 +231,14 @@ const WITH_REAL_TIME: [&str; 3] = ["program_missed", "end_without_begin", "begin
 /// comparison that it concerns does not hold.
 const MISSED_BY_CHANCE: u64 = 3;
 
+/// How many events of the target may be missing for this reason; 0 without PREEMPT_RT.
+pub(crate) fn left_out_by_real_time(lost: &BTreeMap<String, u64>) -> u64 {
+    if !is_real_time() {
+        return 0;
+    }
+    WITH_REAL_TIME.iter().filter_map(|kind| lost.get(*kind)).sum()
+}
+
 fn is_real_time() -> bool {
     rustix::system::uname().version().to_string_lossy().contains("PREEMPT_RT")
 }

@@ -2,8 +2,8 @@
 //! two CPUs.
 //!
 //! First come the tests that measure this host, one at a time. Most of them wait for the kernel, so
-//! that the programs of the other tests are built beneath them, and the lints run, on what the
-//! processors have left. Then a guest runs, which is emulated by one thread of this host, and beside it
+//! that the programs of the other tests are built beneath them, and the tests without privileges and the
+//! lints run, on what the processors have left. Then a guest runs, which is emulated by one thread of this host, and beside it
 //! the tests that measure nothing, in lanes.
 
 use std::{env, process::Command, process::ExitCode, sync::mpsc, time::Instant};
@@ -77,7 +77,7 @@ fn all(steps: &mut Steps, options: &Options) -> bool {
         let program = programs.iter().find(|one| one.name == SIMULATING);
         log.run(program.ok_or("their program was not built")?.command().arg(SIMULATIONS))
     });
-    let beneath = [build, simulations].into_iter().chain(lints()).collect();
+    let beneath = [build, unprivileged(), simulations].into_iter().chain(lints()).collect();
     steps.run_beneath(beneath, |steps| {
         for program in programs.iter().filter(|one| one.is_privileged() && measures(one)) {
             steps.run(privileged(program));
@@ -98,31 +98,33 @@ fn measures(program: &TestProgram) -> bool {
 
 /// The guest, and in lanes beside it the tests that measure nothing.
 fn lanes<'a>(programs: &'a [TestProgram], turn: &Turn) -> Vec<Vec<Step<'a>>> {
-    let (as_root, others): (Vec<_>, Vec<_>) =
-        programs.iter().partition(|program| program.is_privileged());
+    let as_root: Vec<_> = programs.iter().filter(|program| program.is_privileged()).collect();
     let of_lane = |names: &[&str]| {
         let is_in = |one: &&&TestProgram| names.contains(&one.name.as_str());
         as_root.iter().filter(is_in).map(|one| privileged(one)).collect::<Vec<_>>()
     };
     let mut lanes = vec![vec![Step::command(format!("virtual machine, {turn}"), guest(turn))]];
     lanes.extend(MEASURE_NOTHING.map(of_lane));
-    if let Some(last) = lanes.last_mut() {
-        last.insert(0, unprivileged(others));
-    }
     lanes
 }
 
 /// Privileged test programs that check exit codes, messages, states and counts, and no times. They run
 /// beside the guest, in lanes that take about as long as it does; all others measure, and run alone. So does
-/// `cgroups`, whose counts hold while nobody else removes a cgroup. The last lane follows the tests without
-/// privileges.
+/// `cgroups`, whose counts hold while nobody else removes a cgroup.
 const MEASURE_NOTHING: [&[&str]; 6] = [
     &["choice", "cpu_limits", "descriptors"],
     &["faults", "run", "uprobe", "doctor"],
     // `edge_tables` raises pid_max, and with it what observer needs; `hardening` gives it no more than that.
     &["hardening", "edge_tables", "examples"],
     &["live", "cli", "target", "logging"],
-    &["command", "memory_limits", "generators", "edge_sockets", "network_conditions"],
+    &[
+        "command",
+        "memory_limits",
+        "generators",
+        "edge_sockets",
+        "network_conditions",
+        "go_binaries",
+    ],
     &["daemon", "edge_memory", "edge_tasks", "time_namespace", UNIT_TESTS, GUEST],
 ];
 
@@ -158,11 +160,12 @@ fn guest(turn: &Turn) -> Command {
     command
 }
 
-/// The tests that need no privileges.
-fn unprivileged(others: Vec<&TestProgram>) -> Step<'_> {
-    Step::new("tests without privileges", move |log| {
+/// The tests that need no privileges, when they are built.
+fn unprivileged() -> Step<'static> {
+    Step::new("tests without privileges", |log| {
         let mut failed = Vec::new();
-        for program in others {
+        let programs = test_programs::read(&test_programs::programs_file())?;
+        for program in programs.iter().filter(|program| !program.is_privileged()) {
             log.line(&format!("    {}", program.name));
             let mut command = program.command();
             if program.name == SIMULATING {

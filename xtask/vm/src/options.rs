@@ -50,7 +50,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(192..))]
     pub(crate) memory: u32,
     /// Swap of a guest on compressed memory, MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    #[arg(long, value_name = "MIB", default_value_t = 512)]
     pub(crate) swap: u64,
     /// CPUs of a guest; with --bench and --counted it is always one
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
