@@ -1,10 +1,11 @@
-//! The limits of memory on the target's cgroups, and the pressure, compared with the kernel's counters.
+//! The limits of memory on the target's cgroups, the pressure, and the disks, compared with the kernel's counters.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use observer::model::{MemoryLimitSummary, PressureSummary, Summary};
+use observer::model::{DiskSummary, MemoryLimitSummary, PressureSummary, Summary};
 use observer_tests::cgroup::{MemoryCgroup, UnifiedCgroup};
 use observer_tests::kernel_counters::Flat;
 use observer_tests::privileged;
@@ -149,4 +150,86 @@ fn a_process_of_the_target_that_is_killed_for_want_of_memory_is_told() {
     );
     drop(stdin);
     target.wait(Duration::from_secs(120)).expect("it ends");
+}
+
+/// Bytes that a process has read from disks and written for them, and its children for whose end it has waited.
+fn disk_bytes(process: u32) -> [u64; 2] {
+    let text = std::fs::read_to_string(format!("/proc/{process}/io")).expect("it is there");
+    let of = |key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key)).expect("a line");
+        line.trim().parse().expect("a number")
+    };
+    ["read_bytes:", "write_bytes:"].map(of)
+}
+
+/// What the kernel has counted of each disk: reads, their sectors and milliseconds, the same of writes, and busy and
+/// queued milliseconds.
+fn disks() -> BTreeMap<String, [u64; 8]> {
+    let text = std::fs::read_to_string("/proc/diskstats").expect("it is there");
+    let of_line = |line: &str| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let number = |index: usize| words[index].parse().expect("a number");
+        (words[2].to_owned(), [3, 5, 6, 7, 9, 10, 12, 13].map(number))
+    };
+    text.lines().map(of_line).collect()
+}
+
+#[test]
+fn what_the_target_and_its_children_do_with_a_disk_is_what_the_kernel_counts() {
+    let Some(_guard) = privileged::ready("disks") else { return };
+    let files = directory();
+    if !trial::on_disk(files.path()) {
+        return println!("no directory on a disk: name one in OBSERVER_TEST_DIR");
+    }
+    // Twice, so that the second time nothing has to be read for the programs themselves.
+    let script = "while read line; do \
+        dd if=/dev/zero of=\"$0\" bs=64k count=64 oflag=direct status=none && \
+        dd if=\"$0\" of=/dev/null bs=16k iflag=direct status=none; echo \"ended $?\"; done";
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).arg(files.path().join("data"));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut target = Running::start(&mut command, Placement::default()).expect("it starts");
+    let mut stdin = target.child().stdin.take().expect("a pipe");
+    let mut lines = BufReader::new(target.stdout().expect("a pipe")).lines();
+    let mut once = || {
+        stdin.write_all(b"go\n").expect("it reads");
+        lines.next().expect("it answers").expect("text")
+    };
+    assert_eq!(once(), "ended 0", "the file system takes direct I/O");
+    let id = target.id();
+    let arguments = ["--pid", &id.to_string()];
+    let before = disks();
+    let watch = Watch::start(&programs(), &arguments, files.path()).expect("it attaches");
+    let (begun, bytes_before) = (disks(), disk_bytes(id));
+    assert_eq!(once(), "ended 0");
+    // Long enough for a reading while a child is there, and for one after it.
+    std::thread::sleep(Duration::from_millis(1_200));
+    assert_eq!(once(), "ended 0");
+    let (ending, bytes_after) = (disks(), disk_bytes(id));
+    let (summary, info) = watch.finish().expect("a run");
+    let after = disks();
+
+    let conditions = &summary.conditions;
+    println!("{:?} {:?}", conditions.disks, conditions.disk_bytes);
+    assert_eq!(info.conditions, *conditions);
+    let own = conditions.disk_bytes.expect("root may read it");
+    let counted = [bytes_after[0] - bytes_before[0], bytes_after[1] - bytes_before[1]];
+    assert_eq!([own.read, own.written], counted);
+    assert!(counted.iter().all(|bytes| *bytes >= 8 << 20), "{counted:?}");
+    assert!(!conditions.disks.is_empty(), "a disk was used");
+    for disk in &conditions.disks {
+        let (reads, writes) = (disk.reads, disk.writes);
+        let found = [
+            [reads.count, reads.bytes / 512, reads.time_ms],
+            [writes.count, writes.bytes / 512, writes.time_ms],
+        ];
+        let found = [&found.concat()[..], &[disk.busy_ms, disk.queued_ms]].concat();
+        for (index, found) in found.into_iter().enumerate() {
+            let of = |all: &BTreeMap<String, [u64; 8]>| all[&disk.disk][index];
+            let (least, most) = (of(&ending) - of(&begun), of(&after) - of(&before));
+            assert!((least..=most).contains(&found), "{index}: {least} to {most}: {disk:?}");
+        }
+    }
+    let moved = |of: fn(&DiskSummary) -> u64| conditions.disks.iter().map(of).sum::<u64>();
+    assert!(moved(|disk| disk.reads.count) >= 2 * 256 && moved(|disk| disk.writes.count) >= 2 * 64);
 }

@@ -12,6 +12,7 @@ pub mod cpu_limits;
 pub mod cpu_time;
 pub mod descendants;
 pub mod descriptors;
+pub mod disks;
 pub mod hotplug;
 pub mod memory_limits;
 pub mod memory_room;

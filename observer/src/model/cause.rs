@@ -267,8 +267,8 @@ causes! {
         advice: "See in the slowest requests in which system call. For fsync and fdatasync, write less often \
                  or outside of requests (group commits, a thread of its own), or to a faster device. For \
                  reads, keep the data in memory. For writes, see whether the host writes back too much at \
-                 a time (vm.dirty_bytes, vm.dirty_background_bytes). iostat -x tells how busy the device is, \
-                 and io.stat of the cgroups who uses it.",
+                 a time (vm.dirty_bytes, vm.dirty_background_bytes). The section about disks says how busy they \
+                 were and how long a request took, and io.stat of the cgroups who uses them.",
         probe: Some("sleep"),
         record: Some("sleep"),
         color: "#196f3d",

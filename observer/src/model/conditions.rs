@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ConnectionsSummary, CountersSummary, CpuLimitSummary, CpuTimeSummary, DescriptorSummary,
-    HostCpuTimeSummary, HostFilesSummary, MemoryLimitSummary, NetworkSummary, PressureSummary,
-    RanInsteadSummary,
+    DiskBytesSummary, DiskSummary, HostCpuTimeSummary, HostFilesSummary, MemoryLimitSummary,
+    NetworkSummary, PressureSummary, RanInsteadSummary,
 };
 
 /// What was read beside the records, when a run began, through it and at its end. Its members stand in
@@ -49,6 +49,15 @@ pub struct Conditions {
     /// For how long threads of the target's cgroups, and of the whole host, waited for resources.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pressure: Vec<PressureSummary>,
+    /// The disks of the host that were used, those first that were busy for longest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskSummary>,
+    /// Further disks.
+    #[serde(default)]
+    pub disks_beyond: u64,
+    /// What the target read from disks and wrote for them; `None` where that may not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<DiskBytesSummary>,
     /// The CPUs that the target may use: what the hypervisor took of their time, and their frequency.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cpu_times: Vec<CpuTimeSummary>,

@@ -62,6 +62,12 @@ pub struct PressureSummary {
     pub full_us: Option<u64>,
     /// Time between the first and the last reading, nanoseconds.
     pub observed_ns: u64,
+    /// Length of a part of the run, nanoseconds; 0 in older runs.
+    #[serde(default)]
+    pub part_ns: u64,
+    /// [`PressureSummary::some_us`] by parts of the run; those behind the last one are 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub some_by_part_us: Vec<u64>,
 }
 
 impl PressureSummary {

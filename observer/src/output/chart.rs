@@ -1,4 +1,5 @@
-//! The timeline of a run as SVG: latency of the requests, and one lane a cause.
+//! The timeline of a run as SVG: latency of the requests, one lane a cause, and one for the pressure (PSI) on each
+//! resource.
 
 use std::ops::Range;
 
@@ -6,8 +7,8 @@ use plotters::prelude::*;
 
 use super::answer::Answer;
 use super::digest::COLUMNS;
-use super::text::duration;
-use crate::model::Cause;
+use super::text::{clean, duration};
+use crate::model::{Cause, PressureSummary};
 
 const WIDTH: u32 = 1_040;
 const LATENCY_HEIGHT: u32 = 300;
@@ -17,6 +18,8 @@ const LEFT: u32 = 118;
 const SHORTEST_NS: f64 = 1e6;
 /// Causes shown, those with the most stalled time first.
 const LANES: usize = 5;
+/// Resources of which the kernel keeps the pressure.
+const RESOURCES: usize = 3;
 
 fn rgb(cause: Cause) -> RGBColor {
     let text = cause.info().color;
@@ -24,9 +27,15 @@ fn rgb(cause: Cause) -> RGBColor {
     RGBColor(part(1).unwrap_or(0), part(3).unwrap_or(0), part(5).unwrap_or(0))
 }
 
-/// A cause and how much of each column its stalls cover, 0 to 1.
+/// Pressure in less than this part of the run has no lane.
+const PRESSURE: f64 = 0.02;
+const PRESSURE_COLOUR: RGBColor = RGBColor(86, 101, 115);
+
+/// How much of each column is covered by the stalls of a cause, or in how much of it threads waited for a
+/// resource, 0 to 1.
 struct Lane {
-    cause: Cause,
+    label: String,
+    colour: RGBColor,
     covered: Vec<f64>,
 }
 
@@ -39,7 +48,8 @@ pub fn timeline(answer: &Answer) -> Option<String> {
         return None;
     }
     let latency_height = if answer.samples.is_empty() { 0 } else { LATENCY_HEIGHT };
-    let height = latency_height + LANE_HEIGHT * lanes.len() as u32 + 44;
+    let pressure = pressure(answer, end_ns);
+    let height = latency_height + LANE_HEIGHT * (lanes.len() + pressure.len()) as u32 + 44;
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (WIDTH, height)).into_drawing_area();
@@ -50,6 +60,7 @@ pub fn timeline(answer: &Answer) -> Option<String> {
         if latency_height > 0 {
             draw_latency(answer, &upper, seconds.clone(), &lanes).ok()?;
         }
+        let lanes: Vec<&Lane> = lanes.iter().chain(&pressure).collect();
         draw_lanes(&lower, seconds, &lanes).ok()?;
         root.present().ok()?;
     }
@@ -60,11 +71,8 @@ fn lanes(answer: &Answer, end_ns: f64) -> Vec<Lane> {
     if end_ns < SHORTEST_NS {
         return Vec::new();
     }
-    let mut lanes: Vec<Lane> = answer
-        .lanes
-        .iter()
-        .map(|(cause, covered)| Lane { cause: *cause, covered: covered.clone() })
-        .collect();
+    let mut lanes: Vec<(Cause, &Vec<f64>)> =
+        answer.lanes.iter().map(|(cause, covered)| (*cause, covered)).collect();
     let named: Vec<Cause> = answer
         .summary
         .iter()
@@ -72,13 +80,52 @@ fn lanes(answer: &Answer, end_ns: f64) -> Vec<Lane> {
         .filter(|row| row.named)
         .map(|row| row.cause)
         .collect();
-    let total = |lane: &Lane| lane.covered.iter().sum::<f64>();
+    let total = |covered: &Vec<f64>| covered.iter().sum::<f64>();
     lanes.sort_by(|a, b| {
-        let named = |lane: &Lane| named.contains(&lane.cause);
-        named(b).cmp(&named(a)).then(total(b).total_cmp(&total(a)))
+        let named = |cause: &Cause| named.contains(cause);
+        named(&b.0).cmp(&named(&a.0)).then(total(b.1).total_cmp(&total(a.1)))
     });
-    lanes.truncate(LANES);
-    lanes
+    let lane = |(cause, covered): &(Cause, &Vec<f64>)| Lane {
+        label: cause.name().to_owned(),
+        colour: rgb(*cause),
+        covered: covered.to_vec(),
+    };
+    lanes.iter().take(LANES).map(lane).collect()
+}
+
+/// The pressure on each resource under which the target's cgroups were, or the host where theirs is not known.
+fn pressure(answer: &Answer, end_ns: f64) -> Vec<Lane> {
+    let of_run = &answer.run.conditions;
+    let conditions = answer.summary.as_ref().map_or(of_run, |summary| &summary.conditions);
+    let of_cgroups = conditions.pressure.iter().any(|one| one.cgroup.is_some());
+    let mut most: Vec<&PressureSummary> = Vec::new();
+    for one in &conditions.pressure {
+        let is_told =
+            one.cgroup.is_some() == of_cgroups && one.some_share() >= PRESSURE && one.part_ns > 0;
+        match most.iter_mut().find(|other| other.resource == one.resource) {
+            _ if !is_told => {}
+            Some(other) if other.some_us < one.some_us => *other = one,
+            Some(_) => {}
+            None => most.push(one),
+        }
+    }
+    let lane = |one: &&PressureSummary| {
+        let share = |column: usize| {
+            let at_ns = (column as f64 + 0.5) * end_ns / COLUMNS as f64;
+            let part = (at_ns / one.part_ns as f64) as u64;
+            let begin_ns = part.saturating_mul(one.part_ns);
+            // The last part may have only begun.
+            let length_ns = one.observed_ns.saturating_sub(begin_ns).clamp(1, one.part_ns);
+            let some_us = one.some_by_part_us.get(part as usize).copied().unwrap_or(0);
+            (some_us as f64 * 1e3 / length_ns as f64).min(1.0)
+        };
+        Lane {
+            label: format!("PSI {}", clean(&one.resource, 8)),
+            colour: PRESSURE_COLOUR,
+            covered: (0..COLUMNS).map(share).collect(),
+        }
+    };
+    most.iter().take(RESOURCES).map(lane).collect()
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
@@ -155,7 +202,7 @@ fn draw_latency(answer: &Answer, area: &Area<'_>, seconds: Range<f64>, lanes: &[
     let column = seconds.end / COLUMNS as f64;
     for lane in lanes.iter().take(1) {
         chart.draw_series(runs(&lane.covered).into_iter().map(|(from, to, covered)| {
-            let style = rgb(lane.cause).mix(0.04 + 0.16 * covered).filled();
+            let style = lane.colour.mix(0.04 + 0.16 * covered).filled();
             Rectangle::new([(from as f64 * column, low), (to as f64 * column, high)], style)
         }))?;
     }
@@ -184,7 +231,7 @@ fn runs(covered: &[f64]) -> Vec<(usize, usize, f64)> {
     runs
 }
 
-fn draw_lanes(area: &Area<'_>, seconds: Range<f64>, lanes: &[Lane]) -> Drawn {
+fn draw_lanes(area: &Area<'_>, seconds: Range<f64>, lanes: &[&Lane]) -> Drawn {
     let count = lanes.len() as u32;
     let column = seconds.end / COLUMNS as f64;
     let mut chart = ChartBuilder::on(area)
@@ -207,15 +254,15 @@ fn draw_lanes(area: &Area<'_>, seconds: Range<f64>, lanes: &[Lane]) -> Drawn {
     for (index, lane) in lanes.iter().enumerate() {
         let top = f64::from(count - index as u32);
         chart.draw_series(runs(&lane.covered).into_iter().map(|(from, to, covered)| {
-            let style = rgb(lane.cause).mix(0.15 + 0.85 * covered).filled();
+            let style = lane.colour.mix(0.15 + 0.85 * covered).filled();
             let corners = [(from as f64 * column, top), (to as f64 * column, top - 1.0)];
             let mut band = Rectangle::new(corners, style);
             band.set_margin(3, 3, 0, 0);
             band
         }))?;
-        let style = ("sans-serif", 13).into_font().color(&rgb(lane.cause));
+        let style = ("sans-serif", 13).into_font().color(&lane.colour);
         let at = (0, (4 + index as u32 * LANE_HEIGHT + 5) as i32);
-        area.draw(&Text::new(lane.cause.name(), at, style))?;
+        area.draw(&Text::new(lane.label.as_str(), at, style))?;
     }
     Ok(())
 }

@@ -416,6 +416,9 @@ fn conditions() -> Conditions {
             pressure(Some(&format!("/demo/{HOSTILE}")), "memory", 3_600_000),
             pressure(None, "memory", 4_200_000),
         ],
+        disks: disks(),
+        disks_beyond: 0,
+        disk_bytes: Some(DISK_BYTES),
         cpu_times: vec![CpuTimeSummary {
             cpu: 1,
             total_ns: 30_000 * MS,
@@ -449,6 +452,25 @@ pub(crate) fn counters() -> CountersSummary {
     }
 }
 
+/// What the target read and wrote.
+pub(crate) const DISK_BYTES: DiskBytesSummary =
+    DiskBytesSummary { read: 4 << 20, written: 12 << 20 };
+
+/// A disk that is busy, mostly with writes.
+pub(crate) fn disks() -> Vec<DiskSummary> {
+    let of = |count, bytes, time_ms| DiskRequestsSummary { count, bytes, time_ms };
+    vec![DiskSummary {
+        disk: "vda".into(),
+        reads: of(1_200, 1_200 * 4_096, 1_800),
+        writes: of(9_600, 600 << 20, 86_400),
+        flushes: of(480, 0, 5_760),
+        busy_ms: 24_600,
+        queued_ms: 93_000,
+        busiest_share: 0.98,
+        observed_ns: 30_000 * MS,
+    }]
+}
+
 fn pressure(cgroup: Option<&str>, resource: &str, some_us: u64) -> PressureSummary {
     PressureSummary {
         cgroup: cgroup.map(str::to_owned),
@@ -456,6 +478,11 @@ fn pressure(cgroup: Option<&str>, resource: &str, some_us: u64) -> PressureSumma
         some_us,
         full_us: Some(some_us / 2),
         observed_ns: 30_000 * MS,
+        part_ns: 1_000 * MS,
+        // Nearly all of it in the ten seconds from the fifth on.
+        some_by_part_us: (0..30)
+            .map(|second| if (5..15).contains(&second) { some_us / 10 } else { 0 })
+            .collect(),
     }
 }
 

@@ -66,7 +66,9 @@ pub fn render(answer: &Answer) -> String {
             page,
             "<section><h2>The run over time</h2><figure>{svg}<figcaption>Each dot is a request; \
              slow ones are large and red. Below, one row per cause: the darker, the larger the \
-             part of that moment in which it stalled threads of the target.</figcaption></figure></section>"
+             part of that moment in which it stalled threads of the target. Rows named PSI say in how much of \
+             it threads of the target's cgroup, or of the host, waited for the resource.</figcaption></figure>\
+             </section>"
         );
     }
     if let Some(summary) = &answer.summary {

@@ -35,6 +35,42 @@ fn the_page_holds_the_answer_and_a_picture() {
     assert_eq!(page.matches("<details").count(), 10);
 }
 
+/// Rectangles behind the latencies and in the lanes of the picture, and its height.
+fn picture(change: impl FnOnce(&mut Summary)) -> (usize, String) {
+    let mut summary = example::attributed();
+    change(&mut summary);
+    let page = page(Some(summary));
+    let (_, picture) = page.split_once("<svg").expect("a picture");
+    let (picture, _) = picture.split_once("</svg>").expect("its end");
+    (picture.matches("<rect").count(), picture.to_owned())
+}
+
+#[test]
+fn pressure_is_drawn_below_the_stalls() {
+    let (with, picture_with) = picture(|_| ());
+    let without = picture(|summary| summary.conditions.pressure.clear());
+    // That of the target's cgroup: a tenth of its time is in each of ten seconds, one after the other.
+    assert_eq!(with, without.0 + 1, "one lane with one dark piece");
+    assert!(picture_with.contains("PSI memory") && !without.1.contains("PSI"));
+    let (low, _) = picture(|summary| {
+        for pressure in &mut summary.conditions.pressure {
+            pressure.some_us /= 10;
+        }
+    });
+    assert_eq!(low, without.0, "too little to be shown");
+    // Older runs have no parts, and one that ended early has fewer.
+    let older = picture(|summary| {
+        for pressure in &mut summary.conditions.pressure {
+            (pressure.part_ns, pressure.some_by_part_us) = (0, Vec::new());
+        }
+    });
+    assert_eq!(older.0, without.0);
+    let hostile = picture(|summary| {
+        summary.conditions.pressure[0].resource = example::HOSTILE.to_owned();
+    });
+    assert!(hostile.1.contains("PSI") && !hostile.1.contains("<i>"), "{}", hostile.1);
+}
+
 #[test]
 fn failed_requests_are_the_heading() {
     let page = page(Some(example::failing()));

@@ -74,6 +74,8 @@ pub(crate) fn snapshot() -> Snapshot {
                     ..PressureSummary::default()
                 },
             ],
+            disks: example::disks(),
+            disk_bytes: Some(example::DISK_BYTES),
             cpu_times: vec![CpuTimeSummary {
                 cpu: 3,
                 stolen_ns: 250_000_000,

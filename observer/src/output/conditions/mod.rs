@@ -5,6 +5,7 @@ mod counters;
 mod cpu_limits;
 mod cpu_time;
 mod descriptors;
+mod disks;
 mod memory_limits;
 mod network;
 mod pressure;
@@ -25,6 +26,7 @@ const SECTIONS: &[Kind] = &[
     ("CPU time and frequency", |summary| cpu_time::paragraphs(&summary.conditions)),
     ("Open descriptors", descriptors::paragraphs),
     ("Memory limits", |summary| memory_limits::paragraphs(&summary.conditions)),
+    ("Disks", disks::paragraphs),
     ("Counters", counters::paragraphs),
     ("Pressure", |summary| pressure::paragraphs(&summary.conditions)),
 ];

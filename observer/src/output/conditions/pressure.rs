@@ -96,6 +96,7 @@ mod tests {
             some_us,
             full_us: Some(some_us / 2),
             observed_ns: 10_000_000_000,
+            ..PressureSummary::default()
         }
     }
 

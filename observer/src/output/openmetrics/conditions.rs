@@ -2,7 +2,7 @@
 
 use super::{Fill, Kind, Metric};
 use crate::aggregate::Snapshot;
-use crate::model::{DescriptorSummary, PressureSummary};
+use crate::model::{DescriptorSummary, DiskBytesSummary, DiskRequestsSummary, PressureSummary};
 
 /// In the order of the document.
 pub(super) static METRICS: &[Metric] = &[
@@ -160,6 +160,71 @@ pub(super) static METRICS: &[Metric] = &[
         }),
     },
     Metric {
+        name: "observer_host_disk_requests",
+        kind: Kind::Counter,
+        unit: None,
+        labels: &["disk", "kind"],
+        help: "Requests that a disk of the host completed, of all programs: read, write, flush; of the 16 disks that \
+               were busy for longest; missing without a target",
+        fill: Fill::Own(|snapshot, family| {
+            disk_requests(snapshot)
+                .try_for_each(|(disk, kind, requests)| family.counter([disk, kind], requests.count))
+        }),
+    },
+    Metric {
+        name: "observer_host_disk",
+        kind: Kind::Counter,
+        unit: Some("bytes"),
+        labels: &["disk", "kind"],
+        help: "Bytes of these requests",
+        fill: Fill::Own(|snapshot, family| {
+            disk_requests(snapshot)
+                .filter(|(_, kind, _)| *kind != FLUSH)
+                .try_for_each(|(disk, kind, requests)| family.counter([disk, kind], requests.bytes))
+        }),
+    },
+    Metric {
+        name: "observer_host_disk_request",
+        kind: Kind::Counter,
+        unit: Some("seconds"),
+        labels: &["disk", "kind"],
+        help: "Time of these requests from the begin to the end, in the queue and in the disk, added up",
+        fill: Fill::Own(|snapshot, family| {
+            disk_requests(snapshot).try_for_each(|(disk, kind, requests)| {
+                family.counter_f64([disk, kind], requests.time_ms as f64 / 1e3)
+            })
+        }),
+    },
+    Metric {
+        name: "observer_host_disk_busy",
+        kind: Kind::Counter,
+        unit: Some("seconds"),
+        labels: &["disk"],
+        help: "Time in which a disk had at least one request",
+        fill: Fill::Own(|snapshot, family| {
+            snapshot
+                .conditions
+                .disks
+                .iter()
+                .try_for_each(|disk| family.counter_f64([&disk.disk], disk.busy_ms as f64 / 1e3))
+        }),
+    },
+    Metric {
+        name: "observer_target_disk",
+        kind: Kind::Counter,
+        unit: Some("bytes"),
+        labels: &["kind"],
+        help: "Bytes that processes of the target read from disks, and that they wrote for them, to the page cache or \
+               directly; missing where observer may not read it",
+        fill: Fill::Own(|snapshot, family| match snapshot.conditions.disk_bytes {
+            Some(DiskBytesSummary { read, written }) => {
+                family.counter(["read"], read)?;
+                family.counter(["write"], written)
+            }
+            None => Ok(()),
+        }),
+    },
+    Metric {
         name: "observer_target_cpu_stolen",
         kind: Kind::Counter,
         unit: Some("seconds"),
@@ -239,6 +304,19 @@ pub(super) static METRICS: &[Metric] = &[
 fn descriptors(snapshot: &Snapshot) -> impl Iterator<Item = (String, &DescriptorSummary)> {
     let there = snapshot.conditions.descriptors.iter().filter(|process| !process.ended);
     there.map(|process| (process.tgid.to_string(), process))
+}
+
+/// Flushes have no bytes.
+const FLUSH: &str = "flush";
+
+/// Each disk with the kinds of its requests.
+fn disk_requests(
+    snapshot: &Snapshot,
+) -> impl Iterator<Item = (&str, &'static str, DiskRequestsSummary)> {
+    snapshot.conditions.disks.iter().flat_map(|disk| {
+        let kinds = [("read", disk.reads), ("write", disk.writes), (FLUSH, disk.flushes)];
+        kinds.map(|(kind, requests)| (disk.disk.as_str(), kind, requests))
+    })
 }
 
 fn signed(number: u64) -> i64 {

@@ -9,9 +9,11 @@ mod counters;
 mod cpu_limits;
 mod cpu_time;
 mod descriptors;
+mod disks;
 mod memory_limits;
 mod namespaces;
 mod network;
+mod parts;
 mod pressure;
 mod ran_instead;
 mod trend;
@@ -23,6 +25,7 @@ use counters::CounterWatch;
 use cpu_limits::CpuLimitWatch;
 use cpu_time::CpuTimeWatch;
 use descriptors::DescriptorWatch;
+use disks::DiskWatch;
 use memory_limits::MemoryLimitWatch;
 use network::NetworkWatch;
 use pressure::PressureWatch;
@@ -67,6 +70,7 @@ impl ConditionWatch {
             Box::new(DescriptorWatch::start()),
             Box::new(MemoryLimitWatch::start()),
             Box::new(PressureWatch::start()),
+            Box::new(DiskWatch::start()),
             Box::new(CpuTimeWatch::start()),
             Box::new(RanInsteadWatch::start(kernel.ran_instead())),
         ];

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Watch;
 use super::cgroup_search::CgroupSearch;
+use super::parts::Parts;
 use crate::clock::MonoNanos;
 use crate::host::cgroups::{Cgroups, Hierarchy};
 use crate::host::pressure::{Pressure, RESOURCES};
@@ -19,6 +20,7 @@ const ROOT_ID: u64 = 1;
 /// The host, and the cgroups of version 2 in which processes of the target are.
 pub(super) struct PressureWatch {
     cgroups: Option<Hierarchy>,
+    began: MonoNanos,
     host: Vec<Watched>,
     /// By cgroup, with its id.
     watched: BTreeMap<String, (u64, Vec<Watched>)>,
@@ -31,9 +33,11 @@ impl PressureWatch {
     }
 
     fn of(cgroups: Option<Hierarchy>) -> Self {
+        let began = MonoNanos::now();
         Self {
             cgroups,
-            host: Watched::all(None, Pressure::of_host),
+            began,
+            host: Watched::all(None, began, Pressure::of_host),
             watched: BTreeMap::new(),
             search: CgroupSearch::new(),
         }
@@ -49,7 +53,8 @@ impl PressureWatch {
             rest();
             let Some(id) = cgroups.id_of(cgroup).filter(|id| *id != ROOT_ID) else { continue };
             let read = |resource: &str| Pressure::of_cgroup(cgroups, cgroup, resource);
-            self.watched.insert(cgroup.clone(), (id, Watched::all(Some(cgroup), read)));
+            let watched = Watched::all(Some(cgroup), self.began, read);
+            self.watched.insert(cgroup.clone(), (id, watched));
         }
     }
 
@@ -69,7 +74,7 @@ impl PressureWatch {
 
     fn so_far(&self) -> Vec<PressureSummary> {
         let of_cgroups = self.watched.values().flat_map(|(_, watched)| watched);
-        of_cgroups.chain(&self.host).map(|watched| watched.summary.clone()).collect()
+        of_cgroups.chain(&self.host).map(Watched::so_far).collect()
     }
 }
 
@@ -91,12 +96,17 @@ impl Watch for PressureWatch {
 struct Watched {
     last: Pressure,
     read_at: MonoNanos,
+    some_us: Parts,
     summary: PressureSummary,
 }
 
 impl Watched {
-    /// One for each resource that the kernel keeps.
-    fn all(cgroup: Option<&String>, read: impl Fn(&str) -> Option<Pressure>) -> Vec<Self> {
+    /// One for each resource that the kernel keeps, in a run that began at this instant.
+    fn all(
+        cgroup: Option<&String>,
+        began: MonoNanos,
+        read: impl Fn(&str) -> Option<Pressure>,
+    ) -> Vec<Self> {
         let new = |resource: &str| {
             let last = read(resource)?;
             let summary = PressureSummary {
@@ -105,9 +115,14 @@ impl Watched {
                 full_us: last.full_us.map(|_| 0),
                 ..PressureSummary::default()
             };
-            Some(Self { last, read_at: MonoNanos::now(), summary })
+            Some(Self { last, read_at: MonoNanos::now(), some_us: Parts::start(began), summary })
         };
         RESOURCES.into_iter().filter_map(new).collect()
+    }
+
+    fn so_far(&self) -> PressureSummary {
+        let Parts { part_ns, sums, .. } = &self.some_us;
+        PressureSummary { part_ns: *part_ns, some_by_part_us: sums.clone(), ..self.summary.clone() }
     }
 
     fn read(&mut self, read: impl Fn(&str) -> Option<Pressure>, is_new: bool) {
@@ -115,10 +130,12 @@ impl Watched {
         let Some(now) = read(&self.summary.resource) else { return };
         let before = if is_new { Pressure::default() } else { self.last };
         let summary = &mut self.summary;
-        summary.some_us += now.some_us.saturating_sub(before.some_us);
+        let some_us = now.some_us.saturating_sub(before.some_us);
+        summary.some_us += some_us;
         let full_us = now.full_us.map(|us| us.saturating_sub(before.full_us.unwrap_or(0)));
         summary.full_us = summary.full_us.zip(full_us).map(|(sum, more)| sum + more);
         let read_at = MonoNanos::now();
+        self.some_us.add(read_at, some_us);
         summary.observed_ns += read_at.since(self.read_at);
         (self.last, self.read_at) = (now, read_at);
     }
@@ -155,6 +172,11 @@ mod tests {
             let of_cgroups = watch.so_far().into_iter().filter(|one| one.cgroup.is_some());
             of_cgroups.map(|one| (one.resource, one.some_us, one.full_us)).collect()
         };
+        let by_part = |watch: &PressureWatch| -> Vec<u64> {
+            let so_far = watch.so_far();
+            let of_cgroups = so_far.iter().filter(|one| one.cgroup.is_some());
+            of_cgroups.map(|one| one.some_by_part_us.iter().sum()).collect()
+        };
         let wanted = |some: u64, full: u64| {
             vec![("cpu".to_owned(), some, None), ("memory".to_owned(), some, Some(full))]
         };
@@ -167,6 +189,7 @@ mod tests {
         assert_eq!(read(&mut watch), wanted(70, 10), "the last reading counts");
         write(30, 3);
         assert_eq!(read(&mut watch), wanted(100, 13));
+        assert_eq!(by_part(&watch), [100, 100]);
         let many: BTreeSet<String> = (0..20).map(|nth| format!("/a/{nth}")).collect();
         many.iter().for_each(|name| fs::create_dir(top.path().join(&name[1..])).unwrap());
         watch.add(&many);

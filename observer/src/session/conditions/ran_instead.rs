@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use observer_ebpf::wire::{RAN_KERNEL_THREAD, RAN_TARGET, RanInstead};
 
 use super::Watch;
+use super::parts::{FIRST_PART_NS, PARTS, halve, spread};
 use crate::clock::MonoNanos;
 use crate::host::process::Process;
 use crate::host::{CgroupNames, Cgroups};
@@ -14,10 +15,6 @@ use crate::pace::rest;
 use crate::target::Membership;
 use crate::text::{until_nul, without_number};
 
-/// Parts of a run that are told apart.
-const PARTS: usize = 60;
-/// Length of a part as long as a run is short.
-const FIRST_PART_NS: u64 = 1_000_000_000;
 /// Rows that are kept, and rows that are left when there would be more.
 const ROWS_KEPT: usize = 256;
 const ROWS_LEFT: usize = 128;
@@ -137,7 +134,7 @@ impl Times {
 
     /// Pairs of parts become one.
     fn halve(&mut self) {
-        self.by_part_ns = self.by_part_ns.chunks(2).map(|pair| pair.iter().sum()).collect();
+        halve(&mut self.by_part_ns);
     }
 }
 
@@ -235,24 +232,8 @@ impl Sums {
 
     /// A time since the last reading, by parts of the run.
     fn spread(&self, now: MonoNanos, time_ns: u64) -> Vec<u64> {
-        if time_ns == 0 {
-            return Vec::new();
-        }
-        let (from_ns, until_ns) = (self.read_at.since(self.began), now.since(self.began));
-        let last = (until_ns.saturating_sub(1) / self.part_ns) as usize;
-        let mut parts = vec![0; last + 1];
-        let length_ns = until_ns.saturating_sub(from_ns).max(1);
-        let mut left_ns = time_ns;
-        for (part, sum_ns) in parts.iter_mut().enumerate().take(last) {
-            let begin_ns = part as u64 * self.part_ns;
-            let inside_ns =
-                (begin_ns + self.part_ns).min(until_ns).saturating_sub(begin_ns.max(from_ns));
-            let scaled = u128::from(time_ns) * u128::from(inside_ns) / u128::from(length_ns);
-            *sum_ns = (scaled as u64).min(left_ns);
-            left_ns -= *sum_ns;
-        }
-        parts[last] = left_ns;
-        parts
+        let between = (self.read_at.since(self.began), now.since(self.began));
+        spread(self.part_ns, between, time_ns)
     }
 
     /// Where there are too many rows, those of the shortest times join the others.
