@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
@@ -178,6 +179,62 @@ fn a_generator_that_command_did_not_start() {
     assert!(samples.clock_error_ns < 20_000_000, "{samples:?}");
     assert_eq!(summary.requests.unmatched, 0, "{:?}", summary.requests);
     assert!(finished.stdout.contains("say more exactly"), "{finished:#?}");
+}
+
+/// A service whose replies come in one piece, and every twentieth one in two. It ends with this process.
+fn replies_in_parts() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let count = Arc::new(AtomicU64::new(0));
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let count = Arc::clone(&count);
+            std::thread::spawn(move || {
+                let (mut request, mut bytes) = (Vec::new(), [0; 512]);
+                while let Ok(length @ 1..) = stream.read(&mut bytes) {
+                    request.extend(&bytes[..length]);
+                    if !request.ends_with(b"\r\n\r\n") {
+                        continue;
+                    }
+                    request.clear();
+                    let reply = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                    let in_parts = count.fetch_add(1, Ordering::Relaxed).is_multiple_of(20);
+                    let (first, rest) = reply.split_at(reply.len() - if in_parts { 2 } else { 0 });
+                    if stream.write_all(first).and_then(|()| stream.write_all(rest)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+/// The kernel holds back the small last part of a reply until the first one is acknowledged.
+#[test]
+fn replies_in_parts_that_wait_for_an_acknowledgement_are_told() {
+    let Some(_guard) = privileged::ready("replies in parts") else { return };
+    let directory = trial::directory();
+    let out = directory.path().join("run");
+    let url = format!("http://127.0.0.1:{}/", replies_in_parts());
+    let observer = trial::programs().observer;
+    let pid = std::process::id().to_string();
+    let mut command = Command::new(&observer);
+    command.args(["run", "--budget", "none", "--pid", &pid, "--samples", "observer-load", "--out"]);
+    command.arg(&out).arg("--").arg(&observer);
+    command.args(["load", &url, "--rate", "150", "--duration", "4s"]);
+    let finished = observer_tests::command::run(&mut command, Duration::from_secs(120))
+        .unwrap_or_else(|error| panic!("{error}"));
+    finished.assert_code(0);
+    let (summary, _) = read_run(&out).unwrap_or_else(|error| panic!("{error}"));
+    let network = summary.causes.iter().find(|row| row.cause == Cause::NETWORK);
+    let network = network.unwrap_or_else(|| panic!("no network in {:?}", summary.causes));
+    let [held] = &network.objects[..] else { panic!("{network:?}") };
+    println!("{held:?} of {:?}, {:?}", network.share, summary.account_ns.map(|all| all.slow));
+    // A client that is too busy takes longer, and some acknowledgements come at once.
+    assert!(held.what.contains("delayed ACK"), "{held:?}");
+    assert!(held.slow_ns > 10_000_000 && held.slow_ns > 10 * held.typical_ns, "{held:?}");
+    assert!(finished.stdout.contains("delayed ACK"), "{finished:#?}");
 }
 
 /// A service whose answers wait until the test says so: one for each message.

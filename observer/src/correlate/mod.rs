@@ -52,6 +52,7 @@ mod exposure;
 mod handing;
 #[cfg(test)]
 mod hard_drills;
+mod held_replies;
 mod innermost;
 mod lines;
 mod locks;
@@ -259,6 +260,9 @@ pub struct Analysis {
     pub account_ns: Option<Accounts>,
     /// The p99 without all named causes; `None` where that is not known, or none is named.
     pub without_named: Option<Without>,
+    /// Mean nanoseconds of slow and of typical requests for which the kernel held back the rest of a reply that was written
+    /// in parts (Nagle's algorithm and delayed ACK): a part of the cause `network`. `None` if it held none back.
+    pub held_replies_ns: Option<[u64; 2]>,
     /// The slowest requests, each with the stalls that overlap it most.
     pub slowest_requests: Vec<SlowRequest>,
     /// Episodes the slow samples came in.
@@ -331,6 +335,7 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
         true => BTreeMap::new(),
         false => objects::find(evidence, &population, &timelines, &handing, &asked),
     };
+    let held_replies_ns = held_replies::means(evidence, &population);
     let slowest_requests =
         single::slowest_requests(evidence, &matching, (&timelines, &handing), &asked);
     Analysis {
@@ -340,6 +345,7 @@ pub fn analyse(evidence: &Evidence<'_>) -> Analysis {
         verdict,
         causes,
         objects,
+        held_replies_ns,
         ruled_out,
         samples: population.summary,
         requests: matching.summary(),

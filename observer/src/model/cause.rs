@@ -330,12 +330,15 @@ causes! {
         title: "Network and client",
         sentence: "the time passed on the way to the service and back, or in the load generator",
         advice: "Compare with a load generator on the same host, look at retransmissions (nstat), and \
-                 give the load generator CPUs of its own.",
+                 give the load generator CPUs of its own. Where clients waited for the rest of a reply, the service \
+                 wrote it in several calls: the kernel keeps a small last part until the client has acknowledged the \
+                 first, which takes it 40 ms. Write each reply in one call (a buffer, writev, TCP_CORK), or set \
+                 TCP_NODELAY.",
         probe: None,
         record: None,
         color: "#af7ac5",
         kind: CauseKind::Outside,
-        object: "",
+        object: "clients waited for",
     }
     LOAD_GENERATOR {
         id: "load_generator",

@@ -35,6 +35,9 @@ use serde_json::json;
 
 use super::{Captured, Session};
 
+/// What a client waited for whose reply came in parts.
+const HELD_REPLY: &str = "the rest of a reply, held back until an ACK (Nagle and delayed ACK)";
+
 /// The result of a run.
 pub struct Finished {
     /// The run directory.
@@ -455,6 +458,11 @@ pub(super) fn summarise(
             Some(CauseObject { what, slow_ns, typical_ns })
         };
         cause.objects = objects.filter_map(named).collect();
+        if let Some([slow_ns, typical_ns]) = analysis.held_replies_ns
+            && cause.cause == Cause::NETWORK
+        {
+            cause.objects = vec![CauseObject { what: HELD_REPLY.to_owned(), slow_ns, typical_ns }];
+        }
     }
     for probe in PROBES.iter().filter(|probe| probe.causes().any(Cause::is_stall)) {
         let Some(summary) = probes.get_mut(probe.name) else { continue };
