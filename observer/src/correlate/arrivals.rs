@@ -1,9 +1,9 @@
 //! Where the zero of the samples' clock lies, by when requests arrived at the target.
 //!
 //! A clock that counts from the generator's start has a zero that is known only within bounds. Each request arrives
-//! while its sample lasts, whichever request that is: so if the target saw N requests, the k-th arrival of all
-//! is not later than the k-th end of the samples. If M more arrived, of other clients, the arrival that is the
-//! k-th and M-th of all is not earlier than the k-th begin. Both hold for every k, and need no pairs.
+//! while its sample lasts, whichever request that is. So the k-th arrival at the target is not later than the k-th end
+//! of the samples; and if M more requests arrived than there are samples, those of other clients, then the
+//! (k + M)-th arrival is not earlier than the k-th begin. Both hold for every k, and need no pairs.
 
 use super::matching::{MOST_NS, asked, ns};
 use crate::model::{Sample, ServerRequest};
@@ -38,9 +38,9 @@ pub fn place_by_arrivals(
         times
     };
     let (begins, ends) = (sorted(|span| span.0), sorted(|span| span.1));
-    let asked = asked(samples, requests);
-    let arrivals = asked.iter().map(|request| ns(requests[*request as usize].begin()));
-    let mut arrivals: Vec<i64> = arrivals.collect();
+    let asked = asked(samples, requests).into_iter();
+    let mut arrivals: Vec<i64> =
+        asked.map(|request| ns(requests[request as usize].begin())).collect();
     arrivals.sort_unstable();
     let (mut low, mut high) = (-most, most);
     // The better the bounds, the fewer requests of others lie within them.
@@ -76,11 +76,9 @@ pub fn place_by_arrivals(
 /// there are fewer: some were not seen, or not recorded.
 fn bounds(arrivals: &[i64], begins: &[i64], ends: &[i64]) -> Option<(i64, i64)> {
     let others = arrivals.len().checked_sub(begins.len())?;
-    let pairs = |arrivals: &[i64], times: &[i64]| -> Vec<i64> {
-        arrivals.iter().zip(times).map(|(arrival, time)| arrival - time).collect()
-    };
-    let least = pairs(arrivals, ends).into_iter().max()?;
-    let most = pairs(&arrivals[others..], begins).into_iter().min()?;
+    let least = arrivals.iter().zip(ends).map(|(arrival, end)| arrival - end).max()?;
+    let most =
+        arrivals[others..].iter().zip(begins).map(|(arrival, begin)| arrival - begin).min()?;
     Some((least, most))
 }
 
