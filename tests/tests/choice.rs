@@ -144,7 +144,7 @@ fn without_the_kernels_own_types_everything_is_still_counted() {
 fn a_refused_program_is_reported_in_the_coverage() {
     let Some(_guard) = privileged::ready("refused programs") else { return };
     let mut incomplete = 0;
-    for descriptors in (24_u64..120).step_by(12) {
+    for descriptors in (24_u64..120).step_by(19) {
         let mut command = observer(&["doctor", "--json", "--probes", "all"]);
         // SAFETY: a single system call between fork and exec.
         unsafe {

@@ -54,14 +54,14 @@ const EIGHT_CPUS: Turn = Turn {
 /// Test programs whose tests are so many that each turn has a part of them, and how many parts there are.
 const GROUPS: &[(Kernel, &[&str], u32)] = &[
     (Kernel::V6_1, &["tiers"], 4),
-    (Kernel::V6_1, COUNTS, 10),
-    (Kernel::V6_1, TARGETS, 10),
-    (Kernel::V6_12, COUNTS, 10),
-    (Kernel::V6_12, TARGETS, 10),
-    (Kernel::V6_1Rt, COUNTS, 10),
-    (Kernel::V6_1Rt, TARGETS, 10),
-    (Kernel::V6_12Rt, COUNTS, 10),
-    (Kernel::V6_12Rt, TARGETS, 10),
+    (Kernel::V6_1, COUNTS, 20),
+    (Kernel::V6_1, TARGETS, 20),
+    (Kernel::V6_12, COUNTS, 20),
+    (Kernel::V6_12, TARGETS, 20),
+    (Kernel::V6_1Rt, COUNTS, 20),
+    (Kernel::V6_1Rt, TARGETS, 20),
+    (Kernel::V6_12Rt, COUNTS, 20),
+    (Kernel::V6_12Rt, TARGETS, 20),
 ];
 
 /// Test programs that compare counts and times.
