@@ -109,10 +109,10 @@ fn lanes<'a>(programs: &'a [TestProgram], turn: &Turn) -> Vec<Vec<Step<'a>>> {
 }
 
 /// Privileged test programs that check exit codes, messages, states and counts, and no times. They run
-/// beside the guest, in lanes that take about as long as it does; all others measure, and run alone. So does
+/// beside the guest, in lanes that take about equally long; all others measure, and run alone. So does
 /// `cgroups`, whose counts hold while nobody else removes a cgroup.
 const MEASURE_NOTHING: [&[&str]; 6] = [
-    &["choice"],
+    &["choice", "cpu_limits", "descriptors"],
     &["faults", "run", "uprobe", "doctor"],
     // `edge_tables` raises pid_max, and with it what observer needs; `hardening` gives it no more than that.
     &["hardening", "edge_tables", "examples"],
@@ -125,16 +125,7 @@ const MEASURE_NOTHING: [&[&str]; 6] = [
         "network_conditions",
         "go_binaries",
     ],
-    &[
-        "daemon",
-        "edge_memory",
-        "edge_tasks",
-        "time_namespace",
-        "descriptors",
-        "cpu_limits",
-        UNIT_TESTS,
-        GUEST,
-    ],
+    &["daemon", "edge_memory", "time_namespace", UNIT_TESTS, GUEST],
 ];
 
 /// The test programs of the tests' own library and of the guests' first process.
