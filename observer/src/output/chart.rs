@@ -113,11 +113,11 @@ fn pressure(answer: &Answer, end_ns: f64) -> Vec<Lane> {
         let share = |column: usize| {
             let at_ns = (column as f64 + 0.5) * end_ns / COLUMNS as f64;
             let part = (at_ns / one.part_ns as f64) as u64;
-            let begin_ns = part.saturating_mul(one.part_ns);
-            // The last part may have only begun.
-            let length_ns = one.observed_ns.saturating_sub(begin_ns).clamp(1, one.part_ns);
+            let begin_ns = part as f64 * one.part_ns as f64;
+            // The last part ends with the run.
+            let length_ns = (end_ns - begin_ns).clamp(1.0, one.part_ns as f64);
             let some_us = one.some_by_part_us.get(part as usize).copied().unwrap_or(0);
-            (some_us as f64 * 1e3 / length_ns as f64).min(1.0)
+            (some_us as f64 * 1e3 / length_ns).min(1.0)
         };
         Lane {
             label: format!("PSI {}", clean(&one.resource, 8)),

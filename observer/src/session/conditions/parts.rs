@@ -12,6 +12,14 @@ pub(super) fn halve(sums: &mut Vec<u64>) {
     *sums = sums.chunks(2).map(|pair| pair.iter().sum()).collect();
 }
 
+/// Adds to each part, of which there may be more than before.
+pub(super) fn add(sums: &mut Vec<u64>, more: &[u64]) {
+    if sums.len() < more.len() {
+        sums.resize(more.len(), 0);
+    }
+    sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+}
+
 /// A time that was added between two instants of a run, nanoseconds from its begin, by parts of this length.
 pub(super) fn spread(part_ns: u64, (from_ns, until_ns): (u64, u64), time: u64) -> Vec<u64> {
     if time == 0 {
@@ -43,8 +51,9 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    pub(super) const fn start(now: MonoNanos) -> Self {
-        Self { began: now, read_at: now, part_ns: FIRST_PART_NS, sums: Vec::new() }
+    /// Of a run that began at this instant; what is added came after `now`.
+    pub(super) const fn start(began: MonoNanos, now: MonoNanos) -> Self {
+        Self { began, read_at: now, part_ns: FIRST_PART_NS, sums: Vec::new() }
     }
 
     /// Takes in what was added since the last call.
@@ -55,10 +64,7 @@ impl Parts {
         }
         let between = (self.read_at.since(self.began), now.since(self.began));
         let more = spread(self.part_ns, between, time);
-        if self.sums.len() < more.len() {
-            self.sums.resize(more.len(), 0);
-        }
-        self.sums.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+        add(&mut self.sums, &more);
         self.read_at = now;
     }
 }
@@ -71,18 +77,22 @@ mod tests {
 
     #[test]
     fn times_are_spread_over_the_parts_in_which_they_were_added() {
-        let mut parts = Parts::start(MonoNanos(5 * SECOND));
+        let mut parts = Parts::start(MonoNanos(5 * SECOND), MonoNanos(5 * SECOND));
         parts.add(MonoNanos(5 * SECOND + SECOND / 2), 100);
         assert_eq!(parts.sums, [100]);
         parts.add(MonoNanos(5 * SECOND + SECOND / 2 * 5), 400);
         assert_eq!(parts.sums, [200, 200, 100]);
         parts.add(MonoNanos(8 * SECOND), 0);
         assert_eq!((parts.sums.len(), parts.part_ns), (3, SECOND));
+        // One that is watched from later on.
+        let mut late = Parts::start(MonoNanos(5 * SECOND), MonoNanos(7 * SECOND));
+        late.add(MonoNanos(8 * SECOND), 90);
+        assert_eq!(late.sums, [0, 0, 90]);
     }
 
     #[test]
     fn a_long_run_has_longer_parts() {
-        let mut parts = Parts::start(MonoNanos(0));
+        let mut parts = Parts::start(MonoNanos(0), MonoNanos(0));
         (1..=200).for_each(|second| parts.add(MonoNanos(second * SECOND), 10));
         assert_eq!((parts.part_ns, parts.sums.len()), (4 * SECOND, 50));
         assert!(parts.sums.iter().all(|sum| *sum == 40), "{:?}", parts.sums);

@@ -115,7 +115,8 @@ impl Watched {
                 full_us: last.full_us.map(|_| 0),
                 ..PressureSummary::default()
             };
-            Some(Self { last, read_at: MonoNanos::now(), some_us: Parts::start(began), summary })
+            let read_at = MonoNanos::now();
+            Some(Self { last, read_at, some_us: Parts::start(began, read_at), summary })
         };
         RESOURCES.into_iter().filter_map(new).collect()
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use observer_ebpf::wire::{RAN_KERNEL_THREAD, RAN_TARGET, RanInstead};
 
 use super::Watch;
-use super::parts::{FIRST_PART_NS, PARTS, halve, spread};
+use super::parts::{self, FIRST_PART_NS, PARTS, halve, spread};
 use crate::clock::MonoNanos;
 use crate::host::process::Process;
 use crate::host::{CgroupNames, Cgroups};
@@ -125,11 +125,7 @@ impl Times {
     fn add(&mut self, other: &Self) {
         self.time_ns += other.time_ns;
         self.waits += other.waits;
-        if self.by_part_ns.len() < other.by_part_ns.len() {
-            self.by_part_ns.resize(other.by_part_ns.len(), 0);
-        }
-        let parts = self.by_part_ns.iter_mut().zip(&other.by_part_ns);
-        parts.for_each(|(sum_ns, more_ns)| *sum_ns += more_ns);
+        parts::add(&mut self.by_part_ns, &other.by_part_ns);
     }
 
     /// Pairs of parts become one.
