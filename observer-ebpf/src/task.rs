@@ -167,8 +167,8 @@ pub(crate) fn begin_call(task: Task) -> Option<(&'static mut MmSyscallState, boo
         if is_own {
             return Some((&mut slot.state, false));
         }
-        // The other one took it over before this begin, and finds it at its own next begin: it counts what it
-        // finds, unless it is gone by then.
+        // Another thread took the entry before this begin. Whoever removes the begin counts the loss: this thread
+        // now, or the other one, which found it at a begin of its own.
         if atomic::compare_exchange(&raw mut slot.state.begin_ns, now, 0) {
             emit::lose(LossKind::TaskSlot, emit::is_target(task.tgid()));
         }

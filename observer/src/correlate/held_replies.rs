@@ -23,8 +23,7 @@ pub(super) fn means(evidence: &Evidence<'_>, population: &Population) -> Option<
         });
         held.sum::<u64>() / samples.len().max(1) as u64
     };
-    let [slow_ns, typical_ns] =
-        [&population.slow, &population.typical].map(|samples| mean(samples));
+    let (slow_ns, typical_ns) = (mean(&population.slow), mean(&population.typical));
     (slow_ns > 0).then_some([slow_ns, typical_ns])
 }
 

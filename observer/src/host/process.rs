@@ -6,6 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::system;
 use crate::model::{Tgid, Tid};
 
@@ -195,6 +197,12 @@ impl Process {
     pub fn is_alive(&self) -> bool {
         Self::read(self.tgid).is_some_and(|now| now.start_ticks == self.start_ticks)
     }
+}
+
+/// Time since boot, as start times of processes count it.
+pub(crate) fn uptime() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 fn entry(tgid: Tgid, name: &str) -> PathBuf {

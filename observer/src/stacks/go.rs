@@ -76,17 +76,15 @@ impl<'a> Image<'a> {
         let headers = header.program_headers(endian, file).ok()?;
         let headers = &headers[..headers.len().min(SEGMENTS_MAX)];
         let loaded = headers.iter().filter(|one| one.p_type(endian) == PT_LOAD);
-        let segment = |one: &_| {
-            let one: &<FileHeader64<LittleEndian> as FileHeader>::ProgramHeader = one;
+        let segments = loaded.filter_map(|one| {
             let bytes = one.data(endian, file).ok()?;
             Some(Segment { address: one.p_vaddr(endian), offset: one.p_offset(endian), bytes })
-        };
-        let mut image =
-            Self { segments: loaded.filter_map(segment).collect(), set: HashMap::new() };
+        });
+        let mut image = Self { segments: segments.collect(), set: HashMap::new() };
         let dynamic = headers.iter().find_map(|one| one.dynamic(endian, file).ok().flatten());
         let value = |tag| {
-            let entries = dynamic.unwrap_or_default().iter();
-            entries.clone().find(|entry| entry.tag(endian) == tag).map(|entry| entry.val(endian))
+            let entry = dynamic.unwrap_or_default().iter().find(|entry| entry.tag(endian) == tag);
+            entry.map(|entry| entry.val(endian))
         };
         if let (Some(address), Some(length)) = (value(DT_RELA), value(DT_RELASZ)) {
             image.set = image.relative(address, usize::try_from(length).ok()?);
@@ -188,12 +186,10 @@ impl<'a> GoFunctions<'a> {
             return None;
         }
         // The list is in order; in a damaged one, some function is found, or none.
-        let (mut first, mut end) = (0, self.count);
-        while first < end {
-            let middle = first.midpoint(end);
-            if self.begin(middle)? <= behind { first = middle + 1 } else { end = middle }
-        }
-        let index = first.checked_sub(1)?;
+        let (entries, _) =
+            self.functions.get(..self.count * ENTRY_BYTES)?.as_chunks::<ENTRY_BYTES>();
+        let behind_begin = entries.partition_point(|entry| half_word(entry, 0) <= Some(behind));
+        let index = behind_begin.checked_sub(1)?;
         let description = half_word(self.functions, index * ENTRY_BYTES + 4)? as usize;
         let name = half_word(self.functions.get(description..)?, 4)? as usize;
         let name = self.names.get(name..)?;

@@ -4,8 +4,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
-
 use super::TargetError;
 use super::liveness::{Watched, gone};
 use super::spec::{Matcher, TargetSpec};
@@ -75,12 +73,6 @@ impl Stranger {
     fn is_settling(&self, now: Instant) -> bool {
         self.settled.is_some_and(|settled| now < settled)
     }
-}
-
-/// Time since boot, as start times of processes count it.
-fn uptime() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 /// How long to wait after a scan of this duration.
@@ -365,7 +357,7 @@ impl Membership {
         let present: HashSet<Tgid> = ids.iter().copied().collect();
         self.strangers.retain(|tgid, _| present.contains(tgid));
 
-        let uptime = uptime();
+        let uptime = process::uptime();
         let due = self.due_for_recheck(&ids);
         let mut read: Vec<Process> = ids
             .into_iter()

@@ -3,12 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
-
 use super::Watch;
 use crate::clock::MonoNanos;
 use crate::host::Process;
 use crate::host::disks::{self, DiskBytes, DiskCounters, DiskRequests};
+use crate::host::process::uptime;
 use crate::model::{Conditions, DiskBytesSummary, DiskRequestsSummary, DiskSummary, Tgid};
 use crate::pace::rest;
 use crate::target::Membership;
@@ -45,7 +44,7 @@ impl DiskWatch {
             processes: BTreeMap::new(),
             ended: DiskBytesSummary::default(),
             is_readable: false,
-            began: Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default(),
+            began: uptime(),
         };
         watch.read_disks(disks::disks().unwrap_or_default(), MonoNanos::now(), true);
         watch
