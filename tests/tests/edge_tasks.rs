@@ -2,6 +2,7 @@
 //! inside a namespace.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::kernel_counters::{self, SchedStat};
@@ -10,6 +11,7 @@ use observer_tests::process::Placement;
 use observer_tests::results::{Held, Relation};
 use observer_tests::taskstats::{Delay, DelayAccounting, Exits, Taskstats};
 use observer_tests::trial::{self, Trial, number, scaled_text};
+use tempfile::TempDir;
 
 /// The kernel counters of one process and of its children.
 fn read(pid: u32) -> (BTreeMap<u32, SchedStat>, kernel_counters::Faults) {
@@ -79,11 +81,33 @@ fn an_id_that_is_used_again_begins_anew() {
 #[test]
 fn a_thread_that_executes_a_program_takes_the_id_of_the_first() {
     let Some(_guard) = privileged::ready("exec of several threads") else { return };
-    let trial = Trial::new("exec of several threads");
+    executes(&Trial::new("exec of several threads"), &[], &trial::directory());
+}
+
+#[test]
+fn a_thread_that_sleeps_while_it_executes_a_program_keeps_its_waits() {
+    let Some(_guard) = privileged::ready("exec from the disk") else { return };
     let directory = trial::directory();
+    if !trial::on_disk(directory.path()) {
+        println!("exec from the disk: not here: no directory on a disk");
+        return;
+    }
+    let copy = directory.path().join("copy");
+    std::fs::copy(trial::programs().work, &copy).expect("a copy can be made");
+    // Pages that are not on the disk yet stay in memory.
+    File::open(&copy).and_then(|file| file.sync_all()).expect("a copy on the disk");
+    let copy = copy.to_str().expect("a path in UTF-8");
+    // Where threads share entries, the entry of the first thread is lost to the one that executes.
+    let trial = Trial::new("exec from the disk").losing(&["task_slot"]);
+    executes(&trial, &["--copy", copy], &directory);
+}
+
+/// A thread that is not the first executes a program.
+fn executes(trial: &Trial, more: &[&str], directory: &TempDir) {
     let _accounting = DelayAccounting::on().expect("the kernel has delay accounting");
     let exits = Taskstats::of_ended_tasks().expect("the kernel sends the counters of ended tasks");
-    let arguments = ["exec-threads", "--ms", &scaled_text(300)];
+    let length = scaled_text(300);
+    let arguments = [&["exec-threads", "--ms", &length], more].concat();
     let mut work = trial::start(&arguments, Placement::default());
     let observed = trial.observe(&mut work, directory.path(), read);
     let (before, after) = (&observed.before, &observed.after);

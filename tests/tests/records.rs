@@ -11,8 +11,9 @@ use observer::host::cgroups::Cgroups;
 use observer::model::{Cause, Event, OutgoingRequest, Tgid, Value};
 use observer_ebpf::wire::{
     FAULT_KERNEL, FAULT_MAJOR, FaultRecord, MmSyscallRecord, RECLAIM_MEMCG, REQUEST_OPEN,
-    REQUEST_UNANSWERED, REQUEST_UNIX, RUNQUEUE_PREEMPTED, ReclaimRecord, RequestRecord,
-    RunqueueRecord, SOCKET_ACCEPTED, SOCKET_PREEXISTING, SocketRecord, SoftirqRecord,
+    REQUEST_UNANSWERED, REQUEST_UNIX, RUNQUEUE_PREEMPTED, RUNQUEUE_UNSEEN, ReclaimRecord,
+    RequestRecord, RunqueueRecord, SOCKET_ACCEPTED, SOCKET_PREEXISTING, SocketRecord,
+    SoftirqRecord,
 };
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::mapping::PAGE_BYTES;
@@ -131,6 +132,10 @@ fn waits_name_who_ran(run: &Run, pid: u32, names: &BTreeMap<u32, String>) {
             Some(Value::Text(name)) => name.into_owned(),
             other => panic!("a name, not {other:?}"),
         };
+        if event.flags & RUNQUEUE_UNSEEN != 0 {
+            assert_eq!((ran_tid, ran_tgid, ran_comm.as_str()), (0, 0, ""), "{event:?}");
+            continue;
+        }
         assert_ne!(ran_tid, event.tid.0, "no thread waits for itself: {event:?}");
         // Those that share the CPU were preempted by each other.
         let works = |name: &String| name.starts_with("work-");

@@ -1,8 +1,8 @@
 //! Scheduler delay: from wake-up (or preemption) to running.
 
 use observer_ebpf::wire::{
-    Counter, HAS_SWITCHED, LossKind, RAN_ALWAYS_NS, RUNQUEUE_PREEMPTED, RecordKind, RunqueueState,
-    Series, wait_seal,
+    Counter, HAS_SWITCHED, LossKind, RAN_ALWAYS_NS, RUNQUEUE_PREEMPTED, RUNQUEUE_UNSEEN,
+    RecordKind, RunqueueState, Series, wait_seal,
 };
 
 use super::{sleep, throttle, turns};
@@ -173,6 +173,24 @@ fn waited(prev: Task, next: Task) {
     );
 }
 
+/// The address of a thread as a number: the verifier lets nothing be calculated with that of a typed task.
+#[inline(always)]
+fn address_number(task: Task) -> u64 {
+    emit::leave_waiting(task);
+    emit::waiting().address()
+}
+
+/// Whose the stored counts are. Not by the thread's id: one that executes a program takes over that of the first
+/// one, and may run with it before the event.
+#[inline(always)]
+fn seal_of(task: Task, number: u64, state: &RunqueueState) -> u64 {
+    if config::tasks_share() == 0 {
+        task.address()
+    } else {
+        wait_seal(number, state.run_delay_ns, state.involuntary_switches)
+    }
+}
+
 /// The wait of a thread that gets the CPU, or got it without an event.
 #[inline(always)]
 fn arrive(next: Task, arrival: Arrival) {
@@ -186,13 +204,14 @@ fn arrive(next: Task, arrival: Arrival) {
     let has_stored = (state.run_delay_ns | state.involuntary_switches) != 0;
     // Another thread had the entry since this one's last arrival, or used it at the same instant. If
     // both counts are 0, there is nothing that could be lost.
-    let seal = wait_seal(next.tid(), state.run_delay_ns, state.involuntary_switches);
-    let is_foreign = config::tasks_share() != 0 && has_stored && state.seal != seal;
-    let is_lost = (replaced || is_foreign) && (total_delay_ns | involuntary_switches) != 0;
+    let number = if config::tasks_share() == 0 { 0 } else { address_number(next) };
+    let is_foreign = has_stored && state.seal != seal_of(next, number, state);
+    let is_lost = config::tasks_share() != 0
+        && (replaced || is_foreign)
+        && (total_delay_ns | involuntary_switches) != 0;
     // The stored values belong to this thread only if its counters have not gone back since: an id
-    // can be used again, and a thread that executes a program takes over the id of the first
-    // thread. (The count of arrivals is unsuitable: the kernel counts some arrivals without a
-    // context switch.)
+    // can be used again, at the same address. (The count of arrivals is unsuitable: the kernel counts
+    // some arrivals without a context switch.)
     let known = has_stored
         && !is_foreign
         && total_delay_ns >= state.run_delay_ns
@@ -205,9 +224,7 @@ fn arrive(next: Task, arrival: Arrival) {
     };
     state.run_delay_ns = total_delay_ns.wrapping_add(last_part_ns);
     state.involuntary_switches = involuntary_switches;
-    if config::tasks_share() != 0 {
-        state.seal = wait_seal(next.tid(), state.run_delay_ns, involuntary_switches);
-    }
+    state.seal = seal_of(next, number, state);
     // Whether the wait began by preemption, and its earlier parts, are unknown then.
     if is_lost && !moved_asleep {
         emit::lose_of(LossKind::TaskSlot, next);
@@ -286,7 +303,9 @@ fn arrived(
         }
     }
     if is_recorded {
-        let flags = if preempted { u64::from(RUNQUEUE_PREEMPTED) } else { 0 };
+        let began = if preempted { RUNQUEUE_PREEMPTED } else { 0 };
+        let unseen = if queued_ns.is_none() { RUNQUEUE_UNSEEN } else { 0 };
+        let flags = u64::from(began | unseen);
         emit::leave_waiting(next);
         match queued_ns {
             Some(queued_ns) if throttled_ns != 0 => {

@@ -3,7 +3,7 @@
 use observer_ebpf::wire::{
     Address, JOBCTL_TRAP_FREEZE, LossKind, NO_SYSCALL, RecordKind, SLEEP_FROZEN, SLEEP_IO,
     SLEEP_LOCK, SLEEP_REMOTE, SLEEP_STOPPED, SLEEP_UNINTERRUPTIBLE, SLEEPS_FOR_IO, Series,
-    SleepRecord, SleepState, TASK_FROZEN, TASK_INTERRUPTIBLE, TASK_STOPPED_OR_TRACED,
+    SleepRecord, SleepState, TASK_DEAD, TASK_FROZEN, TASK_INTERRUPTIBLE, TASK_STOPPED_OR_TRACED,
     TASK_UNINTERRUPTIBLE, is_lock,
 };
 
@@ -23,7 +23,9 @@ tracepoint_programs! {
 /// switches (`__schedule`, kernel/sched/core.c).
 #[inline(always)]
 pub(super) fn switched(prev: Task, next: Task, preempted: bool, prev_state: u32) {
-    if !preempted && prev_state != 0 && emit::is_target(prev.tgid()) {
+    // A thread that executes a program may have taken over the id of one that ends.
+    let sleeps = prev_state != 0 && prev_state & TASK_DEAD == 0;
+    if !preempted && sleeps && emit::is_target(prev.tgid()) {
         begin(prev, prev_state);
     }
     if emit::is_target(next.tgid()) {

@@ -3,7 +3,9 @@
 use core::arch::asm;
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, macros::map, maps::Array};
-use observer_ebpf::wire::{COMM_LEN, CpuTurns, RecordKind, RunqueueRecord, SWITCHES_KEPT, Turn};
+use observer_ebpf::wire::{
+    COMM_LEN, CpuTurns, RUNQUEUE_UNSEEN, RecordKind, RunqueueRecord, SWITCHES_KEPT, Turn,
+};
 
 use super::{ran_instead, throttle};
 use crate::{
@@ -268,6 +270,9 @@ fn send_with(
     let tgid = next.tgid();
     let Some(cpu) = TURNS.get(emit::cpu()) else { return };
     let During { ran, other_ns, own_ns, idle_ns } = during(cpu, tgid, queued_ns, throttled);
+    // The last switch may be that of the waiting thread itself.
+    let is_seen = flags as u16 & RUNQUEUE_UNSEEN == 0;
+    let ran = if is_seen { ran } else { Ran { task: 0, ids: 0 } };
     let task = Task::at(ran.task);
     // The thread may have gone since, and its memory may be another one's.
     let is_there = task.tid() == ran.tid();

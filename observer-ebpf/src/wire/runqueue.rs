@@ -6,6 +6,9 @@ use super::{COMM_LEN, Header, Record, RecordKind};
 
 /// Header flag: the thread was preempted (or yielded) while runnable; otherwise it was woken.
 pub const RUNQUEUE_PREEMPTED: u16 = 1;
+/// Header flag: the kernel gave the CPU to the thread without an event, so that it is not known who had the CPU
+/// meanwhile: what a record says about that is 0.
+pub const RUNQUEUE_UNSEEN: u16 = 2;
 
 /// A thread waited for a CPU. The header's thread is the one that waited.
 #[repr(C)]

@@ -102,17 +102,18 @@ pub struct RunqueueState {
     pub moved_asleep: u32,
     /// The thread's cgroup.
     pub cgroup: ThreadCgroup,
-    /// [`wait_seal`] of the first two, where threads can share an entry.
+    /// Whose the first two are: [`wait_seal`] of them where threads can share an entry, otherwise the address
+    /// of the thread's `task_struct`.
     pub seal: u64,
 }
 
-/// Depends on the thread and on what is stored about its waits. Two threads that share an entry of a
+/// Depends on the thread, by the address of its `task_struct`, and on what is stored about its waits. Two threads that share an entry of a
 /// table can write it at the same time, on two CPUs; what is then a mixture of both has another seal.
 #[inline(always)]
 #[must_use]
-pub const fn wait_seal(tid: u32, run_delay_ns: u64, involuntary_switches: u64) -> u64 {
+pub const fn wait_seal(task: u64, run_delay_ns: u64, involuntary_switches: u64) -> u64 {
     let mixed = run_delay_ns.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed ^ involuntary_switches.wrapping_mul(0xbf58_476d_1ce4_e5b9)) ^ tid as u64
+    (mixed ^ involuntary_switches.wrapping_mul(0xbf58_476d_1ce4_e5b9)) ^ task
 }
 
 /// What the `fault` probe knows about a thread. With its owner, what every fault needs fills one cache
@@ -205,13 +206,14 @@ mod tests {
 
     #[test]
     fn no_order_of_stores_gives_one_thread_what_belongs_to_the_other() {
-        let thread = |tid, delay, switches| [delay, switches, wait_seal(tid, delay, switches)];
+        const TASKS: [u64; 2] = [0xffff_8881_0234_0000, 0xffff_8881_0234_1cc0];
+        let thread = |task, delay, switches| [delay, switches, wait_seal(task, delay, switches)];
         let mut mixed = 0;
         for (delay, switches) in [(1_000, 3), (1_000, 4), (7_000_000_000, 4), (0, 4), (7_000, 0)] {
-            let threads = [thread(5, 1_000, 3), thread(5 + (1 << 17), delay, switches)];
+            let threads = [thread(TASKS[0], 1_000, 3), thread(TASKS[1], delay, switches)];
             for entry in (0..64).filter_map(|order| written(threads[0], threads[1], order)) {
-                for (tid, own) in [(5, threads[0]), (5 + (1 << 17), threads[1])] {
-                    let holds = entry[2] == wait_seal(tid, entry[0], entry[1]);
+                for (task, own) in TASKS.into_iter().zip(threads) {
+                    let holds = entry[2] == wait_seal(task, entry[0], entry[1]);
                     assert!(!holds || entry == own, "{entry:?} is taken for {own:?}");
                     mixed += u32::from(!holds && entry != threads[0] && entry != threads[1]);
                 }

@@ -4,8 +4,8 @@ use std::mem::offset_of;
 use std::num::NonZeroU64;
 
 use observer_ebpf::wire::{
-    Counter, CpuThrottled, CpuTurns, RAN_BUCKETS, RUNQUEUE_PREEMPTED, RanBucket, RunqueueRecord,
-    RunqueueState, Series, Slot, THROTTLED_KEPT, Throttled,
+    Counter, CpuThrottled, CpuTurns, RAN_BUCKETS, RUNQUEUE_PREEMPTED, RUNQUEUE_UNSEEN, RanBucket,
+    RunqueueRecord, RunqueueState, Series, Slot, THROTTLED_KEPT, Throttled,
 };
 
 use super::{
@@ -239,6 +239,13 @@ static RUNQUEUE: RecordRow = RecordRow::new::<RunqueueRecord>(
             "its command name; empty when it ended during the wait"
         ),
         // Traces of 0.1.0 have none of the following.
+        Field::flag(
+            "unseen",
+            RUNQUEUE_UNSEEN,
+            "the kernel gave the thread the CPU without an event: who had the CPU meanwhile is not known, \
+             and the columns about it are 0 or empty"
+        )
+        .optional(),
         field!(
             RunqueueRecord.ran_cgroup,
             "ran_cgroup",
@@ -307,6 +314,7 @@ fn holder(event: &Event, cause: Cause) -> Option<Holder> {
         Cause::RUNQUEUE_IDLE => {
             return Some(Holder { tid: Tid(0), tgid: Tgid(0), cgroup: None });
         }
+        _ if event.flags & RUNQUEUE_UNSEEN != 0 => false,
         // A record of a version that only knew who ran last.
         _ => times_ns(record) == [0; 4],
     };
@@ -346,6 +354,7 @@ fn detail(event: &Event) -> String {
     add(idle_ns, "the CPU was idle", false);
     if parts.len() == 1 {
         parts.push(match record.ran_tid {
+            _ if event.flags & RUNQUEUE_UNSEEN != 0 => "who ran is not known".to_owned(),
             0 => "the CPU was idle at the end".to_owned(),
             _ => format!("ran last: {ran}"),
         });
@@ -435,5 +444,12 @@ mod tests {
         let event = decoded(&RunqueueRecord { ran_tid: 0, ran_cgroup: 0, ..old });
         assert_eq!(event.holder().and_then(|holder| holder.cgroup), None);
         assert_eq!(detail(&event), "preempted; the CPU was idle at the end");
+
+        // It got the CPU without an event.
+        let header = header(RecordKind::Runqueue, RUNQUEUE_UNSEEN);
+        let event =
+            decoded(&RunqueueRecord { header, ran_tid: 0, ran_tgid: 0, ran_cgroup: 0, ..old });
+        assert_eq!((event.cause(), event.holder()), (Some(Cause::RUNQUEUE), None));
+        assert_eq!(detail(&event), "woken; who ran is not known");
     }
 }

@@ -256,6 +256,9 @@ enum Work {
     ExecThreads {
         #[arg(long, default_value_t = 300)]
         ms: u64,
+        /// A copy of this program, which is executed in its place, and read from the disk.
+        #[arg(long)]
+        copy: Option<PathBuf>,
     },
     /// Processes that get the id of the one before.
     Reborn {
@@ -478,7 +481,9 @@ fn main() -> ExitCode {
         Work::WakeRunning { rounds } => waits::wake_running(rounds),
         Work::Sleepers { threads, rounds } => waits::sleepers(threads, rounds),
         Work::Dying { rounds } => waits::dying(rounds),
-        Work::ExecThreads { ms } => tasks::exec_threads(Duration::from_millis(ms)),
+        Work::ExecThreads { ms, copy } => {
+            tasks::exec_threads(Duration::from_millis(ms), copy.as_deref())
+        }
         Work::Reborn { pid, rounds, pages } => tasks::reborn(pid, rounds, pages),
         Work::Inside { pages, ms } => tasks::inside(pages, Duration::from_millis(ms)),
         Work::Storm { rounds } => cpu::storm(rounds),

@@ -1,7 +1,9 @@
 //! Threads and processes that are born and die.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -9,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use observer_tests::clone::{clone_with_pid, wait_for};
 use observer_tests::mapping::{Mapping, PAGE_BYTES};
+use rustix::fs::Advice;
 use serde_json::json;
 
 use crate::cpu::spin_until;
@@ -57,13 +60,15 @@ pub(crate) fn churn(threads: usize, processes: usize, pages: usize) -> io::Resul
 pub(crate) const EXECUTED_BY: &str = "OBSERVER_WORK_EXECUTED_BY";
 
 /// A thread that is not the first executes another program: all others die, and it gets the id of
-/// the first.
-pub(crate) fn exec_threads(length: Duration) -> io::Result<()> {
+/// the first. If the pages of the program are not in memory, it sleeps after that, before it has executed.
+pub(crate) fn exec_threads(length: Duration, copy: Option<&Path>) -> io::Result<()> {
     const THREADS: usize = 3;
+    let program = copy.map_or_else(std::env::current_exe, |copy| Ok(copy.to_owned()))?;
     let go = Arc::new(Barrier::new(3));
     let mut others = Vec::new();
     for index in 0..THREADS {
         let go = Arc::clone(&go);
+        let (program, is_copy) = (program.clone(), copy.is_some());
         others.push(thread::Builder::new().spawn(move || {
             if index > 1 {
                 thread::park();
@@ -78,8 +83,10 @@ pub(crate) fn exec_threads(length: Duration) -> io::Result<()> {
                 return;
             }
             let tid = rustix::thread::gettid().as_raw_nonzero().get();
-            let Ok(own) = std::env::current_exe() else { return };
-            let error = Command::new(own)
+            if is_copy {
+                forget_pages(&program);
+            }
+            let error = Command::new(&program)
                 .args(["contend", "--threads", "3", "--ms", &length.as_millis().to_string()])
                 // The kernel copies the environment through page faults without an exception, which
                 // not every tier can count: as many as the pages of this host's environment.
@@ -98,6 +105,14 @@ pub(crate) fn exec_threads(length: Duration) -> io::Result<()> {
         let _ = other.join();
     }
     Ok(())
+}
+
+fn forget_pages(path: &Path) {
+    let forgotten = File::open(path)
+        .and_then(|file| Ok(rustix::fs::fadvise(&file, 0, None, Advice::DontNeed)?));
+    if let Err(error) = forgotten {
+        eprintln!("observer-work: the pages of {} stay in memory: {error}", path.display());
+    }
 }
 
 /// One process after the other with the same id. Each touches pages and runs against its parent.
