@@ -40,6 +40,8 @@ globals! {
     STACK_STATES_STORED: stack_states_stored = 0;
     /// 1 when page faults are watched as well.
     WATCHES_FAULTS: watches_faults = 0;
+    /// 1 when requests are watched as well.
+    WATCHES_REQUESTS: watches_requests = 0;
     /// Rows of the cgroup histograms; 0 when nothing is counted by cgroup.
     CGROUP_ROWS: cgroup_rows = 0;
     /// How many CPUs share one stripe of these histograms, as a power of two.
@@ -57,10 +59,14 @@ globals! {
     /// types.
     KERNEL_BTF: kernel_btf = 1;
 
-    /// 1 when the programs on `sched_switch` are to measure waits for a CPU.
+    /// 1 when the program on `sched_switch` whose tasks are typed is to measure waits for a CPU.
     SWITCH_RUNQUEUE: switch_runqueue = 0;
-    /// 1 when they are to measure sleeps.
+    /// 1 when it is to measure sleeps.
     SWITCH_SLEEP: switch_sleep = 0;
+    /// [`switch_runqueue`] of the program that reads tasks by helper calls.
+    SWITCH_RUNQUEUE_RAW: switch_runqueue_raw = 0;
+    /// [`switch_sleep`] of that one.
+    SWITCH_SLEEP_RAW: switch_sleep_raw = 0;
     /// 1 when the programs at the exit of all system calls are to measure memory-management calls.
     SYS_EXIT_MM: sys_exit_mm = 0;
     /// 1 when they are to count accepted sockets and descriptor exhaustion.

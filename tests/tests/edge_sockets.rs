@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 
 use observer_ebpf::wire::{FD_ERRNOS, FdSyscall};
+use observer_tests::bpf::NoSocketMemory;
 use observer_tests::cgroup::MemoryCgroup;
 use observer_tests::kernel_counters;
 use observer_tests::privileged;
@@ -124,6 +125,58 @@ fn sockets_beyond_the_files_of_the_host_are_created_and_released() {
     }
     let failures = failed(&observed.counts, "socket");
     counted(&trial, &observed.runs, &observed.counts, failures..=failures);
+    work.end().expect("it ends");
+}
+
+#[test]
+fn sockets_that_the_kernel_has_no_memory_for_are_failures_and_not_created() {
+    let Some(_guard) = privileged::ready("no memory for sockets") else { return };
+    if !trial::in_guest() {
+        // Lockdown forbids programs that change what functions of the kernel return.
+        return println!("not here: not every host lets it be made to fail; done in guests only");
+    }
+    let trial = trial("no memory for sockets");
+    let directory = trial::directory();
+    let rounds = trial::scaled(20);
+    let arguments = ["refused", "--used-up", "sockets", "--rounds", &rounds.to_string()];
+    let mut work = trial::start(&arguments, Placement::default());
+    let mut memory = None;
+    let observed = trial.observe(&mut work, directory.path(), |pid| {
+        memory = if memory.is_none() {
+            Some(NoSocketMemory::of(pid).expect("the kernel can be made to fail"))
+        } else {
+            None
+        };
+    });
+    // What a family returns then (`inet_create`, net/ipv4/af_inet.c; `unix_create1`, net/unix/af_unix.c).
+    let errnos = [(libc::ENOBUFS, 4), (libc::ENOMEM, 2)];
+    for (errno, sockets) in errnos {
+        let found = returned(&observed.counts, "socket", errno.unsigned_abs());
+        assert_eq!(found, sockets * rounds, "{}", observed.counts);
+    }
+    counted(&trial, &observed.runs, &observed.counts, 0..=0);
+    work.end().expect("it ends");
+}
+
+#[test]
+fn connections_wait_to_be_accepted_as_long_as_they_do() {
+    let Some(_guard) = privileged::ready("accept queue") else { return };
+    let trial = trial("accept queue");
+    let directory = trial::directory();
+    let mut work = trial::start(&["queued", "--rounds", &scaled_text(100)], Placement::default());
+    let pid = work.id().to_string();
+    let target = ["--pid", &pid, "--probes", "default,request"].map(str::to_owned);
+    let observed = trial.observe_target(&target, &mut work, directory.path(), |_| ());
+    let told = |name: &str| trial::number(&observed.counts, name);
+    for (tier, run) in trial.tiers.iter().zip(&observed.runs) {
+        let found = &run.probe("request").parts["accept_queue_wait"];
+        println!("{tier:?}: {found:?} of {}", observed.counts);
+        assert_eq!(found.count, told("accepted"), "{tier:?}");
+        let is_within = |ns: u64, least: &str, most: &str| (told(least)..=told(most)).contains(&ns);
+        assert!(is_within(found.sum_ns, "at_least_ns", "at_most_ns"), "{tier:?}: {found:?}");
+        let longest = ("longest_at_least_ns", "longest_at_most_ns");
+        assert!(is_within(found.max_ns, longest.0, longest.1), "{tier:?}: {found:?}");
+    }
     work.end().expect("it ends");
 }
 

@@ -38,6 +38,38 @@ fn all_tiers_of_runqueue_agree() {
     }
 }
 
+/// Waits and sleeps are parts of the same two programs on `sched_switch`: where the two probes use one each, each
+/// program does its own part alone.
+#[test]
+fn waits_and_sleeps_by_different_programs_are_counted_once() {
+    let Some(_guard) = privileged::ready("tiers of runqueue beside those of sleep") else { return };
+    let [waits, sleeps] = ["runqueue", "sleep"].map(trial::offered_tiers);
+    let mixed = [
+        "runqueue=tp_btf sleep=raw_tracepoint",
+        "runqueue=raw_tracepoint sleep=tp_btf",
+        "runqueue=tp_btf_pair sleep=raw_tracepoint",
+        "sleep=raw_tracepoint",
+        "runqueue=raw_tracepoint",
+    ];
+    let is_offered =
+        |tier: &str| [&waits, &sleeps].iter().any(|all| all.iter().any(|one| one == tier));
+    let offered: Vec<Option<String>> = mixed
+        .into_iter()
+        .filter(|tiers| tiers.split(' ').all(is_offered))
+        // Attaching takes an emulated CPU seconds.
+        .take(if trial::in_guest() { 2 } else { mixed.len() })
+        .map(|tiers| Some(tiers.to_owned()))
+        .collect();
+    assert!(!offered.is_empty(), "{waits:?}, {sleeps:?}");
+    let trial = |test| Trial::with(test, offered.clone());
+    let rounds = scaled_text(20_000);
+    let ping_pong = ["ping-pong", "--rounds", &rounds];
+    repeated(|| {
+        exact::run_delay_of(&trial("tiers: waits beside sleeps"), &ping_pong, "default,sleep");
+    });
+    repeated(|| exact::sleeps(&trial("tiers: sleeps beside waits")));
+}
+
 #[test]
 fn all_tiers_of_runqueue_know_who_ran_instead() {
     let Some(_guard) = privileged::ready("tiers: who ran instead") else { return };

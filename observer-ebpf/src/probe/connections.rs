@@ -79,6 +79,7 @@ pub(super) fn fill(sock: Sock, entry: &mut ConnectionEntry, tgid: u32, flags: u3
         last_send_ns: 0,
         bytes_in: 0,
         bytes_out: 0,
+        established_ns: 0,
         inode,
         arrival_inode: inode,
         tgid,

@@ -319,13 +319,31 @@ fn changed(arguments: Arguments) {
     let (old, new) = (arguments.word::<1>() as u32, arguments.word::<2>() as u32);
     let sock = arguments.sock::<0>();
     if new == ESTABLISHED && old == SYN_RECV {
-        // Whose it is shows when it is read. Until then another one may take over the entry.
-        insert(sock, 0, 0);
+        // Whose it is shows when it is accepted. Until then another one may take over the entry.
+        if let Some(entry) = insert(sock, 0, 0) {
+            entry.established_ns = now_ns();
+        }
     } else if new == CLOSE {
         let Some((owner, entry)) = find_with_key(sock.key()) else { return };
         finish(entry, now_ns());
         atomic::store(owner, 0);
     }
+}
+
+/// The current thread accepted a TCP connection, whose socket has this key.
+#[inline(always)]
+pub(super) fn accepted(key: u64, current: Task) {
+    if config::watches_requests() == 0 {
+        return;
+    }
+    let Some(entry) = find(key) else { return };
+    let since_ns = entry.established_ns;
+    if since_ns == 0 {
+        return;
+    }
+    entry.established_ns = 0;
+    let waited_ns = now_ns().wrapping_sub(since_ns);
+    histogram::observe(current, None, true, Series::AcceptQueueWait, waited_ns);
 }
 
 /// A connection has ended, at this time or before: sends the record of its last request.

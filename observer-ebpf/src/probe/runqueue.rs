@@ -35,6 +35,18 @@ pub(super) fn switching(arguments: Arguments) -> (Task, Task) {
     }
 }
 
+/// Whether the programs whose tasks are typed, or the other ones, measure waits for a CPU.
+#[inline(always)]
+fn measures_waits(are_typed: bool) -> bool {
+    (if are_typed { config::switch_runqueue() } else { config::switch_runqueue_raw() }) != 0
+}
+
+/// As [`measures_waits`], for sleeps.
+#[inline(always)]
+fn measures_sleeps(are_typed: bool) -> bool {
+    (if are_typed { config::switch_sleep() } else { config::switch_sleep_raw() }) != 0
+}
+
 /// A context switch: runs each part that is switched on.
 #[inline(always)]
 fn switched(arguments: Arguments) {
@@ -49,10 +61,10 @@ fn switched(arguments: Arguments) {
             complete_arrival_raw(lost_cpu);
         }
     }
-    if config::switch_sleep() != 0 {
+    if measures_sleeps(arguments.are_typed()) {
         sleep::switched(prev, next, preempted, prev_state);
     }
-    if config::switch_runqueue() != 0 {
+    if measures_waits(arguments.are_typed()) {
         waited(prev, next);
     }
 }
@@ -97,7 +109,7 @@ fn arrived_unseen(prev: Task, next: Task, program: usize) -> bool {
 #[inline(never)]
 extern "C" fn complete_arrival(lost_cpu: u64) -> u64 {
     // The switch is still to come. What is known of a thread may be in its own storage, to which leads a typed task only.
-    complete(Task::current(), lost_cpu);
+    complete(Task::current(), lost_cpu, true);
     0
 }
 
@@ -105,22 +117,22 @@ extern "C" fn complete_arrival(lost_cpu: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn complete_arrival_raw(lost_cpu: u64) -> u64 {
-    complete(emit::waiting(), lost_cpu);
+    complete(emit::waiting(), lost_cpu, false);
     0
 }
 
 #[inline(always)]
-fn complete(prev: Task, lost_cpu: u64) {
+fn complete(prev: Task, lost_cpu: u64, are_typed: bool) {
     let Some((arrival_ns, ago_ns)) = prev.arrival() else { return };
     let Some(cpu) = emit::counts() else { return };
     // SAFETY: a map value whose word only this program writes, on its own CPU.
     let arrived_ago_ns = unsafe { &mut (*cpu).arrived_ago_ns };
     *arrived_ago_ns = ago_ns;
     emit::count(Counter::TargetUnseenArrivals);
-    if config::switch_sleep() != 0 {
+    if measures_sleeps(are_typed) {
         sleep::ended_unseen(prev, ago_ns);
     }
-    if config::switch_runqueue() != 0 {
+    if measures_waits(are_typed) {
         arrive(
             prev,
             Arrival {
@@ -259,10 +271,10 @@ fn moved(arguments: Arguments) {
     if !task.leaves_later() {
         return;
     }
-    if config::switch_sleep() != 0 {
+    if measures_sleeps(arguments.are_typed()) {
         sleep::moved_asleep(task);
     }
-    if config::switch_runqueue() != 0
+    if measures_waits(arguments.are_typed())
         && let Some(state) = task::claim::<RunqueueState>(task)
     {
         state.moved_asleep = 1;

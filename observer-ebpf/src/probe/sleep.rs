@@ -213,7 +213,7 @@ pub(super) fn moved_asleep(task: Task) {
 /// The current thread reads or answers a request, or hands one over.
 #[inline(always)]
 pub(super) fn serves(current: Task) {
-    if config::switch_sleep() != 0
+    if (config::switch_sleep() | config::switch_sleep_raw()) != 0
         && let Some(state) = task::claim::<SleepState>(current)
     {
         state.serves = 1;

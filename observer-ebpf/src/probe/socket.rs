@@ -10,6 +10,7 @@ use observer_ebpf::wire::{
     SOCKET_PREEXISTING, SOCKET_PROBES, SOCKET_SLOTS, Series, SocketEntry, SocketRecord,
 };
 
+use super::request;
 use crate::{
     atomic, config, emit, histogram,
     kernel::{Task, now_ns},
@@ -57,11 +58,13 @@ fn owner(ctx: &SockContext) -> u32 {
 /// An accept(2) of the current task returned `fd`.
 #[inline(always)]
 pub(crate) fn accepted(tgid: u32, fd: u32) {
-    let Some((sock, family, socket_type)) = Task::current().ip_socket(fd) else { return };
+    let current = Task::current();
+    let Some((sock, family, socket_type)) = current.ip_socket(fd) else { return };
     let is_target = emit::is_target(tgid);
     emit::count(Counter::SocketsAccepted);
     if is_target {
         emit::count(Counter::TargetSocketsAccepted);
+        request::accepted(sock.to_be(), current);
     }
     let target = if is_target { SOCKET_ENTRY_TARGET } else { 0 };
     insert(SocketEntry {

@@ -231,6 +231,8 @@ probes! {
             Outgoing "outgoing_request",
         }
         series {
+            /// A connection was established, until accept(2) returned it.
+            AcceptQueueWait,
             /// Arrival of the first byte in the socket to the first read.
             RequestSocketWait,
             /// First read to first write.

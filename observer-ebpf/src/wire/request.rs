@@ -118,6 +118,8 @@ pub struct ConnectionEntry {
     pub bytes_in: u64,
     /// Bytes written.
     pub bytes_out: u64,
+    /// When a TCP connection was established that waits to be accepted; 0 once it was, and where that was not seen.
+    pub established_ns: u64,
     /// Inode number of a Unix socket; 0 before it was accepted, and for TCP.
     pub inode: u64,
     /// The same of the socket that the first two times are about, which may be that of a later connection.

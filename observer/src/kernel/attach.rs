@@ -85,6 +85,15 @@ pub(super) fn attach_probes(
     Ok((choices, states))
 }
 
+/// Attaches each probe by the tier that was taken before.
+pub(super) fn attach_choices(loaded: &mut Loaded, choices: &Choices) -> ProgramStates {
+    let mut states = ProgramStates::new();
+    for tier in choices.values().filter_map(|choice| choice.tier) {
+        attach_tier(loaded, tier, &mut states);
+    }
+    states
+}
+
 /// The first tier of which the kernel accepts all programs.
 fn choose(loaded: &mut Loaded, choice: &mut Choice, states: &mut ProgramStates) {
     let Choice { offers, refused, tier: taken } = choice;

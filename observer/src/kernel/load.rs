@@ -1,7 +1,7 @@
 //! Loading the BPF object: sizes and offsets for this kernel, then each program by itself.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use observer_ebpf::wire::{
     UPROBE_COUNTERS,
 };
 
+use super::attach::Choices;
 use super::btf::{Btf, BtfError};
 use super::cgroup_rows::CgroupRows;
 use super::links::Links;
@@ -23,7 +24,7 @@ use super::plan::{self, MapPlan};
 use super::thread_state::{self, ThreadPlaces};
 use crate::host::cgroups::{CgroupNames, Cgroups};
 use crate::host::{MemoryRoom, read_small, system};
-use crate::probe::{self, Members, PROBES, ProbeOptions, Selection};
+use crate::probe::{self, Members, PROBES, Probe, ProbeOptions, Selection, Tier};
 
 pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer-bpf"));
@@ -190,6 +191,7 @@ pub(super) struct Loaded {
     pub(super) messages: Option<Messages>,
     pub(super) shape: Shape,
     pub(super) places: ThreadPlaces,
+    pub(super) parts: Parts,
     pub(super) map_bytes: u64,
     /// Maps reached through memory only; the programs need their descriptors at load.
     pub(super) mapped_maps: Vec<MapData>,
@@ -254,10 +256,11 @@ impl Shape {
 }
 
 /// Creates the maps and relocates the programs, with the states of threads in these places, or in
-/// the best ones.
+/// the best ones, and with these parts of shared programs, or all that may be needed.
 pub(super) fn load(
     options: &LoadOptions,
     places: Option<ThreadPlaces>,
+    parts: Option<Parts>,
 ) -> Result<Loaded, LoadError> {
     let (btf, own_btf) = match &options.probes.btf {
         Some(file) => (Btf::of_file(file)?, Err(format!("types are from {}", file.display()))),
@@ -276,13 +279,16 @@ pub(super) fn load(
     let shape =
         Shape { stacks: options.selection().contains("stack"), ..Shape::of_host(by_cgroup) };
     let mut globals = offsets.globals.clone();
-    globals.extend(parts(options, &offsets));
+    let parts = parts.unwrap_or_else(|| possible_parts(options, &offsets));
+    globals.extend(parts.iter().map(|(global, is_on)| (*global, u32::from(*is_on))));
     globals.push(("TASK_MASK", shape.task_slots - 1));
     globals.push(("TASKS_SHARE", u32::from(shape.tasks_share)));
     globals.push(("CGROUP_ROWS", shape.cgroup_rows as u32));
     globals.push(("CGROUP_STRIPE_SHIFT", shape.cgroup_stripe_shift));
     globals.push(("KERNEL_BTF", u32::from(own_btf.is_ok())));
-    globals.push(("WATCHES_FAULTS", u32::from(options.selection().contains("fault"))));
+    let watches = |probe| u32::from(options.selection().contains(probe));
+    globals.push(("WATCHES_FAULTS", watches("fault")));
+    globals.push(("WATCHES_REQUESTS", watches("request")));
     globals.extend(places.iter().map(|(state, stored)| (state.global, u32::from(stored))));
     globals.push(("HAS_TARGET", u32::from(options.has_target)));
     globals.push(("LOG_LOSSES", u32::from(messages::are_shown())));
@@ -353,6 +359,7 @@ pub(super) fn load(
         messages,
         shape,
         places,
+        parts,
         map_bytes,
         mapped_maps,
     };
@@ -360,26 +367,51 @@ pub(super) fn load(
     Ok(loaded)
 }
 
-/// The globals that switch parts of shared programs on, and whether each is needed: whether a
-/// selected probe may be attached by a tier with that part.
-fn parts(options: &LoadOptions, offsets: &Offsets) -> Vec<(&'static str, u32)> {
-    let selection = options.selection();
-    let mut parts = BTreeMap::new();
+/// The globals that switch parts of shared programs on, and whether each is.
+pub(super) type Parts = BTreeMap<&'static str, bool>;
+
+/// The parts that are needed where each probe may be attached by these tiers.
+fn parts(may_be: impl Fn(&Probe, &'static Tier) -> bool) -> Parts {
+    let mut parts = Parts::new();
     for probe in PROBES {
-        let forced = options.probes.tiers.of(probe.name);
         for tier in probe.tiers {
-            let possible = selection.contains(probe.name)
-                && forced.is_none_or(|forced| forced == tier)
-                && offsets.have(tier.reads).is_ok();
+            let is_possible = may_be(probe, tier);
             for part in tier.programs.iter().filter_map(|program| program.part) {
-                *parts.entry(part).or_insert(0) |= u32::from(possible);
+                *parts.entry(part).or_default() |= is_possible;
             }
         }
     }
-    parts.into_iter().collect()
+    parts
+}
+
+/// The parts that are needed before it is known which tiers the kernel accepts.
+fn possible_parts(options: &LoadOptions, offsets: &Offsets) -> Parts {
+    let selection = options.selection();
+    parts(|probe, tier| {
+        selection.contains(probe.name)
+            && options.probes.tiers.of(probe.name).is_none_or(|forced| forced == tier)
+            && offsets.have(tier.reads).is_ok()
+    })
 }
 
 impl Loaded {
+    /// The parts to load again with, if a program in use does what another one was taken for: both would
+    /// count the same.
+    pub(super) fn parts_for(&self, choices: &Choices) -> Option<Parts> {
+        let taken = |probe: &Probe| choices.get(probe.name).and_then(|choice| choice.tier);
+        let needed = parts(|probe, tier| taken(probe) == Some(tier));
+        let in_use: BTreeSet<&str> = PROBES
+            .into_iter()
+            .flat_map(|probe| taken(probe).map_or(&[][..], |tier| tier.programs))
+            .map(|program| program.name)
+            .collect();
+        let programs =
+            PROBES.into_iter().flat_map(|probe| probe.tiers).flat_map(|tier| tier.programs);
+        let is_beyond = |part: &str| self.parts.get(part) == Some(&true) && !needed[part];
+        let mut used = programs.filter(|program| in_use.contains(program.name));
+        used.any(|program| program.part.is_some_and(is_beyond)).then_some(needed)
+    }
+
     /// Floors of the probes' table; wake user space early at half a ring.
     fn set_defaults(&self, ring_bytes: u32) {
         for kind in RecordKind::ALL {

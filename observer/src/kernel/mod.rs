@@ -195,7 +195,7 @@ impl Kernel {
         let (mut loaded, mut choices, mut states);
         let mut places = None;
         loop {
-            loaded = load::load(options, places)?;
+            loaded = load::load(options, places, None)?;
             (choices, states) = attach::attach_probes(&mut loaded, options)?;
             places = loaded.places.for_choices(&choices);
             if places.is_none() {
@@ -203,6 +203,12 @@ impl Kernel {
             }
             // The programs in use cannot reach a state where it is: everything is loaded again.
             drop(loaded);
+        }
+        if let Some(parts) = loaded.parts_for(&choices) {
+            let places = loaded.places.clone();
+            drop(loaded);
+            loaded = load::load(options, Some(places), Some(parts))?;
+            states = attach::attach_choices(&mut loaded, &choices);
         }
         let Loaded {
             links,

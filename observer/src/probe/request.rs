@@ -142,6 +142,14 @@ pub(super) const PROBE: Probe = Probe {
     records: &[&REQUEST, &OUTGOING],
     histograms: &[
         HistogramFamily {
+            name: "target_accept_queue_wait",
+            help: "Time from when a TCP connection to the target was established until accept(2) returned it, by the \
+                   programs of the probe `socket`; missing without a target",
+            of_target: true,
+            series: &[(Series::AcceptQueueWait, "accept_queue_wait", &[])],
+            ..HistogramFamily::BASE
+        },
+        HistogramFamily {
             name: "target_request_socket_wait",
             help: "Time from the arrival of a request of the target in its socket to the first read; missing without a target",
             of_target: true,

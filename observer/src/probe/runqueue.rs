@@ -24,8 +24,10 @@ const RUN_DELAY: &[Members] = &[Members::Comm, Members::RunDelay];
 /// The struct members needed when observer keeps its own begin times.
 const OWN_CLOCK: &[Members] = &[Members::Comm, Members::State];
 
-/// The part of the programs on `sched_switch` that waits need.
+/// The part of the program on `sched_switch` that waits need.
 const WAITS: &str = "SWITCH_RUNQUEUE";
+/// And of the one that reads tasks by helper calls.
+const WAITS_RAW: &str = "SWITCH_RUNQUEUE_RAW";
 
 /// Threads that are moved while they sleep: with delayed dequeue (Linux 6.12), the kernel counts
 /// part of their sleep as a wait.
@@ -89,7 +91,7 @@ pub(super) const PROBE: Probe = Probe {
             needs: &[Need::OwnBtf, Need::Tracepoint("sched_switch")],
             reads: RUN_DELAY,
             programs: &[
-                moved("sched_migrate_task", Attach::TpBtf("sched_migrate_task", 1)),
+                moved("sched_migrate_task", Attach::TpBtf("sched_migrate_task", 1)).part(WAITS),
                 Program::new("sched_switch", Attach::TpBtf("sched_switch", 3), SWITCH).part(WAITS),
             ],
         },
@@ -110,9 +112,10 @@ pub(super) const PROBE: Probe = Probe {
             needs: &[],
             reads: RUN_DELAY,
             programs: &[
-                moved("sched_migrate_task_raw", Attach::RawTracepoint("sched_migrate_task", 1)),
+                moved("sched_migrate_task_raw", Attach::RawTracepoint("sched_migrate_task", 1))
+                    .part(WAITS_RAW),
                 Program::new("sched_switch_raw", Attach::RawTracepoint("sched_switch", 3), SWITCH)
-                    .part(WAITS),
+                    .part(WAITS_RAW),
             ],
         },
         Tier {

@@ -31,11 +31,13 @@ const READ: &[Members] = &[
     Members::Connections,
 ];
 
-/// The part of the programs on `sched_switch` that sleeps need.
+/// The part of the programs on `sched_switch` and `sched_migrate_task` that sleeps need.
 const SLEEPS: &str = "SWITCH_SLEEP";
+/// And of those that read tasks by helper calls.
+const SLEEPS_RAW: &str = "SWITCH_SLEEP_RAW";
 
 const fn moved(name: &'static str, attach: Attach) -> Program {
-    Program::new(name, attach, MOVES).only_with("task_struct", "se.sched_delayed").part(SLEEPS)
+    Program::new(name, attach, MOVES).only_with("task_struct", "se.sched_delayed")
 }
 
 pub(super) const PROBE: Probe = Probe {
@@ -71,7 +73,7 @@ pub(super) const PROBE: Probe = Probe {
             needs: &[Need::OwnBtf, Need::Tracepoint("sched_switch")],
             reads: READ,
             programs: &[
-                moved("sched_migrate_task", Attach::TpBtf("sched_migrate_task", 1)),
+                moved("sched_migrate_task", Attach::TpBtf("sched_migrate_task", 1)).part(SLEEPS),
                 Program::new("sched_waking", Attach::TpBtf("sched_waking", 1), WAKERS),
                 Program::new("sched_switch", Attach::TpBtf("sched_switch", 3), SWITCH).part(SLEEPS),
             ],
@@ -82,10 +84,11 @@ pub(super) const PROBE: Probe = Probe {
             needs: &[],
             reads: READ,
             programs: &[
-                moved("sched_migrate_task_raw", Attach::RawTracepoint("sched_migrate_task", 1)),
+                moved("sched_migrate_task_raw", Attach::RawTracepoint("sched_migrate_task", 1))
+                    .part(SLEEPS_RAW),
                 Program::new("sched_waking_raw", Attach::RawTracepoint("sched_waking", 1), WAKERS),
                 Program::new("sched_switch_raw", Attach::RawTracepoint("sched_switch", 3), SWITCH)
-                    .part(SLEEPS),
+                    .part(SLEEPS_RAW),
             ],
         },
     ],

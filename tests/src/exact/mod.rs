@@ -24,7 +24,7 @@ pub use kernel_locks::kernel_locks;
 pub use ran_instead::{other_processes, short_processes};
 pub use reclaim::{freed_pages, memcg_reclaim};
 pub use requests::requests;
-pub use runqueue::{no_more_waits, processor_time, run_delay};
+pub use runqueue::{no_more_waits, processor_time, run_delay, run_delay_of};
 pub use sleeps::{block_io, holds, locks, sleeps};
 pub use sockets::{descriptors, sockets};
 pub use throttling::{Limit, Throttled, throttled};

@@ -60,9 +60,19 @@ fn count(run: &Run) -> u64 {
 /// # Panics
 /// When they are not.
 pub fn run_delay(trial: &Trial, arguments: &[&str]) {
+    run_delay_of(trial, arguments, "default");
+}
+
+/// As [`run_delay`], with these probes.
+///
+/// # Panics
+/// As [`run_delay`].
+pub fn run_delay_of(trial: &Trial, arguments: &[&str], probes: &str) {
     let directory = trial::directory();
     let mut work = trial::start(arguments, Placement::default());
-    let observed = trial.observe(&mut work, directory.path(), |pid| {
+    let pid = work.id().to_string();
+    let target = ["--pid", &pid, "--probes", probes].map(str::to_owned);
+    let observed = trial.observe_target(&target, &mut work, directory.path(), |pid| {
         kernel_counters::schedstat(pid).expect("the workload is there")
     });
     let expected = kernel_counters::schedstat_since(&observed.after, &observed.before);

@@ -22,7 +22,7 @@ pub(super) const RAN_INSTEAD: &str = "Who ran instead of the target";
 const SECTIONS: &[Kind] = &[
     (RAN_INSTEAD, |summary| ran_instead::paragraphs(&summary.conditions)),
     ("CPU limits", |summary| cpu_limits::paragraphs(&summary.conditions)),
-    ("Network", |summary| network::paragraphs(&summary.conditions)),
+    ("Network", network::paragraphs),
     ("CPU time and frequency", |summary| cpu_time::paragraphs(&summary.conditions)),
     ("Open descriptors", descriptors::paragraphs),
     ("Memory limits", |summary| memory_limits::paragraphs(&summary.conditions)),

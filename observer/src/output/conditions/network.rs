@@ -1,8 +1,9 @@
 //! What happened in the network of the target, in words. What makes requests wait for longest comes first.
 
 use super::connections;
-use crate::model::{Conditions, ListenerSummary, NetworkSummary, Owner};
+use crate::model::{Conditions, ListenerSummary, NetworkSummary, Owner, Summary};
 use crate::output::text::{clean, count, percent};
+use crate::text::duration;
 
 /// Characters of the name of a namespace.
 pub(super) const NAME_CHARACTERS: usize = 64;
@@ -17,8 +18,32 @@ const RESENT_SHARE: f64 = 0.001;
 /// Fewer connections that were reset or refused are usual, for example when a client ends.
 const RESETS: u64 = 10;
 
+/// Connections that wait for less are accepted soon enough.
+const ACCEPTED_SOON_NS: u64 = 1_000_000;
+
 /// A paragraph for each thing that happened; empty where nothing did.
-pub(super) fn paragraphs(conditions: &Conditions) -> Vec<String> {
+pub(super) fn paragraphs(summary: &Summary) -> Vec<String> {
+    let mut paragraphs: Vec<String> = accepted(summary).into_iter().collect();
+    paragraphs.extend(of_conditions(&summary.conditions));
+    paragraphs
+}
+
+/// How long connections waited for the service to accept them.
+fn accepted(summary: &Summary) -> Option<String> {
+    let parts = &summary.probes.get("request")?.parts;
+    let waits = parts.get("accept_queue_wait").filter(|waits| waits.max_ns >= ACCEPTED_SOON_NS)?;
+    let time = |ns: u64| duration(ns as f64);
+    Some(format!(
+        "{} connections waited to be accepted: half of them up to {}, 99 % up to {}, the longest {}. Meanwhile the \
+         threads that accept were busy, or waited themselves: let a thread do nothing else, or let several accept.",
+        count(waits.count),
+        time(waits.p50_ns),
+        time(waits.p99_ns),
+        time(waits.max_ns),
+    ))
+}
+
+fn of_conditions(conditions: &Conditions) -> Vec<String> {
     let mut paragraphs = Vec::new();
     for network in &conditions.networks {
         paragraphs.extend(queues(network));

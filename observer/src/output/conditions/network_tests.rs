@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::model::DistributionSummary;
 use crate::output::example;
 
 fn network(counters: &[(&str, u64)]) -> NetworkSummary {
@@ -9,12 +10,12 @@ fn network(counters: &[(&str, u64)]) -> NetworkSummary {
 }
 
 fn said(network: NetworkSummary) -> Vec<String> {
-    paragraphs(&Conditions { networks: vec![network], ..Conditions::default() })
+    of_conditions(&Conditions { networks: vec![network], ..Conditions::default() })
 }
 
 #[test]
 fn nothing_is_said_where_nothing_happened() {
-    assert_eq!(paragraphs(&Conditions::default()), [""; 0]);
+    assert_eq!(of_conditions(&Conditions::default()), [""; 0]);
     let quiet = network(&[
         ("TcpOutSegs", 1_000_000),
         ("TcpRetransSegs", 30),
@@ -35,9 +36,37 @@ fn nothing_is_said_where_nothing_happened() {
 }
 
 #[test]
+fn connections_that_waited_long_are_told_with_their_distribution() {
+    let mut summary = example::attributed();
+    let probe = summary.probes["fault"].clone();
+    summary.probes.insert("request".into(), probe);
+    let mut wait = |max_ns| {
+        let waits = DistributionSummary {
+            count: 1_200,
+            sum_ns: 9_000_000_000,
+            p50_ns: 40_000,
+            p99_ns: 7_300_000,
+            max_ns,
+        };
+        let request = summary.probes.get_mut("request").expect("it was inserted");
+        request.parts.insert("accept_queue_wait".into(), waits);
+        accepted(&summary)
+    };
+    assert_eq!(wait(ACCEPTED_SOON_NS - 1), None);
+    assert_eq!(
+        wait(12_000_000).as_deref(),
+        Some(
+            "1,200 connections waited to be accepted: half of them up to 40.0 µs, 99 % up to 7.30 ms, the longest \
+             12.0 ms. Meanwhile the threads that accept were busy, or waited themselves: let a thread do nothing else, \
+             or let several accept."
+        )
+    );
+}
+
+#[test]
 fn a_queue_that_overflowed_comes_first_and_says_what_to_do() {
     let conditions = Conditions { networks: example::networks(), ..Conditions::default() };
-    let said = paragraphs(&conditions);
+    let said = of_conditions(&conditions);
     assert_eq!(
         said[0],
         "Port 8080: the queue of connections that wait to be accepted overflowed 132 times. Each time the \
@@ -146,7 +175,7 @@ fn a_namespace_is_named_and_those_that_were_left_out_are_counted() {
     let other = NetworkSummary { network: name, ..network(&[("TcpExtTCPTimeouts", 1)]) };
     let conditions =
         Conditions { networks: vec![other], networks_beyond: 3, ..Conditions::default() };
-    let said = paragraphs(&conditions);
+    let said = of_conditions(&conditions);
     assert!(said[1].contains("of the network namespace net:[1]</b><i>?[31m. All"), "{said:?}");
     assert_eq!(said[2], "3 further network namespaces of the target were not looked at.");
     let counters: BTreeMap<String, u64> = [("A".to_owned(), 5)].into();

@@ -411,6 +411,11 @@ enum Work {
         #[arg(long)]
         backlog: u16,
     },
+    /// Accepts connections that have waited for it.
+    Queued {
+        #[arg(long, default_value_t = 100)]
+        rounds: usize,
+    },
     /// Sockets from another process, and sockets to it.
     Passed {
         #[arg(long)]
@@ -517,6 +522,7 @@ fn main() -> ExitCode {
         Work::Leaderless { port } => short::leaderless(port),
         Work::ListenAs { port, stranger } => short::listen_as(port, stranger),
         Work::ListenSlowly { backlog } => network::listen_slowly(backlog),
+        Work::Queued { rounds } => network::queued(rounds),
         Work::Passed { socket } => short::passed(&socket),
         Work::Hold { started, stop } => hold(&started, &stop),
         Work::Reclaim { file, mib, rounds } => memory::reclaim(&file, mib, rounds),

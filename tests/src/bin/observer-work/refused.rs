@@ -29,6 +29,8 @@ pub(crate) enum UsedUp {
     Files,
     /// The memory of the cgroup that this process is in.
     Memory,
+    /// The kernel's memory for sockets.
+    Sockets,
 }
 
 /// Somebody without privileges.
@@ -131,6 +133,17 @@ fn fail_otherwise(results: &mut Results, listener: &OwnedFd, rounds: usize) -> R
     Ok(())
 }
 
+/// Calls that need memory for sockets.
+fn fail_without_memory(results: &mut Results, rounds: usize) {
+    for _ in 0..rounds {
+        for kind in [SocketType::STREAM, SocketType::DGRAM] {
+            results.count(Call::Socket, internet(kind, None));
+            results.count(Call::Socket, socket(AddressFamily::INET6, kind, None));
+            results.count(Call::Socket, socket(AddressFamily::UNIX, kind, None));
+        }
+    }
+}
+
 /// Calls until so many have failed. What they make is kept, and closed at the end.
 fn use_up(results: &mut Results, kept: &mut [Option<OwnedFd>], listener: &OwnedFd, failures: u64) {
     let mut places = kept.iter_mut();
@@ -179,6 +192,7 @@ pub(crate) fn refused(used_up: UsedUp, rounds: usize) -> io::Result<()> {
     if wait_for_go()? {
         match used_up {
             UsedUp::Nothing => fail_otherwise(&mut results, &listener, rounds)?,
+            UsedUp::Sockets => fail_without_memory(&mut results, rounds),
             UsedUp::Descriptors => {
                 // Descriptors are given out from the lowest: the next one is how many there may be.
                 let next = rustix::fd::AsRawFd::as_raw_fd(&listener.try_clone()?);
@@ -194,7 +208,7 @@ pub(crate) fn refused(used_up: UsedUp, rounds: usize) -> io::Result<()> {
                 setrlimit(Resource::Nofile, Rlimit { current: Some(maximum), ..limit })?;
             }
         }
-        if used_up != UsedUp::Nothing {
+        if !matches!(used_up, UsedUp::Nothing | UsedUp::Sockets) {
             use_up(&mut results, &mut kept, &listener, rounds as u64);
         }
         drop(kept);
