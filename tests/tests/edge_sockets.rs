@@ -148,12 +148,11 @@ fn sockets_that_the_kernel_has_no_memory_for_are_failures_and_not_created() {
             None
         };
     });
-    // What a family returns then (`inet_create`, net/ipv4/af_inet.c; `unix_create1`, net/unix/af_unix.c).
-    let errnos = [(libc::ENOBUFS, 4), (libc::ENOMEM, 2)];
-    for (errno, sockets) in errnos {
-        let found = returned(&observed.counts, "socket", errno.unsigned_abs());
-        assert_eq!(found, sockets * rounds, "{}", observed.counts);
-    }
+    // Which of the two a family returns then is up to the kernel (`inet6_create`, net/ipv6/af_inet6.c, says ENOBUFS).
+    let errnos = [libc::ENOBUFS, libc::ENOMEM].map(i32::unsigned_abs);
+    let found = errnos.map(|errno| returned(&observed.counts, "socket", errno));
+    assert!(found[0] > 0, "{}", observed.counts);
+    assert_eq!(found[0] + found[1], 6 * rounds, "{}", observed.counts);
     counted(&trial, &observed.runs, &observed.counts, 0..=0);
     work.end().expect("it ends");
 }

@@ -182,11 +182,9 @@ fn what_the_target_and_its_children_do_with_a_disk_is_what_the_kernel_counts() {
         return println!("no directory on a disk: name one in OBSERVER_TEST_DIR");
     }
     // Twice, so that the second time nothing has to be read for the programs themselves.
-    let script = "while read line; do \
-        dd if=/dev/zero of=\"$0\" bs=64k count=64 oflag=direct status=none && \
-        dd if=\"$0\" of=/dev/null bs=16k iflag=direct status=none; echo \"ended $?\"; done";
+    let script = "while read line; do \"$1\" direct --file \"$0\"; echo \"ended $?\"; done";
     let mut command = Command::new("sh");
-    command.args(["-c", script]).arg(files.path().join("data"));
+    command.args(["-c", script]).arg(files.path().join("data")).arg(programs().work);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut target = Running::start(&mut command, Placement::default()).expect("it starts");
     let mut stdin = target.child().stdin.take().expect("a pipe");

@@ -1,9 +1,11 @@
-//! Sockets and descriptors.
+//! Sockets, descriptors and files.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use observer_tests::clone::{clone_with_pid, wait_for};
 
@@ -147,6 +149,30 @@ pub(crate) fn hold_descriptors() -> io::Result<()> {
             }
         }
         println!("{}", held.len());
+    }
+    Ok(())
+}
+
+/// Writes 4 MiB to a file and reads them again, past the page cache, and ends.
+pub(crate) fn direct(path: &Path) -> io::Result<()> {
+    const FILE_BYTES: usize = 4 << 20;
+    const WRITE_BYTES: usize = 64 << 10;
+    const READ_BYTES: usize = 16 << 10;
+    // What the strictest devices want.
+    const ALIGNMENT: usize = 4096;
+    let mut memory = vec![1; WRITE_BYTES + ALIGNMENT];
+    let start = memory.as_ptr().align_offset(ALIGNMENT);
+    let block = &mut memory[start..][..WRITE_BYTES];
+    let mut options = OpenOptions::new();
+    options.custom_flags(libc::O_DIRECT);
+    let mut file = options.write(true).create(true).truncate(true).open(path)?;
+    for _ in 0..FILE_BYTES / WRITE_BYTES {
+        file.write_all(block)?;
+    }
+    let mut options = OpenOptions::new();
+    let mut file = options.custom_flags(libc::O_DIRECT).read(true).open(path)?;
+    for _ in 0..FILE_BYTES / READ_BYTES {
+        file.read_exact(&mut block[..READ_BYTES])?;
     }
     Ok(())
 }

@@ -421,6 +421,11 @@ enum Work {
         #[arg(long)]
         socket: PathBuf,
     },
+    /// Writes a file and reads it, past the page cache, and ends.
+    Direct {
+        #[arg(long)]
+        file: PathBuf,
+    },
     /// A stand-in for a load generator: reports that it was started, and ends on request.
     Hold {
         /// Made at once.
@@ -524,6 +529,7 @@ fn main() -> ExitCode {
         Work::ListenSlowly { backlog } => network::listen_slowly(backlog),
         Work::Queued { rounds } => network::queued(rounds),
         Work::Passed { socket } => short::passed(&socket),
+        Work::Direct { file } => files::direct(&file),
         Work::Hold { started, stop } => hold(&started, &stop),
         Work::Reclaim { file, mib, rounds } => memory::reclaim(&file, mib, rounds),
     };
