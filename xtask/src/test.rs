@@ -103,29 +103,24 @@ fn lanes<'a>(programs: &'a [TestProgram], turn: &Turn) -> Vec<Vec<Step<'a>>> {
         let is_in = |one: &&&TestProgram| names.contains(&one.name.as_str());
         as_root.iter().filter(is_in).map(|one| privileged(one)).collect::<Vec<_>>()
     };
-    let mut lanes = vec![vec![Step::command(format!("virtual machine, {turn}"), guest(turn))]];
-    lanes.extend(MEASURE_NOTHING.map(of_lane));
-    lanes
+    let mut lanes = MEASURE_NOTHING.map(of_lane);
+    lanes[0].insert(0, Step::command(format!("virtual machine, {turn}"), guest(turn)));
+    lanes.into()
 }
 
 /// Privileged test programs that check exit codes, messages, states and counts, and no times. They run
-/// beside the guest, in lanes that take about equally long; all others measure, and run alone. So does
+/// beside the guest, or after it, in lanes that take about equally long; all others measure, and run alone. So does
 /// `cgroups`, whose counts hold while nobody else removes a cgroup.
-const MEASURE_NOTHING: [&[&str]; 6] = [
-    &["choice", "cpu_limits", "descriptors"],
-    &["faults", "run", "uprobe", "doctor"],
+const MEASURE_NOTHING: [&[&str]; 7] = [
+    // After the guest.
+    &["edge_sockets", "edge_memory", "loss", UNIT_TESTS, GUEST],
+    &["choice", "descriptors"],
+    &["faults", "run", "uprobe"],
     // `edge_tables` raises pid_max, and with it what observer needs; `hardening` gives it no more than that.
-    &["hardening", "edge_tables", "examples"],
+    &["hardening", "edge_tables", "doctor", "cpu_limits", "time_namespace"],
     &["live", "cli", "target", "logging"],
-    &[
-        "command",
-        "memory_limits",
-        "generators",
-        "edge_sockets",
-        "network_conditions",
-        "go_binaries",
-    ],
-    &["daemon", "edge_memory", "time_namespace", UNIT_TESTS, GUEST],
+    &["command", "memory_limits", "generators", "network_conditions", "go_binaries"],
+    &["examples", "daemon"],
 ];
 
 /// The test programs of the tests' own library and of the guests' first process.

@@ -107,8 +107,9 @@ pub struct RunqueueState {
     pub seal: u64,
 }
 
-/// Depends on the thread, by the address of its `task_struct`, and on what is stored about its waits. Two threads that share an entry of a
-/// table can write it at the same time, on two CPUs; what is then a mixture of both has another seal.
+/// Depends on the thread, by the address of its `task_struct`, and on what is stored about its waits. Two
+/// threads that share an entry of a table can write it at the same time, on two CPUs; what is then a mixture
+/// of both has another seal.
 #[inline(always)]
 #[must_use]
 pub const fn wait_seal(task: u64, run_delay_ns: u64, involuntary_switches: u64) -> u64 {

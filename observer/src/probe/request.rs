@@ -54,9 +54,10 @@ pub(super) const PROBE: Probe = Probe {
             over a Unix socket for which a process outside of the target listens (systemd). The end of a \
             Unix connection is not seen: the record of its last request is sent when the kernel uses the \
             memory of the socket for another one, or at the end of the run. The histograms hold only \
-            requests of the target. On a connection that the target made, a request of another service \
-            begins with a write and ends with the read of the reply; of several that are under way on one \
-            connection at the same time, only the first is seen.",
+            requests of the target. How long a TCP connection waits in the accept queue is counted from when it is \
+            established until accept(2) returns it, if the probe `socket` is attached as well. On a connection that \
+            the target made, a request of another service begins with a write and ends with the read of the reply; of \
+            several that are under way on one connection at the same time, only the first is seen.",
     tiers: &[
         Tier {
             name: "tp_btf",
