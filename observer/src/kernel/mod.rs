@@ -208,7 +208,10 @@ impl Kernel {
             let places = loaded.places.clone();
             drop(loaded);
             loaded = load::load(options, Some(places), Some(parts))?;
-            states = attach::attach_choices(&mut loaded, &choices);
+            let again = attach::attach_choices(&mut loaded, &choices);
+            // What the kernel refused before is still said, with the verifier's words.
+            states.retain(|_, state| matches!(state, ProgramState::Failed { .. }));
+            states.extend(again);
         }
         let Loaded {
             links,
