@@ -64,6 +64,12 @@ fn counted(trial: &Trial, runs: &[Run], counts: &Value, made: RangeInclusive<u64
     }
 }
 
+/// Holds something from the first reading of the kernel counters to the second one: while the workload works.
+fn held_meanwhile<T>(hold: impl Fn(u32) -> T) -> impl FnMut(u32) {
+    let mut held = None;
+    move |pid| held = if held.is_none() { Some(hold(pid)) } else { None }
+}
+
 #[test]
 fn sockets_that_cannot_be_used_are_created_and_no_failure_of_theirs_is_exhaustion() {
     let Some(_guard) = privileged::ready("failed connects") else { return };
@@ -111,14 +117,8 @@ fn sockets_beyond_the_files_of_the_host_are_created_and_released() {
     let directory = trial::directory();
     let arguments = ["refused", "--used-up", "files", "--rounds", &scaled_text(40)];
     let mut work = trial::start(&arguments, Placement::default());
-    let mut limit = None;
-    let observed = trial.observe(&mut work, directory.path(), |_| {
-        limit = if limit.is_none() {
-            Some(Sysctl::set("fs/file-max", 0).expect("it can be set"))
-        } else {
-            None
-        };
-    });
+    let no_files = |_| Sysctl::set("fs/file-max", 0).expect("it can be set");
+    let observed = trial.observe(&mut work, directory.path(), held_meanwhile(no_files));
     for call in ["socket", "accept", "open"] {
         let enfile = returned(&observed.counts, call, libc::ENFILE.unsigned_abs());
         assert!(enfile > 0, "{call}: {}", observed.counts);
@@ -140,14 +140,8 @@ fn sockets_that_the_kernel_has_no_memory_for_are_failures_and_not_created() {
     let rounds = trial::scaled(20);
     let arguments = ["refused", "--used-up", "sockets", "--rounds", &rounds.to_string()];
     let mut work = trial::start(&arguments, Placement::default());
-    let mut memory = None;
-    let observed = trial.observe(&mut work, directory.path(), |pid| {
-        memory = if memory.is_none() {
-            Some(NoSocketMemory::of(pid).expect("the kernel can be made to fail"))
-        } else {
-            None
-        };
-    });
+    let no_memory = |pid| NoSocketMemory::of(pid).expect("the kernel can be made to fail");
+    let observed = trial.observe(&mut work, directory.path(), held_meanwhile(no_memory));
     // Which of the two a family returns then is up to the kernel (`inet6_create`, net/ipv6/af_inet6.c, says ENOBUFS).
     let errnos = [libc::ENOBUFS, libc::ENOMEM].map(i32::unsigned_abs);
     let found = errnos.map(|errno| returned(&observed.counts, "socket", errno));

@@ -2,8 +2,7 @@
 
 use super::connections;
 use crate::model::{Conditions, ListenerSummary, NetworkSummary, Owner, Summary};
-use crate::output::text::{clean, count, percent};
-use crate::text::duration;
+use crate::output::text::{clean, count, duration, percent};
 
 /// Characters of the name of a namespace.
 pub(super) const NAME_CHARACTERS: usize = 64;

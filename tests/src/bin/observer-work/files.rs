@@ -1,7 +1,7 @@
 //! Sockets, descriptors and files.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, Read, Seek, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -164,13 +164,12 @@ pub(crate) fn direct(path: &Path) -> io::Result<()> {
     let start = memory.as_ptr().align_offset(ALIGNMENT);
     let block = &mut memory[start..][..WRITE_BYTES];
     let mut options = OpenOptions::new();
-    options.custom_flags(libc::O_DIRECT);
-    let mut file = options.write(true).create(true).truncate(true).open(path)?;
+    options.custom_flags(libc::O_DIRECT).read(true).write(true).create(true).truncate(true);
+    let mut file = options.open(path)?;
     for _ in 0..FILE_BYTES / WRITE_BYTES {
         file.write_all(block)?;
     }
-    let mut options = OpenOptions::new();
-    let mut file = options.custom_flags(libc::O_DIRECT).read(true).open(path)?;
+    file.rewind()?;
     for _ in 0..FILE_BYTES / READ_BYTES {
         file.read_exact(&mut block[..READ_BYTES])?;
     }
